@@ -1,0 +1,1 @@
+"""Two-stage feature transfer for textural medical images."""

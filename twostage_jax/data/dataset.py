@@ -1,0 +1,104 @@
+"""What a data set is: the recipe that makes it, and the arrays in hand."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+Kind = Literal["natural", "texture", "ct"]
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One labelled image, as a recipe makes it.
+
+    Attributes:
+      id: Unique within the data set, stable from run to run.
+      image: `[H, W, C]`, uint8 (0 to 255), int16 (Hounsfield units) or float32 ([0, 1]).
+      label: Index into the recipe's class names.
+      group: What must not be split between train and test (a patient, a material
+        sample); empty if the set has no groups.
+      split: The split that the data set's authors gave it; 'train' if they gave none.
+    """
+
+    id: str
+    image: np.ndarray
+    label: int
+    group: str = ""
+    split: str = "train"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a data set is made: `make(task)` for each task, in any order, in parallel.
+
+    Attributes:
+      name: A short name, of letters, digits and underscores.
+      kind: What the images show; it decides which augmentations make sense.
+      class_names: One a class, in label order.
+      key: Digest of everything the examples depend on: settings, code version, and
+        the names, sizes and modification times of the files read. A changed key
+        means that the set is prepared anew.
+      tasks: Picklable units of work.
+      make: A picklable function from a task to its examples.
+    """
+
+    name: str
+    kind: Kind
+    class_names: tuple[str, ...]
+    key: str
+    tasks: Sequence[Any]
+    make: Callable[[Any], list[Example]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Labelled images in hand.
+
+    Attributes:
+      name: The recipe's name.
+      kind: What the images show.
+      class_names: One a class, in label order.
+      images: `[N, H, W, C]`, uint8, int16 (HU) or float32: an array, or a
+        random-access source with `shape`, `dtype` and `__getitem__(indices)` where
+        the set is too large for memory.
+      labels: `[N]` int32.
+      groups: `[N]` strings, or None if the set has no groups.
+      ids: `[N]` strings, unique.
+      splits: `[N]` strings out of `SPLITS`, as the set's authors split it.
+      fingerprint: Digest of the content (see `fingerprint`).
+    """
+
+    name: str
+    kind: Kind
+    class_names: tuple[str, ...]
+    images: Any
+    labels: np.ndarray
+    groups: np.ndarray | None
+    ids: np.ndarray
+    splits: np.ndarray
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def digest(*parts: Any) -> str:
+    """Returns a hex SHA-256 of arrays, strings and other values' `repr`s, in order."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray) and part.dtype.kind not in "OU":
+            header, body = f"{part.dtype.str}{part.shape}", np.ascontiguousarray(part)
+        else:
+            value = part.tolist() if isinstance(part, np.ndarray) else part
+            header, body = type(part).__name__, repr(value).encode()
+        hasher.update(f"{header}:{len(memoryview(body).cast('B'))};".encode())
+        hasher.update(body)
+    return hasher.hexdigest()
