@@ -1,0 +1,165 @@
+"""Orbax, behind one small module: resumable states and exported variables.
+
+Everything is saved un-replicated, as host arrays, so that what eight devices saved one
+device resumes. Orbax writes into a temporary folder and renames it, so a process killed
+while saving leaves the save before it intact. Only the first process of a run writes.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from twostage_jax import runtime
+from twostage_jax.errors import UserError
+
+PyTree = Any
+
+
+class StateStore:
+    """The saved states of one unfinished stage run; the newest two are kept."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens `folder`, which is created when the first state is saved."""
+        self._manager = None
+        if runtime.is_main():
+            self._manager = ocp.CheckpointManager(
+                folder.absolute(),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=2,
+                    create=True,
+                    enable_async_checkpointing=False,
+                    cleanup_tmp_directories=True,
+                    multiprocessing_options=_alone("state"),
+                ),
+            )
+
+    def save(self, step: int, tree: PyTree, progress: dict[str, Any]) -> None:
+        """Saves a host tree of arrays and a dict of JSON values as the state at `step`.
+
+        A state of the same step that is already there is kept.
+        """
+        if self._manager is None or step in self._manager.all_steps():
+            return
+        leaves = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardSave(leaves),
+                progress=ocp.args.JsonSave(progress),
+            ),
+        )
+
+    def restore(self, template: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+        """Returns the newest saved (tree, progress), or None if there is none.
+
+        Args:
+          template: A host tree of the same structure and shapes.
+        """
+        leaves, structure = jax.tree.flatten(template)
+        restored = self._newest(leaves) if self._manager is not None else None
+        if jax.process_count() > 1:
+            restored = _from_main(restored, leaves)
+        if restored is None:
+            return None
+        arrays, progress = restored
+        return jax.tree.unflatten(structure, arrays), progress
+
+    def close(self) -> None:
+        """Releases the folder."""
+        if self._manager is not None:
+            self._manager.close()
+
+    def _newest(self, leaves: list[Any]) -> tuple[list[np.ndarray], dict] | None:
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        names = {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+        saved = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardRestore(names),
+                progress=ocp.args.JsonRestore(),
+            ),
+        )
+        return [saved.arrays[name] for name in names], saved.progress
+
+
+def export_variables(folder: Path, variables: PyTree) -> None:
+    """Writes `{'params': ..., 'batch_stats': ...}`, replacing what is there."""
+    if not runtime.is_main():
+        return
+    options = _alone("export")
+    with ocp.Checkpointer(
+        ocp.StandardCheckpointHandler(multiprocessing_options=options),
+        multiprocessing_options=options,
+    ) as checkpointer:
+        host = jax.tree.map(np.asarray, variables)
+        # Orbax does not keep empty branches apart from missing ones.
+        host = {name: tree for name, tree in host.items() if tree}
+        checkpointer.save(
+            folder.absolute(), args=ocp.args.StandardSave(host), force=True
+        )
+
+
+def load_variables(folder: Path) -> PyTree:
+    """Returns exported variables as nested dicts of host arrays.
+
+    Needs neither the model nor the settings that made them.
+
+    Raises:
+      UserError: The folder holds no exported variables.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no exported variables here.")
+    options = _alone("load", process=jax.process_index())
+    try:
+        with ocp.Checkpointer(
+            ocp.StandardCheckpointHandler(multiprocessing_options=options),
+            multiprocessing_options=options,
+        ) as checkpointer:
+            item = checkpointer.metadata(folder.absolute()).item_metadata
+            template = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), item.tree)
+            loaded = checkpointer.restore(
+                folder.absolute(), args=ocp.args.StandardRestore(template)
+            )
+    except (ValueError, FileNotFoundError, KeyError) as error:
+        raise UserError(
+            f"{folder}: cannot be read as exported variables "
+            f"({_first_line(error)}). Delete the stage's folder and run again."
+        ) from error
+    return {"params": loaded["params"], "batch_stats": loaded.get("batch_stats", {})}
+
+
+def _alone(name: str, process: int = 0) -> ocp.options.MultiprocessingOptions:
+    """Orbax options of a process that does not wait for the others."""
+    return ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process} if jax.process_count() > 1 else None,
+        barrier_sync_key_prefix=f"{name}{process}",
+    )
+
+
+def _from_main(restored: Any, leaves: list[Any]) -> Any:
+    """Gives every process what the first one restored."""
+    import json
+
+    arrays, progress = restored or (leaves, None)
+    text = json.dumps(progress).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.array(len(text))))
+    buffer = np.zeros(size, np.uint8)
+    buffer[: len(text)] = np.frombuffer(text, np.uint8)[:size]
+    buffer = multihost_utils.broadcast_one_to_all(buffer)
+    progress = json.loads(bytes(np.asarray(buffer)))
+    if progress is None:
+        return None
+    arrays = multihost_utils.broadcast_one_to_all([np.asarray(a) for a in arrays])
+    return [np.asarray(array) for array in arrays], progress
+
+
+def _first_line(error: Exception) -> str:
+    return re.split(r"[\n.]", str(error), maxsplit=1)[0]

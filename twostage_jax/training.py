@@ -1,0 +1,290 @@
+"""Train and evaluation steps, and the one place where `pmap` wraps them.
+
+Inside, a step is a pure function of arrays with collectives over the axis 'batch'.
+Outside, the program sees un-replicated host trees: `replicate` going in, `unreplicate`
+coming out.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import jax_utils
+
+from twostage_jax import models, optim
+from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
+from twostage_jax.data import augment
+
+AXIS = "batch"
+PyTree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a training step changes, and what a saved state holds."""
+
+    step: jax.Array
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """The tree that the model, the transfer and the exports use."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class Constants(NamedTuple):
+    """Arrays of a stage that no step changes.
+
+    Attributes:
+      class_weights: `[K]`.
+      mean, deviation: `[C]`, of images in [0, 1].
+    """
+
+    class_weights: jax.Array
+    mean: jax.Array
+    deviation: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """All that a compiled step depends on, besides the shapes of its arrays."""
+
+    model: ModelConfig
+    optim: OptimConfig
+    augment: AugmentConfig
+    steps: int
+    num_classes: int
+    normalise: Literal["fixed", "dataset", "patch"]
+    window: tuple[float, ...]
+    label_smoothing: float
+    transferred: frozenset[str]
+
+
+class Programs(NamedTuple):
+    """The compiled functions of a stage.
+
+    Attributes:
+      train: `(state, data, items, key, constants) -> (state, metrics)`: one step for
+        each of the S items; `read_metrics` reads the metrics. The state is donated.
+      evaluate: `(variables, data, items, constants) -> probabilities`, `[D, b, K]`.
+
+    State and data are replicated. Items have the axes `[D, S, b]` (training) and
+    `[D, b]` (evaluation), D the local devices: indices into data, or, where data is
+    empty, the batches themselves.
+    """
+
+    train: Callable
+    evaluate: Callable
+
+
+def create_state(settings: StepSettings, variables: PyTree) -> TrainState:
+    """Returns the state before the first step, from host or device variables."""
+    params = jax.tree.map(jnp.asarray, variables["params"])
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=jax.tree.map(jnp.asarray, variables.get("batch_stats", {})),
+        opt_state=_optimiser(settings).init(params),
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    constants: Constants,
+    *,
+    settings: StepSettings,
+    model: Any,
+    optimiser: optax.GradientTransformation,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Takes one step on this device's part of a batch.
+
+    Args:
+      state: The state, equal on all devices.
+      batch: 'images' `[b, H, W, C]` as stored, 'labels' `[b]`.
+      key: The stage's key; the step's own is folded in here, so that a resumed run
+        replays the same randomness.
+      constants: See `Constants`.
+      settings, model, optimiser: What the step is made of.
+
+    Returns:
+      The new state, equal on all devices, and scalars over the whole batch.
+    """
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    images = _augmented(batch["images"], augment_key, settings)
+    images = augment.normalise(
+        images, settings.normalise, constants.mean, constants.deviation
+    )
+    labels = batch["labels"]
+    targets = optax.smooth_labels(
+        jax.nn.one_hot(labels, settings.num_classes), settings.label_smoothing
+    )
+    weights = constants.class_weights[labels]
+    total = jax.lax.psum(weights.sum(), AXIS)
+
+    def loss_of(params: PyTree) -> tuple[jax.Array, Any]:
+        (logits, _), changed = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats"],
+        )
+        losses = optax.softmax_cross_entropy(logits, targets)
+        return (weights * losses).sum() / total, (logits, changed)
+
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
+    (loss, (logits, changed)), gradients = gradient(state.params)
+    # Each device holds its share of the weighted mean: the sum is the whole.
+    gradients = jax.lax.psum(gradients, AXIS)
+    updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
+    freeze = settings.optim.freeze
+    batch_stats = changed.get("batch_stats", state.batch_stats)
+    new_state = TrainState(
+        step=state.step + 1,
+        params=optim.apply_updates(state.params, updates, freeze),
+        batch_stats=optim.keep_frozen(state.batch_stats, batch_stats, freeze),
+        opt_state=opt_state,
+    )
+    correct = (logits.argmax(-1) == labels).mean()
+    metrics = {
+        "loss": jax.lax.psum(loss, AXIS),
+        "accuracy": jax.lax.pmean(correct, AXIS),
+        "gradient_norm": optax.global_norm(gradients),
+    }
+    return new_state, metrics
+
+
+def eval_step(
+    variables: PyTree,
+    batch: dict[str, jax.Array],
+    constants: Constants,
+    *,
+    settings: StepSettings,
+    model: Any,
+) -> jax.Array:
+    """Returns the class probabilities `[D * b, K]` of all devices' examples."""
+    images = augment.to_unit(batch["images"], settings.window, settings.model.channels)
+    images = augment.normalise(
+        augment.centre_crop(images, settings.model.image_size),
+        settings.normalise,
+        constants.mean,
+        constants.deviation,
+    )
+    logits, _ = model.apply(variables, images, train=False)
+    return jax.lax.all_gather(jax.nn.softmax(logits), AXIS, tiled=True)
+
+
+@functools.lru_cache(maxsize=32)
+def compiled(settings: StepSettings) -> Programs:
+    """Returns the pmapped programs; stages that are alike share them."""
+    step = functools.partial(
+        train_step,
+        settings=settings,
+        model=_model(settings),
+        optimiser=_optimiser(settings),
+    )
+    evaluation = functools.partial(eval_step, settings=settings, model=_model(settings))
+
+    def train(state: TrainState, data: Any, items: Any, key: Any, constants: Any) -> Any:
+        def body(state: TrainState, item: Any) -> Any:
+            return step(state, _fetch(data, item), key, constants)
+
+        return jax.lax.scan(body, state, items)
+
+    def train_one(state: TrainState, data: Any, item: Any, key: Any, const: Any) -> Any:
+        return step(state, _fetch(data, item), key, const)
+
+    def evaluate(variables: PyTree, data: Any, items: Any, constants: Any) -> Any:
+        return evaluation(variables, _fetch(data, items), constants)
+
+    pmap = functools.partial(jax.pmap, axis_name=AXIS)
+    pmap_train = functools.partial(
+        pmap, in_axes=(0, 0, 0, None, None), donate_argnums=0
+    )
+    # XLA's CPU convolutions are an order of magnitude slower inside a loop, and a call
+    # costs next to nothing there: the host loops instead.
+    on_cpu = jax.default_backend() == "cpu"
+    return Programs(
+        train=_host_loop(pmap_train(train_one)) if on_cpu else pmap_train(train),
+        evaluate=pmap(evaluate, in_axes=(0, 0, 0, None)),
+    )
+
+
+def read_metrics(metrics: Any) -> dict[str, np.ndarray]:
+    """Returns the metrics of one call of `Programs.train` as host arrays `[S]`."""
+    if isinstance(metrics, list):
+        steps = [unreplicate(step) for step in metrics]
+        return {name: np.stack([s[name] for s in steps]) for name in steps[0]}
+    return unreplicate(metrics)
+
+
+def _host_loop(one_step: Callable) -> Callable:
+    def train(state: TrainState, data: Any, items: Any, key: Any, constants: Any) -> Any:
+        metrics = []
+        for i in range(jax.tree.leaves(items)[0].shape[1]):
+            item = jax.tree.map(lambda array, i=i: array[:, i], items)
+            state, step_metrics = one_step(state, data, item, key, constants)
+            metrics.append(step_metrics)
+        return state, metrics
+
+    return train
+
+
+def replicate(tree: PyTree) -> PyTree:
+    """Puts a host tree on every local device."""
+    return jax_utils.replicate(tree)
+
+
+def unreplicate(tree: PyTree) -> PyTree:
+    """Returns the first local device's copy as host arrays, without a gather."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
+
+
+def _fetch(data: Any, item: Any) -> dict[str, jax.Array]:
+    return jax.tree.map(lambda array: array[item], data) if data else item
+
+
+def _augmented(images: jax.Array, key: jax.Array, settings: StepSettings) -> jax.Array:
+    local = images.shape[0]
+    position = jax.lax.axis_index(AXIS) * local + jnp.arange(local)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(position)
+    one = functools.partial(
+        augment.augment,
+        settings=settings.augment,
+        window=settings.window,
+        channels=settings.model.channels,
+        size=settings.model.image_size,
+    )
+    return jax.vmap(one)(keys, images)
+
+
+def build_model(model: ModelConfig, num_classes: int, axis_name: str | None) -> Any:
+    """Returns the Linen module of these settings."""
+    return models.build(
+        model.name,
+        num_classes=num_classes,
+        dropout=model.dropout,
+        norm=model.norm or None,
+        dtype=jnp.dtype(model.dtype),
+        axis_name=axis_name,
+    )
+
+
+def _model(settings: StepSettings) -> Any:
+    return build_model(settings.model, settings.num_classes, AXIS)
+
+
+def _optimiser(settings: StepSettings) -> optax.GradientTransformation:
+    return optim.optimiser(
+        settings.optim, settings.steps, transferred=settings.transferred
+    )
