@@ -1,0 +1,53 @@
+"""Writes tiny DICOM files for the tests of CT reading."""
+
+import numpy as np
+import pydicom
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+SERIES = "1.2.826.0.1.3680043.8.498.1"
+
+
+def write_ct(path, stored, *, uid=1, raw=None, **tags):
+    """Writes `stored` `[H, W]` int16 or uint16; a tag given as None is left out."""
+    stored = np.asarray(stored)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = CT_IMAGE
+    meta.MediaStorageSOPInstanceUID = f"{SERIES}.{uid}"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    values = {
+        "SOPClassUID": CT_IMAGE,
+        "SOPInstanceUID": f"{SERIES}.{uid}",
+        "SeriesInstanceUID": SERIES,
+        "Modality": "CT",
+        "PatientID": "Smith^1",
+        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "Rows": stored.shape[0],
+        "Columns": stored.shape[1],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "PixelRepresentation": int(stored.dtype.kind == "i"),
+        "RescaleSlope": 1,
+        "RescaleIntercept": -1024,
+        "PixelSpacing": [0.5, 0.5],
+        "ImagePositionPatient": [0, 0, 0],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        **tags,
+    }
+    values.setdefault("HighBit", values["BitsStored"] - 1)
+    for keyword, value in values.items():
+        if value is None:
+            continue
+        if keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+            vr = "SS" if value < 0 else "US"
+            dataset.add_new(pydicom.datadict.tag_for_keyword(keyword), vr, value)
+        else:
+            setattr(dataset, keyword, value)
+    body = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
+    dataset.add_new("PixelData", "OW", body if raw is None else raw)
+    dataset.save_as(path, enforce_file_format=True)
+    return path

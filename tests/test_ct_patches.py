@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twostage_jax.ct.patches import (
+    check_size,
+    choose,
+    positions,
+    resample_image,
+    resample_mask,
+    resampled_shape,
+)
+from twostage_jax.errors import UserError
+
+
+def test_positions_and_coverage_counted_by_hand():
+    # Class 0 fills columns 0-4 of a 6 x 8 slice. Patches of 4 at columns 0, 2, 4 cover
+    # 4/4, 3/4 and 1/4 of their width, at rows 0 and 2.
+    labels = np.zeros((6, 8), int)
+    labels[:, :5] = 1
+
+    def cut(coverage):
+        found = positions(labels, size=4, stride=2, coverage=[coverage])
+        return found.tolist()
+
+    assert cut(1.0) == [[0, 0, 0], [2, 0, 0]]
+    assert cut(0.75) == [[0, 0, 0], [0, 2, 0], [2, 0, 0], [2, 2, 0]]
+    assert len(cut(0.25)) == 6
+    assert len(cut(0.26)) == 4
+
+
+def test_patch_belongs_to_the_class_that_covers_most_and_to_none_in_a_tie():
+    labels = np.array([[1, 1, 1, 2, 2, 1, 1, 2]] * 2)
+    found = positions(labels, size=2, stride=2, coverage=[0.5, 0.5])
+    assert found.tolist() == [[0, 0, 0]]
+    found = positions(labels, size=2, stride=1, coverage=[0.5, 0.5])
+    assert found.tolist() == [[0, 0, 0], [0, 1, 0], [0, 3, 1], [0, 5, 0]]
+
+
+def test_each_class_has_its_own_coverage():
+    labels = np.array([[1, 0, 2, 0]] * 2)
+    found = positions(labels, size=2, stride=2, coverage=[0.6, 0.5])
+    assert found.tolist() == [[0, 2, 1]]
+
+
+def test_labels_outside_the_lungs_do_not_count():
+    labels = np.ones((4, 8), int)
+    lungs = np.zeros((4, 8), bool)
+    lungs[:, 2:] = True
+    found = positions(labels, size=4, stride=4, coverage=[0.6], lungs=lungs)
+    assert found.tolist() == [[0, 4, 0]]
+
+
+def test_pure_class_has_no_pixel_of_another():
+    labels = np.ones((4, 8), int)
+    labels[0, 0] = 2
+    found = positions(labels, size=4, stride=4, coverage=[0.5, 0.5], pure=(0,))
+    assert found.tolist() == [[0, 4, 0]]
+
+
+def test_positions_agree_with_counting_pixel_by_pixel():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, (23, 31))
+    expected = []
+    for row in range(0, 23 - 5 + 1, 3):
+        for column in range(0, 31 - 5 + 1, 3):
+            patch = labels[row : row + 5, column : column + 5]
+            counts = [np.sum(patch == k + 1) for k in range(3)]
+            top = max(counts)
+            if counts.count(top) == 1 and top >= 0.36 * 25:
+                expected.append([row, column, counts.index(top)])
+    found = positions(labels, size=5, stride=3, coverage=[0.36] * 3)
+    assert expected
+    assert found.tolist() == expected
+
+
+def test_patch_of_the_size_of_the_slice_fits_and_a_larger_one_does_not():
+    found = positions(np.ones((4, 4), int), size=4, stride=9, coverage=[1.0])
+    assert found.tolist() == [[0, 0, 0]]
+    check_size((4, 4), 4, Path("a.dcm"))
+    with pytest.raises(UserError, match=r"a\.dcm.*5 x 5"):
+        check_size((4, 9), 5, Path("a.dcm"))
+
+
+def test_choice_keeps_the_cap_and_repeats():
+    classes = np.array([0] * 10 + [1] * 3 + [2] * 10)
+    chosen = choose(classes, per_class=4, seed=0, patient="a")
+    assert np.bincount(classes[chosen]).tolist() == [4, 3, 4]
+    assert (np.diff(chosen) > 0).all()
+    again = choose(classes, per_class=4, seed=0, patient="a")
+    assert chosen.tolist() == again.tolist()
+    others = [choose(classes, per_class=4, seed=s, patient="b") for s in range(4)]
+    assert len({tuple(c) for c in [chosen, *others]}) > 1
+    assert len(choose(classes, per_class=0, seed=0, patient="a")) == 23
+    assert len(choose(classes[:0], per_class=4, seed=0, patient="a")) == 0
+
+
+def test_resampling_keeps_the_field_of_view():
+    assert resampled_shape((100, 50), (0.5, 1.0), 0.8, Path("a")) == (62, 62)
+    with pytest.raises(UserError, match="spacing"):
+        resampled_shape((512, 512), (0.5, 0.5), 0.001, Path("a"))
+    # A ramp stays the same ramp in millimetres: value = position of the pixel centre.
+    ramp = np.tile(np.arange(40) + 0.5, (8, 1))
+    for new in (20, 80):
+        found = resample_image(ramp, (8, new))
+        expected = (np.arange(new) + 0.5) * 40 / new
+        np.testing.assert_allclose(found[4, 4:-4], expected[4:-4], atol=1e-4)
+
+
+def test_shrinking_does_not_fold_fine_texture_back():
+    stripes = np.tile([0.0, 100.0], (60, 30))
+    assert np.ptp(resample_image(stripes, (20, 20))[4:-4, 4:-4]) < 30
+
+
+def test_masks_are_resampled_by_the_nearest_pixel():
+    mask = np.array([[1, 2], [3, 4]])
+    assert resample_mask(mask, (4, 2)).tolist() == [[1, 2], [1, 2], [3, 4], [3, 4]]
+    wide = np.repeat(np.arange(6), 2)[None]
+    assert resample_mask(wide, (1, 6)).tolist() == [[0, 1, 2, 3, 4, 5]]

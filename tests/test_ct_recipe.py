@@ -1,0 +1,213 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+from ct_files import SERIES, write_ct
+from PIL import Image
+
+from twostage_jax.ct.dicom import patient_hash
+from twostage_jax.data import dicom
+from twostage_jax.errors import UserError
+
+# HU of the slice at row r, column c: 10 r + c - 500.
+RAMP = (10 * np.arange(8)[:, None] + np.arange(8) + 524).astype(np.int16)
+
+
+def write_patient(folder, *, patient="p1", labels=None, lungs=None, **tags):
+    (folder / "rois").mkdir(parents=True)
+    write_ct(folder / "one.dcm", RAMP, uid=5, PatientID=patient, **tags)
+    if labels is None:
+        labels = np.zeros((8, 8), np.uint8)
+        labels[:, :4], labels[:, 4:] = 1, 2
+    Image.fromarray(labels).save(folder / "rois" / f"{SERIES}.5.png")
+    if lungs is not None:
+        (folder / "lungs").mkdir()
+        Image.fromarray(lungs).save(folder / "lungs" / f"{SERIES}.5.png")
+
+
+def cut(folder, **settings):
+    settings = {"class_names": ("a", "b"), "size": 4, "stride": 4, **settings}
+    return dicom.patient_examples(folder, coverage=0.75, **settings)
+
+
+def test_patches_hold_the_hu_of_their_place(tmp_path):
+    write_patient(tmp_path / "x")
+    found = cut(tmp_path / "x")
+    assert [e.label for e in found] == [0, 1, 0, 1]
+    assert [e.image[0, 0, 0] for e in found] == [-500, -496, -460, -456]
+    assert found[0].image.shape == (4, 4, 1)
+    assert found[0].image.dtype == np.int16
+    assert len({e.id for e in found}) == 4
+    np.testing.assert_array_equal(found[3].image[..., 0], RAMP[4:, 4:] - 1024)
+
+
+def test_group_is_the_salted_patient_and_no_id_leaks(tmp_path):
+    write_patient(tmp_path / "x", patient="Smith^1")
+    found = cut(tmp_path / "x", salt="s")
+    assert {e.group for e in found} == {patient_hash("Smith^1", "s")}
+    assert not any("Smith" in e.id or SERIES in e.id for e in found)
+
+
+def test_patients_without_an_id_are_told_apart_by_their_folder(tmp_path):
+    write_patient(tmp_path / "x", patient="")
+    write_patient(tmp_path / "y", patient="")
+    groups = [cut(tmp_path / name)[0].group for name in "xy"]
+    assert groups[0] != groups[1]
+
+
+def test_two_patients_in_one_folder_are_refused(tmp_path):
+    write_patient(tmp_path / "x")
+    write_ct(tmp_path / "x" / "two.dcm", RAMP, uid=6, PatientID="p2")
+    with pytest.raises(UserError, match="several patients"):
+        cut(tmp_path / "x")
+
+
+def test_regions_outside_the_lungs_do_not_count(tmp_path):
+    lungs = np.zeros((8, 8), np.uint8)
+    lungs[:4] = 255
+    write_patient(tmp_path / "x", lungs=lungs)
+    assert len(cut(tmp_path / "x")) == 2
+    assert len(cut(tmp_path / "x", lungs=False)) == 4
+
+
+def test_slice_without_a_lung_mask_is_refused_where_others_have_one(tmp_path):
+    write_patient(tmp_path / "x")
+    (tmp_path / "x" / "lungs").mkdir()
+    with pytest.raises(UserError, match="no lung mask"):
+        cut(tmp_path / "x")
+
+
+def test_resampling_to_twice_the_pixel_size(tmp_path):
+    write_patient(tmp_path / "x")
+    found = cut(tmp_path / "x", spacing=1.0, size=2, stride=2)
+    assert [e.label for e in found] == [0, 1, 0, 1]
+    # The new pixel (1, 1) lies in the middle of old pixels 2 and 3, both ways; the
+    # blur does not move a ramp away from the border.
+    assert found[0].image[1, 1, 0] == pytest.approx(-500 + 25 + 2.5, abs=1)
+
+
+def test_resampling_without_a_spacing_is_refused(tmp_path):
+    write_patient(tmp_path / "x", PixelSpacing=None)
+    assert len(cut(tmp_path / "x")) == 4
+    with pytest.raises(UserError, match=r"one\.dcm.*PixelSpacing"):
+        cut(tmp_path / "x", spacing=1.0)
+
+
+def test_cap_and_draw(tmp_path):
+    write_patient(tmp_path / "x")
+    found = cut(tmp_path / "x", stride=1, per_class=3)
+    assert np.bincount([e.label for e in found]).tolist() == [3, 3]
+    again = cut(tmp_path / "x", stride=1, per_class=3)
+    assert [e.id for e in found] == [e.id for e in again]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"size": 9}, r"one\.dcm.*9 x 9"),
+        ({"class_names": ("a",)}, r"one\.dcm.*values 1 to 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, settings, reason):
+    write_patient(tmp_path / "x")
+    with pytest.raises(UserError, match=reason):
+        cut(tmp_path / "x", **settings)
+
+
+def test_recipe_makes_one_task_a_patient(tmp_path):
+    for name in "yx":
+        write_patient(tmp_path / name, patient=name)
+    (tmp_path / "no patient").mkdir()
+    recipe = dicom.recipe(path=str(tmp_path), size=4, stride=4, classes="a, b")
+    assert recipe.class_names == ("a", "b")
+    assert recipe.kind == "ct"
+    make = pickle.loads(pickle.dumps(recipe.make))
+    groups = [{e.group for e in make(task)} for task in recipe.tasks]
+    assert groups == [{patient_hash("x")}, {patient_hash("y")}]
+
+
+def test_key_follows_settings_and_files(tmp_path):
+    write_patient(tmp_path / "x")
+
+    def key(**settings):
+        return dicom.recipe(path=str(tmp_path), classes="a,b", **settings).key
+
+    first = key()
+    assert key() == first
+    assert key(stride=7) != first
+    assert key(salt="s") != first
+    write_patient(tmp_path / "y")
+    assert key() != first
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "names"),
+    [
+        ("classes.json", json.dumps(["n", "ggo"]), ("n", "ggo")),
+        ("classes.csv", "value,name\n2,ggo\n1,n\n", ("n", "ggo")),
+        ("classes.csv", "value,name\n2,ggo\n", None),
+        ("classes.json", '{"n": 1}', None),
+        ("unrelated.json", "[]", None),
+    ],
+)
+def test_class_names_come_from_a_file(tmp_path, name, text, names):
+    write_patient(tmp_path / "x")
+    (tmp_path / name).write_text(text)
+    if names:
+        assert dicom.recipe(path=str(tmp_path)).class_names == names
+    else:
+        with pytest.raises(UserError, match="classes"):
+            dicom.recipe(path=str(tmp_path))
+
+
+def write_medgift(folder):
+    folder.mkdir()
+    for number in (1, 2):
+        write_ct(folder / f"CT-X-{number:04d}.dcm", RAMP + number, uid=number)
+    (folder / "CT-X.txt").write_text(
+        "SpacingX: 0.5\nSpacingY: 0.5\nSpacingZ: 10\nlabel: healthy\nslice_number: 2\n"
+        "nb_points_on_contour: 4\n-0.1 -0.1\n1.9 -0.1\n1.9 1.9\n-0.1 1.9\n"
+        "label: fibrosis\nslice_number: 1\n"
+        "nb_points_on_contour: 4\n1.9 1.9\n3.9 1.9\n3.9 3.9\n1.9 3.9\n"
+    )
+
+
+def test_medgift_folders(tmp_path):
+    write_medgift(tmp_path / "7")
+    recipe = dicom.recipe(path=str(tmp_path), size=4, stride=4)
+    assert recipe.class_names == ("fibrosis", "healthy")
+    found = recipe.make(recipe.tasks[0])
+    assert [(e.label, e.image[0, 0, 0]) for e in found] == [(0, -455), (1, -498)]
+    recipe = dicom.recipe(path=str(tmp_path), size=4, stride=4, classes="healthy")
+    assert [e.label for e in recipe.make(recipe.tasks[0])] == [0]
+    with pytest.raises(UserError, match="Did you mean 'fibrosis'"):
+        dicom.recipe(path=str(tmp_path), classes="fibrosi")
+
+
+def test_medgift_region_on_a_missing_slice_is_refused(tmp_path):
+    write_medgift(tmp_path / "7")
+    (tmp_path / "7" / "CT-X-0002.dcm").unlink()
+    recipe = dicom.recipe(path=str(tmp_path), size=4, stride=4)
+    with pytest.raises(UserError, match=r"CT-X\.txt.*slice 2"):
+        recipe.make(recipe.tasks[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"size": 0}, "size"),
+        ({"seed": -1}, "seed"),
+        ({"stride": 0}, "stride"),
+        ({"coverage": 0.0}, "coverage"),
+        ({"per_class": -1}, "per_class"),
+        ({"spacing": 0.0}, "spacing"),
+        ({"classes": "a,,b"}, "classes"),
+        ({"path": "/no/such/folder"}, "/no/such/folder"),
+    ],
+)
+def test_impossible_settings_are_refused(tmp_path, settings, reason):
+    write_patient(tmp_path / "x")
+    settings = {"path": str(tmp_path), "classes": "a,b", **settings}
+    with pytest.raises(UserError, match=reason):
+        dicom.recipe(**settings)

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+from ct_files import SERIES, write_ct
+
+from twostage_jax.ct.series import find_series, read_volume
+from twostage_jax.errors import UserError
+
+
+def write_slice(path, z, *, uid=None, **tags):
+    """A 2 x 2 slice at height z (mm) whose HU are all z."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tags = {"ImagePositionPatient": [0, 0, z], **tags}
+    stored = np.full((2, 2), 1024 + round(z), np.int16)
+    return write_ct(path, stored, uid=uid or int(z * 10) + 1, **tags)
+
+
+def test_slices_are_sorted_by_position_whatever_their_names(tmp_path):
+    for z, name in [(10, "b/001.dcm"), (0, "z"), (30, "a/IM0.7"), (20, "c/d/e.txt")]:
+        write_slice(tmp_path / name, z)
+    (series,), skipped = find_series(tmp_path)
+    assert [h.position[2] for h in series.headers] == [0, 10, 20, 30]
+    assert series.step == pytest.approx(10)
+    assert series.notes == ()
+    assert skipped == []
+    assert read_volume(series)[:, 0, 0].tolist() == [0, 10, 20, 30]
+
+
+def test_order_follows_the_slice_normal(tmp_path):
+    # Rows along y and columns along z: the normal is +x. Then the reverse of it.
+    for sign, folder in [(1, "sagittal"), (-1, "mirrored")]:
+        orientation = [0, sign, 0, 0, 0, 1]
+        for i, x in enumerate([4, 0, 2]):
+            write_slice(
+                tmp_path / folder / f"{i}",
+                0,
+                uid=i + 1,
+                ImagePositionPatient=[x, 0, 0],
+                ImageOrientationPatient=orientation,
+            )
+        (series,), _ = find_series(tmp_path / folder)
+        assert [h.position[0] for h in series.headers] == [0, 2, 4][::sign]
+
+
+def test_what_is_no_ct_slice_is_left_out_and_listed(tmp_path):
+    write_slice(tmp_path / "ct", 0)
+    write_slice(tmp_path / "mr", 1, Modality="MR")
+    write_slice(tmp_path / "scout", 2, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    write_slice(tmp_path / "shot", 3, SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
+    write_slice(tmp_path / "ct copy", 0)
+    (tmp_path / "notes.txt").write_text("hello")
+    (series,), skipped = find_series(tmp_path)
+    reasons = {path.name: reason for path, reason in skipped}
+    assert len(series.headers) == 1
+    assert set(reasons) == {"mr", "scout", "shot", "ct copy", "notes.txt"}
+    assert "doubled" in reasons["ct copy"]
+    assert "not a DICOM file" in reasons["notes.txt"]
+    assert "modality MR" in reasons["mr"]
+    assert "localizer" in reasons["scout"]
+
+
+def test_series_are_kept_apart(tmp_path):
+    for i in range(4):
+        series_uid = f"{SERIES}.{i % 2}"
+        write_slice(tmp_path / str(i), i, SeriesInstanceUID=series_uid)
+    found, _ = find_series(tmp_path)
+    assert [[h.position[2] for h in s.headers] for s in found] == [[0, 2], [1, 3]]
+
+
+def test_missing_doubled_and_uneven_slices_are_reported(tmp_path):
+    for i, z in enumerate([0, 1, 2, 4, 5, 5, 6.4, 7.4]):
+        write_slice(tmp_path / f"s{i}", z, uid=i + 1)
+    (series,), _ = find_series(tmp_path)
+    assert [note.split(":")[0] for note in series.notes] == [
+        "1 missing between s2 and s3",
+        "doubled",
+        "uneven",
+    ]
+    with pytest.raises(UserError, match="1 missing between s2 and s3"):
+        read_volume(series)
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, "mixed orientations"),
+        ({"PixelSpacing": [0.5, 0.6]}, "mixed pixel spacings"),
+        ({"PatientID": "Jones"}, "mixed patients"),
+        ({"ImagePositionPatient": None}, "missing"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "perpendicular"),
+    ],
+)
+def test_slices_that_do_not_fit_together_are_refused(tmp_path, tags, reason):
+    write_slice(tmp_path / "a", 0)
+    write_slice(tmp_path / "b", 1, **tags)
+    with pytest.raises(UserError, match=reason):
+        find_series(tmp_path)
+    found, skipped = find_series(tmp_path, go_on=True)
+    assert found == []
+    assert len(skipped) == 2
+
+
+def test_broken_file_is_refused_or_listed_on_request(tmp_path):
+    write_slice(tmp_path / "a", 0)
+    write_slice(tmp_path / "b", 1, RescaleSlope=None)
+    (tmp_path / "c.dcm").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="RescaleSlope"):
+        find_series(tmp_path)
+    (series,), skipped = find_series(tmp_path, go_on=True)
+    assert len(series.headers) == 1
+    assert [path.name for path, _ in skipped] == ["b", "c.dcm"]
+    with pytest.raises(UserError, match="no such folder"):
+        find_series(tmp_path / "nowhere")

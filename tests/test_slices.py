@@ -1,0 +1,184 @@
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ct_files import write_ct
+from PIL import Image
+
+from twostage_jax.ct.dicom import patient_hash
+from twostage_jax.data import slices
+from twostage_jax.errors import UserError
+
+REAL = os.environ.get("TWOSTAGE_DATA")
+GREY = np.arange(64, dtype=np.uint8).reshape(8, 8)
+
+
+def write_set(root, *, image=GREY, lungs=None, labels=None, table=None):
+    """Two patients with one 8 x 8 slice each; lung everywhere, a labelled quarter."""
+    if lungs is None:
+        lungs = np.full((8, 8), 255, np.uint8)
+    if labels is None:
+        labels = np.zeros((8, 8), np.uint8)
+        labels[4:, 4:] = 255
+    for folder, pixels in [("ct", image), ("lungs", lungs), ("infection", labels)]:
+        (root / folder).mkdir()
+        for name in ("1.png", "2.png"):
+            Image.fromarray(pixels).save(root / folder / name)
+    table = table or "patient,slice\nsmith,1.png\njones,2.png\n"
+    (root / "slices.csv").write_text(table)
+
+
+def make_all(root, **settings):
+    settings = {"size": 4, "stride": 4, **settings}
+    recipe = slices.recipe(path=str(root), **settings)
+    return [recipe.make(task) for task in recipe.tasks]
+
+
+def test_healthy_lung_and_labelled_regions(tmp_path):
+    write_set(tmp_path)
+    jones, smith = make_all(tmp_path)
+    assert [e.label for e in jones] == [0, 0, 0, 1]
+    assert [int(e.image[0, 0, 0]) for e in jones] == [0, 4, 32, 36]
+    assert jones[0].image.shape == (4, 4, 1)
+    assert jones[0].image.dtype == np.uint8
+    assert {e.group for e in jones} == {patient_hash("jones")}
+    assert {e.group for e in smith} == {patient_hash("smith")}
+    assert len({e.id for e in jones + smith}) == 8
+
+
+def test_a_single_labelled_pixel_is_not_healthy(tmp_path):
+    labels = np.zeros((8, 8), np.uint8)
+    labels[0, 0] = 1
+    write_set(tmp_path, labels=labels)
+    (found, _) = make_all(tmp_path)
+    assert [int(e.image[0, 0, 0]) for e in found] == [4, 32, 36]
+
+
+def test_healthy_patch_needs_enough_lung(tmp_path):
+    lungs = np.zeros((8, 8), np.uint8)
+    lungs[:, :2] = 1
+    write_set(tmp_path, lungs=lungs, labels=np.zeros((8, 8), np.uint8))
+    assert make_all(tmp_path) == [[], []]
+    found, _ = make_all(tmp_path, lung_coverage=0.5)
+    assert [int(e.image[0, 0, 0]) for e in found] == [0, 32]
+
+
+def test_values_name_classes_in_order(tmp_path):
+    labels = np.zeros((8, 8), np.uint8)
+    labels[4:, :4], labels[4:, 4:] = 1, 2
+    write_set(tmp_path, labels=labels)
+    found, _ = make_all(tmp_path, classes="healthy,ggo,consolidation")
+    assert [e.label for e in found] == [0, 0, 1, 2]
+    found, _ = make_all(tmp_path, classes="ggo,consolidation", lungs="")
+    assert [e.label for e in found] == [0, 1]
+
+
+def test_value_without_a_class_is_refused(tmp_path):
+    write_set(tmp_path)
+    with pytest.raises(UserError, match=r"2\.png.*values 0 to 2"):
+        make_all(tmp_path, classes="healthy,ggo,consolidation")
+
+
+def test_dicom_slices_give_hu(tmp_path):
+    table = "patient,slice\nsmith,a/1.dcm\n"
+    write_set(tmp_path, table=table)
+    for folder in ("lungs", "infection", "ct"):
+        (tmp_path / folder / "a").mkdir()
+    for folder in ("lungs", "infection"):
+        (tmp_path / folder / "1.png").rename(tmp_path / folder / "a" / "1.png")
+    write_ct(tmp_path / "ct" / "a" / "1.dcm", GREY.astype(np.int16))
+    (found,) = make_all(tmp_path)
+    assert found[0].image.dtype == np.int16
+    assert [int(e.image[0, 0, 0]) for e in found] == [-1024, -1020, -992, -988]
+
+
+def test_grey_saved_in_three_channels_is_read_and_colour_is_not(tmp_path):
+    write_set(tmp_path, image=np.stack([GREY] * 3, axis=-1))
+    assert make_all(tmp_path)[0][1].image[0, 0, 0] == 4
+    colour = np.stack([GREY, GREY, GREY + 1], axis=-1)
+    Image.fromarray(colour).save(tmp_path / "ct" / "2.png")
+    with pytest.raises(UserError, match=r"ct/2\.png.*colour"):
+        make_all(tmp_path)
+
+
+def test_cap_repeats_and_the_seed_changes_the_draw(tmp_path):
+    write_set(tmp_path)
+    first = [e.id for e in make_all(tmp_path, stride=1, per_class=2)[0]]
+    assert len(first) == 4
+    assert [e.id for e in make_all(tmp_path, stride=1, per_class=2)[0]] == first
+    others = [
+        [e.id for e in make_all(tmp_path, stride=1, per_class=2, seed=seed)[0]]
+        for seed in range(1, 5)
+    ]
+    assert any(other != first for other in others)
+
+
+def test_key_follows_settings_and_files_and_the_recipe_travels(tmp_path):
+    write_set(tmp_path)
+    recipe = slices.recipe(path=str(tmp_path))
+    assert slices.recipe(path=str(tmp_path)).key == recipe.key
+    assert slices.recipe(path=str(tmp_path), coverage=0.6).key != recipe.key
+    assert pickle.loads(pickle.dumps(recipe)).key == recipe.key
+    os.utime(tmp_path / "lungs" / "1.png", ns=(1, 1))
+    assert slices.recipe(path=str(tmp_path)).key != recipe.key
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ("patient,slice\na,3.png\n", r"3\.png"),
+        ("patient,slice\na,../1.png\n", "leads out"),
+        ("patient,slice\na,1.png\nb,1.png\n", "line 3.*twice"),
+        ("patient,slice\na,\n", "line 2"),
+        ("name,slice\na,1.png\n", "line 2"),
+        ("patient,slice\n", "no slices"),
+        ("patient,slice\na,1.png\na,2.dcm\n", "both"),
+    ],
+)
+def test_table_that_does_not_fit_is_refused(tmp_path, table, reason):
+    write_set(tmp_path, table=table)
+    with pytest.raises(UserError, match=reason):
+        slices.recipe(path=str(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["ct", "lungs", "infection"])
+def test_file_that_cannot_be_decoded_or_has_another_shape_is_refused(tmp_path, folder):
+    write_set(tmp_path)
+    path = tmp_path / folder / "2.png"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(UserError, match=rf"{folder}/2\.png"):
+        make_all(tmp_path)
+    Image.fromarray(GREY[:7]).save(path)
+    with pytest.raises(UserError, match=r"2\.png.*\[7, 8\]|2\.png.*\[8, 8\]"):
+        make_all(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"size": 9}, "9 x 9"),
+        ({"size": 0}, "size"),
+        ({"seed": -1}, "seed"),
+        ({"coverage": 2.0}, "coverage"),
+        ({"lung_coverage": 0.0}, "lung_coverage"),
+        ({"classes": "one"}, "classes"),
+        ({"images": "slices"}, "images"),
+        ({"csv": "other.csv"}, r"other\.csv"),
+    ],
+)
+def test_impossible_settings_are_refused(tmp_path, settings, reason):
+    write_set(tmp_path)
+    with pytest.raises(UserError, match=reason):
+        make_all(tmp_path, **settings)
+
+
+@pytest.mark.skipif(not REAL, reason="set TWOSTAGE_DATA to the folder of real data")
+def test_real_slices_give_both_classes_by_patient():
+    recipe = slices.recipe(path=str(Path(REAL, "covid_ct")), stride=32)
+    assert len(recipe.tasks) == 17
+    found = [e for task in recipe.tasks[:3] for e in recipe.make(task)]
+    assert {e.label for e in found} == {0, 1}
+    assert len({e.group for e in found}) == 3
+    assert {e.image.shape for e in found} == {(32, 32, 1)}

@@ -1,0 +1,244 @@
+"""One DICOM file -> Hounsfield units and where the slice lies.
+
+Stored value -> modality rescale (slope, intercept) -> HU -> padding set to air. What
+cannot be trusted is refused with its path and the reason; nothing is guessed.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from scipy import ndimage
+
+from twostage_jax.ct import pixels
+from twostage_jax.errors import UserError
+
+AIR_HU = -1000
+# Scanners write these outside a round field of view and often do not say so
+# (PixelPaddingValue is missing), some as stored values, some as HU.
+UNTAGGED_PADDING = (-2000, -2048)
+# The lowest value of a 12-bit CT; what lies below is no measurement of tissue or air.
+LOWEST_HU = -1024
+# Padding that is tagged with a value above this could be confused with tissue.
+TISSUE_HU = -900
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+MULTI_FRAME_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+
+
+class NotCTError(UserError):
+    """A sound DICOM file that is not a CT slice: a localiser, a report, an MR image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What is known of a slice before its pixels are read.
+
+    Attributes:
+      path: The file.
+      sop_uid: SOPInstanceUID, the slice's own name.
+      series_uid: SeriesInstanceUID.
+      patient: Salted hash of the PatientID (see `patient_hash`); '' if it has none.
+      shape: (rows, columns).
+      spacing: (row, column) distance between pixel centres, mm; None if not given.
+      position: x, y, z of the first pixel's centre, mm, in the patient's axes.
+      orientation: Direction cosines of a row, then of a column.
+      number: InstanceNumber.
+      inverted: MONOCHROME1: high HU are to be shown dark.
+    """
+
+    path: Path
+    sop_uid: str
+    series_uid: str
+    patient: str
+    shape: tuple[int, int]
+    spacing: tuple[float, float] | None
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    number: int | None
+    inverted: bool
+
+
+def patient_hash(patient_id: str, salt: str = "") -> str:
+    """Returns 'patient-' and 10 hex digits: the only form in which ids leave here.
+
+    Without a secret salt, somebody with a list of ids can find theirs again.
+    """
+    digits = hashlib.sha256((salt + patient_id).encode()).hexdigest()[:10]
+    return f"patient-{digits}"
+
+
+def read_header(path: Path, salt: str = "") -> Header:
+    """Returns the header of a CT slice.
+
+    Raises:
+      NotCTError: The file is sound but not a CT slice.
+      UserError: The file cannot be trusted as a CT slice.
+    """
+    with _refusing(path):
+        return _header(pixels.load(path, pixels=False), path, salt)
+
+
+def read_slice(path: Path, salt: str = "") -> tuple[Header, np.ndarray]:
+    """Returns a slice's header and its Hounsfield units, `[H, W]` int16.
+
+    Padding is `AIR_HU`; fractions of HU are rounded.
+    MONOCHROME1 does not change HU, which are a physical quantity: see `window`.
+
+    Raises:
+      NotCTError: The file is sound but not a CT slice.
+      UserError: The file cannot be trusted as a CT slice, or not be decoded.
+    """
+    with _refusing(path):
+        dataset = pixels.load(path, pixels=True)
+        header = _header(dataset, path, salt)
+        slope, intercept = _rescale(dataset, path)
+        values = pixels.container_values(dataset, path)
+        tagged = _tagged_padding(values, dataset, slope, intercept)
+        stored = pixels.pixel_cell(values, tagged, dataset, path)
+        hu = stored * slope + intercept
+        untagged = np.isin(stored, UNTAGGED_PADDING) | np.isin(hu, UNTAGGED_PADDING)
+        hu[tagged | (untagged & (hu < LOWEST_HU))] = AIR_HU
+        if hu.min() < -32768 or hu.max() > 32767:
+            raise UserError(
+                f"{path}: rescales to {hu.min():.0f} to {hu.max():.0f} HU, which no CT "
+                "measures: the sign of its pixels or its rescale is wrong."
+            )
+        return header, np.rint(hu).astype(np.int16)
+
+
+def window(
+    hu: np.ndarray, centre: float, width: float, *, inverted: bool = False
+) -> np.ndarray:
+    """Returns HU mapped to [0, 1], float32, linearly from the lower to the upper edge.
+
+    Args:
+      hu: Hounsfield units, any shape.
+      centre: Of the window, HU.
+      width: Of the window, HU.
+      inverted: Dark for light, as a MONOCHROME1 image is meant to be looked at.
+    """
+    shown = np.clip((hu.astype(np.float32) - (centre - width / 2)) / width, 0, 1)
+    return (1 - shown if inverted else shown).astype(np.float32)
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turns whatever a broken file makes the decoders raise into a refusal."""
+    try:
+        yield
+    except UserError:
+        raise
+    # Broken files raise nearly everything in pydicom and the codecs below it.
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: cannot be read as DICOM: {why}") from error
+
+
+def _header(dataset: pydicom.Dataset, path: Path, salt: str) -> Header:
+    _check_is_ct(dataset, path)
+    _rescale(dataset, path)
+    for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
+        if not dataset.get(keyword):
+            raise UserError(f"{path}: {keyword} is missing.")
+    spacing = _numbers(dataset, "PixelSpacing", 2, path)
+    if spacing and min(spacing) <= 0:
+        raise UserError(f"{path}: PixelSpacing is {spacing}: it must be positive.")
+    patient = str(dataset.get("PatientID") or "").strip()
+    number = dataset.get("InstanceNumber")
+    return Header(
+        path=path,
+        sop_uid=str(dataset.SOPInstanceUID),
+        series_uid=str(dataset.SeriesInstanceUID),
+        patient=patient_hash(patient, salt) if patient else "",
+        shape=pixels.check_shape(dataset, path),
+        spacing=spacing,
+        position=_numbers(dataset, "ImagePositionPatient", 3, path),
+        orientation=_numbers(dataset, "ImageOrientationPatient", 6, path),
+        number=None if number is None else int(number),
+        inverted=dataset.PhotometricInterpretation == "MONOCHROME1",
+    )
+
+
+def _check_is_ct(dataset: pydicom.Dataset, path: Path) -> None:
+    modality, sop_class = dataset.get("Modality"), dataset.get("SOPClassUID", CT_IMAGE)
+    if not modality and dataset.get("SOPClassUID") == CT_IMAGE:
+        raise UserError(f"{path}: a CT image whose Modality is not given.")
+    if modality != "CT":
+        raise NotCTError(f"{path}: modality {modality or 'not given'}, not CT.")
+    if sop_class in MULTI_FRAME_CT:
+        raise UserError(f"{path}: multi-frame CT: export single-frame files.")
+    if sop_class != CT_IMAGE:
+        name = pydicom.uid.UID(sop_class).name
+        raise NotCTError(f"{path}: not a CT image but {name}.")
+    image_type = dataset.get("ImageType") or []
+    image_type = [image_type] if isinstance(image_type, str) else image_type
+    for kind in ("LOCALIZER", "SCREEN SAVE"):
+        if kind in image_type:
+            raise NotCTError(f"{path}: {kind.lower()}, not a CT slice.")
+    if dataset.get("BurnedInAnnotation") == "YES":
+        raise NotCTError(f"{path}: has annotation burned into its pixels.")
+
+
+def _rescale(dataset: pydicom.Dataset, path: Path) -> tuple[float, float]:
+    """Returns (slope, intercept) of the rescale to HU."""
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    if slope is None or intercept is None:
+        raise UserError(
+            f"{path}: a CT without RescaleSlope and RescaleIntercept: its values "
+            "cannot be turned into HU."
+        )
+    slope, intercept = float(slope), float(intercept)
+    if not (math.isfinite(slope) and math.isfinite(intercept) and slope > 0):
+        raise UserError(f"{path}: rescale slope {slope}, intercept {intercept}.")
+    unit = str(dataset.get("RescaleType") or "HU").strip().lower()
+    # Seen in the wild: 'Houndsfield Unit'. HU_MOD (modified HU) is another quantity.
+    if unit != "hu" and not unit.startswith("houn"):
+        raise UserError(f"{path}: rescales to {unit!r}, not to HU.")
+    return slope, intercept
+
+
+def _numbers(
+    dataset: pydicom.Dataset, keyword: str, count: int, path: Path
+) -> tuple[float, ...] | None:
+    raw = dataset.get(keyword)
+    if raw is None or raw == "":
+        return None
+    values = tuple(float(v) for v in np.atleast_1d(raw))
+    if len(values) != count or not all(math.isfinite(v) for v in values):
+        raise UserError(f"{path}: {keyword} is {values}: {count} numbers are needed.")
+    return values
+
+
+def _tagged_padding(
+    values: np.ndarray, dataset: pydicom.Dataset, slope: float, intercept: float
+) -> np.ndarray:
+    """Returns the pixels `[H, W]` that PixelPaddingValue marks (DICOM C.7.5.1.1.2)."""
+    first = dataset.get("PixelPaddingValue")
+    if first is None:
+        return np.zeros(values.shape, bool)
+    last = dataset.get("PixelPaddingRangeLimit")
+    last = first if last is None else last
+    first, last = (_as_pixel(v, dataset) for v in (first, last))
+    low, high = sorted((first, last))
+    padding = (values >= low) & (values <= high)
+    if high * slope + intercept <= TISSUE_HU:
+        return padding
+    # The same value occurs inside the body: padding there is what reaches the border.
+    regions, _ = ndimage.label(padding)
+    border = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
+    return padding & np.isin(regions, border[border > 0])
+
+
+def _as_pixel(value: int | bytes, dataset: pydicom.Dataset) -> int:
+    """Returns a tag's value with the sign of the pixels: writers mix up US and SS."""
+    bits = dataset.BitsAllocated
+    if isinstance(value, bytes):
+        value = int.from_bytes(value[: bits // 8], "little")
+    value = int(value) % 2**bits
+    signed = dataset.PixelRepresentation == 1 and value >= 2 ** (bits - 1)
+    return value - 2**bits if signed else value

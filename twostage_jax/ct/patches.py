@@ -1,0 +1,139 @@
+"""Where to cut square patches out of a labelled slice, and slices at one resolution."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from twostage_jax.ct.pixels import MAX_SIDE
+from twostage_jax.errors import UserError
+
+
+def positions(
+    labels: np.ndarray,
+    *,
+    size: int,
+    stride: int,
+    coverage: Sequence[float],
+    lungs: np.ndarray | None = None,
+    pure: Sequence[int] = (),
+) -> np.ndarray:
+    """Returns the patches of a slice, `[N, 3]` int: (row, column, class index).
+
+    Patches lie on a grid that starts at pixel (0, 0). A patch belongs to the class
+    that covers most of it; where two cover the same share, to none.
+
+    Args:
+      labels: `[H, W]` int: 0 outside all regions, 1 + class index inside.
+      size: Height and width of a patch, pixels.
+      stride: Distance between neighbouring patches, pixels.
+      coverage: For each class, the share of the patch that it must cover at least.
+      lungs: `[H, W]` bool; labels outside do not count. None = they all count.
+      pure: Classes whose patches must not hold a single pixel of another class.
+
+    Raises:
+      ValueError: A patch is larger than the slice.
+    """
+    if size > min(labels.shape):
+        raise ValueError(f"patches of {size} pixels in a slice of {labels.shape}")
+    inside = labels if lungs is None else np.where(lungs, labels, 0)
+    shares = np.stack(
+        [_share(inside == index + 1, size, stride) for index in range(len(coverage))]
+    )
+    for index in pure:
+        others = _share((labels != 0) & (labels != index + 1), size, stride)
+        shares[index][others > 0] = 0
+    best = shares.argmax(axis=0)
+    top = shares.max(axis=0)
+    # Shares are multiples of 1 / size**2; the sliver only guards against rounding.
+    enough = (top > 0) & (top >= np.asarray(coverage)[best] - 1e-9)
+    enough &= (shares == top).sum(axis=0) == 1
+    rows, columns = np.nonzero(enough)
+    return np.stack([rows * stride, columns * stride, best[enough]], axis=1)
+
+
+def check_size(shape: tuple[int, int], size: int, path: Path) -> None:
+    """Raises a UserError if a patch is larger than the slice."""
+    if size > min(shape):
+        raise UserError(
+            f"{path}: a patch of {size} x {size} pixels does not fit into a slice of "
+            f"{shape[0]} x {shape[1]}: choose a smaller size."
+        )
+
+
+def choose(
+    classes: np.ndarray, *, per_class: int, seed: int, patient: str
+) -> np.ndarray:
+    """Returns the indices `[M]`, in order, of at most `per_class` examples a class.
+
+    The choice is random, and depends on the arguments and on nothing else.
+
+    Args:
+      classes: `[N]` class indices of one patient's patches.
+      per_class: Most patches of a class; 0 = all of them.
+      seed: Of the choice.
+      patient: Makes it differ from patient to patient.
+    """
+    if not per_class:
+        return np.arange(len(classes))
+    number = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big")
+    generator = np.random.default_rng([seed, number])
+    chosen = []
+    for index in np.unique(classes):
+        members = np.flatnonzero(classes == index)
+        if len(members) > per_class:
+            members = generator.choice(members, per_class, replace=False)
+        chosen.append(members)
+    return np.sort(np.concatenate(chosen)) if chosen else np.arange(0)
+
+
+def resampled_shape(
+    shape: tuple[int, int], from_mm: tuple[float, float], to_mm: float, path: Path
+) -> tuple[int, int]:
+    """Returns the shape of a slice at `to_mm` mm a pixel: sides to the nearest pixel.
+
+    Raises:
+      UserError: It would be empty or larger than `MAX_SIDE`.
+    """
+    rows, columns = (
+        round(n * mm / to_mm) for n, mm in zip(shape, from_mm, strict=True)
+    )
+    if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE):
+        raise UserError(
+            f"{path}: resampled from {from_mm} to {to_mm} mm a pixel it would have "
+            f"{rows} x {columns} pixels: check the setting 'spacing' (mm)."
+        )
+    return rows, columns
+
+
+def resample_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Returns `[H, W]` numbers as `[*shape]`, float32, over the same field of view.
+
+    Linear interpolation, after a Gaussian blur where the image shrinks: without it the
+    finest texture would fold back as false coarse texture.
+    """
+    factors = [old / new for old, new in zip(image.shape, shape, strict=True)]
+    # The usual anti-aliasing width, that of scikit-image's `resize`.
+    sigma = [max(0.0, (factor - 1) / 2) for factor in factors]
+    smooth = ndimage.gaussian_filter(image.astype(np.float32), sigma, mode="nearest")
+    zoom = [1 / factor for factor in factors]
+    return ndimage.zoom(smooth, zoom, order=1, mode="nearest", grid_mode=True)
+
+
+def resample_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Returns a mask `[H, W]` as `[*shape]`, by the nearest pixel."""
+    rows, columns = (
+        np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
+        for old, new in zip(mask.shape, shape, strict=True)
+    )
+    return mask[np.ix_(rows, columns)]
+
+
+def _share(mask: np.ndarray, size: int, stride: int) -> np.ndarray:
+    """Returns the share of `mask` in every patch of the grid."""
+    sums = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    low, high = sums[:-size], sums[size:]
+    counts = high[:, size:] - high[:, :-size] - low[:, size:] + low[:, :-size]
+    return counts[::stride, ::stride] / size**2

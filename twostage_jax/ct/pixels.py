@@ -1,0 +1,176 @@
+"""The stored values of one DICOM image, checked before any memory is taken."""
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.encaps import generate_frames
+from pydicom.pixels import pixel_array
+
+from twostage_jax.errors import UserError
+
+# The largest CT matrix in use is 2048; a larger claim than twice that is an error.
+MAX_SIDE = 4096
+MAX_FILE_BYTES = 128 * 2**20
+_START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xF7}
+
+
+def load(path: Path, *, pixels: bool) -> pydicom.Dataset:
+    """Returns a file's data set, without its pixel data unless asked for them.
+
+    Raises:
+      UserError: The file is too large, deflated (its size in memory cannot be known
+        before it is unpacked), or cannot be read. The cause is in the message.
+    """
+    size = os.stat(path).st_size
+    if size > MAX_FILE_BYTES:
+        raise UserError(
+            f"{path}: {size / 2**20:.0f} MiB are too many for one CT slice "
+            f"(at most {MAX_FILE_BYTES / 2**20:.0f}): export single-frame files."
+        )
+    meta = pydicom.filereader.read_file_meta_info(path)
+    syntax = meta.get("TransferSyntaxUID")
+    if syntax is None:
+        raise UserError(f"{path}: no transfer syntax: export the file again.")
+    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
+        raise UserError(f"{path}: deflated files are not read: export it uncompressed.")
+    return pydicom.dcmread(path, stop_before_pixels=not pixels)
+
+
+def check_shape(dataset: pydicom.Dataset, path: Path) -> tuple[int, int]:
+    """Returns (rows, columns) of an image of one frame and one grey channel.
+
+    Raises:
+      UserError: It is none, or claims an absurd size.
+    """
+    rows, columns = dataset.get("Rows"), dataset.get("Columns")
+    if not rows or not columns:
+        raise UserError(f"{path}: Rows or Columns is missing: this is no image.")
+    if max(rows, columns) > MAX_SIDE:
+        raise UserError(
+            f"{path}: claims {rows} x {columns} pixels; at most {MAX_SIDE} a side are "
+            "believed."
+        )
+    if int(dataset.get("NumberOfFrames") or 1) != 1:
+        raise UserError(
+            f"{path}: has {dataset.NumberOfFrames} frames: export single-frame files."
+        )
+    if dataset.get("SamplesPerPixel") != 1:
+        raise UserError(
+            f"{path}: {dataset.get('SamplesPerPixel')} samples a pixel: no grey image."
+        )
+    photometric = dataset.get("PhotometricInterpretation")
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise UserError(f"{path}: photometric interpretation {photometric!r}: no grey.")
+    bits = dataset.get("BitsAllocated"), dataset.get("BitsStored")
+    if bits[0] not in (8, 16, 32) or not bits[1] or not 0 < bits[1] <= bits[0]:
+        raise UserError(f"{path}: {bits[1]} bits stored in {bits[0]} are not possible.")
+    if dataset.get("PixelRepresentation") not in (0, 1):
+        raise UserError(f"{path}: PixelRepresentation (signed or not) is missing.")
+    if dataset.get("HighBit", bits[1] - 1) != bits[1] - 1:
+        raise UserError(f"{path}: HighBit is not BitsStored - 1; this is not read.")
+    return int(rows), int(columns)
+
+
+def container_values(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
+    """Returns the pixels as they lie in their 8, 16 or 32-bit cells, `[H, W]` int64.
+
+    Raises:
+      UserError: The pixel data are missing, shorter than the image they claim to be,
+        or cannot be decoded.
+    """
+    rows, columns = check_shape(dataset, path)
+    if "PixelData" not in dataset or not dataset.PixelData:
+        raise UserError(f"{path}: the pixel data are missing or cut off.")
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        _check_stream(dataset, path, (rows, columns))
+    else:
+        expected = rows * columns * dataset.BitsAllocated // 8
+        held = len(dataset.PixelData)
+        if held < expected:
+            raise UserError(
+                f"{path}: {rows} x {columns} pixels need {expected} bytes, the file "
+                f"holds {held}: it is cut off."
+            )
+        dataset.PixelData = dataset.PixelData[: expected + expected % 2]
+    values = pixel_array(dataset, raw=True, correct_unused_bits=False)
+    if values.shape != (rows, columns):
+        raise UserError(
+            f"{path}: decodes to {values.shape}, not to the {rows} x {columns} pixels "
+            "that it claims."
+        )
+    return values.astype(np.int64)
+
+
+def pixel_cell(
+    values: np.ndarray, known: np.ndarray, dataset: pydicom.Dataset, path: Path
+) -> np.ndarray:
+    """Returns the stored values without what lies in the unused bits of their cells.
+
+    A value that does not fit BitsStored is either an overlay in the unused bits (which
+    is then declared, and removed) or a writer's error, which nothing can tell from it.
+
+    Args:
+      values: What `container_values` gave, `[H, W]`.
+      known: `[H, W]` bool, pixels whose meaning is known already (padding).
+      dataset: The image's data set.
+      path: For the message.
+
+    Raises:
+      UserError: Values do not fit BitsStored, and no overlay explains it.
+    """
+    stored, signed = dataset.BitsStored, dataset.PixelRepresentation == 1
+    if stored == dataset.BitsAllocated:
+        return values
+    low, high = (-(2 ** (stored - 1)), 2 ** (stored - 1)) if signed else (0, 2**stored)
+    if np.all((values >= low) & (values < high) | known):
+        return values
+    if not _has_embedded_overlay(dataset):
+        raise UserError(
+            f"{path}: pixel values from {values.min()} to {values.max()} do not fit "
+            f"the {stored} {'signed' if signed else 'unsigned'} bits that are declared."
+        )
+    cell = values & (2**stored - 1)
+    return np.where(signed & (cell >= 2 ** (stored - 1)), cell - 2**stored, cell)
+
+
+def _has_embedded_overlay(dataset: pydicom.Dataset) -> bool:
+    for group in range(0x6000, 0x6020, 2):
+        position = dataset.get((group, 0x0102))
+        if position is not None and (group, 0x3000) not in dataset:
+            if int(position.value) >= dataset.BitsStored:
+                return True
+    return False
+
+
+def _check_stream(dataset: pydicom.Dataset, path: Path, shape: tuple[int, int]) -> None:
+    """Raises a UserError if a compressed stream would unpack to another size."""
+    frame = next(generate_frames(dataset.PixelData, number_of_frames=1), b"")
+    found = _stream_shape(frame)
+    if found is not None and found != shape:
+        raise UserError(
+            f"{path}: the compressed stream holds {found[0]} x {found[1]} pixels, the "
+            f"header claims {shape[0]} x {shape[1]}."
+        )
+
+
+def _stream_shape(frame: bytes) -> tuple[int, int] | None:
+    """Returns (rows, columns) of a JPEG, JPEG-LS or JPEG 2000 stream, None of others.
+
+    ITU-T T.81 and T.87 (start of frame), T.800 (SIZ).
+    """
+    start = frame.find(b"\xff\x4f\xff\x51")  # a JP2 box may come before the stream
+    if start >= 0 and len(frame) >= start + 24:
+        x1, y1, x0, y0 = struct.unpack_from(">4I", frame, start + 8)
+        return y1 - y0, x1 - x0
+    if not frame.startswith(b"\xff\xd8"):
+        return None
+    at = 2
+    while at + 9 <= len(frame) and frame[at] == 0xFF:
+        marker, length = frame[at + 1], struct.unpack_from(">H", frame, at + 2)[0]
+        if marker in _START_OF_FRAME:
+            return struct.unpack_from(">2H", frame, at + 5)
+        at += 2 + length
+    return None

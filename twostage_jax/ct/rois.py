@@ -1,0 +1,227 @@
+"""Label masks of annotated regions: mask files, and MedGIFT contour files.
+
+A label mask is `[H, W]` int: 0 outside all regions, 1 + class index inside.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from twostage_jax.ct.dicom import Header
+from twostage_jax.ct.pixels import MAX_SIDE
+from twostage_jax.ct.series import sort_series
+from twostage_jax.errors import UserError
+
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
+Load = Callable[[], np.ndarray]
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Returns the integers of a PNG, TIFF or NumPy mask, `[H, W]` or `[D, H, W]`.
+
+    A TIFF of several pages and a NumPy array may hold all slices of a series.
+
+    Raises:
+      UserError: The file cannot be read, or is no mask of whole numbers.
+    """
+    try:
+        mask = _read_numpy(path) if path.suffix.lower() == ".npy" else _read_pages(path)
+    except UserError:
+        raise
+    # Broken images raise nearly everything in the decoders.
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read as a mask: {error}") from error
+    if mask.dtype.kind not in "bui" or mask.ndim not in (2, 3):
+        raise UserError(
+            f"{path}: a mask must be [H, W] or [D, H, W] whole numbers, not "
+            f"{list(mask.shape)} {mask.dtype}."
+        )
+    if max(mask.shape[-2:]) > MAX_SIDE:
+        raise UserError(f"{path}: {list(mask.shape)} is larger than any CT slice.")
+    return mask
+
+
+def masks_of(folder: Path, headers: Sequence[Header]) -> dict[str, Load]:
+    """Returns SOPInstanceUID -> a function that reads the slice's mask `[H, W]`.
+
+    A mask file is named after the SOPInstanceUID of its slice, or ends with the number
+    of the slice (from 1, in the order of `series.sort_series`: from the feet to the
+    head), or holds one mask for every slice in that order.
+
+    Args:
+      folder: Of the mask files.
+      headers: Of the patient's slices.
+
+    Raises:
+      UserError: A mask belongs to no slice, or to two, or two to one slice.
+    """
+    known = {header.sop_uid: header for header in headers}
+    masks: dict[str, Load] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in MASK_SUFFIXES:
+            continue
+        if path.stem in known:
+            found = {path.stem: _reader(path, None, known[path.stem])}
+        else:
+            found = dict(_by_order(path, headers))
+        for uid, load in found.items():
+            if uid in masks:
+                raise UserError(f"{path}: slice {known[uid].path} has two masks.")
+            masks[uid] = load
+    return masks
+
+
+def read_medgift(path: Path) -> tuple[tuple[float, float], list[tuple]]:
+    """Returns ((x, y) spacing in mm, regions) of a MedGIFT contour file.
+
+    A region is (label, slice number from 1, contour `[n, 2]` in pixels: x, y).
+    Format: Depeursinge et al. 2012, "Building a reference multimedia database for
+    interstitial lung diseases".
+
+    Raises:
+      UserError: The file does not follow the format.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return _parse_medgift(lines)
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        raise UserError(f"{path}: not a MedGIFT contour file: {error}") from error
+
+
+def fill_contour(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Returns the pixels `[H, W]` bool whose centres lie inside a closed contour.
+
+    Even-odd rule; a pixel's centre has whole-numbered coordinates.
+
+    Args:
+      points: `[n, 2]` x (column) and y (row), pixels.
+      shape: (H, W).
+    """
+    filled = np.zeros(shape, bool)
+    x0, y0 = points.T
+    x1, y1 = np.roll(points, -1, axis=0).T
+    low, high = np.minimum(y0, y1), np.maximum(y0, y1)
+    for row in range(max(0, int(np.ceil(low.min()))), shape[0]):
+        if row >= high.max():
+            break
+        edge = (low <= row) & (row < high)
+        part = (row - y0[edge]) / (y1[edge] - y0[edge])
+        crossings = np.sort(x0[edge] + part * (x1[edge] - x0[edge]))
+        ends = np.clip(np.ceil(crossings), 0, shape[1]).astype(int)
+        for start, stop in zip(ends[::2], ends[1::2], strict=True):
+            filled[row, start:stop] = True
+    return filled
+
+
+def draw_regions(
+    regions: Sequence[tuple[int, np.ndarray]], shape: tuple[int, int]
+) -> np.ndarray:
+    """Returns the label mask of (class index, contour) pairs.
+
+    Pixels that regions of two classes claim are left out: they show neither for sure.
+    """
+    labels = np.zeros(shape, np.int64)
+    claimed_twice = np.zeros(shape, bool)
+    for index, points in regions:
+        inside = fill_contour(points, shape)
+        claimed_twice |= inside & (labels != 0) & (labels != index + 1)
+        labels[inside] = index + 1
+    labels[claimed_twice] = 0
+    return labels
+
+
+def _read_numpy(path: Path) -> np.ndarray:
+    # Mapped, so that a file that claims more than it holds takes no memory.
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _read_pages(path: Path) -> np.ndarray:
+    with Image.open(path, formats=("PNG", "TIFF")) as image:
+        pages = []
+        for page in range(getattr(image, "n_frames", 1)):
+            image.seek(page)
+            if max(image.size) > MAX_SIDE:
+                raise UserError(f"{path}: {image.size} is larger than any CT slice.")
+            if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+                raise UserError(
+                    f"{path}: has mode {image.mode}; a mask has one channel of whole "
+                    "numbers."
+                )
+            pages.append(np.array(image))
+    return pages[0] if len(pages) == 1 else np.stack(pages)
+
+
+def _reader(path: Path, page: int | None, header: Header) -> Load:
+    def load() -> np.ndarray:
+        mask = read_mask(path)
+        mask = mask if page is None else mask[page]
+        if mask.shape != header.shape:
+            raise UserError(
+                f"{path}: the mask is {list(mask.shape)}, its slice {header.path} is "
+                f"{list(header.shape)}."
+            )
+        return np.asarray(mask)
+
+    return load
+
+
+def _by_order(path: Path, headers: Sequence[Header]) -> Iterator[tuple[str, Load]]:
+    if len({header.series_uid for header in headers}) > 1:
+        raise UserError(
+            f"{path}: is not named after a SOPInstanceUID, and the folder has several "
+            "series: by order it could belong to any of them."
+        )
+    ordered = sort_series(headers).headers
+    mask = read_mask(path)
+    if mask.ndim == 3:
+        if len(mask) != len(ordered):
+            raise UserError(
+                f"{path}: holds {len(mask)} masks for {len(ordered)} slices."
+            )
+        for page, header in enumerate(ordered):
+            yield header.sop_uid, _reader(path, page, header)
+        return
+    number = re.fullmatch(r"[^0-9.]*(\d{1,6})", path.stem)
+    if number is None or not 1 <= int(number[1]) <= len(ordered):
+        raise UserError(
+            f"{path}: belongs to no slice: name it after the SOPInstanceUID or the "
+            f"number of its slice (1 to {len(ordered)}, from the feet to the head)."
+        )
+    header = ordered[int(number[1]) - 1]
+    yield header.sop_uid, _reader(path, None, header)
+
+
+def _parse_medgift(lines: list[str]) -> tuple[tuple[float, float], list[tuple]]:
+    spacing: dict[str, float] = {}
+    regions, label, number, at = [], "", 0, 0
+    while at < len(lines):
+        key, colon, value = (part.strip() for part in lines[at].partition(":"))
+        at += 1
+        if not colon:
+            raise ValueError(f"line '{lines[at - 1]}' was not expected")
+        match key.lower():
+            case "spacingx" | "spacingy" | "spacingz":
+                spacing[key.lower()[-1]] = float(value)
+            case "label":
+                label = value.lower()
+            case "slice_number":
+                number = int(value)
+            case "nb_points_on_contour":
+                count = int(value)
+                rows = [line.split() for line in lines[at : at + count]]
+                if len(rows) != count or any(len(row) != 2 for row in rows):
+                    raise ValueError(f"a contour of slice {number} lacks points")
+                points = np.array(rows, float).reshape(-1, 2)
+                points /= (spacing["x"], spacing["y"])
+                if not label or not np.isfinite(points).all():
+                    raise ValueError(f"a contour of slice {number} is not valid")
+                if count > 2:
+                    regions.append((label, number, points))
+                at += count
+    if not (spacing.get("x", 0) > 0 and spacing.get("y", 0) > 0):
+        raise ValueError("SpacingX and SpacingY must be given and positive")
+    return (spacing["x"], spacing["y"]), regions

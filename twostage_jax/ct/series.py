@@ -1,0 +1,226 @@
+"""A folder tree of DICOM files -> series of slices, in order."""
+
+import dataclasses
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from twostage_jax.ct.dicom import Header, NotCTError, read_header, read_slice
+from twostage_jax.errors import UserError
+
+Skipped = list[tuple[Path, str]]
+# Direction cosines and positions are written with a few decimals only.
+ORIENTATION_TOLERANCE = 1e-3
+POSITION_TOLERANCE_MM = 0.01
+# Steps that differ from the median by more than this share are reported.
+STEP_TOLERANCE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Slices of one scan, sorted along their common normal.
+
+    For axial slices the order is from the feet to the head, in whatever order the
+    files were named or numbered.
+
+    Attributes:
+      uid: SeriesInstanceUID.
+      patient: Salted hash of the PatientID; '' if it has none.
+      headers: One a slice.
+      step: Median distance between neighbouring slices, mm; None for a single slice.
+      notes: What is odd: doubled, missing or unevenly spaced slices.
+    """
+
+    uid: str
+    patient: str
+    headers: tuple[Header, ...]
+    step: float | None
+    notes: tuple[str, ...]
+
+
+def find_series(
+    folder: Path, *, salt: str = "", go_on: bool = False
+) -> tuple[list[Series], Skipped]:
+    """Returns the CT series below a folder, and (path, reason) of all files left out.
+
+    File and folder names do not matter, nor do extensions.
+
+    Args:
+      folder: Searched with its sub-folders.
+      salt: For the patient hash.
+      go_on: Leave out, and list, what would be refused.
+
+    Raises:
+      UserError: A CT file cannot be trusted, or a series has mixed orientations, shapes
+        or patients, or slices without a position.
+    """
+    headers, skipped = scan(folder, salt=salt, go_on=go_on)
+    by_uid = defaultdict(list)
+    for header in headers:
+        by_uid[header.series_uid].append(header)
+    found = []
+    for uid in sorted(by_uid):
+        try:
+            found.append(sort_series(by_uid[uid]))
+        except UserError as error:
+            if not go_on:
+                raise
+            skipped += [(header.path, str(error)) for header in by_uid[uid]]
+    return found, skipped
+
+
+def scan(
+    folder: Path,
+    *,
+    salt: str = "",
+    go_on: bool = False,
+    leave_out: Sequence[str] = (),
+) -> tuple[list[Header], Skipped]:
+    """Returns the headers of all CT slices below a folder, and what was left out.
+
+    Localisers, secondary captures, other modalities and files that are not DICOM are
+    left out; so is a second copy of the same SOPInstanceUID.
+
+    Args:
+      folder: Searched with its sub-folders, in the order of names.
+      salt: For the patient hash.
+      go_on: Leave out, and list, what would be refused.
+      leave_out: Sub-folders of `folder` that are not searched.
+
+    Raises:
+      UserError: A CT file cannot be trusted.
+    """
+    headers: dict[str, Header] = {}
+    skipped: Skipped = []
+    for path in _files(folder, leave_out):
+        try:
+            if not _is_dicom(path):
+                if path.suffix.lower() in (".dcm", ".dicom"):
+                    raise UserError(f"{path}: is no DICOM file, in spite of its name.")
+                skipped.append((path, "not a DICOM file"))
+                continue
+            header = read_header(path, salt)
+        except UserError as error:
+            if not (go_on or isinstance(error, NotCTError)):
+                raise
+            skipped.append((path, str(error)))
+            continue
+        first = headers.setdefault(header.sop_uid, header)
+        if first is not header:
+            skipped.append((path, f"doubled: the same SOPInstanceUID as {first.path}"))
+    return list(headers.values()), skipped
+
+
+def sort_series(headers: Sequence[Header]) -> Series:
+    """Returns the slices of one series, sorted along their normal.
+
+    Raises:
+      UserError: The slices do not fit together, or cannot be ordered.
+    """
+    _check_alike(headers)
+    along = [0.0]
+    if len(headers) > 1:
+        normal = _normal(headers[0])
+        along = [float(np.dot(header.position, normal)) for header in headers]
+    order = sorted(
+        range(len(headers)), key=lambda i: (along[i], headers[i].number or 0, i)
+    )
+    steps = np.diff([along[i] for i in order])
+    real = steps[steps > POSITION_TOLERANCE_MM]
+    return Series(
+        uid=headers[0].series_uid,
+        patient=headers[0].patient,
+        headers=tuple(headers[i] for i in order),
+        step=float(np.median(real)) if len(real) else None,
+        notes=tuple(_notes(steps, [headers[i] for i in order])),
+    )
+
+
+def read_volume(series: Series) -> np.ndarray:
+    """Returns the HU of a series, `[D, H, W]` int16, in the order of its headers.
+
+    Raises:
+      UserError: The series is not evenly spaced, has doubled slices, or a file cannot
+        be decoded.
+    """
+    if series.notes:
+        raise UserError(
+            f"{series.headers[0].path.parent}: the slices make no even volume: "
+            f"{'; '.join(series.notes)}."
+        )
+    return np.stack([read_slice(header.path)[1] for header in series.headers])
+
+
+def _files(folder: Path, leave_out: Sequence[str]) -> Iterator[Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder.")
+    for root, folders, names in os.walk(folder):
+        if Path(root) == folder:
+            folders[:] = [name for name in folders if name not in leave_out]
+        folders.sort()
+        for name in sorted(names):
+            path = Path(root, name)
+            if path.is_file():  # not a pipe or a broken link
+                yield path
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _normal(header: Header) -> np.ndarray:
+    if header.orientation is None or header.position is None:
+        raise UserError(
+            f"{header.path}: ImageOrientationPatient or ImagePositionPatient is "
+            "missing: the slices of its series cannot be ordered."
+        )
+    row, column = np.reshape(header.orientation, (2, 3))
+    normal = np.cross(row, column)
+    if abs(np.linalg.norm(normal) - 1) > 0.01:
+        raise UserError(
+            f"{header.path}: ImageOrientationPatient {header.orientation} is not two "
+            "perpendicular unit vectors."
+        )
+    return normal
+
+
+def _check_alike(headers: Sequence[Header]) -> None:
+    if len(headers) < 2:
+        return
+    first = headers[0]
+    for header in headers:
+        _normal(header)
+        turn = np.subtract(header.orientation, first.orientation)
+        reason = ""
+        if np.abs(turn).max() > ORIENTATION_TOLERANCE:
+            reason = "orientations"
+        elif header.shape != first.shape:
+            reason = "image sizes"
+        elif header.patient != first.patient:
+            reason = "patients"
+        elif header.spacing != first.spacing:
+            reason = "pixel spacings"
+        if reason:
+            raise UserError(
+                f"{header.path}: the series has mixed {reason}: this file and "
+                f"{first.path} cannot belong to one scan."
+            )
+
+
+def _notes(steps: np.ndarray, headers: Sequence[Header]) -> Iterator[str]:
+    real = steps[steps > POSITION_TOLERANCE_MM]
+    typical = float(np.median(real)) if len(real) else 0.0
+    for step, left, right in zip(steps, headers, headers[1:], strict=False):
+        names = f"{left.path.name} and {right.path.name}"
+        if step <= POSITION_TOLERANCE_MM:
+            yield f"doubled: {names} lie at the same position"
+        elif abs(step / typical - 1) > STEP_TOLERANCE:
+            times = step / typical
+            if times > 1.5 and abs(times - round(times)) < 2 * STEP_TOLERANCE:
+                yield f"{round(times) - 1} missing between {names}"
+            else:
+                yield f"uneven: {step:.2f} mm between {names}, mostly {typical:.2f} mm"

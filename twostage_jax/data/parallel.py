@@ -1,0 +1,140 @@
+"""Running a recipe's tasks on all cores."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import types
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from tqdm import tqdm
+
+from twostage_jax.data.dataset import Example, Recipe
+from twostage_jax.errors import UserError
+
+# Tasks in flight for each worker; it bounds the memory that results take.
+AHEAD = 3
+
+
+def run(
+    recipe: Recipe, *, workers: int | None = None, progress: bool = True
+) -> Iterator[list[Example]]:
+    """Yields the examples of each task, in the order of the tasks.
+
+    Args:
+      recipe: What to make.
+      workers: Processes to use; None for one a core, 1 for none but this one.
+      progress: Show a progress bar, if standard error is a terminal.
+
+    Raises:
+      UserError: What a task raised as such, or a worker that was killed.
+      RuntimeError: Any other exception of a task; it names the task.
+    """
+    workers = min(workers or _cores(), len(recipe.tasks))
+    results = _here(recipe) if workers <= 1 else _in_workers(recipe, workers)
+    bar = tqdm(
+        desc=f"preparing {recipe.name}",
+        total=len(recipe.tasks),
+        unit="task",
+        disable=None if progress else True,
+    )
+    with bar, contextlib.closing(results):
+        for examples in results:
+            yield examples
+            bar.update()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _here(recipe: Recipe) -> Iterator[list[Example]]:
+    for task in recipe.tasks:
+        with _named(recipe, task):
+            examples = recipe.make(task)
+        yield examples
+
+
+def _in_workers(recipe: Recipe, workers: int) -> Iterator[list[Example]]:
+    # Not 'fork': it may deadlock with the threads that jax has running.
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start_worker
+    )
+    pending: deque = deque()
+
+    def result() -> list[Example]:
+        task, future = pending.popleft()
+        with _named(recipe, task):
+            return future.result()
+
+    try:
+        for task in recipe.tasks:
+            with _light_main(recipe):
+                pending.append((task, pool.submit(recipe.make, task)))
+            if len(pending) >= AHEAD * workers:
+                yield result()
+        while pending:
+            yield result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _named(recipe: Recipe, task: Any) -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a process preparing data set '{recipe.name}' was killed, most often for "
+            "lack of memory: free some and run again."
+        ) from error
+    except UserError:
+        raise
+    except Exception as error:
+        text = repr(task)
+        text = text if len(text) <= 300 else f"{text[:300]}..."
+        raise RuntimeError(
+            f"data set '{recipe.name}', task {text}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _start_worker() -> None:
+    # The parent ends the workers on Ctrl-C.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A pool's worker outlives a parent that is killed, unless it looks after itself.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _light_main(recipe: Recipe) -> Iterator[None]:
+    """Keeps workers that start meanwhile from importing the program's main module.
+
+    It would bring jax into every worker: seconds each, and an accelerator shared.
+    """
+    make = recipe.make
+    while hasattr(make, "func"):
+        make = make.func
+    main = sys.modules["__main__"]
+    if getattr(make, "__module__", "__main__") == "__main__":
+        yield
+        return
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

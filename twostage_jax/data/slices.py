@@ -1,0 +1,259 @@
+"""Patches from grey slice images with a lung mask and a label mask each.
+
+<path>/slices.csv            columns patient, slice
+      /ct/<slice>            8-bit grey images, or DICOM files
+      /lungs/<slice>         0 outside the lungs
+      /infection/<slice>     0 outside all regions, else the region's value
+"""
+
+import functools
+from collections import defaultdict
+from csv import DictReader
+from csv import Error as CsvError
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from twostage_jax.ct import patches, rois
+from twostage_jax.ct.dicom import patient_hash, read_slice
+from twostage_jax.ct.pixels import MAX_SIDE
+from twostage_jax.data import files
+from twostage_jax.data.dataset import Example, Recipe, digest
+from twostage_jax.data.dicom import check_cut, slice_hash
+from twostage_jax.errors import UserError
+
+VERSION = 1
+Task = tuple[str, tuple[str, ...]]
+
+
+def recipe(
+    *,
+    path: str,
+    size: int = 32,
+    channels: int = 1,
+    images: str = "ct",
+    lungs: str = "lungs",
+    labels: str = "infection",
+    csv: str = "slices.csv",
+    classes: str = "healthy,infected",
+    stride: int = 8,
+    coverage: float = 0.5,
+    lung_coverage: float = 0.75,
+    per_class: int = 200,
+    salt: str = "",
+    seed: int = 0,
+) -> Recipe:
+    """Returns the recipe of the patches below `path`, one task a patient.
+
+    Args:
+      path: Folder with the table and the folders of images and masks.
+      size: Height and width of a patch, pixels.
+      channels: Ignored: slices have one channel.
+      images: Folder of slices: 8-bit grey images (uint8 patches), or DICOM files
+        (int16 patches in HU).
+      lungs: Folder of lung masks, 0 or not 0; empty = none, and no healthy class.
+      labels: Folder of label masks.
+      csv: Table with columns `patient` and `slice`, the latter a file name.
+      classes: With lung masks: the name of lung without any label, then the names of
+        mask values 1, 2, ... Without: only the latter. If one class is labelled, all
+        values but 0 stand for it.
+      stride: Distance between neighbouring patches, pixels.
+      coverage: Share of a patch that a labelled class must cover at least.
+      lung_coverage: Share of a healthy patch that must be lung; no pixel of it may
+        be labelled.
+      per_class: Most patches of one class and patient, drawn at random; 0 = all.
+      salt: Secret mixed into the patients' hashes.
+      seed: Of the random draw.
+
+    Raises:
+      UserError: A setting is impossible, or a file is missing.
+    """
+    root = files.below(Path(path), "path")
+    check_cut(
+        size=size, stride=stride, coverage=coverage, per_class=per_class, seed=seed
+    )
+    if not 0 < lung_coverage <= 1:
+        raise UserError(f"lung_coverage is {lung_coverage}: above 0, at most 1.")
+    class_names = files.split_names(classes, "classes")
+    if len(class_names) < 2:
+        raise UserError(f"classes = '{classes}': at least two classes are needed.")
+    folders = {"images": images, "labels": labels, "lungs": lungs}
+    for setting, name in folders.items():
+        if name:
+            files.below(root / name, setting)
+    tasks = _read_table(root / csv)
+    if len({_is_dicom(s) for _, slices in tasks for s in slices}) > 1:
+        raise UserError(f"{root / csv}: names both DICOM files and images: give one.")
+    read = [root / csv]
+    for _, slices in tasks:
+        for name in slices:
+            read.append(root / images / name)
+            read += [_mask(root / f, name) for f in (labels, lungs) if f]
+    settings = {
+        "classes": len(class_names),
+        **folders,
+        "size": size,
+        "stride": stride,
+        "coverage": coverage,
+        "lung_coverage": lung_coverage,
+        "per_class": per_class,
+        "salt": salt,
+        "seed": seed,
+    }
+    return Recipe(
+        name="slices",
+        kind="ct",
+        class_names=class_names,
+        key=digest("slices", VERSION, class_names, settings, files.stamps(root, read)),
+        tasks=tasks,
+        make=functools.partial(_patient_examples, root=root, **settings),
+    )
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """Returns an 8-bit grey image, `[H, W]` uint8; three equal channels pass for grey.
+
+    Raises:
+      UserError: The file cannot be decoded, or is not an 8-bit grey image.
+    """
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "TIFF", "BMP")) as image:
+            if max(image.size) > MAX_SIDE:
+                raise UserError(f"{path}: {image.size} is larger than any CT slice.")
+            if image.mode not in ("L", "RGB"):
+                raise UserError(
+                    f"{path}: has mode {image.mode}: an 8-bit grey image is needed."
+                )
+            pixels = np.array(image)
+    except UserError:
+        raise
+    # Broken images raise nearly everything in the decoders.
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read as an image: {error}") from error
+    if pixels.ndim == 3:
+        if np.ptp(pixels, axis=2).any():
+            raise UserError(f"{path}: is in colour: a grey image is needed.")
+        pixels = pixels[..., 0]
+    return pixels
+
+
+def _patient_examples(
+    task: Task,
+    *,
+    root: Path,
+    classes: int,
+    images: str,
+    labels: str,
+    lungs: str,
+    size: int,
+    stride: int,
+    coverage: float,
+    lung_coverage: float,
+    per_class: int,
+    salt: str,
+    seed: int,
+) -> list[Example]:
+    """Returns the patches of one patient, `[size, size, 1]`."""
+    patient, names = task
+    found = []
+    for name in names:
+        lung_mask = _mask(root / lungs, name) if lungs else None
+        label_map = _label_map(_mask(root / labels, name), lung_mask, classes)
+        patches.check_size(label_map.shape, size, root / images / name)
+        cuts = patches.positions(
+            label_map,
+            size=size,
+            stride=stride,
+            coverage=[lung_coverage if lungs else coverage]
+            + [coverage] * (classes - 1),
+            pure=(0,) if lungs else (),
+        )
+        found += [(name, label_map.shape, *map(int, cut)) for cut in cuts]
+    group = patient_hash(patient, salt)
+    chosen = patches.choose(
+        np.array([cut[-1] for cut in found], int),
+        per_class=per_class,
+        seed=seed,
+        patient=group,
+    )
+    by_slice = defaultdict(list)
+    for index in chosen:
+        by_slice[found[index][:2]].append(found[index][2:])
+    examples = []
+    for (name, shape), cuts in by_slice.items():
+        pixels = _read_image(root / images / name, shape)
+        prefix = f"{group}/{slice_hash(name, salt)}"
+        for row, column, label in cuts:
+            patch = pixels[row : row + size, column : column + size, None].copy()
+            uid = f"{prefix}/r{row:04d}c{column:04d}"
+            examples.append(Example(id=uid, image=patch, label=label, group=group))
+    return examples
+
+
+def _read_table(path: Path) -> tuple[Task, ...]:
+    """Returns (patient, file names of the slices), by patient, in the table's order."""
+    by_patient, seen = defaultdict(list), set()
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(DictReader(file))
+    except (OSError, UnicodeDecodeError, CsvError) as error:
+        raise UserError(f"{path}: cannot be read as a table: {error}") from error
+    for line, row in enumerate(rows, start=2):
+        patient, name = (row.get(key) or "" for key in ("patient", "slice"))
+        patient, name = patient.strip(), name.strip()
+        if not patient or not name:
+            raise UserError(f"{path}, line {line}: patient or slice is missing.")
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise UserError(f"{path}, line {line}: '{name}' leads out of the folder.")
+        if name in seen:
+            raise UserError(f"{path}, line {line}: slice '{name}' is named twice.")
+        seen.add(name)
+        by_patient[patient].append(name)
+    if not by_patient:
+        raise UserError(f"{path}: names no slices (columns patient, slice).")
+    return tuple((p, tuple(names)) for p, names in sorted(by_patient.items()))
+
+
+def _is_dicom(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in (".dcm", ".dicom", "")
+
+
+def _mask(folder: Path, name: str) -> Path:
+    """Returns a slice's mask: of the same name, or for DICOM and JPEG `<stem>.png`."""
+    path = folder / name
+    return (
+        path if path.suffix.lower() in rois.MASK_SUFFIXES else path.with_suffix(".png")
+    )
+
+
+def _label_map(path: Path, lung_path: Path | None, classes: int) -> np.ndarray:
+    """Returns `[H, W]` int: 0, or 1 + class index; class 0 is unlabelled lung."""
+    mask = rois.read_mask(path).astype(np.int64)
+    first = 0 if lung_path is None else 1
+    if classes - first == 1:
+        mask = (mask != 0).astype(np.int64)
+    if mask.ndim != 2 or mask.min() < 0 or mask.max() > classes - first:
+        raise UserError(
+            f"{path}: one mask of values 0 to {classes - first} is needed, not "
+            f"{list(mask.shape)} with {mask.min()} to {mask.max()}: see 'classes'."
+        )
+    if lung_path is None:
+        return mask
+    lungs = rois.read_mask(lung_path)
+    if lungs.shape != mask.shape:
+        raise UserError(
+            f"{lung_path}: the lung mask is {list(lungs.shape)}, the label mask "
+            f"{list(mask.shape)}."
+        )
+    return np.where(mask > 0, mask + 1, (lungs != 0).astype(np.int64))
+
+
+def _read_image(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    pixels = read_slice(path)[1] if _is_dicom(path.name) else read_grey(path)
+    if pixels.shape != shape:
+        raise UserError(
+            f"{path}: the slice is {list(pixels.shape)}, its mask {list(shape)}."
+        )
+    return pixels

@@ -1,0 +1,82 @@
+"""The data sources that a config can name, and loading one for a stage."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twostage_jax.config import DataConfig, ModelConfig
+from twostage_jax.data import (
+    dicom,
+    folder,
+    natural,
+    phantoms,
+    slices,
+    textures,
+    tfds_sets,
+)
+from twostage_jax.data.dataset import Dataset, Recipe
+from twostage_jax.data.prepare import prepare
+from twostage_jax.errors import UserError, did_you_mean
+
+SOURCES: dict[str, Callable[..., Recipe]] = {
+    "natural_surrogate": natural.recipe,
+    "textures": textures.recipe,
+    "phantoms": phantoms.recipe,
+    "folder": folder.recipe,
+    "slices": slices.recipe,
+    "dicom": dicom.recipe,
+    "tfds": tfds_sets.recipe,
+}
+
+
+def check(data: DataConfig, path: str) -> None:
+    """Raises a UserError for an unknown source or an option that it does not have.
+
+    The keyword arguments of the source's `recipe` are its options.
+    """
+    if data.source not in SOURCES:
+        raise UserError(
+            f"{path}.source: unknown data source '{data.source}'."
+            f"{did_you_mean(data.source, SOURCES)}"
+        )
+    known = inspect.signature(SOURCES[data.source]).parameters
+    for option, value in data.options.items():
+        if option not in known or option == "channels":
+            raise UserError(
+                f"{path}.{option}: data source '{data.source}' has no such setting."
+                f"{did_you_mean(option, set(known) - {'channels'})}"
+            )
+        default = known[option].default
+        if _is_number(default) != _is_number(value) and default is not None:
+            if default is not inspect.Parameter.empty:
+                raise UserError(
+                    f"{path}.{option} is {value!r}: expected like {default!r}."
+                )
+    for option, parameter in known.items():
+        missing = option not in data.options or data.options[option] == ""
+        if parameter.default is inspect.Parameter.empty and missing:
+            if option not in ("size", "channels"):
+                raise UserError(
+                    f"{path}.{option} is not set: data source '{data.source}' needs it. "
+                    f"Give --{path}.{option}=..."
+                )
+
+
+def recipe(data: DataConfig, model: ModelConfig) -> Recipe:
+    """Returns the recipe of a stage's data.
+
+    Images are stored at `model.image_size` unless the block sets a larger `size`, from
+    which training crops at random and evaluation at the centre.
+    """
+    options: dict[str, Any] = {"size": model.image_size, **data.options}
+    return SOURCES[data.source](channels=model.channels, **options)
+
+
+def load(data: DataConfig, model: ModelConfig, data_dir: Path) -> Dataset:
+    """Returns the stage's data set, prepared now if it is not yet."""
+    return prepare(recipe(data, model), data_dir)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

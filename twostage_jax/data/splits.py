@@ -1,0 +1,208 @@
+"""Train, validation and test: no group in two of them, asserted on the data in hand."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from twostage_jax.data.dataset import Dataset
+from twostage_jax.data.subsets import absent_classes, random_ranks
+from twostage_jax.data.subsets import subset as subset
+from twostage_jax.errors import UserError
+
+# Random draws of whole groups to hold out, the best of which is taken. More would meet
+# the shares better, and give much the same split for every seed.
+DRAWS = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Indices into a data set, each sorted, `[N]` int64.
+
+    Attributes:
+      train: To fit parameters.
+      validation: To select models.
+      test: To measure, once.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def split(
+    dataset: Dataset,
+    *,
+    seed: int,
+    validation: float = 0.2,
+    test: float = 0.25,
+    folds: int = 0,
+    fold: int = 0,
+) -> Splits:
+    """Splits a data set by group, classes in proportion where the groups allow it.
+
+    A split of the set's own is taken as it is. What is missing is held out of the
+    training examples: whole groups, or single examples where the set has no groups. Of
+    some random draws of groups that one is taken which leaves every class on both sides
+    and whose share of each class is nearest to what was asked.
+
+    Args:
+      dataset: What to split; only its labels, groups and splits are looked at.
+      seed: Decides the draw; the same seed gives the same split.
+      validation: Share of the training examples held out for validation, in whole
+        groups, in (0, 1).
+      test: Share of the examples held out for the test, in whole groups, in (0, 1).
+      folds: If not 0, the test is fold `fold` of so many: over all folds every group
+        is tested exactly once.
+      fold: Counted from 0.
+
+    Raises:
+      UserError: Too few groups; a class without training examples; a group in two
+        splits of the set's own; or `folds` for a set with splits of its own.
+    """
+    _check(dataset, validation, test, folds, fold)
+    own = {
+        name: np.flatnonzero(dataset.splits == name)
+        for name in np.unique(dataset.splits)
+    }
+    rest = own.get("train", np.array([], np.int64))
+    _assert_disjoint(dataset, own)
+    if folds:
+        assigned = _folds(dataset, rest, folds, seed, "the folds")
+        tested = rest[assigned == fold]
+        rest = rest[assigned != fold]
+    elif "test" in own:
+        tested = own["test"]
+    else:
+        rest, tested = _hold_out(dataset, rest, test, (seed, 1), "test")
+    if "validation" in own:
+        validated = own["validation"]
+    else:
+        rest, validated = _hold_out(
+            dataset, rest, validation, (seed, 2, fold), "validation"
+        )
+    parts = {"train": rest, "validation": validated, "test": tested}
+    for name, indices in parts.items():
+        if not len(indices):
+            raise UserError(f"data set '{dataset.name}': the {name} split is empty.")
+    _assert_disjoint(dataset, parts)
+    absent = absent_classes(dataset, rest)
+    if absent:
+        raise UserError(
+            f"data set '{dataset.name}': no training example of class "
+            f"{', '.join(absent)} is left (seed {seed}, fold {fold}): hold out less, "
+            "or give that class more groups."
+        )
+    return Splits(**{name: np.sort(indices) for name, indices in parts.items()})
+
+
+def _check(
+    dataset: Dataset, validation: float, test: float, folds: int, fold: int
+) -> None:
+    for name, share in (("validation", validation), ("test", test)):
+        if not 0 < share < 1:
+            raise UserError(f"{name} is {share}: give a share between 0 and 1.")
+    if folds == 1 or folds < 0 or not 0 <= fold < max(folds, 1):
+        raise UserError(
+            f"folds is {folds}, fold {fold}: use folds = 0 or at least 2, and fold "
+            "from 0 to folds - 1."
+        )
+    if folds and (dataset.splits != "train").any():
+        raise UserError(
+            f"data set '{dataset.name}' brings its own validation or test split, which "
+            "cross-validation would mix with the rest: set folds to 0."
+        )
+    if len(np.unique(dataset.labels)) < 2:
+        raise UserError(f"data set '{dataset.name}' has examples of only one class.")
+
+
+def _assert_disjoint(dataset: Dataset, parts: dict[str, np.ndarray]) -> None:
+    """Raises a UserError if two parts share a group or an example."""
+    units = np.arange(len(dataset)) if dataset.groups is None else dataset.groups
+    seen: dict = {}
+    for name, indices in parts.items():
+        for unit in np.unique(units[indices]).tolist():
+            if unit in seen:
+                raise UserError(
+                    f"data set '{dataset.name}': group '{unit}' is in both "
+                    f"{seen[unit]} and {name}."
+                )
+            seen[unit] = name
+
+
+def _require_units(
+    dataset: Dataset, indices: np.ndarray, count: int, purpose: str
+) -> None:
+    units = indices if dataset.groups is None else np.unique(dataset.groups[indices])
+    if len(units) < count:
+        raise UserError(
+            f"data set '{dataset.name}' has {len(units)} "
+            f"{'examples' if dataset.groups is None else 'groups'} for {purpose}, "
+            f"fewer than {count}."
+        )
+
+
+def _folds(
+    dataset: Dataset, indices: np.ndarray, count: int, seed: int, purpose: str
+) -> np.ndarray:
+    """Returns the fold of each of `indices`, below `count`; no fold is empty."""
+    _require_units(dataset, indices, count, purpose)
+    labels = dataset.labels[indices]
+    groups = None if dataset.groups is None else dataset.groups[indices]
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    splitter = kind(count, shuffle=True, random_state=seed)
+    assigned = np.empty(len(indices), np.int64)
+    with warnings.catch_warnings():
+        # A class smaller than the number of folds is no fault in itself.
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            for i, (_, held) in enumerate(splitter.split(labels, labels, groups)):
+                assigned[held] = i
+        except ValueError as error:
+            raise UserError(
+                f"data set '{dataset.name}' cannot be cut into {count} for {purpose}: "
+                f"{error}"
+            ) from None
+    if len(np.unique(assigned)) < count:
+        raise UserError(
+            f"data set '{dataset.name}': its groups are too unequal to cut into "
+            f"{count} for {purpose}."
+        )
+    return assigned
+
+
+def _hold_out(
+    dataset: Dataset,
+    indices: np.ndarray,
+    share: float,
+    seed: tuple[int, ...],
+    purpose: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `indices` in two: what is kept, and about `share` held out."""
+    _require_units(dataset, indices, 2, f"the {purpose} split")
+    rng = np.random.default_rng(seed)
+    labels = dataset.labels[indices]
+    if dataset.groups is None:
+        ranks, sizes = random_ranks(labels, rng)
+        # One example at least of each class, but never the last one.
+        held = ranks < np.minimum(np.maximum(np.round(share * sizes), 1), sizes - 1)
+        return indices[~held], indices[held]
+    groups, inverse = np.unique(dataset.groups[indices], return_inverse=True)
+    counts = np.zeros((len(groups), dataset.num_classes), np.int64)
+    np.add.at(counts, (inverse, labels), 1)
+    total = np.maximum(counts.sum(0), 1)
+    best = None
+    for _ in range(DRAWS):
+        drawn = rng.permutation(len(groups))
+        sizes = np.cumsum(counts[drawn].sum(1))
+        excess = np.abs(sizes[:-1] - share * sizes[-1])
+        drawn = drawn[: excess.argmin() + 1]
+        held = counts[drawn].sum(0)
+        lost = np.sum(held == total)
+        unseen = np.sum(held == 0)
+        score = (lost, unseen, np.abs(held / total - share).max())
+        if best is None or score < best[0]:
+            best = score, drawn
+    held = np.isin(inverse, best[1])
+    return indices[~held], indices[held]
