@@ -1,0 +1,124 @@
+"""The networks, by name.
+
+    module = build('caffenet_small', num_classes=5)
+    variables = init(module, jax.random.key(0), image_size=32, channels=1)
+    logits, taps = module.apply(variables, images, train=False)
+    (logits, taps), changed = module.apply(
+        variables, images, train=True, rngs={'dropout': key}, mutable=['batch_stats'])
+
+Images are float [N, H, W, C]. Taps are the named intermediate activations, listed with
+each network; a jitted function that does not return them does not keep them, and one
+that does returns them sorted by name.
+`variables` is a plain dict with 'params' and, for networks with batch normalisation,
+'batch_stats'.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from twostage_jax.errors import UserError, did_you_mean
+from twostage_jax.models.caffenet import CaffeNet
+from twostage_jax.models.resnet import ResNet
+
+# The name of the last classifier layer and of its tap, in every network.
+HEAD = "head"
+
+# caffenet: 227 pixels in the original. caffenet_small: for patches of 32 to 64 pixels,
+# half the strides of the stem and a quarter to a half of the widths.
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "caffenet": CaffeNet,
+    "caffenet_small": functools.partial(
+        CaffeNet, widths=(48, 96, 128, 128, 96), hidden=(256, 256), stem=(5, 2, 2)
+    ),
+    "resnet18": ResNet,
+    "resnet50": functools.partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
+}
+
+# The normalisations of each network; the first is its own choice.
+NORMS: dict[str, tuple[str, ...]] = {
+    "caffenet": ("local",),
+    "caffenet_small": ("local",),
+    "resnet18": ("batch", "group"),
+    "resnet50": ("batch", "group"),
+}
+
+DTYPES = ("float32", "bfloat16")
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    dropout: float | None = None,
+    norm: str | None = None,
+    dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+) -> nn.Module:
+    """Returns the network of that name, without parameters.
+
+    Args:
+      name: one of `MODELS`.
+      num_classes: size of the output.
+      dropout: rate in [0, 1), or None for the network's own (0.5 in the Caffe
+        networks, 0 in the residual ones).
+      norm: one of `NORMS[name]`, or None for the first of them.
+      dtype: of the computation, float32 or bfloat16; parameters and logits are
+        float32.
+      axis_name: inside `jax.pmap`, the name of the axis that a batch is spread over:
+        batch statistics are then those of the global batch, and dropout counts the
+        examples of the global batch. None elsewhere.
+
+    Raises:
+      UserError: a name or a value is not one of these.
+    """
+    if name not in MODELS:
+        raise UserError(f"model.name: no model '{name}'.{did_you_mean(name, MODELS)}")
+    norm = NORMS[name][0] if norm is None else norm
+    if norm not in NORMS[name]:
+        raise UserError(
+            f"model.norm: {name} has no norm '{norm}'.{did_you_mean(norm, NORMS[name])}"
+        )
+    if dropout is not None and not 0 <= dropout < 1:
+        raise UserError(f"model.dropout: {dropout} is not a rate; give 0 to below 1.")
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError:
+        pass
+    if str(dtype) not in DTYPES:
+        raise UserError(
+            f"model.dtype: cannot compute in '{dtype}'."
+            f"{did_you_mean(str(dtype), DTYPES)}"
+        )
+    if num_classes < 1:
+        raise UserError(f"a model needs at least one class, not {num_classes}.")
+    options = {} if dropout is None else {"dropout": dropout}
+    return MODELS[name](
+        num_classes=num_classes, norm=norm, dtype=dtype, axis_name=axis_name, **options
+    )
+
+
+def init(
+    module: nn.Module, key: jax.Array, image_size: int, channels: int
+) -> dict[str, Any]:
+    """Returns random variables for square images, a plain dict of float32 arrays.
+
+    Convolutions and hidden dense layers: He normal, bias 0. Head: normal with a
+    deviation of 0.001, bias 0. Norms: scale 1 (0 in the last of a residual block),
+    bias 0.
+
+    Args:
+      module: from `build`.
+      key: a jax random key; the same key gives the same variables.
+      image_size: side of the images, pixels.
+      channels: channels of the images.
+
+    Raises:
+      UserError: the images are too small for the network.
+    """
+    images = jnp.zeros((1, image_size, image_size, channels))
+    return jax.jit(functools.partial(module.init, train=False))(key, images)

@@ -1,0 +1,274 @@
+"""The registered networks: size, names, finite gradients, devices, refusals."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from twostage_jax.errors import UserError
+from twostage_jax.models import HEAD, MODELS, NORMS, build, init
+
+
+def shapes(name, size, channels, classes, **options):
+    """Shapes of variables, without allocating them."""
+    module = build(name, num_classes=classes, **options)
+    return jax.eval_shape(
+        lambda key: init(module, key, size, channels), jax.random.key(0)
+    )
+
+
+def count(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+# caffenet: by hand, 34,944 + 307,456 + 885,120 + 663,936 + 442,624 + 37,752,832 +
+# 16,781,312 + 4,097,000. Residual networks: torchvision's published counts.
+COUNTS = {
+    ("caffenet", 227, 3): 60_965_224,
+    ("resnet18", 224, 3): 11_689_512,
+    ("resnet50", 224, 3): 25_557_032,
+    # conv1 5*5*1*48+48, conv2 5*5*24*96+96, conv3 3*3*96*128+128, conv4
+    # 3*3*64*128+128, conv5 3*3*64*96+96, fc6 2*2*96*256+256, fc7 256*256+256, head.
+    ("caffenet_small", 32, 1): 1_248 + 57_696 + 110_720 + 73_856 + 55_392
+    + 98_560 + 65_792 + 257_000,
+}  # fmt: skip
+
+
+def test_every_model_has_a_pinned_count():
+    assert {name for name, _, _ in COUNTS} == set(MODELS) == set(NORMS)
+
+
+@pytest.mark.parametrize("name, size, channels", COUNTS)
+def test_number_of_parameters(name, size, channels):
+    for norm in NORMS[name]:
+        variables = shapes(name, size, channels, 1000, norm=norm)
+        assert count(variables["params"]) == COUNTS[name, size, channels]
+
+
+def test_caffenet_has_the_layers_and_sizes_of_caffe():
+    params = shapes("caffenet", 227, 3, 1000)["params"]
+    assert {name: layer["kernel"].shape for name, layer in params.items()} == {
+        "conv1": (11, 11, 3, 96),
+        "conv2": (5, 5, 48, 256),
+        "conv3": (3, 3, 256, 384),
+        "conv4": (3, 3, 192, 384),
+        "conv5": (3, 3, 192, 256),
+        "fc6": (9216, 4096),
+        "fc7": (4096, 4096),
+        "head": (4096, 1000),
+    }
+    taps = apply_shapes("caffenet", 227, 3)
+    side = {name: tap.shape[1] for name, tap in taps.items() if len(tap.shape) == 4}
+    assert [side[n] for n in ("conv1", "norm1", "conv2", "norm2", "conv5", "pool5")] == [
+        55, 27, 27, 13, 13, 6,
+    ]  # fmt: skip
+
+
+def apply_shapes(name, size, channels):
+    module = build(name, num_classes=3)
+    variables = shapes(name, size, channels, 3)
+    images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
+    logits, taps = jax.eval_shape(
+        functools.partial(module.apply, train=False), variables, images
+    )
+    assert logits.shape == taps[HEAD].shape == (2, 3)
+    assert HEAD in variables["params"]
+    return taps
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("size, channels", [(32, 1), (75, 4)])
+def test_any_number_of_channels_and_size_of_image(name, size, channels):
+    apply_shapes(name, size, channels)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_convolution_parameters_do_not_depend_on_the_size_of_the_image(name):
+    small, large = (shapes(name, size, 1, 3)["params"] for size in (32, 64))
+    dense = {"fc6"}
+    for layer in small.keys() - dense:
+        assert small[layer] == large[layer]
+
+
+@functools.cache
+def ready(name, size=32, norm=None, dtype="float32"):
+    module = build(name, num_classes=4, norm=norm, dtype=dtype)
+    return module, init(module, jax.random.key(0), size, 1)
+
+
+@functools.cache
+def evaluate(name, dtype="float32"):
+    """Logits and taps of two images."""
+    module, variables = ready(name, dtype=dtype)
+    return jax.jit(functools.partial(module.apply, train=False))(variables, images(2))
+
+
+def images(n, size=32, seed=0):
+    pixels = np.random.default_rng(seed).standard_normal((n, size, size, 1))
+    return jnp.asarray(pixels, jnp.float32)
+
+
+def train_step(module, variables, x, labels):
+    """Loss, gradients, taps and changed statistics of one batch."""
+
+    def loss(params):
+        (logits, taps), changed = module.apply(
+            {**variables, "params": params}, x, train=True,
+            rngs={"dropout": jax.random.key(1)}, mutable=["batch_stats"],
+        )  # fmt: skip
+        score = jax.nn.log_softmax(logits)
+        picked = jnp.take_along_axis(score, labels[:, None], axis=1)
+        return -picked.mean(), (taps, changed)
+
+    (value, (taps, changed)), gradients = jax.value_and_grad(loss, has_aux=True)(
+        variables["params"]
+    )
+    return value, gradients, taps, changed
+
+
+@pytest.mark.parametrize(
+    "name, size", [("caffenet_small", 32), ("caffenet_small", 45), ("resnet18", 32)]
+)
+def test_loss_and_gradients_are_finite(name, size):
+    module, variables = ready(name, size)
+    labels = jnp.arange(4)
+    step = jax.jit(functools.partial(train_step, module))
+    loss, gradients, taps, _ = step(variables, images(4, size), labels)
+    # A small head: the classes start nearly equally probable.
+    assert float(loss) == pytest.approx(math.log(4), abs=0.1)
+    for path, leaf in jax.tree_util.tree_leaves_with_path((gradients, taps)):
+        assert np.isfinite(leaf).all(), path
+    assert all(np.abs(gradients[HEAD][leaf]).max() > 0 for leaf in ("kernel", "bias"))
+    if name == "caffenet_small":
+        for layer, leaves in gradients.items():
+            assert np.abs(leaves["kernel"]).max() > 0, layer
+
+
+def test_dense_layer_reads_the_image_by_row_column_channel():
+    _, variables = ready("caffenet_small")
+    _, taps = evaluate("caffenet_small")
+    kernel = np.asarray(variables["params"]["fc6"]["kernel"])
+    height, width, channels = taps["pool5"].shape[1:]
+    expected = np.einsum(
+        "nhwc,hwco->no", taps["pool5"], kernel.reshape(height, width, channels, -1)
+    )
+    np.testing.assert_allclose(taps["fc6"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_taps_come_in_the_order_of_computation():
+    module, variables = ready("caffenet_small")
+    names = []
+
+    def note(x):
+        names.extend(module.apply(variables, x, train=False)[1])
+
+    jax.eval_shape(note, images(2))
+    assert names == [
+        "conv1", "relu1", "pool1", "norm1", "conv2", "relu2", "pool2", "norm2",
+        "conv3", "relu3", "conv4", "relu4", "conv5", "relu5", "pool5",
+        "fc6", "relu6", "fc7", "relu7", HEAD,
+    ]  # fmt: skip
+
+
+def test_the_tap_of_the_head_is_the_logits():
+    logits, taps = evaluate("caffenet_small")
+    np.testing.assert_array_equal(taps[HEAD], logits)
+
+
+def test_logits_and_parameters_are_float32_when_the_computation_is_not():
+    _, variables = ready("caffenet_small", dtype="bfloat16")
+    logits, taps = evaluate("caffenet_small", "bfloat16")
+    assert logits.dtype == jnp.float32
+    assert taps["conv1"].dtype == taps["relu7"].dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    exact, _ = evaluate("caffenet_small")
+    np.testing.assert_allclose(logits, exact, atol=0.05)
+
+
+def test_batch_statistics_move_by_a_tenth_in_training_only():
+    module, variables = ready("resnet18")
+    x = images(4)
+    apply = jax.jit(
+        functools.partial(module.apply, mutable=["batch_stats"]),
+        static_argnames="train",
+    )
+    (_, taps), changed = apply(variables, x, train=True)
+    signal = np.asarray(taps["stem_conv"], np.float64)
+    moved = changed["batch_stats"]["stem_norm"]
+    np.testing.assert_allclose(
+        moved["mean"], 0.1 * signal.mean((0, 1, 2)), rtol=1e-3, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        moved["var"], 0.9 + 0.1 * signal.var((0, 1, 2)), rtol=1e-3, atol=1e-4
+    )
+    _, same = apply(variables, x, train=False)
+    jax.tree.map(
+        np.testing.assert_array_equal, same["batch_stats"], variables["batch_stats"]
+    )
+
+
+def test_group_norm_has_no_statistics_to_keep():
+    assert set(shapes("resnet18", 32, 1, 4, norm="group")) == {"params"}
+    assert set(shapes("resnet18", 32, 1, 4)) == {"params", "batch_stats"}
+
+
+@pytest.mark.parametrize("name", ["caffenet_small", "resnet18"])
+def test_training_pass_is_the_same_on_one_device_and_on_all(name):
+    devices = jax.local_device_count()
+    if devices == 1:
+        pytest.skip("needs several devices")
+    module, variables = ready(name)
+    spread = build(name, num_classes=4, axis_name="batch")
+    x = images(2 * devices)
+
+    def train(module, x):
+        (logits, _), changed = module.apply(
+            variables, x, train=True, rngs={"dropout": jax.random.key(1)},
+            mutable=["batch_stats"],
+        )  # fmt: skip
+        return logits, changed
+
+    logits, changed = jax.jit(functools.partial(train, module))(x)
+    parts, replicas = jax.pmap(functools.partial(train, spread), axis_name="batch")(
+        x.reshape(devices, 2, *x.shape[1:])
+    )
+    np.testing.assert_allclose(
+        parts.reshape(logits.shape), logits, rtol=1e-3, atol=1e-4
+    )
+    for one, all_devices in zip(
+        jax.tree.leaves(changed), jax.tree.leaves(replicas), strict=True
+    ):
+        for replica in np.asarray(all_devices):
+            np.testing.assert_allclose(replica, one, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"name": "cafenet"}, "Did you mean 'caffenet'?"),
+        ({"name": "resnet18", "norm": "grup"}, "Did you mean 'group'?"),
+        ({"name": "caffenet_small", "norm": "batch"}, "model.norm"),
+        ({"dtype": "float23"}, "model.dtype"),
+        ({"dropout": 1.0}, "model.dropout"),
+        ({"num_classes": 0}, "class"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(options, words):
+    with pytest.raises(UserError) as error:
+        build(**{"name": "caffenet_small", "num_classes": 2, **options})
+    assert words in str(error.value)
+
+
+def test_images_smaller_than_the_first_kernel_are_refused():
+    module = build("caffenet", num_classes=2)
+    with pytest.raises(UserError, match="too small"):
+        init(module, jax.random.key(0), 10, 3)
+
+
+def test_smallest_images_go_through():
+    apply_shapes("caffenet", 11, 1)
+    apply_shapes("caffenet_small", 1, 1)
+    apply_shapes("resnet18", 1, 1)

@@ -1,0 +1,106 @@
+"""The Caffe reference network, and a small one of the same build.
+
+CaffeNet is AlexNet (Krizhevsky et al. 2012) on one device with the pooling before the
+normalisation: Jia et al. 2014 (arXiv 1408.5093), `models/bvlc_reference_caffenet` of
+the Caffe distribution. It is the network of Suzuki et al. 2018 (arXiv 1810.06282).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from twostage_jax.errors import UserError
+from twostage_jax.models import layers
+
+
+class CaffeNet(nn.Module):
+    """Five convolutions, two hidden dense layers, a classifier.
+
+    Layers, and so parameters: conv1 ... conv5, fc6, fc7, head, each with `kernel` and
+    `bias`. conv2, conv4 and conv5 work in two groups of channels. The input of fc6 is
+    pool5 laid out row by row, channels fastest: row (i * width + j) * channels + c of
+    its kernel belongs to row i, column j, channel c of pool5, and
+    `kernel.reshape(height, width, channels, -1)` undoes it. Its height and width
+    follow from the size of the image.
+
+    Attributes:
+      num_classes: size of the output.
+      dropout: rate of the dropout after fc6 and fc7.
+      norm: not used: the network has local response normalisation and nothing else.
+      dtype: dtype of the computation; parameters and logits are float32.
+      axis_name: name of the mapped axis that a batch is spread over, or None.
+      widths: output channels of conv1 ... conv5.
+      hidden: sizes of fc6 and fc7.
+      stem: kernel side, stride and padding of conv1, pixels.
+    """
+
+    num_classes: int
+    dropout: float = 0.5
+    norm: str = "local"
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    widths: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
+    hidden: tuple[int, int] = (4096, 4096)
+    stem: tuple[int, int, int] = (11, 4, 0)
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns logits and taps.
+
+        Args:
+          images: [N, H, W, C], float.
+          train: drops out; needs `rngs={'dropout': key}`.
+
+        Returns:
+          Logits, float32 [N, num_classes], and the taps, in the order in which they
+          are computed: conv1, relu1, pool1, norm1, conv2, relu2, pool2, norm2, conv3,
+          relu3, conv4, relu4, conv5, relu5, pool5 [N, h, w, c]; fc6, relu6, fc7, relu7
+          [N, size], before dropout; head, the logits. A tap of a convolution or dense
+          layer is its value before the ReLU.
+
+        Raises:
+          UserError: the images are smaller than the kernel of conv1.
+        """
+        size, strides, pad = self.stem
+        if min(images.shape[1:3]) + 2 * pad < size:
+            raise UserError(
+                f"images of {images.shape[1]} x {images.shape[2]} pixels are too small "
+                f"for this model: conv1 needs {size - 2 * pad} at least. Use larger "
+                "images or another model.name."
+            )
+        taps = {}
+
+        def tap(name: str, value: jax.Array) -> jax.Array:
+            taps[name] = value
+            return value
+
+        def conv(k: int, x: jax.Array, size: int, pad: int, groups: int, strides=1):
+            layer = layers.Conv(
+                self.widths[k - 1], size, strides, pad, groups, dtype=self.dtype,
+                name=f"conv{k}",
+            )  # fmt: skip
+            return tap(f"relu{k}", layers.relu(tap(f"conv{k}", layer(x))))
+
+        def pool_and_norm(k: int, x: jax.Array) -> jax.Array:
+            x = tap(f"pool{k}", layers.max_pool(x))
+            return tap(f"norm{k}", layers.local_response_norm(x))
+
+        def dense(k: int, x: jax.Array) -> jax.Array:
+            layer = nn.Dense(
+                self.hidden[k - 6], dtype=self.dtype, kernel_init=layers.he_normal,
+                name=f"fc{k}",
+            )  # fmt: skip
+            x = tap(f"relu{k}", layers.relu(tap(f"fc{k}", layer(x))))
+            return layers.Dropout(self.dropout, self.axis_name)(x, train=train)
+
+        x = pool_and_norm(1, conv(1, images, size, pad, 1, strides))
+        x = pool_and_norm(2, conv(2, x, 5, 2, 2))
+        x = conv(5, conv(4, conv(3, x, 3, 1, 1), 3, 1, 2), 3, 1, 2)
+        x = tap("pool5", layers.max_pool(x))
+        x = dense(7, dense(6, x.reshape(x.shape[0], -1)))
+        logits = tap("head", layers.head(self.num_classes)(x.astype(jnp.float32)))
+        return logits, taps

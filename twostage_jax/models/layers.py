@@ -1,0 +1,190 @@
+"""The layers that the networks share.
+
+`relu`, `max_pool` and `local_response_norm` are plain functions, and the networks call
+them as attributes of this module, so that a feature analysis can put another backward
+rule in their place.
+
+Images and activations are [N, H, W, C], kernels [kh, kw, C in / groups, C out].
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# He et al. 2015 (arXiv 1502.01852): keeps the variance of the signal through a ReLU at
+# any width and kernel size. Caffe's fixed Gaussians (deviation 0.01 and 0.005) fit the
+# widths of CaffeNet only, and let the signal fade in a narrower network.
+he_normal = nn.initializers.he_normal()
+# Small, so that training starts from nearly equal class probabilities. Caffe's 0.01 is
+# not small enough for the signal that He's deviations and max-pooling let through.
+head_init = nn.initializers.normal(0.001)
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """Returns max(x, 0); the gradient at 0 is 0."""
+    return jax.nn.relu(x)
+
+
+def max_pool(x: jax.Array, *, pad: int = 0, ceil: bool = True) -> jax.Array:
+    """Overlapping max-pooling: 3x3 windows, 2 apart.
+
+    Written as maxima over the even and odd rows, then columns: the gradient of
+    `lax.reduce_window` scatters, and is 5 to 10 times slower on a CPU. Where the
+    largest value occurs more than once, the gradient is shared among the places
+    instead of going to the first; after a ReLU such ties are mostly zeros, where no
+    gradient passes.
+
+    Args:
+      x: [N, H, W, C], float.
+      pad: rows and columns of minus infinity put on all four sides, 0 or 1.
+      ceil: Caffe's size rule, in which the last window may reach past the edge:
+        ceil((H + 2 pad - 3) / 2) + 1, and at least 1. Otherwise every window lies
+        within the padded image: floor((H + 2 pad - 3) / 2) + 1.
+
+    Returns:
+      [N, H', W', C].
+    """
+    return _pool_axis(_pool_axis(x, 1, pad, ceil), 2, pad, ceil)
+
+
+def _pool_axis(x: jax.Array, axis: int, pad: int, ceil: bool) -> jax.Array:
+    size = x.shape[axis]
+    free = max(size + 2 * pad - 3, 0)
+    out = (free + 1 if ceil else free) // 2 + 1
+    # Pairs (a, b) of neighbours: window k is a[k], b[k] and a[k + 1].
+    widths = [(0, 0, 0)] * x.ndim
+    widths[axis] = (pad, 2 * (out + 1) - pad - size, 0)
+    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), widths)
+    x = x.reshape(*x.shape[:axis], out + 1, 2, *x.shape[axis + 1 :])
+    a = lax.index_in_dim(x, 0, axis + 1, keepdims=False)
+    b = lax.index_in_dim(x, 1, axis + 1, keepdims=False)
+    first = functools.partial(lax.slice_in_dim, start_index=0, limit_index=out)
+    last = lax.slice_in_dim(a, 1, out + 1, axis=axis)
+    return jnp.maximum(jnp.maximum(first(a, axis=axis), first(b, axis=axis)), last)
+
+
+def local_response_norm(x: jax.Array) -> jax.Array:
+    """Divides by a local sum of squares over neighbouring channels, as Caffe does.
+
+    y = x / (1 + alpha / n * s) ** beta, with s the sum of x ** 2 over the n = 5
+    channels centred on the one in hand (fewer at the ends), alpha = 1e-4, beta = 0.75:
+    section 3.3 of Krizhevsky et al. 2012, with the constants of Caffe's
+    `bvlc_reference_caffenet`.
+
+    Args:
+      x: [N, H, W, C], float. The sum is taken in float32.
+
+    Returns:
+      The same shape and dtype.
+    """
+    square = jnp.square(x.astype(jnp.float32))
+    window = (1,) * (x.ndim - 1) + (5,)
+    padding = ((0, 0),) * (x.ndim - 1) + ((2, 2),)
+    total = lax.reduce_window(square, 0.0, lax.add, window, (1,) * x.ndim, padding)
+    # s ** -0.75 as two roots: a general power costs several times more.
+    root = lax.rsqrt(1.0 + 1e-4 / 5 * total)
+    return x * (root * jnp.sqrt(root)).astype(x.dtype)
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, *, strides: int, pad: int, groups: int = 1
+) -> jax.Array:
+    """Two-dimensional cross-correlation, [N, H, W, C] with [kh, kw, C / groups, O].
+
+    With groups, input and output channels are cut into that many equal runs, each
+    convolved on its own. They are separate convolutions here: XLA's grouped one has a
+    kernel gradient that is 10 to 30 times slower on a CPU.
+    """
+    conv = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(strides, strides),
+        padding=((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    if groups == 1:
+        return conv(x, kernel)
+    pairs = zip(
+        jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True
+    )
+    return jnp.concatenate([conv(part, weights) for part, weights in pairs], axis=-1)
+
+
+class Conv(nn.Module):
+    """Convolution with a square kernel; parameters `kernel` and `bias` are float32.
+
+    Attributes:
+      features: output channels.
+      size: side of the kernel, pixels.
+      strides: step between windows, pixels.
+      pad: rows and columns of zeros on each side.
+      groups: see `convolve`; the parameters are one kernel all the same.
+      use_bias: adds a bias for each output channel.
+      dtype: dtype of the computation and of the result.
+    """
+
+    features: int
+    size: int
+    strides: int = 1
+    pad: int = 0
+    groups: int = 1
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", he_normal, shape)
+        y = convolve(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            strides=self.strides,
+            pad=self.pad,
+            groups=self.groups,
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return y
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask for an example depends on its place in the global batch.
+
+    Example i of the global batch draws from `fold_in(key of this layer, i)`, so that
+    one device and eight give the same masks. Inside `jax.pmap` every device must be
+    given the same 'dropout' key.
+
+    Attributes:
+      rate: probability that a value is set to 0; the others are scaled by
+        1 / (1 - rate).
+      axis_name: name of the mapped axis that the batch is spread over, or None.
+    """
+
+    rate: float
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if not train or self.rate == 0:
+            return x
+        count, *shape = x.shape
+        index = jnp.arange(count)
+        if self.axis_name is not None and not self.is_initializing():
+            index = index + lax.axis_index(self.axis_name) * count
+        key = self.make_rng("dropout")
+        keep = jax.vmap(
+            lambda i: jax.random.bernoulli(
+                jax.random.fold_in(key, i), 1 - self.rate, tuple(shape)
+            )
+        )(index)
+        # A product, which no compiler rewrites: a quotient by a constant may be.
+        return jnp.where(keep, x * (1 / (1 - self.rate)), 0)
+
+
+def head(num_classes: int) -> nn.Dense:
+    """Returns the classifier layer; give it float32, and its result is float32."""
+    return nn.Dense(num_classes, kernel_init=head_init, name="head")

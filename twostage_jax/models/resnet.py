@@ -1,0 +1,156 @@
+"""Residual networks of 18 and 50 layers.
+
+He et al. 2015 (arXiv 1512.03385), table 1, with the stride of a bottleneck in its 3x3
+convolution ("version 1.5", as in torchvision), which leaves the parameters as they are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from twostage_jax.models import layers
+
+
+def make_norm(
+    kind: str, *, train: bool, dtype: Any, axis_name: str | None
+) -> Callable[..., nn.Module]:
+    """Returns a constructor of the normalisation layer, `norm(name=...)`.
+
+    'batch': running statistics move by a tenth each training step, over all devices
+    along `axis_name`. 'group': 32 groups of channels (Wu & He 2018, arXiv 1803.08494),
+    the same in training and evaluation. Both have a `scale` and a `bias`.
+    """
+    if kind == "group":
+        return lambda **kwargs: nn.GroupNorm(
+            num_groups=32, epsilon=1e-5, dtype=dtype, **kwargs
+        )
+    return lambda **kwargs: nn.BatchNorm(
+        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype,
+        axis_name=axis_name, **kwargs,
+    )  # fmt: skip
+
+
+class Block(nn.Module):
+    """One residual block: relu(convolutions(x) + shortcut(x)).
+
+    Layers: conv1, norm1, conv2, norm2 (and conv3, norm3 in a bottleneck), and
+    shortcut_conv, shortcut_norm where the shape changes. The last norm starts with a
+    scale of 0, so that the block starts as its shortcut (Goyal et al. 2017,
+    arXiv 1706.02677, section 5.1).
+
+    Attributes:
+      features: channels of the 3x3 convolutions.
+      strides: step of the first 3x3 convolution and of the shortcut.
+      bottleneck: 1x1, 3x3, 1x1 to four times the channels, instead of 3x3, 3x3.
+      norm: constructor from `make_norm`.
+      dtype: dtype of the computation.
+    """
+
+    features: int
+    strides: int
+    bottleneck: bool
+    norm: Callable[..., nn.Module]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        # (channels, kernel side, stride) of each convolution.
+        if self.bottleneck:
+            plan = (
+                (self.features, 1, 1),
+                (self.features, 3, self.strides),
+                (4 * self.features, 1, 1),
+            )
+        else:
+            plan = ((self.features, 3, self.strides), (self.features, 3, 1))
+
+        y = x
+        for k, (features, size, strides) in enumerate(plan, start=1):
+            last = k == len(plan)
+            y = self._conv(features, size, strides, f"conv{k}")(y)
+            init = nn.initializers.zeros if last else nn.initializers.ones
+            y = self.norm(scale_init=init, name=f"norm{k}")(y)
+            if not last:
+                y = layers.relu(y)
+        if x.shape != y.shape:
+            x = self._conv(plan[-1][0], 1, self.strides, "shortcut_conv")(x)
+            x = self.norm(name="shortcut_norm")(x)
+        return layers.relu(x + y)
+
+    def _conv(self, features: int, size: int, strides: int, name: str) -> layers.Conv:
+        return layers.Conv(
+            features, size, strides, size // 2, use_bias=False, dtype=self.dtype,
+            name=name,
+        )  # fmt: skip
+
+
+class ResNet(nn.Module):
+    """A stem, four stages of residual blocks, global mean, a classifier.
+
+    Layers: stem_conv, stem_norm, stage1_block1 ... (see `Block`), head. Any size of
+    image fits; below about 64 pixels the last stages see one or two positions only.
+
+    Attributes:
+      num_classes: size of the output.
+      dropout: rate of the dropout before the head.
+      norm: 'batch' or 'group'.
+      dtype: dtype of the computation; parameters and logits are float32.
+      axis_name: name of the mapped axis that a batch is spread over, or None.
+      blocks: number of blocks of each stage.
+      bottleneck: see `Block`.
+    """
+
+    num_classes: int
+    dropout: float = 0.0
+    norm: str = "batch"
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    blocks: tuple[int, int, int, int] = (2, 2, 2, 2)
+    bottleneck: bool = False
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns logits and taps.
+
+        Args:
+          images: [N, H, W, C], float.
+          train: normalises by the statistics of the batch, which needs
+            `mutable=['batch_stats']`, and drops out, which needs
+            `rngs={'dropout': key}`.
+
+        Returns:
+          Logits, float32 [N, num_classes], and the taps, in the order in which they
+          are computed: stem_conv, stem_norm, stem_relu, stem_pool, stage1_block1 ...
+          (the output of each block, after its ReLU), stage1 ... stage4 (the output of
+          the last block of each stage) [N, h, w, c]; mean [N, c]; head, the logits.
+        """
+        norm = make_norm(
+            self.norm, train=train, dtype=self.dtype, axis_name=self.axis_name
+        )
+        taps = {}
+        x = layers.Conv(
+            64, 7, 2, 3, use_bias=False, dtype=self.dtype, name="stem_conv"
+        )(images)
+        taps["stem_conv"] = x
+        taps["stem_norm"] = x = norm(name="stem_norm")(x)
+        taps["stem_relu"] = x = layers.relu(x)
+        taps["stem_pool"] = x = layers.max_pool(x, pad=1, ceil=False)
+        for stage, count in enumerate(self.blocks, start=1):
+            for block in range(1, count + 1):
+                name = f"stage{stage}_block{block}"
+                strides = 2 if stage > 1 and block == 1 else 1
+                x = Block(
+                    64 * 2 ** (stage - 1), strides, self.bottleneck, norm, self.dtype,
+                    name=name,
+                )(x)  # fmt: skip
+                taps[name] = x
+            taps[f"stage{stage}"] = x
+        taps["mean"] = x = x.astype(jnp.float32).mean(axis=(1, 2))
+        x = layers.Dropout(self.dropout, self.axis_name)(x, train=train)
+        taps["head"] = logits = layers.head(self.num_classes)(x)
+        return logits, taps
