@@ -1,1 +1,3 @@
 """Two-stage feature transfer for textural medical images."""
+
+__version__ = "0.1.0"

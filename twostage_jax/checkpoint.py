@@ -127,7 +127,7 @@ def load_variables(folder: Path) -> PyTree:
             loaded = checkpointer.restore(
                 folder.absolute(), args=ocp.args.StandardRestore(template)
             )
-    except (ValueError, FileNotFoundError, KeyError) as error:
+    except (ValueError, OSError, KeyError, AttributeError) as error:
         raise UserError(
             f"{folder}: cannot be read as exported variables "
             f"({_first_line(error)}). Delete the stage's folder and run again."

@@ -8,13 +8,13 @@ an impossible value is a `UserError` that names it.
 import dataclasses
 import json
 import math
-import re
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from twostage_jax.config_checks import check_values
 from twostage_jax.errors import UserError, did_you_mean
 
 TARGET = "target"
@@ -236,7 +236,7 @@ def parse(config: ConfigDict) -> Config:
         arms=_arms(raw["arms"], stages, study.arms),
         study=study,
     )
-    _check(parsed)
+    check_values(parsed)
     return parsed
 
 
@@ -295,7 +295,8 @@ def _arms(
             raise UserError(f"{path} visits a stage twice: give it two names.")
         if not wanted or arm in wanted:
             arms[arm] = names
-    return arms
+    # A ConfigDict forgets the order of its keys: short chains first.
+    return dict(sorted(arms.items(), key=lambda item: (len(item[1]), item[0])))
 
 
 def _build(cls: type, raw: Any, path: str) -> Any:
@@ -336,78 +337,3 @@ def _value(kind: Any, value: Any, path: str) -> Any:
     if kind is float and not math.isfinite(value):
         raise UserError(f"{path} is {value!r}: it must be finite.")
     return value
-
-
-def _check(config: Config) -> None:
-    """Raises a UserError for values that are of the right type but impossible."""
-    positive = {"config.model.image_size": config.model.image_size}
-    share = {"config.model.dropout": config.model.dropout}
-    not_negative = {"config.study.folds": config.study.folds}
-    for name, stage in config.stages.items():
-        path = f"config.stages.{name}"
-        for field in ("steps", "batch_size", "eval_every", "save_every"):
-            positive[f"{path}.train.{field}"] = getattr(stage.train, field)
-        positive[f"{path}.optim.learning_rate"] = stage.optim.learning_rate
-        share[f"{path}.train.label_smoothing"] = stage.train.label_smoothing
-        for field in ("momentum", "weight_decay", "clip_norm", "l2_sp"):
-            not_negative[f"{path}.optim.{field}"] = getattr(stage.optim, field)
-        for field in ("warmup_steps", "head_steps"):
-            not_negative[f"{path}.optim.{field}"] = getattr(stage.optim, field)
-        for field in ("shift", "brightness", "contrast", "window"):
-            not_negative[f"{path}.augment.{field}"] = getattr(stage.augment, field)
-        if len(stage.data.window) not in (2, 6) or min(stage.data.window[1::2]) <= 0:
-            raise UserError(
-                f"{path}.data.window is {stage.data.window}: it must be (centre, width)"
-                " in HU, or three such pairs in one tuple, with positive widths."
-            )
-        if stage.train.steps <= stage.optim.warmup_steps:
-            raise UserError(
-                f"{path}.optim.warmup_steps must be below train.steps "
-                f"({stage.train.steps})."
-            )
-        for share_name in ("validation", "test"):
-            value = getattr(stage.data, share_name)
-            if not 0 < value < 1:
-                raise UserError(f"{path}.data.{share_name} is {value}: between 0 and 1.")
-        _check_patterns(stage, path)
-    for key, value in positive.items():
-        if value <= 0:
-            raise UserError(f"{key} is {value}: it must be positive.")
-    for key, value in share.items():
-        if not 0 <= value < 1:
-            raise UserError(f"{key} is {value}: it must be at least 0 and below 1.")
-    for key, value in not_negative.items():
-        if value < 0:
-            raise UserError(f"{key} is {value}: it must not be negative.")
-    _check_study(config.study)
-
-
-def _check_patterns(stage: StageConfig, path: str) -> None:
-    patterns = [
-        *((f"{path}.optim.freeze", p) for p in stage.optim.freeze),
-        *((f"{path}.optim.lr_factors", p) for p, _ in stage.optim.lr_factors),
-        *((f"{path}.transfer.rules", p) for p, _ in stage.transfer.rules),
-    ]
-    for setting, pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(
-                f"{setting}: {pattern!r} is no regular expression: {error}."
-            ) from None
-
-
-def _check_study(study: StudyConfig) -> None:
-    if not study.seeds or len(set(study.seeds)) != len(study.seeds):
-        raise UserError(f"config.study.seeds is {study.seeds}: one or more, all unlike.")
-    if min(study.seeds) < 0:
-        raise UserError(f"config.study.seeds is {study.seeds}: none may be negative.")
-    bad = [f for f in study.fractions if not 0 < f <= 1]
-    if bad or not study.fractions:
-        raise UserError(
-            f"config.study.fractions is {study.fractions}: shares above 0, up to 1."
-        )
-    if len(set(study.fractions)) != len(study.fractions):
-        raise UserError(f"config.study.fractions names {study.fractions}: one twice.")
-    if study.folds == 1:
-        raise UserError("config.study.folds is 1: give 0 for one split, or 2 or more.")

@@ -92,7 +92,7 @@ def fit(
         positions = order(
             len(task.indices), settings.batch_size, task.order_seed, *steps
         )
-        return task.indices[positions]
+        return task.indices[positions].astype(np.int32)
 
     saved_at = int(start.step)
     pending = None
@@ -106,7 +106,9 @@ def fit(
         pending = step, chunk, metrics
         scoring = step % settings.eval_every == 0 or step == settings.steps
         stopping = watch.stop()
-        saving = stopping or step // settings.save_every > saved_at // settings.save_every
+        saving = (
+            stopping or step // settings.save_every > saved_at // settings.save_every
+        )
         if not (scoring or saving):
             continue
         _collect(task.name, pending, progress, watch)
@@ -157,9 +159,7 @@ def _better(entry: dict[str, float], best: dict[str, float]) -> bool:
     return rank(entry) > rank(best)
 
 
-def _collect(
-    name: str, pending: Any, progress: dict[str, Any], watch: Watch
-) -> None:
+def _collect(name: str, pending: Any, progress: dict[str, Any], watch: Watch) -> None:
     """Reads the metrics of a chunk, and stops at a loss that is not finite."""
     if pending is None:
         return

@@ -159,7 +159,7 @@ def train_step(
     metrics = {
         "loss": jax.lax.psum(loss, AXIS),
         "accuracy": jax.lax.pmean(correct, AXIS),
-        "gradient_norm": optax.global_norm(gradients),
+        "gradient_norm": optax.tree.norm(gradients),
     }
     return new_state, metrics
 
@@ -195,7 +195,9 @@ def compiled(settings: StepSettings) -> Programs:
     )
     evaluation = functools.partial(eval_step, settings=settings, model=_model(settings))
 
-    def train(state: TrainState, data: Any, items: Any, key: Any, constants: Any) -> Any:
+    def train(
+        state: TrainState, data: Any, items: Any, key: Any, constants: Any
+    ) -> Any:
         def body(state: TrainState, item: Any) -> Any:
             return step(state, _fetch(data, item), key, constants)
 
@@ -229,7 +231,9 @@ def read_metrics(metrics: Any) -> dict[str, np.ndarray]:
 
 
 def _host_loop(one_step: Callable) -> Callable:
-    def train(state: TrainState, data: Any, items: Any, key: Any, constants: Any) -> Any:
+    def train(
+        state: TrainState, data: Any, items: Any, key: Any, constants: Any
+    ) -> Any:
         metrics = []
         for i in range(jax.tree.leaves(items)[0].shape[1]):
             item = jax.tree.map(lambda array, i=i: array[:, i], items)

@@ -1,0 +1,125 @@
+"""Two-stage feature transfer on embedded data: the default, minutes on a CPU.
+
+    python -m twostage_jax.main --config=configs/two_stage.py
+
+trains the four arms of Suzuki et al. 2018 (arXiv 1810.06282) on data that the package
+makes itself: formula-driven images, procedural textures, and HRCT phantoms of diffuse
+lung disease. `--config=configs/two_stage.py:smoke` is the same at the smallest size that
+still runs every part. Every setting can be overridden: `--config.a.b=value`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the settings; `variant` is '' or 'smoke'."""
+    if variant not in ("", "smoke"):
+        raise ValueError(
+            f"configs/two_stage.py has no variant '{variant}', only 'smoke'."
+        )
+    config = ConfigDict()
+    config.name = "two_stage"  # names the default workdir, runs/two_stage
+
+    config.model = ConfigDict()
+    config.model.name = "caffenet_small"  # caffenet, caffenet_small, resnet18, resnet50
+    config.model.channels = 1  # of the whole chain: 1 = grey, 3 = RGB
+    config.model.image_size = 32  # input height and width, pixels
+    config.model.norm = ""  # '' = the network's own; resnets: batch or group
+    config.model.dropout = 0.5  # of the fully connected layers
+    config.model.dtype = "float32"  # of the computation: float32 or bfloat16
+
+    config.stages = ConfigDict()
+
+    natural = config.stages.natural = stage("natural_surrogate", steps=500)
+    natural.data.per_class = 500  # images of each of the 12 classes
+    natural.augment.flip = "horizontal"
+
+    texture = config.stages.texture = stage("textures", steps=400)
+    texture.data.samples_per_class = 32  # pieces of each of the 16 materials
+    texture.data.views_per_sample = 8  # images of each piece
+    texture.augment.flip = "dihedral"
+    texture.augment.brightness = 0.1
+    texture.augment.contrast = 0.2
+
+    target = config.stages.target = stage("phantoms", steps=400)
+    target.data.patients = 28  # phantom patients; each has up to three diseases
+    target.data.per_class = 40  # most patches of one class and patient
+    target.augment.flip = "dihedral"
+    target.augment.window = 0.1
+    target.train.class_weights = "balanced"
+
+    # Arm -> its chain of stages. All end at 'target'; shared beginnings train once.
+    config.arms = ConfigDict()
+    config.arms.scratch = "target"
+    config.arms.natural = "natural > target"
+    config.arms.texture = "texture > target"
+    config.arms.two_stage = "natural > texture > target"
+
+    config.study = ConfigDict()
+    config.study.arms = ()  # names of the arms to run; empty = all
+    config.study.seeds = (0,)  # every arm runs once a seed
+    config.study.fractions = (1.0,)  # shares of the target's training set, nested
+    config.study.draw = "group"  # fractions by whole 'group' (patient) or by 'patch'
+    config.study.folds = 0  # folds of the target by group; 0 = one split
+    config.study.split_seed = 0  # of the splits into train, validation, test
+
+    if variant == "smoke":
+        config.name = "two_stage_smoke"
+        natural.data.per_class = 12
+        texture.data.samples_per_class = 5
+        texture.data.views_per_sample = 2
+        target.data.patients = 12
+        target.data.per_class = 6
+        for name in config.stages:
+            config.stages[name].train.steps = 20
+            config.stages[name].train.eval_every = 10
+            config.stages[name].train.save_every = 10
+            config.stages[name].train.batch_size = 16
+            config.stages[name].optim.warmup_steps = 2
+    return config
+
+
+def stage(source: str, steps: int) -> ConfigDict:
+    """Returns the settings of one stage, each with what it means."""
+    stage = ConfigDict()
+
+    stage.data = data = ConfigDict()
+    data.source = source  # natural_surrogate, textures, phantoms, folder, slices, ...
+    data.validation = 0.2  # share of the training groups that selection looks at
+    data.test = 0.25  # share of the groups held out, if the set brings no test split
+    data.normalise = "fixed"  # fixed, dataset, or patch (structure only)
+    data.window = (-600.0, 1500.0)  # (centre, width) in HU; only images in HU
+
+    stage.transfer = transfer = ConfigDict()
+    transfer.reinitialise = "head"  # head, or dense: all fully connected layers
+    transfer.rules = ()  # ((path pattern, action), ...) that come before the default
+
+    stage.optim = optim = ConfigDict()
+    optim.name = "sgd"  # sgd (with momentum) or adamw
+    optim.learning_rate = 0.02  # at its peak
+    optim.momentum = 0.9  # of sgd
+    optim.weight_decay = 5e-4  # biases and normalisation layers are spared
+    optim.warmup_steps = 20  # linear
+    optim.schedule = "cosine"  # after the warm-up: cosine or constant
+    optim.clip_norm = 1.0  # largest gradient norm; 0 = no clipping
+    optim.lr_factors = ()  # ((path pattern, factor), ...), such as (('conv.*', 0.1),)
+    optim.freeze = ()  # path patterns of what stays bit-identical
+    optim.head_steps = 0  # steps at the start that train the head alone
+    optim.l2_sp = 0.0  # pull of transferred kernels towards their start
+
+    stage.train = train = ConfigDict()
+    train.steps = steps  # optimiser steps
+    train.batch_size = 64  # over all devices
+    train.eval_every = 50  # steps between scores on the validation split
+    train.save_every = 100  # steps between saved states
+    train.select = "best"  # parameters kept: best on validation, or last
+    train.label_smoothing = 0.0  # share of the target spread over all classes
+    train.class_weights = "none"  # none, or balanced: inverse class frequency
+
+    stage.augment = augment = ConfigDict()
+    augment.flip = "none"  # none, horizontal, or dihedral (flips and quarter turns)
+    augment.shift = 2  # largest shift of the crop, pixels
+    augment.brightness = 0.0  # largest change, as a share of the full range
+    augment.contrast = 0.0  # largest relative change
+    augment.window = 0.0  # largest relative change of the HU window
+    return stage

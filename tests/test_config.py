@@ -1,0 +1,110 @@
+"""Config file -> settings: what is unknown or impossible is named."""
+
+import importlib.util
+
+import pytest
+from conftest import REPOSITORY
+from ml_collections import ConfigDict
+
+from twostage_jax import config as configs
+from twostage_jax.errors import UserError
+
+
+def config_file(name, variant=""):
+    spec = importlib.util.spec_from_file_location("c", REPOSITORY / "configs" / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
+
+
+@pytest.fixture
+def raw():
+    return config_file("two_stage.py")
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in (REPOSITORY / "configs").glob("*.py"))
+)
+def test_every_config_of_the_project_parses(name):
+    parsed = configs.parse(config_file(name))
+    assert all(chain[-1] == "target" for chain in parsed.arms.values())
+
+
+def test_default_config_lists_every_setting(raw):
+    target = raw.stages.target.to_dict()
+    for block, cls in (
+        ("transfer", configs.TransferConfig),
+        ("optim", configs.OptimConfig),
+        ("train", configs.TrainConfig),
+        ("augment", configs.AugmentConfig),
+    ):
+        assert set(target[block]) == set(cls.__dataclass_fields__)
+    assert set(raw.model.to_dict()) == set(configs.ModelConfig.__dataclass_fields__)
+    assert set(raw.study.to_dict()) == set(configs.StudyConfig.__dataclass_fields__)
+
+
+def test_values_of_the_file_arrive(raw):
+    raw.stages.texture.optim.learning_rate = 0.125
+    parsed = configs.parse(raw)
+    assert parsed.stages["texture"].optim.learning_rate == 0.125
+    assert parsed.arms["two_stage"] == ("natural", "texture", "target")
+
+
+def test_integer_passes_for_a_float(raw):
+    raw = ConfigDict({**raw.to_dict()})
+    raw.model.dropout = 0
+    dropout = configs.parse(raw).model.dropout
+    assert dropout == 0.0 and isinstance(dropout, float)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("stages.target.optim.learing_rate", 0.1, "Did you mean 'learning_rate'"),
+        ("stages.target.optimizer", {}, "unknown setting"),
+        ("modell", {}, "Did you mean 'model'"),
+        ("stages.target.optim.name", "sdg", "must be one of 'sgd', 'adamw'"),
+        ("stages.target.train.steps", 0, "must be positive"),
+        ("stages.target.train.steps", 1.5, "must be of type int"),
+        ("stages.target.train.steps", True, "must be of type int"),
+        ("stages.target.train.steps", 20, "it must be below train.steps"),
+        ("stages.target.optim.learning_rate", float("nan"), "must be finite"),
+        ("stages.target.optim.freeze", "conv1", "must be a tuple"),
+        ("stages.target.optim.freeze", ("conv(",), "no regular expression"),
+        ("stages.target.optim.lr_factors", (("a",),), "must have 2 entries"),
+        ("stages.target.data.window", (-600.0,), "(centre, width)"),
+        ("stages.target.data.window", (-600.0, 0.0), "positive widths"),
+        ("stages.target.data.test", 1.0, "between 0 and 1"),
+        ("stages.target.transfer.rules", ((".*", "copi"),), "Did you mean 'copy'"),
+        ("model.dropout", 1.0, "below 1"),
+        ("model.channels", 2, "must be one of 1, 3"),
+        ("arms.two_stage", "natural > textur > target", "Did you mean 'texture'"),
+        ("arms.two_stage", "natural > texture", "must end at 'target'"),
+        ("arms.two_stage", "natural > natural > target", "visits a stage twice"),
+        ("study.arms", ("two_stag",), "Did you mean 'two_stage'"),
+        ("study.seeds", (1, 1), "all unlike"),
+        ("study.seeds", (), "one or more"),
+        ("study.fractions", (0.0,), "shares above 0"),
+        ("study.fractions", (0.5, 0.5), "one twice"),
+        ("study.folds", 1, "0 for one split"),
+    ],
+)
+def test_bad_setting_is_named(raw, path, value, words):
+    tree = raw.to_dict()
+    node = tree
+    *parents, last = path.split(".")
+    for name in parents:
+        node = node[name]
+    node[last] = value
+    with pytest.raises(UserError) as error:
+        configs.parse(ConfigDict(tree))
+    assert words in str(error.value)
+    assert "config." in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_target_stage_is_required(raw):
+    tree = raw.to_dict()
+    del tree["stages"]["target"]
+    with pytest.raises(UserError, match="config.stages.target is missing"):
+        configs.parse(ConfigDict(tree))

@@ -1,0 +1,199 @@
+"""Steps under pmap: against a step by hand, and eight devices against one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import REPOSITORY, make_dataset
+
+from twostage_jax import models, training
+from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
+from twostage_jax.data import feed
+
+
+def constants(classes=3):
+    return training.Constants(
+        np.ones(classes, np.float32),
+        np.full(1, 0.5, np.float32),
+        np.full(1, 0.25, np.float32),
+    )
+
+
+def step_settings(**changes):
+    return training.StepSettings(
+        **{
+            "model": ModelConfig(name="tiny", image_size=8, dropout=0.0),
+            "optim": OptimConfig(learning_rate=0.1, weight_decay=0.0, momentum=0.0),
+            "augment": AugmentConfig(),
+            "steps": 4,
+            "num_classes": 3,
+            "normalise": "fixed",
+            "window": (-600.0, 1500.0),
+            "label_smoothing": 0.0,
+            "transferred": frozenset(),
+            **changes,
+        }
+    )
+
+
+def fresh(settings):
+    module = training.build_model(settings.model, settings.num_classes, None)
+    size, channels = settings.model.image_size, settings.model.channels
+    return models.init(module, jax.random.key(0), size, channels)
+
+
+def train(settings, variables, dataset, indices, constant=None):
+    """Takes a step for each row of indices, on all devices."""
+    source = feed.feed(dataset)
+    state = training.replicate(training.create_state(settings, variables))
+    items = feed.shard(indices)
+    state, metrics = training.compiled(settings).train(
+        state, source.data, items, jax.random.key(5), constant or constants()
+    )
+    return training.unreplicate(state), training.read_metrics(metrics)
+
+
+def test_step_is_the_gradient_step_by_hand(tiny):
+    settings, dataset = step_settings(), make_dataset()
+    variables = fresh(settings)
+    indices = np.arange(12, dtype=np.int32).reshape(1, 12)
+    weights = np.array([1.0, 2.0, 4.0], np.float32)
+    state, metrics = train(
+        settings,
+        variables,
+        dataset,
+        indices,
+        constants()._replace(class_weights=weights),
+    )
+    module = training.build_model(settings.model, 3, None)
+    images = (dataset.images[:12].astype(np.float32) / 255 - 0.5) / 0.25
+    weight = weights[dataset.labels[:12]]
+
+    def loss(params):
+        (logits, _), _ = module.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        each = optax.softmax_cross_entropy_with_integer_labels(
+            logits, dataset.labels[:12]
+        )
+        return (weight * each).sum() / weight.sum()
+
+    value, gradient = jax.value_and_grad(loss)(variables["params"])
+    by_hand = jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], gradient)
+    np.testing.assert_allclose(metrics["loss"], [value], rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params, by_hand
+    )
+
+
+def test_label_smoothing_by_hand(tiny):
+    dataset = make_dataset(count=3)
+    variables = fresh(step_settings())
+    indices = np.arange(3, dtype=np.int32).reshape(1, 3)
+    _, plain = train(step_settings(), variables, dataset, indices)
+    _, smooth = train(step_settings(label_smoothing=0.3), variables, dataset, indices)
+    module = training.build_model(step_settings().model, 3, None)
+    images = (dataset.images.astype(np.float32) / 255 - 0.5) / 0.25
+    (logits, _), _ = module.apply(variables, images, train=True, mutable=True)
+    logs = jax.nn.log_softmax(logits)
+    right = logs[np.arange(3), dataset.labels]
+    np.testing.assert_allclose(plain["loss"], [-right.mean()], rtol=1e-5)
+    expected = -(0.7 * right + 0.3 * logs.mean(1)).mean()
+    np.testing.assert_allclose(smooth["loss"], [expected], rtol=1e-5)
+
+
+def test_frozen_layer_stays_bit_identical_statistics_included(tiny):
+    freeze = ("conv1/.*", "norm1/.*")
+    settings = step_settings(optim=OptimConfig(freeze=freeze, weight_decay=0.1))
+    variables = jax.tree.map(np.asarray, fresh(settings))
+    indices = np.arange(24, dtype=np.int32).reshape(2, 12)
+    state, _ = train(settings, variables, make_dataset(), indices)
+    after = {"params": state.params, "batch_stats": state.batch_stats}
+    for collection, layer in (
+        ("params", "conv1"),
+        ("params", "norm1"),
+        ("batch_stats", "norm1"),
+    ):
+        for name, before in variables[collection][layer].items():
+            assert after[collection][layer][name].tobytes() == before.tobytes()
+    assert (after["params"]["head"]["kernel"] != variables["params"]["head"]["kernel"]).any()
+
+
+def test_padded_evaluation_equals_unpadded(tiny):
+    settings, dataset = step_settings(), make_dataset(count=10)
+    variables = fresh(settings)
+    source = feed.feed(dataset)
+    programs = training.compiled(settings)
+
+    def probabilities(batch):
+        parts = [
+            training.unreplicate(
+                programs.evaluate(
+                    training.replicate(variables), source.data, items, constants()
+                )
+            )
+            for items in map(feed.shard, feed.eval_batches(np.arange(10), batch))
+        ]
+        return np.concatenate(parts)[:10]
+
+    np.testing.assert_allclose(probabilities(4), probabilities(10), atol=1e-6)
+    module = training.build_model(settings.model, 3, None)
+    images = (dataset.images.astype(np.float32) / 255 - 0.5) / 0.25
+    logits, _ = module.apply(variables, images, train=False)
+    np.testing.assert_allclose(probabilities(4), jax.nn.softmax(logits), atol=1e-6)
+
+
+DEVICES_SCRIPT = """
+import sys
+import numpy as np
+sys.path.insert(0, {tests!r})
+from conftest import Tiny, make_dataset
+from test_training import fresh, step_settings, train
+from twostage_jax import models
+from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
+import jax
+assert jax.device_count() == {devices}
+models.MODELS["tiny"], models.NORMS["tiny"] = Tiny, ("batch",)
+settings = step_settings(
+    model=ModelConfig(name="tiny", image_size=8, dropout=0.5),
+    augment=AugmentConfig(flip="dihedral", shift=1, brightness=0.1, contrast=0.1),
+    optim=OptimConfig(learning_rate=0.1, clip_norm=1.0),
+)
+order = np.arange(48, dtype=np.int32).reshape(3, 16)
+state, metrics = train(settings, fresh(settings), make_dataset(), order)
+leaves = jax.tree.leaves((state.params, state.batch_stats, metrics))
+np.savez({out!r}, *leaves)
+"""
+
+
+@pytest.mark.parametrize("devices", [8])
+def test_eight_devices_match_one(tmp_path, devices):
+    """Same global batch; batch statistics, dropout and augmentation included."""
+    for count in (1, devices):
+        script = DEVICES_SCRIPT.format(
+            tests=str(Path(__file__).parent),
+            devices=count,
+            out=str(tmp_path / f"{count}.npz"),
+        )
+        flags = f"--xla_force_host_platform_device_count={count}"
+        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        subprocess.run(
+            [sys.executable, "-c", script], check=True, env=environment, cwd=REPOSITORY
+        )
+    one, many = (np.load(tmp_path / f"{count}.npz") for count in (1, devices))
+    assert one.files == many.files
+    for name in one.files:
+        np.testing.assert_allclose(one[name], many[name], rtol=2e-4, atol=2e-6)
+
+
+def test_bfloat16_keeps_parameters_in_float32(tiny):
+    model = ModelConfig(name="caffenet_small", image_size=32, dtype="bfloat16")
+    settings = step_settings(model=model)
+    state = training.create_state(settings, fresh(settings))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.float32.dtype}

@@ -1,0 +1,107 @@
+"""Settings that are of the right type but impossible."""
+
+import re
+from typing import TYPE_CHECKING
+
+from twostage_jax.errors import UserError
+from twostage_jax.transfer import TransferError, check_rules
+
+if TYPE_CHECKING:
+    from twostage_jax.config import Config, StageConfig, StudyConfig
+
+
+def check_values(config: "Config") -> None:
+    """Raises a UserError that names the first setting with an impossible value."""
+    _positive({"config.model.image_size": config.model.image_size})
+    _share({"config.model.dropout": config.model.dropout})
+    for name, stage in config.stages.items():
+        _check_stage(stage, f"config.stages.{name}")
+    _check_study(config.study)
+
+
+def _check_stage(stage: "StageConfig", path: str) -> None:
+    train, optim, augment = stage.train, stage.optim, stage.augment
+    fields = ("steps", "batch_size", "eval_every", "save_every")
+    _positive({f"{path}.train.{field}": getattr(train, field) for field in fields})
+    _positive({f"{path}.optim.learning_rate": optim.learning_rate})
+    _share({f"{path}.train.label_smoothing": train.label_smoothing})
+    _share({f"{path}.optim.momentum": optim.momentum})
+    fields = ("weight_decay", "clip_norm", "l2_sp", "warmup_steps", "head_steps")
+    _not_negative({f"{path}.optim.{field}": getattr(optim, field) for field in fields})
+    fields = ("shift", "brightness", "contrast", "window")
+    _not_negative(
+        {f"{path}.augment.{field}": getattr(augment, field) for field in fields}
+    )
+    if train.steps <= optim.warmup_steps:
+        raise UserError(
+            f"{path}.optim.warmup_steps is {optim.warmup_steps}: it must be below "
+            f"train.steps ({train.steps})."
+        )
+    _check_data(stage, f"{path}.data")
+    patterns = [("freeze", pattern) for pattern in optim.freeze]
+    patterns += [("lr_factors", pattern) for pattern, _ in optim.lr_factors]
+    for setting, pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(
+                f"{path}.optim.{setting}: {pattern!r} is no regular expression: {error}."
+            ) from None
+    try:
+        check_rules(stage.transfer.rules)
+    except TransferError as error:
+        raise UserError(
+            f"{path}.transfer.rules: {' '.join(error.violations)}"
+        ) from None
+
+
+def _check_data(stage: "StageConfig", path: str) -> None:
+    window = stage.data.window
+    if len(window) not in (2, 6) or min(window[1::2]) <= 0:
+        raise UserError(
+            f"{path}.window is {window}: it must be (centre, width) in HU, or three such "
+            "pairs in one tuple, with positive widths."
+        )
+    for field in ("validation", "test"):
+        value = getattr(stage.data, field)
+        if not 0 < value < 1:
+            raise UserError(f"{path}.{field} is {value}: it must lie between 0 and 1.")
+
+
+def _check_study(study: "StudyConfig") -> None:
+    if not study.seeds or len(set(study.seeds)) != len(study.seeds):
+        raise UserError(
+            f"config.study.seeds is {study.seeds}: one or more, all unlike."
+        )
+    if min(study.seeds) < 0:
+        raise UserError(f"config.study.seeds is {study.seeds}: none may be negative.")
+    if not study.fractions or not all(0 < share <= 1 for share in study.fractions):
+        raise UserError(
+            f"config.study.fractions is {study.fractions}: shares above 0, up to 1."
+        )
+    if len(set(study.fractions)) != len(study.fractions):
+        raise UserError(
+            f"config.study.fractions is {study.fractions}: names one twice."
+        )
+    if study.folds == 1 or study.folds < 0:
+        raise UserError(
+            f"config.study.folds is {study.folds}: give 0 for one split, or 2 or more."
+        )
+
+
+def _positive(values: dict[str, float]) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise UserError(f"{name} is {value}: it must be positive.")
+
+
+def _not_negative(values: dict[str, float]) -> None:
+    for name, value in values.items():
+        if value < 0:
+            raise UserError(f"{name} is {value}: it must not be negative.")
+
+
+def _share(values: dict[str, float]) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{name} is {value}: it must be at least 0 and below 1.")
