@@ -95,7 +95,8 @@ def patches_to_match(
     for j in range(len(logs) - 2, -1, -1):
         low, high = curve[..., j, None], curve[..., j + 1, None]
         rise = np.where(high > low, high - low, 1)
-        at = logs[j] + (goal - low) / rise * (logs[j + 1] - logs[j])
+        share = np.clip((goal - low) / rise, 0, 1)
+        at = logs[j] + share * (logs[j + 1] - logs[j])
         found = np.where((goal <= high) & (goal > low), np.exp(at), found)
     return np.where(goal <= curve[..., :1], 0.0, found)
 
@@ -148,7 +149,7 @@ def size_study(
             names[a]: difference_interval(sampler, over_sizes[a] - over_sizes[base])
             for a in others
         },
-        {names[a]: _matches(sampler, n, base, a) for a in others},
+        {names[a]: matches(sampler, n, base, a) for a in others},
     )
 
 
@@ -159,10 +160,19 @@ def describe_size(value: float, n: Sequence[float]) -> str:
     return f"{value:,.0f}" if value else f"no more than {min(n):,.0f}"
 
 
-def _matches(
+def matches(
     sampler: Resampler, n: Sequence[float], base: int, arm: int
 ) -> list[Match]:
-    """Returns the matches at each size, with percentile intervals."""
+    """Returns what arm `base` needs to match arm `arm` at each size.
+
+    The intervals are plain percentile intervals: the number is no smooth function of
+    the scores.
+
+    Args:
+      sampler: Of scores whose arms are (arm, size), sizes fastest.
+      n: The sizes.
+      base, arm: Places of the arms.
+    """
 
     def curve(scores: np.ndarray, place: int) -> np.ndarray:
         return scores[..., place * len(n) : (place + 1) * len(n)]

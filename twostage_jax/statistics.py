@@ -21,6 +21,8 @@ from twostage_jax.metrics import Predictions
 from twostage_jax.resampling import RESAMPLES, Resampler, count
 
 LEVEL = 0.95
+# Resamples that a tail must hold to be read off them.
+MIN_BEYOND = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +129,8 @@ def score_interval(sampler: Resampler, weights: np.ndarray) -> Interval:
     estimate = float(weights @ sampler.sample.mean(1))
     if sampler.reason:
         return Interval(estimate, None, None, sampler.reason)
-    variance, freedom = _variance(sampler, weights)
+    effective = max(1 / (sampler.shares**2).sum(), 2.0)
+    variance, freedom = _variance(sampler, weights, effective)
     if not variance or not 0 < estimate < 1:
         reason = "the score is the same in every patient"
         return Interval(estimate, None, None, reason)
@@ -145,22 +148,32 @@ def difference_interval(
 
     A percentile interval whose level makes it as wide as a t interval with the
     jackknife variance, were the resamples normal; p is the level at which it just
-    reaches zero.
+    reaches zero. Tails of fewer than `MIN_BEYOND` resamples are taken as normal.
     """
     estimate = float(weights @ sampler.sample.mean(1))
     if sampler.reason:
         return Interval(estimate, None, None, sampler.reason), None
-    variance, freedom = _variance(sampler, weights)
+    # What patients have in common cancels in a difference. What is left is partly
+    # chance in single patches, which large patients even out: they weigh less than
+    # their size says. Half-way is what the simulation bears out.
+    effective = (max(1 / (sampler.shares**2).sum(), 2.0) + len(sampler.shares)) / 2
+    variance, freedom = _variance(sampler, weights, effective)
     resampled = sampler.resampled @ weights
     spread = resampled.std()
     if not variance or not spread:
         reason = "the difference is the same in every patient"
         return Interval(estimate, None, None, reason), 1.0 if not estimate else None
-    stretch = np.sqrt(variance) / spread
-    tail = stats.norm.cdf(-stats.t.ppf((1 + LEVEL) / 2, freedom) * stretch)
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    beyond = min((resampled <= 0).sum(), (resampled >= 0).sum()) + 1
-    reach = -stats.norm.ppf(min(beyond / (len(resampled) + 1), 0.5)) / stretch
+    error = np.sqrt(variance)
+    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
+    tail = stats.norm.cdf(-half / spread)
+    low, high = estimate - half, estimate + half
+    if tail * len(resampled) >= MIN_BEYOND:
+        low, high = np.quantile(resampled, [tail, 1 - tail])
+    beyond = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    reach = abs(estimate) / error
+    if beyond >= MIN_BEYOND:
+        share = min(beyond / len(resampled), 0.5)
+        reach = -stats.norm.ppf(share) * spread / error
     p_value = float(2 * stats.t.sf(reach, freedom))
     return Interval(estimate, float(low), float(high)), p_value
 
@@ -184,15 +197,19 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def _variance(sampler: Resampler, weights: np.ndarray) -> tuple[float, float]:
-    """Returns the jackknife variance of a weighted score and its degrees of freedom."""
+def _variance(
+    sampler: Resampler, weights: np.ndarray, effective: float
+) -> tuple[float, float]:
+    """Returns the jackknife variance of a weighted score and its degrees of freedom.
+
+    `effective` is the number of patients of equal size that tell as much.
+    """
     sample = weights @ sampler.sample  # [S]
     pulls = np.einsum("pas,a->ps", sampler.without, weights) - sample
     groups, seeds = pulls.shape
     pulls = pulls * np.sqrt((groups - 1) / groups)
     by_group = pulls.mean(1)
     patients = float(((by_group - by_group.mean()) ** 2).sum())
-    effective = max(1 / (sampler.shares**2).sum(), 2.0)
     freedom = patients**2 / (effective - 1)
     variance = patients
     if seeds > 1:

@@ -1,0 +1,361 @@
+"""Figures for print: one colour an arm, text of 7 to 8 pt at the width it is made for.
+
+A column is 3.5 inches wide, a page 7. Every function returns a `Figure`; `save` writes
+it. Nothing here touches pyplot's global state, so figures may be drawn in threads.
+"""
+
+import functools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+
+COLUMN, PAGE = 3.5, 7.0  # inches
+LABEL_ROOM = 1.2  # inches beside or below panels, for class names of 18 letters
+# Okabe and Ito 2008, "Color Universal Design"; told apart in all forms of colour
+# blindness. Their yellow is left out: too faint on white paper.
+ARM_COLOURS = {
+    "scratch": "#000000",
+    "natural": "#0072B2",
+    "texture": "#009E73",
+    "two_stage": "#D55E00",
+}
+ARM_MARKERS = {"scratch": "o", "natural": "s", "texture": "^", "two_stage": "D"}
+OTHER_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7")
+OTHER_MARKERS = ("v", "P", "X", "<", ">")
+SHARED = "#6B6B6B"  # runs that several arms share
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    # TrueType outlines: text in a PDF stays text, and journals accept it.
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+}
+
+History = Sequence[Mapping[str, float]]
+
+
+def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    @functools.wraps(draw)
+    def drawn(*args: Any, **kwargs: Any) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def plain(text: object, limit: int = 40) -> str:
+    """Returns text as it is to be read: no mathematics, one line, not too long."""
+    text = " ".join(str(text).split())
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return "".join(c for c in text if c.isprintable()).replace("$", r"\$")
+
+
+def arm_label(arm: str) -> str:
+    """Returns the name of an arm as it is printed: 'two-stage' for 'two_stage'."""
+    return plain(arm.replace("_", "-"))
+
+
+def arm_style(arm: str) -> dict[str, str]:
+    """Returns colour and marker of an arm: the same in every figure, whatever is drawn.
+
+    The four arms of the paper have their own; others take theirs from their name.
+    """
+    number = zlib.crc32(arm.encode())
+    return {
+        "color": ARM_COLOURS.get(arm, OTHER_COLOURS[number % len(OTHER_COLOURS)]),
+        "marker": ARM_MARKERS.get(arm, OTHER_MARKERS[number % len(OTHER_MARKERS)]),
+    }
+
+
+def save(figure: Figure, path: Path | str) -> list[Path]:
+    """Writes `path`.png (200 dpi) and `path`.pdf (vector text); returns both paths."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(written[0])
+        # No date: the same figure is the same file.
+        figure.savefig(written[1], metadata={"CreationDate": None})
+    return written
+
+
+@_styled
+def learning_curves(
+    stages: Mapping[str, Mapping[str, tuple[str, History]]],
+) -> Figure:
+    """Draws loss and validation score against the step, one column of panels a stage.
+
+    Args:
+      stages: Stage name -> stage run -> (arm, history). The arm is '' for a run that
+        several arms share. An entry of a history has 'step', 'loss' (training),
+        'validation_loss' and 'validation_balanced_accuracy'. Thin lines are runs, a
+        thick one is the mean of an arm's runs.
+    """
+    panels = (
+        ("validation_balanced_accuracy", "balanced accuracy"),
+        ("validation_loss", "loss"),
+    )
+    width = COLUMN if len(stages) == 1 else PAGE
+    figure = Figure(figsize=(width, 3.6), layout="constrained")
+    axes = figure.subplots(2, max(len(stages), 1), sharex="col", squeeze=False)
+    arms = {}
+    for column, (stage, runs) in enumerate(stages.items()):
+        axes[0, column].set_title(plain(stage))
+        axes[1, column].set_xlabel("step")
+        for row, (key, _) in enumerate(panels):
+            arms |= _curves(axes[row, column], runs, key)
+            axes[row, column].margins(x=0.02)
+            axes[row, column].xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    for row, (_, label) in enumerate(panels):
+        axes[row, 0].set_ylabel(f"validation\n{label}")
+    _legend_above(figure, arms)
+    return figure
+
+
+def _curves(
+    axes: Axes, runs: Mapping[str, tuple[str, History]], key: str
+) -> dict[str, Any]:
+    """Draws one panel; returns a line for each arm."""
+    by_arm: dict[str, list[np.ndarray]] = {}
+    for arm, history in runs.values():
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        if points:
+            by_arm.setdefault(arm, []).append(np.array(points, float))
+    lines = {}
+    for arm, curves in by_arm.items():
+        colour = arm_style(arm)["color"] if arm else SHARED
+        for curve in curves if len(curves) > 1 else ():
+            axes.plot(*curve.T, color=colour, linewidth=0.5, alpha=0.35)
+        steps = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
+        means = [
+            np.mean([curve[curve[:, 0] == step, 1].mean() for curve in curves
+                     if step in curve[:, 0]])
+            for step in steps
+        ]  # fmt: skip
+        few = {"marker": arm_style(arm)["marker"]} if len(steps) < 3 else {}
+        (lines[arm],) = axes.plot(steps, means, color=colour, **few)
+    return lines
+
+
+def _legend_above(figure: Figure, lines: Mapping[str, Any]) -> None:
+    names = [arm_label(arm) if arm else "shared by arms" for arm in lines]
+    figure.legend(
+        lines.values(), names, loc="outside upper center", ncols=max(len(names), 1)
+    )
+
+
+@_styled
+def confusion_matrices(
+    matrices: Mapping[str, np.ndarray], class_names: Sequence[str]
+) -> Figure:
+    """Draws one panel an arm: shares of each true class, and below them the counts.
+
+    Where cells are too small for both (ten classes or more), they hold per cent.
+
+    Args:
+      matrices: Arm -> counts `[K, K]`, true class by row.
+      class_names: K names.
+    """
+    count = len(class_names)
+    # A cell needs about 0.3 inch to hold a share that can be read.
+    per_row = max(1, min(len(matrices), 4 if count <= 4 else 2))
+    rows = -(-len(matrices) // per_row)
+    width = COLUMN if per_row * count <= 6 and rows == 1 else PAGE
+    side = min((width - LABEL_ROOM) / per_row - 0.1, 0.75 * count)
+    size = (per_row * (side + 0.1) + LABEL_ROOM, rows * (side + 0.25) + LABEL_ROOM)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, per_row, sharex=True, sharey=True, squeeze=False)
+    for panel, (arm, matrix) in zip(axes.flat, matrices.items(), strict=False):
+        _matrix(panel, np.asarray(matrix), side / count)
+        panel.set_title(arm_label(arm), color=arm_style(arm)["color"], weight="bold")
+    names = [plain(name, 18) for name in class_names]
+    for panel in axes.flat[len(matrices) :]:
+        panel.set_visible(False)
+    turned = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
+    for panel in axes.flat:
+        panel.set_xticks(range(count), names, **turned)
+        panel.set_yticks(range(count), names)
+        panel.tick_params(length=0)
+    figure.supxlabel("predicted class", fontsize=8)
+    figure.supylabel("true class", fontsize=8)
+    return figure
+
+
+def _matrix(axes: Axes, matrix: np.ndarray, cell: float) -> None:
+    """Draws a matrix whose cells are `cell` inches wide."""
+    totals = matrix.sum(1, keepdims=True)
+    shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    size = max(min(7.0, cell * 72 / 3.2), 5.0)
+    for (i, j), share in np.ndenumerate(shares):
+        write = functools.partial(
+            axes.text, j, color="white" if share > 0.55 else "black", ha="center",
+            va="center",
+        )  # fmt: skip
+        if not totals[i]:
+            write(i, "–", fontsize=size)
+        elif cell >= 0.3:
+            write(i - 0.13, f"{share:.2f}", fontsize=size)
+            write(i + 0.22, f"{matrix[i, j]:,}", fontsize=0.75 * size)
+        elif share >= 0.005:
+            write(i, f"{100 * share:.0f}", fontsize=size)
+
+
+@_styled
+def montage(
+    images: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    title: str,
+    *,
+    columns: int = 8,
+) -> Figure:
+    """Draws examples, one row a class, in the order given.
+
+    Args:
+      images: `[N, H, W, C]` or `[N, H, W]`, uint8 or floats in [0, 1]; C is 1 or 3.
+      labels: `[N]` indices into `class_names`.
+      class_names: One a class; a class without an image has no row.
+      title: Above all.
+      columns: Images a row at most.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype != np.uint8:
+        images = np.uint8(np.clip(images, 0, 1) * 255 + 0.5)
+    present = np.unique(labels)
+    # Beyond a dozen classes, two blocks side by side keep the figure on one page.
+    blocks = 1 if len(present) <= 12 else 2
+    width, gutter = (COLUMN if blocks == 1 else PAGE), LABEL_ROOM - 0.1
+    columns = min(columns, np.bincount(labels).max())
+    cell = min((width / blocks - gutter - 0.1) / columns, 0.6)
+    rows = -(-len(present) // blocks)
+    height = rows * cell + 0.35
+    figure = Figure(figsize=(width, height))
+    figure.text(0.5, 1 - 0.16 / height, plain(title, 60), ha="center", va="center")
+    for place, label in enumerate(present):
+        block, row = divmod(place, rows)
+        left = block * width / blocks + gutter
+        bottom = height - 0.3 - (row + 1) * cell
+        figure.text((left - 0.06) / width, (bottom + cell / 2) / height,
+                    plain(class_names[label], 18), ha="right", va="center",
+                    fontsize=7)  # fmt: skip
+        chosen = images[labels == label][:columns]
+        strip = _strip(chosen)
+        box = (left, bottom, cell * len(chosen), cell)
+        axes = figure.add_axes(
+            (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
+        )
+        axes.imshow(strip, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_axis_off()
+    return figure
+
+
+def _strip(images: np.ndarray) -> np.ndarray:
+    """Returns images side by side with a white edge: `[H, W * N]` or `[.., 3]`."""
+    edge = max(1, images.shape[1] // 24)
+    pads = ((0, 0), (edge, edge), (edge, edge), (0, 0))
+    padded = np.pad(images, pads, constant_values=255)
+    return np.concatenate(list(padded), axis=1).squeeze()
+
+
+@_styled
+def size_curve(
+    curves: Mapping[str, Mapping[str, Sequence[float | None]]],
+    *,
+    unit: str = "target training patches",
+    score: str = "balanced accuracy",
+) -> Figure:
+    """Draws the score against the size of the target training set, a band an arm.
+
+    Args:
+      curves: Arm -> 'n' (sizes), 'score', and 'low' and 'high' (the band; None where
+        there is none).
+      unit: What is counted.
+      score: What is scored.
+    """
+    figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
+    axes = figure.subplots()
+    sizes: set[float] = set()
+    for place, (arm, curve) in enumerate(curves.items()):
+        order = np.argsort(curve["n"])
+        n, value, low, high = (
+            np.array(curve[key], float)[order] for key in ("n", "score", "low", "high")
+        )
+        sizes |= set(n)
+        style = arm_style(arm)
+        axes.fill_between(n, low, high, color=style["color"], alpha=0.1, linewidth=0)
+        # Bars, a little apart, where bands of several arms cannot be told apart.
+        apart = n * 1.02 ** (place - (len(curves) - 1) / 2)
+        axes.vlines(apart, low, high, color=style["color"], linewidth=0.7)
+        axes.plot(apart, value, label=arm_label(arm), **style)
+    axes.set_xscale("log")
+    ticks = _apart(sorted(sizes))
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FixedFormatter([f"{n:,.0f}" for n in ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(plain(unit))
+    axes.set_ylabel(plain(score))
+    axes.legend(loc="best")
+    return figure
+
+
+def _apart(sizes: Sequence[float]) -> list[float]:
+    """Returns the sizes to label: the largest, and those clear of the next label."""
+    gap = (sizes[-1] / sizes[0]) ** 0.08 if sizes else 1
+    kept: list[float] = []
+    for size in reversed(sizes):
+        if not kept or kept[-1] / size >= max(gap, 1.05):
+            kept.append(size)
+    return kept[::-1]
+
+
+@_styled
+def calibration(
+    bins: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> Figure:
+    """Draws reliability diagrams, and below them where the confidences lie.
+
+    Args:
+      bins: Arm -> confidence, accuracy and count of each bin (`metrics.reliability`).
+        The legend gives the expected calibration error.
+    """
+    figure = Figure(figsize=(COLUMN, 3.7), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], color=SHARED, linewidth=0.7, linestyle=(0, (4, 3)))
+    for arm, (confidence, accuracy, count) in bins.items():
+        some = count > 0
+        gap = np.abs(confidence - accuracy)[some]
+        error = np.average(gap, weights=count[some])
+        style = arm_style(arm)
+        label = f"{arm_label(arm)} (ECE {error:.3f})"
+        above.plot(confidence[some], accuracy[some], label=label, **style)
+        edges = np.linspace(0, 1, len(count) + 1)
+        below.stairs(count / count.sum(), edges, color=style["color"])
+    above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
+    above.legend(loc="upper left")
+    below.set(xlabel="confidence", ylabel="share", ylim=(0, None))
+    return figure
