@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.channels = 1  # of the whole chain: 1 = grey, 3 = RGB
     config.model.image_size = 32  # input height and width, pixels
     config.model.norm = ""  # '' = the network's own; resnets: batch or group
-    config.model.dropout = 0.5  # of the fully connected layers
+    config.model.dropout = 0.2  # of the fully connected layers
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16
 
     config.stages = ConfigDict()
@@ -95,8 +95,8 @@ def stage(source: str, steps: int) -> ConfigDict:
     transfer.rules = ()  # ((path pattern, action), ...) that come before the default
 
     stage.optim = optim = ConfigDict()
-    optim.name = "sgd"  # sgd (with momentum) or adamw
-    optim.learning_rate = 0.02  # at its peak
+    optim.name = "adamw"  # sgd (with momentum) or adamw
+    optim.learning_rate = 0.002  # at its peak
     optim.momentum = 0.9  # of sgd
     optim.weight_decay = 5e-4  # biases and normalisation layers are spared
     optim.warmup_steps = 20  # linear

@@ -122,9 +122,7 @@ def test_patient_level_predictions_keep_their_seed():
     assert patients.seed == 3
     assert patients.ids.tolist() == ["p/0", "p/1", "q/0", "q/1", "q/2"]
     with pytest.raises(UserError, match="no groups"):
-        metrics.grouped(
-            metrics.Predictions(patches.ids, None, LABELS, PROBABILITIES)
-        )
+        metrics.grouped(metrics.Predictions(patches.ids, None, LABELS, PROBABILITIES))
 
 
 def test_reliability_puts_edges_into_the_lower_bin():

@@ -122,7 +122,9 @@ def test_frozen_layer_stays_bit_identical_statistics_included(tiny):
     ):
         for name, before in variables[collection][layer].items():
             assert after[collection][layer][name].tobytes() == before.tobytes()
-    assert (after["params"]["head"]["kernel"] != variables["params"]["head"]["kernel"]).any()
+    assert (
+        after["params"]["head"]["kernel"] != variables["params"]["head"]["kernel"]
+    ).any()
 
 
 def test_padded_evaluation_equals_unpadded(tiny):

@@ -139,9 +139,7 @@ class Resampler:
         if self.reason:
             return
         # Without the first patient, without the second, ...
-        self.without = np.stack(
-            [score(total - cells[:, :, p]) for p in range(groups)]
-        )
+        self.without = np.stack([score(total - cells[:, :, p]) for p in range(groups)])
         generator = np.random.default_rng(seed)
         patients = generator.multinomial(groups, np.full(groups, 1 / groups), resamples)
         drawn = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples)
@@ -151,9 +149,7 @@ class Resampler:
             [
                 np.einsum(
                     "bas,bs->ba",
-                    score(
-                        (patients[i : i + chunk] @ flat).reshape(-1, *total.shape)
-                    ),
+                    score((patients[i : i + chunk] @ flat).reshape(-1, *total.shape)),
                     drawn[i : i + chunk] / seeds,
                 )
                 for i in range(0, resamples, chunk)

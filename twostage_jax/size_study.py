@@ -160,9 +160,7 @@ def describe_size(value: float, n: Sequence[float]) -> str:
     return f"{value:,.0f}" if value else f"no more than {min(n):,.0f}"
 
 
-def matches(
-    sampler: Resampler, n: Sequence[float], base: int, arm: int
-) -> list[Match]:
+def matches(sampler: Resampler, n: Sequence[float], base: int, arm: int) -> list[Match]:
     """Returns what arm `base` needs to match arm `arm` at each size.
 
     The intervals are plain percentile intervals: the number is no smooth function of

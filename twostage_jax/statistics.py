@@ -223,5 +223,3 @@ def _variance(
     if variance < 1e-20:
         return 0.0, 1.0
     return variance, max(variance**2 / freedom, 1.0)
-
-

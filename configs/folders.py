@@ -1,0 +1,59 @@
+"""Two-stage feature transfer on your own folders: images > textures > CT slices.
+
+    python -m twostage_jax.main --config=configs/folders.py \
+        --config.stages.natural.data.path=IMAGES \
+        --config.stages.texture.data.path=TEXTURES \
+        --config.stages.target.data.path=SLICES
+
+Grey 32-pixel patches. IMAGES and TEXTURES hold a sub-folder for each class; SLICES holds
+`ct/`, `lungs/`, `infection/` and `slices.csv` (see `data/slices.py`).
+"""
+
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the settings of `two_stage.py` with the data of folders."""
+    config = _two_stage()
+    config.name = "folders"
+
+    natural = config.stages.natural.data = _common("folder")
+    natural.path = ""  # folder of class sub-folders, optionally below train/ and test/
+
+    texture = config.stages.texture.data = _common("folder")
+    texture.path = ""  # folder of class sub-folders
+    texture.name = "texture_folder"  # names the prepared set
+    texture.kind = "texture"
+    texture.crop = 64  # side of the crops cut from an image, pixels
+    texture.stride = 32  # distance between crops, pixels
+    texture.group_regex = ""  # its first group, in 'class/file', is the sample
+
+    target = config.stages.target.data = _common("slices")
+    target.path = ""  # folder of ct/, lungs/, infection/ and slices.csv
+    target.classes = "healthy,infected"  # names of label values 0, 1, ...
+    target.stride = 8  # distance between patches, pixels
+    target.per_class = 200  # most patches of one class and patient
+
+    config.study.seeds = (0, 1, 2)
+    return config
+
+
+def _common(source: str) -> ConfigDict:
+    data = ConfigDict()
+    data.source = source
+    data.validation = 0.2  # share of the training groups that selection looks at
+    data.test = 0.25  # share of the groups held out, if the set brings no test split
+    data.normalise = "fixed"  # fixed, dataset, or patch (structure only)
+    data.window = (-600.0, 1500.0)  # (centre, width) in HU; only images in HU
+    return data
+
+
+def _two_stage() -> ConfigDict:
+    path = Path(__file__).with_name("two_stage.py")
+    spec = importlib.util.spec_from_file_location("two_stage", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()

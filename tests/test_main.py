@@ -1,0 +1,136 @@
+"""The whole program on its smallest config, and what a user sees when it fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+COMMAND = [
+    sys.executable,
+    "-m",
+    "twostage_jax.main",
+    "--config=configs/two_stage.py:smoke",
+]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A user's cache that is empty at first."""
+    cache = tmp_path_factory.mktemp("cache")
+    return {**os.environ, "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu"}
+
+
+def run(environment, *flags, config=None):
+    command = COMMAND[:3] + [f"--config={config}"] if config else COMMAND
+    return subprocess.run(
+        [*command, *flags], cwd=REPOSITORY, env=environment, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(environment, tmp_path_factory):
+    """The workdir of a finished smoke run, and what it printed."""
+    workdir = tmp_path_factory.mktemp("run")
+    done = run(environment, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def test_results_hold_every_arm_and_its_predictions(finished):
+    workdir, printed = finished
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["schema"] == 1
+    arms = [row["arm"] for row in results["rows"]]
+    assert arms == ["scratch", "natural", "texture", "two_stage"]
+    for row in results["rows"]:
+        saved = np.load(workdir / row["predictions"])
+        predicted = saved["probabilities"].argmax(1)
+        accuracy = (predicted == saved["labels"]).mean()
+        assert row["metrics"]["accuracy"] == pytest.approx(accuracy)
+        assert len(saved["ids"]) == row["n_test"]
+        assert row["arm"] in printed
+    assert (workdir / "figures" / "confusion_matrices.png").stat().st_size > 1000
+
+
+def test_shared_stages_are_trained_once_and_lineage_is_whole(finished):
+    workdir, _ = finished
+    folders = sorted(path.name for path in (workdir / "stages").iterdir())
+    assert [name.split("-")[0] for name in folders] == (
+        ["natural"] + ["target"] * 4 + ["texture"] * 2
+    )
+    for folder in (workdir / "stages").iterdir():
+        lineage = json.loads((folder / "lineage.json").read_text())
+        assert (folder / "transfer.json").exists() == (lineage["parent"] is not None)
+        assert not (folder / "states").exists()
+
+
+def test_second_run_trains_nothing_and_prints_the_same_table(finished, environment):
+    workdir, first = finished
+    again = run(environment, f"--workdir={workdir}")
+    assert again.returncode == 0
+    assert "7 stage runs, 7 done." in again.stdout
+    assert first.split("\n\n", 1)[1] == again.stdout.split("\n\n", 1)[1]
+
+
+def test_changed_target_setting_retrains_target_stages_only(finished, environment):
+    workdir, _ = finished
+    flag = "--config.stages.target.optim.learning_rate=0.001"
+    changed = run(environment, f"--workdir={workdir}", flag)
+    assert "7 stage runs, 3 done." in changed.stdout
+
+
+def test_sigterm_saves_and_the_next_run_ends_the_same(finished, environment, tmp_path):
+    whole, _ = finished
+    process = subprocess.Popen(
+        [*COMMAND, f"--workdir={tmp_path}"], cwd=REPOSITORY, env=environment,
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("stages/*/events/*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Run the same command again" in errors
+    assert run(environment, f"--workdir={tmp_path}").returncode == 0
+    for path in whole.glob("predictions/*.npz"):
+        one = np.load(path)["ids"]
+        np.testing.assert_array_equal(
+            one, np.load(tmp_path / path.relative_to(whole))["ids"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.stages.target.optim.lerning_rate=1", "Did you mean 'learning_rate'"),
+        ("--config.model.name=caffenet_smal", "Did you mean 'caffenet_small'"),
+        ("--config.stages.target.data.source=fantoms", "Did you mean 'phantoms'"),
+        ("--config.arms.natural=natural > texture", "must end at 'target'"),
+        ("--config.stages.target.data.patients=2", "at least 4"),
+        ("--config.stages.target.transfer.rules=(('params/x','copy'),)", "no array"),
+        ("--config.stages.texture.optim.freeze=('conv9/.*',)", "matches no parameter"),
+    ],
+)
+def test_bad_setting_is_one_line_before_any_training(
+    environment, tmp_path, flag, words, finished
+):
+    failed = run(environment, f"--workdir={tmp_path}", flag)
+    assert failed.returncode == 2
+    assert words in failed.stderr and "Traceback" not in failed.stderr
+    assert not (tmp_path / "stages").exists()
+
+
+def test_workdir_of_another_config_is_refused(finished, environment):
+    workdir, _ = finished
+    failed = run(environment, f"--workdir={workdir}", config="configs/two_stage.py")
+    assert failed.returncode == 2
+    assert "another --workdir" in failed.stderr
