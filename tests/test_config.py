@@ -14,7 +14,7 @@ def config_file(name, variant=""):
     spec = importlib.util.spec_from_file_location("c", REPOSITORY / "configs" / name)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(variant)
+    return module.get_config(*([variant] if variant else []))
 
 
 @pytest.fixture
