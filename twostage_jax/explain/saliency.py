@@ -1,0 +1,273 @@
+"""Which pixels speak for a class: maps `[N, H, W]`, higher where they do.
+
+All functions take `(module, variables, images, labels)`: images `[N, H, W, C]` as the
+network takes them and the class of each, `[N]`, whose logit is explained. Channels are
+summed.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from twostage_jax.explain import backward, networks
+from twostage_jax.explain.reconstruct import reconstruct
+from twostage_jax.models import HEAD
+
+PyTree = Any
+# Sundararajan et al. 2017 use 20 to 300; with the midpoint rule 32 is within 1 %.
+PATH_STEPS = 32
+# Smilkov et al. 2017 (arXiv 1706.03825): 10 to 20 % noise, little gained beyond 50.
+NOISE_SAMPLES, NOISE_SHARE = 25, 0.15
+
+
+def gradient(
+    module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Returns the gradient of the logits, `[N, H, W, C]`."""
+    return _run(_gradient_program, module, variables, images, labels)
+
+
+def gradient_x_input(
+    module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Gradient times input (Shrikumar et al. 2016, arXiv 1605.01713)."""
+    found = gradient(module, variables, images, labels)
+    return (found * images).sum(-1)
+
+
+def integrated_gradients(
+    module: Any,
+    variables: PyTree,
+    images: np.ndarray,
+    labels: np.ndarray,
+    baseline: float = 0.0,
+) -> np.ndarray:
+    """Gradients along the straight way from a flat image (Sundararajan et al. 2017).
+
+    arXiv 1703.01365; midpoint rule with `PATH_STEPS` steps. A map sums to the logit of
+    the image less that of the flat one.
+
+    Args:
+      baseline: Value of the flat image; 0 is the mean grey of normalised images.
+    """
+    program = functools.partial(_integrated_program, baseline)
+    return _run(program, module, variables, images, labels)
+
+
+def smoothgrad(
+    module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Mean gradient over `NOISE_SAMPLES` noisy copies (Smilkov et al. 2017).
+
+    The deviation of the noise is `NOISE_SHARE` of the image's range; its seed is fixed.
+    """
+    return _run(_smooth_program, module, variables, images, labels)
+
+
+def grad_cam(
+    module: Any,
+    variables: PyTree,
+    images: np.ndarray,
+    labels: np.ndarray,
+    tap: str | None = None,
+) -> np.ndarray:
+    """Channels weighted by their mean gradient (Selvaraju et al. 2017).
+
+    arXiv 1610.02391, equations 1 and 2, resized linearly to the image.
+
+    Args:
+      tap: A tap with places; the last of them if None (see `last_map`).
+    """
+    return _cam(_mean_weights, module, variables, images, labels, tap)
+
+
+def grad_cam_pp(
+    module: Any,
+    variables: PyTree,
+    images: np.ndarray,
+    labels: np.ndarray,
+    tap: str | None = None,
+) -> np.ndarray:
+    """Grad-CAM++ (Chattopadhay et al. 2018, arXiv 1710.11063, equations 10 and 19).
+
+    For the exponential of the logit, whose own factor is left out: it is one number an
+    image.
+    """
+    return _cam(_plus_weights, module, variables, images, labels, tap)
+
+
+def occlusion(
+    module: Any,
+    variables: PyTree,
+    images: np.ndarray,
+    labels: np.ndarray,
+    window: int = 0,
+    fill: float = 0.0,
+) -> np.ndarray:
+    """What the logit loses when a square is covered (Zeiler & Fergus 2014).
+
+    A pixel gets the mean over the squares that cover it.
+
+    Args:
+      window: Side of the squares, pixels, half of it apart; 0 = a quarter of the image.
+      fill: Value of the cover; 0 is the mean grey of normalised images.
+    """
+    side = window or max(images.shape[1] // 4, 2)
+    masks = _squares(images.shape[1:3], side, max(side // 2, 1))
+    program = functools.partial(_occlusion_program, fill, jnp.asarray(masks))
+    return _run(program, module, variables, images, labels)
+
+
+def _at_head(method: str) -> Callable:
+    def explain(module, variables, images, labels):
+        pictures = reconstruct(
+            module, variables, images, HEAD, method=method, channels=labels
+        )
+        return pictures.sum(-1)
+
+    return explain
+
+
+# Every method that explains a class, by name.
+SALIENCY: dict[str, Callable[..., np.ndarray]] = {
+    **{method: _at_head(method) for method in backward.METHODS},
+    "gradient_x_input": gradient_x_input,
+    "integrated_gradients": integrated_gradients,
+    "smoothgrad": smoothgrad,
+    "grad_cam": grad_cam,
+    "grad_cam_pp": grad_cam_pp,
+    "occlusion": occlusion,
+}
+
+
+def methods_for(module: Any) -> list[str]:
+    """Returns the names of `SALIENCY` that this network has."""
+    chain = not isinstance(module, backward.ResNet)
+    return [name for name in SALIENCY if chain or name not in backward.CHAIN_ONLY]
+
+
+def last_map(module: Any, variables: PyTree, images: np.ndarray) -> str:
+    """Returns the last tap with places: Grad-CAM's."""
+    shapes = networks.tap_shapes(module, variables, images)
+    return [name for name, shape in shapes.items() if len(shape) == 3][-1]
+
+
+def _run(program, module, variables, images, labels):
+    labels = np.asarray(labels, np.int32)
+    return networks.in_batches(
+        functools.partial(program, module, variables), images, labels
+    )
+
+
+def _chosen(module: Any, variables: PyTree, images, labels) -> jax.Array:
+    logits = module.apply(variables, images, train=False)[0]
+    return jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
+
+
+def _gradients(module: Any, variables: PyTree, images, labels) -> jax.Array:
+    return jax.grad(lambda x: _chosen(module, variables, x, labels).sum())(images)
+
+
+_gradient_program = functools.partial(jax.jit, static_argnums=0)(_gradients)
+
+
+def _mean_gradient(module, variables, labels, images_of, count: int) -> jax.Array:
+    """Returns the mean gradient over `images_of(i)` for i below `count`.
+
+    One compiled call over all of them would hold them all; a loop inside a compiled
+    function is slow on a CPU (see `training.compiled`). So the host loops.
+    """
+    total = 0.0
+    for i in range(count):
+        total = total + _gradient_program(module, variables, images_of(i), labels)
+    return total / count
+
+
+def _integrated_program(baseline, module, variables, images, labels):
+    def along(i: int) -> jax.Array:
+        return baseline + (i + 0.5) / PATH_STEPS * (images - baseline)
+
+    mean = _mean_gradient(module, variables, labels, along, PATH_STEPS)
+    return ((images - baseline) * mean).sum(-1)
+
+
+def _smooth_program(module, variables, images, labels):
+    axes = (1, 2, 3)
+    deviation = NOISE_SHARE * (
+        images.max(axes, keepdims=True) - images.min(axes, keepdims=True)
+    )
+
+    def noisy(i: int) -> np.ndarray:
+        noise = np.random.default_rng(i).standard_normal(images.shape)
+        return (images + deviation * noise).astype(np.float32)
+
+    return _mean_gradient(module, variables, labels, noisy, NOISE_SAMPLES).sum(-1)
+
+
+def _cam(weights: Callable, module, variables, images, labels, tap) -> np.ndarray:
+    tap = tap or last_map(module, variables, images)
+    networks.check_tap(networks.tap_shapes(module, variables, images), tap)
+    program = functools.partial(_cam_program, weights, tap)
+    return _run(program, module, variables, images, labels)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _cam_program(weights, tap, module, variables, images, labels):
+    call = networks.with_offset(module, tap)
+
+    def chosen(offset: jax.Array) -> Any:
+        logits, value = call(variables, images, offset)
+        return jnp.take_along_axis(logits, labels[:, None], 1).sum(), value
+
+    shape = jax.eval_shape(lambda: chosen(jnp.zeros(())))[1].shape
+    gradients, value = jax.grad(chosen, has_aux=True)(jnp.zeros(shape))
+    heat = jax.nn.relu((weights(gradients, value) * value).sum(-1))
+    return jax.image.resize(heat, images.shape[:3], "linear")
+
+
+def _mean_weights(gradients: jax.Array, value: jax.Array) -> jax.Array:
+    return gradients.mean((1, 2), keepdims=True)
+
+
+def _plus_weights(gradients: jax.Array, value: jax.Array) -> jax.Array:
+    total = value.sum((1, 2), keepdims=True)
+    below = 2 * gradients**2 + total * gradients**3
+    alpha = jnp.where(below == 0, 0, gradients**2 / jnp.where(below == 0, 1, below))
+    return (alpha * jax.nn.relu(gradients)).sum((1, 2), keepdims=True)
+
+
+def _squares(shape: tuple[int, int], side: int, step: int) -> np.ndarray:
+    """Returns the squares of side `side` that cover an image, `[M, H, W, 1]` bool."""
+    rows, columns = (
+        np.unique(np.append(np.arange(0, max(n - side, 0), step), max(n - side, 0)))
+        for n in shape
+    )
+    masks = np.zeros((len(rows), len(columns), *shape, 1), bool)
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            masks[i, j, row : row + side, column : column + side] = True
+    return masks.reshape(-1, *shape, 1)
+
+
+def _occlusion_program(fill, masks, module, variables, images, labels):
+    before = _chosen_program(module, variables, images, labels)
+    lost = sum(
+        mask[None, :, :, 0]
+        * (before - _covered_program(module, fill, variables, images, labels, mask))[
+            :, None, None
+        ]
+        for mask in masks
+    )
+    return lost / masks.sum(0)[None, :, :, 0]
+
+
+_chosen_program = functools.partial(jax.jit, static_argnums=0)(_chosen)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _covered_program(module, fill, variables, images, labels, mask):
+    return _chosen(module, variables, jnp.where(mask, fill, images), labels)
