@@ -14,14 +14,18 @@ import numpy as np
 from scipy import ndimage
 from skimage import measure, morphology
 
-# Half-way between lung (-850 HU) and soft tissue (50 HU).
-AIR_BELOW_HU = -400
+# Between ground-glass opacity (-700 to -300 HU) and fat (-100 HU).
+AIR_BELOW_HU = -300
 # The inside of trachea and bowel; blur and noise leave normal lung above it.
 GAS_BELOW_HU = -930
 # Median of bowel gas; even emphysema has vessels and walls among its air. What is
 # larger (mm^2 in one slice, mm^3 in several) is no bowel, however dark.
 BOWEL_BELOW_HU = -965
 LARGEST_BOWEL_MM2, LARGEST_BOWEL_MM3 = 6000.0, 300e3
+# Pure gas: no median of a lung is so low.
+GAS_HU = -985
+# Blur makes the median of small gas pockets (mm^2) say little, their darkest tenth not.
+POCKET_MM2, POCKET_BELOW_HU = 1500.0, -975
 BONE_ABOVE_HU = 200
 # The shapes looked for are centimetres large: they are found on pixels of about this.
 WORKING_MM = 1.4
@@ -32,7 +36,7 @@ CLOSING_MM = 7.0
 SMALLEST_SECTION_MM2 = 60.0
 LARGEST_AIRWAY_MM2 = 900.0
 # Pieces of less than this share of the largest are no lung.
-SMALLEST_SHARE = 0.04
+SMALLEST_SHARE = 0.01
 
 
 def lung_mask(hu: np.ndarray, spacing: Sequence[float | None]) -> np.ndarray:
@@ -63,16 +67,11 @@ def lung_mask(hu: np.ndarray, spacing: Sequence[float | None]) -> np.ndarray:
         return np.zeros(hu.shape, bool)
     small = np.stack([_shrunk(image, factor) for image in hu])
     air = np.stack([_air_in_body(image, pixel) for image in small])
-    if step is not None and step <= JOINED_MM:
-        voxel, largest_bowel = pixel**2 * step, LARGEST_BOWEL_MM3
-        air = _lung_pieces(
-            air, small, SMALLEST_SECTION_MM2 / pixel**2, largest_bowel / voxel
-        )
-    else:
-        limits = SMALLEST_SECTION_MM2 / pixel**2, LARGEST_BOWEL_MM2 / pixel**2
-        air = np.stack(
-            [_lung_pieces(*pair, *limits) for pair in zip(air, small, strict=True)]
-        )
+    joined = step is not None and step <= JOINED_MM
+    stacks = [slice(None)] if joined else [slice(z, z + 1) for z in range(len(hu))]
+    for stack in stacks:
+        depth_mm = step if joined else None
+        air[stack] = _lung_pieces(air[stack], small[stack], pixel, depth_mm)
     mask = np.zeros(hu.shape, bool)
     for index, (image, inside) in enumerate(zip(small, air, strict=True)):
         if inside.any():
@@ -140,24 +139,36 @@ def _remove_airways(
 
 
 def _lung_pieces(
-    air: np.ndarray, hu: np.ndarray, fewest: float, largest_bowel: float
+    air: np.ndarray, hu: np.ndarray, pixel: float, step: float | None
 ) -> np.ndarray:
-    """Returns `air`, of one slice or several, without small pieces and bowel gas.
+    """Returns `air` `[Z, H, W]` without small pieces and bowel gas.
 
     Args:
-      air: `[H, W]` or `[Z, H, W]` bool.
-      hu: Of the same shape.
-      fewest: Pixels that a piece must have.
-      largest_bowel: Pixels beyond which a piece is lung, however dark.
+      air: `[Z, H, W]` bool.
+      hu: `[Z, H, W]`.
+      pixel: Millimetres a pixel.
+      step: Millimetres between slices; None if this is one slice.
     """
     pieces, count = ndimage.label(air)
     if not count:
         return air
-    sizes = np.bincount(pieces.ravel())[1:]
-    medians = ndimage.median(hu, pieces, np.arange(1, count + 1))
-    lung = sizes >= max(fewest, SMALLEST_SHARE * sizes.max())
-    lung &= (medians > BOWEL_BELOW_HU) | (sizes > largest_bowel)
-    return np.concatenate([[False], lung])[pieces]
+    sizes = np.bincount(pieces.ravel())
+    fewest = max(SMALLEST_SECTION_MM2 / pixel**2, SMALLEST_SHARE * sizes[1:].max())
+    lung = sizes >= fewest
+    lung[0] = False
+    for index, box in enumerate(ndimage.find_objects(pieces), start=1):
+        if not lung[index]:
+            continue
+        values = hu[box][pieces[box] == index]
+        area = sizes[index] * pixel**2
+        bowel = area < LARGEST_BOWEL_MM2 if step is None else area * step < LARGEST_BOWEL_MM3
+        pocket = area < POCKET_MM2 * (1 if step is None else JOINED_MM / step)
+        median = np.median(values)
+        if median < GAS_HU or (bowel and median < BOWEL_BELOW_HU):
+            lung[index] = False
+        elif pocket and np.quantile(values, 0.1) < POCKET_BELOW_HU:
+            lung[index] = False
+    return lung[pieces]
 
 
 def _filled(image: np.ndarray, air: np.ndarray, pixel: float) -> np.ndarray:

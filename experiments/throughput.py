@@ -1,0 +1,439 @@
+"""Images per second of training, beside the same networks in PyTorch.
+
+    python experiments/throughput.py --out=experiments/throughput.md
+
+Two numbers a network: of the training step (augmentation, forward, backward, update; the
+data on the device), and of whole epochs through `fit.fit` (order of examples, feed,
+steps in chunks, metrics read). Where torch is installed, the twins below do the same:
+same layers, batch, augmentation, clipping, SGD with momentum and decay of kernels. The
+two take turns within each round, so that what else the machine does hits both, and the
+ratios are those of rounds. Without torch its columns stay empty. A few minutes on a CPU;
+`--large` adds the networks of full size. On an accelerator, leave one device visible:
+the twin uses one.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Torch needs some of the accelerator's memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import numpy as np
+
+from twostage_jax import fit, models, training
+from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
+from twostage_jax.data.dataset import Dataset
+from twostage_jax.data.feed import Feed, feed, order, shard
+
+try:
+    import torch
+    from torch.nn import functional
+except ImportError:
+    torch = None
+
+CLASSES = 12
+SHIFT = 2
+# Those of configs/two_stage.py, at a constant rate so that its length does not matter.
+OPTIM = OptimConfig(learning_rate=0.02, clip_norm=1.0, schedule="constant")
+AUGMENT = AugmentConfig(flip="horizontal", shift=SHIFT)
+
+
+class Case(NamedTuple):
+    """What one row of the table measures; `channels` of the images, `size` in pixels."""
+
+    model: str
+    size: int
+    channels: int
+    batch: int
+    dtype: str
+
+
+class Runner(NamedTuple):
+    """A way to train: both functions take a number of steps and wait for their end."""
+
+    step: Callable[[int], None]
+    epoch: Callable[[int], None]
+    parameters: int
+
+
+def cases(batch: int, large_batch: int, large: bool, accelerator: bool) -> list[Case]:
+    """Returns what to measure: float32 and, on an accelerator, bfloat16."""
+    rows = [
+        ("caffenet_small", 32, 1, batch),
+        ("caffenet_small", 64, 1, batch),
+        ("resnet18", 32, 1, batch),
+    ]
+    if large:
+        rows += [("caffenet", 227, 3, large_batch), ("resnet50", 224, 3, large_batch)]
+    dtypes = ("float32", "bfloat16") if accelerator else ("float32",)
+    return [Case(*row, dtype) for row in rows for dtype in dtypes]
+
+
+def make_dataset(case: Case, steps: int) -> Dataset:
+    """Returns `steps` batches of noise, as a data set."""
+    generator = np.random.default_rng(0)
+    count = steps * case.batch
+    shape = (count, case.size, case.size, case.channels)
+    return Dataset(
+        name="noise",
+        kind="natural",
+        class_names=tuple(f"class{k}" for k in range(CLASSES)),
+        images=generator.integers(0, 256, shape, np.uint8),
+        labels=generator.integers(0, CLASSES, count).astype(np.int32),
+        groups=None,
+        ids=np.arange(count).astype(str),
+        splits=np.full(count, "train"),
+        fingerprint="",
+    )
+
+
+class _NoStore:
+    """Saved states of a run that has none."""
+
+    def restore(self, template: Any) -> None:
+        del template
+
+
+def jax_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
+    """Returns the package's own training; `chunk` is the steps of one device call."""
+    model = ModelConfig(case.model, case.channels, case.size, dtype=case.dtype)
+    module = training.build_model(model, CLASSES, None)
+    variables = models.init(module, jax.random.key(0), case.size, case.channels)
+    settings = training.StepSettings(
+        model=model,
+        optim=OPTIM,
+        augment=AUGMENT,
+        steps=1_000_000,
+        num_classes=CLASSES,
+        normalise="fixed",
+        window=(),
+        label_smoothing=0.0,
+        transferred=frozenset(),
+    )
+    programs, source = training.compiled(settings), feed(dataset)
+    moments = [np.full(case.channels, value, np.float32) for value in (0.5, 0.25)]
+    constants = training.Constants(np.ones(CLASSES, np.float32), *moments)
+    host = jax.tree.map(np.asarray, training.create_state(settings, variables))
+    state = training.replicate(host)
+    items = shard(order(len(dataset), case.batch, (0,), 0, chunk))
+    key = jax.random.key(1)
+
+    def step(steps: int) -> None:
+        nonlocal state
+        for _ in range(steps // chunk):
+            state, metrics = programs.train(state, source.data, items, key, constants)
+        jax.block_until_ready((state, metrics))
+
+    def epoch(steps: int) -> None:
+        task = _task(case, programs, source, constants, dataset, steps)
+        fit.fit(task, host, _NoStore(), fit.Watch(lambda *_: None, lambda: False))
+
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return Runner(step, epoch, count)
+
+
+def _task(
+    case: Case,
+    programs: training.Programs,
+    source: Feed,
+    constants: training.Constants,
+    dataset: Dataset,
+    steps: int,
+) -> fit.Task:
+    return fit.Task(
+        name="throughput",
+        settings=TrainConfig(
+            steps, case.batch, eval_every=steps, save_every=10 * steps, select="last"
+        ),
+        programs=programs,
+        feed=source,
+        constants=constants,
+        indices=np.arange(len(dataset)),
+        order_seed=(0,),
+        key=jax.random.key(1),
+        score=lambda _: {"loss": 0.0, "balanced_accuracy": 0.0},
+    )
+
+
+def torch_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
+    """Returns the same training in torch; metrics are read every `chunk` steps."""
+    device = torch.device("cpu" if jax.default_backend() == "cpu" else "cuda")
+    # As in jax on a GPU: TensorFloat-32 in products, the fastest kernel found by trial.
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    network = torch_model(case.model, case.size, case.channels).to(device)
+    network = network.to(memory_format=torch.channels_last)
+    kernels = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim == 1]
+    groups = [
+        {"params": kernels, "weight_decay": OPTIM.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.SGD(
+        groups, lr=OPTIM.learning_rate, momentum=OPTIM.momentum, fused=True
+    )
+    images = torch.from_numpy(dataset.images).permute(0, 3, 1, 2).to(device)
+    labels = torch.from_numpy(dataset.labels.astype(np.int64)).to(device)
+    reduced = torch.autocast(
+        device.type, torch.bfloat16, enabled=case.dtype == "bfloat16"
+    )
+
+    def one(indices: np.ndarray) -> torch.Tensor:
+        chosen = torch.from_numpy(indices).to(device)
+        inputs = (_torch_augmented(images[chosen]) - 0.5) / 0.25
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        targets = labels[chosen]
+        with reduced:
+            logits = network(inputs)
+        loss = functional.cross_entropy(logits.float(), targets)
+        optimiser.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), OPTIM.clip_norm)
+        optimiser.step()
+        right = (logits.argmax(-1) == targets).float().mean()
+        return torch.stack((loss.detach(), right, norm.detach()))
+
+    def run(batches: np.ndarray) -> None:
+        for first in range(0, len(batches), chunk):
+            steps = [one(indices) for indices in batches[first : first + chunk]]
+            torch.stack(steps).cpu()
+
+    same = order(len(dataset), case.batch, (0,), 0, chunk)
+    return Runner(
+        lambda steps: run(np.tile(same, (steps // chunk, 1))),
+        lambda steps: run(order(len(dataset), case.batch, (0,), 0, steps)),
+        sum(p.numel() for p in network.parameters()),
+    )
+
+
+def _torch_augmented(images: Any) -> Any:
+    """Returns `[B, C, H, W]` in [0, 1]: each shifted and flipped at random."""
+    count, _, height, width = images.shape
+    device = images.device
+    padded = functional.pad(images.float() / 255, (SHIFT,) * 4, mode="reflect")
+    corner = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), device=device)
+    rows = corner[0] + torch.arange(height, device=device)
+    columns = corner[1] + torch.arange(width, device=device)
+    flip = torch.rand(count, 1, device=device) < 0.5
+    columns = torch.where(flip, columns.flip(1), columns)
+    example = torch.arange(count, device=device)[:, None, None]
+    # The indexed axes come first: [B, H, W, C].
+    shifted = padded[example, :, rows[:, :, None], columns[:, None, :]]
+    return shifted.permute(0, 3, 1, 2)
+
+
+def torch_model(name: str, size: int, channels: int) -> Any:
+    """Returns the twin of `models.MODELS[name]` for images of this size."""
+    if name.startswith("caffenet"):
+        module = models.MODELS[name](num_classes=CLASSES)
+        return _torch_caffenet(module, size, channels)
+    module = models.MODELS[name](num_classes=CLASSES)
+    return _torch_resnet(module, channels)
+
+
+def _torch_caffenet(module: models.CaffeNet, size: int, channels: int) -> Any:
+    nn = torch.nn
+    widths, (side, stride, pad) = module.widths, module.stem
+
+    def pool() -> Any:
+        return nn.MaxPool2d(3, 2, ceil_mode=True)
+
+    def norm() -> Any:
+        return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+
+    features = nn.Sequential(
+        nn.Conv2d(channels, widths[0], side, stride, pad), nn.ReLU(), pool(), norm(),
+        nn.Conv2d(widths[0], widths[1], 5, 1, 2, groups=2), nn.ReLU(), pool(), norm(),
+        nn.Conv2d(widths[1], widths[2], 3, 1, 1), nn.ReLU(),
+        nn.Conv2d(widths[2], widths[3], 3, 1, 1, groups=2), nn.ReLU(),
+        nn.Conv2d(widths[3], widths[4], 3, 1, 1, groups=2), nn.ReLU(), pool(),
+        nn.Flatten(),
+    )  # fmt: skip
+    flat = features(torch.zeros(1, channels, size, size)).shape[1]
+    return nn.Sequential(
+        *features,
+        nn.Linear(flat, module.hidden[0]), nn.ReLU(), nn.Dropout(module.dropout),
+        nn.Linear(*module.hidden), nn.ReLU(), nn.Dropout(module.dropout),
+        nn.Linear(module.hidden[1], CLASSES),
+    )  # fmt: skip
+
+
+class _TorchBlock(torch.nn.Module if torch else object):
+    """relu(convolutions(x) + shortcut(x)), as `resnet.Block`."""
+
+    def __init__(self, before: int, features: int, stride: int, bottleneck: bool):
+        super().__init__()
+        after = 4 * features if bottleneck else features
+        plan = [(before, features, 3, stride), (features, features, 3, 1)]
+        if bottleneck:
+            plan = [(before, features, 1, 1), (features, features, 3, stride)]
+            plan.append((features, after, 1, 1))
+        layers = [part for row in plan for part in (*_conv_norm(*row), torch.nn.ReLU())]
+        self.body = torch.nn.Sequential(*layers[:-1])
+        changes = stride != 1 or before != after
+        shortcut = _conv_norm(before, after, 1, stride) if changes else []
+        self.shortcut = torch.nn.Sequential(*shortcut)
+
+    def forward(self, x: Any) -> Any:
+        return functional.relu(self.body(x) + self.shortcut(x))
+
+
+def _conv_norm(before: int, after: int, side: int, stride: int) -> list[Any]:
+    convolution = torch.nn.Conv2d(before, after, side, stride, side // 2, bias=False)
+    return [convolution, torch.nn.BatchNorm2d(after)]
+
+
+def _torch_resnet(module: models.ResNet, channels: int) -> Any:
+    nn = torch.nn
+    layers = [*_conv_norm(channels, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    before = 64
+    for stage, count in enumerate(module.blocks):
+        features = 64 * 2**stage
+        for block in range(count):
+            stride = 2 if stage and not block else 1
+            layers.append(_TorchBlock(before, features, stride, module.bottleneck))
+            before = 4 * features if module.bottleneck else features
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, *pool, nn.Linear(before, CLASSES))
+
+
+def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
+    """Returns seconds an image, `[rounds]`, under ('jax' or 'torch', 'step' or 'epoch').
+
+    Each measurement lasts about `seconds` of the package's steps; before each, one
+    shorter run brings the caches and threads back to the one whose turn it is.
+    """
+    # A call of the device has as many steps in `fit`; a slow step needs no more.
+    chunk = 1 if jax.default_backend() == "cpu" else fit.MAX_CHUNK
+    dataset = make_dataset(case, 2 * fit.MAX_CHUNK)
+    runners = {"jax": jax_runner(case, dataset, chunk)}
+    compiling = _time(runners["jax"].step, chunk)
+    if torch and (jax.default_backend() == "cpu" or torch.cuda.is_available()):
+        runners["torch"] = torch_runner(case, dataset, chunk)
+        runners["torch"].step(chunk)
+        if runners["torch"].parameters != runners["jax"].parameters:
+            raise ValueError(f"{case.model}: the twin's parameters are not as many.")
+    runners["jax"].step(chunk)
+    step = _time(runners["jax"].step, 2 * chunk) / (2 * chunk)
+    steps = max(2, round(seconds / step))
+    if chunk > 1 or steps > fit.MAX_CHUNK:
+        steps = max(1, steps // fit.MAX_CHUNK) * fit.MAX_CHUNK
+    times = {(who, what): [] for who in runners for what in ("step", "epoch")}
+    for i in range(rounds):
+        for what in ("step", "epoch"):
+            # Whoever goes first may find the machine in a better state: take turns.
+            for who in sorted(runners, reverse=bool(i % 2)):
+                runners[who].step(chunk)
+                spent = _time(getattr(runners[who], what), steps)
+                times[who, what].append(spent / (steps * case.batch))
+    return {
+        "times": times,
+        "compiling": compiling,
+        "parameters": runners["jax"].parameters,
+        "steps": steps,
+    }
+
+
+def _time(run: Callable[[int], None], steps: int) -> float:
+    start = time.perf_counter()
+    run(steps)
+    return time.perf_counter() - start
+
+
+HEADER = """\
+| network | pixels | dtype | batch | parameters | first step s \
+| step jax | step torch | jax / torch | epoch jax | epoch torch | jax / torch \
+| epoch / step |
+|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"""
+
+
+def row(case: Case, result: dict[str, Any]) -> str:
+    """Returns the table's row: images/s as 'median (best)', ratios 'median [range]'."""
+    times = result["times"]
+
+    def speed(who: str, what: str) -> str:
+        if (who, what) not in times:
+            return ""
+        spent = times[who, what]
+        return f"{1 / statistics.median(spent):,.0f} ({1 / min(spent):,.0f})"
+
+    def ratio(what: str) -> str:
+        if ("torch", what) not in times:
+            return ""
+        pairs = zip(times["torch", what], times["jax", what], strict=True)
+        return _spread([theirs / ours for theirs, ours in pairs])
+
+    pairs = zip(times["jax", "step"], times["jax", "epoch"], strict=True)
+    cells = [
+        case.model, f"{case.size} x {case.size} x {case.channels}", case.dtype,
+        str(case.batch), f"{result['parameters']:,}", f"{result['compiling']:.1f}",
+        speed("jax", "step"), speed("torch", "step"), ratio("step"),
+        speed("jax", "epoch"), speed("torch", "epoch"), ratio("epoch"),
+        _spread([step / epoch for step, epoch in pairs]),
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def _spread(values: list[float]) -> str:
+    middle = statistics.median(values)
+    return f"**{middle:.2f}** [{min(values):.2f}, {max(values):.2f}]"
+
+
+def heading(rounds: int) -> str:
+    """Returns the title and what the numbers depend on."""
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    kind = _processor() if kind == "cpu" else kind
+    threads = len(os.sched_getaffinity(0))
+    found = [f"Python {platform.python_version()}", f"jax {jax.__version__}"]
+    if torch:
+        found.append(f"torch {torch.__version__} ({torch.get_num_threads()} threads)")
+    return f"""# Training speed
+
+Images per second, median of {rounds} rounds and (best); ratios of the two within a \
+round, median [range]; above 1, jax is faster. "Step" has the data on the device; "epoch" \
+is the whole loop of `fit`; their quotient is the share of time in which the device has \
+work. "First step" is the compilation, in seconds, unless an earlier one is found in \
+jax's cache. PyTorch runs eagerly, channels last, with fused SGD.
+
+{len(devices)} x {kind}, {threads} processor cores. {", ".join(found)}."""
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "cpu"
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return names[0] if names else "cpu"
+
+
+def main() -> None:
+    """Measures, prints each row when it is there, and writes the file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--large_batch", type=int, default=16)
+    parser.add_argument("--large", action="store_true", help="also 227 and 224 pixels")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a measurement")
+    parser.add_argument("--out", type=Path, help="markdown file; printed anyway")
+    args = parser.parse_args()
+    accelerator = jax.default_backend() != "cpu"
+    lines = [heading(args.rounds), "", HEADER]
+    print("\n".join(lines), flush=True)
+    for case in cases(args.batch, args.large_batch, args.large, accelerator):
+        lines.append(row(case, measure(case, args.rounds, args.seconds)))
+        print(lines[-1], flush=True)
+    if args.out:
+        args.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Disease maps as NumPy, NIfTI and CSV files."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twostage_jax.ct.series import Series
+from twostage_jax.ct.volumes import Measure
+from twostage_jax.errors import UserError
+
+COLUMNS = (
+    "patient",
+    "series",
+    "region",
+    "class",
+    "volume_ml",
+    "fraction_of_region",
+    "mean_probability",
+    "region_volume_ml",
+    "slices",
+    "step_mm",
+    "model",
+    "arm",
+    "trained_on",
+    "notice",
+)
+
+
+def affine(series: Series) -> np.ndarray:
+    """Returns the matrix `[4, 4]` from (column, row, slice) to mm, as NIfTI has it.
+
+    DICOM's axes point to the patient's left, back and head, NIfTI's to right, front
+    and head. What the series does not say is taken as axial, at the origin, 1 mm thick.
+    """
+    first, last = series.headers[0], series.headers[-1]
+    row, column = np.reshape(first.orientation or (1, 0, 0, 0, 1, 0), (2, 3))
+    row_mm, column_mm = first.spacing or (1.0, 1.0)
+    through = np.cross(row, column)
+    if len(series.headers) > 1:
+        # Not always along the normal: a tilted gantry shears the volume.
+        through = np.subtract(last.position, first.position) / (len(series.headers) - 1)
+    matrix = np.eye(4)
+    matrix[:3, 0], matrix[:3, 1] = row * column_mm, column * row_mm
+    matrix[:3, 2], matrix[:3, 3] = through, first.position or (0, 0, 0)
+    return np.diag([-1, -1, 1, 1]) @ matrix
+
+
+def write_numpy(path: Path, **arrays: Any) -> None:
+    """Writes a compressed `.npz` that loads without pickle."""
+    if any(np.asarray(array).dtype == object for array in arrays.values()):
+        raise ValueError("arrays of objects would be pickled")
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def write_nifti(
+    path: Path, volume: np.ndarray, matrix: np.ndarray, text: str, *, scale: float = 1
+) -> None:
+    """Writes `[Z, H, W]` or `[K, Z, H, W]` uint8 as NIfTI, `[W, H, Z]` or `[W, H, Z, K]`.
+
+    Args:
+      path: Ends in `.nii.gz`.
+      volume: What is stored.
+      matrix: See `affine`.
+      text: For the header's description; cut at 79 bytes.
+      scale: What a reader multiplies the stored values by.
+
+    Raises:
+      UserError: nibabel is not installed.
+    """
+    try:
+        import nibabel
+    except ImportError:
+        raise UserError(
+            "NIfTI output needs nibabel: pip install 'twostage_jax[dicom]'."
+        ) from None
+    # Transposed, C order is the Fortran order that NIfTI stores: nothing is copied.
+    image = nibabel.Nifti1Image(volume.T, matrix)
+    image.header["descrip"] = text.encode("ascii", "replace")[:79]
+    image.header.set_slope_inter(scale, 0)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(matrix, 1)
+    image.set_sform(matrix, 1)
+    nibabel.save(image, path)
+
+
+def report_rows(
+    measures: Iterable[Measure], common: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """Returns the lines of `report.csv`; `common` has the columns that all share."""
+    return [
+        {
+            "region": m.region,
+            "class": m.class_name,
+            "volume_ml": _number(m.volume_ml, 2),
+            "fraction_of_region": _number(m.fraction, 5),
+            "mean_probability": _number(m.probability, 5),
+            "region_volume_ml": _number(m.region_ml, 2),
+            **common,
+        }
+        for m in measures
+    ]
+
+
+def write_report(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Writes `report.csv`, one line a series, region and class.
+
+    Names that a spreadsheet would take for a formula are quoted with an apostrophe.
+    """
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows({k: _inert(v) for k, v in row.items()} for row in rows)
+
+
+def read_report(path: Path) -> list[dict[str, str]]:
+    """Returns the lines that `write_report` wrote."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _inert(text: str) -> str:
+    line = " ".join(text.split())
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line

@@ -1,0 +1,159 @@
+"""Label masks of a series as a DICOM segmentation that refers to its images."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from twostage_jax.ct.overlay import NORMAL_NAMES, NOTICE, colour, printable
+from twostage_jax.errors import UserError
+from twostage_jax.versions import versions
+
+# Attributes that every image must have but may leave empty (DICOM type 2); some
+# writers leave them out.
+MAY_BE_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+NEEDED = (
+    "StudyInstanceUID",
+    "FrameOfReferenceUID",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+)
+LUNG = ("39607008", "SCT", "Lung structure")
+ANATOMY = ("91723000", "SCT", "Anatomical Structure")
+ABNORMAL = ("49755003", "SCT", "Morphologically Abnormal Structure")
+NEURAL_NETWORK = ("123110", "DCM", "Artificial Intelligence")
+# Classes are the user's own words: a private scheme names them without a guess.
+SCHEME = "99TWOSTAGE"
+MANUFACTURER = "twostage_jax"
+# A number far from those that scanners give.
+SERIES_NUMBER = 9701
+
+
+def write_segmentation(
+    path: Path,
+    sources: Sequence[Path],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    model: str,
+    model_hash: str,
+    settings: Mapping[str, str],
+) -> None:
+    """Writes a binary segmentation, one segment a class, over its source images.
+
+    It carries the patient's and the study's identity, as DICOM must. Segment k is
+    class k, counted from 1; frames without a pixel of a class are left out.
+
+    Args:
+      path: Of the new file.
+      sources: Files of the series, single-frame.
+      labels: `[Z, H, W]` uint8 in the order of `sources`: 1 + class index, 0 = none.
+      class_names: Of the classes.
+      model: What made the masks, in words.
+      model_hash: Of its stage run.
+      settings: How it was applied: names and values.
+
+    Raises:
+      UserError: highdicom is not installed, no pixel has a class, or the source lacks
+        what a segmentation must refer to.
+    """
+    try:
+        import highdicom
+    except ImportError:
+        raise UserError(
+            "DICOM output needs highdicom: pip install 'twostage_jax[dicom]'."
+        ) from None
+    if not labels.any():
+        raise UserError("no pixel has a class: there is nothing to write.")
+    images = [_source(source) for source in sources]
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name=MANUFACTURER,
+        family=pydicom.sr.coding.Code(*NEURAL_NETWORK),
+        version=model_hash[:12],
+        source=MANUFACTURER,
+        parameters={
+            "model": model,
+            "model hash": model_hash,
+            **settings,
+            "use": NOTICE,
+        },
+    )
+    segments = [
+        _segment(highdicom, index, class_names, algorithm, model)
+        for index in range(len(class_names))
+    ]
+    segmentation = highdicom.seg.Segmentation(
+        source_images=images,
+        pixel_array=labels,
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=segments,
+        series_instance_uid=generate_uid(),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=printable(model, 64),
+        software_versions=versions()["twostage_jax"],
+        device_serial_number=model_hash[:12],
+        content_description=NOTICE,
+        content_label="DISEASE_MAP",
+        series_description=f"Disease map. {NOTICE}",
+        # Names of classes may hold any letter.
+        specific_character_set="ISO_IR 192",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+    segmentation.save_as(path)
+
+
+def _segment(
+    highdicom, index: int, class_names: Sequence[str], algorithm, model: str
+) -> pydicom.Dataset:
+    code = pydicom.sr.coding.Code
+    name = _text(class_names[index]) or f"class {index + 1}"
+    normal = class_names[index].strip().lower() in NORMAL_NAMES
+    digits = hashlib.sha256(class_names[index].encode()).hexdigest()[:12].upper()
+    rgb = colour(index, class_names) or (128, 128, 128)
+    segment = highdicom.seg.SegmentDescription(
+        segment_number=index + 1,
+        segment_label=printable(name, 64),
+        segmented_property_category=code(*(ANATOMY if normal else ABNORMAL)),
+        segmented_property_type=code(*LUNG)
+        if normal
+        else code(digits, SCHEME, printable(name, 64)),
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+        anatomic_regions=None if normal else [code(*LUNG)],
+        display_color=highdicom.color.CIELabColor.from_rgb(*rgb),
+    )
+    segment.SegmentDescription = f"{NOTICE}. {_text(model)}"
+    return segment
+
+
+def _source(path: Path) -> pydicom.Dataset:
+    image = pydicom.dcmread(path, stop_before_pixels=True)
+    missing = [keyword for keyword in NEEDED if not image.get(keyword)]
+    if missing:
+        raise UserError(f"{path}: {', '.join(missing)} missing: nothing to refer to.")
+    for keyword in MAY_BE_EMPTY:
+        if keyword not in image:
+            setattr(image, keyword, "")
+    return image
+
+
+def _text(text: str) -> str:
+    """Returns a text that a DICOM string can hold: the backslash parts values."""
+    return printable(text.replace("\\", "/"), 1024)

@@ -1,0 +1,130 @@
+"""How much lung each class takes up: by thirds of height and of depth."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+HEIGHTS = ("lower", "middle", "upper")
+DEPTHS = ("peripheral", "intermediate", "central")
+# The first "class": lung that no window could classify.
+UNCLASSIFIED = "not classified"
+
+
+class Measure(NamedTuple):
+    """What a class takes up of a region.
+
+    Attributes:
+      region: 'lungs', one of `HEIGHTS`, or one of `DEPTHS`.
+      class_name: A class, or `UNCLASSIFIED`.
+      fraction: Share of the region's lung, 0 to 1; None where the region has no lung.
+      volume_ml: None for a single slice, which has no volume.
+      region_ml: Volume of the region's lung; None likewise.
+      probability: Mean probability of the class over the region's classified lung;
+        None where there is none.
+    """
+
+    region: str
+    class_name: str
+    fraction: float | None
+    volume_ml: float | None
+    region_ml: float | None
+    probability: float | None
+
+
+def measure(
+    labels: np.ndarray,
+    lungs: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: tuple[str, ...],
+    pixel_mm: tuple[float, float],
+    step_mm: float | None,
+) -> list[Measure]:
+    """Returns the measures of a series.
+
+    Heights are thirds of the distance from the lowest to the highest slice with lung;
+    fewer than three such slices have none. Depths are thirds of the greatest distance,
+    in the slice and on that side of the body, from the chest wall: see `depth`. Volume
+    is area times the distance between slices (Cavalieri's rule).
+
+    Args:
+      labels: `[Z, H, W]` from feet to head: 1 + class index, 0 = no class.
+      lungs: `[Z, H, W]` bool.
+      probabilities: `[K, Z, H, W]` uint8, 255 = certain.
+      class_names: Of the K classes.
+      pixel_mm: Distance between rows and between columns.
+      step_mm: Distance between slices; None for a single slice.
+    """
+    classes = len(class_names)
+    counts = np.zeros((len(HEIGHTS), len(DEPTHS), 1 + classes))
+    sums = np.zeros((len(HEIGHTS), len(DEPTHS), classes))
+    filled = np.flatnonzero(lungs.any((1, 2)))
+    for z in filled:
+        height = int(3 * (z - filled[0]) / (filled[-1] - filled[0] + 1))
+        thirds = np.minimum(2, 3 * depth(lungs[z], pixel_mm)).astype(int)
+        for third in range(len(DEPTHS)):
+            inside = lungs[z] & (thirds == third)
+            counts[height, third] += np.bincount(
+                labels[z][inside], minlength=1 + classes
+            )
+            sums[height, third] += probabilities[:, z][:, inside].sum(1, dtype=float)
+    voxel_ml = None if step_mm is None else pixel_mm[0] * pixel_mm[1] * step_mm / 1000
+    regions = {"lungs": (counts.sum((0, 1)), sums.sum((0, 1)))}
+    if len(filled) >= 3:
+        for i in (2, 1, 0):
+            regions[HEIGHTS[i]] = counts[i].sum(0), sums[i].sum(0)
+    for i in (2, 1, 0):
+        regions[DEPTHS[i]] = counts[:, i].sum(0), sums[:, i].sum(0)
+    names = (UNCLASSIFIED, *class_names)
+    return [
+        _measured(region, names[i], i, count, total, voxel_ml)
+        for region, (count, total) in regions.items()
+        for i in (*range(1, len(names)), 0)
+    ]
+
+
+def depth(lungs: np.ndarray, pixel_mm: tuple[float, float]) -> np.ndarray:
+    """Returns how deep each pixel lies under the chest wall, `[H, W]` in [0, 1].
+
+    Distances are taken within an axial slice, from the outline of both lungs with the
+    mediastinum between them, so that lung beside the heart is not peripheral; 1 is the
+    deepest lung of that side.
+
+    Args:
+      lungs: `[H, W]` bool.
+      pixel_mm: Distance between rows and between columns.
+    """
+    if not lungs.any():
+        return np.zeros(lungs.shape)
+    # A border, so that lung at the edge of the image has an outside, too.
+    padded = np.pad(lungs, 1)
+    between = np.maximum.accumulate(padded, 1)
+    between &= np.maximum.accumulate(padded[:, ::-1], 1)[:, ::-1]
+    distance = ndimage.distance_transform_edt(between, sampling=pixel_mm)[1:-1, 1:-1]
+    columns = np.flatnonzero(lungs.any(0))
+    middle = (columns[0] + columns[-1] + 1) // 2
+    for side in (np.s_[:, :middle], np.s_[:, middle:]):
+        deepest = distance[side][lungs[side]].max(initial=0)
+        distance[side] /= deepest or 1
+    return np.minimum(distance, 1)
+
+
+def _measured(
+    region: str,
+    name: str,
+    index: int,
+    counts: np.ndarray,
+    sums: np.ndarray,
+    voxel_ml: float | None,
+) -> Measure:
+    lung, classified = counts.sum(), counts[1:].sum()
+    return Measure(
+        region=region,
+        class_name=name,
+        fraction=float(counts[index] / lung) if lung else None,
+        volume_ml=None if voxel_ml is None else float(counts[index] * voxel_ml),
+        region_ml=None if voxel_ml is None else float(lung * voxel_ml),
+        probability=float(sums[index - 1] / 255 / classified)
+        if index and classified
+        else None,
+    )
