@@ -7,9 +7,7 @@ slices.csv (see the data source 'slices'). Writes the table of Dice scores and a
 of the worst slices beside it. Minutes on a CPU.
 """
 
-import argparse
 import csv
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -17,9 +15,6 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
-
-from twostage_jax.ct.lungs import lung_mask
-from twostage_jax.ct.phantom import phantom_slices
 
 # Half of the usual 512 pixels over 360 mm; the slices do not say.
 PIXEL_MM = 1.4

@@ -29,8 +29,8 @@ def test_order_depends_on_the_seed():
 
 
 def test_evaluation_pads_and_drops_nothing():
-    batches = feed.eval_batches(np.array([5, 6, 7]), 2)
-    np.testing.assert_array_equal(batches, [[5, 6], [7, 0]])
+    batches = feed.eval_batches([np.array([5, 6, 7]), np.array([8])], 2)
+    np.testing.assert_array_equal(batches, [[[5, 6], [7, 0]], [[8, 0], [0, 0]]])
 
 
 def test_stream_gives_what_device_memory_gives():

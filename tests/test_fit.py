@@ -1,5 +1,7 @@
 """The loop: resuming, stopping, selecting, and losses that are not finite."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -10,12 +12,23 @@ from twostage_jax import checkpoint, fit, runtime, training
 from twostage_jax.config import OptimConfig, TrainConfig
 from twostage_jax.data import feed
 from twostage_jax.errors import UserError
+from twostage_jax.placement import Placement
 
 TRAIN = TrainConfig(steps=24, batch_size=8, eval_every=6, save_every=4)
 
 
-def run(folder, *, train=TRAIN, stop_after=None, optim=None, scores=None, watched=None):
-    """Trains 'tiny'; asks it to stop after so many looks at the flag."""
+def run(
+    folder,
+    *,
+    train=TRAIN,
+    stop_after=None,
+    optim=None,
+    scores=None,
+    watched=None,
+    width=1,
+    runs=None,
+):
+    """Trains runs of 'tiny'; asks to stop after so many looks at the flag."""
     settings = step_settings(
         optim=optim or OptimConfig(learning_rate=0.05), steps=train.steps
     )
@@ -23,33 +36,50 @@ def run(folder, *, train=TRAIN, stop_after=None, optim=None, scores=None, watche
     given = iter(scores or [])
     looks = iter(range(1000))
 
-    def score(variables):
-        total = sum(float(np.abs(x).sum()) for x in jax.tree.leaves(variables))
-        best = next(given) if scores else total
-        return {"loss": total, "balanced_accuracy": best}
+    placement = Placement(width)
+    runs = width if runs is None else runs
 
+    def score(variables):
+        found = []
+        for i in range(runs):
+            leaves = jax.tree.leaves(placement.take(variables, i))
+            total = sum(float(np.abs(leaf).sum()) for leaf in leaves)
+            best = next(given) if scores else total
+            found.append({"loss": total, "balanced_accuracy": best})
+        return found
+
+    stores = [checkpoint.StateStore(folder / f"states{i}") for i in range(runs)]
     task = fit.Task(
-        name="made",
         settings=train,
-        programs=training.compiled(settings),
+        programs=training.compiled(settings, placement.axis_name),
         feed=feed.feed(dataset),
-        constants=constants(),
-        indices=np.arange(40, dtype=np.int32),
-        order_seed=(0, 7),
-        key=jax.random.key(3),
+        placement=placement,
+        runs=[
+            fit.Run(
+                name=f"made{i}",
+                state=training.create_state(settings, fresh(settings)),
+                indices=np.arange(40 - i, dtype=np.int32),
+                order_seed=(i, 7),
+                key=np.asarray(jax.random.key_data(jax.random.key(i))),
+                constants=constants(),
+                store=store,
+            )
+            for i, store in enumerate(stores)
+        ],
         score=score,
     )
     watch = fit.Watch(
-        lambda step, metrics: watched is not None and watched.append((step, metrics)),
+        lambda place, step, metrics: (
+            watched is not None and watched.append((step, metrics))
+        ),
         lambda: stop_after is not None and next(looks) >= stop_after,
     )
-    store = checkpoint.StateStore(folder / "states")
     try:
-        return fit.fit(
-            task, training.create_state(settings, fresh(settings)), store, watch
-        )
+        fitted = fit.fit(task, watch)
     finally:
-        store.close()
+        for store in stores:
+            store.close()
+    return [(one.variables, one.history) for one in fitted]
 
 
 def assert_identical(one, other):
@@ -57,22 +87,22 @@ def assert_identical(one, other):
 
 
 def test_resumed_run_is_bit_identical_to_an_undisturbed_one(tiny, tmp_path):
-    whole, history = run(tmp_path / "whole")
+    [(whole, history)] = run(tmp_path / "whole")
     for stop_after in (0, 2, 3):
         folder = tmp_path / str(stop_after)
         with pytest.raises(runtime.Interrupted):
             run(folder, stop_after=stop_after)
-        resumed, resumed_history = run(folder)
+        [(resumed, resumed_history)] = run(folder)
         assert_identical(whole, resumed)
         assert history == resumed_history
 
 
 def test_run_interrupted_again_and_again_ends_the_same(tiny, tmp_path):
-    whole, history = run(tmp_path / "whole")
+    [(whole, history)] = run(tmp_path / "whole")
     interruptions = 0
     while True:
         try:
-            resumed, resumed_history = run(tmp_path / "again", stop_after=0)
+            [(resumed, resumed_history)] = run(tmp_path / "again", stop_after=0)
             break
         except runtime.Interrupted:
             interruptions += 1
@@ -81,13 +111,33 @@ def test_run_interrupted_again_and_again_ends_the_same(tiny, tmp_path):
     assert history == resumed_history
 
 
+def test_runs_side_by_side_resume_at_the_newest_step_that_all_have(tiny, tmp_path):
+    """A kill between their saves leaves one ahead of the other."""
+    whole = run(tmp_path / "whole", width=4, runs=3)
+    folder = tmp_path / "cut"
+    with pytest.raises(runtime.Interrupted):
+        run(folder, stop_after=2, width=4, runs=3)
+    ahead, *_ = sorted(folder.glob("states1/*"), key=lambda p: -int(p.name))
+    shutil.rmtree(ahead)
+    resumed = run(folder, width=4, runs=3)
+    for (one, history), (other, other_history) in zip(whole, resumed, strict=True):
+        assert_identical(one, other)
+        assert history == other_history
+    alone = run(tmp_path / "alone")[0][0]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6),
+        alone,
+        whole[0][0],
+    )
+
+
 def test_best_on_validation_is_kept(tiny, tmp_path):
     short = TrainConfig(steps=12, batch_size=8, eval_every=6, save_every=100)
-    early, _ = run(tmp_path / "a", train=short, scores=[0.9, 0.1])
+    [(early, _)] = run(tmp_path / "a", train=short, scores=[0.9, 0.1])
     last = TrainConfig(
         steps=12, batch_size=8, eval_every=6, save_every=100, select="last"
     )
-    late, history = run(tmp_path / "b", train=last, scores=[0.9, 0.1])
+    [(late, history)] = run(tmp_path / "b", train=last, scores=[0.9, 0.1])
     assert [entry["step"] for entry in history] == [6, 12]
     assert (early["params"]["head"]["kernel"] != late["params"]["head"]["kernel"]).any()
 
@@ -99,13 +149,13 @@ def test_tie_on_validation_goes_to_the_smaller_loss():
 
 
 def test_infinite_loss_names_stage_step_and_causes(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"stage 'made'.*at step \d+.*learning rate"):
+    with pytest.raises(UserError, match=r"stage 'made0'.*at step \d+.*learning rate"):
         run(tmp_path, optim=OptimConfig(learning_rate=1e30))
 
 
 def test_loss_of_an_entry_is_the_mean_since_the_last_score(tiny, tmp_path):
     watched = []
-    _, history = run(tmp_path, watched=watched)
+    [(_, history)] = run(tmp_path, watched=watched)
     chunks = [m["loss"] for step, m in watched if "accuracy" in m and step <= 6]
     np.testing.assert_allclose(history[0]["loss"], np.mean(chunks), rtol=1e-6)
 

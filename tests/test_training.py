@@ -15,6 +15,7 @@ from conftest import REPOSITORY, make_dataset
 from twostage_jax import models, training
 from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
 from twostage_jax.data import feed
+from twostage_jax.placement import Placement
 
 
 def constants(classes=3):
@@ -50,13 +51,27 @@ def fresh(settings):
 
 def train(settings, variables, dataset, indices, constant=None):
     """Takes a step for each row of indices, on all devices."""
-    source = feed.feed(dataset)
-    state = training.replicate(training.create_state(settings, variables))
-    items = feed.shard(indices)
-    state, metrics = training.compiled(settings).train(
-        state, source.data, items, jax.random.key(5), constant or constants()
+    together = side_by_side(settings, [(variables, indices, 5)], dataset, 1, constant)
+    return together[0]
+
+
+def side_by_side(settings, runs, dataset, width, constant=None):
+    """Trains (variables, indices, key) runs; returns the state and metrics of each."""
+    placement = Placement(width)
+    states = [training.create_state(settings, variables) for variables, _, _ in runs]
+    keys = [np.asarray(jax.random.key_data(jax.random.key(k))) for _, _, k in runs]
+    state, metrics = training.compiled(settings, placement.axis_name).train(
+        placement.put(states),
+        feed.feed(dataset).data,
+        placement.arrange(np.stack([indices for _, indices, _ in runs])),
+        placement.put(keys),
+        placement.put([constant or constants()] * len(runs)),
     )
-    return training.unreplicate(state), training.read_metrics(metrics)
+    metrics = training.read_metrics(metrics, placement)
+    return [
+        (placement.take(state, i), {name: m[i] for name, m in metrics.items()})
+        for i in range(len(runs))
+    ]
 
 
 def test_step_is_the_gradient_step_by_hand(tiny):
@@ -131,18 +146,23 @@ def test_padded_evaluation_equals_unpadded(tiny):
     settings, dataset = step_settings(), make_dataset(count=10)
     variables = fresh(settings)
     source = feed.feed(dataset)
-    programs = training.compiled(settings)
+    placement = Placement()
+    programs = training.compiled(settings, placement.axis_name)
 
     def probabilities(batch):
+        batches = feed.eval_batches([np.arange(10)], batch)
         parts = [
-            training.unreplicate(
+            placement.host(
                 programs.evaluate(
-                    training.replicate(variables), source.data, items, constants()
+                    placement.put([variables]),
+                    source.data,
+                    placement.arrange(batches[:, i]),
+                    placement.put([constants()]),
                 )
             )
-            for items in map(feed.shard, feed.eval_batches(np.arange(10), batch))
+            for i in range(batches.shape[1])
         ]
-        return np.concatenate(parts)[:10]
+        return np.concatenate(parts, 1)[0, :10]
 
     np.testing.assert_allclose(probabilities(4), probabilities(10), atol=1e-6)
     module = training.build_model(settings.model, 3, None)
@@ -192,6 +212,61 @@ def test_eight_devices_match_one(tmp_path, devices):
     assert one.files == many.files
     for name in one.files:
         np.testing.assert_allclose(one[name], many[name], rtol=2e-4, atol=2e-6)
+
+
+SIDE_BY_SIDE_SCRIPT = """
+import sys
+import numpy as np
+sys.path.insert(0, {tests!r})
+from conftest import Tiny, make_dataset
+from test_training import fresh, side_by_side, step_settings
+from twostage_jax import models
+from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
+import jax
+assert jax.device_count() == {devices}
+models.MODELS["tiny"], models.NORMS["tiny"] = Tiny, ("batch",)
+settings = step_settings(
+    model=ModelConfig(name="tiny", image_size=8, dropout=0.5),
+    augment=AugmentConfig(flip="dihedral", shift=1, brightness=0.1),
+)
+rng = np.random.default_rng(0)
+runs = [
+    (
+        jax.tree.map(lambda x: np.asarray(x) * (1 + i / 10), fresh(settings)),
+        rng.permutation(60)[:48].reshape(3, 16).astype(np.int32),
+        i,
+    )
+    for i in range(5)
+]
+chosen = {runs}
+done = side_by_side(settings, [runs[i] for i in chosen], make_dataset(), {width})
+for i, result in zip(chosen, done):
+    np.savez({out!r} + f"-{{i}}.npz", *jax.tree.leaves(result))
+"""
+
+
+def test_result_of_a_run_does_not_depend_on_what_ran_beside_it(tmp_path):
+    """One by one; two to a device with a place left free; one on each of two devices."""
+    layouts = {
+        "alone": (1, [0], 1),
+        "batched": (1, [2, 0, 1], 4),
+        "spread": (2, [0, 3], 2),
+    }
+    for name, (devices, runs, width) in layouts.items():
+        script = SIDE_BY_SIDE_SCRIPT.format(
+            tests=str(Path(__file__).parent), devices=devices, runs=runs, width=width,
+            out=str(tmp_path / name),
+        )  # fmt: skip
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        subprocess.run(
+            [sys.executable, "-c", script], check=True, env=environment, cwd=REPOSITORY
+        )
+    alone = np.load(tmp_path / "alone-0.npz")
+    for name in ("batched", "spread"):
+        beside = np.load(tmp_path / f"{name}-0.npz")
+        for leaf in alone.files:
+            np.testing.assert_allclose(alone[leaf], beside[leaf], rtol=2e-4, atol=2e-6)
 
 
 def test_bfloat16_keeps_parameters_in_float32(tiny):

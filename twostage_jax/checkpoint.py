@@ -54,14 +54,23 @@ class StateStore:
             ),
         )
 
-    def restore(self, template: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
-        """Returns the newest saved (tree, progress), or None if there is none.
+    def steps(self) -> list[int]:
+        """Returns the steps that have a saved state; only the first process knows."""
+        return [] if self._manager is None else list(self._manager.all_steps())
+
+    def restore(
+        self, step: int | None, template: PyTree
+    ) -> tuple[PyTree, dict[str, Any]] | None:
+        """Returns (tree, progress) as saved at `step`, or None if `step` is None.
+
+        All processes call it, and all get what the first one read.
 
         Args:
+          step: One of `steps()`.
           template: A host tree of the same structure and shapes.
         """
         leaves, structure = jax.tree.flatten(template)
-        restored = self._newest(leaves) if self._manager is not None else None
+        restored = None if step is None else self._read(step, leaves)
         if jax.process_count() > 1:
             restored = _from_main(restored, leaves)
         if restored is None:
@@ -74,10 +83,7 @@ class StateStore:
         if self._manager is not None:
             self._manager.close()
 
-    def _newest(self, leaves: list[Any]) -> tuple[list[np.ndarray], dict] | None:
-        step = self._manager.latest_step()
-        if step is None:
-            return None
+    def _read(self, step: int, leaves: list[Any]) -> tuple[list[np.ndarray], dict]:
         names = {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
         saved = self._manager.restore(
             step,

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -182,6 +182,11 @@ class StudyConfig:
       draw: Fractions are drawn by whole 'group' (patient), or by 'patch' within each.
       folds: Folds of the target, by group, every group tested once; 0 = one split.
       split_seed: Seed of the splits into train, validation and test.
+      grid: (setting, values) pairs, such as ('optim.learning_rate', (0.001, 0.003)):
+        every row trains the target with each combination and keeps the best on its
+        validation groups. Empty = the stage's own settings.
+      side_by_side: Stage runs trained at once; 0 = one on each device, 1 = one after
+        the other, each spread over all devices.
     """
 
     arms: tuple[str, ...] = ()
@@ -190,6 +195,8 @@ class StudyConfig:
     draw: Literal["group", "patch"] = "group"
     folds: int = 0
     split_seed: int = 0
+    grid: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    side_by_side: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +245,39 @@ def parse(config: ConfigDict) -> Config:
     )
     check_values(parsed)
     return parsed
+
+
+def with_values(
+    stage: StageConfig,
+    values: Iterable[tuple[str, Any]],
+    path: str = "config.study.grid",
+) -> StageConfig:
+    """Returns a stage's settings with some replaced.
+
+    Args:
+      stage: The settings.
+      values: (setting, value) pairs; a setting is 'block.field', such as
+        'optim.learning_rate'. What a stage sees (its data) cannot be replaced.
+      path: Where the values come from, for messages.
+
+    Raises:
+      UserError: No such setting, or a value of the wrong type.
+    """
+    for setting, value in values:
+        block, _, field = setting.partition(".")
+        blocks = [f.name for f in dataclasses.fields(StageConfig) if f.name != "data"]
+        if block not in blocks:
+            raise UserError(
+                f"{path}: '{setting}' must begin with one of "
+                f"{', '.join(f'{name}.' for name in blocks)}."
+            )
+        old = getattr(stage, block)
+        types = typing.get_type_hints(type(old))
+        _reject_unknown([field], types, f"{path}: {block}")
+        new = _value(types[field], value, f"{path}: {setting}")
+        block_value = dataclasses.replace(old, **{field: new})
+        stage = dataclasses.replace(stage, **{block: block_value})
+    return stage
 
 
 def as_json(settings: Any) -> Any:
@@ -316,6 +356,8 @@ def _reject_unknown(raw: Any, known: Any, path: str) -> None:
 
 def _value(kind: Any, value: Any, path: str) -> Any:
     """Returns `value` as `kind`; integers pass for floats, lists for tuples."""
+    if kind is Any:
+        return value
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         if value not in args:

@@ -17,6 +17,7 @@ def check_values(config: "Config") -> None:
     for name, stage in config.stages.items():
         _check_stage(stage, f"config.stages.{name}")
     _check_study(config.study)
+    _check_grid(config)
 
 
 def _check_stage(stage: "StageConfig", path: str) -> None:
@@ -83,10 +84,30 @@ def _check_study(study: "StudyConfig") -> None:
         raise UserError(
             f"config.study.fractions is {study.fractions}: names one twice."
         )
+    if study.side_by_side < 0:
+        raise UserError(
+            f"config.study.side_by_side is {study.side_by_side}: give 0 (one on each "
+            "device), 1 (one at a time), or more."
+        )
     if study.folds == 1 or study.folds < 0:
         raise UserError(
             f"config.study.folds is {study.folds}: give 0 for one split, or 2 or more."
         )
+
+
+def _check_grid(config: "Config") -> None:
+    """Tries every value of the grid, one at a time."""
+    from twostage_jax.config import with_values
+
+    path, target = "config.study.grid", config.stages["target"]
+    names = [setting for setting, _ in config.study.grid]
+    if len(set(names)) != len(names):
+        raise UserError(f"{path} names a setting twice.")
+    for setting, values in config.study.grid:
+        if not values or len(set(map(repr, values))) != len(values):
+            raise UserError(f"{path}: '{setting}' needs values, all unlike.")
+        for value in values:
+            _check_stage(with_values(target, [(setting, value)]), path)
 
 
 def _positive(values: dict[str, float]) -> None:

@@ -1,10 +1,10 @@
 """The training loop: steps in chunks, scores on validation, saves, a clean stop."""
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from twostage_jax import runtime, training
@@ -12,97 +12,128 @@ from twostage_jax.checkpoint import StateStore
 from twostage_jax.config import TrainConfig
 from twostage_jax.data.feed import Feed, order
 from twostage_jax.errors import UserError
+from twostage_jax.placement import Placement
 
 PyTree = Any
 # Steps in one call of the device: enough to hide the call, few enough to stop quickly.
 MAX_CHUNK = 25
 
 
-class Task(NamedTuple):
-    """One stage's training, ready to run.
+class Run(NamedTuple):
+    """What is a stage run's own, of those that are trained together.
 
     Attributes:
-      name: The stage run's name, for messages.
-      settings: Length, batch size, how often to score and save, what to select.
-      programs: The compiled steps.
-      feed: Where batches come from.
-      constants: Arrays that no step changes.
+      name: For messages.
+      state: The host state before the first step.
       indices: Positions of the training examples in the data set.
       order_seed: Seed of the order of examples.
-      key: Key of augmentation and dropout.
-      score: `score(replicated variables) -> {'loss': ..., 'balanced_accuracy': ...}` on
-        the validation examples.
+      key: Key data of augmentation and dropout.
+      constants: Arrays that no step changes.
+      store: Its saved states.
     """
 
     name: str
+    state: training.TrainState
+    indices: np.ndarray
+    order_seed: tuple[int, ...]
+    key: np.ndarray
+    constants: training.Constants
+    store: StateStore
+
+
+class Task(NamedTuple):
+    """Stage runs that are trained together: one, or several side by side.
+
+    Attributes:
+      settings: Length, batch size, how often to score and save, what to select.
+      programs: The compiled steps.
+      feed: Where batches come from.
+      placement: Where the runs lie on the devices.
+      runs: At most `placement.runs`.
+      score: `score(variables on the devices)` returns, for each run,
+        `{'loss': ..., 'balanced_accuracy': ...}` on its validation examples.
+    """
+
     settings: TrainConfig
     programs: training.Programs
     feed: Feed
-    constants: training.Constants
-    indices: np.ndarray
-    order_seed: tuple[int, ...]
-    key: jax.Array
-    score: Callable[[PyTree], dict[str, float]]
+    placement: Placement
+    runs: Sequence[Run]
+    score: Callable[[PyTree], list[dict[str, float]]]
+
+
+class Fitted(NamedTuple):
+    """What training gives.
+
+    Attributes:
+      variables: The selected ones, host arrays.
+      selected: The entry of the history in which they were scored.
+      history: One entry a score.
+    """
+
+    variables: PyTree
+    selected: dict[str, float]
+    history: list[dict[str, float]]
 
 
 class Watch(NamedTuple):
     """What the loop tells others, and asks them.
 
     Attributes:
-      step: Called with (step, metrics) after each chunk and each score.
+      step: Called with (run's place, step, metrics) after each chunk and each score.
       stop: Whether the run was asked to stop.
     """
 
-    step: Callable[[int, dict[str, float]], None]
+    step: Callable[[int, int, dict[str, float]], None]
     stop: Callable[[], bool]
 
 
-def fit(
-    task: Task, state: training.TrainState, store: StateStore, watch: Watch
-) -> tuple[PyTree, list[dict[str, float]]]:
-    """Trains to the end, from the newest saved state if there is one.
+@dataclasses.dataclass
+class _Progress:
+    """How far one run is, apart from its state."""
 
-    Args:
-      task: What to train.
-      state: The host state before the first step.
-      store: Saved states of this stage run.
-      watch: Who is told.
+    best_variables: PyTree
+    losses: list[float] = dataclasses.field(default_factory=list)
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    best: dict[str, float] | None = None
 
-    Returns:
-      The selected variables, as host arrays, and the history: one entry a score.
+
+def fit(task: Task, watch: Watch) -> list[Fitted]:
+    """Trains to the end, from the newest step at which all runs saved a state, if any.
 
     Raises:
-      UserError: The loss is no longer finite.
-      runtime.Interrupted: The run was asked to stop; the state is saved.
+      UserError: A loss is no longer finite.
+      runtime.Interrupted: The runs were asked to stop; their states are saved.
     """
-    settings = task.settings
-    start = jax.tree.map(np.asarray, state)
-    saved = store.restore((start, start.variables))
-    progress = {"losses": [], "history": [], "best": None}
-    best = start.variables
-    if saved is not None:
-        (start, best), progress = saved
+    settings, placement = task.settings, task.placement
+    states, progress = _restored(task)
     chunk = chunk_length(settings)
-    first = int(start.step) // chunk
-    total = settings.steps // chunk
-    state = training.replicate(start)
+    saved_at = int(states[0].step)
+    first = saved_at // chunk
+    state = placement.put(states)
+    keys = placement.put([run.key for run in task.runs])
+    constants = placement.put([run.constants for run in task.runs])
 
     def indices(i: int) -> np.ndarray:
-        steps = ((first + i) * chunk, chunk)
-        positions = order(
-            len(task.indices), settings.batch_size, task.order_seed, *steps
-        )
-        return task.indices[positions].astype(np.int32)
+        at = (first + i) * chunk, chunk
+        chosen = [
+            run.indices[
+                order(len(run.indices), settings.batch_size, run.order_seed, *at)
+            ]
+            for run in task.runs
+        ]
+        return placement.arrange(np.stack(chosen).astype(np.int32))
 
-    saved_at = int(start.step)
     pending = None
-    for i, items in enumerate(task.feed.items(total - first, indices)):
+    for i, items in enumerate(
+        task.feed.items(settings.steps // chunk - first, indices)
+    ):
         step = (first + i + 1) * chunk
         state, metrics = task.programs.train(
-            state, task.feed.data, items, task.key, task.constants
+            state, task.feed.data, items, keys, constants
         )
         # One chunk late, so that the device works on while the host reads.
-        _collect(task.name, pending, progress, watch)
+        _collect(task, pending, progress, watch)
         pending = step, chunk, metrics
         scoring = step % settings.eval_every == 0 or step == settings.steps
         stopping = watch.stop()
@@ -111,22 +142,24 @@ def fit(
         )
         if not (scoring or saving):
             continue
-        _collect(task.name, pending, progress, watch)
+        _collect(task, pending, progress, watch)
         pending = None
         if scoring:
-            entry = _score(task, state, step, progress)
-            watch.step(step, entry)
-            if progress["best"] is None or _better(entry, progress["best"]):
-                progress["best"] = entry
-                best = training.unreplicate(state.variables)
+            _score(task, state, step, progress, watch)
         if saving and (stopping or step < settings.steps):
-            store.save(step, (training.unreplicate(state), best), progress)
+            for place, (run, own) in enumerate(zip(task.runs, progress, strict=True)):
+                told = {"losses": own.losses, "history": own.history, "best": own.best}
+                tree = placement.take(state, place), own.best_variables
+                run.store.save(step, tree, told)
             saved_at = step
         if stopping:
             raise runtime.Interrupted
     if settings.select == "last":
-        best = training.unreplicate(state.variables)
-    return best, progress["history"]
+        return [
+            Fitted(placement.take(state.variables, place), own.history[-1], own.history)
+            for place, own in enumerate(progress)
+        ]
+    return [Fitted(own.best_variables, own.best, own.history) for own in progress]
 
 
 def chunk_length(settings: TrainConfig) -> int:
@@ -139,15 +172,42 @@ def chunk_length(settings: TrainConfig) -> int:
     return max(n for n in range(1, MAX_CHUNK + 1) if common % n == 0)
 
 
+def _restored(task: Task) -> tuple[list[training.TrainState], list[_Progress]]:
+    """Returns the states to start from: runs trained together are at the same step."""
+    common = set.intersection(*[set(run.store.steps()) for run in task.runs])
+    newest = max(common, default=None)
+    states, progress = [], []
+    for run in task.runs:
+        start = run.state
+        saved = run.store.restore(newest, (start, start.variables))
+        if saved is None:
+            states.append(start)
+            progress.append(_Progress(start.variables))
+        else:
+            (state, best), told = saved
+            states.append(state)
+            progress.append(_Progress(best, **told))
+    return states, progress
+
+
 def _score(
-    task: Task, state: training.TrainState, step: int, progress: dict[str, Any]
-) -> dict[str, float]:
-    scores = task.score(state.variables)
-    entry = {"step": step, "loss": float(np.mean(progress["losses"]))}
-    entry |= {f"validation_{name}": value for name, value in scores.items()}
-    progress["losses"] = []
-    progress["history"].append(entry)
-    return entry
+    task: Task,
+    state: training.TrainState,
+    step: int,
+    progress: list[_Progress],
+    watch: Watch,
+) -> None:
+    """Scores each run on its validation examples, and keeps what is best so far."""
+    for place, scores in enumerate(task.score(state.variables)):
+        own = progress[place]
+        entry = {"step": step, "loss": float(np.mean(own.losses))}
+        entry |= {f"validation_{name}": value for name, value in scores.items()}
+        own.losses = []
+        own.history.append(entry)
+        watch.step(place, step, entry)
+        if own.best is None or _better(entry, own.best):
+            own.best = entry
+            own.best_variables = task.placement.take(state.variables, place)
 
 
 def _better(entry: dict[str, float], best: dict[str, float]) -> bool:
@@ -159,20 +219,22 @@ def _better(entry: dict[str, float], best: dict[str, float]) -> bool:
     return rank(entry) > rank(best)
 
 
-def _collect(name: str, pending: Any, progress: dict[str, Any], watch: Watch) -> None:
+def _collect(task: Task, pending: Any, progress: list[_Progress], watch: Watch) -> None:
     """Reads the metrics of a chunk, and stops at a loss that is not finite."""
     if pending is None:
         return
     step, chunk, metrics = pending
-    metrics = training.read_metrics(metrics)
-    losses = metrics["loss"]
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if len(bad):
-        raise UserError(
-            f"stage '{name}': the loss is {losses[bad[0]]} at step "
-            f"{step - chunk + bad[0] + 1}. Usual causes: the learning rate is too high "
-            "(lower optim.learning_rate, or set optim.clip_norm or optim.warmup_steps), "
-            "or the images hold values that are not finite."
-        )
-    progress["losses"].extend(losses.tolist())
-    watch.step(step, {key: float(v.mean()) for key, v in metrics.items()})
+    metrics = training.read_metrics(metrics, task.placement)
+    for place, run in enumerate(task.runs):
+        losses = metrics["loss"][place]
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if len(bad):
+            raise UserError(
+                f"stage '{run.name}': the loss is {losses[bad[0]]} at step "
+                f"{step - chunk + bad[0] + 1}. Usual causes: the learning rate is too "
+                "high (lower optim.learning_rate, or set optim.clip_norm or "
+                "optim.warmup_steps), or the images hold values that are not finite."
+            )
+        progress[place].losses.extend(losses.tolist())
+        means = {name: float(values[place].mean()) for name, values in metrics.items()}
+        watch.step(place, step, means)

@@ -50,8 +50,8 @@ def tree(config: Config) -> str:
     }
     for before, after in hand_overs:
         report = plan.planned_transfer(
-            config,
-            after,
+            config.stages[after].transfer,
+            f"config.stages.{after}",
             _initialised(config, classes[before]),
             _initialised(config, classes[after]),
         )
@@ -68,7 +68,8 @@ def transfer_from(config: Config, folder: Path, stage: str) -> str:
     exported = folder / "variables" if (folder / "variables").is_dir() else folder
     source = checkpoint.load_variables(exported)
     target = _initialised(config, num_classes(config, stage))
-    return plan.planned_transfer(config, stage, source, target).table()
+    settings, path = config.stages[stage].transfer, f"config.stages.{stage}"
+    return plan.planned_transfer(settings, path, source, target).table()
 
 
 def num_classes(config: Config, stage: str) -> int:

@@ -1,5 +1,6 @@
 """The tree of stage runs that a study needs, and every check that needs no training."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,12 +10,17 @@ import numpy as np
 
 from twostage_jax import fit, models, optim, training
 from twostage_jax import transfer as transfers
-from twostage_jax.config import TARGET, Config
+from twostage_jax.config import (
+    TARGET,
+    Config,
+    StudyConfig,
+    TransferConfig,
+    with_values,
+)
 from twostage_jax.data import sources
 from twostage_jax.data.dataset import Dataset
-from twostage_jax.data.feed import divides
 from twostage_jax.errors import UserError
-from twostage_jax.stage import StageRun, identify, split_of
+from twostage_jax.stage_run import StageRun, identify, split_of
 
 PyTree = Any
 
@@ -24,14 +30,15 @@ class Row(NamedTuple):
 
     Attributes:
       arm, seed, fraction, fold: Its place in the study.
-      run: The target stage run, which knows its ancestors.
+      candidates: The target stage runs, which know their ancestors: one for each place
+        of the tuning grid, or one.
     """
 
     arm: str
     seed: int
     fraction: float
     fold: int
-    run: StageRun
+    candidates: tuple[StageRun, ...]
 
     @property
     def name(self) -> str:
@@ -40,12 +47,13 @@ class Row(NamedTuple):
 
 def check(config: Config) -> None:
     """Raises a UserError for settings that cannot work, before any data is read."""
+    width(config)
     if config.model.name not in models.MODELS:
         models.build(config.model.name, num_classes=2)
     for name, stage in config.stages.items():
         path = f"config.stages.{name}"
         sources.check(stage.data, f"{path}.data")
-        if not divides(stage.train.batch_size):
+        if stage.train.batch_size % jax.device_count():
             raise UserError(
                 f"{path}.train.batch_size is {stage.train.batch_size}: it must be "
                 f"divisible by the {jax.device_count()} devices."
@@ -67,28 +75,112 @@ def check(config: Config) -> None:
 
 def rows(config: Config, datasets: Mapping[str, Dataset]) -> list[Row]:
     """Returns the rows of the study, in order of seed, fraction, fold and arm."""
-    study, found = config.study, []
-    runs: dict[tuple, StageRun] = {}
-    for seed in study.seeds:
-        for fraction in sorted(study.fractions, reverse=True):
-            for fold in range(max(study.folds, 1)):
-                for arm, chain in config.arms.items():
-                    run = None
-                    for depth, stage in enumerate(chain, 1):
-                        place = (fraction, fold) if stage == TARGET else (1.0, 0)
-                        key = (chain[:depth], seed, *place)
-                        if key not in runs:
-                            runs[key] = identify(
-                                config, datasets[stage], stage, seed, *place, run
-                            )
-                        run = runs[key]
-                    found.append(Row(arm, seed, fraction, fold, run))
+    study = config.study
+    folds = range(max(study.folds, 1))
+    places = itertools.product(
+        study.seeds, sorted(study.fractions, reverse=True), folds, config.arms.items()
+    )
+    found = []
+    for seed, fraction, fold, (arm, chain) in places:
+        parent = None
+        for stage in chain[:-1]:
+            parent = identify(config, datasets[stage], stage, seed=seed, parent=parent)
+        candidates = tuple(
+            identify(
+                config,
+                datasets[TARGET],
+                TARGET,
+                seed=seed,
+                fraction=fraction,
+                fold=fold,
+                tuned=tuned,
+                parent=parent,
+            )
+            for tuned in grid(study)
+        )
+        found.append(Row(arm, seed, fraction, fold, candidates))
     return found
+
+
+def grid(study: StudyConfig) -> list[tuple[tuple[str, Any], ...]]:
+    """Returns the places of the tuning grid, each as (setting, value) pairs."""
+    names = [setting for setting, _ in study.grid]
+    values = itertools.product(*(values for _, values in study.grid))
+    return [tuple(zip(names, place, strict=True)) for place in values]
 
 
 def stage_runs(rows: list[Row]) -> list[StageRun]:
     """Returns the stage runs behind the rows, each once, ancestors first."""
-    return list({run.hash: run for row in rows for run in row.run.chain}.values())
+    chains = (run.chain for row in rows for run in row.candidates)
+    return list({run.hash: run for chain in chains for run in chain}.values())
+
+
+def groups(config: Config, runs: list[StageRun], width: int) -> list[list[StageRun]]:
+    """Returns the stage runs in the order in which to train them, alike ones together.
+
+    It depends on the plan alone, not on what is done: a run that is resumed has the
+    same neighbours again.
+
+    Args:
+      config: The settings.
+      runs: Ancestors first.
+      width: Places side by side. More than half must be filled, or the runs go one by
+        one, each spread over all devices.
+    """
+    waiting: dict[Any, list[StageRun]] = {}
+    for run in runs:
+        # What L2-SP pulls back is part of the program.
+        pulled = config.stages[run.stage].optim.l2_sp and run.parent
+        key = run.stage, run.tuned, run.parent.stage if pulled else None
+        waiting.setdefault(key, []).append(run)
+    ordered: list[list[StageRun]] = []
+    trained: set[str] = set()
+    while waiting:
+        ready = {
+            key: [r for r in alike if not r.parent or r.parent.hash in trained]
+            for key, alike in waiting.items()
+        }
+        # Rather those of which none waits any longer: all of them fit side by side.
+        key = next(
+            (key for key in ready if ready[key] == waiting[key]),
+            next(key for key in ready if ready[key]),
+        )
+        ordered += chunks(ready[key], width)
+        trained |= {run.hash for run in ready[key]}
+        waiting[key] = [run for run in waiting[key] if run.hash not in trained]
+        if not waiting[key]:
+            del waiting[key]
+    return ordered
+
+
+def chunks(runs: list[StageRun], width: int) -> list[list[StageRun]]:
+    """Returns runs in groups of `width`; what fills no more than half goes one by one."""
+    parts = [runs[i : i + width] for i in range(0, len(runs), width)]
+    if parts and len(parts[-1]) <= width / 2:
+        parts[-1:] = [[run] for run in parts[-1]]
+    return parts
+
+
+def width(config: Config) -> int:
+    """Returns the number of stage runs to train side by side.
+
+    Raises:
+      UserError: It does not fit the devices.
+    """
+    wanted, devices = config.study.side_by_side, jax.local_device_count()
+    if jax.process_count() > 1:
+        if wanted > 1:
+            raise UserError(
+                f"config.study.side_by_side is {wanted}: several processes train one "
+                "stage run after the other; give 0 or 1."
+            )
+        return 1
+    if wanted > 1 and wanted % devices:
+        raise UserError(
+            f"config.study.side_by_side is {wanted}: it must be a multiple of the "
+            f"{devices} devices."
+        )
+    return wanted or devices
 
 
 def check_data(
@@ -111,28 +203,28 @@ def check_data(
     }
     for before, stage in edges:
         variables = fresh_variables(config, datasets[stage].num_classes)
-        optim.check_patterns(
-            config.stages[stage].optim, variables, f"config.stages.{stage}.optim"
-        )
-        if before:
-            source = fresh_variables(config, datasets[before].num_classes)
-            planned_transfer(config, stage, source, variables)
+        source = before and fresh_variables(config, datasets[before].num_classes)
+        for tuned in grid(config.study) if stage == TARGET else [()]:
+            settings = with_values(config.stages[stage], tuned)
+            path = f"config.stages.{stage}"
+            optim.check_patterns(settings.optim, variables, f"{path}.optim")
+            if before:
+                planned_transfer(settings.transfer, path, source, variables)
 
 
 def planned_transfer(
-    config: Config, stage: str, source: PyTree, target: PyTree
+    settings: TransferConfig, path: str, source: PyTree, target: PyTree
 ) -> transfers.TransferReport:
-    """Returns the report of the transfer into `stage`.
+    """Returns the report of a transfer.
 
     Raises:
-      UserError: The rules do not fit; names the stage and every violation.
+      UserError: The rules do not fit; names every violation, and `path`, the stage's.
     """
-    settings = config.stages[stage].transfer
     rules = transfers.rules_for(settings.reinitialise, settings.rules)
     try:
         return transfers.transfer(source, target, rules)[1]
     except UserError as error:
-        raise UserError(f"config.stages.{stage}.transfer: {error}") from None
+        raise UserError(f"{path}.transfer: {error}") from None
 
 
 def fresh_variables(config: Config, num_classes: int) -> PyTree:

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +32,37 @@ class Progress:
             sys.stdout.flush()
 
     @contextlib.contextmanager
-    def stage(self, name: Any, steps: int, folder: Path) -> Iterator[Watch]:
-        """Shows a bar and writes event files while one stage run trains."""
+    def stages(
+        self, runs: Sequence[Any], steps: int, folders: Sequence[Path]
+    ) -> Iterator[Watch]:
+        """Shows a bar and writes event files while stage runs train together."""
         if not runtime.is_main():
-            yield Watch(lambda step, metrics: None, self.stop)
+            yield Watch(lambda place, step, metrics: None, self.stop)
             return
-        title = f"[{self.done + 1}/{self.total}] {name}"
-        bar = tqdm(total=steps, desc=title, unit="step", disable=None, leave=False)
+        numbers = f"{self.done + 1}"
+        title = str(runs[0])
+        if len(runs) > 1:
+            numbers += f"-{self.done + len(runs)}"
+            title += f" and {len(runs) - 1} beside it"
+        bar = tqdm(
+            total=steps, desc=f"[{numbers}/{self.total}] {title}", unit="step",
+            disable=None, leave=False,
+        )  # fmt: skip
         shown: dict[str, str] = {}
-        with contextlib.closing(SummaryWriter(str(folder / "events"))) as events:
+        with contextlib.ExitStack() as stack:
+            events = [
+                stack.enter_context(
+                    contextlib.closing(SummaryWriter(str(f / "events")))
+                )
+                for f in folders
+            ]
 
-            def step(number: int, metrics: dict[str, float]) -> None:
+            def step(place: int, number: int, metrics: dict[str, float]) -> None:
                 for metric, value in metrics.items():
                     if metric != "step":
-                        events.add_scalar(_tag(metric), value, number)
+                        events[place].add_scalar(_tag(metric), value, number)
+                if place:
+                    return
                 if "validation_balanced_accuracy" in metrics:
                     score = metrics["validation_balanced_accuracy"]
                     shown["validation"] = f"{score:.3f}"
@@ -55,13 +72,10 @@ class Progress:
 
             with bar:
                 yield Watch(step, self.stop)
-        self.done += 1
+        self.done += len(runs)
 
 
 def _tag(metric: str) -> str:
-    split, _, name = metric.rpartition("validation_")
-    return (
-        f"validation/{name}"
-        if split or metric.startswith("validation_")
-        else (f"train/{metric}")
-    )
+    if metric.startswith("validation_"):
+        return f"validation/{metric.removeprefix('validation_')}"
+    return f"train/{metric}"

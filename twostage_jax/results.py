@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 
 from twostage_jax import metrics, runtime
-from twostage_jax.config import Config, as_json
-from twostage_jax.data.dataset import Dataset, digest
+from twostage_jax.config import TARGET, Config, as_json
+from twostage_jax.data import examples
+from twostage_jax.data.dataset import digest
 from twostage_jax.plan import Row
 from twostage_jax.report import figures, tables
-from twostage_jax.stage import Materials
+from twostage_jax.stage import Materials, read_lineage
+from twostage_jax.stage_run import StageRun
 
 SCHEMA = 1
-MONTAGE_PER_CLASS = 8
 
 
 def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
@@ -35,46 +36,86 @@ def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
     found.sort(
         key=lambda r: (r["seed"], -r["fraction"], r["fold"], arms.index(r["arm"]))
     )
-    results = {"schema": SCHEMA, "config": as_json(config), "rows": found}
+    results = {
+        "schema": SCHEMA,
+        "protocol": protocol,
+        "config": as_json(config),
+        "rows": found,
+    }
     runtime.write_json(workdir / "results.json", results)
     runtime.write_text(workdir / "results.md", _page(config, found))
     return results
 
 
 def draw(materials: Materials, rows: list[Row]) -> None:
-    """Draws the learning curves, confusion matrices and montages into `figures/`."""
+    """Draws learning curves, confusion matrices and montages into `figures/`.
+
+    Some examples of each data set, and the worst mistakes of each arm, go into
+    `examples/`, so that a report needs no data set.
+    """
     folder = materials.workdir / "figures"
     folder.mkdir(exist_ok=True)
-    curves: dict[str, list] = {}
+    chosen = {row.name: chosen_run(materials, row) for row in rows}
+    curves: dict[str, dict] = {}
+    matrices: dict[str, Any] = {}
     for row in rows:
-        for run in row.run.chain:
-            lineage = _lineage(materials, run)
-            arm = row.arm if run is row.run else ""
-            curves.setdefault(run.stage, {})[run.hash] = (arm, lineage["history"])
-    figures.save(figures.learning_curves(curves), folder / "learning_curves")
-    matrices = {}
-    for row in rows:
-        saved = np.load(materials.folder(row.run) / "predictions.npz")
+        for run in chosen[row.name].chain:
+            history = read_lineage(materials, run)["history"]
+            arm = row.arm if run.stage == TARGET else ""
+            curves.setdefault(run.stage, {})[run.hash] = (arm, history)
+        saved = np.load(materials.folder(chosen[row.name]) / "predictions.npz")
         matrix = metrics.confusion(saved["labels"], saved["probabilities"])
         matrices[row.arm] = matrices.get(row.arm, 0) + matrix
-    target = materials.datasets["target"]
+    figures.save(figures.learning_curves(curves), folder / "learning_curves")
     figures.save(
-        figures.confusion_matrices(matrices, target.class_names),
+        figures.confusion_matrices(matrices, materials.datasets[TARGET].class_names),
         folder / "confusion_matrices",
     )
     for stage, dataset in materials.datasets.items():
         window = materials.config.stages[stage].data.window
-        figures.save(_montage(stage, dataset, window), folder / f"examples_{stage}")
+        kept = examples.of_each_class(dataset, window)
+        examples.save(materials.workdir / "examples" / f"{stage}.npz", kept)
+        figures.save(
+            figures.montage(
+                kept["images"], kept["labels"], dataset.class_names,
+                f"{stage}: {dataset.name}",
+            ),
+            folder / f"examples_{stage}",
+        )  # fmt: skip
+    largest = max(row.fraction for row in rows)
+    mistakes = examples.worst_mistakes(
+        materials.datasets[TARGET],
+        materials.config.stages[TARGET].data.window,
+        {
+            row.name: (row.arm, materials.folder(chosen[row.name]) / "predictions.npz")
+            for row in rows
+            if row.fraction == largest
+        },
+    )
+    examples.save(materials.workdir / "examples" / "mistakes.npz", mistakes)
+
+
+def chosen_run(materials: Materials, row: Row) -> StageRun:
+    """Returns the candidate with the best score on validation examples.
+
+    More balanced accuracy; at a tie, less loss; then the first of the grid.
+    """
+
+    def rank(run: StageRun) -> tuple[float, float]:
+        scores = read_lineage(materials, run)["validation"]
+        return scores["validation_balanced_accuracy"], -scores["validation_loss"]
+
+    return max(row.candidates, key=rank)
 
 
 def _write_row(materials: Materials, row: Row, protocol: str) -> None:
-    folder = materials.folder(row.run)
-    lineage = _lineage(materials, row.run)
+    chosen = chosen_run(materials, row)
+    lineage = read_lineage(materials, chosen)
     predictions = Path("predictions") / f"{row.name}.npz"
-    saved = (folder / "predictions.npz").read_bytes()
+    saved = (materials.folder(chosen) / "predictions.npz").read_bytes()
     with runtime.replacing(materials.workdir / predictions) as temporary:
         temporary.write_bytes(saved)
-    examples = lineage["data"]["examples"]
+    counts = lineage["data"]["examples"]
     runtime.write_json(
         materials.workdir / "rows" / f"{row.name}.json",
         {
@@ -83,20 +124,32 @@ def _write_row(materials: Materials, row: Row, protocol: str) -> None:
             "seed": row.seed,
             "fraction": row.fraction,
             "fold": row.fold,
-            "n_train": examples["train"],
-            "n_test": examples["test"],
+            "n_train": counts["train"],
+            "n_test": counts["test"],
             "groups": lineage["data"]["groups"],
             "metrics": lineage["scores"],
             "predictions": str(predictions),
             "stage_runs": lineage["chain"],
+            "tried": [_tried(materials, run, chosen) for run in row.candidates],
         },
     )
+
+
+def _tried(materials: Materials, run: StageRun, chosen: StageRun) -> dict[str, Any]:
+    scores = read_lineage(materials, run)["validation"]
+    names = ("balanced_accuracy", "loss")
+    return {
+        "settings": dict(run.tuned),
+        "validation": {name: scores[f"validation_{name}"] for name in names},
+        "stage_run": run.folder_name,
+        "chosen": run is chosen,
+    }
 
 
 def _protocol(config: Config) -> dict[str, Any]:
     """Returns the settings that rows must share to be compared."""
     settings = as_json(config)
-    for field in ("seeds", "arms", "fractions"):
+    for field in ("seeds", "arms", "fractions", "side_by_side"):
         del settings["study"][field]
     for stage in settings["stages"].values():
         del stage["train"]["save_every"]
@@ -112,29 +165,3 @@ def _page(config: Config, rows: list[dict[str, Any]]) -> str:
         f"{rows[0]['n_test']} test examples a row, "
         f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}.\n"
     )
-
-
-def _montage(stage: str, dataset: Dataset, window: tuple[float, ...]) -> Any:
-    chosen = np.concatenate(
-        [
-            np.flatnonzero(dataset.labels == label)[_spread(count)]
-            for label, count in enumerate(np.bincount(dataset.labels))
-            if count
-        ]
-    )
-    images = dataset.images[chosen]
-    if images.dtype == np.int16:
-        low = window[0] - window[1] / 2
-        images = np.clip((images.astype(np.float32) - low) / window[1], 0, 1)
-    return figures.montage(
-        images, dataset.labels[chosen], dataset.class_names, f"{stage}: {dataset.name}"
-    )
-
-
-def _spread(count: int) -> np.ndarray:
-    number = min(count, MONTAGE_PER_CLASS)
-    return np.linspace(0, count - 1, number).astype(int)
-
-
-def _lineage(materials: Materials, run: Any) -> dict[str, Any]:
-    return json.loads((materials.folder(run) / "lineage.json").read_text())

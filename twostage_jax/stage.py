@@ -1,70 +1,33 @@
-"""One stage run: data -> model -> transfer -> fit -> checkpoint -> evaluate."""
+"""Stage runs: data -> model -> transfer -> fit -> checkpoint -> evaluate."""
 
 import dataclasses
+import json
 import shutil
+import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from twostage_jax import checkpoint, fit, metrics, models, optim, runtime, training
+from twostage_jax import checkpoint, fit, lineage, models, optim, runtime, training
 from twostage_jax import transfer as transfers
-from twostage_jax.config import Config, as_json
+from twostage_jax.config import Config, StageConfig
 from twostage_jax.data import augment
-from twostage_jax.data.dataset import Dataset, digest
+from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.feed import Feed, eval_batches
-from twostage_jax.data.splits import Splits, split, subset
+from twostage_jax.data.splits import Splits
+from twostage_jax.placement import Placement
 from twostage_jax.progress import Progress
-from twostage_jax.versions import versions
+from twostage_jax.stage_run import StageRun, split_of
 
 PyTree = Any
-# Raised when the code changes what the same settings give.
-RESULT_VERSION = 1
 # Images looked at for the mean and deviation of a data set.
 STATISTICS_IMAGES = 4096
 EVAL_BATCH = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class StageRun:
-    """One node of the tree of stage runs.
-
-    Attributes:
-      stage: Name of its settings in `config.stages`.
-      seed, fraction, fold: Its place in the study; source stages have fraction 1 and
-        fold 0.
-      parent: The stage run before it, or None if it starts from random parameters.
-      hash: Digest of everything that determines its result.
-    """
-
-    stage: str
-    seed: int
-    fraction: float
-    fold: int
-    parent: "StageRun | None"
-    hash: str
-
-    @property
-    def folder_name(self) -> str:
-        return f"{self.stage}-{self.hash[:12]}"
-
-    @property
-    def chain(self) -> list["StageRun"]:
-        """This stage run and those before it, first one first."""
-        return [*(self.parent.chain if self.parent else []), self]
-
-    def __str__(self) -> str:
-        name = " > ".join(run.stage for run in self.chain)
-        place = f"seed {self.seed}"
-        if self.fraction != 1:
-            place += f", fraction {self.fraction:g}"
-        return (
-            f"{name} ({place}, fold {self.fold})" if self.fold else f"{name} ({place})"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,30 +43,24 @@ class Materials:
         return self.workdir / "stages" / run.folder_name
 
 
-def identify(
-    config: Config,
-    dataset: Dataset,
-    stage: str,
-    seed: int,
-    fraction: float,
-    fold: int,
-    parent: StageRun | None,
-) -> StageRun:
-    """Returns the stage run of these settings, named by what determines its result."""
-    settings = as_json(config.stages[stage])
-    # How often a state is saved, and where files lie, change no result.
-    del settings["train"]["save_every"]
-    settings["data"].pop("options")
-    study = config.study
-    identity = digest(
-        RESULT_VERSION,
-        settings,
-        as_json(config.model),
-        dataset.fingerprint,
-        (seed, fraction, fold, study.folds, study.split_seed, study.draw),
-        parent.hash if parent else "",
-    )
-    return StageRun(stage, seed, fraction, fold, parent, identity)
+class Prepared(NamedTuple):
+    """A stage run that is ready to train.
+
+    Attributes:
+      run: Which.
+      splits: Its examples.
+      variables: Where it starts: random, or transferred.
+      report: Of the transfer, if it has a parent.
+      key: Of augmentation and dropout.
+      constants: See `training.Constants`.
+    """
+
+    run: StageRun
+    splits: Splits
+    variables: PyTree
+    report: transfers.TransferReport | None
+    key: jax.Array
+    constants: training.Constants
 
 
 def is_done(materials: Materials, run: StageRun) -> bool:
@@ -111,34 +68,113 @@ def is_done(materials: Materials, run: StageRun) -> bool:
     return (materials.folder(run) / "lineage.json").is_file()
 
 
-def split_of(config: Config, dataset: Dataset, run: StageRun) -> Splits:
-    """Returns the examples that a stage run trains, validates and tests on."""
-    stage, study = config.stages[run.stage], config.study
-    is_target = run.stage == "target"
-    splits = split(
-        dataset,
-        seed=study.split_seed,
-        validation=stage.data.validation,
-        test=stage.data.test,
-        folds=study.folds if is_target else 0,
-        fold=run.fold if is_target else 0,
-    )
-    if run.fraction == 1:
-        return splits
-    train = subset(dataset, splits.train, run.fraction, seed=run.seed, by=study.draw)
-    return dataclasses.replace(splits, train=train)
+def is_under_way(materials: Materials, run: StageRun) -> bool:
+    """Whether the stage run, or one trained beside it, was begun and not ended."""
+    return (materials.folder(run) / "states").is_dir()
 
 
-def run_stage(materials: Materials, run: StageRun, progress: Progress) -> None:
-    """Trains, exports and evaluates one stage run; resumes it if it was cut off.
+def read_lineage(materials: Materials, run: StageRun) -> dict[str, Any]:
+    """Returns the lineage of a finished stage run (see `lineage.lineage`)."""
+    return json.loads((materials.folder(run) / "lineage.json").read_text())
 
-    Writes into its folder: `variables/`, `transfer.json` (if it has a parent),
-    `predictions.npz` and, last, `lineage.json`. States saved on the way are removed.
+
+def run_stages(
+    materials: Materials, runs: Sequence[StageRun], width: int, progress: Progress
+) -> None:
+    """Trains, exports and evaluates stage runs that are alike; resumes what was cut off.
+
+    Writes into the folder of each: `variables/`, `transfer.json` (if it has a parent),
+    `predictions.npz` and, last, `lineage.json`. States saved on the way are removed
+    when all runs have theirs, so that runs trained together are resumed together.
+
+    Args:
+      materials: What they share.
+      runs: Of one stage, with the same settings and finished parents.
+      width: Places side by side; 1 for one run on all devices.
+      progress: Who is told.
     """
+    began = time.monotonic()
+    config, placement = materials.config, Placement(width)
+    ready = [_prepare(materials, run) for run in runs]
+    for one in ready:
+        if one.report:
+            progress.say(f"  {one.run}: {one.report.summary()}")
+    stage, dataset = runs[0].settings(config), materials.datasets[runs[0].stage]
+    settings = step_settings(config, stage, dataset.num_classes, ready[0].report)
+    programs = training.compiled(settings, placement.axis_name)
+    feed = materials.feeds[runs[0].stage]
+    constants = placement.put([one.constants for one in ready])
+
+    def predict(variables: PyTree, indices: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return _predict(programs, feed, placement, constants, variables, indices)
+
+    stores = [checkpoint.StateStore(materials.folder(run) / "states") for run in runs]
+    try:
+        task = fit.Task(
+            settings=stage.train,
+            programs=programs,
+            feed=feed,
+            placement=placement,
+            runs=[
+                fit.Run(
+                    name=str(one.run),
+                    state=training.create_state(settings, one.variables),
+                    indices=one.splits.train,
+                    order_seed=(one.run.seed, _code(one.run.stage)),
+                    key=np.asarray(jax.random.key_data(one.key)),
+                    constants=one.constants,
+                    store=store,
+                )
+                for one, store in zip(ready, stores, strict=True)
+            ],
+            score=_scorer(predict, dataset, [one.splits.validation for one in ready]),
+        )
+        folders = [materials.folder(run) for run in runs]
+        with progress.stages(runs, stage.train.steps, folders) as watch:
+            fitted = fit.fit(task, watch)
+    finally:
+        for store in stores:
+            store.close()
+    best = placement.put([one.variables for one in fitted])
+    tested = predict(best, [one.splits.test for one in ready])
+    seconds = (time.monotonic() - began) / len(runs)
+    if runtime.is_main():
+        for one, result, probabilities in zip(ready, fitted, tested, strict=True):
+            _export(materials, one, result, probabilities, seconds)
+        for run in runs:
+            shutil.rmtree(materials.folder(run) / "states", ignore_errors=True)
+    runtime.barrier(f"{runs[0].hash}-done")
+
+
+def step_settings(
+    config: Config,
+    stage: StageConfig,
+    num_classes: int,
+    report: transfers.TransferReport | None,
+) -> training.StepSettings:
+    """Returns what the compiled steps of a stage depend on."""
+    pulled: frozenset[str] = frozenset()
+    if report is not None and stage.optim.l2_sp:
+        pulled = frozenset(p.removeprefix("params/") for p in report.transferred)
+    return training.StepSettings(
+        model=config.model,
+        optim=stage.optim,
+        augment=stage.augment,
+        steps=stage.train.steps,
+        num_classes=num_classes,
+        normalise=stage.data.normalise,
+        window=stage.data.window,
+        label_smoothing=stage.train.label_smoothing,
+        transferred=pulled,
+    )
+
+
+def _prepare(materials: Materials, run: StageRun) -> Prepared:
+    """Splits the data, draws or transfers the variables, and checks the patterns."""
     config, dataset = materials.config, materials.datasets[run.stage]
-    stage, folder = config.stages[run.stage], materials.folder(run)
+    stage = run.settings(config)
     splits = split_of(config, dataset, run)
-    key = jax.random.fold_in(jax.random.key(run.seed), zlib.crc32(run.stage.encode()))
+    key = jax.random.fold_in(jax.random.key(run.seed), _code(run.stage))
     init_key, train_key = jax.random.split(key)
     module = training.build_model(config.model, dataset.num_classes, None)
     variables = models.init(
@@ -147,115 +183,27 @@ def run_stage(materials: Materials, run: StageRun, progress: Progress) -> None:
     report = None
     if run.parent:
         variables, report = _carry_over(materials, run, variables)
-        progress.say(f"  {report.summary()}")
     optim.check_patterns(stage.optim, variables, f"config.stages.{run.stage}.optim")
-    settings = training.StepSettings(
-        model=config.model,
-        optim=stage.optim,
-        augment=stage.augment,
-        steps=stage.train.steps,
-        num_classes=dataset.num_classes,
-        normalise=stage.data.normalise,
-        window=stage.data.window,
-        label_smoothing=stage.train.label_smoothing,
-        transferred=_pulled(stage, report),
-    )
-    programs, feed = training.compiled(settings), materials.feeds[run.stage]
     constants = _constants(stage, config.model.channels, dataset, splits.train)
-
-    def score(replicated: PyTree) -> dict[str, float]:
-        probabilities = predict(
-            programs, feed, constants, replicated, splits.validation
-        )
-        return _quick_scores(dataset.labels[splits.validation], probabilities)
-
-    task = fit.Task(
-        name=str(run),
-        settings=stage.train,
-        programs=programs,
-        feed=feed,
-        constants=constants,
-        indices=splits.train,
-        order_seed=(run.seed, zlib.crc32(run.stage.encode())),
-        key=train_key,
-        score=score,
-    )
-    store = checkpoint.StateStore(folder / "states")
-    try:
-        with progress.stage(run, stage.train.steps, folder) as watch:
-            state = training.create_state(settings, variables)
-            best, history = fit.fit(task, state, store, watch)
-    finally:
-        store.close()
-    probabilities = predict(
-        programs, feed, constants, training.replicate(best), splits.test
-    )
-    if runtime.is_main():
-        checkpoint.export_variables(folder / "variables", best)
-        if report:
-            runtime.write_json(folder / "transfer.json", report.to_json())
-        save_predictions(
-            folder / "predictions.npz", dataset, splits.test, probabilities
-        )
-        scores = metrics.scores(dataset.labels[splits.test], probabilities)
-        lineage = _lineage(config, dataset, run, splits, constants, history, scores)
-        runtime.write_json(folder / "lineage.json", lineage)
-        shutil.rmtree(folder / "states", ignore_errors=True)
-    runtime.barrier(f"{run.hash}-done")
-
-
-def predict(
-    programs: training.Programs,
-    feed: Feed,
-    constants: training.Constants,
-    replicated: PyTree,
-    indices: np.ndarray,
-) -> np.ndarray:
-    """Returns the class probabilities `[len(indices), K]` float32, none dropped."""
-    devices = jax.device_count()
-    batches = eval_batches(indices, -(-EVAL_BATCH // devices) * devices)
-    parts = [
-        programs.evaluate(replicated, feed.data, items, constants)
-        for items in feed.items(len(batches), lambda i: batches[i])
-    ]
-    host = [training.unreplicate(part) for part in parts]
-    return np.concatenate(host)[: len(indices)]
-
-
-def save_predictions(
-    path: Path, dataset: Dataset, indices: np.ndarray, probabilities: np.ndarray
-) -> None:
-    """Writes ids, groups (empty strings if none), labels and probabilities."""
-    groups = dataset.groups
-    with runtime.replacing(path) as temporary:
-        np.savez_compressed(
-            temporary,
-            ids=dataset.ids[indices].astype(str),
-            groups=np.full(len(indices), "")
-            if groups is None
-            else groups[indices].astype(str),
-            labels=dataset.labels[indices],
-            probabilities=probabilities,
-            class_names=np.array(dataset.class_names),
-        )
+    return Prepared(run, splits, variables, report, train_key, constants)
 
 
 def _carry_over(
     materials: Materials, run: StageRun, fresh: PyTree
 ) -> tuple[PyTree, transfers.TransferReport]:
-    stages = materials.config.stages
-    rules = stages[run.stage].transfer
+    config = materials.config
+    settings = run.settings(config)
     source = checkpoint.load_variables(materials.folder(run.parent) / "variables")
     notes = []
-    before, after = (
-        stages[name].data.normalise for name in (run.parent.stage, run.stage)
-    )
+    before = run.parent.settings(config).data.normalise
+    after = settings.data.normalise
     if before != after or before == "dataset":
         notes.append(
             f"normalisation: '{run.parent.stage}' used '{before}', "
             f"'{run.stage}' uses '{after}'"
             + (" with its own mean and deviation" if after == "dataset" else "")
         )
+    rules = settings.transfer
     return transfers.transfer(
         source,
         jax.tree.map(np.asarray, fresh),
@@ -264,15 +212,8 @@ def _carry_over(
     )
 
 
-def _pulled(stage: Any, report: transfers.TransferReport | None) -> frozenset[str]:
-    """Returns the paths below 'params' that L2-SP pulls back; it needs no others."""
-    if report is None or not stage.optim.l2_sp:
-        return frozenset()
-    return frozenset(path.removeprefix("params/") for path in report.transferred)
-
-
 def _constants(
-    stage: Any, channels: int, dataset: Dataset, train: np.ndarray
+    stage: StageConfig, channels: int, dataset: Dataset, train: np.ndarray
 ) -> training.Constants:
     weights = np.ones(dataset.num_classes, np.float32)
     if stage.train.class_weights == "balanced":
@@ -290,6 +231,41 @@ def _constants(
     return training.Constants(weights, mean, deviation)
 
 
+def _predict(
+    programs: training.Programs,
+    feed: Feed,
+    placement: Placement,
+    constants: training.Constants,
+    variables: PyTree,
+    indices: Sequence[np.ndarray],
+) -> list[np.ndarray]:
+    """Returns the class probabilities `[N, K]` float32 of each run's examples.
+
+    None is dropped: the last batch is padded, and the padding's results cut off.
+    """
+    batches = eval_batches(indices, placement.whole(EVAL_BATCH))
+    items = feed.items(batches.shape[1], lambda i: placement.arrange(batches[:, i]))
+    parts = [
+        programs.evaluate(variables, feed.data, batch, constants) for batch in items
+    ]
+    whole = np.concatenate([placement.host(part) for part in parts], axis=1)
+    return [whole[place, : len(own)] for place, own in enumerate(indices)]
+
+
+def _scorer(
+    predict: Callable, dataset: Dataset, indices: Sequence[np.ndarray]
+) -> Callable[[PyTree], list[dict[str, float]]]:
+    def score(variables: PyTree) -> list[dict[str, float]]:
+        return [
+            _quick_scores(dataset.labels[own], probabilities)
+            for own, probabilities in zip(
+                indices, predict(variables, indices), strict=True
+            )
+        ]
+
+    return score
+
+
 def _quick_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Returns what model selection needs: mean loss and balanced accuracy."""
     chosen = probabilities[np.arange(len(labels)), labels]
@@ -301,45 +277,27 @@ def _quick_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, fl
     }
 
 
-def _lineage(
-    config: Config,
-    dataset: Dataset,
-    run: StageRun,
-    splits: Splits,
-    constants: training.Constants,
-    history: list[dict[str, float]],
-    scores: dict[str, float],
-) -> dict[str, Any]:
-    """Returns what the stage run came from and what it reached."""
-    count = {
-        name: int(len(getattr(splits, name)))
-        for name in ("train", "validation", "test")
-    }
-    return {
-        "stage": run.stage,
-        "chain": [ancestor.folder_name for ancestor in run.chain],
-        "hash": run.hash,
-        "parent": run.parent.hash if run.parent else None,
-        "seed": run.seed,
-        "fraction": run.fraction,
-        "fold": run.fold,
-        "settings": as_json(config.stages[run.stage]),
-        "model": as_json(config.model),
-        "data": {
-            "name": dataset.name,
-            "fingerprint": dataset.fingerprint,
-            "class_names": list(dataset.class_names),
-            "examples": count,
-            "groups": {
-                name: len(np.unique(dataset.groups[getattr(splits, name)]))
-                for name in count
-            }
-            if dataset.groups is not None
-            else None,
-            "mean": constants.mean.tolist(),
-            "deviation": constants.deviation.tolist(),
-        },
-        "history": history,
-        "scores": scores,
-        "versions": versions(),
-    }
+def _export(
+    materials: Materials,
+    one: Prepared,
+    fitted: fit.Fitted,
+    probabilities: np.ndarray,
+    seconds: float,
+) -> None:
+    folder, dataset = materials.folder(one.run), materials.datasets[one.run.stage]
+    checkpoint.export_variables(folder / "variables", fitted.variables)
+    if one.report:
+        runtime.write_json(folder / "transfer.json", one.report.to_json())
+    lineage.save_predictions(
+        folder / "predictions.npz", dataset, one.splits.test, probabilities
+    )
+    told = lineage.lineage(
+        materials.config, dataset, one.run, one.splits, one.constants, fitted,
+        probabilities, seconds,
+    )  # fmt: skip
+    runtime.write_json(folder / "lineage.json", told)
+
+
+def _code(name: str) -> int:
+    """Returns a number for a stage's name, the same in every process."""
+    return zlib.crc32(name.encode())

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import time
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,15 @@ from twostage_jax.data import feed, sources
 from twostage_jax.errors import UserError
 from twostage_jax.progress import Progress
 from twostage_jax.report import tables
-from twostage_jax.stage import Materials, is_done, run_stage
+from twostage_jax.report.write import write_report
+from twostage_jax.stage import (
+    Materials,
+    is_done,
+    is_under_way,
+    read_lineage,
+    run_stages,
+)
+from twostage_jax.stage_run import StageRun
 
 
 def run(config: Config, workdir: Path, data_dir: Path) -> Any:
@@ -36,13 +44,16 @@ def run(config: Config, workdir: Path, data_dir: Path) -> Any:
         plan.check_data(config, datasets, rows)
         materials = Materials(config, datasets, {}, workdir)
         with runtime.StopFlag().installed() as stop:
-            _run_missing(materials, rows, stop)
+            trained = _run_missing(materials, rows, stop)
         if not runtime.is_main():
             return None
         collected = results.collect(materials, rows)
-        results.draw(materials, rows)
+        if trained or not (workdir / "report" / "report.html").is_file():
+            results.draw(materials, rows)
+            write_report([workdir], workdir / "report")
         print(f"\n{tables.results_table(collected['rows'])}\n")
         print(f"Results: {workdir / 'results.json'}")
+        print(f"Report: {workdir / 'report' / 'report.html'}")
         return collected
 
 
@@ -64,19 +75,64 @@ def _load(config: Config, data_dir: Path) -> dict[str, Any]:
 
 def _run_missing(
     materials: Materials, rows: list[plan.Row], stop: runtime.StopFlag
-) -> None:
+) -> bool:
+    """Trains what is not done; returns whether there was anything to do."""
+    config = materials.config
     runs = plan.stage_runs(rows)
+    width = plan.width(config)
     runtime.barrier("plan")
-    missing = [run for run in runs if not is_done(materials, run)]
-    progress = Progress(len(runs), len(runs) - len(missing), stop)
-    progress.say(f"{len(runs)} stage runs, {len(runs) - len(missing)} done.")
-    for stage in {run.stage for run in missing}:
+    groups = [
+        part
+        for group in plan.groups(config, runs, width)
+        for part in plan.chunks(_to_run(materials, group), width)
+    ]
+    done = len(runs) - sum(map(len, groups))
+    progress = Progress(len(runs), done, stop)
+    left = _seconds_left(materials, runs, groups)
+    progress.say(
+        f"{len(runs)} stage runs, {done} done."
+        + (f" About {_minutes(left)} left." if groups and left is not None else "")
+    )
+    for stage in {group[0].stage for group in groups}:
         materials.feeds[stage] = feed.feed(materials.datasets[stage])
-    began = time.monotonic()
-    for number, run in enumerate(missing, 1):
-        run_stage(materials, run, progress)
-        left = (time.monotonic() - began) / number * (len(missing) - number)
-        progress.say(f"{run}: done. About {_minutes(left)} left.")
+    for number, group in enumerate(groups, 1):
+        side_by_side = width if len(group) > 1 else 1
+        run_stages(materials, group, side_by_side, progress)
+        left = _seconds_left(materials, runs, groups[number:])
+        for run in group:
+            progress.say(f"{run}: done.")
+        if number < len(groups):
+            progress.say(
+                f"{progress.done} of {progress.total} stage runs done."
+                + (f" About {_minutes(left)} left." if left is not None else "")
+            )
+    return bool(groups)
+
+
+def _to_run(materials: Materials, group: list[StageRun]) -> list[StageRun]:
+    """Returns what is missing of runs that are trained together.
+
+    If they were cut off, all of them: each has the same neighbours again.
+    """
+    missing = [run for run in group if not is_done(materials, run)]
+    if missing and any(is_under_way(materials, run) for run in group):
+        return group
+    return missing
+
+
+def _seconds_left(
+    materials: Materials, runs: list[StageRun], groups: list[list[StageRun]]
+) -> float | None:
+    """Returns an estimate from what runs of each stage took; None without examples."""
+    took: dict[str, list[float]] = {}
+    for run in runs:
+        if is_done(materials, run):
+            took.setdefault(run.stage, []).append(
+                read_lineage(materials, run)["seconds"]
+            )
+    if any(group[0].stage not in took for group in groups):
+        return None
+    return sum(len(g) * statistics.median(took[g[0].stage]) for g in groups)
 
 
 def _claim(stack: contextlib.ExitStack, config: Config, workdir: Path) -> None:

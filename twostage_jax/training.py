@@ -1,8 +1,8 @@
 """Train and evaluation steps, and the one place where `pmap` wraps them.
 
-Inside, a step is a pure function of arrays with collectives over the axis 'batch'.
-Outside, the program sees un-replicated host trees: `replicate` going in, `unreplicate`
-coming out.
+Inside, a step is a pure function of the arrays of one stage run, with collectives over
+the axis that its batch is spread over, if it is. Outside, the program sees host trees,
+one a run: `Placement.put` going in, `Placement.take` coming out.
 """
 
 import dataclasses
@@ -15,13 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import jax_utils
 
 from twostage_jax import models, optim
 from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
 from twostage_jax.data import augment
+from twostage_jax.placement import AXIS, Placement
 
-AXIS = "batch"
 PyTree = Any
 
 
@@ -72,13 +71,15 @@ class Programs(NamedTuple):
     """The compiled functions of a stage.
 
     Attributes:
-      train: `(state, data, items, key, constants) -> (state, metrics)`: one step for
-        each of the S items; `read_metrics` reads the metrics. The state is donated.
-      evaluate: `(variables, data, items, constants) -> probabilities`, `[D, b, K]`.
+      train: `(states, data, items, keys, constants) -> (states, metrics)`: one step for
+        each of the S items; `read_metrics` reads the metrics. States are donated.
+      evaluate: `(variables, data, items, constants) -> probabilities`
+        `[D, L, B, K]`.
 
-    State and data are replicated. Items have the axes `[D, S, b]` (training) and
-    `[D, b]` (evaluation), D the local devices: indices into data, or, where data is
-    empty, the batches themselves.
+    All but data have the leading axes of `placement`, `[D, L]`; data is replicated,
+    `[D, ...]`. Items are `[D, L, S, b]` (training) and `[D, L, b]` (evaluation):
+    indices into data, or, where data is empty, the batches themselves. Keys are raw
+    key data.
     """
 
     train: Callable
@@ -86,14 +87,15 @@ class Programs(NamedTuple):
 
 
 def create_state(settings: StepSettings, variables: PyTree) -> TrainState:
-    """Returns the state before the first step, from host or device variables."""
+    """Returns the host state before the first step, from host or device variables."""
     params = jax.tree.map(jnp.asarray, variables["params"])
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=jax.tree.map(jnp.asarray, variables.get("batch_stats", {})),
+        batch_stats=variables.get("batch_stats", {}),
         opt_state=_optimiser(settings).init(params),
     )
+    return jax.tree.map(np.asarray, state)
 
 
 def train_step(
@@ -105,6 +107,7 @@ def train_step(
     settings: StepSettings,
     model: Any,
     optimiser: optax.GradientTransformation,
+    axis_name: str | None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Takes one step on this device's part of a batch.
 
@@ -115,12 +118,13 @@ def train_step(
         replays the same randomness.
       constants: See `Constants`.
       settings, model, optimiser: What the step is made of.
+      axis_name: The axis that the batch is spread over; None = it is whole.
 
     Returns:
       The new state, equal on all devices, and scalars over the whole batch.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-    images = _augmented(batch["images"], augment_key, settings)
+    images = _augmented(batch["images"], augment_key, settings, axis_name)
     images = augment.normalise(
         images, settings.normalise, constants.mean, constants.deviation
     )
@@ -129,7 +133,7 @@ def train_step(
         jax.nn.one_hot(labels, settings.num_classes), settings.label_smoothing
     )
     weights = constants.class_weights[labels]
-    total = jax.lax.psum(weights.sum(), AXIS)
+    total = _total(weights.sum(), axis_name)
 
     def loss_of(params: PyTree) -> tuple[jax.Array, Any]:
         (logits, _), changed = model.apply(
@@ -145,7 +149,7 @@ def train_step(
     gradient = jax.value_and_grad(loss_of, has_aux=True)
     (loss, (logits, changed)), gradients = gradient(state.params)
     # Each device holds its share of the weighted mean: the sum is the whole.
-    gradients = jax.lax.psum(gradients, AXIS)
+    gradients = _total(gradients, axis_name)
     updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
     freeze = settings.optim.freeze
     batch_stats = changed.get("batch_stats", state.batch_stats)
@@ -155,10 +159,10 @@ def train_step(
         batch_stats=optim.keep_frozen(state.batch_stats, batch_stats, freeze),
         opt_state=opt_state,
     )
-    correct = (logits.argmax(-1) == labels).mean()
+    right = (logits.argmax(-1) == labels).sum()
     metrics = {
-        "loss": jax.lax.psum(loss, AXIS),
-        "accuracy": jax.lax.pmean(correct, AXIS),
+        "loss": _total(loss, axis_name),
+        "accuracy": _total(right, axis_name) / _total(len(labels), axis_name),
         "gradient_norm": optax.tree.norm(gradients),
     }
     return new_state, metrics
@@ -171,8 +175,9 @@ def eval_step(
     *,
     settings: StepSettings,
     model: Any,
+    axis_name: str | None,
 ) -> jax.Array:
-    """Returns the class probabilities `[D * b, K]` of all devices' examples."""
+    """Returns the class probabilities `[B, K]` of the whole batch."""
     images = augment.to_unit(batch["images"], settings.window, settings.model.channels)
     images = augment.normalise(
         augment.centre_crop(images, settings.model.image_size),
@@ -181,53 +186,61 @@ def eval_step(
         constants.deviation,
     )
     logits, _ = model.apply(variables, images, train=False)
-    return jax.lax.all_gather(jax.nn.softmax(logits), AXIS, tiled=True)
+    probabilities = jax.nn.softmax(logits)
+    if axis_name is None:
+        return probabilities
+    return jax.lax.all_gather(probabilities, axis_name, tiled=True)
 
 
 @functools.lru_cache(maxsize=32)
-def compiled(settings: StepSettings) -> Programs:
-    """Returns the pmapped programs; stages that are alike share them."""
+def compiled(settings: StepSettings, axis_name: str | None) -> Programs:
+    """Returns the pmapped programs; stage runs that are alike share them."""
+    model = build_model(settings.model, settings.num_classes, axis_name)
     step = functools.partial(
         train_step,
         settings=settings,
-        model=_model(settings),
+        model=model,
         optimiser=_optimiser(settings),
+        axis_name=axis_name,
     )
-    evaluation = functools.partial(eval_step, settings=settings, model=_model(settings))
+    evaluation = functools.partial(
+        eval_step, settings=settings, model=model, axis_name=axis_name
+    )
 
-    def train(
+    def train_one(
+        state: TrainState, data: Any, item: Any, key: Any, constants: Any
+    ) -> Any:
+        key = jax.random.wrap_key_data(key)
+        return step(state, _fetch(data, item), key, constants)
+
+    def train_all(
         state: TrainState, data: Any, items: Any, key: Any, constants: Any
     ) -> Any:
         def body(state: TrainState, item: Any) -> Any:
-            return step(state, _fetch(data, item), key, constants)
+            return train_one(state, data, item, key, constants)
 
         return jax.lax.scan(body, state, items)
-
-    def train_one(state: TrainState, data: Any, item: Any, key: Any, const: Any) -> Any:
-        return step(state, _fetch(data, item), key, const)
 
     def evaluate(variables: PyTree, data: Any, items: Any, constants: Any) -> Any:
         return evaluation(variables, _fetch(data, items), constants)
 
-    pmap = functools.partial(jax.pmap, axis_name=AXIS)
-    pmap_train = functools.partial(
-        pmap, in_axes=(0, 0, 0, None, None), donate_argnums=0
-    )
     # XLA's CPU convolutions are an order of magnitude slower inside a loop, and a call
     # costs next to nothing there: the host loops instead.
     on_cpu = jax.default_backend() == "cpu"
+    over_runs = jax.vmap(train_one if on_cpu else train_all, in_axes=(0, None, 0, 0, 0))
+    train = jax.pmap(over_runs, axis_name=AXIS, donate_argnums=0)
     return Programs(
-        train=_host_loop(pmap_train(train_one)) if on_cpu else pmap_train(train),
-        evaluate=pmap(evaluate, in_axes=(0, 0, 0, None)),
+        train=_host_loop(train) if on_cpu else train,
+        evaluate=jax.pmap(jax.vmap(evaluate, in_axes=(0, None, 0, 0)), axis_name=AXIS),
     )
 
 
-def read_metrics(metrics: Any) -> dict[str, np.ndarray]:
-    """Returns the metrics of one call of `Programs.train` as host arrays `[S]`."""
+def read_metrics(metrics: Any, placement: Placement) -> dict[str, np.ndarray]:
+    """Returns the metrics of one call of `Programs.train`, `[runs, S]` host arrays."""
     if isinstance(metrics, list):
-        steps = [unreplicate(step) for step in metrics]
-        return {name: np.stack([s[name] for s in steps]) for name in steps[0]}
-    return unreplicate(metrics)
+        steps = [placement.host(step) for step in metrics]
+        return {name: np.stack([s[name] for s in steps], 1) for name in steps[0]}
+    return placement.host(metrics)
 
 
 def _host_loop(one_step: Callable) -> Callable:
@@ -235,8 +248,8 @@ def _host_loop(one_step: Callable) -> Callable:
         state: TrainState, data: Any, items: Any, key: Any, constants: Any
     ) -> Any:
         metrics = []
-        for i in range(jax.tree.leaves(items)[0].shape[1]):
-            item = jax.tree.map(lambda array, i=i: array[:, i], items)
+        for i in range(jax.tree.leaves(items)[0].shape[2]):
+            item = jax.tree.map(lambda array, i=i: array[:, :, i], items)
             state, step_metrics = one_step(state, data, item, key, constants)
             metrics.append(step_metrics)
         return state, metrics
@@ -244,23 +257,20 @@ def _host_loop(one_step: Callable) -> Callable:
     return train
 
 
-def replicate(tree: PyTree) -> PyTree:
-    """Puts a host tree on every local device."""
-    return jax_utils.replicate(tree)
-
-
-def unreplicate(tree: PyTree) -> PyTree:
-    """Returns the first local device's copy as host arrays, without a gather."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
+def _total(tree: PyTree, axis_name: str | None) -> PyTree:
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
 def _fetch(data: Any, item: Any) -> dict[str, jax.Array]:
     return jax.tree.map(lambda array: array[item], data) if data else item
 
 
-def _augmented(images: jax.Array, key: jax.Array, settings: StepSettings) -> jax.Array:
-    local = images.shape[0]
-    position = jax.lax.axis_index(AXIS) * local + jnp.arange(local)
+def _augmented(
+    images: jax.Array, key: jax.Array, settings: StepSettings, axis_name: str | None
+) -> jax.Array:
+    position = jnp.arange(len(images))
+    if axis_name is not None:
+        position = position + jax.lax.axis_index(axis_name) * len(images)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(position)
     one = functools.partial(
         augment.augment,
@@ -282,10 +292,6 @@ def build_model(model: ModelConfig, num_classes: int, axis_name: str | None) -> 
         dtype=jnp.dtype(model.dtype),
         axis_name=axis_name,
     )
-
-
-def _model(settings: StepSettings) -> Any:
-    return build_model(settings.model, settings.num_classes, AXIS)
 
 
 def _optimiser(settings: StepSettings) -> optax.GradientTransformation:

@@ -161,7 +161,11 @@ def _lung_pieces(
             continue
         values = hu[box][pieces[box] == index]
         area = sizes[index] * pixel**2
-        bowel = area < LARGEST_BOWEL_MM2 if step is None else area * step < LARGEST_BOWEL_MM3
+        bowel = (
+            area < LARGEST_BOWEL_MM2
+            if step is None
+            else area * step < LARGEST_BOWEL_MM3
+        )
         pocket = area < POCKET_MM2 * (1 if step is None else JOINED_MM / step)
         median = np.median(values)
         if median < GAS_HU or (bowel and median < BOWEL_BELOW_HU):

@@ -1,15 +1,14 @@
 """Feeding devices: the order of examples, and data that sits on the device or streams."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from flax import jax_utils
 
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.errors import UserError
+from twostage_jax.placement import replicate
 
 # Sets up to this size are copied whole to every device; larger ones stream.
 MAX_DEVICE_BYTES = 4 * 2**30
@@ -23,8 +22,8 @@ class Feed(NamedTuple):
     Attributes:
       data: Replicated 'images' and 'labels', or None for a stream.
       items: `items(count, chunk)` yields, for each number i below `count`, what the
-        compiled programs take for the global indices `chunk(i)`, `[..., B]`: local
-        indices, or the examples themselves, both with the device axis in front.
+        compiled programs take for the indices `chunk(i)`, as `Placement.arrange` lays
+        them out: these indices, or the examples themselves.
     """
 
     data: Any
@@ -35,8 +34,8 @@ def feed(dataset: Dataset, max_device_bytes: int = MAX_DEVICE_BYTES) -> Feed:
     """Returns the feed of a data set: from device memory where it fits."""
     images = dataset.images
     if isinstance(images, np.ndarray) and images.nbytes <= max_device_bytes:
-        data = jax_utils.replicate({"images": images, "labels": dataset.labels})
-        return Feed(data, lambda count, chunk: (shard(chunk(i)) for i in range(count)))
+        data = replicate({"images": images, "labels": dataset.labels})
+        return Feed(data, lambda count, chunk: map(chunk, range(count)))
     return Feed(None, functools.partial(_stream, dataset))
 
 
@@ -55,23 +54,17 @@ def order(
     return stream[begin : begin + stop - start].reshape(steps, batch_size)
 
 
-def eval_batches(indices: np.ndarray, batch_size: int) -> np.ndarray:
-    """Returns `indices` as `[batches, batch_size]`, the last batch padded with index 0.
+def eval_batches(indices: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+    """Returns the indices of each run as `[runs, batches, batch_size]`.
 
-    The caller drops the padding: the first `len(indices)` results are the real ones.
+    Batches are padded with index 0. The caller drops the padding: the first
+    `len(indices[r])` results of run r are the real ones.
     """
-    batches = -(-len(indices) // batch_size)
-    padded = np.zeros(batches * batch_size, np.int32)
-    padded[: len(indices)] = indices
-    return padded.reshape(batches, batch_size)
-
-
-def shard(indices: np.ndarray) -> np.ndarray:
-    """Splits the last axis over all devices: `[..., B]` -> local `[D, ..., B / D]`."""
-    devices = jax.device_count()
-    split = indices.reshape(*indices.shape[:-1], devices, -1)
-    first = jax.process_index() * jax.local_device_count()
-    return np.moveaxis(split, -2, 0)[first : first + jax.local_device_count()]
+    batches = -(-max(map(len, indices)) // batch_size)
+    padded = np.zeros((len(indices), batches * batch_size), np.int32)
+    for row, own in zip(padded, indices, strict=True):
+        row[: len(own)] = own
+    return padded.reshape(len(indices), batches, batch_size)
 
 
 def _stream(
@@ -86,7 +79,7 @@ def _stream(
         ) from None
 
     def load(i: int) -> dict[str, np.ndarray]:
-        local = shard(chunk(i))
+        local = chunk(i)
         return {"images": dataset.images[local], "labels": dataset.labels[local]}
 
     options = grain.ReadOptions(num_threads=PREFETCH, prefetch_buffer_size=PREFETCH)
@@ -96,8 +89,3 @@ def _stream(
 @functools.lru_cache(maxsize=4)
 def _permutation(size: int, seed: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(seed).permutation(size).astype(np.int32)
-
-
-def divides(batch_size: int) -> bool:
-    """Whether a batch divides over all devices."""
-    return batch_size % jax.device_count() == 0
