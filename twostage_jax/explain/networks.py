@@ -1,18 +1,101 @@
-"""Calling a network for its taps: batched, compiled, checked."""
+"""A trained network and its input, and calling it for its taps: batched, compiled."""
 
 import functools
+import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
+from twostage_jax import models
+from twostage_jax.data import augment
 from twostage_jax.errors import UserError, did_you_mean
 
 PyTree = Any
 BATCH = 64
+
+
+class Network(NamedTuple):
+    """The network of a finished stage run.
+
+    Attributes:
+      arm: The arm whose chain it belongs to.
+      seed: Of the stage run.
+      stage: Name of the stage: 'target' for what an arm ends with.
+      module: The Linen module; networks of the same settings have equal ones.
+      variables: `{'params': ..., 'batch_stats': ...}`, nested dicts of host arrays.
+      class_names: Of the logits, K.
+      size, channels: Of the images that it takes.
+      normalise, mean, deviation: How images in [0, 1] are scaled for it; see
+        `data.augment.normalise`.
+      window: (centre, width) pairs in HU, flattened; see `data.augment.to_unit`.
+      parent: The network of the stage before, or None if it started from random
+        parameters.
+    """
+
+    arm: str
+    seed: int
+    stage: str
+    module: Any
+    variables: PyTree
+    class_names: tuple[str, ...]
+    size: int
+    channels: int
+    normalise: str
+    mean: np.ndarray
+    deviation: np.ndarray
+    window: tuple[float, ...]
+    parent: "Network | None"
+
+
+class Examples(NamedTuple):
+    """Images that every network of a study is shown.
+
+    Attributes:
+      images: `[N, H, W, C]` float32 in [0, 1], of the networks' size and channels.
+      labels: `[N]` int32, or None where the classes are not those of the target.
+      groups: `[N]` strings: what belongs together (a patient), or None.
+      ids: `[N]` strings.
+      class_names: One a class.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    groups: np.ndarray | None
+    ids: np.ndarray
+    class_names: tuple[str, ...]
+
+
+def scaled(network: Network, images: np.ndarray) -> np.ndarray:
+    """Returns images `[N, H, W, C]` in [0, 1] as the network takes them."""
+    program = functools.partial(
+        _scaled, network.normalise, mean=network.mean, deviation=network.deviation
+    )
+    return in_batches(program, np.asarray(images, np.float32))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scaled(how, images, *, mean, deviation):
+    return augment.normalise(images, how, mean, deviation)
+
+
+def randomised(network: Network) -> Network:
+    """Returns the network with the parameters that its stage run drew at its start.
+
+    Those that it was trained from, where it has no parent; where it has one, what the
+    transfer replaced.
+    """
+    # As `stage.run_stage` draws them.
+    key = jax.random.fold_in(
+        jax.random.key(network.seed), zlib.crc32(network.stage.encode())
+    )
+    variables = models.init(
+        network.module, jax.random.split(key)[0], network.size, network.channels
+    )
+    return network._replace(variables=jax.tree.map(np.asarray, variables), parent=None)
 
 
 def tap_shapes(module: Any, variables: PyTree, images: Any) -> dict[str, tuple]:
