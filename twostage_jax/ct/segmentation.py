@@ -1,14 +1,16 @@
 """Label masks of a series as a DICOM segmentation that refers to its images."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from twostage_jax.ct.overlay import NORMAL_NAMES, NOTICE, colour, printable
+from twostage_jax.ct.palette import NOTICE, colour, is_normal, printable
 from twostage_jax.errors import UserError
 from twostage_jax.versions import versions
 
@@ -68,45 +70,60 @@ def write_segmentation(
       settings: How it was applied: names and values.
 
     Raises:
-      UserError: highdicom is not installed, no pixel has a class, or the source lacks
-        what a segmentation must refer to.
+      UserError: No pixel has a class, or the source lacks what a segmentation must
+        refer to.
+      ImportError: highdicom is not installed.
     """
-    try:
-        import highdicom
-    except ImportError:
-        raise UserError(
-            "DICOM output needs highdicom: pip install 'twostage_jax[dicom]'."
-        ) from None
     if not labels.any():
         raise UserError("no pixel has a class: there is nothing to write.")
     images = [_source(source) for source in sources]
+    # Warnings about odd identities of the source would repeat them in a log.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _segmentation(images, labels, class_names, model, model_hash, settings).save_as(
+            path
+        )
+
+
+def _segmentation(
+    images: list[pydicom.Dataset],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    model: str,
+    model_hash: str,
+    settings: Mapping[str, str],
+) -> pydicom.Dataset:
+    import highdicom
+
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=MANUFACTURER,
-        family=pydicom.sr.coding.Code(*NEURAL_NETWORK),
+        family=Code(*NEURAL_NETWORK),
         version=model_hash[:12],
         source=MANUFACTURER,
         parameters={
-            "model": model,
-            "model hash": model_hash,
-            **settings,
-            "use": NOTICE,
+            name: _text(value)
+            for name, value in {
+                "model": model,
+                "model hash": model_hash,
+                **settings,
+                "use": NOTICE,
+            }.items()
         },
     )
-    segments = [
-        _segment(highdicom, index, class_names, algorithm, model)
-        for index in range(len(class_names))
-    ]
     segmentation = highdicom.seg.Segmentation(
         source_images=images,
         pixel_array=labels,
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=segments,
+        segment_descriptions=[
+            _segment(index, class_names, algorithm, model)
+            for index in range(len(class_names))
+        ],
         series_instance_uid=generate_uid(),
         series_number=SERIES_NUMBER,
         sop_instance_uid=generate_uid(),
         instance_number=1,
         manufacturer=MANUFACTURER,
-        manufacturer_model_name=printable(model, 64),
+        manufacturer_model_name=printable(_text(model), 64),
         software_versions=versions()["twostage_jax"],
         device_serial_number=model_hash[:12],
         content_description=NOTICE,
@@ -116,28 +133,33 @@ def write_segmentation(
         specific_character_set="ISO_IR 192",
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
-    segmentation.save_as(path)
+    scheme = pydicom.Dataset()
+    scheme.CodingSchemeDesignator = SCHEME
+    scheme.CodingSchemeName = "Class names of the training data"
+    segmentation.CodingSchemeIdentificationSequence = [scheme]
+    return segmentation
 
 
 def _segment(
-    highdicom, index: int, class_names: Sequence[str], algorithm, model: str
+    index: int, class_names: Sequence[str], algorithm: pydicom.Sequence, model: str
 ) -> pydicom.Dataset:
-    code = pydicom.sr.coding.Code
-    name = _text(class_names[index]) or f"class {index + 1}"
-    normal = class_names[index].strip().lower() in NORMAL_NAMES
+    import highdicom
+
+    name = printable(_text(class_names[index]), 64) or f"class {index + 1}"
+    normal = is_normal(class_names[index])
     digits = hashlib.sha256(class_names[index].encode()).hexdigest()[:12].upper()
-    rgb = colour(index, class_names) or (128, 128, 128)
+    own = LUNG if normal else (digits, SCHEME, name)
     segment = highdicom.seg.SegmentDescription(
         segment_number=index + 1,
-        segment_label=printable(name, 64),
-        segmented_property_category=code(*(ANATOMY if normal else ABNORMAL)),
-        segmented_property_type=code(*LUNG)
-        if normal
-        else code(digits, SCHEME, printable(name, 64)),
+        segment_label=name,
+        segmented_property_category=Code(*(ANATOMY if normal else ABNORMAL)),
+        segmented_property_type=Code(*own),
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
-        anatomic_regions=None if normal else [code(*LUNG)],
-        display_color=highdicom.color.CIELabColor.from_rgb(*rgb),
+        anatomic_regions=None if normal else [Code(*LUNG)],
+        display_color=highdicom.color.CIELabColor.from_rgb(
+            *(colour(index, class_names) or (128, 128, 128))
+        ),
     )
     segment.SegmentDescription = f"{NOTICE}. {_text(model)}"
     return segment
