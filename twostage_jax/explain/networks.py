@@ -222,7 +222,9 @@ def with_offset(module: Any, tap: str) -> Callable:
             out = eqn.primitive.bind(*functions, *map(read, eqn.invars), **params)
             out = out if eqn.primitive.multiple_results else [out]
             for variable, value in zip(eqn.outvars, out, strict=True):
-                values[variable] = value + offset if variable is target else value
+                values[variable] = value
+                if variable is target:
+                    values[variable] = value + offset.astype(value.dtype)
         return read(jaxpr.outvars[1]), read(target)
 
     return call
