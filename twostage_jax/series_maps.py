@@ -158,7 +158,7 @@ def _draw(
         class_names=run.class_names,
         pixel_mm=first.spacing,
         sides=overlay.sides(first.orientation),
-        title=f"{about['patient']}  {about['series']}",
+        title=f"{about['patient']}, {about['series']}",
         made_by=(str(run), str(how)),
     )
     (folder / "overlays").mkdir()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,35 @@ def find(folder: Path, arm: str = "") -> Trained:
         key=lambda row: (-row["fraction"], row["seed"], row["fold"]),
     )
     return _described(folder / "stages" / Path(first["stage_runs"][-1]).name, arm)
+
+
+def parse_window(text: str, run: Trained) -> tuple[float, ...]:
+    """Returns the window in HU: what a flag says, or what the training used.
+
+    Args:
+      text: 'centre,width', also once a channel; '' = what the training used.
+      run: The stage run.
+
+    Raises:
+      UserError: The text is no window, or is needed.
+    """
+    if not text:
+        if run.window is None:
+            raise UserError(
+                f"{run.folder}: trained on images that were not in HU, so its window "
+                "is not known: give --window=centre,width as those images were shown, "
+                "such as --window=-600,1500."
+            )
+        return run.window
+    try:
+        window = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        window = ()
+    pairs = (2,) if run.model.channels == 1 else (2, 2 * run.model.channels)
+    sound = len(window) in pairs and all(map(math.isfinite, window))
+    if not sound or min(window[1::2]) <= 0:
+        raise UserError(f"--window={text}: expected centre,width in HU, as -600,1500.")
+    return window
 
 
 def load(run: Trained) -> tuple[Any, PyTree]:

@@ -66,11 +66,11 @@ def draw_slice(
     mm = hu.shape[1] * style.pixel_mm[1] / wide
     drawing.bar(pen, drawing.MARGIN + 14, HEAD + high - 16, mm)
     centre, width_hu = LUNG_WINDOW
-    note = f"W {width_hu:.0f}  L {centre:.0f} HU"
+    note = f"W {width_hu:.0f}, L {centre:.0f} HU"
     drawing.write(
         pen, (drawing.MARGIN + wide - 10, HEAD + high - 10), note, 13, drawing.DIM, "rs"
     )
-    drawing.write(pen, (drawing.MARGIN, 14), f"{style.title}    {name}", 17, room=width)
+    drawing.write(pen, (drawing.MARGIN, 14), f"{style.title}, {name}", 17, room=width)
     counts = np.bincount(labels[lungs], minlength=1 + len(style.class_names))
     left = 3 * drawing.MARGIN + 2 * wide
     drawing.legend(pen, (left, HEAD + 4), style.class_names, counts, "of the lung here")
@@ -116,7 +116,7 @@ def draw_sheet(
     drawing.sides(pen, (drawing.MARGIN, HEAD), (high, wide), style.sides)
     drawing.bar(pen, beside, HEAD + legend + 50, shape[1] * style.pixel_mm[1] / wide)
     numbers = f"{count} slices from the head" if count > 1 else "1 slice"
-    title = f"{style.title}    {numbers}"
+    title = f"{style.title}, {numbers}"
     drawing.write(pen, (drawing.MARGIN, 14), title, 17, room=canvas.width)
     counts = np.bincount(labels[lungs], minlength=1 + len(style.class_names))
     drawing.legend(pen, (beside, HEAD + 4), style.class_names, counts, "of the lungs")
