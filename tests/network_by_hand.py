@@ -4,9 +4,29 @@ Written from the papers (Krizhevsky et al. 2012; Mahendran & Vedaldi 2016, secti
 sharing nothing with the package but the names and layout of the parameters.
 """
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 ALPHA, BETA, WINDOW = 1e-4, 0.75, 5
+
+
+def random_params(module, size, channels, seed=1):
+    """Returns parameters so large that normalisation matters, and biases."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(
+        functools.partial(module.init, train=False),
+        jax.random.key(0),
+        jnp.zeros((1, size, size, channels)),
+    )["params"]
+
+    def draw(shape):
+        spread = 1.5 / np.sqrt(max(np.prod(shape[:-1]), 1))
+        return rng.normal(0, spread, shape).astype(np.float32)
+
+    return jax.tree.map(lambda a: draw(a.shape), shapes)
 
 
 class NetworkByHand:
@@ -49,11 +69,16 @@ class NetworkByHand:
             taps[name] = x
         return taps, inputs
 
-    def backward(self, image, tap, start, method):
-        """Returns the picture `[H, W, C]` that `start`, at `tap`, goes back to."""
+    def backward(self, image, tap, start, method, until=None):
+        """Returns what `start`, at `tap`, goes back to: the picture `[H, W, C]`.
+
+        Or, with `until`, the signal at that tap.
+        """
         inputs, g = self.forward(image)[1], np.float64(start)
         names = [name for name, _, _ in self.plan]
         for name, kind, how in reversed(self.plan[: names.index(tap) + 1]):
+            if name == until:
+                break
             x = inputs[name]
             if kind == "conv":
                 g = convolve_back(g, self.params[name]["kernel"], x.shape, how)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from network_by_hand import NetworkByHand
+from network_by_hand import NetworkByHand, random_params
 
 from twostage_jax import models
 from twostage_jax.errors import UserError
@@ -21,19 +21,7 @@ STEM = (5, 2, 2)
 def tiny_caffenet():
     """A network with every kind of layer, strong signals, and two images."""
     module = CaffeNet(num_classes=3, widths=(6, 6, 4, 4, 4), hidden=(5, 5), stem=STEM)
-    rng = np.random.default_rng(1)
-    shapes = jax.eval_shape(
-        functools.partial(module.init, train=False),
-        jax.random.key(0),
-        jnp.zeros((1, 18, 18, 2)),
-    )
-    # Signals so large that the normalisation matters, and biases.
-    params = jax.tree.map(
-        lambda a: (
-            rng.normal(0, 1.5 / np.sqrt(max(np.prod(a.shape[:-1]), 1)), a.shape)
-        ).astype(np.float32),
-        shapes["params"],
-    )
+    params = random_params(module, 18, 2)
     images = np.random.default_rng(0).normal(0, 60, (2, 18, 18, 2)).astype(np.float32)
     return module, {"params": params}, images, NetworkByHand(params, STEM)
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex
 
 from twostage_jax import models
 from twostage_jax.data import augment
 from twostage_jax.errors import UserError, did_you_mean
+from twostage_jax.explain import backward
 
 PyTree = Any
 BATCH = 64
@@ -199,32 +199,15 @@ def with_offset(module: Any, tap: str) -> Callable:
     """Returns `(variables, images, offset) -> (logits, tap)`, `offset` added to the tap.
 
     Its derivative by the offset is that of the logits by the tap, which no call of the
-    module alone gives. The network is traced, and its steps carried out one by one.
+    module alone gives.
     """
 
     def call(variables: PyTree, images: jax.Array, offset: jax.Array) -> Any:
-        def forward(variables: PyTree, images: jax.Array) -> Any:
+        def moved(name: str, value: jax.Array) -> jax.Array:
+            return value + offset.astype(value.dtype) if name == tap else value
+
+        with backward.replaced(tap=moved):
             logits, taps = module.apply(variables, images, train=False)
-            return taps[tap], logits
-
-        traced = jax.make_jaxpr(forward)(variables, images)
-        jaxpr = traced.jaxpr
-        target = jaxpr.outvars[0]
-        values = dict(zip(jaxpr.constvars, traced.consts, strict=True))
-        leaves = jax.tree.leaves((variables, images))
-        values.update(zip(jaxpr.invars, leaves, strict=True))
-
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, jex.Literal) else values[atom]
-
-        for eqn in jaxpr.eqns:
-            functions, params = eqn.primitive.get_bind_params(eqn.params)
-            out = eqn.primitive.bind(*functions, *map(read, eqn.invars), **params)
-            out = out if eqn.primitive.multiple_results else [out]
-            for variable, value in zip(eqn.outvars, out, strict=True):
-                values[variable] = value
-                if variable is target:
-                    values[variable] = value + offset.astype(value.dtype)
-        return read(jaxpr.outvars[1]), read(target)
+        return logits, taps[tap]
 
     return call
