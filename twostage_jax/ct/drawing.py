@@ -16,7 +16,6 @@ WARNING, OUTLINE = (255, 190, 60), (255, 255, 255)
 # Pixels: width of the legend, of margins, height of its lines, width of a stripe.
 LEGEND, MARGIN, LINE, STRIPE = 330, 16, 30, 5
 SHORT_NAME = 30
-BAR_MM = 50
 
 
 def legend_height(class_names: Sequence[str]) -> int:
@@ -85,14 +84,18 @@ def foot(
         write(pen, (MARGIN, top + 24 + 18 * line), text, 12, DIM, room=width)
 
 
-def bar(pen: ImageDraw.ImageDraw, left: int, bottom: int, mm: float) -> None:
-    """Draws a bar of `BAR_MM`; `mm` is the size of a picture's pixel."""
-    right = left + round(BAR_MM / mm)
+def bar(pen: ImageDraw.ImageDraw, left: int, bottom: int, mm: float, room: int) -> None:
+    """Draws a bar of five centimetres, or of one where `room` pixels are too few.
+
+    `mm` is the size of a picture's pixel.
+    """
+    centimetres = 5 if 50 / mm < room else 1
+    right = left + round(10 * centimetres / mm)
     for fill, more in (((0, 0, 0), 2), (INK, 0)):
         pen.line((left, bottom, right, bottom), fill=fill, width=3 + more)
         for x in (left, right):
             pen.line((x, bottom - 5, x, bottom + 5), fill=fill, width=2 + more)
-    text = f"{BAR_MM // 10} cm"
+    text = f"{centimetres} cm"
     write(pen, ((left + right) // 2, bottom - 8), text, 14, INK, "ms")
 
 

@@ -64,7 +64,7 @@ def draw_slice(
         canvas.paste(Image.fromarray(panel), (left, HEAD))
         drawing.sides(pen, (left, HEAD), (high, wide), style.sides)
     mm = hu.shape[1] * style.pixel_mm[1] / wide
-    drawing.bar(pen, drawing.MARGIN + 14, HEAD + high - 16, mm)
+    drawing.bar(pen, drawing.MARGIN + 14, HEAD + high - 16, mm, wide // 2)
     centre, width_hu = LUNG_WINDOW
     note = f"W {width_hu:.0f}, L {centre:.0f} HU"
     drawing.write(
@@ -114,7 +114,8 @@ def draw_sheet(
         canvas.paste(Image.fromarray(picture), (left, top))
         drawing.write(pen, (left + 5, top + 4), str(place + 1), 13)
     drawing.sides(pen, (drawing.MARGIN, HEAD), (high, wide), style.sides)
-    drawing.bar(pen, beside, HEAD + legend + 50, shape[1] * style.pixel_mm[1] / wide)
+    mm = shape[1] * style.pixel_mm[1] / wide
+    drawing.bar(pen, beside, HEAD + legend + 50, mm, drawing.LEGEND // 2)
     numbers = f"{count} slices from the head" if count > 1 else "1 slice"
     title = f"{style.title}, {numbers}"
     drawing.write(pen, (drawing.MARGIN, 14), title, 17, room=canvas.width)

@@ -123,7 +123,7 @@ def _segmentation(
         sop_instance_uid=generate_uid(),
         instance_number=1,
         manufacturer=MANUFACTURER,
-        manufacturer_model_name=printable(_text(model), 64),
+        manufacturer_model_name=_text(model, 64),
         software_versions=versions()["twostage_jax"],
         device_serial_number=model_hash[:12],
         content_description=NOTICE,
@@ -145,7 +145,7 @@ def _segment(
 ) -> pydicom.Dataset:
     import highdicom
 
-    name = printable(_text(class_names[index]), 64) or f"class {index + 1}"
+    name = _text(class_names[index], 64) or f"class {index + 1}"
     normal = is_normal(class_names[index])
     digits = hashlib.sha256(class_names[index].encode()).hexdigest()[:12].upper()
     own = LUNG if normal else (digits, SCHEME, name)
@@ -176,6 +176,10 @@ def _source(path: Path) -> pydicom.Dataset:
     return image
 
 
-def _text(text: str) -> str:
-    """Returns a text that a DICOM string can hold: the backslash parts values."""
-    return printable(text.replace("\\", "/"), 1024)
+def _text(text: str, longest: int = 1024) -> str:
+    """Returns one line that a DICOM string can hold; `longest` counts bytes.
+
+    The standard counts characters, some readers count bytes; a backslash parts values.
+    """
+    line = printable(text.replace("\\", "/"), len(text))
+    return line.encode()[:longest].decode(errors="ignore")
