@@ -15,9 +15,9 @@ STUDY = {
     "FrameOfReferenceUID": "1.2.826.0.1.3680043.8.498.3",
     "PatientName": "Smith^Jane",
 }
-HEALTHY_HU, DISEASED_HU, THRESHOLD_HU = -850, -650, -750
+HEALTHY_HU, DISEASED_HU, THRESHOLD_HU = -850, -650, -752
 # Of the fake network's input: its side, pixels.
-WINDOW = 8
+WINDOW = 6
 
 
 class Brightness(nn.Module):

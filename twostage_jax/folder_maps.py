@@ -81,9 +81,9 @@ def without_paths(text: str, root: Path, paths: Iterable[Path]) -> str:
       root: Folder of all files; absolute.
       paths: The files that the message is about.
     """
-    for path in paths:
+    for path in sorted(paths, key=lambda path: len(path.name), reverse=True):
         text = text.removeprefix(f"{path}: ").removeprefix(f"{path.parent}: ")
-        text = re.sub(rf"(?<!\S){re.escape(path.name)}(?!\S)", "a file", text)
+        text = re.sub(rf"(?<!\w){re.escape(path.name)}(?!\w)", "a file", text)
     text, found, _ = text.partition(str(root))
     return f"{text}another file" if found else text
 
