@@ -7,6 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 from chest import STUDY, chest, write_chest
+from ct_files import write_enhanced
 
 from twostage_jax.ct.segmentation import write_segmentation
 from twostage_jax.ct.series import find_series
@@ -31,7 +32,7 @@ def written(folder, labels=None, names=NAMES, **tags):
     labels = chest_labels() if labels is None else labels
     write_segmentation(
         folder / "seg.dcm",
-        [header.path for header in series.headers],
+        series.headers,
         labels,
         names,
         model="model 0123456789ab (two_stage), trained on phantoms feedfeedfeed",
@@ -172,3 +173,29 @@ def test_series_without_frame_of_reference_is_refused(tmp_path):
 def test_map_without_any_class_is_refused(tmp_path):
     with pytest.raises(UserError, match="nothing to write"):
         written(tmp_path, labels=np.zeros((3, 96, 96), np.uint8))
+
+
+@pytest.mark.parametrize("heights", [(0, 5, 10), (10, 5, 0), (5, 0, 10)])
+def test_frames_of_one_file_are_referred_to_one_by_one(tmp_path, heights):
+    hu, _, _ = chest(3)
+    stored = hu + np.int16(1024)
+    write_enhanced(tmp_path / "enhanced", stored, heights, **STUDY, InstanceNumber=1)
+    ((series,), _) = find_series(tmp_path)
+    labels = chest_labels()
+    labels[2] = 3
+    write_segmentation(
+        tmp_path / "seg.dcm", series.headers, labels, NAMES,
+        model="m", model_hash=HASH, settings={},
+    )  # fmt: skip
+    found = highdicom.seg.segread(tmp_path / "seg.dcm")
+    numbers = [header.frame + 1 for header in series.headers]
+    masks = found.get_pixels_by_source_frame(
+        series.headers[0].sop_uid, numbers, combine_segments=True,
+        assert_missing_frames_are_empty=True,
+    )  # fmt: skip
+    np.testing.assert_array_equal(masks, labels)
+    for frame in found.PerFrameFunctionalGroupsSequence:
+        source = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        position = frame.PlanePositionSequence[0].ImagePositionPatient
+        assert position[2] == heights[int(source.ReferencedFrameNumber) - 1]
+    assert errors_of(tmp_path / "seg.dcm") == []

@@ -268,6 +268,14 @@ def test_series_of_other_runs_stay_in_the_report(mapped, classifier, tmp_path):
     assert not (tmp_path.parent / "x").exists()
 
 
+def test_what_is_odd_about_a_series_is_said_and_written(classifier, tmp_path, capsys):
+    write_chest(tmp_path / "dicom", 2, LossyImageCompression="01")
+    map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())
+    assert "compressed with loss: 2 of 2 slices" in capsys.readouterr().out
+    rows = files.read_report(tmp_path / "maps" / "report.csv")
+    assert rows[0]["remarks"] == "compressed with loss: 2 of 2 slices"
+
+
 def test_refused_series_do_not_stop_the_others(classifier, tmp_path, capsys):
     root = tmp_path / "dicom"
     write_chest(root / "sound", 1)

@@ -14,7 +14,7 @@ from twostage_jax import runtime
 from twostage_jax.classify import Classifier, How, Maps, classify
 from twostage_jax.ct import files, overlay, volumes
 from twostage_jax.ct.lungs import lung_mask
-from twostage_jax.ct.palette import NOTICE
+from twostage_jax.ct.palette import NOTICE, printable
 from twostage_jax.ct.segmentation import write_segmentation
 from twostage_jax.ct.series import Series, read_volume
 from twostage_jax.data.dataset import digest
@@ -72,7 +72,7 @@ def make(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
         runtime.write_json(temporary / "series.json", about)
     seconds = time.monotonic() - began
     text = f"{len(hu)} slices, {made.windows} windows in {seconds:.1f} s"
-    return f"{text}; {note}" if note else text
+    return "; ".join(filter(None, (text, about["remarks"], note)))
 
 
 def from_feet(series: Series) -> Series:
@@ -99,6 +99,7 @@ def _about(series: Series, run: Trained) -> dict[str, str]:
     return {
         "slices": str(len(series.headers)),
         "step_mm": "" if series.step is None else f"{series.step:.3f}",
+        "remarks": printable("; ".join(series.remarks), 500),
         "model": run.hash,
         "arm": run.arm,
         "trained_on": run.data,
@@ -178,7 +179,7 @@ def _write_dicom(
     try:
         write_segmentation(
             folder / "segmentation.dcm",
-            [header.path for header in series.headers],
+            series.headers,
             labels,
             run.class_names,
             model=str(run),
@@ -194,8 +195,8 @@ def _write_dicom(
 
 
 def _key(series: Series, run: Trained, how: How) -> str:
-    uids = [header.sop_uid for header in series.headers]
-    return digest(VERSION, run.hash, how.stride, how.window, how.spacing, uids)
+    slices = [header.key for header in series.headers]
+    return digest(VERSION, run.hash, how.stride, how.window, how.spacing, slices)
 
 
 @contextlib.contextmanager

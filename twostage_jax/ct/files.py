@@ -23,6 +23,7 @@ COLUMNS = (
     "region_volume_ml",
     "slices",
     "step_mm",
+    "remarks",
     "model",
     "arm",
     "trained_on",

@@ -10,6 +10,7 @@ import pydicom
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from twostage_jax.ct.dicom import Header
 from twostage_jax.ct.palette import NOTICE, colour, is_normal, printable
 from twostage_jax.errors import UserError
 from twostage_jax.versions import versions
@@ -27,9 +28,9 @@ MAY_BE_EMPTY = (
     "StudyTime",
     "ReferringPhysicianName",
 )
+NEEDED_OF_FRAMES = ("StudyInstanceUID", "FrameOfReferenceUID")
 NEEDED = (
-    "StudyInstanceUID",
-    "FrameOfReferenceUID",
+    *NEEDED_OF_FRAMES,
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
@@ -47,7 +48,7 @@ SERIES_NUMBER = 9701
 
 def write_segmentation(
     path: Path,
-    sources: Sequence[Path],
+    sources: Sequence[Header],
     labels: np.ndarray,
     class_names: Sequence[str],
     *,
@@ -62,7 +63,7 @@ def write_segmentation(
 
     Args:
       path: Of the new file.
-      sources: Files of the series, single-frame.
+      sources: Slices of the series: files of one slice, or frames of one file.
       labels: `[Z, H, W]` uint8 in the order of `sources`: 1 + class index, 0 = none.
       class_names: Of the classes.
       model: What made the masks, in words.
@@ -76,7 +77,9 @@ def write_segmentation(
     """
     if not labels.any():
         raise UserError("no pixel has a class: there is nothing to write.")
-    images = [_source(source) for source in sources]
+    images = [_source(file) for file in dict.fromkeys(h.path for h in sources)]
+    if len(images) < len(sources):
+        labels = _in_order_of_frames(images, sources, labels)
     # Warnings about odd identities of the source would repeat them in a log.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -165,9 +168,21 @@ def _segment(
     return segment
 
 
+def _in_order_of_frames(
+    images: list[pydicom.Dataset], sources: Sequence[Header], labels: np.ndarray
+) -> np.ndarray:
+    """Returns labels of all frames of the one file that the slices are frames of."""
+    if len(images) > 1:
+        raise UserError(f"the series lies in {len(images)} multi-frame files.")
+    ordered = np.zeros((int(images[0].NumberOfFrames), *labels.shape[1:]), labels.dtype)
+    ordered[[header.frame for header in sources]] = labels
+    return ordered
+
+
 def _source(path: Path) -> pydicom.Dataset:
     image = pydicom.dcmread(path, stop_before_pixels=True)
-    missing = [keyword for keyword in NEEDED if not image.get(keyword)]
+    needed = NEEDED_OF_FRAMES if "NumberOfFrames" in image else NEEDED
+    missing = [keyword for keyword in needed if not image.get(keyword)]
     if missing:
         raise UserError(f"{path}: {', '.join(missing)} missing: nothing to refer to.")
     for keyword in MAY_BE_EMPTY:
