@@ -8,18 +8,78 @@ of the worst slices beside it. Minutes on a CPU.
 """
 
 import csv
+<<<<<<< HEAD
+=======
+import dataclasses
+import time
+>>>>>>> main
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+<<<<<<< HEAD
+=======
+from twostage_jax.ct.lungs import lung_mask
+from twostage_jax.ct.phantom import CLASS_NAMES, phantom_slices
+
+>>>>>>> main
 # Half of the usual 512 pixels over 360 mm; the slices do not say.
 PIXEL_MM = 1.4
 # Grey level of the air around the patients: the median of the patients' commonest one.
 AIR_GREY = 29.0
+TEXT = """# Lung masks without training
+
+    python experiments/lung_masks.py --data=DATA/covid_ct --out=experiments/lung_masks.md
+
+`ct/lungs.py` finds the lungs by threshold and morphology. Here its masks are compared
+with masks drawn by people, and with those that phantoms bring along. Dice = 2 |A and B|
+/ (|A| + |B|). "Disease kept" is the share of the voxels marked as disease, inside the
+reference mask, that the found mask holds.
+
+## {slices} slices of 17 patients with COVID-19
+
+Masks and infections from the COVID-19 CT Lung and Infection Segmentation Dataset (Ma et
+al. 2020), every second slice, 256 x 256. **These slices are a hard and somewhat unfair
+test**: they are 8-bit pictures, windowed and locally enhanced in a way nobody wrote
+down. Their HU are estimated (see `hounsfield`) without a look at the masks, and their
+pixel size is taken as {pixel} mm. Slices are masked one by one, since their distance is
+not known either. {milliseconds:.0f} ms a slice on one core.
+
+{real}
+
+{share:.0f} % of the slices have a Dice above 0.9. The worst slices with at least 10 cm2
+of lung (reference green, found red, both yellow):
+
+![worst slices]({picture})
+
+## {phantoms} phantom patients, 3 sections each
+
+Here HU and pixel size are known. Disease is consolidation, the hardest to keep.
+
+{made}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """One slice, `[H, W]` arrays: HU, the reference mask, the mask found, disease."""
+
+    patient: str
+    name: str
+    hu: np.ndarray
+    truth: np.ndarray
+    mask: np.ndarray
+    disease: np.ndarray
+
+    @property
+    def dice(self) -> float:
+        return dice(self.mask, self.truth)
 
 
 def hounsfield(grey: np.ndarray) -> np.ndarray:
@@ -45,7 +105,7 @@ def read(folder: Path, names: list[str]) -> np.ndarray:
     return np.stack([np.asarray(Image.open(folder / name)) for name in names])
 
 
-def covid(data: Path):
+def covid(data: Path) -> Iterator[tuple]:
     """Yields (patient, names, hu, lungs, dense) of every patient."""
     by_patient = defaultdict(list)
     with (data / "slices.csv").open(newline="") as file:
@@ -69,3 +129,120 @@ def outlined(image: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarr
     both = truth & ~ndimage.binary_erosion(truth) & mask & ~ndimage.binary_erosion(mask)
     picture[both] = (255, 255, 0)
     return picture
+
+
+def measure_covid(data: Path) -> list[Slice]:
+    """Returns the scores of every slice of the real patients."""
+    scores = []
+    for patient, names, hu, truth, infected in covid(data):
+        mask = lung_mask(hu, (PIXEL_MM, PIXEL_MM))
+        for z, name in enumerate(names):
+            scores.append(
+                Slice(patient, name, hu[z], truth[z], mask[z], infected[z] & truth[z])
+            )
+    return scores
+
+
+def measure_phantoms(patients: int) -> list[Slice]:
+    """Returns the scores of three sections of each phantom patient."""
+    scores = []
+    for patient in range(patients):
+        phantom = phantom_slices(patient, seed=1, slices=3)
+        mask = lung_mask(phantom.hu, (phantom.spacing, phantom.spacing))
+        dense = phantom.lungs & (
+            phantom.labels == 1 + CLASS_NAMES.index("consolidation")
+        )
+        for z in range(len(mask)):
+            scores.append(
+                Slice(
+                    f"phantom-{patient:03d}",
+                    str(z),
+                    phantom.hu[z],
+                    phantom.lungs[z],
+                    mask[z],
+                    dense[z],
+                )
+            )
+    return scores
+
+
+def table(scores: list[Slice]) -> list[str]:
+    """Returns Markdown lines: one a patient, and all."""
+    by_patient = defaultdict(list)
+    for score in scores:
+        by_patient[score.patient].append(score)
+    lines = [
+        "| patient | slices | Dice, all voxels | median slice | worst slice "
+        "| disease kept |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    rows = [*sorted(by_patient.items()), ("all", scores)]
+    for name, members in rows:
+        slices = [s.dice for s in members]
+        lines.append(
+            f"| {name} | {len(members)} | {pooled(members):.3f} "
+            f"| {np.median(slices):.3f} | {min(slices):.3f} | {kept(members)} |"
+        )
+    return lines
+
+
+def pooled(scores: list[Slice]) -> float:
+    """Returns the Dice of all voxels of the slices taken together."""
+    both = sum(int((s.mask & s.truth).sum()) for s in scores)
+    total = sum(int(s.mask.sum()) + int(s.truth.sum()) for s in scores)
+    return 2 * both / total if total else 1.0
+
+
+def kept(scores: list[Slice]) -> str:
+    """Returns the share of diseased voxels that the masks keep."""
+    total = sum(int(s.disease.sum()) for s in scores)
+    inside = sum(int((s.disease & s.mask).sum()) for s in scores)
+    return f"{inside / total:.3f}" if total else ""
+
+
+def failures(scores: list[Slice], path: Path, count: int = 12) -> None:
+    """Draws the slices with the worst Dice: drawn mask green, ours red, both yellow.
+
+    Slices with less than 10 cm^2 of lung are left out: there Dice punishes a few pixels.
+    """
+    fewest = 1000 / PIXEL_MM**2
+    worst = sorted((s for s in scores if s.truth.sum() > fewest), key=lambda s: s.dice)
+    figure, axes = plt.subplots(3, count // 3, figsize=(2.6 * count / 3, 8.4))
+    for axis, score in zip(axes.flat, worst[:count], strict=True):
+        axis.imshow(outlined(score.hu, score.truth, score.mask))
+        axis.set_title(f"{score.patient}, {score.name}\nDice {score.dice:.2f}", size=8)
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder covid_ct")
+    parser.add_argument("--out", type=Path, required=True, help="the page, .md")
+    parser.add_argument("--phantoms", type=int, default=24, help="phantom patients")
+    options = parser.parse_args()
+    began = time.perf_counter()
+    real = measure_covid(options.data)
+    seconds = time.perf_counter() - began
+    made = measure_phantoms(options.phantoms)
+    picture = options.out.with_suffix(".png")
+    failures(real, picture)
+    share = np.mean([s.dice > 0.9 for s in real])
+    page = TEXT.format(
+        phantoms=options.phantoms,
+        slices=len(real),
+        pixel=PIXEL_MM,
+        milliseconds=1000 * seconds / len(real),
+        share=100 * share,
+        real="\n".join(table(real)),
+        made="\n".join(table(made)[:2] + table(made)[-1:]),
+        picture=picture.name,
+    )
+    options.out.write_text(page, encoding="utf-8")
+    print(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -51,3 +51,56 @@ def write_ct(path, stored, *, uid=1, raw=None, **tags):
     dataset.add_new("PixelData", "OW", body if raw is None else raw)
     dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+def write_enhanced(path, stored, heights, *, own=None, shared=None, **tags):
+    """Writes `stored` `[Z, H, W]` int16 as one enhanced CT file, frames at `heights` mm.
+
+    Args:
+      path: Of the file.
+      stored: Stored values.
+      heights: z of each frame.
+      own: Frame index -> {sequence keyword: {keyword: value}} that only it has.
+      shared: {sequence keyword: {keyword: value}} in place of the usual ones.
+      tags: As in `write_ct`.
+    """
+
+    def groups(contents):
+        item = pydicom.Dataset()
+        for sequence, values in contents.items():
+            inner = pydicom.Dataset()
+            for keyword, value in values.items():
+                setattr(inner, keyword, value)
+            setattr(item, sequence, [inner])
+        return item
+
+    rescale = {"RescaleSlope": 1, "RescaleIntercept": -1024, "RescaleType": "HU"}
+    shared = {
+        "PixelMeasuresSequence": {"PixelSpacing": [0.7, 0.6], "SliceThickness": 1},
+        "PlaneOrientationSequence": {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
+        "PixelValueTransformationSequence": rescale,
+        **(shared or {}),
+    }
+    frames = []
+    for index, z in enumerate(heights):
+        position = {"ImagePositionPatient": [-5, 3, z]}
+        contents = {"PlanePositionSequence": position, **(own or {}).get(index, {})}
+        frames.append(groups(contents))
+    write_ct(
+        path,
+        stored[0],
+        raw=stored.astype("<i2").tobytes(),
+        SOPClassUID=f"{CT_IMAGE}.1",
+        **{
+            "NumberOfFrames": len(heights),
+            "SharedFunctionalGroupsSequence": [groups(shared)],
+            "PerFrameFunctionalGroupsSequence": frames,
+            "RescaleSlope": None,
+            "RescaleIntercept": None,
+            "PixelSpacing": None,
+            "ImagePositionPatient": None,
+            "ImageOrientationPatient": None,
+            **tags,
+        },
+    )
+    return path

@@ -1,11 +1,13 @@
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pydicom
 import pytest
 from ct_files import write_ct
 
+from twostage_jax.ct import pixels
 from twostage_jax.ct.dicom import (
     NotCTError,
     patient_hash,
@@ -139,7 +141,7 @@ def test_declared_overlay_in_the_unused_bits_is_removed(tmp_path):
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
         ({"SamplesPerPixel": 3}, "3 samples"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "PALETTE"),
-        ({"NumberOfFrames": 2}, "2 frames"),
+        ({"NumberOfFrames": 2}, "2 frames, but is no enhanced CT"),
         ({"PixelSpacing": [0.5, 0]}, "PixelSpacing"),
         ({"PixelSpacing": [0.5]}, "PixelSpacing"),
         ({"SeriesInstanceUID": None}, "SeriesInstanceUID"),
@@ -197,6 +199,86 @@ def test_jpeg_stream_that_claims_a_huge_image_is_refused(tmp_path):
     dataset["PixelData"].VR = "OB"
     dataset.save_as(path)
     with pytest.raises(UserError, match="65535 x 65535"):
+        read_slice(path)
+
+
+def test_missing_decoder_is_named_with_what_to_install(tmp_path, monkeypatch):
+    path = write_ct(tmp_path / "a", np.zeros((8, 8), np.int16))
+    dataset = pydicom.dcmread(path)
+    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    dataset.save_as(path)
+    missing = SimpleNamespace(is_available=False)
+    monkeypatch.setattr(pixels, "get_decoder", lambda syntax: missing)
+    with pytest.raises(UserError, match=r"RLE Lossless.*twostage_jax\[dicom\]"):
+        read_slice(path)
+
+
+def test_video_and_unknown_compression_is_refused(tmp_path):
+    path = write_ct(tmp_path / "a", np.zeros((8, 8), np.int16))
+    dataset = pydicom.dcmread(path)
+    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.MPEG2MPML
+    dataset.save_as(path)
+    with pytest.raises(UserError, match="MPEG2.*not read"):
+        read_slice(path)
+
+
+def test_deflated_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    path = write_ct(tmp_path / "a", np.zeros((64, 64), np.int16))
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    dataset.save_as(path)
+    assert read_slice(path)[1].shape == (64, 64)
+    monkeypatch.setattr(pixels, "MAX_INFLATED_BYTES", 1000)
+    with pytest.raises(UserError, match="unpacks to more than"):
+        read_slice(path)
+    monkeypatch.undo()
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match="cut off"):
+        read_slice(path)
+
+
+def table_of(path, *, first=-3, kind="HU", vr="SS", values=(-1000, -500, 0, 60, 90)):
+    """Replaces the rescale of a file by a modality LUT."""
+    dataset = pydicom.dcmread(path)
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+    item = pydicom.Dataset()
+    item.add_new("LUTDescriptor", "SS", [len(values), first, 16])
+    if kind:
+        item.ModalityLUTType = kind
+    item.add_new("LUTData", vr, list(values))
+    dataset.ModalityLUTSequence = [item]
+    return dataset
+
+
+def test_modality_table_gives_hu_and_is_clipped_at_its_ends(tmp_path):
+    stored = np.array([[-9, -3, -2], [0, 1, 7]], np.int16)
+    path = write_ct(tmp_path / "a", stored)
+    table_of(path).save_as(path)
+    assert hu_of(path) == [[-1000, -1000, -500], [60, 90, 90]]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kind": "OD"}, "not to HU"),
+        ({"kind": None}, "does not say"),
+        ({"vr": "US", "values": (0, 1, 2)}, "no table of HU"),
+    ],
+)
+def test_modality_table_that_gives_no_hu_is_refused(tmp_path, change, reason):
+    path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16))
+    table_of(path, **change).save_as(path)
+    with pytest.raises(UserError, match=reason):
+        read_slice(path)
+
+
+def test_table_beside_a_rescale_is_refused(tmp_path):
+    path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16))
+    dataset = table_of(path)
+    dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0
+    dataset.save_as(path)
+    with pytest.raises(UserError, match="which is it"):
         read_slice(path)
 
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from ct_files import SERIES, write_ct
+from ct_files import SERIES, write_ct, write_enhanced
 
 from twostage_jax.ct.series import find_series, read_volume
 from twostage_jax.errors import UserError
@@ -110,3 +110,101 @@ def test_broken_file_is_refused_or_listed_on_request(tmp_path):
     assert [path.name for path, _ in skipped] == ["b", "c.dcm"]
     with pytest.raises(UserError, match="no such folder"):
         find_series(tmp_path / "nowhere")
+
+
+def test_tilted_gantry_is_reported_and_the_volume_still_read(tmp_path):
+    # The normal leans by atan(0.6 / 0.8) from the way of the table.
+    for i in range(3):
+        write_slice(
+            tmp_path / str(i),
+            10 * i,
+            ImageOrientationPatient=[1, 0, 0, 0, 0.8, 0.6],
+        )
+    (series,), _ = find_series(tmp_path)
+    assert series.remarks == ("tilted gantry: slices are shifted by 36.9 degrees",)
+    assert series.step == pytest.approx(8)
+    assert read_volume(series).shape == (3, 2, 2)
+
+
+def test_mixed_kernels_thicknesses_and_lossy_compression_are_reported(tmp_path):
+    write_slice(tmp_path / "a", 0, ConvolutionKernel="B30f", SliceThickness=1)
+    write_slice(
+        tmp_path / "b",
+        1,
+        ConvolutionKernel=["B70f", "3"],
+        SliceThickness=5,
+        LossyImageCompression="01",
+    )
+    (series,), _ = find_series(tmp_path)
+    assert series.remarks == (
+        "mixed kernels: 'B30f', 'B70f/3'",
+        "mixed slice thicknesses: 1 to 5 mm",
+        "compressed with loss: 1 of 2 slices",
+    )
+
+
+def test_frames_of_an_enhanced_ct_are_slices(tmp_path):
+    stored = np.arange(12, dtype=np.int16).reshape(3, 2, 2)
+    twice = {"RescaleSlope": 2, "RescaleIntercept": -1000}
+    write_enhanced(
+        tmp_path / "one",
+        stored,
+        [4, 2, 0],
+        own={1: {"PixelValueTransformationSequence": twice}},
+    )
+    (series,), skipped = find_series(tmp_path)
+    assert skipped == []
+    assert [(h.frame, h.number, h.position[2]) for h in series.headers] == [
+        (2, 3, 0),
+        (1, 2, 2),
+        (0, 1, 4),
+    ]
+    assert series.step == 2
+    assert series.headers[0].spacing == (0.7, 0.6)
+    expected = np.stack([stored[2] - 1024, 2 * stored[1] - 1000, stored[0] - 1024])
+    np.testing.assert_array_equal(read_volume(series), expected)
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"NumberOfFrames": 2}, "2 frames, but describes 3"),
+        ({"NumberOfFrames": 65535}, "claims 65535 frames"),
+        ({"PerFrameFunctionalGroupsSequence": None}, "describes 0"),
+        ({"shared": {"PixelValueTransformationSequence": {}}}, "RescaleSlope"),
+        ({"Rows": 4096, "Columns": 4096}, "cut off"),
+    ],
+)
+def test_enhanced_ct_that_contradicts_itself_is_refused(tmp_path, tags, reason):
+    stored = np.zeros((3, 2, 2), np.int16)
+    write_enhanced(tmp_path / "one", stored, [0, 1, 2], **tags)
+    with pytest.raises(UserError, match=f"one: .*{reason}"):
+        read_volume(find_series(tmp_path)[0][0])
+
+
+def test_localizer_frames_of_an_enhanced_ct_are_left_out(tmp_path):
+    kind = {"CTImageFrameTypeSequence": {"FrameType": ["ORIGINAL", "LOCALIZER"]}}
+    stored = np.zeros((1, 2, 2), np.int16)
+    write_enhanced(tmp_path / "one", stored, [0], shared=kind)
+    found, skipped = find_series(tmp_path)
+    assert found == []
+    assert "localizer" in skipped[0][1]
+
+
+def test_file_that_changes_after_the_search_is_not_mixed_in(tmp_path):
+    write_slice(tmp_path / "a", 0)
+    write_slice(tmp_path / "b", 1)
+    (series,), _ = find_series(tmp_path)
+    write_slice(tmp_path / "b", 1, uid=99)
+    with pytest.raises(UserError, match="changed"):
+        read_volume(series)
+
+
+def test_reports_of_dose_and_folders_of_media_are_left_out(tmp_path):
+    write_slice(tmp_path / "ct", 0)
+    dose = "1.2.840.10008.5.1.4.1.1.88.67"
+    write_slice(tmp_path / "dose", 1, Modality="SR", SOPClassUID=dose)
+    write_slice(tmp_path / "DICOMDIR", 2, Modality=None, SOPClassUID=None)
+    (series,), skipped = find_series(tmp_path)
+    assert len(series.headers) == 1
+    assert {path.name for path, _ in skipped} == {"dose", "DICOMDIR"}

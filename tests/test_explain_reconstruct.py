@@ -1,55 +1,141 @@
-"""Going back from activations to pixels, against gradients."""
+"""Going back from activations to pixels, against NumPy loops and gradients."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from network_by_hand import NetworkByHand, random_params
 
 from twostage_jax import models
 from twostage_jax.errors import UserError
+from twostage_jax.explain.backward import METHODS
 from twostage_jax.explain.reconstruct import reconstruct
-from twostage_jax.models import layers
+from twostage_jax.models import CaffeNet
+
+STEM = (5, 2, 2)
 
 
 @pytest.fixture(scope="module")
-def network():
-    module = models.build("caffenet_small", num_classes=3)
-    variables = models.init(module, jax.random.key(0), 32, 1)
-    images = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype(np.float32)
-    return module, variables, images
+def tiny_caffenet():
+    """A network with every kind of layer, strong signals, and two images."""
+    module = CaffeNet(num_classes=3, widths=(6, 6, 4, 4, 4), hidden=(5, 5), stem=STEM)
+    params = random_params(module, 18, 2)
+    images = np.random.default_rng(0).normal(0, 60, (2, 18, 18, 2)).astype(np.float32)
+    return module, {"params": params}, images, NetworkByHand(params, STEM)
 
 
-def test_salinet_of_a_neuron_is_its_gradient(network):
-    module, variables, images = network
+def test_network_by_hand_computes_the_same_taps(tiny_caffenet):
+    module, variables, images, by_hand = tiny_caffenet
+    taps = jax.jit(functools.partial(module.apply, train=False))(variables, images)[1]
+    for name, value in by_hand.forward(images[1])[0].items():
+        np.testing.assert_allclose(taps[name][1], value, rtol=1e-3, atol=1e-3)
+    before, after = by_hand.forward(images[1])[0]["pool1"], taps["norm1"][1]
+    assert np.abs(after - before).max() > 0.1 * np.abs(before).max()
+
+
+@pytest.mark.parametrize(
+    ("method", "tap", "what", "channel"),
+    [
+        *((method, "conv5", "neuron", 2) for method in METHODS),
+        ("desalinet", "head", "neuron", 2),
+        ("deconvnet", "relu4", "channel", 1),
+        ("guided", "norm2", "layer", None),
+        ("desalinet", "fc7", "layer", None),
+    ],
+)
+def test_pictures_are_those_of_the_network_by_hand(
+    tiny_caffenet, method, tap, what, channel
+):
+    module, variables, images, by_hand = tiny_caffenet
+    found = reconstruct(
+        module, variables, images, tap, method=method, what=what, channels=channel
+    )
+    for image, picture in zip(images, found, strict=True):
+        value = by_hand.forward(image)[0][tap]
+        start = np.zeros_like(value)
+        if what == "layer":
+            start = value
+        elif what == "channel":
+            start[..., channel] = value[..., channel]
+        elif value.ndim == 1:
+            start[channel] = 1
+        else:
+            place = np.unravel_index(value[..., channel].argmax(), value.shape[:2])
+            start[(*place, channel)] = 1
+        expected = by_hand.backward(image, tap, start, method)
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(picture, expected, rtol=2e-3, atol=2e-4 * scale)
+
+
+def test_one_neuron_may_be_given_by_its_place(tiny_caffenet):
+    module, variables, images, by_hand = tiny_caffenet
+    places = np.array([[0, 3], [2, 1]])
+    found = reconstruct(
+        module, variables, images, "conv2", channels=np.array([4, 1]), positions=places
+    )
+    for i, channel in enumerate((4, 1)):
+        start = np.zeros_like(by_hand.forward(images[i])[0]["conv2"])
+        start[(*places[i], channel)] = 1
+        expected = by_hand.backward(images[i], "conv2", start, "desalinet")
+        np.testing.assert_allclose(found[i], expected, rtol=2e-3, atol=1e-4)
+
+
+def test_salinet_of_a_neuron_is_its_gradient(tiny_caffenet):
+    module, variables, images, _ = tiny_caffenet
     positions = np.array([[1, 1], [0, 1]])
 
-    def neurons(x):
-        conv3 = module.apply(variables, x, train=False)[1]["conv3"]
-        return conv3[jnp.arange(2), positions[:, 0], positions[:, 1], 5].sum()
+    @jax.jit
+    @jax.grad
+    def gradient(x):
+        conv3 = module.apply(variables, x, train=False)[1]["conv2"]
+        return conv3[jnp.arange(2), positions[:, 0], positions[:, 1], 2].sum()
 
     back = reconstruct(
-        module, variables, images, "conv3", method="salinet", channels=5,
+        module, variables, images, "conv2", method="salinet", channels=2,
         positions=positions,
     )  # fmt: skip
-    np.testing.assert_allclose(back, jax.grad(neurons)(images), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(back, gradient(images), rtol=1e-3, atol=1e-4)
 
 
-def test_methods_differ_and_leave_the_network_as_it_was(network):
-    module, variables, images = network
-    before = layers.relu, layers.max_pool, layers.local_response_norm
-    pictures = [
-        reconstruct(module, variables, images, "conv3", method=method, channels=5)
-        for method in ("salinet", "deconvnet", "desalinet")
-    ]
-    assert before == (layers.relu, layers.max_pool, layers.local_response_norm)
-    for i, one in enumerate(pictures):
-        for other in pictures[:i]:
-            assert np.abs(one - other).max() > 1e-6
+def test_salinet_of_a_layer_is_the_gradient_of_half_its_squares(tiny_caffenet):
+    module, variables, images, _ = tiny_caffenet
+
+    @jax.jit
+    @jax.grad
+    def gradient(x):
+        taps = module.apply(variables, x, train=False)[1]
+        return (taps["norm1"] ** 2).sum() / 2
+
+    back = reconstruct(
+        module, variables, images, "norm1", method="salinet", what="layer"
+    )
+    expected = gradient(images)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(back, expected, rtol=1e-3, atol=1e-4 * scale)
 
 
-def test_tap_or_method_that_does_not_exist_is_named(network):
-    module, variables, images = network
+def test_what_does_not_exist_is_named(tiny_caffenet):
+    module, variables, images, _ = tiny_caffenet
     with pytest.raises(UserError, match="conv9"):
         reconstruct(module, variables, images, "conv9", channels=0)
     with pytest.raises(UserError, match="desalinet"):
         reconstruct(module, variables, images, "conv3", method="desalinte", channels=0)
+    with pytest.raises(UserError, match="channels 0 to 3, not 4"):
+        reconstruct(module, variables, images, "conv3", channels=4)
+    with pytest.raises(UserError, match="channels 0 to 3, not -1"):
+        reconstruct(module, variables, images, "conv3", channels=-1)
+    with pytest.raises(UserError, match="needs the number of its channel"):
+        reconstruct(module, variables, images, "conv3")
+    with pytest.raises(UserError, match="has 2 x 2 places"):
+        reconstruct(
+            module, variables, images, "conv3", channels=0, positions=[[0, 0], [0, 9]]
+        )
+
+
+def test_residual_networks_have_what_needs_no_chain_and_say_so():
+    module = models.build("resnet18", num_classes=3)
+    images = np.ones((1, 32, 32, 1), np.float32)
+    with pytest.raises(UserError, match="residual network has shortcuts"):
+        reconstruct(module, {}, images, "stage1", method="desalinet", channels=0)

@@ -13,24 +13,21 @@ writes a folder a series (`maps/<patient hash>_<series hash>/`):
     report.csv            volume and share of lung of each class, by region
     series.json           what was made, with what
 
-and `maps/report.csv`, the reports of all series. A series that is there already, made by
-the same model in the same way, is not made again. Research use only, not for diagnosis.
+and `maps/report.csv`, the reports of all series in `maps`. A series that is there
+already, made by the same model in the same way, is not made again. Research use only,
+not for diagnosis.
 """
 
-import math
-import re
-from collections import Counter
 from pathlib import Path
 
 from absl import flags
 
-from twostage_jax import cli, runtime, trained
+from twostage_jax import cli, trained
+from twostage_jax.classify import Classifier, How
 from twostage_jax.ct import files
-from twostage_jax.ct.dicom import patient_hash
-from twostage_jax.ct.overlay import NOTICE
-from twostage_jax.ct.series import Series, Skipped, find_series
+from twostage_jax.ct.palette import NOTICE
 from twostage_jax.errors import UserError
-from twostage_jax.series_maps import How, is_made, make
+from twostage_jax.folder_maps import map_folder
 
 RUN = flags.DEFINE_string("run", None, "A study's workdir, or a stage run's folder.")
 ARM = flags.DEFINE_string("arm", "", "Arm of the study; default: two_stage.")
@@ -64,116 +61,22 @@ def main() -> None:
         raise UserError(f"--stride={STRIDE.value}: it must be at least 1 pixel.")
     if SPACING.value is not None and not 0.1 <= SPACING.value <= 10:
         raise UserError(f"--spacing={SPACING.value}: expected 0.1 to 10 mm.")
-    model = trained.find(Path(RUN.value), ARM.value)
-    window = parse_window(WINDOW.value, model)
+    files.check_installed()
+    run = trained.find(Path(RUN.value), ARM.value)
     how = How(
         stride=STRIDE.value,
-        window=window,
-        spacing=SPACING.value if SPACING.value is not None else model.spacing,
+        window=trained.parse_window(WINDOW.value, run),
+        spacing=SPACING.value if SPACING.value is not None else run.spacing,
+    )
+    print(f"{run}\n{how}\n{NOTICE}", flush=True)
+    map_folder(
+        Path(DICOM.value),
+        Path(OUT.value),
+        Classifier(run, how.window),
+        how,
         salt=SALT.value,
+        show_paths=SHOW_PATHS.value,
     )
-    print(f"{model}\n{how}\n{NOTICE}", flush=True)
-    root, out = Path(DICOM.value), Path(OUT.value)
-    found, skipped = find_series(root, salt=how.salt, go_on=True)
-    _say_skipped(root, skipped)
-    if not found:
-        raise UserError(f"{root}: no CT series to map.")
-    classifier = trained.Classifier(model, window)
-    with runtime.locked(out / ".lock", str(out)):
-        made = [
-            name
-            for number, series in enumerate(found, start=1)
-            if (name := _map(series, number, len(found), classifier, how, out))
-        ]
-        rows = [
-            r for name in made for r in files.read_report(out / name / "report.csv")
-        ]
-        with runtime.replacing(out / "report.csv") as temporary:
-            files.write_report(temporary, rows)
-    print(f"{len(made)} of {len(found)} series mapped: {out / 'report.csv'}")
-    if not made:
-        raise UserError("no series could be mapped.")
-
-
-def parse_window(text: str, model: trained.Trained) -> tuple[float, ...]:
-    """Returns the window in HU: what the flag says, or what the training used.
-
-    Raises:
-      UserError: The flag is no window, or is needed.
-    """
-    if not text:
-        if model.window is None:
-            raise UserError(
-                f"{model.folder}: trained on images that were not in HU, so its window "
-                "is not known: give --window=centre,width as those images were shown, "
-                "such as --window=-600,1500."
-            )
-        return model.window
-    try:
-        window = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        window = ()
-    pairs = (2,) if model.model.channels == 1 else (2, 2 * model.model.channels)
-    sound = len(window) in pairs and all(map(math.isfinite, window))
-    if not sound or min(window[1::2]) <= 0:
-        raise UserError(f"--window={text}: expected centre,width in HU, as -600,1500.")
-    return window
-
-
-def series_name(series: Series, salt: str) -> str:
-    """Returns the name of a series' folder, made of hashes."""
-    digits = patient_hash(series.uid, salt).removeprefix("patient-")
-    return f"{series.patient or 'patient-unknown'}_series-{digits}"
-
-
-def without_paths(text: str, root: Path, paths: list[Path]) -> str:
-    """Returns a message without the paths in it, which may hold patients' names."""
-    for path in sorted(paths, key=lambda p: -len(str(p))):
-        text = text.replace(f"{path}: ", "").replace(str(path), "another file")
-        text = re.sub(rf"(?<!\S){re.escape(path.name)}(?!\S)", "a file", text)
-    return text.replace(str(root), "the folder")
-
-
-def _map(
-    series: Series,
-    number: int,
-    total: int,
-    classifier: trained.Classifier,
-    how: How,
-    out: Path,
-) -> str:
-    """Makes the maps of a series unless they are there; returns '' if it is refused."""
-    name = series_name(series, how.salt)
-    place = f"{number}/{total} {name}"
-    if is_made(out / name, series, classifier.trained, how):
-        print(f"{place}: is there already", flush=True)
-        return name
-    try:
-        summary = make(series, classifier, how, out / name, name)
-    except UserError as error:
-        paths = [h.path for h in series.headers]
-        paths += [path.parent for path in paths]
-        shown = str(error)
-        if not SHOW_PATHS.value:
-            shown = without_paths(shown, Path(DICOM.value), paths)
-        print(f"{place}: refused: {shown}", flush=True)
-        return ""
-    print(f"{place}: {summary}", flush=True)
-    return name
-
-
-def _say_skipped(root: Path, skipped: Skipped) -> None:
-    if SHOW_PATHS.value:
-        for path, reason in skipped:
-            print(f"left out: {path}: {reason.removeprefix(f'{path}: ')}")
-        return
-    paths = sorted({path for path, _ in skipped} | {p.parent for p, _ in skipped})
-    reasons = Counter(
-        without_paths(reason, root, [path, *(p for p in paths if str(p) in reason)])
-        for path, reason in skipped
-    )
-    for reason, count in reasons.most_common():
-        print(f"left out: {count} file{'s' if count > 1 else ''}: {reason}")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
             holder = file.read().strip() or "unknown"
             raise UserError(
                 f"{what} is in use by another process (number {holder}): wait for it to "
-                "end, or give this run another --workdir."
+                "end, or give this run another folder."
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from twostage_jax.data.feed import Feed, eval_batches
 from twostage_jax.data.splits import Splits
 from twostage_jax.placement import Placement
 from twostage_jax.progress import Progress
-from twostage_jax.stage_run import StageRun, split_of
+from twostage_jax.stage_run import StageRun, code, keys, split_of
 
 PyTree = Any
 # Images looked at for the mean and deviation of a data set.
@@ -120,7 +119,7 @@ def run_stages(
                     name=str(one.run),
                     state=training.create_state(settings, one.variables),
                     indices=one.splits.train,
-                    order_seed=(one.run.seed, _code(one.run.stage)),
+                    order_seed=(one.run.seed, code(one.run.stage)),
                     key=np.asarray(jax.random.key_data(one.key)),
                     constants=one.constants,
                     store=store,
@@ -174,8 +173,7 @@ def _prepare(materials: Materials, run: StageRun) -> Prepared:
     config, dataset = materials.config, materials.datasets[run.stage]
     stage = run.settings(config)
     splits = split_of(config, dataset, run)
-    key = jax.random.fold_in(jax.random.key(run.seed), _code(run.stage))
-    init_key, train_key = jax.random.split(key)
+    init_key, train_key = keys(run.seed, run.stage)
     module = training.build_model(config.model, dataset.num_classes, None)
     variables = models.init(
         module, init_key, config.model.image_size, config.model.channels
@@ -296,8 +294,3 @@ def _export(
         probabilities, seconds,
     )  # fmt: skip
     runtime.write_json(folder / "lineage.json", told)
-
-
-def _code(name: str) -> int:
-    """Returns a number for a stage's name, the same in every process."""
-    return zlib.crc32(name.encode())

@@ -1,7 +1,10 @@
 """What a stage run is: its place in the study, and what determines its result."""
 
 import dataclasses
+import zlib
 from typing import Any
+
+import jax
 
 from twostage_jax.config import TARGET, Config, StageConfig, as_json, with_values
 from twostage_jax.data.dataset import Dataset, digest
@@ -88,6 +91,18 @@ def identify(
         parent.hash if parent else "",
     )
     return dataclasses.replace(run, hash=identity)
+
+
+def keys(seed: int, stage: str) -> tuple[jax.Array, jax.Array]:
+    """Returns the keys of a stage run: of its initial variables, and of its training."""
+    return tuple(
+        jax.random.split(jax.random.fold_in(jax.random.key(seed), code(stage)))
+    )
+
+
+def code(stage: str) -> int:
+    """Returns a number for a stage's name, the same in every process."""
+    return zlib.crc32(stage.encode())
 
 
 def split_of(config: Config, dataset: Dataset, run: StageRun) -> Splits:

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from twostage_jax.metrics import Predictions
-from twostage_jax.resampling import RESAMPLES, Resampler, count
+from twostage_jax.resampling import RESAMPLES, Counts, Resampler, count
 
 LEVEL = 0.95
 # Resamples that a tail must hold to be read off them.
@@ -93,7 +93,11 @@ def compare(
       UserError: As `count`, or the metric is unknown.
     """
     counts = count(arms)
-    sampler = Resampler(counts, metric, resamples, seed)
+    return differences(counts, Resampler(counts, metric, resamples, seed), metric)
+
+
+def differences(counts: Counts, sampler: Resampler, metric: str) -> list[Difference]:
+    """Returns what `compare` does, from counts and resamples that are there already."""
     found = []
     for second, first in itertools.combinations(range(len(counts.arms)), 2):
         weights = np.zeros(len(counts.arms))

@@ -1,25 +1,19 @@
-"""A finished stage run, found and loaded as a classifier of windows of CT slices."""
+"""Finished stage runs: finding them, what they were trained on, loading them."""
 
 import dataclasses
-import functools
 import json
-from collections.abc import Callable
+import math
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from flax import jax_utils
-
 from twostage_jax import checkpoint, training
-from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
+from twostage_jax.config import ModelConfig
 from twostage_jax.errors import UserError, did_you_mean
 
 # Data sources whose images are in HU, so that the window they trained with applies.
 HU_SOURCES = ("dicom", "phantoms")
 PREFERRED_ARM = "two_stage"
-# Windows a call of the network, over all devices.
-BATCH = 512
+PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +24,8 @@ class Trained:
       folder: Of the stage run.
       hash: Of the stage run: it determines the parameters.
       arm: The arm that it ends, or its chain where it ends none.
-      data: Name and fingerprint of the data it was trained on.
+      data: Name of the data it was trained on.
+      fingerprint: Of the data it was trained on.
       class_names: Of the K classes.
       model: The network.
       normalise, mean, deviation: How images are scaled for it, see `data.augment`.
@@ -43,6 +38,7 @@ class Trained:
     hash: str
     arm: str
     data: str
+    fingerprint: str
     class_names: tuple[str, ...]
     model: ModelConfig
     normalise: str
@@ -52,7 +48,8 @@ class Trained:
     spacing: float | None
 
     def __str__(self) -> str:
-        return f"model {self.hash[:12]} ({self.arm}), trained on {self.data}"
+        data = f"{self.data} {self.fingerprint[:12]}"
+        return f"model {self.hash[:12]} ({self.arm}), trained on {data}"
 
 
 def find(folder: Path, arm: str = "") -> Trained:
@@ -92,87 +89,46 @@ def find(folder: Path, arm: str = "") -> Trained:
     return _described(folder / "stages" / Path(first["stage_runs"][-1]).name, arm)
 
 
-class Classifier:
-    """The network of a stage run, applied to windows of slices in HU."""
+def parse_window(text: str, run: Trained) -> tuple[float, ...]:
+    """Returns the window in HU: what a flag says, or what the training used.
 
-    def __init__(self, trained: Trained, window: tuple[float, ...]) -> None:
-        """Loads the parameters and puts them on every device.
+    Args:
+      text: 'centre,width', also once a channel; '' = what the training used.
+      run: The stage run.
 
-        Args:
-          trained: The stage run.
-          window: (centre, width) pairs in HU, flattened: one, or one a channel.
-
-        Raises:
-          UserError: The parameters cannot be read, or several processes take part.
-        """
-        if jax.process_count() > 1:
-            raise UserError("predict runs in one process: start it once, by itself.")
-        self.trained = trained
-        self.size = trained.model.image_size
-        self._programs = training.compiled(
-            training.StepSettings(
-                model=trained.model,
-                # Nothing is trained here.
-                optim=OptimConfig(),
-                augment=AugmentConfig(),
-                steps=1,
-                num_classes=len(trained.class_names),
-                normalise=trained.normalise,
-                window=window,
-                label_smoothing=0.0,
-                transferred=frozenset(),
+    Raises:
+      UserError: The text is no window, or is needed.
+    """
+    if not text:
+        if run.window is None:
+            raise UserError(
+                f"{run.folder}: trained on images that were not in HU, so its window "
+                "is not known: give --window=centre,width as those images were shown, "
+                "such as --window=-600,1500."
             )
-        )
-        variables = checkpoint.load_variables(trained.folder / "variables")
-        self._variables = training.replicate(variables)
-        self._constants = training.Constants(
-            np.ones(len(trained.class_names), np.float32),
-            np.asarray(trained.mean, np.float32),
-            np.asarray(trained.deviation, np.float32),
-        )
-        self._cut = jax.pmap(functools.partial(_cut, size=self.size))
-
-    def start(
-        self, slices: np.ndarray, corners: np.ndarray
-    ) -> Callable[[], np.ndarray]:
-        """Begins to classify windows; the device works while the host goes on.
-
-        The slices are copied to every device and the windows cut there.
-
-        Args:
-          slices: `[Z, H, W]` int16 HU.
-          corners: `[N, 3]` int: slice, first row, first column of each window.
-
-        Returns:
-          A function that waits for and returns the probabilities `[N, K]` float32.
-        """
-        devices = jax.local_device_count()
-        size = -(-BATCH // devices) * devices
-        padded = np.zeros((-(-len(corners) // size) * size, 3), np.int32)
-        padded[: len(corners)] = corners
-        stack = jax_utils.replicate(slices)
-        parts = []
-        for batch in padded.reshape(-1, devices, size // devices, 3):
-            images = {"images": self._cut(stack, batch)}
-            parts.append(
-                self._programs.evaluate(self._variables, None, images, self._constants)
-            )
-
-        def wait() -> np.ndarray:
-            host = [training.unreplicate(part) for part in parts]
-            host = host or [np.zeros((0, len(self._constants.class_weights)))]
-            return np.concatenate(host)[: len(corners)].astype(np.float32)
-
-        return wait
+        return run.window
+    try:
+        window = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        window = ()
+    pairs = (2,) if run.model.channels == 1 else (2, 2 * run.model.channels)
+    sound = len(window) in pairs and all(map(math.isfinite, window))
+    if not sound or min(window[1::2]) <= 0:
+        raise UserError(f"--window={text}: expected centre,width in HU, as -600,1500.")
+    return window
 
 
-def _cut(slices: jax.Array, corners: jax.Array, *, size: int) -> jax.Array:
-    """Returns windows `[b, size, size, 1]` of `[Z, H, W]` at `[b, 3]` corners."""
+def load(run: Trained) -> tuple[Any, PyTree]:
+    """Returns the network of a stage run, a Linen module, and its variables.
 
-    def one(corner: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(slices, corner, (1, size, size))
+    `module.apply(variables, images, train=False)` returns (logits, taps) of images
+    `[N, H, W, C]` that are in [0, 1] and then scaled as `data.augment.normalise` does.
 
-    return jax.vmap(one)(corners)[:, 0, :, :, None]
+    Raises:
+      UserError: The variables cannot be read.
+    """
+    module = training.build_model(run.model, len(run.class_names), None)
+    return module, checkpoint.load_variables(run.folder / "variables")
 
 
 def _described(folder: Path, arm: str) -> Trained:
@@ -185,7 +141,8 @@ def _described(folder: Path, arm: str) -> Trained:
             folder=folder,
             hash=str(lineage["hash"]),
             arm=arm or " > ".join(n.rsplit("-", 1)[0] for n in lineage["chain"]),
-            data=f"{data['name']} {data['fingerprint'][:12]}",
+            data=str(data["name"]),
+            fingerprint=str(data["fingerprint"]),
             class_names=tuple(map(str, data["class_names"])),
             model=ModelConfig(**lineage["model"]),
             normalise=settings["normalise"],

@@ -8,14 +8,14 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from scipy import ndimage
 
-from twostage_jax.ct import pixels
+from twostage_jax.ct import frames, pixels, rescale
 from twostage_jax.errors import UserError
 
 AIR_HU = -1000
@@ -27,7 +27,6 @@ LOWEST_HU = -1024
 # Padding that is tagged with a value above this could be confused with tissue.
 TISSUE_HU = -900
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
-MULTI_FRAME_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 
 
 class NotCTError(UserError):
@@ -47,8 +46,13 @@ class Header:
       spacing: (row, column) distance between pixel centres, mm; None if not given.
       position: x, y, z of the first pixel's centre, mm, in the patient's axes.
       orientation: Direction cosines of a row, then of a column.
-      number: InstanceNumber.
+      number: InstanceNumber; of a multi-frame file the frame's, from 1.
       inverted: MONOCHROME1: high HU are to be shown dark.
+      frame: Index of the frame in its file, from 0.
+      kernel: ConvolutionKernel; '' if not given.
+      thickness: SliceThickness, mm; None if not given.
+      reference: FrameOfReferenceUID, the name of the patient's axes; '' if not given.
+      lossy: Was once compressed with loss, which smooths texture.
     """
 
     path: Path
@@ -61,6 +65,16 @@ class Header:
     orientation: tuple[float, ...] | None
     number: int | None
     inverted: bool
+    frame: int = 0
+    kernel: str = ""
+    thickness: float | None = None
+    reference: str = ""
+    lossy: bool = False
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What names the slice: SOPInstanceUID and frame."""
+        return self.sop_uid, self.frame
 
 
 def patient_hash(patient_id: str, salt: str = "") -> str:
@@ -72,18 +86,23 @@ def patient_hash(patient_id: str, salt: str = "") -> str:
     return f"patient-{digits}"
 
 
-def read_header(path: Path, salt: str = "") -> Header:
-    """Returns the header of a CT slice.
+def read_headers(path: Path, salt: str = "") -> list[Header]:
+    """Returns the header of a CT file's slice, or those of its frames.
 
     Raises:
       NotCTError: The file is sound but not a CT slice.
       UserError: The file cannot be trusted as a CT slice.
     """
     with _refusing(path):
-        return _header(pixels.load(path, pixels=False), path, salt)
+        return _headers(pixels.load(path, pixels=False), path, salt)
 
 
-def read_slice(path: Path, salt: str = "") -> tuple[Header, np.ndarray]:
+def read_header(path: Path, salt: str = "", frame: int = 0) -> Header:
+    """Returns the header of a CT slice; see `read_headers`."""
+    return read_headers(path, salt)[frame]
+
+
+def read_slice(path: Path, salt: str = "", frame: int = 0) -> tuple[Header, np.ndarray]:
     """Returns a slice's header and its Hounsfield units, `[H, W]` int16.
 
     Padding is `AIR_HU`; fractions of HU are rounded.
@@ -93,22 +112,21 @@ def read_slice(path: Path, salt: str = "") -> tuple[Header, np.ndarray]:
       NotCTError: The file is sound but not a CT slice.
       UserError: The file cannot be trusted as a CT slice, or not be decoded.
     """
+    return next(read_slices(path, [frame], salt))
+
+
+def read_slices(
+    path: Path, indices: Sequence[int], salt: str = ""
+) -> Iterator[tuple[Header, np.ndarray]]:
+    """Yields frames of one file as `read_slice` returns them; the file is read once."""
     with _refusing(path):
         dataset = pixels.load(path, pixels=True)
-        header = _header(dataset, path, salt)
-        slope, intercept = _rescale(dataset, path)
-        values = pixels.container_values(dataset, path)
-        tagged = _tagged_padding(values, dataset, slope, intercept)
-        stored = pixels.pixel_cell(values, tagged, dataset, path)
-        hu = stored * slope + intercept
-        untagged = np.isin(stored, UNTAGGED_PADDING) | np.isin(hu, UNTAGGED_PADDING)
-        hu[tagged | (untagged & (hu < LOWEST_HU))] = AIR_HU
-        if hu.min() < -32768 or hu.max() > 32767:
-            raise UserError(
-                f"{path}: rescales to {hu.min():.0f} to {hu.max():.0f} HU, which no CT "
-                "measures: the sign of its pixels or its rescale is wrong."
-            )
-        return header, np.rint(hu).astype(np.int16)
+        headers = _headers(dataset, path, salt)
+        views = frames.of(dataset, path)
+    for index in indices:
+        with _refusing(path):
+            hu = _hounsfield(dataset, views[index], path, index)
+        yield headers[index], hu
 
 
 def window(
@@ -139,9 +157,41 @@ def _refusing(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read as DICOM: {why}") from error
 
 
-def _header(dataset: pydicom.Dataset, path: Path, salt: str) -> Header:
+def _hounsfield(
+    dataset: pydicom.Dataset, view: pydicom.Dataset, path: Path, frame: int
+) -> np.ndarray:
+    """Returns the HU `[H, W]` int16 of a frame, which `view` describes."""
+    to_hu = rescale.transform(view, path)
+    values = pixels.container_values(dataset, path, frame)
+    tagged = _tagged_padding(values, view, to_hu)
+    stored = pixels.pixel_cell(values, tagged, dataset, path)
+    hu = to_hu(stored)
+    untagged = np.isin(stored, UNTAGGED_PADDING) | np.isin(hu, UNTAGGED_PADDING)
+    hu[tagged | (untagged & (hu < LOWEST_HU))] = AIR_HU
+    if hu.min() < -32768 or hu.max() > 32767:
+        raise UserError(
+            f"{path}: rescales to {hu.min():.0f} to {hu.max():.0f} HU, which no CT "
+            "measures: the sign of its pixels or its rescale is wrong."
+        )
+    return np.rint(hu).astype(np.int16)
+
+
+def _headers(dataset: pydicom.Dataset, path: Path, salt: str) -> list[Header]:
     _check_is_ct(dataset, path)
-    _rescale(dataset, path)
+    shape = pixels.check_shape(dataset, path)
+    views = frames.of(dataset, path)
+    return [_header(view, path, salt, shape, i) for i, view in enumerate(views)]
+
+
+def _header(
+    dataset: pydicom.Dataset,
+    path: Path,
+    salt: str,
+    shape: tuple[int, int],
+    frame: int,
+) -> Header:
+    _check_is_slice(dataset, path)
+    rescale.transform(dataset, path)
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
         if not dataset.get(keyword):
             raise UserError(f"{path}: {keyword} is missing.")
@@ -150,17 +200,25 @@ def _header(dataset: pydicom.Dataset, path: Path, salt: str) -> Header:
         raise UserError(f"{path}: PixelSpacing is {spacing}: it must be positive.")
     patient = str(dataset.get("PatientID") or "").strip()
     number = dataset.get("InstanceNumber")
+    thickness = _numbers(dataset, "SliceThickness", 1, path)
+    kernel = dataset.get("ConvolutionKernel") or ""
+    kernel = kernel if isinstance(kernel, str) else "/".join(map(str, kernel))
     return Header(
         path=path,
         sop_uid=str(dataset.SOPInstanceUID),
         series_uid=str(dataset.SeriesInstanceUID),
         patient=patient_hash(patient, salt) if patient else "",
-        shape=pixels.check_shape(dataset, path),
+        shape=shape,
         spacing=spacing,
         position=_numbers(dataset, "ImagePositionPatient", 3, path),
         orientation=_numbers(dataset, "ImageOrientationPatient", 6, path),
         number=None if number is None else int(number),
         inverted=dataset.PhotometricInterpretation == "MONOCHROME1",
+        frame=frame,
+        kernel=kernel,
+        thickness=thickness[0] if thickness and thickness[0] > 0 else None,
+        reference=str(dataset.get("FrameOfReferenceUID") or ""),
+        lossy=dataset.get("LossyImageCompression") == "01",
     )
 
 
@@ -170,36 +228,20 @@ def _check_is_ct(dataset: pydicom.Dataset, path: Path) -> None:
         raise UserError(f"{path}: a CT image whose Modality is not given.")
     if modality != "CT":
         raise NotCTError(f"{path}: modality {modality or 'not given'}, not CT.")
-    if sop_class in MULTI_FRAME_CT:
-        raise UserError(f"{path}: multi-frame CT: export single-frame files.")
-    if sop_class != CT_IMAGE:
+    if sop_class != CT_IMAGE and sop_class not in frames.ENHANCED_CT:
         name = pydicom.uid.UID(sop_class).name
         raise NotCTError(f"{path}: not a CT image but {name}.")
+    if dataset.get("BurnedInAnnotation") == "YES":
+        raise NotCTError(f"{path}: has annotation burned into its pixels.")
+    _check_is_slice(dataset, path)
+
+
+def _check_is_slice(dataset: pydicom.Dataset, path: Path) -> None:
     image_type = dataset.get("ImageType") or []
     image_type = [image_type] if isinstance(image_type, str) else image_type
     for kind in ("LOCALIZER", "SCREEN SAVE"):
         if kind in image_type:
             raise NotCTError(f"{path}: {kind.lower()}, not a CT slice.")
-    if dataset.get("BurnedInAnnotation") == "YES":
-        raise NotCTError(f"{path}: has annotation burned into its pixels.")
-
-
-def _rescale(dataset: pydicom.Dataset, path: Path) -> tuple[float, float]:
-    """Returns (slope, intercept) of the rescale to HU."""
-    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-    if slope is None or intercept is None:
-        raise UserError(
-            f"{path}: a CT without RescaleSlope and RescaleIntercept: its values "
-            "cannot be turned into HU."
-        )
-    slope, intercept = float(slope), float(intercept)
-    if not (math.isfinite(slope) and math.isfinite(intercept) and slope > 0):
-        raise UserError(f"{path}: rescale slope {slope}, intercept {intercept}.")
-    unit = str(dataset.get("RescaleType") or "HU").strip().lower()
-    # Seen in the wild: 'Houndsfield Unit'. HU_MOD (modified HU) is another quantity.
-    if unit != "hu" and not unit.startswith("houn"):
-        raise UserError(f"{path}: rescales to {unit!r}, not to HU.")
-    return slope, intercept
 
 
 def _numbers(
@@ -215,7 +257,7 @@ def _numbers(
 
 
 def _tagged_padding(
-    values: np.ndarray, dataset: pydicom.Dataset, slope: float, intercept: float
+    values: np.ndarray, dataset: pydicom.Dataset, to_hu: rescale.Transform
 ) -> np.ndarray:
     """Returns the pixels `[H, W]` that PixelPaddingValue marks (DICOM C.7.5.1.1.2)."""
     first = dataset.get("PixelPaddingValue")
@@ -226,7 +268,7 @@ def _tagged_padding(
     first, last = (_as_pixel(v, dataset) for v in (first, last))
     low, high = sorted((first, last))
     padding = (values >= low) & (values <= high)
-    if high * slope + intercept <= TISSUE_HU:
+    if to_hu(np.array(high)) <= TISSUE_HU:
         return padding
     # The same value occurs inside the body: padding there is what reaches the border.
     regions, _ = ndimage.label(padding)

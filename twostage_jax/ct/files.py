@@ -1,6 +1,7 @@
 """Disease maps as NumPy, NIfTI and CSV files."""
 
 import csv
+import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,27 @@ COLUMNS = (
     "region_volume_ml",
     "slices",
     "step_mm",
+    "remarks",
     "model",
     "arm",
     "trained_on",
+    "data_fingerprint",
+    "settings",
     "notice",
 )
+
+
+def check_installed() -> None:
+    """Raises a UserError if a package is missing that DICOM or NIfTI files need."""
+    missing = [
+        name
+        for name in ("highdicom", "nibabel")
+        if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise UserError(
+            f"maps need {' and '.join(missing)}: pip install 'twostage_jax[dicom]'."
+        )
 
 
 def affine(series: Series) -> np.ndarray:
@@ -69,14 +86,10 @@ def write_nifti(
       scale: What a reader multiplies the stored values by.
 
     Raises:
-      UserError: nibabel is not installed.
+      ImportError: nibabel is not installed.
     """
-    try:
-        import nibabel
-    except ImportError:
-        raise UserError(
-            "NIfTI output needs nibabel: pip install 'twostage_jax[dicom]'."
-        ) from None
+    import nibabel
+
     # Transposed, C order is the Fortran order that NIfTI stores: nothing is copied.
     image = nibabel.Nifti1Image(volume.T, matrix)
     image.header["descrip"] = text.encode("ascii", "replace")[:79]

@@ -161,11 +161,10 @@ def _lung_pieces(
             continue
         values = hu[box][pieces[box] == index]
         area = sizes[index] * pixel**2
-        bowel = (
-            area < LARGEST_BOWEL_MM2
-            if step is None
-            else area * step < LARGEST_BOWEL_MM3
-        )
+        if step is None:
+            bowel = area < LARGEST_BOWEL_MM2
+        else:
+            bowel = area * step < LARGEST_BOWEL_MM3
         pocket = area < POCKET_MM2 * (1 if step is None else JOINED_MM / step)
         median = np.median(values)
         if median < GAS_HU or (bowel and median < BOWEL_BELOW_HU):
@@ -181,10 +180,13 @@ def _filled(image: np.ndarray, air: np.ndarray, pixel: float) -> np.ndarray:
     # How far inside of the hull of both lungs, mm: small under the chest wall.
     depth = ndimage.distance_transform_edt(both) * pixel
     filled = np.zeros(air.shape, bool)
+    enclosed = np.zeros(air.shape, bool)
     for side in _sides(air):
         lung = ndimage.binary_fill_holes(_closed(side, CLOSING_MM / pixel))
         filled |= lung | _costal_disease(image, lung, depth, pixel)
-    return filled & (image < BONE_ABOVE_HU)
+        enclosed |= ndimage.binary_fill_holes(side)
+    # What lung surrounds is no bone, however bright: a vessel with contrast medium.
+    return enclosed | (filled & (image < BONE_ABOVE_HU))
 
 
 def _sides(air: np.ndarray) -> list[np.ndarray]:

@@ -1,48 +1,25 @@
 """Colour overlays of a slice and of a series, as a radiologist reads them.
 
 Slices are seen from the feet, on a dark ground, in grey, with a bar of five centimetres.
-Colours are those of Okabe and Ito 2008, "Color Universal Design", which are told apart
-in all forms of colour blindness. Normal lung is left grey.
+Normal lung is left grey, see `palette`.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from twostage_jax.ct import drawing
 from twostage_jax.ct.dicom import window as windowed
-from twostage_jax.ct.volumes import UNCLASSIFIED
+from twostage_jax.ct.palette import colour, is_striped
 
-NOTICE = "Research use only, not for diagnosis"
-NORMAL_NAMES = ("normal", "healthy")
-# Neighbours in this order are far apart; from the eighth class on, with stripes.
-COLOURS = (
-    (213, 94, 0),
-    (86, 180, 233),
-    (240, 228, 66),
-    (0, 158, 115),
-    (204, 121, 167),
-    (0, 114, 178),
-    (230, 159, 0),
-)
-GROUND, INK, DIM, WARNING = (
-    (16, 16, 18),
-    (235, 235, 235),
-    (150, 150, 150),
-    (255, 190, 60),
-)
-OUTLINE = (255, 255, 255)
-TINT = 0.42
-STRIPE = 5
 LUNG_WINDOW = (-600.0, 1500.0)
-BAR_MM = 50
-PANEL, LEGEND, MARGIN, HEAD, FOOT = 560, 330, 16, 44, 60
+# Share of a class's colour over the grey of the slice.
+TINT = 0.42
+# Pixels: longer side of a slice, above and below it; sheet and its slices.
+PANEL, HEAD, FOOT = 560, 44, 82
 SHEET_WIDTH, LARGEST_THUMB, SMALLEST_THUMB = 2400, 380, 150
-SHORT_NAME = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +31,14 @@ class Style:
       pixel_mm: Distance between rows and between columns.
       sides: Letters at the left, right, top and bottom, such as 'RLAP'; see `sides`.
       title: What the series is, without anything that identifies the patient.
-      model: What made the picture.
+      made_by: What made the picture, a text a line.
     """
 
     class_names: tuple[str, ...]
     pixel_mm: tuple[float, float]
     sides: str
     title: str
-    model: str
+    made_by: tuple[str, ...]
 
 
 def draw_slice(
@@ -79,22 +56,25 @@ def draw_slice(
     high, wide = _shown(hu.shape, style.pixel_mm, PANEL)
     plain = _grey(hu, (high, wide))
     coloured = _coloured(plain, _nearest(labels, plain), _nearest(lungs, plain), style)
-    width = 2 * wide + LEGEND + 4 * MARGIN
-    canvas = Image.new("RGB", (width, high + HEAD + FOOT), GROUND)
+    width = 2 * wide + drawing.LEGEND + 4 * drawing.MARGIN
+    tall = max(high, drawing.legend_height(style.class_names))
+    canvas = Image.new("RGB", (width, tall + HEAD + FOOT), drawing.GROUND)
     pen = ImageDraw.Draw(canvas)
-    for left, panel in ((MARGIN, plain), (2 * MARGIN + wide, coloured)):
+    for left, panel in ((drawing.MARGIN, plain), (2 * drawing.MARGIN + wide, coloured)):
         canvas.paste(Image.fromarray(panel), (left, HEAD))
-        _sides(pen, left, HEAD, (high, wide), style.sides)
+        drawing.sides(pen, (left, HEAD), (high, wide), style.sides)
     mm = hu.shape[1] * style.pixel_mm[1] / wide
-    _bar(pen, MARGIN + 14, HEAD + high - 16, mm)
+    drawing.bar(pen, drawing.MARGIN + 14, HEAD + high - 16, mm, wide // 2)
     centre, width_hu = LUNG_WINDOW
-    note = f"W {width_hu:.0f}  L {centre:.0f} HU"
-    _write(pen, (MARGIN + wide - 10, HEAD + high - 10), note, 13, DIM, "rs")
-    _write(pen, (MARGIN, 14), f"{style.title}    {name}", 17)
+    note = f"W {width_hu:.0f}, L {centre:.0f} HU"
+    drawing.write(
+        pen, (drawing.MARGIN + wide - 10, HEAD + high - 10), note, 13, drawing.DIM, "rs"
+    )
+    drawing.write(pen, (drawing.MARGIN, 14), f"{style.title}, {name}", 17, room=width)
     counts = np.bincount(labels[lungs], minlength=1 + len(style.class_names))
-    left = 3 * MARGIN + 2 * wide
-    _legend(pen, (left, HEAD + 4), style.class_names, counts, "of the lung here")
-    _foot(pen, HEAD + high + 10, style)
+    left = 3 * drawing.MARGIN + 2 * wide
+    drawing.legend(pen, (left, HEAD + 4), style.class_names, counts, "of the lung here")
+    drawing.foot(pen, HEAD + tall + 10, width, style.made_by)
     return canvas
 
 
@@ -115,9 +95,13 @@ def draw_sheet(
     thumb, across = _tiling(count, shape, style.pixel_mm)
     high, wide = _shown(shape, style.pixel_mm, thumb)
     down = -(-count // across)
-    beside = across * (wide + 4) + 3 * MARGIN
-    tall = max(down * (high + 4), 30 * (len(style.class_names) + 4))
-    canvas = Image.new("RGB", (beside + LEGEND, tall + HEAD + FOOT), GROUND)
+    beside = across * (wide + 4) + 3 * drawing.MARGIN
+    # The legend, and below it the bar: on the pictures it would lie on white tissue.
+    legend = drawing.legend_height(style.class_names)
+    tall = max(down * (high + 4), legend + 60)
+    canvas = Image.new(
+        "RGB", (beside + drawing.LEGEND, tall + HEAD + FOOT), drawing.GROUND
+    )
     pen = ImageDraw.Draw(canvas)
     for place, z in enumerate(range(count - 1, -1, -1)):
         part = z, rows, columns
@@ -125,19 +109,19 @@ def draw_sheet(
         picture = _coloured(
             plain, _nearest(labels[part], plain), _nearest(lungs[part], plain), style
         )
-        left = MARGIN + place % across * (wide + 4)
+        left = drawing.MARGIN + place % across * (wide + 4)
         top = HEAD + place // across * (high + 4)
         canvas.paste(Image.fromarray(picture), (left, top))
-        _write(pen, (left + 5, top + 4), str(place + 1), 13)
-    if count:
-        _sides(pen, MARGIN, HEAD, (high, wide), style.sides)
-        mm = shape[1] * style.pixel_mm[1] / wide
-        _bar(pen, MARGIN + 8, HEAD + high - 10, mm)
+        drawing.write(pen, (left + 5, top + 4), str(place + 1), 13)
+    drawing.sides(pen, (drawing.MARGIN, HEAD), (high, wide), style.sides)
+    mm = shape[1] * style.pixel_mm[1] / wide
+    drawing.bar(pen, beside, HEAD + legend + 50, mm, drawing.LEGEND // 2)
     numbers = f"{count} slices from the head" if count > 1 else "1 slice"
-    _write(pen, (MARGIN, 14), f"{style.title}    {numbers}", 17)
+    title = f"{style.title}, {numbers}"
+    drawing.write(pen, (drawing.MARGIN, 14), title, 17, room=canvas.width)
     counts = np.bincount(labels[lungs], minlength=1 + len(style.class_names))
-    _legend(pen, (beside, HEAD + 4), style.class_names, counts, "of the lungs")
-    _foot(pen, HEAD + tall + 10, style)
+    drawing.legend(pen, (beside, HEAD + 4), style.class_names, counts, "of the lungs")
+    drawing.foot(pen, HEAD + tall + 10, canvas.width, style.made_by)
     return canvas
 
 
@@ -160,42 +144,22 @@ def sides(orientation: Sequence[float] | None) -> str:
     return letters
 
 
-def colour(index: int, class_names: Sequence[str]) -> tuple[int, int, int] | None:
-    """Returns the RGB colour of a class; None for normal lung, which stays grey."""
-    names = [name.strip().lower() for name in class_names]
-    if names[index] in NORMAL_NAMES:
-        return None
-    diseases = [i for i, name in enumerate(names) if name not in NORMAL_NAMES]
-    return COLOURS[diseases.index(index) % len(COLOURS)]
-
-
-def printable(text: str, longest: int) -> str:
-    """Returns a text in one line of at most `longest` characters, none of control."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
-
-
-def _striped(index: int, class_names: Sequence[str]) -> bool:
-    before = sum(colour(i, class_names) is not None for i in range(index))
-    return before >= len(COLOURS)
-
-
 def _coloured(
     plain: np.ndarray, labels: np.ndarray, lungs: np.ndarray, style: Style
 ) -> np.ndarray:
     """Returns `[H, W, 3]` uint8: tinted classes in their own outline, lungs in white."""
     picture = plain.astype(np.float32)
     rows, columns = np.indices(labels.shape)
-    stripes = (rows + columns) // STRIPE % 2 == 0
-    unknown = lungs & (labels == 0) & ((rows - columns) % (2 * STRIPE) < 2)
-    picture[unknown] = DIM
-    picture[_edge(lungs)] = OUTLINE
+    stripes = (rows + columns) // drawing.STRIPE % 2 == 0
+    unknown = lungs & (labels == 0) & ((rows - columns) % (2 * drawing.STRIPE) < 2)
+    picture[unknown] = drawing.DIM
+    picture[_edge(lungs)] = drawing.OUTLINE
     for index in range(len(style.class_names)):
         rgb = colour(index, style.class_names)
         region = labels == 1 + index
         if rgb is None or not region.any():
             continue
-        tinted = region & stripes if _striped(index, style.class_names) else region
+        tinted = region & stripes if is_striped(index, style.class_names) else region
         picture[tinted] = (1 - TINT) * picture[tinted] + TINT * np.array(rgb)
         picture[_edge(region)] = rgb
     return np.rint(picture).astype(np.uint8)
@@ -253,88 +217,7 @@ def _tiling(
     thumb = LARGEST_THUMB
     while True:
         high, wide = _shown(shape, pixel_mm, thumb)
-        across = max(1, min(count, (SHEET_WIDTH - LEGEND) // (wide + 4)))
+        across = max(1, min(count, (SHEET_WIDTH - drawing.LEGEND) // (wide + 4)))
         if thumb <= SMALLEST_THUMB or -(-count // across) * high <= SHEET_WIDTH:
             return thumb, across
         thumb = max(SMALLEST_THUMB, int(thumb * 0.9))
-
-
-def _legend(
-    pen: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    class_names: Sequence[str],
-    counts: np.ndarray,
-    of_what: str,
-) -> None:
-    left, top = corner
-    total = max(1, counts.sum())
-    _write(pen, (left + LEGEND - MARGIN, top), of_what, 13, DIM, "ra")
-    for line, index in enumerate((*range(1, len(counts)), 0), start=1):
-        box = (left, top + 30 * line - 4, left + 22, top + 30 * line + 14)
-        name = class_names[index - 1] if index else UNCLASSIFIED
-        rgb = colour(index - 1, class_names) if index else None
-        if index and rgb and _striped(index - 1, class_names):
-            pen.rectangle(box, outline=rgb, width=2)
-            for x in range(box[0], box[2] - STRIPE, 2 * STRIPE):
-                pen.line((x, box[3], x + STRIPE, box[1]), fill=rgb, width=3)
-        elif rgb:
-            pen.rectangle(box, fill=rgb)
-        elif index:
-            pen.rectangle(box, fill=(70, 70, 70), outline=OUTLINE)
-        else:
-            pen.rectangle(box, outline=DIM)
-            for x in range(box[0] + 2, box[2] - 10, 6):
-                pen.line((x, box[1], x + 16, box[3]), fill=DIM)
-        text = printable(name.replace("_", " "), SHORT_NAME)
-        size = 15 if len(text) <= 18 else 12
-        _write(pen, (left + 32, top + 30 * line - 4), text, size)
-        share = f"{100 * counts[index] / total:.1f} %"
-        _write(pen, (left + LEGEND - MARGIN, top + 30 * line - 4), share, 15, INK, "ra")
-
-
-def _foot(pen: ImageDraw.ImageDraw, top: int, style: Style) -> None:
-    _write(pen, (MARGIN, top), NOTICE, 16, WARNING)
-    _write(pen, (MARGIN, top + 24), printable(style.model, 140), 12, DIM)
-
-
-def _bar(pen: ImageDraw.ImageDraw, left: int, bottom: int, mm: float) -> None:
-    """Draws a bar of `BAR_MM`; `mm` is the size of a picture's pixel."""
-    right = left + round(BAR_MM / mm)
-    pen.line((left, bottom, right, bottom), fill=INK, width=3)
-    for x in (left, right):
-        pen.line((x, bottom - 5, x, bottom + 5), fill=INK, width=2)
-    text = f"{BAR_MM // 10} cm"
-    _write(pen, ((left + right) // 2, bottom - 8), text, 14, INK, "ms")
-
-
-def _sides(
-    pen: ImageDraw.ImageDraw, left: int, top: int, size: tuple[int, int], letters: str
-) -> None:
-    high, wide = size
-    places = (
-        (left + 6, top + high // 2, "lm"),
-        (left + wide - 6, top + high // 2, "rm"),
-        (left + wide // 2, top + 6, "ma"),
-        (left + wide // 2, top + high - 8, "ms"),
-    )
-    for letter, (x, y, anchor) in zip(letters, places, strict=True):
-        _write(pen, (x, y), letter, 15, INK, anchor)
-
-
-def _write(
-    pen: ImageDraw.ImageDraw,
-    place: tuple[int, int],
-    text: str,
-    size: int,
-    rgb: tuple[int, int, int] = INK,
-    anchor: str = "la",
-) -> None:
-    halo = {"stroke_width": 1, "stroke_fill": (0, 0, 0)}
-    pen.text(place, text, fill=rgb, font=_font(size), anchor=anchor, **halo)
-
-
-@functools.lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # matplotlib brings it along: the same letters on every machine.
-    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
-    return ImageFont.truetype(folder / "DejaVuSans.ttf", size)

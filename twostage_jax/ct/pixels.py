@@ -1,19 +1,25 @@
 """The stored values of one DICOM image, checked before any memory is taken."""
 
+import io
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.encaps import generate_frames
-from pydicom.pixels import pixel_array
+from pydicom.encaps import get_frame
+from pydicom.pixels import get_decoder, pixel_array
 
+from twostage_jax.ct import frames
 from twostage_jax.errors import UserError
 
 # The largest CT matrix in use is 2048; a larger claim than twice that is an error.
 MAX_SIDE = 4096
-MAX_FILE_BYTES = 128 * 2**20
+# A whole-body series as one multi-frame file.
+MAX_FILE_BYTES = 2 * 2**30
+# Deflated files may hold a thousand times their size.
+MAX_INFLATED_BYTES = 512 * 2**20
 _START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xF7}
 
 
@@ -21,26 +27,48 @@ def load(path: Path, *, pixels: bool) -> pydicom.Dataset:
     """Returns a file's data set, without its pixel data unless asked for them.
 
     Raises:
-      UserError: The file is too large, deflated (its size in memory cannot be known
-        before it is unpacked), or cannot be read. The cause is in the message.
+      UserError: The file is too large, or names no transfer syntax.
     """
     size = os.stat(path).st_size
     if size > MAX_FILE_BYTES:
         raise UserError(
-            f"{path}: {size / 2**20:.0f} MiB are too many for one CT slice "
-            f"(at most {MAX_FILE_BYTES / 2**20:.0f}): export single-frame files."
+            f"{path}: {size / 2**20:.0f} MiB are too many for one CT file "
+            f"(at most {MAX_FILE_BYTES / 2**20:.0f}): export smaller files."
         )
     meta = pydicom.filereader.read_file_meta_info(path)
     syntax = meta.get("TransferSyntaxUID")
     if syntax is None:
         raise UserError(f"{path}: no transfer syntax: export the file again.")
     if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
-        raise UserError(f"{path}: deflated files are not read: export it uncompressed.")
+        return _inflated(path, meta)
     return pydicom.dcmread(path, stop_before_pixels=not pixels)
 
 
+def _inflated(path: Path, meta: pydicom.dataset.FileMetaDataset) -> pydicom.Dataset:
+    """Returns the data set of a deflated file, which must not grow without bounds."""
+    length = meta.get("FileMetaInformationGroupLength")
+    if length is None:
+        raise UserError(f"{path}: its file meta information does not say its length.")
+    # Preamble, 'DICM', and the element that holds the length itself.
+    packed = path.read_bytes()[128 + 4 + 12 + int(length) :]
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    plain = stream.decompress(packed, MAX_INFLATED_BYTES)
+    if stream.unconsumed_tail:
+        raise UserError(
+            f"{path}: unpacks to more than {MAX_INFLATED_BYTES / 2**20:.0f} MiB."
+        )
+    if not stream.eof:
+        raise UserError(f"{path}: the deflated data set is cut off.")
+    dataset = pydicom.filereader.read_dataset(
+        io.BytesIO(plain), is_implicit_VR=False, is_little_endian=True
+    )
+    return pydicom.dataset.FileDataset(
+        path, dataset, file_meta=meta, is_implicit_VR=False, is_little_endian=True
+    )
+
+
 def check_shape(dataset: pydicom.Dataset, path: Path) -> tuple[int, int]:
-    """Returns (rows, columns) of an image of one frame and one grey channel.
+    """Returns (rows, columns) of an image of one grey channel.
 
     Raises:
       UserError: It is none, or claims an absurd size.
@@ -53,9 +81,11 @@ def check_shape(dataset: pydicom.Dataset, path: Path) -> tuple[int, int]:
             f"{path}: claims {rows} x {columns} pixels; at most {MAX_SIDE} a side are "
             "believed."
         )
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
+    number = int(dataset.get("NumberOfFrames") or 1)
+    if number != frames.count(dataset, path):
         raise UserError(
-            f"{path}: has {dataset.NumberOfFrames} frames: export single-frame files."
+            f"{path}: has {number} frames, but is no enhanced CT, which says where "
+            "each of them lies: export single-frame files."
         )
     if dataset.get("SamplesPerPixel") != 1:
         raise UserError(
@@ -74,28 +104,35 @@ def check_shape(dataset: pydicom.Dataset, path: Path) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def container_values(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
-    """Returns the pixels as they lie in their 8, 16 or 32-bit cells, `[H, W]` int64.
+def container_values(
+    dataset: pydicom.Dataset, path: Path, frame: int = 0
+) -> np.ndarray:
+    """Returns a frame as it lies in its 8, 16 or 32-bit cells, `[H, W]` int64.
 
     Raises:
       UserError: The pixel data are missing, shorter than the image they claim to be,
-        or cannot be decoded.
+        cannot be decoded, or need a decoder that is not installed.
     """
     rows, columns = check_shape(dataset, path)
     if "PixelData" not in dataset or not dataset.PixelData:
         raise UserError(f"{path}: the pixel data are missing or cut off.")
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        _check_stream(dataset, path, (rows, columns))
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated:
+        _check_decoder(syntax, path)
+        _check_stream(dataset, path, frame, (rows, columns))
     else:
-        expected = rows * columns * dataset.BitsAllocated // 8
+        number = frames.count(dataset, path)
+        expected = rows * columns * dataset.BitsAllocated // 8 * number
         held = len(dataset.PixelData)
         if held < expected:
             raise UserError(
-                f"{path}: {rows} x {columns} pixels need {expected} bytes, the file "
-                f"holds {held}: it is cut off."
+                f"{path}: {number} x {rows} x {columns} pixels need {expected} bytes, "
+                f"the file holds {held}: it is cut off."
             )
-        dataset.PixelData = dataset.PixelData[: expected + expected % 2]
-    values = pixel_array(dataset, raw=True, correct_unused_bits=False)
+        # Writers leave more than the one byte of padding that is allowed.
+        if held > expected + expected % 2:
+            dataset.PixelData = dataset.PixelData[: expected + expected % 2]
+    values = pixel_array(dataset, index=frame, raw=True, correct_unused_bits=False)
     if values.shape != (rows, columns):
         raise UserError(
             f"{path}: decodes to {values.shape}, not to the {rows} x {columns} pixels "
@@ -145,10 +182,25 @@ def _has_embedded_overlay(dataset: pydicom.Dataset) -> bool:
     return False
 
 
-def _check_stream(dataset: pydicom.Dataset, path: Path, shape: tuple[int, int]) -> None:
+def _check_decoder(syntax: pydicom.uid.UID, path: Path) -> None:
+    try:
+        available = get_decoder(syntax).is_available
+    except NotImplementedError:
+        raise UserError(f"{path}: {syntax.name} is not read.") from None
+    if not available:
+        raise UserError(
+            f"{path}: is compressed with {syntax.name}, whose decoder is not "
+            "installed: pip install 'twostage_jax[dicom]'."
+        )
+
+
+def _check_stream(
+    dataset: pydicom.Dataset, path: Path, frame: int, shape: tuple[int, int]
+) -> None:
     """Raises a UserError if a compressed stream would unpack to another size."""
-    frame = next(generate_frames(dataset.PixelData, number_of_frames=1), b"")
-    found = _stream_shape(frame)
+    number = frames.count(dataset, path)
+    stream = get_frame(dataset.PixelData, frame, number_of_frames=number)
+    found = _stream_shape(stream)
     if found is not None and found != shape:
         raise UserError(
             f"{path}: the compressed stream holds {found[0]} x {found[1]} pixels, the "

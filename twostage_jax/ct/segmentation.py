@@ -1,14 +1,17 @@
 """Label masks of a series as a DICOM segmentation that refers to its images."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from twostage_jax.ct.overlay import NORMAL_NAMES, NOTICE, colour, printable
+from twostage_jax.ct.dicom import Header
+from twostage_jax.ct.palette import NOTICE, colour, is_normal, printable
 from twostage_jax.errors import UserError
 from twostage_jax.versions import versions
 
@@ -25,9 +28,9 @@ MAY_BE_EMPTY = (
     "StudyTime",
     "ReferringPhysicianName",
 )
+NEEDED_OF_FRAMES = ("StudyInstanceUID", "FrameOfReferenceUID")
 NEEDED = (
-    "StudyInstanceUID",
-    "FrameOfReferenceUID",
+    *NEEDED_OF_FRAMES,
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
@@ -45,7 +48,7 @@ SERIES_NUMBER = 9701
 
 def write_segmentation(
     path: Path,
-    sources: Sequence[Path],
+    sources: Sequence[Header],
     labels: np.ndarray,
     class_names: Sequence[str],
     *,
@@ -60,7 +63,7 @@ def write_segmentation(
 
     Args:
       path: Of the new file.
-      sources: Files of the series, single-frame.
+      sources: Slices of the series: files of one slice, or frames of one file.
       labels: `[Z, H, W]` uint8 in the order of `sources`: 1 + class index, 0 = none.
       class_names: Of the classes.
       model: What made the masks, in words.
@@ -68,45 +71,62 @@ def write_segmentation(
       settings: How it was applied: names and values.
 
     Raises:
-      UserError: highdicom is not installed, no pixel has a class, or the source lacks
-        what a segmentation must refer to.
+      UserError: No pixel has a class, or the source lacks what a segmentation must
+        refer to.
+      ImportError: highdicom is not installed.
     """
-    try:
-        import highdicom
-    except ImportError:
-        raise UserError(
-            "DICOM output needs highdicom: pip install 'twostage_jax[dicom]'."
-        ) from None
     if not labels.any():
         raise UserError("no pixel has a class: there is nothing to write.")
-    images = [_source(source) for source in sources]
+    images = [_source(file) for file in dict.fromkeys(h.path for h in sources)]
+    if len(images) < len(sources):
+        labels = _in_order_of_frames(images, sources, labels)
+    # Warnings about odd identities of the source would repeat them in a log.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _segmentation(images, labels, class_names, model, model_hash, settings).save_as(
+            path
+        )
+
+
+def _segmentation(
+    images: list[pydicom.Dataset],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    model: str,
+    model_hash: str,
+    settings: Mapping[str, str],
+) -> pydicom.Dataset:
+    import highdicom
+
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=MANUFACTURER,
-        family=pydicom.sr.coding.Code(*NEURAL_NETWORK),
+        family=Code(*NEURAL_NETWORK),
         version=model_hash[:12],
         source=MANUFACTURER,
         parameters={
-            "model": model,
-            "model hash": model_hash,
-            **settings,
-            "use": NOTICE,
+            name: _text(value)
+            for name, value in {
+                "model": model,
+                "model hash": model_hash,
+                **settings,
+                "use": NOTICE,
+            }.items()
         },
     )
-    segments = [
-        _segment(highdicom, index, class_names, algorithm, model)
-        for index in range(len(class_names))
-    ]
     segmentation = highdicom.seg.Segmentation(
         source_images=images,
         pixel_array=labels,
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=segments,
+        segment_descriptions=[
+            _segment(index, class_names, algorithm, model)
+            for index in range(len(class_names))
+        ],
         series_instance_uid=generate_uid(),
         series_number=SERIES_NUMBER,
         sop_instance_uid=generate_uid(),
         instance_number=1,
         manufacturer=MANUFACTURER,
-        manufacturer_model_name=printable(model, 64),
+        manufacturer_model_name=_text(model, 64),
         software_versions=versions()["twostage_jax"],
         device_serial_number=model_hash[:12],
         content_description=NOTICE,
@@ -116,36 +136,53 @@ def write_segmentation(
         specific_character_set="ISO_IR 192",
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
-    segmentation.save_as(path)
+    scheme = pydicom.Dataset()
+    scheme.CodingSchemeDesignator = SCHEME
+    scheme.CodingSchemeName = "Class names of the training data"
+    segmentation.CodingSchemeIdentificationSequence = [scheme]
+    return segmentation
 
 
 def _segment(
-    highdicom, index: int, class_names: Sequence[str], algorithm, model: str
+    index: int, class_names: Sequence[str], algorithm: pydicom.Sequence, model: str
 ) -> pydicom.Dataset:
-    code = pydicom.sr.coding.Code
-    name = _text(class_names[index]) or f"class {index + 1}"
-    normal = class_names[index].strip().lower() in NORMAL_NAMES
+    import highdicom
+
+    name = _text(class_names[index], 64) or f"class {index + 1}"
+    normal = is_normal(class_names[index])
     digits = hashlib.sha256(class_names[index].encode()).hexdigest()[:12].upper()
-    rgb = colour(index, class_names) or (128, 128, 128)
+    own = LUNG if normal else (digits, SCHEME, name)
     segment = highdicom.seg.SegmentDescription(
         segment_number=index + 1,
-        segment_label=printable(name, 64),
-        segmented_property_category=code(*(ANATOMY if normal else ABNORMAL)),
-        segmented_property_type=code(*LUNG)
-        if normal
-        else code(digits, SCHEME, printable(name, 64)),
+        segment_label=name,
+        segmented_property_category=Code(*(ANATOMY if normal else ABNORMAL)),
+        segmented_property_type=Code(*own),
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
-        anatomic_regions=None if normal else [code(*LUNG)],
-        display_color=highdicom.color.CIELabColor.from_rgb(*rgb),
+        anatomic_regions=None if normal else [Code(*LUNG)],
+        display_color=highdicom.color.CIELabColor.from_rgb(
+            *(colour(index, class_names) or (128, 128, 128))
+        ),
     )
     segment.SegmentDescription = f"{NOTICE}. {_text(model)}"
     return segment
 
 
+def _in_order_of_frames(
+    images: list[pydicom.Dataset], sources: Sequence[Header], labels: np.ndarray
+) -> np.ndarray:
+    """Returns labels of all frames of the one file that the slices are frames of."""
+    if len(images) > 1:
+        raise UserError(f"the series lies in {len(images)} multi-frame files.")
+    ordered = np.zeros((int(images[0].NumberOfFrames), *labels.shape[1:]), labels.dtype)
+    ordered[[header.frame for header in sources]] = labels
+    return ordered
+
+
 def _source(path: Path) -> pydicom.Dataset:
     image = pydicom.dcmread(path, stop_before_pixels=True)
-    missing = [keyword for keyword in NEEDED if not image.get(keyword)]
+    needed = NEEDED_OF_FRAMES if "NumberOfFrames" in image else NEEDED
+    missing = [keyword for keyword in needed if not image.get(keyword)]
     if missing:
         raise UserError(f"{path}: {', '.join(missing)} missing: nothing to refer to.")
     for keyword in MAY_BE_EMPTY:
@@ -154,6 +191,10 @@ def _source(path: Path) -> pydicom.Dataset:
     return image
 
 
-def _text(text: str) -> str:
-    """Returns a text that a DICOM string can hold: the backslash parts values."""
-    return printable(text.replace("\\", "/"), 1024)
+def _text(text: str, longest: int = 1024) -> str:
+    """Returns one line that a DICOM string can hold; `longest` counts bytes.
+
+    The standard counts characters, some readers count bytes; a backslash parts values.
+    """
+    line = printable(text.replace("\\", "/"), len(text))
+    return line.encode()[:longest].decode(errors="ignore")

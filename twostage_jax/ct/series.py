@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from twostage_jax.ct.dicom import Header, NotCTError, read_header, read_slice
+from twostage_jax.ct.dicom import Header, NotCTError, read_headers, read_slices
 from twostage_jax.errors import UserError
 
 Skipped = list[tuple[Path, str]]
@@ -17,6 +17,8 @@ ORIENTATION_TOLERANCE = 1e-3
 POSITION_TOLERANCE_MM = 0.01
 # Steps that differ from the median by more than this share are reported.
 STEP_TOLERANCE = 0.05
+# Between the way from slice to slice and their normal: a tilted gantry.
+TILT_TOLERANCE_DEGREES = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,10 @@ class Series:
       patient: Salted hash of the PatientID; '' if it has none.
       headers: One a slice.
       step: Median distance between neighbouring slices, mm; None for a single slice.
-      notes: What is odd: doubled, missing or unevenly spaced slices.
+      notes: What keeps the slices from being an even volume: doubled, missing or
+        unevenly spaced ones.
+      remarks: What else is odd: a tilted gantry, mixed kernels or slice thicknesses,
+        compression with loss.
     """
 
     uid: str
@@ -39,6 +44,7 @@ class Series:
     headers: tuple[Header, ...]
     step: float | None
     notes: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def find_series(
@@ -58,6 +64,19 @@ def find_series(
         or patients, or slices without a position.
     """
     headers, skipped = scan(folder, salt=salt, go_on=go_on)
+    found, refused = group(headers, go_on=go_on)
+    return found, skipped + refused
+
+
+def group(
+    headers: Sequence[Header], *, go_on: bool = False
+) -> tuple[list[Series], Skipped]:
+    """Returns the series that slices belong to, and (path, reason) of those left out.
+
+    Raises:
+      UserError: Slices of a series do not fit together, and `go_on` is false.
+    """
+    skipped: Skipped = []
     by_uid = defaultdict(list)
     for header in headers:
         by_uid[header.series_uid].append(header)
@@ -93,24 +112,26 @@ def scan(
     Raises:
       UserError: A CT file cannot be trusted.
     """
-    headers: dict[str, Header] = {}
+    headers: dict[tuple[str, int], Header] = {}
     skipped: Skipped = []
-    for path in _files(folder, leave_out):
+    for path in files_below(folder, leave_out):
         try:
-            if not _is_dicom(path):
+            if not is_dicom(path):
                 if path.suffix.lower() in (".dcm", ".dicom"):
                     raise UserError(f"{path}: is no DICOM file, in spite of its name.")
                 skipped.append((path, "not a DICOM file"))
                 continue
-            header = read_header(path, salt)
+            found = read_headers(path, salt)
         except UserError as error:
             if not (go_on or isinstance(error, NotCTError)):
                 raise
             skipped.append((path, str(error)))
             continue
-        first = headers.setdefault(header.sop_uid, header)
-        if first is not header:
+        first = headers.get(found[0].key)
+        if first is not None:
             skipped.append((path, f"doubled: the same SOPInstanceUID as {first.path}"))
+            continue
+        headers |= {header.key: header for header in found}
     return list(headers.values()), skipped
 
 
@@ -136,6 +157,7 @@ def sort_series(headers: Sequence[Header]) -> Series:
         headers=tuple(headers[i] for i in order),
         step=float(np.median(real)) if len(real) else None,
         notes=tuple(_notes(steps, [headers[i] for i in order])),
+        remarks=tuple(_remarks([headers[i] for i in order])),
     )
 
 
@@ -151,10 +173,42 @@ def read_volume(series: Series) -> np.ndarray:
             f"{series.headers[0].path.parent}: the slices make no even volume: "
             f"{'; '.join(series.notes)}."
         )
-    return np.stack([read_slice(header.path)[1] for header in series.headers])
+    volume = np.empty((len(series.headers), *series.headers[0].shape), np.int16)
+    for index, hu in read_in_turn(series.headers):
+        volume[index] = hu
+    return volume
 
 
-def _files(folder: Path, leave_out: Sequence[str]) -> Iterator[Path]:
+def read_in_turn(headers: Sequence[Header]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (index, HU `[H, W]` int16) of slices, file by file.
+
+    A multi-frame file is read once for all of its frames.
+
+    Raises:
+      UserError: A file cannot be decoded, or is no longer what it was.
+    """
+    by_path = defaultdict(list)
+    for index, header in enumerate(headers):
+        by_path[header.path].append(index)
+    for path, indices in by_path.items():
+        frames = [headers[index].frame for index in indices]
+        slices = read_slices(path, frames)
+        for index, (header, hu) in zip(indices, slices, strict=True):
+            if header.key != headers[index].key:
+                raise UserError(f"{path}: has changed since the folder was searched.")
+            yield index, hu
+
+
+def files_below(folder: Path, leave_out: Sequence[str] = ()) -> Iterator[Path]:
+    """Yields the files below a folder, in the order of names.
+
+    Args:
+      folder: Searched with its sub-folders.
+      leave_out: Sub-folders of `folder` that are not searched.
+
+    Raises:
+      UserError: There is no such folder.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder.")
     for root, folders, names in os.walk(folder):
@@ -167,7 +221,8 @@ def _files(folder: Path, leave_out: Sequence[str]) -> Iterator[Path]:
                 yield path
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM files do, whatever its name."""
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -224,3 +279,23 @@ def _notes(steps: np.ndarray, headers: Sequence[Header]) -> Iterator[str]:
                 yield f"{round(times) - 1} missing between {names}"
             else:
                 yield f"uneven: {step:.2f} mm between {names}, mostly {typical:.2f} mm"
+
+
+def _remarks(headers: Sequence[Header]) -> Iterator[str]:
+    first, last = headers[0], headers[-1]
+    if len(headers) > 1:
+        way = np.subtract(last.position, first.position)
+        along = abs(float(np.dot(way, _normal(first))))
+        across = np.sqrt(max(0.0, float(np.dot(way, way)) - along**2))
+        tilt = float(np.degrees(np.arctan2(across, along)))
+        if tilt > TILT_TOLERANCE_DEGREES and along > POSITION_TOLERANCE_MM:
+            yield f"tilted gantry: slices are shifted by {tilt:.1f} degrees"
+    kernels = sorted({header.kernel for header in headers})
+    if len(kernels) > 1:
+        yield f"mixed kernels: {', '.join(map(repr, kernels))}"
+    thick = sorted({header.thickness or 0.0 for header in headers})
+    if len(thick) > 1:
+        yield f"mixed slice thicknesses: {thick[0]:g} to {thick[-1]:g} mm"
+    lossy = sum(header.lossy for header in headers)
+    if lossy:
+        yield f"compressed with loss: {lossy} of {len(headers)} slices"

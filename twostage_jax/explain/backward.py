@@ -58,19 +58,30 @@ def check_method(method: str, module: Any) -> None:
 def rules(method: str) -> Iterator[None]:
     """Networks called inside the block have the backward rules of `method`.
 
-    A network must be called (traced) inside; differentiation may come later. Compiled
-    functions that were traced elsewhere keep their own rules.
+    Differentiation may come later; for the rest see `replaced`.
 
     Args:
       method: One of `METHODS`.
     """
-    replaced = {"max_pool": pool_with_switches, "relu": _RELUS[method]}
+    functions = {"max_pool": pool_with_switches, "relu": _RELUS[method]}
     if method in CHAIN_ONLY:
-        replaced["local_response_norm"] = _passed_through(layers.local_response_norm)
+        functions["local_response_norm"] = _passed_through(layers.local_response_norm)
+    with replaced(**functions):
+        yield
+
+
+@contextlib.contextmanager
+def replaced(**functions: Callable) -> Iterator[None]:
+    """Networks called inside the block call these functions in place of those of
+    `models.layers` of the same names.
+
+    A network must be called (traced) inside. Compiled functions that were traced
+    elsewhere keep their own.
+    """
     with _lock:
-        before = {name: getattr(layers, name) for name in replaced}
+        before = {name: getattr(layers, name) for name in functions}
         try:
-            for name, function in replaced.items():
+            for name, function in functions.items():
                 setattr(layers, name, function)
             yield
         finally:

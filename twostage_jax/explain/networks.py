@@ -1,18 +1,96 @@
-"""Calling a network for its taps: batched, compiled, checked."""
+"""A trained network and its input, and calling it for its taps: batched, compiled."""
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex
 
+from twostage_jax import models
+from twostage_jax.data import augment
 from twostage_jax.errors import UserError, did_you_mean
+from twostage_jax.explain import backward
+from twostage_jax.stage_run import keys
 
 PyTree = Any
 BATCH = 64
+
+
+class Network(NamedTuple):
+    """The network of a finished stage run.
+
+    Attributes:
+      arm: The arm whose chain it belongs to.
+      seed: Of the stage run.
+      stage: Name of the stage: 'target' for what an arm ends with.
+      module: The Linen module; networks of the same settings have equal ones.
+      variables: `{'params': ..., 'batch_stats': ...}`, nested dicts of host arrays.
+      class_names: Of the logits, K.
+      size, channels: Of the images that it takes.
+      normalise, mean, deviation: How images in [0, 1] are scaled for it; see
+        `data.augment.normalise`.
+      window: (centre, width) pairs in HU, flattened; see `data.augment.to_unit`.
+      parent: The network of the stage before, or None if it started from random
+        parameters.
+    """
+
+    arm: str
+    seed: int
+    stage: str
+    module: Any
+    variables: PyTree
+    class_names: tuple[str, ...]
+    size: int
+    channels: int
+    normalise: str
+    mean: np.ndarray
+    deviation: np.ndarray
+    window: tuple[float, ...]
+    parent: "Network | None"
+
+
+class Examples(NamedTuple):
+    """Images that every network of a study is shown.
+
+    Attributes:
+      images: `[N, H, W, C]` float32 in [0, 1], of the networks' size and channels.
+      labels: `[N]` int32, or None where the classes are not those of the target.
+      groups: `[N]` strings: what belongs together (a patient), or None.
+      ids: `[N]` strings.
+      class_names: One a class.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    groups: np.ndarray | None
+    ids: np.ndarray
+    class_names: tuple[str, ...]
+
+
+def scaled(network: Network, images: np.ndarray) -> np.ndarray:
+    """Returns images `[N, H, W, C]` in [0, 1] as the network takes them."""
+    program = functools.partial(
+        _scaled, network.normalise, mean=network.mean, deviation=network.deviation
+    )
+    return in_batches(program, np.asarray(images, np.float32))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scaled(how, images, *, mean, deviation):
+    return augment.normalise(images, how, mean, deviation)
+
+
+def randomised(network: Network) -> Network:
+    """Returns the network with the parameters that its stage run drew at its start.
+
+    Those that it was trained from, where it has no parent; where it has one, what the
+    transfer replaced.
+    """
+    key, _ = keys(network.seed, network.stage)
+    variables = models.init(network.module, key, network.size, network.channels)
+    return network._replace(variables=jax.tree.map(np.asarray, variables), parent=None)
 
 
 def tap_shapes(module: Any, variables: PyTree, images: Any) -> dict[str, tuple]:
@@ -116,30 +194,15 @@ def with_offset(module: Any, tap: str) -> Callable:
     """Returns `(variables, images, offset) -> (logits, tap)`, `offset` added to the tap.
 
     Its derivative by the offset is that of the logits by the tap, which no call of the
-    module alone gives. The network is traced, and its steps carried out one by one.
+    module alone gives.
     """
 
     def call(variables: PyTree, images: jax.Array, offset: jax.Array) -> Any:
-        def forward(variables: PyTree, images: jax.Array) -> Any:
+        def moved(name: str, value: jax.Array) -> jax.Array:
+            return value + offset.astype(value.dtype) if name == tap else value
+
+        with backward.replaced(tap=moved):
             logits, taps = module.apply(variables, images, train=False)
-            return taps[tap], logits
-
-        traced = jax.make_jaxpr(forward)(variables, images)
-        jaxpr = traced.jaxpr
-        target = jaxpr.outvars[0]
-        values = dict(zip(jaxpr.constvars, traced.consts, strict=True))
-        leaves = jax.tree.leaves((variables, images))
-        values.update(zip(jaxpr.invars, leaves, strict=True))
-
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, jex.Literal) else values[atom]
-
-        for eqn in jaxpr.eqns:
-            functions, params = eqn.primitive.get_bind_params(eqn.params)
-            out = eqn.primitive.bind(*functions, *map(read, eqn.invars), **params)
-            out = out if eqn.primitive.multiple_results else [out]
-            for variable, value in zip(eqn.outvars, out, strict=True):
-                values[variable] = value + offset if variable is target else value
-        return read(jaxpr.outvars[1]), read(target)
+        return logits, taps[tap]
 
     return call

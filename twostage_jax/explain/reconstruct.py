@@ -57,10 +57,11 @@ def reconstruct(
     elif channels is None:
         raise UserError(f"a {what} of '{tap}' needs the number of its channel.")
     channels = np.broadcast_to(np.asarray(channels, np.int32), (count,))
-    if channels.min() < 0 or channels.max() >= shape[-1]:
-        raise UserError(
-            f"'{tap}' has channels 0 to {shape[-1] - 1}, not {channels.max()}."
-        )
+    for channel in (channels.min(), channels.max()):
+        if not 0 <= channel < shape[-1]:
+            raise UserError(
+                f"'{tap}' has channels 0 to {shape[-1] - 1}, not {channel}."
+            )
     places = np.full((count, 2), -1, np.int32)
     if positions is not None:
         places = np.asarray(positions, np.int32).reshape(count, 2)

@@ -1,8 +1,12 @@
-"""Which pixels speak for a class: maps `[N, H, W]`, higher where they do.
+"""Which pixels matter for a class: maps `[N, H, W]`, higher where they do.
 
 All functions take `(module, variables, images, labels)`: images `[N, H, W, C]` as the
-network takes them and the class of each, `[N]`, whose logit is explained. Channels are
-summed.
+network takes them and the class of each, `[N]`, whose logit is explained.
+
+There are two kinds. A sensitivity is the size of a gradient, or of what takes its
+place: where a change would change the logit, up or down; of several channels, the
+largest (Simonyan et al. 2014, section 3.1). An attribution shares the logit out among
+the pixels, and is below 0 where they speak against the class; channels are summed.
 """
 
 import functools
@@ -61,11 +65,12 @@ def integrated_gradients(
 def smoothgrad(
     module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
-    """Mean gradient over `NOISE_SAMPLES` noisy copies (Smilkov et al. 2017).
+    """Size of the mean gradient over `NOISE_SAMPLES` noisy copies (Smilkov et al. 2017).
 
-    The deviation of the noise is `NOISE_SHARE` of the image's range; its seed is fixed.
+    The deviation of the noise is `NOISE_SHARE` of the image's range; its seed is fixed,
+    and every image gets the same noise.
     """
-    return _run(_smooth_program, module, variables, images, labels)
+    return _size(_run(_smooth_program, module, variables, images, labels))
 
 
 def grad_cam(
@@ -95,7 +100,7 @@ def grad_cam_pp(
     """Grad-CAM++ (Chattopadhay et al. 2018, arXiv 1710.11063, equations 10 and 19).
 
     For the exponential of the logit, whose own factor is left out: it is one number an
-    image.
+    image. The equations take the tap to be 0 or above, as after a ReLU.
     """
     return _cam(_plus_weights, module, variables, images, labels, tap)
 
@@ -127,21 +132,28 @@ def _at_head(method: str) -> Callable:
         pictures = reconstruct(
             module, variables, images, HEAD, method=method, channels=labels
         )
-        return pictures.sum(-1)
+        return _size(pictures)
 
     return explain
 
 
-# Every method that explains a class, by name.
+def _size(pictures: np.ndarray) -> np.ndarray:
+    return np.abs(pictures).max(-1)
+
+
+# Every method that explains a class, by name; the sensitivities first.
 SALIENCY: dict[str, Callable[..., np.ndarray]] = {
     **{method: _at_head(method) for method in backward.METHODS},
+    "smoothgrad": smoothgrad,
     "gradient_x_input": gradient_x_input,
     "integrated_gradients": integrated_gradients,
-    "smoothgrad": smoothgrad,
     "grad_cam": grad_cam,
     "grad_cam_pp": grad_cam_pp,
     "occlusion": occlusion,
 }
+
+# Below 0 where a pixel speaks against the class.
+SIGNED = ("gradient_x_input", "integrated_gradients", "occlusion")
 
 
 def methods_for(module: Any) -> list[str]:
@@ -202,10 +214,10 @@ def _smooth_program(module, variables, images, labels):
     )
 
     def noisy(i: int) -> np.ndarray:
-        noise = np.random.default_rng(i).standard_normal(images.shape)
+        noise = np.random.default_rng(i).standard_normal((1, *images.shape[1:]))
         return (images + deviation * noise).astype(np.float32)
 
-    return _mean_gradient(module, variables, labels, noisy, NOISE_SAMPLES).sum(-1)
+    return _mean_gradient(module, variables, labels, noisy, NOISE_SAMPLES)
 
 
 def _cam(weights: Callable, module, variables, images, labels, tap) -> np.ndarray:
@@ -223,8 +235,11 @@ def _cam_program(weights, tap, module, variables, images, labels):
         logits, value = call(variables, images, offset)
         return jnp.take_along_axis(logits, labels[:, None], 1).sum(), value
 
-    shape = jax.eval_shape(lambda: chosen(jnp.zeros(())))[1].shape
-    gradients, value = jax.grad(chosen, has_aux=True)(jnp.zeros(shape))
+    # A tap before a pooling has zeros that tie, and the equations ask which of them
+    # the gradient goes to: the first, as with the switches.
+    with backward.rules("salinet"):
+        shape = jax.eval_shape(lambda: chosen(jnp.zeros(())))[1].shape
+        gradients, value = jax.grad(chosen, has_aux=True)(jnp.zeros(shape))
     heat = jax.nn.relu((weights(gradients, value) * value).sum(-1))
     return jax.image.resize(heat, images.shape[:3], "linear")
 

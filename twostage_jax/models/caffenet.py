@@ -75,7 +75,7 @@ class CaffeNet(nn.Module):
         taps = {}
 
         def tap(name: str, value: jax.Array) -> jax.Array:
-            taps[name] = value
+            taps[name] = value = layers.tap(name, value)
             return value
 
         def conv(k: int, x: jax.Array, size: int, pad: int, groups: int, strides=1):

@@ -1,8 +1,8 @@
 """The layers that the networks share.
 
-`relu`, `max_pool` and `local_response_norm` are plain functions, and the networks call
-them as attributes of this module, so that a feature analysis can put another backward
-rule in their place.
+`relu`, `max_pool`, `local_response_norm` and `tap` are plain functions, and the networks
+call them as attributes of this module, so that a feature analysis can put another
+backward rule in their place, or a change at a tap.
 
 Images and activations are [N, H, W, C], kernels [kh, kw, C in / groups, C out].
 """
@@ -22,6 +22,12 @@ he_normal = nn.initializers.he_normal()
 # Small, so that training starts from nearly equal class probabilities. Caffe's 0.01 is
 # not small enough for the signal that He's deviations and max-pooling let through.
 head_init = nn.initializers.normal(0.001)
+
+
+def tap(name: str, value: jax.Array) -> jax.Array:
+    """Returns `value`: every tap of a network passes here on its way to the next layer."""
+    del name
+    return value
 
 
 def relu(x: jax.Array) -> jax.Array:

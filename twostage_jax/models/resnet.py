@@ -133,13 +133,18 @@ class ResNet(nn.Module):
             self.norm, train=train, dtype=self.dtype, axis_name=self.axis_name
         )
         taps = {}
+
+        def tap(name: str, value: jax.Array) -> jax.Array:
+            taps[name] = value = layers.tap(name, value)
+            return value
+
         x = layers.Conv(
             64, 7, 2, 3, use_bias=False, dtype=self.dtype, name="stem_conv"
         )(images)
-        taps["stem_conv"] = x
-        taps["stem_norm"] = x = norm(name="stem_norm")(x)
-        taps["stem_relu"] = x = layers.relu(x)
-        taps["stem_pool"] = x = layers.max_pool(x, pad=1, ceil=False)
+        x = tap("stem_conv", x)
+        x = tap("stem_norm", norm(name="stem_norm")(x))
+        x = tap("stem_relu", layers.relu(x))
+        x = tap("stem_pool", layers.max_pool(x, pad=1, ceil=False))
         for stage, count in enumerate(self.blocks, start=1):
             for block in range(1, count + 1):
                 name = f"stage{stage}_block{block}"
@@ -148,9 +153,8 @@ class ResNet(nn.Module):
                     64 * 2 ** (stage - 1), strides, self.bottleneck, norm, self.dtype,
                     name=name,
                 )(x)  # fmt: skip
-                taps[name] = x
-            taps[f"stage{stage}"] = x
-        taps["mean"] = x = x.astype(jnp.float32).mean(axis=(1, 2))
+                x = tap(name, x)
+            x = tap(f"stage{stage}", x)
+        x = tap("mean", x.astype(jnp.float32).mean(axis=(1, 2)))
         x = layers.Dropout(self.dropout, self.axis_name)(x, train=train)
-        taps["head"] = logits = layers.head(self.num_classes)(x)
-        return logits, taps
+        return tap("head", layers.head(self.num_classes)(x)), taps

@@ -5,6 +5,8 @@ it. Nothing here touches pyplot's global state, so figures may be drawn in threa
 """
 
 import functools
+import io
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +31,7 @@ ARM_COLOURS = {
 ARM_MARKERS = {"scratch": "o", "natural": "s", "texture": "^", "two_stage": "D"}
 OTHER_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7")
 OTHER_MARKERS = ("v", "P", "X", "<", ">")
+MIN_SHARE = 0.01
 SHARED = "#6B6B6B"  # runs that several arms share
 STYLE = {
     "font.size": 8,
@@ -98,6 +101,19 @@ def save(figure: Figure, path: Path | str) -> list[Path]:
         # No date: the same figure is the same file.
         figure.savefig(written[1], metadata={"CreationDate": None})
     return written
+
+
+def svg(figure: Figure) -> bytes:
+    """Returns a figure as SVG; text becomes outlines, so every browser draws it alike."""
+    written = io.BytesIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "twostage_jax"}):
+        figure.savefig(written, format="svg", metadata={"Date": None})
+    return written.getvalue()
+
+
+def file_name(text: str) -> str:
+    """Returns text as a part of a file name: letters, digits, `_` and `-`."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text)[:60] or "unnamed"
 
 
 @_styled
@@ -274,6 +290,33 @@ def montage(
     return figure
 
 
+@_styled
+def labelled(images: np.ndarray, lines: Sequence[Sequence[str]], title: str) -> Figure:
+    """Draws images five a row, each above its own lines of text.
+
+    Args:
+      images: `[N, H, W, C]`, uint8; C is 1 or 3.
+      lines: Of each image.
+      title: Above all.
+    """
+    columns = min(5, len(images))
+    rows = -(-len(images) // columns)
+    deep = max(map(len, lines))
+    size = (PAGE * columns / 5, rows * (1.2 + 0.13 * deep) + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(plain(title, 60), fontsize=8)
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for panel in axes:
+        panel.set_axis_off()
+    for panel, image, below in zip(axes, images, lines, strict=False):
+        panel.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255,
+                     interpolation="nearest")  # fmt: skip
+        text = "\n".join(plain(line, 30) for line in below)
+        panel.text(0.5, -0.04, text, transform=panel.transAxes, ha="center", va="top",
+                   fontsize=6.5)  # fmt: skip
+    return figure
+
+
 def _strip(images: np.ndarray) -> np.ndarray:
     """Returns images side by side with a white edge: `[H, W * N]` or `[.., 3]`."""
     edge = max(1, images.shape[1] // 24)
@@ -341,21 +384,24 @@ def calibration(
 
     Args:
       bins: Arm -> confidence, accuracy and count of each bin (`metrics.reliability`).
-        The legend gives the expected calibration error.
+        The legend gives the expected calibration error of all bins; those with less
+        than 1 % of the examples are not drawn.
     """
-    figure = Figure(figsize=(COLUMN, 3.7), layout="constrained")
+    figure = Figure(figsize=(COLUMN, 3.9), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color=SHARED, linewidth=0.7, linestyle=(0, (4, 3)))
     for arm, (confidence, accuracy, count) in bins.items():
-        some = count > 0
-        gap = np.abs(confidence - accuracy)[some]
-        error = np.average(gap, weights=count[some])
+        gap = np.abs(confidence - accuracy)[count > 0]
+        error = np.average(gap, weights=count[count > 0])
+        # The accuracy of a handful of examples is noise that hides the rest.
+        some = count >= MIN_SHARE * count.sum()
         style = arm_style(arm)
         label = f"{arm_label(arm)} (ECE {error:.3f})"
         above.plot(confidence[some], accuracy[some], label=label, **style)
         edges = np.linspace(0, 1, len(count) + 1)
         below.stairs(count / count.sum(), edges, color=style["color"])
     above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
-    above.legend(loc="upper left")
+    figure.legend(*above.get_legend_handles_labels(), loc="outside upper center",
+                  ncols=2)  # fmt: skip
     below.set(xlabel="confidence", ylabel="share", ylim=(0, None))
     return figure

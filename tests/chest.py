@@ -1,0 +1,109 @@
+"""A chest whose disease is known, and a stage run whose answer is known."""
+
+import json
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from ct_files import write_ct
+
+from twostage_jax import checkpoint
+
+PIXEL_MM, SIZE = 3.0, 96
+STUDY = {
+    "StudyInstanceUID": "1.2.826.0.1.3680043.8.498.2",
+    "FrameOfReferenceUID": "1.2.826.0.1.3680043.8.498.3",
+    "PatientName": "Smith^Jane",
+}
+HEALTHY_HU, DISEASED_HU, THRESHOLD_HU = -850, -650, -752
+# Of the fake network's input: its side, pixels.
+WINDOW = 6
+
+
+class Brightness(nn.Module):
+    """Two classes: the second where the window's mean HU is above `THRESHOLD_HU`."""
+
+    num_classes: int
+    dropout: float = 0.0
+    norm: str = "none"
+    dtype: type = np.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        # The parameter stands for all that a network loads: it must be 1000.
+        steepness = self.param("steepness", nn.initializers.zeros, ())
+        unit = images.mean((1, 2, 3)) * 0.25 + 0.5
+        hu = unit * 1500 - 1350
+        above = steepness * (hu - THRESHOLD_HU)
+        logits = jnp.stack([jnp.zeros_like(above), above], axis=-1)
+        return logits, {"head": logits}
+
+
+def chest(slices=3):
+    """Returns HU `[Z, H, W]` int16 and the masks of lungs and of disease.
+
+    Disease fills the back of the lung at the left of the image.
+    """
+    y, x = (np.indices((SIZE, SIZE)) - (SIZE - 1) / 2) * PIXEL_MM
+    body = (x / 130) ** 2 + (y / 95) ** 2 <= 1
+    lungs = ((np.abs(x) - 60) / 42) ** 2 + (y / 65) ** 2 <= 1
+    disease = lungs & (x < 0) & (y > 0)
+    hu = np.where(body, 40, -1000)
+    hu[lungs] = HEALTHY_HU
+    hu[disease] = DISEASED_HU
+    stack = [np.broadcast_to(a, (slices, SIZE, SIZE)) for a in (hu, lungs, disease)]
+    return stack[0].astype(np.int16), stack[1], stack[2]
+
+
+def write_chest(folder, slices=3, *, series=1, gap=10.0, names="IM-{:04d}.dcm", **tags):
+    """Writes the chest, the first file at the head; returns its HU from the feet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    hu, _, _ = chest(slices)
+    uid = f"1.2.826.0.1.3680043.8.498.{10 + series}"
+    for i in range(slices):
+        write_ct(
+            folder / names.format(i + 1),
+            hu[i] + np.int16(1024),
+            uid=f"{series}.{i + 1}",
+            **{
+                **STUDY,
+                "SeriesInstanceUID": uid,
+                "PixelSpacing": [PIXEL_MM, PIXEL_MM],
+                "SliceThickness": 1,
+                "InstanceNumber": i + 1,
+                "ImagePositionPatient": [-144, -144, -gap * i],
+                **tags,
+            },
+        )
+    return hu
+
+
+def write_run(workdir, *, class_names=("normal", "ground_glass"), **changes):
+    """Writes the stage run of `Brightness` and its study's row; returns its folder."""
+    folder = workdir / "stages" / "target-0123456789ab"
+    folder.mkdir(parents=True)
+    steepness = np.asarray(1000, np.float32)
+    checkpoint.export_variables(
+        folder / "variables", {"params": {"steepness": steepness}}
+    )
+    data = {"source": "dicom", "normalise": "fixed", "window": [-600, 1500]}
+    lineage = {
+        "chain": ["natural-00", "texture-11", folder.name],
+        "hash": "0123456789ab" + "cd" * 26,
+        "model": {"name": "brightness", "image_size": WINDOW, "dropout": 0.0},
+        "settings": {"data": {**data, "options": {}, **changes}},
+        "data": {
+            "name": "dicom",
+            "fingerprint": "feed" * 16,
+            "class_names": list(class_names),
+            "mean": [0.5],
+            "deviation": [0.25],
+        },
+    }
+    (folder / "lineage.json").write_text(json.dumps(lineage))
+    row = {"arm": "two_stage", "seed": 0, "fraction": 1.0, "fold": 0}
+    row["stage_runs"] = lineage["chain"]
+    (workdir / "rows").mkdir()
+    (workdir / "rows" / "two_stage.json").write_text(json.dumps(row))
+    return folder

@@ -1,0 +1,96 @@
+"""The backward rules of single layers, by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from twostage_jax import models
+from twostage_jax.errors import UserError
+from twostage_jax.explain import backward
+from twostage_jax.models import layers
+
+
+def going_back(method, layer, x, g):
+    with backward.rules(method):
+        value, transpose = jax.vjp(lambda x: getattr(layers, layer)(x), jnp.asarray(x))
+    return np.asarray(value), np.asarray(transpose(jnp.asarray(g))[0])
+
+
+def test_relu_lets_through_what_the_table_says():
+    x = np.array([-1.0, 2.0, 3.0, -4.0], np.float32)
+    g = np.array([5.0, -6.0, 7.0, -8.0], np.float32)
+    expected = {
+        "salinet": [0, -6, 7, 0],
+        "deconvnet": [5, 0, 7, 0],
+        "desalinet": [0, 0, 7, 0],
+        "guided": [0, 0, 7, 0],
+    }
+    for method, back in expected.items():
+        value, found = going_back(method, "relu", x, g)
+        np.testing.assert_array_equal(value, [0, 2, 3, 0])
+        np.testing.assert_array_equal(found, back)
+
+
+@pytest.mark.parametrize("method", backward.METHODS)
+def test_equal_maxima_send_back_to_the_first_of_them(method):
+    x = np.zeros((1, 5, 5, 1), np.float32)
+    x[0, 2, 2] = 1  # the largest of all four windows
+    g = np.arange(1, 5, dtype=np.float32).reshape(1, 2, 2, 1)
+    value, back = going_back(method, "max_pool", x, g)
+    assert (value == 1).all()
+    assert back[0, 2, 2, 0] == 10 and np.count_nonzero(back) == 1
+    back = going_back(method, "max_pool", np.zeros_like(x), g)[1][0, :, :, 0]
+    np.testing.assert_array_equal(np.argwhere(back), [[0, 0], [0, 2], [2, 0], [2, 2]])
+    np.testing.assert_array_equal(back[back > 0], [1, 2, 3, 4])
+
+
+def test_pooling_keeps_its_sizes_and_values_at_every_size_and_padding():
+    rng = np.random.default_rng(0)
+    for size in (2, 7):
+        x = rng.normal(size=(2, size, size, 3)).astype(np.float32)
+        for pad, ceil in ((0, True), (1, False)):
+            expected = layers.max_pool(x, pad=pad, ceil=ceil)
+            found, transpose = jax.vjp(
+                lambda x, p=pad, c=ceil: backward.pool_with_switches(x, pad=p, ceil=c),
+                x,
+            )
+            np.testing.assert_array_equal(found, expected)
+            back = transpose(jnp.ones_like(found))[0]
+            assert back.shape == x.shape
+            # Each window sends its 1 to one place.
+            assert float(back.sum()) == expected.size
+
+
+def test_normalisation_passes_the_signal_on_or_has_its_derivative():
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 100, (1, 2, 2, 7)).astype(np.float32)
+    g = rng.normal(size=x.shape).astype(np.float32)
+    gradient = jax.vjp(layers.local_response_norm, x)[1](g)[0]
+    for method in backward.METHODS:
+        value, back = going_back(method, "local_response_norm", x, g)
+        np.testing.assert_array_equal(value, layers.local_response_norm(x))
+        expected = g if method in ("desalinet", "deconvnet") else gradient
+        np.testing.assert_array_equal(back, expected)
+
+
+def test_the_layers_are_as_before_after_an_error_too():
+    before = layers.relu, layers.max_pool, layers.local_response_norm
+    with pytest.raises(ZeroDivisionError), backward.rules("desalinet"):
+        assert layers.relu is not before[0]
+        raise ZeroDivisionError
+    assert before == (layers.relu, layers.max_pool, layers.local_response_norm)
+
+
+def test_methods_are_checked():
+    residual = models.build("resnet18", num_classes=2)
+    chain = models.build("caffenet_small", num_classes=2)
+    for method in backward.METHODS:
+        backward.check_method(method, chain)
+    for method in ("salinet", "guided"):
+        backward.check_method(method, residual)
+    for method in backward.CHAIN_ONLY:
+        with pytest.raises(UserError, match="use 'guided' or 'salinet'"):
+            backward.check_method(method, residual)
+    with pytest.raises(UserError, match="Did you mean 'guided'"):
+        backward.check_method("giuded", chain)

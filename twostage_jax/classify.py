@@ -1,0 +1,277 @@
+"""Class maps of the slices of a series: windows, classified and averaged."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from twostage_jax import checkpoint, training
+from twostage_jax.config import AugmentConfig, OptimConfig
+from twostage_jax.ct import maps, patches
+from twostage_jax.ct.dicom import AIR_HU
+from twostage_jax.errors import UserError
+from twostage_jax.placement import Placement, replicate
+from twostage_jax.trained import Trained
+
+# Windows with less lung than this show mostly what no training patch shows.
+LEAST_LUNG = 0.5
+# Windows a call of the network, over all devices; slices on the devices at a time.
+BATCH, SLAB = 512, 16
+# Maps are stored as bytes: 0 = no class.
+MOST_CLASSES = 255
+PLACEMENT = Placement()
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How a model is applied to series.
+
+    Attributes:
+      stride: Distance between neighbouring windows, pixels as the network sees them.
+      window: (centre, width) pairs in HU, flattened.
+      spacing: Millimetres a pixel as the network sees them; None = as they are.
+    """
+
+    stride: int
+    window: tuple[float, ...]
+    spacing: float | None
+
+    def settings(self) -> dict[str, str]:
+        """Returns the settings in words."""
+        return {
+            "window HU (centre, width)": ", ".join(f"{v:g}" for v in self.window),
+            "stride in pixels": str(self.stride),
+            "mm a pixel": f"{self.spacing:g}" if self.spacing else "as scanned",
+        }
+
+    def __str__(self) -> str:
+        return "; ".join(f"{name}: {value}" for name, value in self.settings().items())
+
+
+class Maps(NamedTuple):
+    """What the windows of a series say.
+
+    Attributes:
+      probabilities: `[K, Z, H, W]` uint8, 255 = certain; 0 outside the lungs.
+      labels: `[Z, H, W]` uint8: 1 + the likeliest class, 0 = none.
+      windows: How many windows were classified.
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    windows: int
+
+
+class Classifier:
+    """The network of a stage run, applied to windows of slices in HU."""
+
+    def __init__(self, run: Trained, window: tuple[float, ...]) -> None:
+        """Loads the parameters and puts them on every device.
+
+        Args:
+          run: The stage run.
+          window: (centre, width) pairs in HU, flattened: one, or one a channel.
+
+        Raises:
+          UserError: The parameters cannot be read, there are too many classes, or
+            several processes take part.
+        """
+        if jax.process_count() > 1:
+            raise UserError("predict runs in one process: start it once, by itself.")
+        self.run, self.classes = run, len(run.class_names)
+        if self.classes > MOST_CLASSES:
+            raise UserError(
+                f"{run.folder}: {self.classes} classes; maps hold {MOST_CLASSES}."
+            )
+        self.size = run.model.image_size
+        self._programs = training.compiled(
+            training.StepSettings(
+                model=run.model,
+                # Nothing is trained here.
+                optim=OptimConfig(),
+                augment=AugmentConfig(),
+                steps=1,
+                num_classes=self.classes,
+                normalise=run.normalise,
+                window=window,
+                label_smoothing=0.0,
+                transferred=frozenset(),
+            ),
+            PLACEMENT.axis_name,
+        )
+        variables = checkpoint.load_variables(run.folder / "variables")
+        self._variables = PLACEMENT.put([variables])
+        constants = training.Constants(
+            np.ones(self.classes, np.float32),
+            np.asarray(run.mean, np.float32),
+            np.asarray(run.deviation, np.float32),
+        )
+        self._constants = PLACEMENT.put([constants])
+        self._cut = jax.pmap(functools.partial(_cut, size=self.size))
+
+    def start(
+        self, slices: np.ndarray, corners: np.ndarray
+    ) -> Callable[[], np.ndarray]:
+        """Begins to classify windows; the device works while the host goes on.
+
+        The slices are copied to every device and the windows cut there.
+
+        Args:
+          slices: `[Z, H, W]` int16 HU.
+          corners: `[N, 3]` int: slice, first row, first column of each window.
+
+        Returns:
+          A function that waits for and returns the probabilities `[N, K]` float32.
+        """
+        devices = jax.local_device_count()
+        size = -(-BATCH // devices) * devices
+        padded = np.zeros((-(-len(corners) // size) * size, 3), np.int32)
+        padded[: len(corners)] = corners
+        stack = replicate(slices)
+        parts = []
+        for batch in padded.reshape(-1, devices, size // devices, 3):
+            images = {"images": self._cut(stack, batch)}
+            parts.append(
+                self._programs.evaluate(self._variables, None, images, self._constants)
+            )
+
+        def wait() -> np.ndarray:
+            host = [PLACEMENT.host(part)[0] for part in parts]
+            host = host or [np.zeros((0, self.classes))]
+            return np.concatenate(host)[: len(corners)].astype(np.float32)
+
+        return wait
+
+
+def _cut(slices: jax.Array, corners: jax.Array, *, size: int) -> jax.Array:
+    """Returns windows `[1, b, size, size, 1]` of `[Z, H, W]` at `[b, 3]` corners."""
+
+    def one(corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(slices, corner, (1, size, size))
+
+    return jax.vmap(one)(corners)[None, :, 0, :, :, None]
+
+
+class Grid(NamedTuple):
+    """Where the windows of a slice lie.
+
+    Attributes:
+      shape: (rows, columns) of the slice as the network sees it.
+      rows, columns: First pixels of the windows along each axis, `[R]` and `[C]`.
+      down, across: What each window counts at each pixel of the slice's own, `[H, R]`
+        and `[W, C]`, see `maps.weights`.
+    """
+
+    shape: tuple[int, int]
+    rows: np.ndarray
+    columns: np.ndarray
+    down: np.ndarray
+    across: np.ndarray
+
+
+def classify(
+    hu: np.ndarray,
+    lungs: np.ndarray,
+    spacing: tuple[float, float],
+    classifier: Classifier,
+    how: How,
+) -> Maps:
+    """Returns the maps of a series.
+
+    Windows that lie in the lungs by half or more are classified; a pixel of lung
+    that none of them reaches has no class.
+
+    Args:
+      hu: `[Z, H, W]` int16.
+      lungs: `[Z, H, W]` bool.
+      spacing: Distance between rows and between columns, mm.
+      classifier: The network.
+      how: Stride and resolution of the windows.
+
+    Raises:
+      UserError: The slices cannot be resampled as asked.
+    """
+    grid = _grid(hu.shape[1:], spacing, classifier.size, how)
+    made = Maps(
+        np.zeros((classifier.classes, *hu.shape), np.uint8),
+        np.zeros(hu.shape, np.uint8),
+        0,
+    )
+    windows, waiting = 0, None
+    # The device works on the next slab while the host averages this one.
+    for first in range(0, len(hu), SLAB):
+        part = slice(first, first + SLAB)
+        slab, used = _slab(hu[part], lungs[part], grid, classifier.size)
+        at = np.argwhere(used)
+        corners = [at[:, 0], grid.rows[at[:, 1]], grid.columns[at[:, 2]]]
+        started = first, used, classifier.start(slab, np.stack(corners, axis=1))
+        windows += len(at)
+        if waiting:
+            _average(*waiting, lungs, grid, made)
+        waiting = started
+    _average(*waiting, lungs, grid, made)
+    return made._replace(windows=windows)
+
+
+def _grid(
+    shape: tuple[int, int], spacing: tuple[float, float], size: int, how: How
+) -> Grid:
+    seen = shape
+    if how.spacing:
+        seen = patches.resampled_shape(shape, spacing, how.spacing, Path("a slice"))
+    # A slice smaller than a window is padded.
+    first = [maps.starts(max(n, size), size, how.stride) for n in seen]
+    counted = [
+        maps.weights(start, size, length, shown)
+        for start, length, shown in zip(first, seen, shape, strict=True)
+    ]
+    return Grid(seen, *first, *counted)
+
+
+def _slab(
+    hu: np.ndarray, lungs: np.ndarray, grid: Grid, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns slices as the network sees them, and which windows are to be classified.
+
+    Both have `SLAB` slices, so that programs are compiled once: `[SLAB, h, w]` int16
+    and `[SLAB, R, C]` bool.
+    """
+    high, wide = grid.shape
+    shape = max(high, size), max(wide, size)
+    slab = np.full((SLAB, *shape), AIR_HU, np.int16)
+    used = np.zeros((SLAB, len(grid.rows), len(grid.columns)), bool)
+    for z in np.flatnonzero(lungs.any((1, 2))):
+        image, inside = hu[z], np.zeros(shape, bool)
+        if image.shape != grid.shape:
+            image = np.rint(patches.resample_image(image, grid.shape))
+        slab[z, :high, :wide] = image
+        inside[:high, :wide] = patches.resample_mask(lungs[z], grid.shape)
+        used[z] = maps.shares(inside, grid.rows, grid.columns, size) >= LEAST_LUNG
+    return slab, used
+
+
+def _average(
+    first: int,
+    used: np.ndarray,
+    wait: Callable[[], np.ndarray],
+    lungs: np.ndarray,
+    grid: Grid,
+    made: Maps,
+) -> None:
+    """Writes the averages of a slab's windows into `made`, within the lungs' box."""
+    windows = np.zeros((*used.shape, len(made.probabilities)), np.float32)
+    windows[used] = wait()
+    for i in np.flatnonzero(used.any((1, 2))):
+        inside = lungs[first + i]
+        rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
+        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        mean, reached = maps.average(
+            windows[i], used[i], grid.down[box[0]], grid.across[box[1]]
+        )
+        reached &= inside[box]
+        made.probabilities[:, first + i][:, *box] = np.rint(255 * mean * reached)
+        made.labels[first + i][box] = np.where(reached, 1 + mean.argmax(0), 0)

@@ -1,0 +1,44 @@
+"""Names and colours of classes, and the notice that every output carries."""
+
+from collections.abc import Sequence
+
+NOTICE = "Research use only, not for diagnosis"
+NORMAL_NAMES = ("normal", "healthy")
+# Okabe and Ito 2008, "Color Universal Design": told apart in all forms of colour
+# blindness. Neighbours in this order are far apart.
+COLOURS = (
+    (213, 94, 0),
+    (86, 180, 233),
+    (240, 228, 66),
+    (0, 158, 115),
+    (204, 121, 167),
+    (0, 114, 178),
+    (230, 159, 0),
+)
+
+
+def is_normal(name: str) -> bool:
+    """Whether a class stands for lung without disease."""
+    return name.strip().lower() in NORMAL_NAMES
+
+
+def colour(index: int, class_names: Sequence[str]) -> tuple[int, int, int] | None:
+    """Returns the RGB colour of a class; None for normal lung, which stays grey."""
+    if is_normal(class_names[index]):
+        return None
+    return COLOURS[_diseases_before(index, class_names) % len(COLOURS)]
+
+
+def is_striped(index: int, class_names: Sequence[str]) -> bool:
+    """Whether a class has a colour that others have before it, and is drawn in stripes."""
+    return _diseases_before(index, class_names) >= len(COLOURS)
+
+
+def printable(text: str, longest: int) -> str:
+    """Returns a text in one line of at most `longest` characters, none of control."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
+
+
+def _diseases_before(index: int, class_names: Sequence[str]) -> int:
+    return sum(not is_normal(name) for name in class_names[:index])

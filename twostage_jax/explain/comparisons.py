@@ -1,0 +1,226 @@
+"""Comparing networks: arms with each other, with their past, and with no training.
+
+The networks of a study have names: those of the arms, 'after natural > texture' and so
+on for what an arm went through, and 'random' for the target's network before training.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from twostage_jax.errors import UserError
+from twostage_jax.explain import networks, probes, similarity
+from twostage_jax.explain.networks import Network
+from twostage_jax.explain.responses import Layer, over_seeds
+from twostage_jax.models import HEAD
+
+RANDOM = "random"
+ALL_LAYERS = "all layers"
+CKA_EXAMPLES = 256
+
+# (measure, network, layer) -> seed -> a number or what carries one.
+Found = dict[tuple[str, str, str], dict[int, Any]]
+Named = dict[str, dict[int, Network]]
+
+
+def name_networks(
+    arms: Mapping[str, Sequence[Network]],
+) -> tuple[Named, dict[str, list[str]]]:
+    """Returns networks by name and seed, and the names that each arm went through.
+
+    The arms themselves, 'after natural > texture' and so on for what they went through,
+    and 'random': the target's network before any training. A chain of stages that
+    several arms share is one network.
+    """
+    named: Named = {}
+    before: Named = {}
+    chains: dict[str, list[str]] = {}
+    for arm, of_arm in arms.items():
+        named[arm] = {network.seed: network for network in of_arm}
+        if not named[arm]:
+            raise UserError(f"arm '{arm}' has no trained network to measure.")
+        if len(named[arm]) < len(of_arm):
+            raise UserError(f"arm '{arm}' has several networks of one seed.")
+        for network in of_arm:
+            ancestors = []
+            while network.parent is not None:
+                network = network.parent
+                ancestors.insert(0, network)
+            names = [
+                "after " + " > ".join(n.stage for n in ancestors[: i + 1])
+                for i in range(len(ancestors))
+            ]
+            for name, ancestor in zip(names, ancestors, strict=True):
+                before.setdefault(name, {}).setdefault(ancestor.seed, ancestor)
+            chains[arm] = [RANDOM, *names, arm]
+    if not named:
+        raise UserError("there are no networks to measure.")
+    named.update(sorted(before.items(), key=lambda item: len(item[0])))
+    targets = {n.seed: n for of_arm in arms.values() for n in of_arm}
+    named[RANDOM] = {s: networks.randomised(n) for s, n in sorted(targets.items())}
+    return named, chains
+
+
+def put(
+    found: Found, measure_name: str, name: str, layer: str, network: Network, value: Any
+) -> None:
+    """Keeps what a measure found for a layer of a network."""
+    found.setdefault((measure_name, name, layer), {})[network.seed] = value
+
+
+def drift(
+    found: Found, named: Named, chains: Mapping[str, list[str]], notes: list[str]
+) -> None:
+    """Adds how far each layer went from what its stage started from.
+
+    From the parameters of the stage before, or from the random ones. The head is always
+    drawn anew and left out; so is a layer whose parameters are nearer, by angle, to
+    those that its stage drew than to those of the stage before.
+    """
+    # Drawing parameters compiles a program each time.
+    drawn_by: dict[Any, Any] = {
+        (n.module, n.stage, n.seed): n.variables for n in named[RANDOM].values()
+    }
+    for name in {name: None for chain in chains.values() for name in chain[1:]}:
+        for network in named[name].values():
+            start = network.module, network.stage, network.seed
+            if start not in drawn_by:
+                drawn_by[start] = networks.randomised(network).variables
+            fresh = drawn_by[start]
+            from_fresh = similarity.drift(fresh, network.variables)
+            moved = from_fresh
+            if network.parent is not None:
+                moved = similarity.drift(network.parent.variables, network.variables)
+            for layer, went in moved.items():
+                own = from_fresh[layer]
+                drawn = went and own and network.parent and own.cosine > went.cosine
+                if drawn and layer != HEAD:
+                    notes.append(
+                        f"drift, {name}, {layer}: drawn anew by the transfer, so there "
+                        "is no drift."
+                    )
+                if layer != HEAD:
+                    value = went.distance if went and not drawn else None
+                    put(found, "drift", name, layer, network, value)
+
+
+def similarities(
+    found: Found,
+    named: Named,
+    chains: Mapping[str, list[str]],
+    images: np.ndarray,
+    layers: Sequence[str],
+    notes: list[str],
+) -> None:
+    """Adds the linear CKA of pairs of networks on images `[N, H, W, C]` in [0, 1]."""
+    images = images[:: -(-len(images) // CKA_EXAMPLES)]
+    grams: dict[tuple[str, int], dict[str, similarity.Gram | None]] = {}
+    for name, by_seed in named.items():
+        for seed, network in by_seed.items():
+            taps = networks.activations(
+                network.module,
+                network.variables,
+                networks.scaled(network, images),
+                tuple(layers),
+                _as_it_is,
+            )
+            grams[name, seed] = {k: similarity.gram(tap) for k, tap in taps.items()}
+            notes += [
+                f"cka, {name}, {layer}: the same for all images, or not finite."
+                for layer, gram in grams[name, seed].items()
+                if gram is None
+            ]
+    for first, second in pairs(chains):
+        for seed in (s for s in named[first] if s in named[second]):
+            for layer in layers:
+                one, other = (grams[name, seed][layer] for name in (first, second))
+                known = one is not None and other is not None
+                value = similarity.cka(one, other) if known else None
+                key = ("cka", f"{first} ~ {second}", layer)
+                found.setdefault(key, {})[seed] = value
+
+
+def _as_it_is(tap: jax.Array) -> jax.Array:
+    return tap
+
+
+def pairs(chains: Mapping[str, list[str]]) -> list[tuple[str, str]]:
+    """Returns pairs of networks to compare: arms, what follows what, and 'random'."""
+    found = [(b, a) for a, b in itertools.combinations(chains, 2)]
+    found += [(arm, RANDOM) for arm in chains]
+    found += [(b, a) for chain in chains.values() for a, b in itertools.pairwise(chain)]
+    return list(dict.fromkeys(found))
+
+
+def add_all_layers(found: Found, layers: Sequence[str]) -> None:
+    """Adds the mean over all layers of what has a value in each of them."""
+    for measure_name, name in {key[:2]: None for key in found}:
+        by_layer = [found.get((measure_name, name, layer), {}) for layer in layers]
+        for seed in by_layer[0]:
+            numbers = [_number(by_seed.get(seed)) for by_seed in by_layer]
+            mean = None if None in numbers else sum(numbers) / len(numbers)
+            found.setdefault((measure_name, name, ALL_LAYERS), {})[seed] = mean
+
+
+def tables(
+    found: Found,
+    chains: Mapping[str, list[str]],
+    compared: Sequence[str],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the values, and the differences of the measures in `compared`.
+
+    See `measure` for their form. Differences are between networks of the same seed.
+    """
+    values: dict[str, Any] = {}
+    for (measure_name, name, layer), by_seed in found.items():
+        of_network = values.setdefault(measure_name, {}).setdefault(name, {})
+        of_network[layer] = _entry(by_seed)
+    differences: dict[str, Any] = {}
+    for measure_name in compared:
+        by_name = values.get(measure_name, {})
+        for first, second in pairs(chains):
+            if first not in by_name or second not in by_name:
+                continue
+            pair = differences.setdefault(measure_name, {}).setdefault(
+                f"{first} - {second}", {}
+            )
+            for layer in by_name[first]:
+                one, other = (
+                    {s: _number(v) for s, v in found[measure_name, n, layer].items()}
+                    for n in (first, second)
+                )
+                pair[layer] = _entry(
+                    {
+                        s: None if None in (one[s], other[s]) else one[s] - other[s]
+                        for s in one
+                        if s in other
+                    }
+                )
+    return values, differences
+
+
+def _entry(by_seed: Mapping[int, Any]) -> dict[str, Any]:
+    numbers = [_number(value) for value in by_seed.values()]
+    entry = {"seeds": list(by_seed), "values": numbers, **over_seeds(numbers)}
+    sample = next(iter(by_seed.values()), None)
+    if isinstance(sample, Layer):
+        entry["channels"] = sample.channels
+        for name in ("silent", "not_finite", "undefined"):
+            entry[name] = [getattr(value, name) for value in by_seed.values()]
+    if isinstance(sample, probes.Probe):
+        entry["chance"] = sample.chance
+        entry["channels"] = sample.channels
+        entry["left_out"] = [value.left_out for value in by_seed.values()]
+    return entry
+
+
+def _number(value: Any) -> float | None:
+    """Returns the number in a `Layer`, a `Probe` or itself; None for what is none."""
+    if isinstance(value, Layer):
+        value = value.value
+    elif isinstance(value, probes.Probe):
+        value = value.score
+    return float(value) if value is not None and np.isfinite(value) else None

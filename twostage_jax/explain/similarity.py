@@ -1,0 +1,114 @@
+"""How alike two networks are: linear CKA of activations, drift of parameters."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import traverse_util
+
+PyTree = Any
+
+
+class Gram(NamedTuple):
+    """Inner products of the activations of n examples, `[n, n]`, diagonal zero.
+
+    Attributes:
+      values: The matrix.
+      self_similarity: The unbiased HSIC with itself.
+    """
+
+    values: np.ndarray
+    self_similarity: float
+
+
+class Drift(NamedTuple):
+    """How far the parameters of a layer went.
+
+    Attributes:
+      distance: |after - before| / |before|.
+      cosine: Of the angle between before and after.
+    """
+
+    distance: float
+    cosine: float
+
+
+def gram(features: np.ndarray) -> Gram | None:
+    """Returns what `cka` needs of features `[n, ...]`, n at least 4.
+
+    None where there is no similarity to speak of: features that are the same for all
+    examples, or are not finite.
+    """
+    flat = np.asarray(features, np.float64).reshape(len(features), -1)
+    if len(flat) < 4:
+        raise ValueError(f"CKA needs 4 examples, not {len(flat)}")
+    if not np.isfinite(flat).all():
+        return None
+    # Centring changes no HSIC, and keeps its digits.
+    flat = flat - flat.mean(0)
+    scale = np.abs(flat).max()
+    if scale == 0:
+        return None
+    values = (flat / scale) @ (flat / scale).T
+    np.fill_diagonal(values, 0)
+    own = _hsic(values, values)
+    return Gram(values, own) if own > 1e-12 else None
+
+
+def cka(first: Gram, second: Gram) -> float:
+    """Returns the linear CKA of two sets of activations of the same examples.
+
+    Kornblith et al. 2019 (arXiv 1905.00414) with the unbiased estimator of HSIC (Song
+    et al. 2012, JMLR 13:1393) as in Nguyen et al. 2021 (arXiv 2010.15327): 1 for equal
+    up to rotation and scale, about 0 (also below) for unrelated, whatever the width.
+    """
+    product = first.self_similarity * second.self_similarity
+    return float(_hsic(first.values, second.values) / np.sqrt(product))
+
+
+def _hsic(k: np.ndarray, l: np.ndarray) -> float:  # noqa: E741
+    """Returns the unbiased HSIC of two Gram matrices with zero diagonals."""
+    n = len(k)
+    trace = (k * l).sum()
+    product = k.sum() * l.sum() / ((n - 1) * (n - 2))
+    rows = 2 * (k.sum(0) @ l.sum(0)) / (n - 2)
+    return float((trace + product - rows) / (n * (n - 3)))
+
+
+def drift(before: PyTree, after: PyTree) -> dict[str, Drift | None]:
+    """Returns how far the parameters of each layer went.
+
+    Args:
+      before, after: `{'params': ...}` of two networks.
+
+    Returns:
+      Layer -> `Drift` of all its arrays as one vector; None for a layer that the other
+      network has not, or not in this shape, or that is zero. Layers are the first names
+      in 'params', in the order of `after`.
+    """
+    old, new = (
+        traverse_util.flatten_dict(tree["params"], sep="/") for tree in (before, after)
+    )
+    pairs: dict[str, list[Any]] = {}
+    unlike = set()
+    for path, array in new.items():
+        layer = path.split("/")[0]
+        of_layer = pairs.setdefault(layer, [])
+        if path not in old or np.shape(old[path]) != np.shape(array):
+            unlike.add(layer)
+        else:
+            of_layer.append((np.ravel(old[path]), np.ravel(array)))
+    found: dict[str, Drift | None] = {}
+    for layer, arrays in pairs.items():
+        found[layer] = None
+        if layer not in unlike:
+            start, end = (
+                np.concatenate(side).astype(np.float64)
+                for side in zip(*arrays, strict=True)
+            )
+            norms = np.linalg.norm(start), np.linalg.norm(end)
+            if all(norms):
+                found[layer] = Drift(
+                    float(np.linalg.norm(end - start) / norms[0]),
+                    float(start @ end / (norms[0] * norms[1])),
+                )
+    return found

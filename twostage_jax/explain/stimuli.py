@@ -1,0 +1,230 @@
+"""Images with known content, in [0, 1]: gratings, edges, textures and noise like them.
+
+They are float32 `[..., H, W, C]` with mean grey 0.5, to be scaled for a network as its
+own images are (`networks.scaled`). Angles are in radians from x (columns) towards y
+(rows), across the stripes or the edge: 0 has vertical stripes.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from twostage_jax.data import folder, textures
+from twostage_jax.data.dataset import Example, Recipe
+from twostage_jax.errors import UserError
+
+GREY = 0.5
+# Michelson contrast: with it, a grating deviates by 0.18 of the range, as CT patches do.
+CONTRAST = 0.5
+ORIENTATIONS = np.arange(12) * np.pi / 12
+PHASES = np.arange(8) * np.pi / 4
+DIRECTIONS = np.arange(24) * np.pi / 12
+# Periods in a patch: fewer than one are a gradient rather than a grating. Finer than
+# about 0.36 cycles a pixel, a grating's samples beat with the pixel grid.
+LEAST_PERIODS, FINEST = 1.0, 0.36
+# The embedded textures that measures look at are no sample of any training set: those
+# of the default config are made with seed 0.
+TEXTURE_SEED = 1001
+
+
+class Textures(NamedTuple):
+    """Images of textures by family.
+
+    Attributes:
+      images: `[N, H, W, C]` float32 in [0, 1].
+      labels: `[N]`, index of the family.
+      groups: `[N]` strings, the piece of material; or None.
+      names: One a family.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray | None
+    names: tuple[str, ...]
+
+
+def frequencies(size: int) -> np.ndarray:
+    """Returns spatial frequencies, cycles a pixel, half an octave apart.
+
+    From one period in `size` pixels to `FINEST`.
+    """
+    count = int(np.floor(2 * np.log2(FINEST * size / LEAST_PERIODS))) + 1
+    if count < 5:
+        raise UserError(f"images of {size} pixels are too small for gratings.")
+    return LEAST_PERIODS / size * 2 ** (np.arange(count) / 2)
+
+
+def gratings(
+    size: int,
+    channels: int = 1,
+    orientations: np.ndarray = ORIENTATIONS,
+    phases: np.ndarray = PHASES,
+    contrast: float = CONTRAST,
+) -> np.ndarray:
+    """Returns sinusoids `[F, O, P, size, size, channels]` over the whole image.
+
+    F counts `frequencies(size)`; the phase is that at the middle pixel.
+    """
+    x, y = _centred(size)
+    across = np.stack([np.cos(a) * x + np.sin(a) * y for a in orientations])
+    cycles = frequencies(size)[:, None, None, None] * across
+    angle = 2 * np.pi * cycles[:, :, None] + phases[:, None, None]
+    return _grey_to(channels, GREY * (1 + contrast * np.sin(angle)))
+
+
+def edges(
+    size: int,
+    channels: int = 1,
+    directions: np.ndarray = DIRECTIONS,
+    contrast: float = CONTRAST,
+) -> np.ndarray:
+    """Returns step edges `[D, P, size, size, channels]`, one pixel wide.
+
+    A direction points from dark to light; P places of the edge, 2 pixels apart, across
+    the middle pixel.
+    """
+    x, y = _centred(size)
+    across = np.stack([np.cos(a) * x + np.sin(a) * y for a in directions])
+    places = np.arange(-4, 5, 2.0)
+    side = np.clip(across[:, None] - places[:, None, None] + 0.5, 0, 1)
+    return _grey_to(channels, GREY * (1 + contrast * (2 * side - 1)))
+
+
+def oriented(
+    size: int, channels: int = 1, repeats: int = 10, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns noisy gratings of eight orientations, for a probe.
+
+    Of two periods or more; phase and contrast (0.1 to 0.5) are drawn, and white noise
+    of deviation 0.1 is added.
+
+    Returns:
+      Images `[N, size, size, channels]`, orientations `[N]` (0 to 7) and frequencies
+      `[N]` (index), which serve as groups: a probe is tested on others than it saw.
+    """
+    rng = np.random.default_rng(seed)
+    x, y = _centred(size)
+    fine = frequencies(size)[2:]
+    labels, groups, _ = (
+        part.ravel()
+        for part in np.meshgrid(
+            np.arange(8),
+            np.arange(len(fine)),
+            np.arange(repeats),
+            indexing="ij",
+        )
+    )
+    angle = (labels * np.pi / 8)[:, None, None]
+    cycles = fine[groups][:, None, None]
+    phase = rng.uniform(0, 2 * np.pi, len(labels))[:, None, None]
+    contrast = rng.uniform(0.1, 0.5, len(labels))[:, None, None]
+    across = np.cos(angle) * x + np.sin(angle) * y
+    wave = contrast * np.sin(2 * np.pi * cycles * across + phase)
+    images = GREY * (1 + wave) + rng.normal(0, 0.1, wave.shape)
+    return _grey_to(channels, np.clip(images, 0, 1)), labels, groups
+
+
+def periodic_component(images: np.ndarray) -> np.ndarray:
+    """Returns images without the jump between their opposite borders.
+
+    The periodic component of Moisan 2011 (doi:10.1007/s10851-010-0227-1). Of an image
+    as it is, the jump is a cross in the spectrum, which scrambling would spread over
+    the whole image.
+
+    Args:
+      images: `[N, H, W, C]`.
+    """
+    images = np.asarray(images, np.float64)
+    rows, columns = images.shape[1:3]
+    jump = np.zeros_like(images)
+    across = images[:, -1] - images[:, 0]
+    jump[:, 0] += across
+    jump[:, -1] -= across
+    across = images[:, :, -1] - images[:, :, 0]
+    jump[:, :, 0] += across
+    jump[:, :, -1] -= across
+    curve = (
+        2 * np.cos(2 * np.pi * np.arange(rows) / rows)[:, None]
+        + 2 * np.cos(2 * np.pi * np.arange(columns) / columns)
+        - 4
+    )
+    curve[0, 0] = 1
+    smooth = np.fft.fft2(jump, axes=(1, 2)) / curve[:, :, None]
+    smooth[:, 0, 0] = 0
+    return (images - np.fft.ifft2(smooth, axes=(1, 2)).real).astype(np.float32)
+
+
+def phase_scrambled(images: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Returns noise with the amplitude spectrum of each image: its phases are random.
+
+    The phases added are those of white noise, the same in all channels of an image, so
+    that their correlation is kept too (Galerne et al. 2011,
+    doi:10.1109/TIP.2010.2052822). The mean is kept. Values may leave [0, 1]: clipping
+    would change the spectrum.
+
+    Args:
+      images: `[N, H, W, C]`; periodic, see `periodic_component`.
+      seed: Of the phases.
+    """
+    count, rows, columns, _ = images.shape
+    white = np.random.default_rng(seed).standard_normal((count, rows, columns))
+    turn = np.angle(np.fft.fft2(white))
+    # Where a phase can only be 0 or pi, white noise has one of them; the mean keeps its.
+    turn[:, 0, 0] = 0
+    spectrum = np.fft.fft2(np.asarray(images, np.float64), axes=(1, 2))
+    turned = spectrum * np.exp(1j * turn)[..., None]
+    return np.fft.ifft2(turned, axes=(1, 2)).real.astype(np.float32)
+
+
+def embedded_textures(
+    size: int, channels: int = 1, samples: int = 8, views: int = 4
+) -> Textures:
+    """Returns the procedural textures: 16 families, `samples` pieces, `views` of each."""
+    recipe = textures.recipe(
+        size=size,
+        channels=channels,
+        samples_per_class=samples,
+        views_per_sample=views,
+        seed=TEXTURE_SEED,
+    )
+    return _textures(recipe, [e for task in recipe.tasks for e in recipe.make(task)])
+
+
+def folder_textures(
+    path: str, size: int, channels: int = 1, per_family: int = 32
+) -> Textures:
+    """Returns the textures of a folder of class folders, `per_family` of each at most.
+
+    Taken evenly from the files of each class, in order of name.
+
+    Raises:
+      UserError: The folder or an image in it cannot be read.
+    """
+    recipe = folder.recipe(path=path, size=size, channels=channels, kind="texture")
+    files = [file for task in recipe.tasks for file in task]
+    chosen = []
+    for label in range(len(recipe.class_names)):
+        own = [file for file in files if file.label == label]
+        take = np.linspace(0, len(own) - 1, min(per_family, len(own))).astype(int)
+        chosen += [own[i] for i in take]
+    return _textures(recipe, recipe.make(tuple(chosen)))
+
+
+def _textures(recipe: Recipe, examples: list[Example]) -> Textures:
+    groups = np.array([example.group for example in examples])
+    return Textures(
+        images=np.stack([e.image for e in examples]).astype(np.float32) / 255,
+        labels=np.array([example.label for example in examples]),
+        groups=groups if (groups != "").any() else None,
+        names=recipe.class_names,
+    )
+
+
+def _centred(size: int) -> tuple[np.ndarray, np.ndarray]:
+    line = np.arange(size) - size // 2
+    y, x = np.meshgrid(line, line, indexing="ij")
+    return x, y
+
+
+def _grey_to(channels: int, images: np.ndarray) -> np.ndarray:
+    return np.repeat(images[..., None], channels, -1).astype(np.float32)

@@ -1,0 +1,48 @@
+"""Texture selectivity of channels: textures against noise of the same spectrum.
+
+Freeman, Ziemba, Heeger, Simoncelli & Movshon 2013 (doi:10.1038/nn.3402) found neurons of
+V2, and not of V1, to respond more to natural textures than to noise with the same
+spectrum. Linear filters followed by a square cannot tell the two apart.
+"""
+
+import numpy as np
+
+from twostage_jax.explain.stimuli import Textures, periodic_component, phase_scrambled
+
+
+def pairs(textures: Textures, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns textures and noise of the same spectrum, `[N, H, W, C]` each.
+
+    Of a texture its periodic component is shown, so that the spectra are equal.
+    """
+    shown = periodic_component(textures.images)
+    return shown, phase_scrambled(shown, seed)
+
+
+def modulation_index(
+    texture: np.ndarray, noise: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Returns the modulation index of Freeman et al. 2013 of each channel, `[C]`.
+
+    (texture - noise) / (texture + noise) of the mean responses to each family, then the
+    mean over the families that the channel responds to at all. -1 to 1; 0 does not tell
+    texture from noise.
+
+    Args:
+      texture, noise: `[N, C]`, not negative: means over all places of the maps.
+      labels: `[N]`, families.
+
+    Returns:
+      `[C]`, NaN for a channel that responds to no family.
+    """
+    families = np.unique(labels)
+    t, n = (
+        np.stack([r[labels == f].mean(0, dtype=np.float64) for f in families])
+        for r in (texture, noise)
+    )
+    total = t + n
+    some = total > 0
+    index = np.where(some, (t - n) / np.where(some, total, 1), 0)
+    count = some.sum(0)
+    mean = np.where(count > 0, index.sum(0) / np.maximum(count, 1), np.nan)
+    return np.where(np.isfinite(total).all(0), mean, np.nan)

@@ -1,0 +1,111 @@
+"""The disease maps of all CT series below a folder, and what is said about them.
+
+What is said names series by hashes only: the paths of DICOM files often hold patients'
+names.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from twostage_jax import runtime
+from twostage_jax.classify import Classifier, How
+from twostage_jax.ct import files
+from twostage_jax.ct.dicom import patient_hash
+from twostage_jax.ct.series import Series, Skipped, find_series
+from twostage_jax.errors import UserError
+from twostage_jax.series_maps import is_made, make
+
+
+def map_folder(
+    root: Path,
+    out: Path,
+    classifier: Classifier,
+    how: How,
+    *,
+    salt: str = "",
+    show_paths: bool = False,
+) -> None:
+    """Maps every CT series below `root` into a folder of `out`, unless it is there.
+
+    Writes `out/report.csv` with the reports of all series in `out`, and prints what was
+    made, what was left out and what was refused, and why.
+
+    Args:
+      root: Folder of DICOM files.
+      out: Folder of the maps.
+      classifier: The network.
+      how: How it is applied.
+      salt: Secret mixed into the hashes of identifiers.
+      show_paths: Name files in what is printed.
+
+    Raises:
+      UserError: There is no CT series, or none could be mapped.
+    """
+    root = root.absolute()
+    found, skipped = find_series(root, salt=salt, go_on=True)
+    _say_skipped(root, skipped, show_paths)
+    if not found:
+        raise UserError(f"{root}: no CT series to map.")
+    done = 0
+    with runtime.locked(out / ".lock", str(out)):
+        for number, series in enumerate(found, start=1):
+            name = series_name(series, salt)
+            try:
+                said = _map(series, classifier, how, out / name)
+                done += 1
+            except UserError as error:
+                said = f"refused: {error}"
+                if not show_paths:
+                    paths = (header.path for header in series.headers)
+                    said = f"refused: {without_paths(str(error), root, paths)}"
+            print(f"{number}/{len(found)} {name}: {said}", flush=True)
+        _join_reports(out)
+    print(f"{done} of {len(found)} series mapped: {out / 'report.csv'}")
+    if not done:
+        raise UserError("no series could be mapped.")
+
+
+def series_name(series: Series, salt: str) -> str:
+    """Returns the name of a series' folder, made of hashes."""
+    digits = patient_hash(series.uid, salt).removeprefix("patient-")
+    return f"{series.patient or 'patient-unknown'}_series-{digits}"
+
+
+def without_paths(text: str, root: Path, paths: Iterable[Path]) -> str:
+    """Returns a message without paths and file names, which may hold patients' names.
+
+    Args:
+      text: The message, which may begin with one of the paths or its folder.
+      root: Folder of all files; absolute.
+      paths: The files that the message is about.
+    """
+    for path in sorted(paths, key=lambda path: len(path.name), reverse=True):
+        text = text.removeprefix(f"{path}: ").removeprefix(f"{path.parent}: ")
+        text = re.sub(rf"(?<!\w){re.escape(path.name)}(?!\w)", "a file", text)
+    text, found, _ = text.partition(str(root))
+    return f"{text}another file" if found else text
+
+
+def _map(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
+    if is_made(folder, series, classifier.run, how):
+        return "is there already"
+    return make(series, classifier, how, folder)
+
+
+def _join_reports(out: Path) -> None:
+    reports = sorted(out.glob("patient-*_series-*/report.csv"))
+    rows = [row for path in reports for row in files.read_report(path)]
+    with runtime.replacing(out / "report.csv") as temporary:
+        files.write_report(temporary, rows)
+
+
+def _say_skipped(root: Path, skipped: Skipped, show_paths: bool) -> None:
+    if show_paths:
+        for path, reason in skipped:
+            print(f"left out: {path}: {reason.removeprefix(f'{path}: ')}")
+        return
+    reasons = Counter(without_paths(reason, root, [path]) for path, reason in skipped)
+    for reason, count in reasons.most_common():
+        print(f"left out: {count} file{'s' if count > 1 else ''}: {reason}")

@@ -1,0 +1,246 @@
+"""What a run folder holds beside its rows: stages, examples, mistakes, explanations.
+
+None of it is needed for the numbers: what is absent or damaged is left out of the
+report, which says so.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twostage_jax.errors import UserError
+from twostage_jax.report.joining import NAMED, Study
+from twostage_jax.report.load import read_arrays, read_json
+
+# What `stage.StageRun.folder_name` can be; nothing that leads out of the folder.
+STAGE_FOLDER = re.compile(r"[\w-][\w. -]*-[0-9a-f]{12}")
+PNG_START = b"\x89PNG\r\n\x1a\n"
+IMAGE = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<file>[^)\s]+)\)")
+MISTAKES = ("arm", "ids", "groups", "labels", "probabilities", "images")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRecord:
+    """A finished stage run: its folder's name, lineage and transfer report (or None)."""
+
+    name: str
+    lineage: Mapping[str, Any]
+    transfer: Mapping[str, Any] | None
+
+    @property
+    def path(self) -> str:
+        """Its chain of stages in words: 'natural > texture > target'."""
+        return " > ".join(name.rsplit("-", 1)[0] for name in self.lineage["chain"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Images of a stage's data: `[N, H, W, C]` uint8, labels `[N]`, names."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistakes:
+    """The worst mistakes of an arm.
+
+    Attributes:
+      ids, groups: `[N]` strings; groups are '' if there are none.
+      labels: `[N]`.
+      probabilities: `[N, K]`, mean over the seeds.
+      images: `[N, H, W, C]` uint8.
+    """
+
+    ids: np.ndarray
+    groups: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    images: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A part of the account of `explain`: a heading, a paragraph, or a PNG file."""
+
+    kind: str
+    text: str
+    png: bytes = b""
+
+
+@dataclasses.dataclass(frozen=True)
+class Artefacts:
+    """All of it.
+
+    Attributes:
+      stages: Folder name -> stage run, in the order of the rows.
+      examples: Stage -> examples of its data.
+      mistakes: Arm -> its worst mistakes.
+      explanation: What `explain` wrote, in order.
+      notes: What is left out, and why.
+    """
+
+    stages: Mapping[str, StageRecord]
+    examples: Mapping[str, Examples]
+    mistakes: Mapping[str, Mistakes]
+    explanation: Sequence[Block]
+    notes: Sequence[str]
+
+
+def gather(study: Study) -> Artefacts:
+    """Reads what the run folders of a study hold beside the rows."""
+    notes: list[str] = []
+    return Artefacts(
+        _stages(study, notes),
+        _first(study, notes, "example patches", "examples/*.npz", _examples),
+        _first(study, notes, "worst mistakes", "examples/mistakes.npz", _mistakes),
+        _explanation(study, notes),
+        notes,
+    )
+
+
+def _stages(study: Study, notes: list[str]) -> dict[str, StageRecord]:
+    wanted = {
+        name: record.source
+        for record in study.records.values()
+        for name in record.stage_runs
+    }
+    found, absent = {}, []
+    for name, source in wanted.items():
+        folder = source / "stages" / name
+        if not STAGE_FOLDER.fullmatch(name) or not (folder / "lineage.json").is_file():
+            absent.append(name)
+            continue
+        try:
+            lineage = read_json(folder / "lineage.json")
+            transfer = folder / "transfer.json"
+            report = read_json(transfer) if transfer.is_file() else None
+            # What is read of it must be there.
+            found[name] = StageRecord(name, lineage, report)
+            assert_lineage(folder, lineage)
+        except UserError as error:
+            found.pop(name, None)
+            notes.append(f"A stage run is left out: {error}")
+    if absent:
+        more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
+        notes.append(
+            f"Stage runs without a lineage.json are left out: "
+            f"{', '.join(absent[:NAMED])}{more}."
+        )
+    return found
+
+
+def assert_lineage(folder: Path, lineage: Any) -> None:
+    """Raises a UserError if a lineage lacks what the report reads."""
+    fields = ("stage", "chain", "seed", "fraction", "fold", "settings", "data",
+              "history", "scores", "versions")  # fmt: skip
+    lacking = [name for name in fields if name not in lineage]
+    if lacking:
+        raise UserError(f"{folder}/lineage.json: lacks {', '.join(lacking)}.")
+
+
+def _first(
+    study: Study,
+    notes: list[str],
+    what: str,
+    pattern: str,
+    read: Callable[[Sequence[Path], Study], dict],
+) -> dict:
+    """Returns what is read from the first run folder that has it."""
+    for folder in study.workdirs:
+        paths = sorted(folder.glob(pattern))
+        if not paths:
+            continue
+        try:
+            found = read(paths, study)
+        except UserError as error:
+            notes.append(f"No {what}: {error}")
+            return {}
+        if len(study.workdirs) > 1 and read is _mistakes:
+            notes.append(f"The {what} are those of {folder} alone.")
+        return found
+    notes.append(f"No {what}: no run folder has {pattern}.")
+    return {}
+
+
+def _examples(paths: Sequence[Path], study: Study) -> dict[str, Examples]:
+    del study
+    found = {}
+    for path in paths:
+        if path.stem == "mistakes":
+            continue
+        saved = read_arrays(path, ("images", "labels", "class_names"))
+        _check_images(path, saved["images"], saved["labels"])
+        names = tuple(map(str, saved["class_names"]))
+        if len(saved["labels"]) and not 0 <= saved["labels"].max() < len(names):
+            raise UserError(f"{path}: a label has no class name.")
+        if len(saved["labels"]):
+            found[path.stem] = Examples(saved["images"], saved["labels"], names)
+    return found
+
+
+def _mistakes(paths: Sequence[Path], study: Study) -> dict[str, Mistakes]:
+    (path,) = paths
+    saved = read_arrays(path, MISTAKES)
+    _check_images(path, saved["images"], saved["labels"])
+    count, classes = len(saved["labels"]), len(study.class_names)
+    shapes = [saved[name].shape for name in ("arm", "ids", "groups")]
+    if set(shapes) != {(count,)} or saved["probabilities"].shape != (count, classes):
+        raise UserError(f"{path}: its arrays do not fit together.")
+    found = {}
+    for arm in study.arms:
+        chosen = saved["arm"].astype(str) == arm
+        if chosen.any():
+            found[arm] = Mistakes(
+                *(saved[name][chosen].astype(str) for name in ("ids", "groups")),
+                *(saved[name][chosen] for name in MISTAKES[3:]),
+            )
+    return found
+
+
+def _check_images(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    good = images.ndim == 4 and images.dtype == np.uint8 and images.shape[-1] in (1, 3)
+    if not good or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{path}: images must be uint8 [N, H, W, 1 or 3] with integer labels [N]."
+        )
+
+
+def _explanation(study: Study, notes: list[str]) -> list[Block]:
+    """Returns what `explain.md` says and shows: its headings, prose and PNG files."""
+    for workdir in study.workdirs:
+        path = workdir / "explain" / "explain.md"
+        if path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            return _blocks(text, path.parent, notes)
+    notes.append(
+        "What the features respond to is not shown: run python -m "
+        "twostage_jax.explain on the run folder, and the report again."
+    )
+    return []
+
+
+def _blocks(text: str, folder: Path, notes: list[str]) -> list[Block]:
+    blocks = []
+    for part in re.split(r"\n\s*\n", text):
+        for image in IMAGE.finditer(part):
+            path = folder / image["file"]
+            inside = path.resolve().is_relative_to(folder.resolve())
+            png = path.read_bytes() if inside and path.is_file() else b""
+            if png.startswith(PNG_START):
+                blocks.append(Block("image", image["alt"] or path.stem, png))
+            else:
+                notes.append(f"explain.md shows {image['file']}, which is no PNG here.")
+        prose = " ".join(IMAGE.sub("", part).split())
+        # Tables, lists of files and code are for the file itself.
+        if not prose or prose[0] in "|-*<`":
+            continue
+        heading = prose.startswith("#")
+        prose = re.sub(r"[*`]|^#+ *", "", prose)
+        blocks.append(Block("heading" if heading else "text", prose))
+    return blocks

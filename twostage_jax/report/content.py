@@ -1,0 +1,181 @@
+"""The sections of the report, in order."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from twostage_jax.report import findings, pictures, scores_content, stages_content
+from twostage_jax.report.analysis import Analysis
+from twostage_jax.report.artefacts import Artefacts
+from twostage_jax.report.formats import Table
+from twostage_jax.report.joining import NAMED, Study
+from twostage_jax.report.parts import Details, Part, Png, Section, Text
+
+METHOD = (
+    "Every score is computed from the predictions of the test examples that are stored "
+    "with the rows. The score of an arm is the mean over seeds of the score of all its "
+    "test examples; folds are put together first.",
+    "Intervals and p-values: patients are drawn with replacement, then seeds, the same "
+    "ones for every arm, 10,000 times; the level is set by a t distribution with a "
+    "jackknife variance over patients and seeds, because a plain bootstrap is too sure "
+    "of itself with few patients of unequal sizes. p-values are two-sided, of the same "
+    "resamples, and corrected over the pairs by Holm's step-down method.",
+    "A difference is called shown if its corrected p-value is below 0.05. That none is "
+    "shown does not mean that there is none: the interval says what the data agree with.",
+    "Research use only, not for diagnosis.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All that the report says.
+
+    Attributes:
+      title: Of the study.
+      summary: The answer, in paragraphs.
+      warnings: What is missing, and what was left out.
+      sections: The rest.
+      result: The main result, for LaTeX.
+    """
+
+    title: str
+    summary: list[str]
+    warnings: list[str]
+    sections: list[Section]
+    result: Table
+
+
+def build(study: Study, analysis: Analysis, artefacts: Artefacts) -> Report:
+    """Returns the report of a study."""
+    sections = [
+        Section("Scores", "scores", _scores(study, analysis)),
+        Section("Size of the target set", "size", _sizes(analysis)),
+        Section("Classes", "classes", _classes(study, analysis)),
+        Section("Calibration", "calibration", _calibration(analysis)),
+        Section("Training", "training", _training(study, analysis, artefacts)),
+        Section("Examples", "examples", pictures.of_artefacts(study, artefacts)),
+        Section("Worst mistakes", "mistakes", _mistakes(study, artefacts)),
+        Section("What the features respond to", "features", _features(artefacts)),
+        Section("Stages", "stages", _stages(study, artefacts)),
+        Section("Settings and versions", "settings", _settings(study, artefacts)),
+        Section("Method", "method", [Text(text) for text in METHOD]),
+    ]
+    return Report(
+        study.name,
+        findings.summary(study, analysis),
+        [*_missing(study, analysis), *analysis.notes, *artefacts.notes],
+        [section for section in sections if section.parts],
+        scores_content.result(analysis),
+    )
+
+
+def _missing(study: Study, analysis: Analysis) -> Iterable[str]:
+    """Returns which rows are missing, and what is left out because of it."""
+    if study.missing:
+        named = ", ".join(map(str, study.missing[:NAMED]))
+        more = len(study.missing) - NAMED
+        yield (
+            f"Missing rows: {named}{f' and {more} more' if more > 0 else ''}. Nothing is "
+            "averaged over them: a seed counts where all its folds are there in every "
+            "arm."
+        )
+    for size in analysis.sizes:
+        seeds = [seed for seed in study.seeds if seed not in size.scores.seeds]
+        arms = [arm for arm in study.arms if arm not in size.scores.arms]
+        for what, left in (("seeds", seeds), ("arms", arms)):
+            if left:
+                yield (
+                    f"Left out at fraction {size.fraction:g}, because rows are missing: "
+                    f"{what} {', '.join(map(str, left))}."
+                )
+
+
+def _scores(study: Study, analysis: Analysis) -> list[Part]:
+    scores = analysis.full.scores
+    parts: list[Part] = [scores_content.main(study, analysis)]
+    several = len(scores.arms) > 1
+    if several:
+        parts.append(scores_content.pairs(scores, "differences", "patch"))
+    if analysis.by_patient:
+        parts.append(scores_content.patients(analysis.by_patient))
+        if several:
+            name = "patient_differences"
+            parts.append(scores_content.pairs(analysis.by_patient, name, "patient"))
+    return [*parts, Details("Every row", [scores_content.rows(study)])]
+
+
+def _sizes(analysis: Analysis) -> list[Part]:
+    if len(analysis.sizes) < 2:
+        return []
+    parts: list[Part] = [scores_content.sizes(analysis)]
+    several = len(analysis.full.scores.arms) > 1
+    if several:
+        parts.append(scores_content.size_pairs(analysis))
+    if analysis.size_study:
+        parts.insert(0, pictures.size_curve(analysis))
+        parts.append(scores_content.areas(analysis))
+        if several:
+            parts.append(scores_content.matches(analysis))
+    return parts
+
+
+def _classes(study: Study, analysis: Analysis) -> list[Part]:
+    scores = analysis.full.scores
+    return [pictures.confusion(study, scores), scores_content.per_class(study, scores)]
+
+
+def _calibration(analysis: Analysis) -> list[Part]:
+    scores = analysis.full.scores
+    return [pictures.calibration(scores), scores_content.calibration(scores)]
+
+
+def _training(study: Study, analysis: Analysis, artefacts: Artefacts) -> list[Part]:
+    curves = pictures.learning_curves(study, artefacts.stages, analysis.full.fraction)
+    return [*([curves] if curves else []), *stages_content.tuning(study)]
+
+
+def _mistakes(study: Study, artefacts: Artefacts) -> list[Part]:
+    if not artefacts.mistakes:
+        return []
+    parts: list[Part] = [
+        Text(
+            "The test patches that each arm was surest of a wrong class for; in "
+            "brackets the probability it gave, mean over seeds."
+        )
+    ]
+    for arm, found in artefacts.mistakes.items():
+        parts.append(pictures.mistake_cards(arm, found, study.class_names))
+    drawn = [
+        pictures.mistakes(arm, found, study.class_names)
+        for arm, found in artefacts.mistakes.items()
+        if pictures.mistake_cards(arm, found, study.class_names).cards
+    ]
+    return [*parts, Details("The same as figures for print", drawn)] if drawn else parts
+
+
+def _features(artefacts: Artefacts) -> list[Part]:
+    parts: list[Part] = []
+    for number, block in enumerate(artefacts.explanation):
+        if block.kind == "image":
+            parts.append(Png(f"explain_{number}", block.png, block.text))
+        else:
+            parts.append(Text(block.text))
+    return parts
+
+
+def _stages(study: Study, artefacts: Artefacts) -> list[Part]:
+    if not artefacts.stages:
+        return []
+    return [
+        Text("Each stage starts from the parameters of the one it hangs from."),
+        stages_content.tree(study, artefacts.stages),
+        Details("Every stage run", [stages_content.stage_runs(artefacts.stages)]),
+        *stages_content.transfers(artefacts.stages),
+    ]
+
+
+def _settings(study: Study, artefacts: Artefacts) -> list[Part]:
+    found = stages_content.versions(artefacts.stages)
+    return [
+        *([found] if found else []),
+        Details("Every setting", [stages_content.settings(study)]),
+    ]

@@ -1,0 +1,102 @@
+"""What a report is made of; the page and the Markdown are two ways to write it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from twostage_jax.report.formats import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A figure of ours.
+
+    Attributes:
+      name: Of its files, `figures/NAME.png` and `.pdf`.
+      figure: The figure.
+      alt: What it shows, with the numbers that matter, for who cannot see it.
+      caption: What is drawn, of what.
+    """
+
+    name: str
+    figure: Figure
+    alt: str
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Png:
+    """A picture that was made elsewhere."""
+
+    name: str
+    data: bytes
+    alt: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A small image and the lines below it."""
+
+    png: bytes
+    alt: str
+    lines: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cards:
+    """Small images under one title."""
+
+    title: str
+    cards: Sequence[Card]
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A node of the tree of stages: what it is, and what follows from it."""
+
+    title: str
+    text: str
+    children: Sequence["Node"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """The tree of stages."""
+
+    nodes: Sequence[Node]
+
+
+@dataclasses.dataclass(frozen=True)
+class Details:
+    """Parts that are folded away until asked for."""
+
+    title: str
+    parts: Sequence["Part"]
+
+
+Part = Text | Table | Picture | Png | Cards | Tree | Details
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A section: its heading, its anchor, its parts."""
+
+    title: str
+    anchor: str
+    parts: Sequence[Part]
+
+
+def walk(parts: Sequence[Part]) -> list[Part]:
+    """Returns all parts, those folded away too, in order."""
+    found: list[Part] = []
+    for part in parts:
+        found += walk(part.parts) if isinstance(part, Details) else [part]
+    return found

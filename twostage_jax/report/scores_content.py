@@ -1,0 +1,343 @@
+"""The tables of scores, differences, sizes, classes and calibration."""
+
+import statistics
+from collections.abc import Sequence
+
+from twostage_jax import metrics
+from twostage_jax.report import findings
+from twostage_jax.report.analysis import METRIC, Analysis, Scores
+from twostage_jax.report.formats import Column, Table, show
+from twostage_jax.report.joining import Study
+from twostage_jax.statistics import Difference, Interval
+
+SCORED = (METRIC, "accuracy", "macro_f1")
+HOW = "In brackets 95 % confidence intervals, over {units} and seeds (see Method)."
+MCNEMAR = (
+    "McNemar's exact test pools the patches of all seeds and takes them for "
+    "independent, which patches of one patient are not: its p is far too small as a "
+    "rule, and given for comparison with papers only."
+)
+
+
+def how(scores: Scores) -> str:
+    """Returns how the intervals were made, and why there is none where there is none."""
+    text = HOW.format(units="patients" if scores.groups else "patches")
+    why = {
+        one.reason
+        for by_arm in scores.intervals.values()
+        for one in by_arm.values()
+        if one.reason
+    }
+    for reason in sorted(why):
+        text += f" None is given where {reason}."
+    if len(scores.seeds) == 1:
+        text += " With one seed they know nothing of other seeds."
+    return text
+
+
+def main(study: Study, analysis: Analysis) -> Table:
+    """Returns the scores of each arm on the full target set."""
+    full = analysis.full
+    scores = full.scores
+    return Table(
+        "scores",
+        f"Test scores of each arm in per cent, patch level, trained on {full.n:,.0f} "
+        f"target patches; mean of {_seeds(scores)}.",
+        [
+            Column("arm", "arm"),
+            Column("chain of stages"),
+            Column("balanced accuracy", "score"),
+            Column("accuracy", "score"),
+            Column("macro-F1", "score"),
+            Column("AUROC", "spread"),
+        ],
+        [
+            [
+                arm,
+                " > ".join(study.arms[arm]),
+                *(scores.intervals[name][arm] for name in SCORED),
+                [one["auroc"] for one in scores.others[arm]],
+            ]
+            for arm in scores.arms
+        ],
+        f"{how(scores)} AUROC: one-vs-rest, mean over classes, ± standard deviation "
+        "over seeds.",
+    )
+
+
+def result(analysis: Analysis) -> Table:
+    """Returns the main result as a paper prints it: scores, and gain over baseline."""
+    scores, base = analysis.full.scores, analysis.baseline
+    name = show("arm", base)
+    against = {
+        one.first: one
+        for pair in scores.differences[METRIC]
+        for one in (pair, findings.turned(pair))
+        if one.second == base
+    }
+    return Table(
+        "result",
+        f"Balanced accuracy (%) of each arm on {_tests(scores)}, mean of "
+        f"{_seeds(scores)}, trained on {analysis.full.n:,.0f} target patches, with 95 % "
+        "confidence intervals.",
+        [
+            Column("Arm", "arm"),
+            Column("Balanced accuracy", "score"),
+            Column(f"Difference from {name} (points)", "points"),
+            Column("p (Holm)", "p"),
+            Column("Macro-F1", "score"),
+        ],
+        [
+            [
+                arm,
+                scores.intervals[METRIC][arm],
+                _as_interval(against.get(arm)),
+                against[arm].p_holm if arm in against else None,
+                scores.intervals["macro_f1"][arm],
+            ]
+            for arm in scores.arms
+        ],
+    )
+
+
+def pairs(scores: Scores, name: str, level: str) -> Table:
+    """Returns the paired difference of every pair of arms."""
+    found = scores.differences[METRIC]
+    with_mcnemar = level == "patch"
+    return Table(
+        name,
+        f"Paired differences of balanced accuracy in points, {level} level: first arm "
+        "less second, on the same test examples and seeds.",
+        [
+            Column("first", "arm"),
+            Column("second", "arm"),
+            Column("difference", "points"),
+            Column("p", "p"),
+            Column(f"p (Holm, {len(found)} pairs)", "p"),
+            *([Column("p (McNemar)", "p")] if with_mcnemar else []),
+        ],
+        [
+            [
+                one.first,
+                one.second,
+                _as_interval(one),
+                one.p_value,
+                one.p_holm,
+                *([one.mcnemar] if with_mcnemar else []),
+            ]
+            for one in found
+        ],
+        f"{how(scores)} p: two-sided, from the same resamples."
+        f"{' ' + MCNEMAR if with_mcnemar else ''}",
+    )
+
+
+def patients(scores: Scores) -> Table:
+    """Returns the scores at patient level."""
+    return Table(
+        "patients",
+        "Test scores of each arm in per cent, patient level: the mean probabilities of "
+        "a patient's patches of one true class count as one prediction.",
+        [
+            Column("arm", "arm"),
+            Column("balanced accuracy", "score"),
+            Column("accuracy", "score"),
+        ],
+        [
+            [arm, scores.intervals[METRIC][arm], scores.intervals["accuracy"][arm]]
+            for arm in scores.arms
+        ],
+        f"{scores.examples:,} predictions for {scores.groups:,} patients: one whose "
+        f"patches are of several classes has one for each. {how(scores)}",
+    )
+
+
+def sizes(analysis: Analysis) -> Table:
+    """Returns the score of each arm at each size."""
+    arms = list(analysis.full.scores.arms)
+    patients_known = any(size.groups is not None for size in analysis.sizes)
+    return Table(
+        "sizes",
+        "Balanced accuracy in per cent by size of the target training set, patch level.",
+        [
+            Column("fraction", "number"),
+            Column("training patches", "count"),
+            *([Column("patients", "count")] if patients_known else []),
+            Column("seeds", "count"),
+            *(Column(show("arm", arm), "score") for arm in arms),
+        ],
+        [
+            [
+                size.fraction,
+                size.n,
+                *([size.groups] if patients_known else []),
+                len(size.scores.seeds),
+                *(size.scores.intervals[METRIC].get(arm) for arm in arms),
+            ]
+            for size in analysis.sizes
+        ],
+        "Fractions are nested and the same examples for every arm; the test set is the "
+        f"same at every size. {how(analysis.full.scores)}",
+    )
+
+
+def size_pairs(analysis: Analysis) -> Table:
+    """Returns each arm less the baseline at each size."""
+    found = findings.size_differences(analysis)
+    return Table(
+        "size_differences",
+        f"Paired differences from {show('arm', analysis.baseline)} in points of balanced "
+        "accuracy, by size of the target training set.",
+        [
+            Column("training patches", "count"),
+            Column("arm", "arm"),
+            Column("difference", "points"),
+            Column("p", "p"),
+            Column(f"p (Holm, {len(found)} rows)", "p"),
+        ],
+        [
+            [size.n, one.first, _as_interval(one), one.p_value, p]
+            for size, one, p in found
+        ],
+        "Holm's correction is over all rows of this table, so it is stricter than that "
+        "of the pairs at the full size.",
+    )
+
+
+def areas(analysis: Analysis) -> Table:
+    """Returns the area under the size curve of each arm."""
+    found, base = analysis.size_study, analysis.baseline
+    return Table(
+        "areas",
+        "Area under the size curve: mean balanced accuracy in per cent over the "
+        "logarithm of the number of training patches.",
+        [
+            Column("arm", "arm"),
+            Column("area", "score"),
+            Column(f"difference from {show('arm', base)}, points", "points"),
+            Column("p", "p"),
+        ],
+        [
+            [arm, area, *(found.area_gains.get(arm) or (None, None))]
+            for arm, area in found.areas.items()
+        ],
+    )
+
+
+def matches(analysis: Analysis) -> Table:
+    """Returns how many patches the baseline needs to match each arm."""
+    found, base = analysis.size_study, show("arm", analysis.baseline)
+    return Table(
+        "matches",
+        f"Target patches that {base} needs to score as well as each arm does at a size.",
+        [
+            Column("training patches", "count"),
+            *(Column(show("arm", arm), "match") for arm in found.matches),
+        ],
+        [
+            [n, *(by_size[i] for by_size in found.matches.values())]
+            for i, n in enumerate(found.n)
+        ],
+        f"Between the sizes studied, read off the curve of {base}, made monotone; "
+        "nothing is extrapolated. In brackets 95 % percentile intervals.",
+    )
+
+
+def per_class(study: Study, scores: Scores) -> Table:
+    """Returns precision, recall, F1 and AUROC of each class and arm."""
+    rows = []
+    by_arm = {
+        arm: [
+            metrics.per_class(one.labels, one.probabilities, study.class_names)
+            for one in seeds
+        ]
+        for arm, seeds in scores.arms.items()
+    }
+    for k, name in enumerate(study.class_names):
+        for arm, seeds in by_arm.items():
+            values = [[one[k][key] for one in seeds]
+                      for key in ("precision", "recall", "f1", "auroc")]  # fmt: skip
+            rows.append([name, arm, *map(_mean, values), seeds[0][k]["support"]])
+    return Table(
+        "per_class",
+        f"Scores of each class in per cent, patch level, mean of {_seeds(scores)}.",
+        [
+            Column("class"),
+            Column("arm", "arm"),
+            Column("precision", "percent"),
+            Column("recall", "percent"),
+            Column("F1", "percent"),
+            Column("AUROC", "percent"),
+            Column("test patches", "count"),
+        ],
+        rows,
+        "A dash stands for what a seed does not define, such as the precision of a "
+        "class never predicted.",
+    )
+
+
+def calibration(scores: Scores) -> Table:
+    """Returns calibration error and Brier score of each arm."""
+    return Table(
+        "calibration",
+        "Calibration, patch level: expected calibration error (15 bins) and Brier score "
+        "(0 to 2); lower is better.",
+        [Column("arm", "arm"), Column("ECE", "spread"), Column("Brier", "spread")],
+        [
+            [arm, *([one[key] for one in seeds] for key in ("ece", "brier"))]
+            for arm, seeds in scores.others.items()
+        ],
+        "Mean ± standard deviation over seeds. In the figure the seeds are pooled.",
+    )
+
+
+def rows(study: Study) -> Table:
+    """Returns every row of the results."""
+    found = []
+    for place, record in study.records.items():
+        one = metrics.scores(
+            record.predictions.labels, record.predictions.probabilities
+        )
+        found.append(
+            [
+                place.arm, place.seed, place.fraction, place.fold, record.n_train,
+                len(record.predictions.labels),
+                *(one[key] for key in ("balanced_accuracy", "accuracy", "macro_f1",
+                                       "auroc")),
+                one["ece"], one["brier"],
+            ]
+        )  # fmt: skip
+    return Table(
+        "rows",
+        "Every row of the results, patch level: scores in per cent, ECE and Brier as "
+        "they are.",
+        [
+            Column("arm", "arm"),
+            *(Column(name, "number") for name in ("seed", "fraction", "fold")),
+            *(Column(name, "count") for name in ("training patches", "test patches")),
+            *(
+                Column(name, "percent")
+                for name in ("balanced accuracy", "accuracy", "macro-F1", "AUROC")
+            ),
+            *(Column(name, "number") for name in ("ECE", "Brier")),
+        ],
+        found,
+    )
+
+
+def _as_interval(one: Difference | None) -> Interval | None:
+    return one and Interval(one.estimate, one.low, one.high, one.reason)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    return None if None in values else statistics.fmean(values)
+
+
+def _seeds(scores: Scores) -> str:
+    count = len(scores.seeds)
+    return f"{count} seed{'s' if count > 1 else ''}"
+
+
+def _tests(scores: Scores) -> str:
+    patches = f"{scores.examples:,} test patches"
+    return f"{patches} of {scores.groups:,} patients" if scores.groups else patches
