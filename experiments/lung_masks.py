@@ -7,12 +7,10 @@ slices.csv (see the data source 'slices'). Writes the table of Dice scores and a
 of the worst slices beside it. Minutes on a CPU.
 """
 
+import argparse
 import csv
-<<<<<<< HEAD
-=======
 import dataclasses
 import time
->>>>>>> main
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +21,9 @@ from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-<<<<<<< HEAD
-=======
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.phantom import CLASS_NAMES, phantom_slices
 
->>>>>>> main
 # Half of the usual 512 pixels over 360 mm; the slices do not say.
 PIXEL_MM = 1.4
 # Grey level of the air around the patients: the median of the patients' commonest one.
