@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,6 +37,28 @@ def is_made(folder: Path, series: Series, run: Trained, how: How) -> bool:
         return False
 
 
+class Mapped(NamedTuple):
+    """A series with its maps, about to be written.
+
+    Attributes:
+      series: From the feet to the head.
+      hu: `[Z, H, W]` int16.
+      lungs: `[Z, H, W]` bool.
+      maps: What the windows say.
+      run: What made the maps.
+      how: How they were made.
+      about: What every report says of it, by the columns of `report.csv`.
+    """
+
+    series: Series
+    hu: np.ndarray
+    lungs: np.ndarray
+    maps: Maps
+    run: Trained
+    how: How
+    about: dict[str, str]
+
+
 def make(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
     """Makes all maps of a series in `folder`, whole or not at all.
 
@@ -52,26 +75,26 @@ def make(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
     Raises:
       UserError: The series cannot be trusted or has no lung in it.
     """
-    began = time.monotonic()
-    key = _key(series, classifier.run, how)
+    began, run = time.monotonic(), classifier.run
+    key = _key(series, run, how)
     series = from_feet(series)
     hu = read_volume(series)
     spacing = series.headers[0].spacing
     lungs = lung_mask(hu, (series.step, *spacing))
     if not lungs.any():
         raise UserError("no lung was found in it.")
-    made = classify(hu, lungs, spacing, classifier, how)
+    maps = classify(hu, lungs, spacing, classifier, how)
+    about = _about(series, run, how, folder.name)
+    mapped = Mapped(series, hu, lungs, maps, run, how, about)
     with _replacing_folder(folder) as temporary:
-        patient, name = folder.name.split("_")
-        about = {"patient": patient, "series": name, **_about(series, classifier.run)}
-        _write_arrays(temporary, series, lungs, made, classifier.run, about, how)
-        _draw(temporary, series, hu, lungs, made.labels, classifier.run, about, how)
-        note = _write_dicom(temporary, series, made.labels, classifier.run, how)
-        about |= {"key": key, "settings": how.settings(), "windows": made.windows}
-        about |= {"class_names": classifier.run.class_names, "note": note}
-        runtime.write_json(temporary / "series.json", about)
+        _write_arrays(temporary, mapped)
+        _draw(temporary, mapped)
+        note = _write_dicom(temporary, mapped)
+        names = {"class_names": run.class_names, "windows": maps.windows}
+        written = {"key": key, **about, **names, "note": note}
+        runtime.write_json(temporary / "series.json", written)
     seconds = time.monotonic() - began
-    text = f"{len(hu)} slices, {made.windows} windows in {seconds:.1f} s"
+    text = f"{len(hu)} slices, {maps.windows} windows in {seconds:.1f} s"
     return "; ".join(filter(None, (text, about["remarks"], note)))
 
 
@@ -95,8 +118,11 @@ def from_feet(series: Series) -> Series:
     return dataclasses.replace(series, headers=series.headers[::-1])
 
 
-def _about(series: Series, run: Trained) -> dict[str, str]:
+def _about(series: Series, run: Trained, how: How, name: str) -> dict[str, str]:
+    patient, series_hash = name.split("_")
     return {
+        "patient": patient,
+        "series": series_hash,
         "slices": str(len(series.headers)),
         "step_mm": "" if series.step is None else f"{series.step:.3f}",
         "remarks": printable("; ".join(series.remarks), 500),
@@ -104,91 +130,75 @@ def _about(series: Series, run: Trained) -> dict[str, str]:
         "arm": run.arm,
         "trained_on": run.data,
         "data_fingerprint": run.fingerprint,
+        "settings": str(how),
         "notice": NOTICE,
     }
 
 
-def _write_arrays(
-    folder: Path,
-    series: Series,
-    lungs: np.ndarray,
-    made: Maps,
-    run: Trained,
-    about: dict[str, str],
-    how: How,
-) -> None:
-    matrix = files.affine(series)
+def _write_arrays(folder: Path, mapped: Mapped) -> None:
+    maps, run, about = mapped.maps, mapped.run, mapped.about
+    matrix = files.affine(mapped.series)
+    said = ("model", "arm", "trained_on", "data_fingerprint", "settings", "notice")
     files.write_numpy(
         folder / "probabilities.npz",
-        probabilities_255=made.probabilities,
-        labels=made.labels,
-        lungs=lungs,
+        probabilities_255=maps.probabilities,
+        labels=maps.labels,
+        lungs=mapped.lungs,
         affine=matrix,
         class_names=np.array(run.class_names),
-        **{name: np.array(about[name]) for name in ("model", "arm", "notice")},
-        data_fingerprint=np.array(run.fingerprint),
+        **{name: np.array(about[name]) for name in said},
     )
     text = f"{NOTICE}; model {run.hash[:12]}"
     path = folder / "probabilities.nii.gz"
-    files.write_nifti(path, made.probabilities, matrix, text, scale=1 / 255)
-    files.write_nifti(folder / "classes.nii.gz", made.labels, matrix, text)
+    files.write_nifti(path, maps.probabilities, matrix, text, scale=1 / 255)
+    files.write_nifti(folder / "classes.nii.gz", maps.labels, matrix, text)
     measures = volumes.measure(
-        made.labels,
-        lungs,
-        made.probabilities,
+        maps.labels,
+        mapped.lungs,
+        maps.probabilities,
         run.class_names,
-        series.headers[0].spacing,
-        series.step,
+        mapped.series.headers[0].spacing,
+        mapped.series.step,
     )
-    rows = files.report_rows(measures, {**about, "settings": str(how)})
-    files.write_report(folder / "report.csv", rows)
+    files.write_report(folder / "report.csv", files.report_rows(measures, about))
 
 
-def _draw(
-    folder: Path,
-    series: Series,
-    hu: np.ndarray,
-    lungs: np.ndarray,
-    labels: np.ndarray,
-    run: Trained,
-    about: dict[str, str],
-    how: How,
-) -> None:
-    first, count = series.headers[0], len(hu)
+def _draw(folder: Path, mapped: Mapped) -> None:
+    hu, lungs, labels = mapped.hu, mapped.lungs, mapped.maps.labels
+    first, about = mapped.series.headers[0], mapped.about
     style = overlay.Style(
-        class_names=run.class_names,
+        class_names=mapped.run.class_names,
         pixel_mm=first.spacing,
         sides=overlay.sides(first.orientation),
         title=f"{about['patient']}, {about['series']}",
-        made_by=(str(run), str(how)),
+        made_by=(str(mapped.run), str(mapped.how)),
     )
     (folder / "overlays").mkdir()
     for z in np.flatnonzero(lungs.any((1, 2))):
-        number = count - int(z)
-        name = f"slice {number} of {count}"
+        number = len(hu) - int(z)
+        name = f"slice {number} of {len(hu)}"
         picture = overlay.draw_slice(hu[z], labels[z], lungs[z], style, name)
         # Fast and a little larger: hundreds of these are written.
         picture.save(folder / "overlays" / f"{number:04d}.png", compress_level=3)
     overlay.draw_sheet(hu, labels, lungs, style).save(folder / "contact_sheet.png")
 
 
-def _write_dicom(
-    folder: Path, series: Series, labels: np.ndarray, run: Trained, how: How
-) -> str:
+def _write_dicom(folder: Path, mapped: Mapped) -> str:
     """Writes the DICOM SEG; returns why it could not be, or ''."""
+    run, headers = mapped.run, mapped.series.headers
     try:
         write_segmentation(
             folder / "segmentation.dcm",
-            series.headers,
-            labels,
+            headers,
+            mapped.maps.labels,
             run.class_names,
             model=str(run),
             model_hash=run.hash,
-            settings={"data fingerprint": run.fingerprint, **how.settings()},
+            settings={"data fingerprint": run.fingerprint, **mapped.how.settings()},
         )
     except UserError as error:
         reason = str(error)
-        for header in series.headers:  # paths may hold patients' names
+        for header in headers:  # paths may hold patients' names
             reason = reason.removeprefix(f"{header.path}: ")
         return f"no DICOM SEG: {reason}"
     return ""

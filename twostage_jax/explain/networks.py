@@ -88,9 +88,24 @@ def randomised(network: Network) -> Network:
     Those that it was trained from, where it has no parent; where it has one, what the
     transfer replaced.
     """
-    key, _ = keys(network.seed, network.stage)
-    variables = models.init(network.module, key, network.size, network.channels)
+    return drawn(network, keys(network.seed, network.stage)[0])
+
+
+def drawn(network: Network, key: jax.Array) -> Network:
+    """Returns the network with random parameters, and without a parent."""
+    program = _init_program(network.module, network.size, network.channels)
+    variables = program(key)
+    # Some networks have no 'batch_stats'.
+    variables = {kind: variables.get(kind, {}) for kind in network.variables}
     return network._replace(variables=jax.tree.map(np.asarray, variables), parent=None)
+
+
+@functools.lru_cache
+def _init_program(module: Any, size: int, channels: int) -> Callable:
+    """Returns `models.init` of images of one size, compiled once."""
+    return jax.jit(
+        functools.partial(models.init, module, image_size=size, channels=channels)
+    )
 
 
 def tap_shapes(module: Any, variables: PyTree, images: Any) -> dict[str, tuple]:

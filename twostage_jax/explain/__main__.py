@@ -1,0 +1,73 @@
+"""Shows and measures what the features of each arm respond to.
+
+    python -m twostage_jax.explain --run=WORKDIR
+    python -m twostage_jax.explain --run=WORKDIR --arms=natural,two_stage --layers=conv2
+
+draws, for every arm of a finished study, the patches that channels answer to most with
+their DeSaliNet pictures, the filters of the first layer, and saliency maps with checks
+of the methods; measures how the layers answer to edges and textures; and writes
+`explain.json`, `explain.md` and `figures/` into WORKDIR/explain.
+"""
+
+import functools
+from pathlib import Path
+
+from absl import flags
+
+from twostage_jax import cli
+from twostage_jax.errors import UserError
+
+RUN = flags.DEFINE_string("run", None, "Workdir of a study that has been run.")
+OUT = flags.DEFINE_string("out", None, "Folder to write; default: RUN/explain.")
+ARMS = flags.DEFINE_list("arms", [], "Names of arms; default: all that were trained.")
+LAYERS = flags.DEFINE_list(
+    "layers", [], "Names of taps; default: the convolutions, or a ResNet's stages."
+)
+IMAGES = flags.DEFINE_string(
+    "images", None, "Folder of images to show; default: the target's test images."
+)
+CHANNELS = flags.DEFINE_integer(
+    "channels", 8, "Channels of a layer to draw, spread evenly; 0 = all.", lower_bound=0
+)
+MEASURE = flags.DEFINE_bool("measure", True, "Measure as well as draw.")
+
+
+def main() -> None:
+    """Explains the study of the flags."""
+    # Not before jax is set up.
+    from twostage_jax.explain import command, runs
+
+    if not RUN.value:
+        raise UserError("--run is missing: give the workdir of a study.")
+    workdir = Path(RUN.value)
+    say = functools.partial(print, flush=True)
+    arms = runs.load_arms(workdir, ARMS.value)
+    if IMAGES.value:
+        folder = Path(IMAGES.value)
+        examples, left_out = runs.folder_examples(folder, next(iter(arms.values()))[0])
+        source = f"folder {folder.name}"
+    else:
+        examples, left_out = runs.test_examples(workdir, cli.data_dir(), arms)
+        source = "test images of the target"
+    for line in left_out:
+        say(line)
+    out = Path(OUT.value) if OUT.value else workdir / "explain"
+    explained = command.explain(
+        arms,
+        examples,
+        source,
+        out,
+        layers=LAYERS.value,
+        channels=CHANNELS.value,
+        measured=MEASURE.value,
+        left_out=left_out,
+        say=say,
+    )
+    say("")
+    for text in explained["words"]:
+        say(text)
+    say(f"\nWritten to {out}.")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,220 @@
+"""Where each channel of a layer answers most, and what in the image it answers to."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from twostage_jax.errors import UserError
+from twostage_jax.explain import networks
+from twostage_jax.explain.backward import CHAIN_ONLY
+from twostage_jax.explain.networks import Network
+from twostage_jax.explain.reconstruct import reconstruct
+from twostage_jax.explain.saliency import methods_for
+from twostage_jax.models import HEAD
+
+# Taps that no ReLU follows or came before: below 0 they are as alive as above.
+UNRECTIFIED = (HEAD, "stem_conv")
+# Below this share of a picture's largest value, a pixel is outside what a neuron sees.
+SEEN_SHARE = 1e-5
+
+
+class Strongest(NamedTuple):
+    """The strongest responses of a layer's channels, one an image at most.
+
+    Attributes:
+      values: `[K, P]`, largest first.
+      images: `[K, P]` indices of the images.
+      places: `[K, P, 2]` row and column in the tap.
+      dead: `[K]` bool: no image brings the channel above 0, or, of a tap without a
+        ReLU, its response is the same to all.
+    """
+
+    values: np.ndarray
+    images: np.ndarray
+    places: np.ndarray
+    dead: np.ndarray
+
+
+class Patches(NamedTuple):
+    """What a figure shows of some channels of a layer of one network.
+
+    Attributes:
+      patches: `[K, P, s, s, C]` in [0, 1], the parts of the images that neurons see.
+      pictures: `[K, P, s, s, C]`, the neurons' pictures.
+      values: `[K, P]` responses.
+      dead: `[K]` bool.
+    """
+
+    patches: np.ndarray
+    pictures: np.ndarray
+    values: np.ndarray
+    dead: np.ndarray
+
+
+def default_layers(shapes: Mapping[str, tuple]) -> list[str]:
+    """Returns the convolutions of a CaffeNet, or the stem and stages of a residual one.
+
+    Args:
+      shapes: Of the taps; see `networks.tap_shapes`.
+    """
+    maps = [name for name, shape in shapes.items() if len(shape) == 3]
+    known = [name for name in maps if re.fullmatch(r"conv\d+|stem_relu|stage\d+", name)]
+    return known or maps
+
+
+def find_strongest(
+    network: Network, images: np.ndarray, layers: Sequence[str], count: int
+) -> dict[str, Strongest]:
+    """Returns the `count` strongest responses of each channel of each layer.
+
+    Args:
+      network: The network.
+      images: `[N, H, W, C]` in [0, 1].
+      layers: Names of taps.
+      count: P; fewer if there are fewer images.
+
+    Raises:
+      UserError: A tap does not exist, or a response is not a finite number.
+    """
+    inputs = networks.scaled(network, images)
+    found = networks.activations(
+        network.module, network.variables, inputs, tuple(layers), _peaks
+    )
+    strongest = {}
+    for layer, peaks in found.items():
+        values, places = peaks["value"].T, np.moveaxis(peaks["place"], 1, 0)
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"arm '{network.arm}', seed {network.seed}: '{layer}' has responses "
+                "that are not finite numbers."
+            )
+        dead = values.max(1) <= 0
+        if layer in UNRECTIFIED:
+            dead = values.max(1) == peaks["least"].min(0)
+        order = np.argsort(-values, axis=1, kind="stable")[:, :count]
+        strongest[layer] = Strongest(
+            np.take_along_axis(values, order, 1),
+            order,
+            np.take_along_axis(places, order[..., None], 1),
+            dead,
+        )
+    return strongest
+
+
+def _peaks(tap: jax.Array) -> dict[str, jax.Array]:
+    """Returns each channel's largest and least response and the place of the largest."""
+    flat = tap.reshape(len(tap), -1, tap.shape[-1])
+    index = flat.argmax(1)
+    columns = tap.shape[2] if tap.ndim == 4 else 1
+    place = jnp.stack([index // columns, index % columns], -1)
+    return {"value": flat.max(1), "least": flat.min(1), "place": place}
+
+
+def spread_channels(count: int, wanted: int) -> np.ndarray:
+    """Returns `wanted` channel numbers, spread evenly; all of them if 0.
+
+    Chosen by their number alone, so that no arm is shown at its best, and the same for
+    all arms: channels of the same number have the same origin where arms share a stage.
+    """
+    wanted = min(wanted or count, count)
+    return np.arange(wanted) * count // wanted
+
+
+def best_method(module: Any) -> str:
+    """Returns 'desalinet', or 'guided' for networks that have no DeSaliNet."""
+    return next(m for m in (*CHAIN_ONLY, "guided") if m in methods_for(module))
+
+
+def show(
+    found: Mapping[str, tuple[Network, Strongest]],
+    images: np.ndarray,
+    layer: str,
+    channels: np.ndarray,
+) -> dict[str, Patches]:
+    """Returns patches and pictures of some channels for every arm, at one size.
+
+    The patches are as large as the largest part of an image that any of these neurons
+    sees, and lie within the image.
+
+    Args:
+      found: Arm -> its network and the layer's strongest responses.
+      images: `[N, H, W, C]` in [0, 1], those in which the responses were found.
+      layer: The tap.
+      channels: `[K]` numbers.
+    """
+    pictures = {
+        arm: _pictures(network, images, layer, strongest, channels)
+        for arm, (network, strongest) in found.items()
+    }
+    boxes = {arm: _boxes(of_arm) for arm, of_arm in pictures.items()}
+    side = max(int((box[:, 1] - box[:, 0]).max(initial=1)) for box in boxes.values())
+    shown = {}
+    for arm, (_, strongest) in found.items():
+        chosen = strongest.images[channels]
+        shape = (*chosen.shape, side, side, images.shape[-1])
+        starts = _starts(boxes[arm], side, images.shape[1:3])
+        shown[arm] = Patches(
+            _cut(images[chosen.reshape(-1)], starts, side).reshape(shape),
+            _cut(pictures[arm], starts, side).reshape(shape),
+            strongest.values[channels],
+            strongest.dead[channels],
+        )
+    return shown
+
+
+def _pictures(
+    network: Network,
+    images: np.ndarray,
+    layer: str,
+    strongest: Strongest,
+    channels: np.ndarray,
+) -> np.ndarray:
+    """Returns the pictures of K channels' P neurons, `[K * P, H, W, C]`."""
+    chosen = strongest.images[channels]
+    return reconstruct(
+        network.module,
+        network.variables,
+        networks.scaled(network, images[chosen.reshape(-1)]),
+        layer,
+        method=best_method(network.module),
+        channels=np.repeat(channels, chosen.shape[1]),
+        positions=strongest.places[channels].reshape(-1, 2),
+    )
+
+
+def _boxes(pictures: np.ndarray) -> np.ndarray:
+    """Returns the first rows and columns of what is seen, and those after the last.
+
+    `[M, 2, 2]`: (first, after) by (row, column); the whole centre pixel where a picture
+    is empty.
+    """
+    size = np.abs(pictures).max(-1)
+    seen = size > SEEN_SHARE * size.max((1, 2), keepdims=True)
+    boxes = np.zeros((len(pictures), 2, 2), int)
+    for axis in (0, 1):
+        line = seen.any(2 - axis)
+        length = line.shape[1]
+        some = line.any(1)
+        boxes[:, 0, axis] = np.where(some, line.argmax(1), length // 2)
+        after = length - line[:, ::-1].argmax(1)
+        boxes[:, 1, axis] = np.where(some, after, length // 2 + 1)
+    return boxes
+
+
+def _starts(boxes: np.ndarray, side: int, shape: tuple[int, int]) -> np.ndarray:
+    """Returns the first row and column of squares centred on boxes, `[M, 2]`."""
+    starts = (boxes.sum(1) - side) // 2
+    return np.clip(starts, 0, np.maximum(np.array(shape) - side, 0))
+
+
+def _cut(images: np.ndarray, starts: np.ndarray, side: int) -> np.ndarray:
+    return np.stack(
+        [
+            image[row : row + side, column : column + side]
+            for image, (row, column) in zip(images, starts, strict=True)
+        ]
+    )

@@ -1,0 +1,142 @@
+"""What the pictures and the checks of saliency methods show, in words."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from twostage_jax.explain.faithfulness import RANDOM_ORDER
+from twostage_jax.explain.figures import method_label
+from twostage_jax.report.figures import arm_label
+
+# Areas nearer to those of the random order than this are called no better.
+MARGIN = 0.01
+
+
+def paragraphs(explained: Mapping[str, Any]) -> list[str]:
+    """Returns paragraphs that follow from the numbers of `explain.json`."""
+    return [
+        _shown(explained),
+        _dead(explained["dead_channels"]),
+        *_saliency(explained["saliency"]),
+    ]
+
+
+def _shown(explained: Mapping[str, Any]) -> str:
+    images, arms = explained["images"], explained["arms"]
+    seeds = max(len(of_arm["seeds"]) for of_arm in arms.values())
+    return (
+        f"{len(arms)} arm{_s(len(arms))} ({_join(map(arm_label, arms))}), "
+        f"{seeds} seed{_s(seeds)}; {images['count']} images ({images['source']}). "
+        f"The pictures are those of the first seed."
+    )
+
+
+def _dead(dead: Mapping[str, Mapping[str, Any]]) -> str:
+    found = [
+        f"{arm_label(arm)} {layer}: {max(entry['dead'])} of {entry['channels']}"
+        for arm, of_arm in dead.items()
+        for layer, entry in of_arm.items()
+        if any(entry["dead"])
+    ]
+    if not found:
+        return "No channel of these layers is dead: each answers to some image."
+    return (
+        "Dead channels, which no image brings above 0 (the most over seeds): "
+        f"{'; '.join(found)}."
+    )
+
+
+def _saliency(saliency: Mapping[str, Any]) -> list[str]:
+    unchanged, methods = saliency["unchanged"], saliency["methods"]
+    if unchanged:
+        names = _join(_plain(name) for name in unchanged)
+        test = (
+            f"The maps of {names} stay much the same when all weights are drawn anew: "
+            "they show the image, not what a network learned, and are marked in the "
+            "figures."
+        )
+    else:
+        test = (
+            f"All {len(methods)} saliency methods follow the weights: no map stays the "
+            "same when they are drawn anew."
+        )
+    area = {
+        kind: {
+            method: float(
+                np.mean([of_arm[method]["area"]["mean"] for of_arm in by_arm.values()])
+            )
+            for method in (*methods, RANDOM_ORDER)
+        }
+        for kind, by_arm in (
+            (kind, saliency[kind]) for kind in ("deletion", "insertion")
+        )
+    }
+    # Smaller is better for deletion, larger for insertion.
+    gain = {
+        method: (
+            area["deletion"][RANDOM_ORDER] - area["deletion"][method],
+            area["insertion"][method] - area["insertion"][RANDOM_ORDER],
+        )
+        for method in methods
+    }
+    falls = min(methods, key=area["deletion"].__getitem__)
+    rises = max(methods, key=area["insertion"].__getitem__)
+    text = (
+        "Averaged over arms, the probability of the class falls fastest when pixels are "
+        f"deleted in the order of {_plain(falls)} (area {area['deletion'][falls]:.2f}; "
+        f"random order {area['deletion'][RANDOM_ORDER]:.2f}), and rises fastest when "
+        f"they are inserted in that of {_plain(rises)} "
+        f"({area['insertion'][rises]:.2f}; {area['insertion'][RANDOM_ORDER]:.2f})."
+    )
+    weak = [m for m in methods if gain[m][0] < MARGIN and gain[m][1] < MARGIN]
+    if weak:
+        text += f" No better than random order in both: {_join(map(_plain, weak))}."
+    return [test, text]
+
+
+def _plain(method: str) -> str:
+    return method_label(method).replace("\n", " ")
+
+
+def _join(names: Any) -> str:
+    names = list(names)
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+def page(
+    explained: Mapping[str, Any], texts: Sequence[str], notes: Sequence[str]
+) -> str:
+    """Returns `explain.md`: paragraphs, the table of areas, and what was left out."""
+    saliency = explained["saliency"]
+    arms = list(saliency["deletion"])
+    lines = ["# What the features respond to", ""]
+    for text in texts:
+        lines += [text, ""]
+    lines += [
+        "## Areas below the curves: deletion (small is good) / insertion (large is good)",
+        "",
+        "| method | " + " | ".join(map(arm_label, arms)) + " |",
+        "|---" * (len(arms) + 1) + "|",
+    ]
+    for method in (*saliency["methods"], RANDOM_ORDER):
+        label = method_label(method, saliency["unchanged"]).replace("\n", " ")
+        cells = [
+            " / ".join(
+                f"{saliency[kind][arm][method]['area']['mean']:.2f}"
+                for kind in ("deletion", "insertion")
+            )
+            for arm in arms
+        ]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    if saliency["unchanged"]:
+        lines += ["", "† does not follow the weights."]
+    lines += ["", "## Figures", ""]
+    lines += [f"- [{name}]({path}.png)" for name, path in explained["figures"].items()]
+    if notes:
+        lines += ["", "## Left out", "", *(f"- {note}" for note in notes)]
+    return "\n".join(lines) + "\n"
