@@ -6,10 +6,12 @@ from pathlib import Path
 import flax.linen as nn
 import numpy as np
 import pytest
+import study_files
 
 from twostage_jax import models
 from twostage_jax.data.dataset import Dataset, digest
 from twostage_jax.models import layers
+from twostage_jax.report import write_report
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -69,3 +71,21 @@ def real_data():
     if not folder or not Path(folder).is_dir():
         pytest.skip("TWOSTAGE_DATA names no folder of real images")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def study_run(tmp_path_factory):
+    """The run folder of a study of four arms, two seeds, two sizes, hostile labels."""
+    chances = {"scratch": 0.75, "natural": 0.8, "texture": 0.78, "two_stage": 0.9}
+    return study_files.write_study(
+        tmp_path_factory.mktemp("run"), chances, seeds=(0, 1), fractions=(1.0, 0.5),
+        patients=18, classes=study_files.HOSTILE, rich=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def study_report(study_run, tmp_path_factory):
+    """The folder of the report of `study_run`."""
+    out = tmp_path_factory.mktemp("report") / "new"
+    assert write_report([study_run], out) == out / "report.html"
+    return out

@@ -13,6 +13,11 @@ ARMS = {
     "texture": ["texture", "target"],
     "two_stage": ["natural", "texture", "target"],
 }
+HOSTILE = (
+    "<img src=x onerror=window.attacked=true>",
+    "=HYPERLINK(a)|b",
+    "50 % & $x_1$ \\input{y}",
+)
 CLASSES = ("healthy", "ground glass", "nodular")
 
 

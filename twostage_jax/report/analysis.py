@@ -5,6 +5,7 @@ differences there; those of the size study are shared by all sizes.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -31,7 +32,6 @@ class Scores:
       seeds: The seeds.
       intervals: Metric -> arm -> score, mean over seeds, and interval.
       differences: Metric -> every pair of arms.
-      others: Arm -> scores of each seed (see `metrics.scores`).
       examples: Number of test examples.
       groups: Number of test patients, or None if the set has none.
     """
@@ -40,9 +40,16 @@ class Scores:
     seeds: tuple[int, ...]
     intervals: Mapping[str, Mapping[str, Interval]]
     differences: Mapping[str, Sequence[Difference]]
-    others: Mapping[str, Sequence[Mapping[str, float | None]]]
     examples: int
     groups: int | None
+
+    @functools.cached_property
+    def of_seeds(self) -> Mapping[str, Sequence[Mapping[str, float | None]]]:
+        """Arm -> scores of each seed (see `metrics.scores`)."""
+        return {
+            arm: [metrics.scores(one.labels, one.probabilities) for one in seeds]
+            for arm, seeds in self.arms.items()
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,10 +181,6 @@ def _scores(
         counts.seeds,
         intervals,
         pairs,
-        {
-            arm: [metrics.scores(one.labels, one.probabilities) for one in seeds]
-            for arm, seeds in arms.items()
-        },
         len(first.labels),
         None if first.groups is None else len(counts.groups),
     )

@@ -292,28 +292,32 @@ def montage(
 
 @_styled
 def labelled(images: np.ndarray, lines: Sequence[Sequence[str]], title: str) -> Figure:
-    """Draws images five a row, each above its own lines of text.
+    """Draws images four a row, each above its own lines of text.
 
     Args:
       images: `[N, H, W, C]`, uint8; C is 1 or 3.
       lines: Of each image.
       title: Above all.
     """
-    columns = min(5, len(images))
-    rows = -(-len(images) // columns)
-    deep = max(map(len, lines))
-    size = (PAGE * columns / 5, rows * (1.2 + 0.13 * deep) + 0.3)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(plain(title, 60), fontsize=8)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for panel in axes:
-        panel.set_axis_off()
-    for panel, image, below in zip(axes, images, lines, strict=False):
-        panel.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255,
-                     interpolation="nearest")  # fmt: skip
-        text = "\n".join(plain(line, 30) for line in below)
-        panel.text(0.5, -0.04, text, transform=panel.transAxes, ha="center", va="top",
-                   fontsize=6.5)  # fmt: skip
+    cell, side = PAGE / 4, 1.2
+    deep = 0.15 * max(map(len, lines)) + 0.1
+    width = cell * min(4, len(images))
+    height = -(-len(images) // 4) * (side + deep) + 0.3
+    figure = Figure(figsize=(width, height))
+    figure.text(0.5, 1 - 0.16 / height, plain(title, 60), ha="center", va="center")
+    for place, (image, below) in enumerate(zip(images, lines, strict=True)):
+        row, column = divmod(place, 4)
+        left = column * cell + (cell - side) / 2
+        bottom = height - 0.3 - row * (side + deep) - side
+        axes = figure.add_axes(
+            (left / width, bottom / height, side / width, side / height)
+        )
+        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255,
+                    interpolation="nearest")  # fmt: skip
+        axes.set_axis_off()
+        figure.text((left + side / 2) / width, (bottom - 0.04) / height,
+                    "\n".join(plain(line, 30) for line in below), ha="center",
+                    va="top", fontsize=6.5)  # fmt: skip
     return figure
 
 

@@ -12,7 +12,7 @@ from twostage_jax.report.joining import Study
 from twostage_jax.size_study import describe_size
 from twostage_jax.statistics import LEVEL, Difference, Interval, holm
 
-ALPHA = 1 - LEVEL
+ALPHA = round(1 - LEVEL, 9)
 SCORE = "balanced accuracy"
 
 
@@ -79,7 +79,7 @@ def sentence(one: Difference, scores: Scores) -> str:
     if len(scores.seeds) == 1:
         return (
             f"With one seed the method cannot be told from luck: {scored} in this one "
-            f"training of each ({sure}, over patients only). Run more seeds to judge "
+            f"training of each ({sure}; over patients only). Run more seeds to judge "
             "the methods."
         )
     found = verdict(one, one.p_holm)
@@ -88,7 +88,7 @@ def sentence(one: Difference, scores: Scores) -> str:
     if found == "worse":
         return (
             f"{_capital(first)} does worse than {second}, by {points(one)} of {score} "
-            f"({sure})."
+            f"({_surely(turned(one), pairs)})."
         )
     if found == "leaning":
         return (
@@ -96,8 +96,9 @@ def sentence(one: Difference, scores: Scores) -> str:
             f"shown ({sure}; p {_equals(one.p_value)} alone)."
         )
     return (
-        f"No difference between {first} and {second} is shown: {scored} ({sure}). The "
-        f"data agree with anything from {_reach(one)}."
+        f"No difference between {first} and {second} is shown: {first} less {second} is "
+        f"{minus(f'{100 * one.estimate:.1f}')} points of {score} ({sure}). The data "
+        f"agree with anything from {_reach(one)}."
     )
 
 

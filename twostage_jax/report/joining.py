@@ -41,6 +41,7 @@ class Record:
       n_train: Target training patches.
       groups: Patients by split, or None if the set has none.
       predictions: Of the test examples, sorted by id.
+      scores: Of these (see `metrics.scores`).
       stage_runs: Names of the stage runs behind it, first one first.
       tried: What the tuning tried (see `results.json`); empty if nothing was tuned.
       source: The run folder.
@@ -50,6 +51,7 @@ class Record:
     n_train: int
     groups: Mapping[str, int] | None
     predictions: Predictions
+    scores: Mapping[str, float | None]
     stage_runs: tuple[str, ...]
     tried: tuple[Mapping[str, Any], ...]
     source: Path

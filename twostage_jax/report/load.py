@@ -26,8 +26,16 @@ SCHEMA = 1
 # Scores are stored as computed; JSON keeps every digit.
 SCORE_TOLERANCE = 1e-6
 ARRAYS = ("ids", "groups", "labels", "probabilities", "class_names")
-ROW_FIELDS = ("arm", "seed", "fraction", "fold", "n_train", "n_test", "metrics",
-              "predictions")  # fmt: skip
+ROW_FIELDS: dict[str, Any] = {
+    "arm": str,
+    "seed": int,
+    "fraction": int | float,
+    "fold": int,
+    "n_train": int,
+    "n_test": int,
+    "metrics": dict,
+    "predictions": str,
+}
 
 
 def load(workdirs: Sequence[Path]) -> Study:
@@ -99,7 +107,8 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
       UserError: The file is missing, damaged, or lacks an array.
     """
     try:
-        with np.load(path, allow_pickle=False) as saved:
+        # Opened here: a damaged archive would be left open by NumPy.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             return {name: saved[name] for name in names}
     except FileNotFoundError:
         raise UserError(f"{path}: is missing. Run the study again.") from None
@@ -122,18 +131,23 @@ def _results(folder: Path) -> dict[str, Any]:
     if not whole or not isinstance(config.get("study"), dict):
         raise UserError(f"{path}: lacks 'config' or 'rows': run the study again.")
     for number, row in enumerate(rows):
-        lacking = [name for name in ROW_FIELDS if name not in row]
+        lacking = [
+            name
+            for name, kinds in ROW_FIELDS.items()
+            if not isinstance(row, dict) or not isinstance(row.get(name), kinds)
+        ]
         if lacking:
-            raise UserError(f"{path}: row {number} lacks {', '.join(lacking)}.")
+            raise UserError(
+                f"{path}: row {number} lacks {', '.join(lacking)}, or holds something "
+                "else there."
+            )
     return results
 
 
 def _record(folder: Path, row: Mapping[str, Any]) -> tuple[Record, tuple[str, ...]]:
     """Returns a row with its predictions, and the class names it was made with."""
-    place = Place(
-        str(row["arm"]), int(row["seed"]), float(row["fraction"]), int(row["fold"])
-    )
-    path = folder / str(row["predictions"])
+    place = Place(row["arm"], row["seed"], float(row["fraction"]), row["fold"])
+    path = folder / row["predictions"]
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{folder}: the predictions of {place} lie outside the folder.")
     saved = read_arrays(path, ARRAYS)
@@ -151,9 +165,10 @@ def _record(folder: Path, row: Mapping[str, Any]) -> tuple[Record, tuple[str, ..
         )
     record = Record(
         place=place,
-        n_train=int(row["n_train"]),
+        n_train=row["n_train"],
         groups=row.get("groups"),
         predictions=predictions,
+        scores=scores,
         stage_runs=tuple(map(str, row.get("stage_runs") or ())),
         tried=tuple(row.get("tried") or ()),
         source=folder,

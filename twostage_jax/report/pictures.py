@@ -14,7 +14,7 @@ from twostage_jax.report.formats import show
 from twostage_jax.report.joining import Study
 from twostage_jax.report.parts import Card, Cards, Picture
 
-MISTAKES_SHOWN = 10
+MISTAKES_SHOWN = 8
 
 
 def size_curve(analysis: Analysis) -> Picture:

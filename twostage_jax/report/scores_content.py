@@ -56,7 +56,7 @@ def main(study: Study, analysis: Analysis) -> Table:
                 arm,
                 " > ".join(study.arms[arm]),
                 *(scores.intervals[name][arm] for name in SCORED),
-                [one["auroc"] for one in scores.others[arm]],
+                [one["auroc"] for one in scores.of_seeds[arm]],
             ]
             for arm in scores.arms
         ],
@@ -285,7 +285,7 @@ def calibration(scores: Scores) -> Table:
         [Column("arm", "arm"), Column("ECE", "spread"), Column("Brier", "spread")],
         [
             [arm, *([one[key] for one in seeds] for key in ("ece", "brier"))]
-            for arm, seeds in scores.others.items()
+            for arm, seeds in scores.of_seeds.items()
         ],
         "Mean ± standard deviation over seeds. In the figure the seeds are pooled.",
     )
@@ -295,9 +295,7 @@ def rows(study: Study) -> Table:
     """Returns every row of the results."""
     found = []
     for place, record in study.records.items():
-        one = metrics.scores(
-            record.predictions.labels, record.predictions.probabilities
-        )
+        one = record.scores
         found.append(
             [
                 place.arm, place.seed, place.fraction, place.fold, record.n_train,

@@ -1,0 +1,167 @@
+"""The answer in words, on studies whose answer was put in."""
+
+import dataclasses
+
+import pytest
+from study_files import write_study
+
+from twostage_jax.report import analysis, content, findings, load
+from twostage_jax.report.artefacts import gather
+from twostage_jax.statistics import Difference
+
+
+def told(folder, chances, resamples=2000, **study):
+    """Returns the paragraphs of a study, and its analysis."""
+    study = load.load([write_study(folder, chances, **study)])
+    found = analysis.analyse(study, resamples)
+    return findings.summary(study, found), found
+
+
+def test_a_difference_that_was_put_in_is_found_with_its_size(tmp_path):
+    chances = {"scratch": 0.72, "two_stage": 0.87}
+    (answer, basis), found = told(tmp_path, chances)
+    one = found.full.scores.differences["balanced_accuracy"][0]
+    assert 0.11 < one.estimate < 0.19 and one.low < 0.15 < one.high
+    size, low, high = (f"{100 * x:.1f}" for x in (one.estimate, one.low, one.high))
+    assert answer == (
+        f"Two-stage beats scratch by {size} points of balanced accuracy (95 % CI {low} "
+        f"to {high}; p < 0.001)."
+    )
+    assert "3 seeds, 16 test patients (480 test patches)" in basis
+    assert "1,600 target training patches of 20 patients" in basis
+
+
+def test_a_loss_is_called_a_loss(tmp_path):
+    (answer, _), found = told(tmp_path, {"scratch": 0.87, "two_stage": 0.72})
+    one = found.full.scores.differences["balanced_accuracy"][0]
+    assert answer.startswith("Two-stage does worse than scratch, by ")
+    # The interval of the loss, positive as the loss is.
+    assert f"95 % CI {-100 * one.high:.1f} to {-100 * one.low:.1f};" in answer
+
+
+def test_no_difference_is_called_not_shown_and_never_none(tmp_path):
+    chances = {"scratch": 0.8, "natural": 0.8, "two_stage": 0.8}
+    (answer, others, _), _ = told(tmp_path, chances)
+    assert answer.startswith("No difference between two-stage and scratch is shown: ")
+    assert "points worse to" in answer and "points better." in answer
+    assert "Holm-corrected over 3 pairs" in answer
+    assert "No difference between two-stage and natural is shown" in others
+    assert "beats" not in answer + others
+
+
+def test_one_seed_is_never_a_verdict_on_the_method(tmp_path):
+    chances = {"scratch": 0.6, "natural": 0.6, "two_stage": 0.95}
+    (answer, others, basis), _ = told(tmp_path, chances, seeds=(0,))
+    assert answer.startswith("With one seed the method cannot be told from luck")
+    assert "Run more seeds" in answer
+    assert others.endswith("that too is of one seed.")
+    assert "beats" not in answer + others and "1 seed," in basis
+
+
+def test_too_few_patients_give_scores_and_no_interval(tmp_path):
+    chances = {"scratch": 0.6, "natural": 0.7, "two_stage": 0.95}
+    paragraphs, found = told(tmp_path, chances, patients=3)
+    text = " ".join(paragraphs)
+    assert "on 3 test patients (90 test patches)" in paragraphs[0]
+    assert "Whether this holds for other patients cannot be said" in paragraphs[0]
+    assert "CI" not in text and "p =" not in text and "beats" not in text
+    assert found.full.scores.intervals["accuracy"]["scratch"].low is None
+
+
+def test_a_class_of_few_patients_is_named_and_accuracy_stands_in(tmp_path):
+    # 16 patients, but only two hold the rare class.
+    folder = write_study(tmp_path, {"scratch": 0.6, "two_stage": 0.9})
+    study = load.load([folder])
+    rare = ("p00", "p01")
+    records = {}
+    for place, record in study.records.items():
+        known = record.predictions
+        labels = known.labels.copy()
+        labels[(labels == 1) & [g not in rare for g in known.groups]] = 0
+        changed = dataclasses.replace(known, labels=labels)
+        records[place] = dataclasses.replace(record, predictions=changed)
+    study = dataclasses.replace(study, records=records)
+    found = analysis.analyse(study, 2000)
+    answer, accuracy, *_ = findings.summary(study, found)
+    assert "class 'ground glass' occurs in 2 test group(s)" in answer
+    assert accuracy.startswith("By plain accuracy: Two-stage beats scratch by ")
+    assert " of accuracy (95 % CI " in accuracy
+
+
+def test_data_without_patients_says_so(tmp_path):
+    paragraphs, found = told(
+        tmp_path, {"scratch": 0.7, "two_stage": 0.9}, patients=None, seeds=(0, 1)
+    )
+    assert "The data names no patients" in " ".join(paragraphs)
+    assert found.by_patient is None
+
+
+def test_a_single_arm_is_compared_with_nothing(tmp_path):
+    (answer, _), _ = told(tmp_path, {"natural": 0.8})
+    assert answer.startswith("There is only one arm, so nothing is compared: natural")
+    assert "95 % CI" in answer
+
+
+def test_at_which_sizes_the_difference_holds(tmp_path):
+    chances = {"scratch": 0.7, "two_stage": 0.82}
+    paragraphs, found = told(
+        tmp_path, chances, fractions=(1.0, 0.5, 0.25), seeds=range(5)
+    )
+    sizes, area = paragraphs[-2:]
+    assert (
+        "two-stage is ahead of scratch at 400 (+" in sizes and " and 1,600 (+" in sizes
+    )
+    assert "no difference" not in sizes
+    assert area.startswith(
+        "Over all sizes (area under the size curve) two-stage scores"
+    )
+    # Half the patches cost 8 points and two-stage is worth 12: one halving and a half.
+    match = found.size_study.matches["two_stage"][0]
+    assert match.low < 400 * 2**1.5 < match.high
+    needed = f"{match.value:,.0f} patches (95 % CI {match.low:,.0f} to "
+    assert f"To match two-stage trained on 400 patches, scratch needs {needed}" in area
+    assert found.size_study.n == (400.0, 800.0, 1600.0)
+
+
+def test_a_difference_lost_in_the_correction_says_so(tmp_path):
+    _, found = told(tmp_path, {"scratch": 0.8, "natural": 0.8, "two_stage": 0.8})
+    one = Difference(
+        "two_stage", "scratch", "balanced_accuracy", 0.04, 0.006, 0.07, 0.026, 0.1, 0.0
+    )
+    text = findings.sentence(one, found.full.scores)
+    assert text == (
+        "Two-stage scored 4.0 points of balanced accuracy more than scratch, but among 3 "
+        "pairs that is not enough to call it shown (95 % CI 0.6 to 7.0; p = 0.100, "
+        "Holm-corrected over 3 pairs; p = 0.026 alone)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("estimate", "low", "high", "p_value", "expected"),
+    [
+        (0.1, 0.05, 0.2, 0.001, "better"),
+        (-0.1, -0.2, -0.05, 0.049, "worse"),
+        (0.1, 0.01, 0.2, 0.05, "leaning"),
+        (0.1, -0.1, 0.2, 0.4, "not shown"),
+        (0.1, None, None, None, "unknown"),
+    ],
+)
+def test_verdicts(estimate, low, high, p_value, expected):
+    one = Difference("a", "b", "accuracy", estimate, low, high, p_value, p_value, 1.0)
+    assert findings.verdict(one, p_value) == expected
+    mirrored = {"better": "worse", "worse": "better"}
+    turned = findings.verdict(findings.turned(one), p_value)
+    assert turned == mirrored.get(expected, expected)
+
+
+def test_missing_rows_are_part_of_the_first_words(tmp_path):
+    folder = write_study(tmp_path, {"scratch": 0.7, "two_stage": 0.9})
+    study = load.load([folder])
+    records = dict(list(study.records.items())[:-1])
+    missing = tuple(set(study.records) - set(records))
+    study = dataclasses.replace(study, records=records, missing=missing)
+    found = analysis.analyse(study, 500)
+    text = " ".join(findings.summary(study, found))
+    assert "2 seeds" in text and "1 row is missing; see below." in text
+    report = content.build(study, found, gather(study))
+    assert "Nothing is averaged over them" in report.warnings[0]

@@ -1,0 +1,295 @@
+"""Run folders that make one study, and those that do not: each is named plainly."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import study_files
+from study_files import CLASSES, read_results, write_results, write_study
+
+from twostage_jax.errors import UserError
+from twostage_jax.report import analysis, content, load
+from twostage_jax.report.artefacts import gather
+from twostage_jax.report.joining import Place
+
+SMALL = {"patients": 6, "patches": 6}
+CHANCES = {"scratch": 0.7, "two_stage": 0.8}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_study(tmp_path / "a", CHANCES, **SMALL)
+
+
+def refused(*folders):
+    with pytest.raises(UserError) as error:
+        load.load(folders)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def edit(folder, change):
+    results = read_results(folder)
+    change(results)
+    write_results(folder, results.pop("config"), results.pop("rows"), **results)
+
+
+def edit_arrays(folder, name, **changes):
+    path = folder / "predictions" / f"{name}-fraction1-fold0.npz"
+    with np.load(path) as saved:
+        arrays = {key: saved[key] for key in saved.files}
+    np.savez(path, **{key: changes.get(key, arrays[key]) for key in arrays})
+    return arrays
+
+
+def test_rows_come_with_their_predictions_sorted_by_id(run):
+    study = load.load([run])
+    assert list(study.arms) == ["scratch", "two_stage"]
+    assert study.missing == () and study.class_names == CLASSES
+    found = study.records[Place("scratch", 1, 1.0, 0)]
+    saved = np.load(run / "predictions" / "scratch-seed1-fraction1-fold0.npz")
+    order = np.argsort(saved["ids"])
+    np.testing.assert_array_equal(found.predictions.labels, saved["labels"][order])
+    assert found.n_train == 1600 and found.predictions.seed == 1
+
+
+def test_folders_with_other_seeds_are_joined(run, tmp_path):
+    other = write_study(tmp_path / "b", CHANCES, seeds=(3, 4), **SMALL)
+    study = load.load([run, other])
+    assert study.seeds == (0, 1, 2, 3, 4) and len(study.records) == 10
+    assert study.complete(1.0) == (("scratch", "two_stage"), (0, 1, 2, 3, 4))
+
+
+def test_the_same_rows_in_two_folders_count_once(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    assert len(load.load([run, copy]).records) == 6
+    # As is the same folder given twice.
+    assert len(load.load([run, run]).records) == 6
+
+
+def test_missing_rows_are_named_and_their_seed_is_left_out(run):
+    edit(run, lambda results: results["rows"].pop())
+    study = load.load([run])
+    assert study.missing == (Place("two_stage", 2, 1.0, 0),)
+    assert study.complete(1.0) == (("scratch", "two_stage"), (0, 1))
+    found = analysis.analyse(study, resamples=100)
+    assert found.full.scores.seeds == (0, 1)
+    report = content.build(study, found, gather(study))
+    assert any(
+        "Missing rows: two_stage (seed 2, fraction 1, fold 0)." in text
+        for text in report.warnings
+    )
+    assert any("seeds 2." in text for text in report.warnings)
+
+
+def test_a_fold_that_is_missing_takes_its_seed_with_it(tmp_path):
+    run = write_study(tmp_path / "a", CHANCES, folds=2, **SMALL)
+    edit(run, lambda results: results["rows"].pop(0))
+    study = load.load([run])
+    assert study.missing == (Place("scratch", 0, 1.0, 0),)
+    assert study.complete(1.0)[1] == (1, 2)
+
+
+def test_nothing_is_reported_without_one_whole_seed(run):
+    edit(run, lambda r: r.update(rows=[x for x in r["rows"] if x["arm"] == "scratch"]))
+    study = load.load([run])
+    # The other arm is left out, by name; alone it can still be described.
+    assert study.complete(1.0)[0] == ("scratch",)
+    edit(run, lambda r: r["config"]["study"].update(folds=2))
+    with pytest.raises(UserError, match="no seed has all its folds"):
+        analysis.analyse(load.load([run]))
+
+
+def test_folds_are_put_together_and_test_every_patient_once(tmp_path):
+    run = write_study(tmp_path / "a", CHANCES, folds=3, **SMALL)
+    study = load.load([run])
+    joined = study.joined("scratch", 0, 1.0)
+    assert len(np.unique(joined.ids)) == 36 and len(np.unique(joined.groups)) == 6
+
+
+def test_folders_of_other_settings_are_refused_and_the_setting_is_named(run, tmp_path):
+    optim = {"learning_rate": 0.004}
+    other = write_study(tmp_path / "b", CHANCES, seeds=(3,), optim=optim, **SMALL)
+    message = refused(run, other)
+    assert "stages.target.optim.learning_rate (0.002 and 0.004)" in message
+    assert str(run) in message and str(other) in message
+
+
+def test_folders_of_another_protocol_are_refused(run, tmp_path):
+    other = write_study(tmp_path / "b", CHANCES, seeds=(3,), **SMALL)
+    edit(run, lambda results: results.update(protocol="aa"))
+    edit(other, lambda results: results.update(protocol="bb"))
+    assert "its protocol" in refused(run, other)
+
+
+def test_how_often_states_are_saved_does_not_part_folders(run, tmp_path):
+    train = {"steps": 400, "save_every": 7}
+    other = write_study(tmp_path / "b", CHANCES, seeds=(3,), train=train, **SMALL)
+    assert len(load.load([run, other]).seeds) == 4
+
+
+def test_the_same_row_with_other_predictions_is_refused(run, tmp_path):
+    other = write_study(tmp_path / "b", {**CHANCES, "scratch": 0.5}, **SMALL)
+    message = refused(run, other)
+    assert "scratch (seed 0, fraction 1, fold 0)" in message
+    assert str(run) in message and str(other) in message
+
+
+def test_missing_predictions_are_named(run):
+    path = run / "predictions" / "two_stage-seed1-fraction1-fold0.npz"
+    path.unlink()
+    assert f"{path}: is missing" in refused(run)
+
+
+def test_damaged_predictions_are_named(run):
+    path = run / "predictions" / "two_stage-seed1-fraction1-fold0.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    assert f"{path}: is damaged" in refused(run)
+
+
+def test_pickled_predictions_are_not_opened(run):
+    edit_arrays(run, "scratch-seed0", ids=np.array([{"a": 1}], object))
+    assert "is damaged" in refused(run)
+
+
+def test_predictions_of_another_run_are_refused(run):
+    folder = run / "predictions"
+    source = folder / "scratch-seed0-fraction1-fold0.npz"
+    shutil.copy(source, folder / "scratch-seed1-fraction1-fold0.npz")
+    assert "is not what the row of scratch (seed 1" in refused(run)
+
+
+def test_predictions_of_another_split_are_refused(run, tmp_path):
+    arrays = edit_arrays(run, "scratch-seed0")
+    ids = np.char.add("other", arrays["ids"])
+    edit_arrays(run, "two_stage-seed1", ids=ids)
+    message = refused(run)
+    assert "two_stage (seed 1" in message and "from another split" in message
+
+
+def test_predictions_of_other_patients_are_refused(run):
+    arrays = edit_arrays(run, "scratch-seed0")
+    edit_arrays(run, "two_stage-seed1", groups=arrays["groups"][::-1])
+    assert "from another split" in refused(run)
+
+
+def test_a_patient_in_two_folds_is_refused(tmp_path):
+    run = write_study(tmp_path / "a", CHANCES, folds=2, **SMALL)
+    for path in (run / "predictions").glob("*fold1.npz"):
+        with np.load(path) as saved:
+            arrays = {key: saved[key] for key in saved.files}
+        arrays["groups"] = np.full(len(arrays["groups"]), "p00")
+        np.savez(path, **arrays)
+    assert "'p00' is tested in fold 0 and in fold 1" in refused(run)
+
+
+def test_one_class_alone_is_refused(tmp_path):
+    run = write_study(tmp_path / "a", CHANCES, **SMALL)
+    results = read_results(run)
+    for row in results["rows"]:
+        with np.load(run / row["predictions"]) as saved:
+            arrays = {key: saved[key] for key in saved.files}
+        arrays["labels"] = np.zeros_like(arrays["labels"])
+        np.savez(run / row["predictions"], **arrays)
+        row["metrics"] = study_files.metrics.scores(
+            arrays["labels"], arrays["probabilities"]
+        )
+    write_results(run, results["config"], results["rows"])
+    assert "all of one class" in refused(run)
+
+
+def test_other_classes_are_refused(run, tmp_path):
+    other = write_study(
+        tmp_path / "b", CHANCES, seeds=(3,), classes=("x", "y", "z"), **SMALL
+    )
+    message = refused(run, other)
+    assert "healthy, ground glass, nodular" in message and "x, y, z" in message
+
+
+def test_arms_trained_on_other_numbers_of_examples_are_refused(run):
+    edit(run, lambda results: results["rows"][0].update(n_train=1234))
+    assert "1234" in refused(run) and "1600" in refused(run)
+
+
+def test_an_arm_that_means_two_chains_is_refused(run, tmp_path):
+    arms = {**study_files.ARMS, "two_stage": ["texture", "natural", "target"]}
+    other = write_study(tmp_path / "b", CHANCES, seeds=(3,), arms=arms, **SMALL)
+    assert "arm 'two_stage' is texture > natural > target" in refused(run, other)
+
+
+def test_predictions_outside_the_folder_are_not_read(run, tmp_path):
+    row = read_results(run)["rows"][0]
+    shutil.copy(run / row["predictions"], tmp_path / "outside.npz")
+    edit(run, lambda r: r["rows"][0].update(predictions="../outside.npz"))
+    assert "outside the folder" in refused(run)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "there is no results.json"),
+        ("{", "cannot be read"),
+        ('{"schema": 2}', "not of schema 1"),
+        ('{"schema": 1}', "lacks 'config' or 'rows'"),
+        ("[]", "not of schema 1"),
+    ],
+)
+def test_folders_that_are_no_finished_run_are_named(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "results.json").write_text(text)
+    message = refused(tmp_path)
+    assert words in message and str(tmp_path) in message
+
+
+def test_a_row_that_lacks_a_field_is_named(run):
+    edit(run, lambda results: results["rows"][2].pop("n_train"))
+    assert "row 2 lacks n_train" in refused(run)
+    edit(run, lambda results: results["rows"][1].update(seed="0"))
+    assert "row 1 lacks seed" in refused(run)
+    edit(run, lambda results: results["rows"].insert(0, 5))
+    assert "row 0 lacks arm" in refused(run)
+
+
+def test_stages_and_mistakes_that_are_damaged_are_left_out_by_name(tmp_path):
+    run = write_study(tmp_path / "a", CHANCES, seeds=(0,), rich=True, **SMALL)
+    whole = gather(load.load([run]))
+    assert len(whole.stages) == 4 and set(whole.examples) == {
+        "natural", "texture", "target",
+    }  # fmt: skip
+    (run / "examples" / "mistakes.npz").write_bytes(b"PK")
+    (run / "stages" / next(iter(whole.stages)) / "lineage.json").write_text("{}")
+    edit(run, lambda r: r["rows"][1].update(stage_runs=["../../etc"]))
+    found = gather(load.load([run]))
+    text = " ".join(found.notes)
+    assert "No worst mistakes" in text and "mistakes.npz: is damaged" in text
+    assert "lineage.json: lacks stage" in text and "../../etc" in text
+    assert found.mistakes == {} and found.stages == {}
+
+
+def test_what_explain_wrote_is_shown_without_its_tables(tmp_path):
+    run = write_study(tmp_path / "a", CHANCES, seeds=(0,), **SMALL)
+    folder = run / "explain"
+    folder.mkdir()
+    (folder / "filters.png").write_bytes(b"\x89PNG\r\n\x1a\nrest")
+    (folder / "fake.png").write_text("<svg onload=alert(1)>")
+    (folder / "explain.md").write_text(
+        "# Features\n\nTwo-stage sees *texture*.\n\n| a | b |\n| - | - |\n\n"
+        "![First filters](filters.png)\n\n![x](fake.png)\n\n![y](../results.json)\n"
+    )
+    found = gather(load.load([run]))
+    shown = [(block.kind, block.text) for block in found.explanation]
+    assert shown == [
+        ("heading", "Features"),
+        ("text", "Two-stage sees texture."),
+        ("image", "First filters"),
+    ]
+    assert sum("no PNG here" in note for note in found.notes) == 2
+
+
+def test_settings_that_are_nested_are_named_by_their_path():
+    from twostage_jax.report.joining import flat
+
+    nested = {"a": {"b": [1, 2], "c": ""}, "d": 0.5, "e": {}}
+    assert flat(nested) == {"a.b": "[1, 2]", "a.c": "''", "d": "0.5", "e": "{}"}
+    assert json.loads(flat(nested)["a.b"]) == [1, 2]
