@@ -7,6 +7,8 @@
 
 Grey 32-pixel patches. IMAGES and TEXTURES hold a sub-folder for each class; SLICES holds
 `ct/`, `lungs/`, `infection/` and `slices.csv` (see `data/slices.py`).
+`--config=configs/folders.py:texture_only` standardises every image, so that brightness
+and contrast tell nothing.
 """
 
 import importlib.util
@@ -15,10 +17,19 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
-    """Returns the settings of `two_stage.py` with the data of folders."""
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the settings of `two_stage.py` with the data of folders.
+
+    Args:
+      variant: '', or 'texture_only': every image of every stage is brought to mean 0 and
+        deviation 1, so that only structure is left.
+    """
+    if variant not in ("", "texture_only"):
+        raise ValueError(
+            f"configs/folders.py has no variant '{variant}', only 'texture_only'."
+        )
     config = _two_stage()
-    config.name = "folders"
+    config.name = f"folders_{variant}" if variant else "folders"
 
     natural = config.stages.natural.data = _common("folder")
     natural.path = ""  # folder of class sub-folders, optionally below train/ and test/
@@ -38,6 +49,10 @@ def get_config() -> ConfigDict:
     target.per_class = 200  # most patches of one class and patient
 
     config.study.seeds = (0, 1, 2)
+
+    if variant == "texture_only":
+        for stage in (natural, texture, target):
+            stage.normalise = "patch"
     return config
 
 

@@ -4,18 +4,19 @@
 
 trains the four arms of Suzuki et al. 2018 (arXiv 1810.06282) on data that the package
 makes itself: formula-driven images, procedural textures, and HRCT phantoms of diffuse
-lung disease. `--config=configs/two_stage.py:smoke` is the same at the smallest size that
-still runs every part. Every setting can be overridden: `--config.a.b=value`.
+lung disease. `--config=configs/two_stage.py:study` compares them with five seeds and at
+four sizes of the training set, in half an hour; `:smoke` is the smallest size that still
+runs every part. Every setting can be overridden: `--config.a.b=value`.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the settings; `variant` is '' or 'smoke'."""
-    if variant not in ("", "smoke"):
+    """Returns the settings; `variant` is '', 'study' or 'smoke'."""
+    if variant not in ("", "study", "smoke"):
         raise ValueError(
-            f"configs/two_stage.py has no variant '{variant}', only 'smoke'."
+            f"configs/two_stage.py has no variant '{variant}', only 'study' and 'smoke'."
         )
     config = ConfigDict()
     config.name = "two_stage"  # names the default workdir, runs/two_stage
@@ -62,6 +63,17 @@ def get_config(variant: str = "") -> ConfigDict:
     config.study.draw = "group"  # fractions by whole 'group' (patient) or by 'patch'
     config.study.folds = 0  # folds of the target by group; 0 = one split
     config.study.split_seed = 0  # of the splits into train, validation, test
+    # Settings of the target stage to choose among, on validation groups, for every row:
+    # (('optim.learning_rate', (0.001, 0.003)), ...). Empty = none.
+    config.study.grid = ()
+    config.study.side_by_side = (
+        0  # runs at once; 0: one a device, 1: all devices for one
+    )
+
+    if variant == "study":
+        config.name = "two_stage_study"
+        config.study.seeds = (0, 1, 2, 3, 4)
+        config.study.fractions = (1.0, 0.5, 0.25, 0.1)
 
     if variant == "smoke":
         config.name = "two_stage_smoke"

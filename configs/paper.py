@@ -1,0 +1,94 @@
+"""The chain of the paper: ILSVRC2012 > CUReT > HRCT patches, CaffeNet at 227 pixels.
+
+    python -m twostage_jax.main --config=configs/paper.py \
+        --config.stages.texture.data.path=CURET \
+        --config.stages.target.data.path=HRCT
+
+Suzuki, Sakanashi, Kido, Shouno 2018 (arXiv 1810.06282). ILSVRC2012 comes from TFDS:
+prepare it once with `tfds build imagenet2012 --file_format=array_record`. CURET holds a
+folder of images for each of the 61 materials; HRCT a folder of DICOM files for each
+patient, with ROIs (see `data/dicom.py`), for example the MedGIFT database.
+
+For several accelerators: the natural stage alone is 450,000 steps of 256 images. Nobody
+has run this file from end to end: check the schedule on your hardware before you trust
+it. The network and its input are those of the paper; the learning rates of the first
+stage are those of Caffe's reference model, the rest is a starting point.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the settings of `two_stage.py` with the paper's network and data."""
+    config = _two_stage()
+    config.name = "paper"
+
+    config.model.name = "caffenet"
+    config.model.channels = 3
+    config.model.image_size = 227
+    config.model.dropout = 0.5
+    config.model.dtype = "bfloat16"
+
+    natural = config.stages.natural
+    natural.data = _data("tfds")
+    natural.data.name = "imagenet2012"
+    natural.data.size = (
+        256  # stored; training crops at random, evaluation in the centre
+    )
+    natural.data.test = 0.04  # TFDS brings no labelled test split
+    natural.optim.name = "sgd"
+    natural.optim.learning_rate = 0.01
+    natural.train.steps = 450_000
+    natural.train.batch_size = 256
+    natural.train.eval_every = 5_000
+    natural.train.save_every = 5_000
+    natural.augment.shift = 0
+
+    texture = config.stages.texture
+    texture.data = _data("folder")
+    texture.data.path = ""  # folder of CUReT: sampleNN/NN-MMM.png
+    texture.data.name = "curet"
+    texture.data.kind = "texture"
+    texture.data.size = 256
+    texture.augment.shift = 0
+
+    target = config.stages.target
+    target.data = _data("dicom")
+    target.data.path = ""  # folder of patients
+    target.data.classes = ""  # empty: classes.json, or all labels of MedGIFT ROIs
+    target.data.spacing = 0.1  # mm a pixel: 227 pixels are 23 mm, some 32 of the scan
+    target.data.stride = 57  # distance between neighbouring patches, pixels
+    target.augment.shift = 8
+
+    for stage in (texture, target):
+        stage.optim.name = "sgd"
+        stage.optim.learning_rate = 0.001
+        stage.train.steps = 10_000
+        stage.train.eval_every = 500
+        stage.train.save_every = 500
+
+    config.study.seeds = (0, 1, 2)
+    config.study.fractions = (1.0, 0.5, 0.25, 0.1)
+    config.study.folds = 5
+    return config
+
+
+def _data(source: str) -> ConfigDict:
+    data = ConfigDict()
+    data.source = source
+    data.validation = 0.1  # share of the training groups that selection looks at
+    data.test = 0.25  # share of the groups held out, if the set brings no test split
+    data.normalise = "fixed"  # fixed, dataset, or patch (structure only)
+    data.window = (-600.0, 1500.0, -160.0, 500.0, 40.0, 400.0)  # a window a channel, HU
+    return data
+
+
+def _two_stage() -> ConfigDict:
+    path = Path(__file__).with_name("two_stage.py")
+    spec = importlib.util.spec_from_file_location("two_stage", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
