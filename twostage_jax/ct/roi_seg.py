@@ -125,7 +125,8 @@ def _masks(
     if segment is None:
         return [(int(k), image == k) for k in np.unique(image) if k]
     if dataset.SegmentationType == "FRACTIONAL":
-        return [(segment, 2 * image >= int(dataset.MaximumFractionalValue))]
+        half = int(dataset.MaximumFractionalValue) / 2
+        return [(segment, image >= half)]
     return [(segment, image > 0)]
 
 
