@@ -128,7 +128,7 @@ def make(
     except UserError as error:
         if not go_on:
             raise
-        skipped += [(file.path, str(error)) for file in patient.regions]
+        skipped += _refused(patient, str(error))
     made.skipped = hiding.hide(skipped, roots, salt)
     return made
 
@@ -165,6 +165,18 @@ def _patches(
         _example(hu, headers[number], place, patient.name, cut, salt)
         for number, hu in _read(headers, by_slice, go_on, skipped)
         for place in by_slice[number]
+    ]
+
+
+def _refused(patient: Patient, reason: str) -> Skipped:
+    """Returns what to list where the regions of a patient are refused together."""
+    paths = [file.path for file in (*patient.regions, *patient.lungs)]
+    paths += [header.path for header in patient.headers]
+    culprit = [path for path in paths if reason.startswith(f"{path}: ")][:1]
+    others = [file.path for file in patient.regions if file.path not in culprit]
+    why = "left out with the patient's other regions, one of which is refused."
+    return [(path, reason) for path in culprit or others[:1]] + [
+        (path, why) for path in (others if culprit else others[1:])
     ]
 
 
