@@ -14,16 +14,16 @@ from twostage_jax.errors import UserError
 RAMP = (10 * np.arange(8)[:, None] + np.arange(8) + 524).astype(np.int16)
 
 
-def write_patient(folder, *, patient="p1", labels=None, lungs=None, **tags):
+def write_patient(folder, *, patient="p1", labels=None, lungs=None, uid=5, **tags):
     (folder / "rois").mkdir(parents=True)
-    write_ct(folder / "one.dcm", RAMP, uid=5, PatientID=patient, **tags)
+    write_ct(folder / "one.dcm", RAMP, uid=uid, PatientID=patient, **tags)
     if labels is None:
         labels = np.zeros((8, 8), np.uint8)
         labels[:, :4], labels[:, 4:] = 1, 2
-    Image.fromarray(labels).save(folder / "rois" / f"{SERIES}.5.png")
+    Image.fromarray(labels).save(folder / "rois" / f"{SERIES}.{uid}.png")
     if lungs is not None:
         (folder / "lungs").mkdir()
-        Image.fromarray(lungs).save(folder / "lungs" / f"{SERIES}.5.png")
+        Image.fromarray(lungs).save(folder / "lungs" / f"{SERIES}.{uid}.png")
 
 
 def cut(folder, **settings):
@@ -56,11 +56,25 @@ def test_patients_without_an_id_are_told_apart_by_their_folder(tmp_path):
     assert groups[0] != groups[1]
 
 
-def test_two_patients_in_one_folder_are_refused(tmp_path):
+def test_patients_may_share_a_folder_where_masks_name_their_slices(tmp_path):
     write_patient(tmp_path / "x")
-    write_ct(tmp_path / "x" / "two.dcm", RAMP, uid=6, PatientID="p2")
-    with pytest.raises(UserError, match="several patients"):
-        cut(tmp_path / "x")
+    write_ct(
+        tmp_path / "x" / "two.dcm",
+        RAMP + 1,
+        uid=6,
+        PatientID="p2",
+        SeriesInstanceUID=f"{SERIES}.9",
+    )
+    labels = np.full((8, 8), 2, np.uint8)
+    Image.fromarray(labels).save(tmp_path / "x" / "rois" / f"{SERIES}.6.png")
+    recipe = dicom.recipe(path=str(tmp_path), size=4, stride=4, classes="a,b")
+    first, second = (recipe.make(task) for task in recipe.tasks)
+    assert [e.label for e in first] == [0, 1, 0, 1]
+    assert [e.label for e in second] == [1, 1, 1, 1]
+    assert second[0].image[0, 0, 0] == first[0].image[0, 0, 0] + 1
+    Image.fromarray(labels).save(tmp_path / "x" / "rois" / "1.png")
+    with pytest.raises(UserError, match=r"1\.png.*2 patients"):
+        dicom.recipe(path=str(tmp_path), classes="a,b").tasks[0]
 
 
 def test_regions_outside_the_lungs_do_not_count(tmp_path):
@@ -68,13 +82,16 @@ def test_regions_outside_the_lungs_do_not_count(tmp_path):
     lungs[:4] = 255
     write_patient(tmp_path / "x", lungs=lungs)
     assert len(cut(tmp_path / "x")) == 2
-    assert len(cut(tmp_path / "x", lungs=False)) == 4
+    assert len(cut(tmp_path / "x", lungs="off")) == 4
 
 
 def test_slice_without_a_lung_mask_is_refused_where_others_have_one(tmp_path):
-    write_patient(tmp_path / "x")
-    (tmp_path / "x" / "lungs").mkdir()
-    with pytest.raises(UserError, match="no lung mask"):
+    write_patient(tmp_path / "x", lungs=np.ones((8, 8), np.uint8))
+    write_ct(tmp_path / "x" / "two.dcm", RAMP, uid=6, PatientID="p1")
+    Image.fromarray(np.ones((8, 8), np.uint8)).save(
+        tmp_path / "x" / "rois" / f"{SERIES}.6.png"
+    )
+    with pytest.raises(UserError, match=r"two\.dcm.*no lung mask"):
         cut(tmp_path / "x")
 
 
@@ -116,8 +133,8 @@ def test_what_does_not_fit_is_refused(tmp_path, settings, reason):
 
 
 def test_recipe_makes_one_task_a_patient(tmp_path):
-    for name in "yx":
-        write_patient(tmp_path / name, patient=name)
+    for uid, name in enumerate("yx"):
+        write_patient(tmp_path / name, patient=name, uid=uid)
     (tmp_path / "no patient").mkdir()
     recipe = dicom.recipe(path=str(tmp_path), size=4, stride=4, classes="a, b")
     assert recipe.class_names == ("a", "b")
@@ -137,7 +154,7 @@ def test_key_follows_settings_and_files(tmp_path):
     assert key() == first
     assert key(stride=7) != first
     assert key(salt="s") != first
-    write_patient(tmp_path / "y")
+    write_patient(tmp_path / "y", uid=6)
     assert key() != first
 
 
@@ -201,6 +218,10 @@ def test_medgift_region_on_a_missing_slice_is_refused(tmp_path):
         ({"stride": 0}, "stride"),
         ({"coverage": 0.0}, "coverage"),
         ({"per_class": -1}, "per_class"),
+        ({"per_roi": -1}, "per_roi"),
+        ({"overlap": 1.5}, "overlap"),
+        ({"lungs": "maybe"}, "lungs"),
+        ({"rois": "/no/such/file"}, "/no/such/file"),
         ({"spacing": 0.0}, "spacing"),
         ({"classes": "a,,b"}, "classes"),
         ({"path": "/no/such/folder"}, "/no/such/folder"),

@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ct_files import SERIES, write_ct
 from PIL import Image
 
 from twostage_jax.ct.rois import (
+    add_masks,
     draw_regions,
     fill_contour,
-    masks_of,
+    mask_of,
     read_mask,
     read_medgift,
 )
@@ -36,29 +39,39 @@ def save_mask(path, mask=MASK):
         Image.fromarray(mask).save(path)
 
 
+def key(z):
+    return f"{SERIES}.{z + 1}", 0
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".npy"])
 @pytest.mark.parametrize("stem", [f"{SERIES}.6", "2", "slice-0002"])
 def test_mask_is_found_by_uid_or_by_slice_order(tmp_path, suffix, stem):
     headers = three_slices(tmp_path)
     save_mask(tmp_path / "rois" / f"{stem}{suffix}")
-    masks = masks_of(tmp_path / "rois", headers)
-    assert list(masks) == [f"{SERIES}.6"]
-    assert masks[f"{SERIES}.6"]().tolist() == MASK.tolist()
+    masks = mask_of(tmp_path / "rois" / f"{stem}{suffix}", headers)
+    assert list(masks) == [key(5)]
+    assert masks[key(5)]().tolist() == MASK.tolist()
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".npy"])
-def test_one_file_may_hold_the_masks_of_all_slices(tmp_path, suffix):
+@pytest.mark.parametrize("stem", ["all", SERIES])
+def test_one_file_may_hold_the_masks_of_all_slices(tmp_path, suffix, stem):
     headers = three_slices(tmp_path)
+    other = [replace(h, series_uid="1.2.3", sop_uid=f"{h.sop_uid}.9") for h in headers]
     stack = np.stack([MASK * 0, MASK, MASK * 2])
-    path = tmp_path / "rois" / f"all{suffix}"
+    path = tmp_path / "rois" / f"{stem}{suffix}"
     if suffix == ".npy":
         np.save(path, stack)
     else:
         first, *rest = [Image.fromarray(page) for page in stack]
         first.save(path, save_all=True, append_images=rest)
-    masks = masks_of(tmp_path / "rois", headers)
+    if stem == "all":
+        with pytest.raises(UserError, match="several series"):
+            mask_of(path, headers + other)
+        other = []
+    masks = mask_of(path, headers + other)
     for number, z in enumerate([0, 5, 10]):
-        assert masks[f"{SERIES}.{z + 1}"]().tolist() == stack[number].tolist()
+        assert masks[key(z)]().tolist() == stack[number].tolist()
 
 
 @pytest.mark.parametrize("name", ["0.png", "4.png", "other.png", "1.2.3.png"])
@@ -66,18 +79,20 @@ def test_mask_of_no_slice_is_refused(tmp_path, name):
     headers = three_slices(tmp_path)
     save_mask(tmp_path / "rois" / name)
     with pytest.raises(UserError, match=f"{name}.*no slice"):
-        masks_of(tmp_path / "rois", headers)
+        mask_of(tmp_path / "rois" / name, headers)
 
 
 def test_two_masks_of_one_slice_and_a_wrong_shape_are_refused(tmp_path):
     headers = three_slices(tmp_path)
-    save_mask(tmp_path / "rois" / "1.png", MASK[:, :2])
-    load = masks_of(tmp_path / "rois", headers)[f"{SERIES}.1"]
+    path = tmp_path / "rois" / "1.png"
+    save_mask(path, MASK[:, :2])
+    found = mask_of(path, headers)
     with pytest.raises(UserError, match=r"1\.png.*\[2, 2\].*\[2, 3\]"):
-        load()
-    save_mask(tmp_path / "rois" / f"{SERIES}.1.png")
+        found[key(0)]()
+    other = tmp_path / "rois" / f"{SERIES}.1.png"
+    save_mask(other)
     with pytest.raises(UserError, match="two masks"):
-        masks_of(tmp_path / "rois", headers)
+        add_masks(found, mask_of(other, headers), other)
 
 
 def test_broken_and_unsuitable_masks_are_refused(tmp_path):

@@ -208,3 +208,12 @@ def test_reports_of_dose_and_folders_of_media_are_left_out(tmp_path):
     (series,), skipped = find_series(tmp_path)
     assert len(series.headers) == 1
     assert {path.name for path, _ in skipped} == {"dose", "DICOMDIR"}
+
+
+def test_two_patients_with_the_same_slice_are_refused(tmp_path):
+    write_slice(tmp_path / "a", 0)
+    write_slice(tmp_path / "b", 0, PatientID="Jones")
+    with pytest.raises(UserError, match="b: doubled.*another patient"):
+        find_series(tmp_path)
+    (series,), skipped = find_series(tmp_path, go_on=True)
+    assert len(series.headers) == len(skipped) == 1

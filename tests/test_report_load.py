@@ -267,24 +267,25 @@ def test_stages_and_mistakes_that_are_damaged_are_left_out_by_name(tmp_path):
     assert found.mistakes == {} and found.stages == {}
 
 
-def test_what_explain_wrote_is_shown_without_its_tables(tmp_path):
+def test_what_explain_found_is_shown(tmp_path):
     run = write_study(tmp_path / "a", CHANCES, seeds=(0,), **SMALL)
     folder = run / "explain"
-    folder.mkdir()
-    (folder / "filters.png").write_bytes(b"\x89PNG\r\n\x1a\nrest")
-    (folder / "fake.png").write_text("<svg onload=alert(1)>")
-    (folder / "explain.md").write_text(
-        "# Features\n\nTwo-stage sees *texture*.\n\n| a | b |\n| - | - |\n\n"
-        "![First filters](filters.png)\n\n![x](fake.png)\n\n![y](../results.json)\n"
-    )
+    (folder / "figures").mkdir(parents=True)
+    (folder / "figures" / "first_layer.png").write_bytes(b"\x89PNG\r\n\x1a\nrest")
+    (folder / "figures" / "fake.png").write_text("<svg onload=alert(1)>")
+    shutil.copy(folder / "figures" / "first_layer.png", run / "outside.png")
+    figures = {
+        "first_layer": "figures/first_layer",
+        "fake": "figures/fake",
+        "outside": "../outside",
+        "absent": "figures/absent",
+    }
+    explained = {"words": ["Edges, then texture."], "figures": figures, "left_out": []}
+    (folder / "explain.json").write_text(json.dumps(explained))
     found = gather(load.load([run]))
-    shown = [(block.kind, block.text) for block in found.explanation]
-    assert shown == [
-        ("heading", "Features"),
-        ("text", "Two-stage sees texture."),
-        ("image", "First filters"),
-    ]
-    assert sum("no PNG here" in note for note in found.notes) == 2
+    assert found.explanation.words == ["Edges, then texture."]
+    assert list(found.explanation.figures) == ["first_layer"]
+    assert sum("is no PNG file of" in note for note in found.notes) == 3
 
 
 def test_settings_that_are_nested_are_named_by_their_path():

@@ -101,7 +101,9 @@ class Classifier:
                 label_smoothing=0.0,
                 transferred=frozenset(),
             ),
-            PLACEMENT.axis_name,
+            # Each device scores its own windows. Queued programs that gather from other
+            # devices can wait for each other for ever on a CPU.
+            None,
         )
         variables = checkpoint.load_variables(run.folder / "variables")
         self._variables = PLACEMENT.put([variables])
@@ -140,7 +142,7 @@ class Classifier:
             )
 
         def wait() -> np.ndarray:
-            host = [PLACEMENT.host(part)[0] for part in parts]
+            host = [np.asarray(part).reshape(-1, self.classes) for part in parts]
             host = host or [np.zeros((0, self.classes))]
             return np.concatenate(host)[: len(corners)].astype(np.float32)
 

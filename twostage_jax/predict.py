@@ -43,8 +43,8 @@ WINDOW = flags.DEFINE_string(
 SPACING = flags.DEFINE_float(
     "spacing",
     None,
-    "Millimetres a pixel of the training images, to which slices are resampled; "
-    "default: the training's, or pixels as they are.",
+    "Millimetres a pixel of the training images, to which slices are resampled; 0: "
+    "pixels as they are; default: as in the training.",
 )
 SALT = flags.DEFINE_string("salt", "", "Secret mixed into the hashes of identifiers.")
 SHOW_PATHS = flags.DEFINE_boolean(
@@ -59,14 +59,12 @@ def main() -> None:
             raise UserError(f"--{flag.name} is missing.")
     if STRIDE.value < 1:
         raise UserError(f"--stride={STRIDE.value}: it must be at least 1 pixel.")
-    if SPACING.value is not None and not 0.1 <= SPACING.value <= 10:
-        raise UserError(f"--spacing={SPACING.value}: expected 0.1 to 10 mm.")
     files.check_installed()
     run = trained.find(Path(RUN.value), ARM.value)
     how = How(
         stride=STRIDE.value,
         window=trained.parse_window(WINDOW.value, run),
-        spacing=SPACING.value if SPACING.value is not None else run.spacing,
+        spacing=trained.parse_spacing(SPACING.value, run),
     )
     print(f"{run}\n{how}\n{NOTICE}", flush=True)
     map_folder(

@@ -1,4 +1,4 @@
-"""Finished stage runs: finding them, what they were trained on, loading them."""
+"""Finished stage runs: finding them, and how what they were trained on was shown."""
 
 import dataclasses
 import json
@@ -6,14 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from twostage_jax import checkpoint, training
 from twostage_jax.config import ModelConfig
 from twostage_jax.errors import UserError, did_you_mean
 
 # Data sources whose images are in HU, so that the window they trained with applies.
-HU_SOURCES = ("dicom", "phantoms")
+HU_SOURCES = ("dicom", "phantoms", "prepared")
 PREFERRED_ARM = "two_stage"
-PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,19 +22,21 @@ class Trained:
       folder: Of the stage run.
       hash: Of the stage run: it determines the parameters.
       arm: The arm that it ends, or its chain where it ends none.
-      data: Name of the data it was trained on.
-      fingerprint: Of the data it was trained on.
+      source: Data source that it was trained on.
+      data: Name of the data.
+      fingerprint: Of the data.
       class_names: Of the K classes.
       model: The network.
       normalise, mean, deviation: How images are scaled for it, see `data.augment`.
       window: (centre, width) pairs in HU, flattened; None if it trained on images that
         were not in HU.
-      spacing: Millimetres a pixel at which it trained; None = pixels as they were.
+      options: The settings of its data source.
     """
 
     folder: Path
     hash: str
     arm: str
+    source: str
     data: str
     fingerprint: str
     class_names: tuple[str, ...]
@@ -45,7 +45,7 @@ class Trained:
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
     window: tuple[float, ...] | None
-    spacing: float | None
+    options: dict[str, Any]
 
     def __str__(self) -> str:
         data = f"{self.data} {self.fingerprint[:12]}"
@@ -118,17 +118,34 @@ def parse_window(text: str, run: Trained) -> tuple[float, ...]:
     return window
 
 
-def load(run: Trained) -> tuple[Any, PyTree]:
-    """Returns the network of a stage run, a Linen module, and its variables.
+def parse_spacing(given: float | None, run: Trained) -> float | None:
+    """Returns the millimetres a pixel to resample slices to; None = as they are.
 
-    `module.apply(variables, images, train=False)` returns (logits, taps) of images
-    `[N, H, W, C]` that are in [0, 1] and then scaled as `data.augment.normalise` does.
+    Args:
+      given: What a flag says; 0 = as they are, None = as in the training.
+      run: The stage run.
 
     Raises:
-      UserError: The variables cannot be read.
+      UserError: The flag is impossible, or needed.
     """
-    module = training.build_model(run.model, len(run.class_names), None)
-    return module, checkpoint.load_variables(run.folder / "variables")
+    if given is not None:
+        if given and not 0.1 <= given <= 10:
+            raise UserError(f"--spacing={given}: expected 0.1 to 10 mm.")
+        return given or None
+    # The command `prepare` resampled, or not: its settings lie beside the patches.
+    path = Path(run.options.get("path", ""), "dataset.json")
+    if run.source != "prepared":
+        return run.options.get("spacing")
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+        if made["fingerprint"] != run.fingerprint:
+            raise ValueError("another set than the one of the training")
+        return made["settings"]["spacing"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: does not say at what resolution the patches were cut ({error}): "
+            "give --spacing in mm a pixel, or --spacing=0 for pixels as they are."
+        ) from error
 
 
 def _described(folder: Path, arm: str) -> Trained:
@@ -141,6 +158,7 @@ def _described(folder: Path, arm: str) -> Trained:
             folder=folder,
             hash=str(lineage["hash"]),
             arm=arm or " > ".join(n.rsplit("-", 1)[0] for n in lineage["chain"]),
+            source=str(settings["source"]),
             data=str(data["name"]),
             fingerprint=str(data["fingerprint"]),
             class_names=tuple(map(str, data["class_names"])),
@@ -149,7 +167,7 @@ def _described(folder: Path, arm: str) -> Trained:
             mean=tuple(data["mean"]),
             deviation=tuple(data["deviation"]),
             window=tuple(settings["window"]) if in_hu else None,
-            spacing=settings["options"].get("spacing"),
+            options=dict(settings["options"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(

@@ -93,7 +93,7 @@ def read_headers(path: Path, salt: str = "") -> list[Header]:
       NotCTError: The file is sound but not a CT slice.
       UserError: The file cannot be trusted as a CT slice.
     """
-    with _refusing(path):
+    with refusing(path):
         return _headers(pixels.load(path, pixels=False), path, salt)
 
 
@@ -119,12 +119,12 @@ def read_slices(
     path: Path, indices: Sequence[int], salt: str = ""
 ) -> Iterator[tuple[Header, np.ndarray]]:
     """Yields frames of one file as `read_slice` returns them; the file is read once."""
-    with _refusing(path):
+    with refusing(path):
         dataset = pixels.load(path, pixels=True)
         headers = _headers(dataset, path, salt)
         views = frames.of(dataset, path)
     for index in indices:
-        with _refusing(path):
+        with refusing(path):
             hu = _hounsfield(dataset, views[index], path, index)
         yield headers[index], hu
 
@@ -145,7 +145,7 @@ def window(
 
 
 @contextlib.contextmanager
-def _refusing(path: Path) -> Iterator[None]:
+def refusing(path: Path) -> Iterator[None]:
     """Turns whatever a broken file makes the decoders raise into a refusal."""
     try:
         yield

@@ -22,8 +22,27 @@ def positions(
 ) -> np.ndarray:
     """Returns the patches of a slice, `[N, 3]` int: (row, column, class index).
 
-    Patches lie on a grid that starts at pixel (0, 0). A patch belongs to the class
-    that covers most of it; where two cover the same share, to none.
+    For the rest see `covered`.
+    """
+    return covered(
+        labels, size=size, stride=stride, coverage=coverage, lungs=lungs, pure=pure
+    )[0]
+
+
+def covered(
+    labels: np.ndarray,
+    *,
+    size: int,
+    stride: int,
+    coverage: Sequence[float],
+    lungs: np.ndarray | None = None,
+    pure: Sequence[int] = (),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a slice's patches, `[N, 3]` int, and how much of each is covered, `[N]`.
+
+    A patch is (row, column, class index); the share is that of its class. Patches lie
+    on a grid that starts at pixel (0, 0). A patch belongs to the class that covers most
+    of it; where two cover the same share, to none.
 
     Args:
       labels: `[H, W]` int: 0 outside all regions, 1 + class index inside.
@@ -51,7 +70,56 @@ def positions(
     enough = (top > 0) & (top >= np.asarray(coverage)[best] - 1e-9)
     enough &= (shares == top).sum(axis=0) == 1
     rows, columns = np.nonzero(enough)
-    return np.stack([rows * stride, columns * stride, best[enough]], axis=1)
+    places = np.stack([rows * stride, columns * stride, best[enough]], axis=1)
+    return places, top[enough]
+
+
+def apart(
+    corners: np.ndarray, shares: np.ndarray, *, size: int, overlap: float
+) -> np.ndarray:
+    """Returns the indices `[M]`, in order, of patches that overlap little enough.
+
+    The best covered patches are taken first, in the order given where they are equal;
+    each that overlaps one taken before by more than `overlap` of its area is left out.
+
+    Args:
+      corners: `[N, 2]` int: first row and column.
+      shares: `[N]`, how much of each patch is covered.
+      size: Height and width of a patch, pixels.
+      overlap: Largest share of a patch that another may cover; 1 = all are taken.
+    """
+    if overlap >= 1:
+        return np.arange(len(corners))
+    taken: list[int] = []
+    for index in np.argsort(-shares, kind="stable"):
+        sides = size - abs(corners[taken] - corners[index])
+        shared = np.maximum(sides, 0).prod(axis=1) / size**2
+        # The sliver only guards against rounding.
+        if not (shared > overlap + 1e-9).any():
+            taken.append(int(index))
+    return np.sort(np.array(taken, int))
+
+
+def regions_of(labels: np.ndarray, places: np.ndarray, *, size: int) -> np.ndarray:
+    """Returns the number of the region that each patch shows most of, `[N]`.
+
+    A region is a connected part of one class; its number is unique in the slice.
+
+    Args:
+      labels: `[H, W]` int: 0 outside all regions, 1 + class index inside.
+      places: `[N, 3]` int: row, column, class index.
+      size: Height and width of a patch, pixels.
+    """
+    numbers = np.zeros(labels.shape, np.int64)
+    for index in np.unique(places[:, 2]):
+        parts, _ = ndimage.label(labels == index + 1)
+        numbers += np.where(parts > 0, parts + numbers.max(), 0)
+    found = np.zeros(len(places), np.int64)
+    for i, (row, column, index) in enumerate(places):
+        patch = np.s_[row : row + size, column : column + size]
+        own = numbers[patch][labels[patch] == index + 1]
+        found[i] = np.bincount(own).argmax()
+    return found
 
 
 def check_size(shape: tuple[int, int], size: int, path: Path) -> None:

@@ -17,6 +17,13 @@ from twostage_jax.errors import UserError
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 Load = Callable[[], np.ndarray]
+# A slice: SOPInstanceUID and frame; see `Header.key`.
+Key = tuple[str, int]
+
+
+def clean_label(text: str) -> str:
+    """Returns a region's label as classes are named: one line, lower case."""
+    return " ".join(text.split()).lower()
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -44,34 +51,45 @@ def read_mask(path: Path) -> np.ndarray:
     return mask
 
 
-def masks_of(folder: Path, headers: Sequence[Header]) -> dict[str, Load]:
-    """Returns SOPInstanceUID -> a function that reads the slice's mask `[H, W]`.
+def mask_of(path: Path, headers: Sequence[Header]) -> dict[Key, Load]:
+    """Returns what reads the masks `[H, W]` of a PNG, TIFF or NumPy file.
 
-    A mask file is named after the SOPInstanceUID of its slice, or ends with the number
-    of the slice (from 1, in the order of `series.sort_series`: from the feet to the
-    head), or holds one mask for every slice in that order.
+    A file is named after the SOPInstanceUID of its slice, or ends with the number of
+    the slice (from 1, in the order of `series.sort_series`: from the feet to the head),
+    or holds one mask for every slice in that order. The last two need slices of one
+    series, or the file to be in a folder named after the SeriesInstanceUID, or, if it
+    holds all masks, to be named after it.
 
     Args:
-      folder: Of the mask files.
-      headers: Of the patient's slices.
+      path: Of the mask file.
+      headers: Of the slices that it may belong to.
 
     Raises:
-      UserError: A mask belongs to no slice, or to two, or two to one slice.
+      UserError: The mask belongs to no slice, or could belong to several.
     """
-    known = {header.sop_uid: header for header in headers}
-    masks: dict[str, Load] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in MASK_SUFFIXES:
-            continue
-        if path.stem in known:
-            found = {path.stem: _reader(path, None, known[path.stem])}
-        else:
-            found = dict(_by_order(path, headers))
-        for uid, load in found.items():
-            if uid in masks:
-                raise UserError(f"{path}: slice {known[uid].path} has two masks.")
-            masks[uid] = load
-    return masks
+    single = [h for h in headers if h.sop_uid == path.stem]
+    if len(single) == 1:
+        return {single[0].key: _reader(path, None, single[0])}
+    if single:
+        headers = single
+    else:
+        of_series = [
+            h for h in headers if h.series_uid in (path.stem, path.parent.name)
+        ]
+        headers = of_series or headers
+    return dict(_by_order(path, headers))
+
+
+def add_masks(found: dict[Key, Load], new: dict[Key, Load], path: Path) -> None:
+    """Adds masks that `path` gives to `found`.
+
+    Raises:
+      UserError: A slice has a mask already.
+    """
+    for key in new:
+        if key in found:
+            raise UserError(f"{path}: slice {key[0]} has two masks.")
+    found |= new
 
 
 def read_medgift(path: Path) -> tuple[tuple[float, float], list[tuple]]:
@@ -90,6 +108,12 @@ def read_medgift(path: Path) -> tuple[tuple[float, float], list[tuple]]:
         return _parse_medgift(lines)
     except (ValueError, IndexError, KeyError, OSError) as error:
         raise UserError(f"{path}: not a MedGIFT contour file: {error}") from error
+
+
+def is_medgift(path: Path) -> bool:
+    """Whether a text file begins as MedGIFT contour files do."""
+    with path.open("rb") as file:
+        return file.read(200).lstrip().lower().startswith(b"spacing")
 
 
 def fill_contour(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -124,10 +148,19 @@ def draw_regions(
 
     Pixels that regions of two classes claim are left out: they show neither for sure.
     """
+    return merge([(k, fill_contour(points, shape)) for k, points in regions], shape)
+
+
+def merge(
+    masks: Sequence[tuple[int, np.ndarray]], shape: tuple[int, int]
+) -> np.ndarray:
+    """Returns the label mask of (class index, mask `[H, W]` bool) pairs.
+
+    Pixels that masks of two classes claim are left out: they show neither for sure.
+    """
     labels = np.zeros(shape, np.int64)
     claimed_twice = np.zeros(shape, bool)
-    for index, points in regions:
-        inside = fill_contour(points, shape)
+    for index, inside in masks:
         claimed_twice |= inside & (labels != 0) & (labels != index + 1)
         labels[inside] = index + 1
     labels[claimed_twice] = 0
@@ -169,7 +202,7 @@ def _reader(path: Path, page: int | None, header: Header) -> Load:
     return load
 
 
-def _by_order(path: Path, headers: Sequence[Header]) -> Iterator[tuple[str, Load]]:
+def _by_order(path: Path, headers: Sequence[Header]) -> Iterator[tuple[Key, Load]]:
     if len({header.series_uid for header in headers}) > 1:
         raise UserError(
             f"{path}: is not named after a SOPInstanceUID, and the folder has several "
@@ -183,7 +216,7 @@ def _by_order(path: Path, headers: Sequence[Header]) -> Iterator[tuple[str, Load
                 f"{path}: holds {len(mask)} masks for {len(ordered)} slices."
             )
         for page, header in enumerate(ordered):
-            yield header.sop_uid, _reader(path, page, header)
+            yield header.key, _reader(path, page, header)
         return
     number = re.fullmatch(r"[^0-9.]*(\d{1,6})", path.stem)
     if number is None or not 1 <= int(number[1]) <= len(ordered):
@@ -192,7 +225,7 @@ def _by_order(path: Path, headers: Sequence[Header]) -> Iterator[tuple[str, Load
             f"number of its slice (1 to {len(ordered)}, from the feet to the head)."
         )
     header = ordered[int(number[1]) - 1]
-    yield header.sop_uid, _reader(path, None, header)
+    yield header.key, _reader(path, None, header)
 
 
 def _parse_medgift(lines: list[str]) -> tuple[tuple[float, float], list[tuple]]:
@@ -207,7 +240,7 @@ def _parse_medgift(lines: list[str]) -> tuple[tuple[float, float], list[tuple]]:
             case "spacingx" | "spacingy" | "spacingz":
                 spacing[key.lower()[-1]] = float(value)
             case "label":
-                label = value.lower()
+                label = clean_label(value)
             case "slice_number":
                 number = int(value)
             case "nb_points_on_contour":

@@ -129,7 +129,13 @@ def scan(
             continue
         first = headers.get(found[0].key)
         if first is not None:
-            skipped.append((path, f"doubled: the same SOPInstanceUID as {first.path}"))
+            why = f"doubled: the same SOPInstanceUID as {first.path}"
+            if first.patient != found[0].patient:
+                # Which of them a mask or a reference means cannot be told.
+                why = f"{path}: {why}, of another patient."
+                if not go_on:
+                    raise UserError(why)
+            skipped.append((path, why))
             continue
         headers |= {header.key: header for header in found}
     return list(headers.values()), skipped

@@ -1,67 +1,335 @@
-"""Which slices of a patient's folder are annotated, and with which classes."""
+"""Files of regions in a folder tree: which there are, and whose slices they mark."""
 
-import csv
+import dataclasses
 import functools
-import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pydicom
 
-from twostage_jax.ct import rois
-from twostage_jax.ct.dicom import Header
-from twostage_jax.data import files
-from twostage_jax.errors import UserError, did_you_mean
+from twostage_jax.ct import (
+    pixels,
+    roi_nifti,
+    roi_rtstruct,
+    roi_seg,
+    roi_table,
+    rois,
+)
+from twostage_jax.ct.dicom import Header, refusing
+from twostage_jax.ct.series import Skipped, files_below, is_dicom
+from twostage_jax.errors import UserError
 
 # Contour files round the spacing.
 SPACING_TOLERANCE = 0.01
-Labelled = list[tuple[Header, rois.Load]]
+ROIS, LUNGS = "rois", "lungs"
 
 
-def labelled_slices(
-    folder: Path, headers: Sequence[Header], class_names: Sequence[str]
-) -> Labelled:
-    """Returns the slices with regions, each with what reads its label mask `[H, W]`.
+@dataclasses.dataclass(frozen=True)
+class RoiFile:
+    """A file of regions.
+
+    Attributes:
+      path: Of the file.
+      kind: 'mask' (PNG, TIFF, NumPy), 'nifti', 'seg', 'rtstruct', 'csv' or 'medgift'.
+      home: The folder in whose slices its regions lie, if it does not name the series.
+      series: SeriesInstanceUIDs that it names.
+      labels: What it calls its regions; none if it numbers them.
+    """
+
+    path: Path
+    kind: str
+    home: Path
+    series: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+def find(
+    root: Path, given: Path | None, left_out: Skipped
+) -> tuple[list[RoiFile], list[RoiFile], Skipped]:
+    """Returns files of regions, files of lung masks, and what is neither.
+
+    Args:
+      root: Folder of the slices. Without `given`, regions are its `rois` folders at
+        any depth, its MedGIFT contour files, and its SEG and RTSTRUCT objects.
+      given: A file of regions, or a folder of them; below it, files that do not name a
+        series belong to the slices in the folder of the same name below `root`.
+      left_out: (path, reason) of the files below `root` that hold no slices.
 
     Raises:
-      UserError: Masks or contours do not fit the slices.
+      UserError: A file of regions is broken.
     """
-    if (folder / "rois").is_dir():
-        masks = rois.masks_of(folder / "rois", headers)
-        return [
-            (h, functools.partial(_checked, masks[h.sop_uid], len(class_names), h))
-            for h in headers
-            if h.sop_uid in masks
+    regions: list[RoiFile] = []
+    lungs: list[RoiFile] = []
+    rest: Skipped = []
+    if given is None:
+        places = [(path, _home(path, root, root), why) for path, why in left_out]
+    else:
+        above = given if given.is_dir() else given.parent
+        paths = files_below(given) if given.is_dir() else [given]
+        why = "no file of regions"
+        places = [(path, _home(path, above, root), why) for path in paths]
+        rest += [entry for entry in left_out if not _is_in(entry[0], root, LUNGS)]
+        places += [
+            (path, _home(path, root, root), why)
+            for path, why in left_out
+            if _is_in(path, root, LUNGS)
         ]
-    return _medgift(folder, headers, class_names)
+    for path, home, why in places:
+        within = root if path.is_relative_to(root) else given
+        marked = _is_in(path, within, ROIS) or given is not None
+        file = _recognised(path, home, marked or _is_in(path, within, LUNGS))
+        if file is None:
+            rest.append((path, why))
+        else:
+            (lungs if _is_in(path, within, LUNGS) else regions).append(file)
+    return regions, lungs, rest
+
+
+def assign(
+    files: Iterable[RoiFile], headers: Sequence[Header], *, go_on: bool = False
+) -> tuple[dict[str, list[RoiFile]], Skipped]:
+    """Returns the files of each patient (a hash), and (path, reason) of the others.
+
+    Raises:
+      UserError: A file names a series that is not there, or could belong to several
+        patients or to none, and `go_on` is false.
+    """
+    by_uid: dict[str, str] = {}
+    by_folder = defaultdict(set)
+    for header in headers:
+        by_uid[header.sop_uid] = by_uid[header.series_uid] = header.patient
+        by_folder[header.path.parent].add(header.patient)
+    for folder in list(by_folder):
+        for above in folder.parents:
+            by_folder[above] |= by_folder[folder]
+    found: dict[str, list[RoiFile]] = defaultdict(list)
+    skipped: Skipped = []
+    for file in files:
+        try:
+            for patient in _patients(file, by_uid, by_folder):
+                found[patient].append(file)
+        except UserError as error:
+            if not go_on:
+                raise
+            skipped.append((file.path, str(error)))
+    return dict(found), skipped
+
+
+def labelled(
+    files: Sequence[RoiFile],
+    headers: Sequence[Header],
+    class_names: Sequence[str],
+    salt: str = "",
+) -> dict[rois.Key, rois.Load]:
+    """Returns what reads the label mask `[H, W]` of each slice that has regions.
+
+    Where files of the kinds that name their labels mark the same slice, their masks
+    are merged; pixels of two classes are left out.
+
+    Args:
+      files: Of one patient.
+      headers: Of the patient's slices.
+      class_names: In label order.
+      salt: Of the patients' hashes.
+
+    Raises:
+      UserError: Regions do not fit the slices.
+    """
+    names = [rois.clean_label(name) for name in class_names]
+    numbered: dict[rois.Key, rois.Load] = {}
+    named = defaultdict(list)
+    by_key = {header.key: header for header in headers}
+    for file in files:
+        own = candidates(file, headers)
+        if not file.labels and file.kind in ("mask", "nifti"):
+            rois.add_masks(numbered, _read_numbered(file, own), file.path)
+            continue
+        for key, load in _read_named(file, own, names, salt).items():
+            named[key].append(load)
+    found = {
+        key: functools.partial(_checked, load, len(names), by_key[key])
+        for key, load in numbered.items()
+    }
+    for key, loads in named.items():
+        if key in found:
+            raise UserError(
+                f"{by_key[key].path}: has a mask of numbers, and regions with labels: "
+                "give one of them."
+            )
+        found[key] = functools.partial(_merged, loads, len(names), by_key[key])
+    return found
+
+
+def masks(
+    files: Sequence[RoiFile], headers: Sequence[Header]
+) -> dict[rois.Key, rois.Load]:
+    """Returns what reads each slice's mask `[H, W]` of numbers, such as lung masks.
+
+    Raises:
+      UserError: A mask does not fit the slices, or a file holds none.
+    """
+    found: dict[rois.Key, rois.Load] = {}
+    for file in files:
+        if file.kind not in ("mask", "nifti"):
+            raise UserError(f"{file.path}: lung masks are images, arrays or NIfTI.")
+        new = _read_numbered(file, candidates(file, headers))
+        rois.add_masks(found, new, file.path)
+    return found
+
+
+def candidates(file: RoiFile, headers: Sequence[Header]) -> list[Header]:
+    """Returns the slices, out of one patient's, that a file may mark."""
+    if file.series:
+        return [h for h in headers if h.series_uid in file.series]
+    stem, folder = _stem(file.path), file.path.parent.name
+    exact = [h for h in headers if stem in (h.sop_uid, h.series_uid)]
+    exact = exact or [h for h in headers if h.series_uid == folder]
+    return exact or [h for h in headers if h.path.is_relative_to(file.home)]
+
+
+def _home(path: Path, above: Path, root: Path) -> Path:
+    """Returns the folder below `root` that is named like that of `path`."""
+    parts = path.parent.relative_to(above).parts
+    for name in (ROIS, LUNGS):
+        if name in parts:
+            parts = parts[: parts.index(name)]
+    home = root.joinpath(*parts)
+    return home if home.is_dir() else root
+
+
+def _is_in(path: Path, root: Path, name: str) -> bool:
+    return path.is_relative_to(root) and name in path.parent.relative_to(root).parts
+
+
+def _stem(path: Path) -> str:
+    return path.name[:-7] if path.name.lower().endswith(".nii.gz") else path.stem
+
+
+def _recognised(path: Path, home: Path, marked: bool) -> RoiFile | None:
+    """Returns what kind of regions a file holds, or None.
+
+    Images, arrays and tables are taken for regions only in a place for them (`marked`).
+    """
+    name = path.name.lower()
+    if marked and path.suffix.lower() in rois.MASK_SUFFIXES:
+        return RoiFile(path, "mask", home)
+    if marked and name.endswith(roi_nifti.SUFFIXES):
+        return RoiFile(path, "nifti", home)
+    if marked and name.endswith(".csv") and name != "classes.csv":
+        rows = list(roi_table.rows_of(path))
+        series = sorted({row["series"] for row in rows})
+        labels = sorted({rois.clean_label(row["label"]) for row in rows})
+        return RoiFile(path, "csv", home, tuple(series), tuple(labels))
+    if name.endswith(".txt") and rois.is_medgift(path):
+        labels = sorted({region[0] for region in rois.read_medgift(path)[1]})
+        return RoiFile(path, "medgift", home, (), tuple(labels))
+    if path.is_file() and is_dicom(path):
+        return _recognised_dicom(path, home)
+    return None
+
+
+def _recognised_dicom(path: Path, home: Path) -> RoiFile | None:
+    with refusing(path):
+        dataset = pydicom.dcmread(
+            path, specific_tags=["SOPClassUID"], stop_before_pixels=True
+        )
+        sop_class = str(dataset.get("SOPClassUID") or "")
+        if sop_class in roi_seg.SEGMENTATION:
+            kind, module = "seg", roi_seg
+        elif sop_class == roi_rtstruct.STRUCTURE_SET:
+            kind, module = "rtstruct", roi_rtstruct
+        else:
+            return None
+        dataset = pixels.load(path, pixels=False)
+        series = module.referenced_series(dataset)
+        labels = sorted(set(module.labels(dataset).values()))
+    return RoiFile(path, kind, home, series, tuple(labels))
+
+
+def _patients(file: RoiFile, by_uid: dict[str, str], by_folder: dict) -> list[str]:
+    missing = [uid for uid in file.series if uid not in by_uid]
+    if missing:
+        raise UserError(
+            f"{file.path}: marks series {', '.join(missing)}, which is not there."
+        )
+    if file.series:
+        return sorted({by_uid[uid] for uid in file.series})
+    for uid in (_stem(file.path), file.path.parent.name):
+        if uid in by_uid:
+            return [by_uid[uid]]
+    patients = by_folder.get(file.home, set())
+    if len(patients) != 1:
+        raise UserError(
+            f"{file.path}: there are slices of {len(patients)} patients in "
+            f"{file.home}, and the file does not name a series: name it after the "
+            "SOPInstanceUID or the SeriesInstanceUID."
+        )
+    return sorted(patients)
+
+
+def _read_numbered(
+    file: RoiFile, headers: Sequence[Header]
+) -> dict[rois.Key, rois.Load]:
+    if file.kind == "mask":
+        return rois.mask_of(file.path, headers)
+    return roi_nifti.read(file.path, _one_series(file, headers))
+
+
+def _read_named(
+    file: RoiFile, headers: Sequence[Header], names: Sequence[str], salt: str
+) -> dict[rois.Key, rois.Load]:
+    if file.kind == "medgift":
+        return _medgift(file.path, headers, names)
+    if file.kind == "csv":
+        return roi_table.read(file.path, headers, names, salt)
+    module = {"seg": roi_seg, "rtstruct": roi_rtstruct}[file.kind]
+    return module.read(file.path, _one_series(file, headers), names)
+
+
+def _one_series(file: RoiFile, headers: Sequence[Header]) -> Sequence[Header]:
+    number = len({header.series_uid for header in headers})
+    if number != 1:
+        raise UserError(
+            f"{file.path}: could belong to any of {number} series: name it after the "
+            "SeriesInstanceUID of its own."
+        )
+    return headers
 
 
 def _checked(load: rois.Load, num_classes: int, header: Header) -> np.ndarray:
     labels = load().astype(np.int64)
     if labels.min() < 0 or labels.max() > num_classes:
         raise UserError(
-            f"{header.path}: its mask in 'rois' has values {labels.min()} to "
+            f"{header.path}: its mask of regions has values {labels.min()} to "
             f"{labels.max()}; {num_classes} classes allow 0 to {num_classes}. Name all "
             "classes in the setting 'classes'."
         )
     return labels
 
 
+def _merged(loads: list[rois.Load], num_classes: int, header: Header) -> np.ndarray:
+    if len(loads) == 1:
+        return loads[0]()
+    parts = [load() for load in loads]
+    pairs = [(k, part == k + 1) for part in parts for k in range(num_classes)]
+    return rois.merge(pairs, header.shape)
+
+
 def _medgift(
-    folder: Path, headers: Sequence[Header], class_names: Sequence[str]
-) -> Labelled:
-    by_number = {}
+    text: Path, headers: Sequence[Header], names: Sequence[str]
+) -> dict[rois.Key, rois.Load]:
+    by_number: dict[int, Header] = {}
     for header in headers:
         number = re.search(r"(\d+)$", header.path.stem)
         if number and by_number.setdefault(int(number[1]), header) is not header:
             raise UserError(f"{header.path}: a second file with number {number[1]}.")
     drawn = defaultdict(list)
-    text = _contour_file(folder)
     (x_mm, y_mm), regions = rois.read_medgift(text)
     for label, number, points in regions:
-        if label not in class_names:
+        if label not in names:
             continue
         if number not in by_number:
             raise UserError(f"{text}: has a region on slice {number}; no file has it.")
@@ -70,79 +338,13 @@ def _medgift(
             header.spacing, (y_mm, x_mm), rtol=SPACING_TOLERANCE
         ):
             raise UserError(
-                f"{text}: spacing {x_mm} x {y_mm} mm; {header.path.name} says "
+                f"{text}: spacing {x_mm} x {y_mm} mm; slice {number} says "
                 f"{header.spacing[1]} x {header.spacing[0]} mm."
             )
-        drawn[number].append((class_names.index(label), points))
-    return [
-        (
-            by_number[number],
-            functools.partial(
-                rois.draw_regions, drawn[number], by_number[number].shape
-            ),
+        drawn[number].append((names.index(label), points))
+    return {
+        by_number[number].key: functools.partial(
+            rois.draw_regions, regions, by_number[number].shape
         )
-        for number in sorted(drawn)
-    ]
-
-
-def _contour_file(folder: Path) -> Path:
-    texts = sorted(folder.glob("*.txt"))
-    if len(texts) != 1:
-        raise UserError(
-            f"{folder}: {len(texts)} .txt files; one with contours is needed."
-        )
-    return texts[0]
-
-
-def is_annotated(folder: Path) -> bool:
-    """Whether a patient's folder has regions, in one form or the other."""
-    return (folder / "rois").is_dir() or any(folder.glob("*.txt"))
-
-
-def class_names_of(
-    root: Path, folders: Sequence[Path], classes: str
-) -> tuple[str, ...]:
-    """Returns the class names that the setting `classes` of `dicom.recipe` stands for.
-
-    Raises:
-      UserError: There are none, or a MedGIFT label is named that never occurs.
-    """
-    if not classes:
-        given = [f for f in ("classes.json", "classes.csv") if (root / f).is_file()]
-        classes = given[0] if given else ""
-    if classes.endswith((".json", ".csv")):
-        return _read_class_names(root / classes)
-    contours = [f for f in folders if not (f / "rois").is_dir()]
-    occur = {r[0] for f in contours for r in rois.read_medgift(_contour_file(f))[1]}
-    if classes:
-        names = files.split_names(classes, "classes")
-        for name in names:
-            if len(contours) == len(folders) and name not in occur:
-                hint = did_you_mean(name, occur)
-                raise UserError(f"classes: no region is labelled '{name}'.{hint}")
-        return names
-    if not occur or len(contours) != len(folders):
-        raise UserError(
-            f"{root}: name the classes, in the order of the mask values 1, 2, ...: in "
-            "the setting 'classes' or in classes.json."
-        )
-    return tuple(sorted(occur))
-
-
-def _read_class_names(path: Path) -> tuple[str, ...]:
-    """Returns the names of a JSON list, or of a CSV with columns value, name."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            names = json.loads(text)
-            if not isinstance(names, list):
-                raise ValueError("a list of names is needed")
-        else:
-            rows = list(csv.DictReader(text.splitlines()))
-            named = {int(row["value"]): row["name"].strip() for row in rows}
-            if sorted(named) != list(range(1, len(rows) + 1)):
-                raise ValueError("values must be 1, 2, ..., each once")
-            names = [named[value] for value in sorted(named)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: names no classes: {error}") from error
-    return files.split_names(",".join(map(str, names)), str(path))
+        for number, regions in drawn.items()
+    }

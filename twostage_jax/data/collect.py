@@ -25,7 +25,8 @@ class Collector:
         TFDS split must not be empty.
       metadata: Filled when the last part is through: 'key', 'kind', 'class_names',
         'fingerprint', and in the order of the records 'ids', 'labels', 'groups',
-        'splits'.
+        'splits'; where examples have them, 'details'; and 'skipped', pairs of a
+        file's hash and why it was left out.
     """
 
     parts: list[Callable[[], Iterator[dict[str, Any]]]]
@@ -72,10 +73,13 @@ class Collector:
         self._seen: set[str] = set()
         lists = {name: [] for name in ("ids", "labels", "groups", "splits")}
         self.metadata = tfds.core.MetadataDict(lists)
+        self._details: list[dict[str, Any]] = []
+        self._skipped: list[tuple[str, str]] = []
 
     def _part(self, tasks: int, *, last: bool) -> Iterator[dict[str, Any]]:
         empty = True
         for examples in itertools.islice(self._results, tasks):
+            self._skipped += getattr(examples, "skipped", ())
             for example in examples:
                 empty = False
                 self._check(example)
@@ -94,6 +98,7 @@ class Collector:
         self.metadata["labels"].append(label)
         self.metadata["groups"].append(example.group)
         self.metadata["splits"].append(example.split)
+        self._details.append(dict(example.details))
         return {
             "image": image,
             "label": label,
@@ -153,6 +158,10 @@ class Collector:
             *([data[column][i] for i in order] for column in columns),
             list(recipe.class_names),
         )
+        if any(self._details):
+            data["details"] = self._details
+        if self._skipped:
+            data["skipped"] = [list(entry) for entry in self._skipped]
         data["key"] = recipe.key
         data["kind"] = recipe.kind
         data["class_names"] = list(recipe.class_names)

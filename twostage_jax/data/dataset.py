@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ class Example:
       group: What must not be split between train and test (a patient, a material
         sample); empty if the set has no groups.
       split: The split that the data set's authors gave it; 'train' if they gave none.
+      details: Where it comes from, for the table of a prepared set; numbers and strings.
     """
 
     id: str
@@ -29,6 +31,19 @@ class Example:
     label: int
     group: str = ""
     split: str = "train"
+    details: Mapping[str, str | int | float] = dataclasses.field(default_factory=dict)
+
+
+class Made(list[Example]):
+    """The examples of a task.
+
+    Attributes:
+      skipped: (hash of a file, reason) of what was left out of them.
+    """
+
+    def __init__(self, examples: Iterable[Example] = ()) -> None:
+        super().__init__(examples)
+        self.skipped: list[tuple[str, str]] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +59,10 @@ class Recipe:
         means that the set is prepared anew.
       tasks: Picklable units of work.
       make: A picklable function from a task to its examples.
+      resumable: Keep the results of finished tasks until all are there: for tasks that
+        take long.
+      prepared_in: The data folder that holds the set already, if the set is not to be
+        made in the caller's.
     """
 
     name: str
@@ -52,6 +71,8 @@ class Recipe:
     key: str
     tasks: Sequence[Any]
     make: Callable[[Any], list[Example]]
+    resumable: bool = False
+    prepared_in: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)

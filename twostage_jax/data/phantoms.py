@@ -10,7 +10,8 @@ from pathlib import Path
 
 from twostage_jax.ct.phantom import CLASS_NAMES, DISEASES, phantom_slices, write_patient
 from twostage_jax.data.dataset import Example, Recipe, digest
-from twostage_jax.data.dicom import check_cut, patient_examples
+from twostage_jax.data.dicom import patient_examples
+from twostage_jax.data.dicom_patches import Cut, check
 from twostage_jax.errors import UserError
 
 # Raised whenever the same settings give other images.
@@ -51,7 +52,7 @@ def recipe(
     Raises:
       UserError: A setting is impossible.
     """
-    check_cut(size=size, stride=stride, coverage=coverage, per_class=per_class)
+    check(Cut(size=size, stride=stride, coverage=coverage, per_class=per_class))
     for name, value, fewest in (
         ("patients", patients, FEWEST_PATIENTS),
         ("slices", slices, 1),

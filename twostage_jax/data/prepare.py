@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 
-from twostage_jax.data import parallel
+from twostage_jax.data import parallel, resume
 from twostage_jax.data.collect import Collector
 from twostage_jax.data.dataset import Dataset, Recipe
 from twostage_jax.data.prepared import prepared_dataset_builder as prepared
@@ -43,6 +43,9 @@ def prepare(
     folder appears there only when it is complete. Sets made with other keys stay, so
     that going back to earlier settings costs nothing; delete them by hand.
 
+    A recipe whose tasks take long keeps the results of finished ones, so that a run
+    cut off goes on where it was.
+
     Args:
       recipe: What to make.
       data_dir: Folder of prepared data; made if missing.
@@ -61,15 +64,32 @@ def prepare(
             f"data set name {recipe.name!r}: use letters, digits and underscores."
         )
     config = f"{recipe.name}-{recipe.key[:16]}"
-    home = Path(data_dir).expanduser().absolute()
-    folder = home / "prepared" / config / prepared.VERSION
+    home = Path(recipe.prepared_in or data_dir).expanduser().absolute()
+    folder = folder_of(recipe, home)
+    if not folder.exists() and recipe.prepared_in:
+        raise UserError(f"{folder}: there is no prepared data set: prepare it anew.")
     if not folder.exists():
         with _explained(recipe.name, folder), _lock(folder.parent):
             # Whoever held the lock before may have made it.
             if not folder.exists():
                 _remove_leftovers(folder.parent)
-                _write(recipe, config, home, workers, progress)
+                parts = folder.parent / "tasks"
+                made = resume.kept(recipe, parts) if recipe.resumable else recipe
+                _write(made, config, home, workers, progress)
+                if parts.exists():
+                    shutil.rmtree(parts)
     return _read(recipe, folder)
+
+
+def folder_of(recipe: Recipe, data_dir: Path) -> Path:
+    """Returns the folder in which `prepare` keeps a recipe's data set."""
+    config = f"{recipe.name}-{recipe.key[:16]}"
+    return data_dir / "prepared" / config / prepared.VERSION
+
+
+def metadata_of(folder: Path) -> dict[str, Any]:
+    """Returns what a prepared set holds beside its images; see `Collector.metadata`."""
+    return dict(tfds.builder_from_directory(folder).info.metadata)
 
 
 def _write(

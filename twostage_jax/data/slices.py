@@ -20,7 +20,7 @@ from twostage_jax.ct.dicom import patient_hash, read_slice
 from twostage_jax.ct.pixels import MAX_SIDE
 from twostage_jax.data import files
 from twostage_jax.data.dataset import Example, Recipe, digest
-from twostage_jax.data.dicom import check_cut, slice_hash
+from twostage_jax.data.dicom_patches import Cut, check, slice_hash
 from twostage_jax.errors import UserError
 
 VERSION = 1
@@ -70,9 +70,7 @@ def recipe(
       UserError: A setting is impossible, or a file is missing.
     """
     root = files.below(Path(path), "path")
-    check_cut(
-        size=size, stride=stride, coverage=coverage, per_class=per_class, seed=seed
-    )
+    check(Cut(size, stride, coverage, per_class=per_class, seed=seed))
     if not 0 < lung_coverage <= 1:
         raise UserError(f"lung_coverage is {lung_coverage}: above 0, at most 1.")
     class_names = files.split_names(classes, "classes")

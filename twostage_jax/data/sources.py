@@ -11,6 +11,7 @@ from twostage_jax.data import (
     folder,
     natural,
     phantoms,
+    prepared_folder,
     slices,
     textures,
     tfds_sets,
@@ -26,6 +27,7 @@ SOURCES: dict[str, Callable[..., Recipe]] = {
     "folder": folder.recipe,
     "slices": slices.recipe,
     "dicom": dicom.recipe,
+    "prepared": prepared_folder.recipe,
     "tfds": tfds_sets.recipe,
 }
 

@@ -159,6 +159,8 @@ def add_all_layers(found: Found, layers: Sequence[str]) -> None:
     """Adds the mean over all layers of what has a value in each of them."""
     for measure_name, name in {key[:2]: None for key in found}:
         by_layer = [found.get((measure_name, name, layer), {}) for layer in layers]
+        if not all(by_layer):
+            continue
         for seed in by_layer[0]:
             numbers = [_number(by_seed.get(seed)) for by_seed in by_layer]
             mean = None if None in numbers else sum(numbers) / len(numbers)

@@ -101,7 +101,7 @@ def _contrasts(
             unseen.append(f"{text} ({entry['mean']:+.2f})")
     sentences = []
     if seen:
-        sentences.append(f"{_and(seen, '; ')}.".capitalize())
+        sentences.append(_sentence(_and(seen, "; ")))
     if unseen:
         sentences.append(f"No difference can be seen: {_and(unseen, '; ')}.")
     return " ".join(sentences)
@@ -138,9 +138,15 @@ def _reliance(measured: Mapping[str, Any]) -> str:
         ]
         if shares:
             lines.append(f"{change}: {_and(shares)}")
+    if not lines:
+        return (
+            "No arm is above chance on the unchanged images, so nothing can be said of "
+            "what its predictions rest on."
+        )
     pairs = measured["differences"].get("kept", {})
     seen = [
-        f"{pair.replace(' - ', ' less ')} on '{change}' {entry['mean']:+.0%}"
+        f"{' less '.join(map(_label, pair.split(' - ')))} on '{change}' "
+        f"{entry['mean']:+.0%}"
         for pair, by_change in pairs.items()
         for change, entry in by_change.items()
         if change in chosen and verdict(entry)
@@ -152,13 +158,18 @@ def _reliance(measured: Mapping[str, Any]) -> str:
     )
     return (
         "What predictions rest on: of the accuracy above chance on unchanged images, "
-        f"what is kept on changed ones. {_and(lines, '; ').capitalize()}. {told}"
+        f"what is kept on changed ones. {_sentence(_and(lines, '; '))} {told}"
     )
 
 
 def _answer(measured: Mapping[str, Any]) -> str:
     """Returns which arms respond to edges, to textures, to both, beyond no training."""
     chains = measured["chains"]
+    if max(len(measured["seeds"][arm]) for arm in chains) < 2:
+        return (
+            "Whether an arm responds to edges, to textures or to both more than the "
+            "untrained network does cannot be answered with one seed."
+        )
     rises = {
         arm: tuple(
             verdict(_difference(measured, name, arm, RANDOM)) > 0
@@ -171,7 +182,7 @@ def _answer(measured: Mapping[str, Any]) -> str:
     textures = [_label(arm) for arm, rise in rises.items() if rise == (False, True)]
     neither = [_label(arm) for arm, rise in rises.items() if not any(rise)]
     parts = [
-        f"{what}: {_and(arms)}"
+        f"{what}, {_and(arms)}"
         for what, arms in (
             ("to both edges and textures", both),
             ("to edges only", edges),
@@ -181,7 +192,7 @@ def _answer(measured: Mapping[str, Any]) -> str:
         if arms
     ]
     return (
-        "Which arms respond more than the untrained network, mean of the layers, "
+        "Arms that respond more than the untrained network, mean of the layers: "
         f"{_and(parts, '; ')}."
     )
 
@@ -211,6 +222,10 @@ def _label(network: str) -> str:
     if network == RANDOM:
         return "the untrained network"
     return network if network.startswith("after ") else arm_label(network)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _and(parts: Any, comma: str = ", ") -> str:

@@ -60,8 +60,8 @@ def probe(
     width, lost = features.shape[1], int((~kept).sum())
     units = np.arange(len(labels)) if groups is None else groups
     folds = min(folds, len(np.unique(units)))
-    if groups is None and len(classes):
-        folds = min(folds, int(np.bincount(labels).min()))
+    sizes = np.bincount(labels)
+    folds = min(folds, int(sizes.min() if groups is None else sizes.max()))
     reason = ""
     if len(classes) < 2:
         reason = "only one class"

@@ -19,7 +19,6 @@ from twostage_jax.report.load import read_arrays, read_json
 # What `stage.StageRun.folder_name` can be; nothing that leads out of the folder.
 STAGE_FOLDER = re.compile(r"[\w-][\w. -]*-[0-9a-f]{12}")
 PNG_START = b"\x89PNG\r\n\x1a\n"
-IMAGE = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<file>[^)\s]+)\)")
 MISTAKES = ("arm", "ids", "groups", "labels", "probabilities", "images")
 
 
@@ -65,12 +64,12 @@ class Mistakes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
-    """A part of the account of `explain`: a heading, a paragraph, or a PNG file."""
+class Explanation:
+    """What `explain` found: paragraphs, PNG files by name, what it left out."""
 
-    kind: str
-    text: str
-    png: bytes = b""
+    words: Sequence[str]
+    figures: Mapping[str, bytes]
+    left_out: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +80,14 @@ class Artefacts:
       stages: Folder name -> stage run, in the order of the rows.
       examples: Stage -> examples of its data.
       mistakes: Arm -> its worst mistakes.
-      explanation: What `explain` wrote, in order.
+      explanation: What `explain` found, or None.
       notes: What is left out, and why.
     """
 
     stages: Mapping[str, StageRecord]
     examples: Mapping[str, Examples]
     mistakes: Mapping[str, Mistakes]
-    explanation: Sequence[Block]
+    explanation: Explanation | None
     notes: Sequence[str]
 
 
@@ -211,36 +210,42 @@ def _check_images(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-def _explanation(study: Study, notes: list[str]) -> list[Block]:
-    """Returns what `explain.md` says and shows: its headings, prose and PNG files."""
+def _explanation(study: Study, notes: list[str]) -> Explanation | None:
+    """Returns what `explain` wrote into the first run folder that has it."""
     for workdir in study.workdirs:
-        path = workdir / "explain" / "explain.md"
-        if path.is_file():
-            text = path.read_text(encoding="utf-8", errors="replace")
-            return _blocks(text, path.parent, notes)
+        path = workdir / "explain" / "explain.json"
+        if not path.is_file():
+            continue
+        try:
+            explained = read_json(path)
+        except UserError as error:
+            notes.append(f"What the features respond to is left out: {error}")
+            return None
+        if not isinstance(explained, dict):
+            explained = {}
+        return Explanation(
+            [str(text) for text in explained.get("words") or ()],
+            _figures(path.parent, explained.get("figures") or {}, notes),
+            [str(text) for text in explained.get("left_out") or ()],
+        )
     notes.append(
         "What the features respond to is not shown: run python -m "
         "twostage_jax.explain on the run folder, and the report again."
     )
-    return []
+    return None
 
 
-def _blocks(text: str, folder: Path, notes: list[str]) -> list[Block]:
-    blocks = []
-    for part in re.split(r"\n\s*\n", text):
-        for image in IMAGE.finditer(part):
-            path = folder / image["file"]
-            inside = path.resolve().is_relative_to(folder.resolve())
-            png = path.read_bytes() if inside and path.is_file() else b""
-            if png.startswith(PNG_START):
-                blocks.append(Block("image", image["alt"] or path.stem, png))
-            else:
-                notes.append(f"explain.md shows {image['file']}, which is no PNG here.")
-        prose = " ".join(IMAGE.sub("", part).split())
-        # Tables, lists of files and code are for the file itself.
-        if not prose or prose[0] in "|-*<`":
-            continue
-        heading = prose.startswith("#")
-        prose = re.sub(r"[*`]|^#+ *", "", prose)
-        blocks.append(Block("heading" if heading else "text", prose))
-    return blocks
+def _figures(
+    folder: Path, named: Mapping[str, str], notes: list[str]
+) -> dict[str, bytes]:
+    """Returns PNG files by name; what is none, or lies elsewhere, is named."""
+    found = {}
+    for name, place in named.items():
+        path = folder / f"{place}.png"
+        inside = path.resolve().is_relative_to(folder.resolve())
+        png = path.read_bytes() if inside and path.is_file() else b""
+        if png.startswith(PNG_START):
+            found[str(name)] = png
+        else:
+            notes.append(f"Figure {name} of explain.json is no PNG file of {folder}.")
+    return found

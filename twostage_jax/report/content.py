@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from twostage_jax.report import findings, pictures, scores_content, stages_content
 from twostage_jax.report.analysis import Analysis
 from twostage_jax.report.artefacts import Artefacts
+from twostage_jax.report.figures import file_name
 from twostage_jax.report.formats import Table
 from twostage_jax.report.joining import NAMED, Study
 from twostage_jax.report.parts import Details, Part, Png, Section, Text
@@ -153,13 +154,18 @@ def _mistakes(study: Study, artefacts: Artefacts) -> list[Part]:
 
 
 def _features(artefacts: Artefacts) -> list[Part]:
-    parts: list[Part] = []
-    for number, block in enumerate(artefacts.explanation):
-        if block.kind == "image":
-            parts.append(Png(f"explain_{number}", block.png, block.text))
-        else:
-            parts.append(Text(block.text))
-    return parts
+    found = artefacts.explanation
+    if found is None:
+        return []
+    drawn = [
+        Png(f"explain_{file_name(name)}", png, name.replace("_", " "))
+        for name, png in found.figures.items()
+    ]
+    return [
+        *(Text(text) for text in found.words),
+        *([Details(f"Figures ({len(drawn)})", drawn)] if drawn else []),
+        *(Text(f"Left out: {text}") for text in found.left_out),
+    ]
 
 
 def _stages(study: Study, artefacts: Artefacts) -> list[Part]:

@@ -182,6 +182,8 @@ def latex(table: Table, label: str) -> str:
             r"% Needs \usepackage{booktabs} and \usepackage[T1]{fontenc}.",
             r"\begin{table}",
             r"  \centering",
+            r"  \small",
+            r"  \setlength{\tabcolsep}{4pt}",
             f"  \\caption{{{latex_text(caption)}}}",
             f"  \\label{{{label}}}",
             f"  \\begin{{tabular}}{{{kinds}}}",

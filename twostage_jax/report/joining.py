@@ -14,7 +14,7 @@ from twostage_jax.errors import UserError
 from twostage_jax.metrics import Predictions
 
 # What rows of one study may differ in: `results._protocol` says the same.
-FREE_STUDY = ("seeds", "arms", "fractions")
+FREE_STUDY = ("seeds", "arms", "fractions", "side_by_side")
 FREE_TRAIN = ("save_every",)
 NAMED = 5
 
@@ -119,14 +119,16 @@ def same_protocol(
     first: Path, one: Mapping[str, Any], second: Path, other: Mapping[str, Any]
 ) -> None:
     """Raises a UserError if two folders are not of one study."""
+    digests = [result.get("protocol") for result in (one, other)]
+    if digests[0] and digests[0] == digests[1]:
+        return
     settings = [flat(_protocol(result["config"])) for result in (one, other)]
     differing = [
         f"{key} ({settings[0].get(key, 'unset')} and {settings[1].get(key, 'unset')})"
         for key in sorted(settings[0].keys() | settings[1].keys())
         if settings[0].get(key, "unset") != settings[1].get(key, "unset")
     ]
-    digests = {result.get("protocol") for result in (one, other)} - {None}
-    if not differing and len(digests) < 2:
+    if not differing and not all(digests):
         return
     what = ", ".join(differing[:NAMED]) or "its protocol, though not its settings"
     more = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""

@@ -6,6 +6,7 @@ page, one style sheet and one script, by their hashes, and nothing else.
 
 import base64
 import hashlib
+import struct
 
 import jinja2
 
@@ -48,6 +49,7 @@ def html(report: Report, study: Study) -> str:
         svg_uri=lambda part: _uri(figures.svg(part.figure), "svg+xml"),
         png_uri=lambda data: _uri(data, "png"),
         width=_width,
+        png_width=_png_width,
         narrow=lambda part: _inches(part) <= figures.COLUMN,
     )
 
@@ -63,6 +65,12 @@ def _uri(data: bytes, kind: str) -> str:
 
 def _width(part: Picture) -> int:
     return round(_inches(part) * PIXELS_PER_INCH)
+
+
+def _png_width(data: bytes) -> int:
+    """Returns the width on the page of a PNG file made for print."""
+    (pixels,) = struct.unpack(">I", data[16:20])
+    return round(pixels / figures.STYLE["savefig.dpi"] * PIXELS_PER_INCH)
 
 
 def _inches(part: Picture) -> float:

@@ -79,11 +79,12 @@ def result(analysis: Analysis) -> Table:
         "result",
         f"Balanced accuracy (%) of each arm on {_tests(scores)}, mean of "
         f"{_seeds(scores)}, trained on {analysis.full.n:,.0f} target patches, with 95 % "
-        "confidence intervals.",
+        f"confidence intervals. Differences from {name} are paired, in points; p is "
+        "corrected over all pairs of arms (Holm).",
         [
             Column("Arm", "arm"),
             Column("Balanced accuracy", "score"),
-            Column(f"Difference from {name} (points)", "points"),
+            Column("Difference", "points"),
             Column("p (Holm)", "p"),
             Column("Macro-F1", "score"),
         ],

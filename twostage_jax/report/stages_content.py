@@ -162,7 +162,7 @@ def tuning(study: Study) -> list[Part]:
     tried = [
         (record.place, one) for record in study.records.values() for one in record.tried
     ]
-    if not tried:
+    if not any(one["settings"] for _, one in tried):
         return []
     chosen: dict[str, collections.Counter] = {}
     counts: dict[tuple, set] = {}

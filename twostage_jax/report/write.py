@@ -98,7 +98,7 @@ def _folded(part: Details) -> str:
     for one in walk(part.parts):
         if isinstance(one, formats.Table):
             files.append(f"[tables/{one.name}.csv](tables/{one.name}.csv)")
-        if isinstance(one, Picture):
+        if isinstance(one, Picture | Png):
             files.append(f"[figures/{one.name}.png](figures/{one.name}.png)")
     texts = [one.text for one in part.parts if isinstance(one, Text)]
     text = f" {tables.escape(' '.join(texts))}" if texts else ""

@@ -1,0 +1,168 @@
+"""Writes the regions of a series in every format that `prepare` reads."""
+
+import csv
+
+import highdicom as hd
+import nibabel
+import numpy as np
+import pydicom
+from pydicom.sr.codedict import codes
+
+VERSION = "1"
+
+
+def runs(mask):
+    """The polygons `[4, 2]` (column, row) of the runs in each row of a mask: exact."""
+    found = []
+    for row in np.flatnonzero(mask.any(1)):
+        edges = np.flatnonzero(np.diff(np.pad(mask[row].astype(int), 1)))
+        for start, stop in edges.reshape(-1, 2) - 0.5:
+            low, high = row - 0.5, row + 0.5
+            found.append([[start, low], [stop, low], [stop, high], [start, high]])
+    return found
+
+
+def polygons(labels, names):
+    """Yields (slice index, class name, polygon) of label masks `[Z, H, W]`."""
+    for z, image in enumerate(labels):
+        for index, name in enumerate(names):
+            for points in runs(image == index + 1):
+                yield z, name, np.array(points)
+
+
+def write_seg(path, images, labels, names, *, kind="BINARY"):
+    """Writes a DICOM segmentation by highdicom."""
+    segments = [
+        hd.seg.SegmentDescription(
+            segment_number=index + 1,
+            segment_label=name,
+            segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+            segmented_property_type=codes.SCT.Lesion,
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.MANUAL,
+        )
+        for index, name in enumerate(names)
+    ]
+    pixels = labels.astype(np.uint8)
+    if kind == "FRACTIONAL":
+        pixels = np.stack([labels == k + 1 for k in range(len(names))], -1).astype(
+            float
+        )
+    hd.seg.Segmentation(
+        source_images=images,
+        pixel_array=pixels,
+        segmentation_type=kind,
+        segment_descriptions=segments,
+        series_instance_uid=hd.UID(),
+        series_number=7,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="test",
+        manufacturer_model_name="test",
+        software_versions=VERSION,
+        device_serial_number="1",
+    ).save_as(path)
+
+
+def write_rtstruct(path, images, drawn, names):
+    """Writes a structure set of (slice index, class name, polygon)."""
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.MediaStorageSOPClassUID = pydicom.uid.RTStructureSetStorage
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    file = pydicom.Dataset()
+    file.file_meta = meta
+    file.SOPClassUID = meta.MediaStorageSOPClassUID
+    file.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    file.Modality = "RTSTRUCT"
+    file.PatientID = images[0].PatientID
+    series = item(SeriesInstanceUID=images[0].SeriesInstanceUID)
+    study = item(RTReferencedSeriesSequence=[series])
+    frame = item(
+        FrameOfReferenceUID=images[0].FrameOfReferenceUID,
+        RTReferencedStudySequence=[study],
+    )
+    file.ReferencedFrameOfReferenceSequence = [frame]
+    file.StructureSetROISequence = [
+        item(
+            ROINumber=number,
+            ROIName=name,
+            ReferencedFrameOfReferenceUID=images[0].FrameOfReferenceUID,
+        )
+        for number, name in enumerate(names, start=1)
+    ]
+    contours = {name: [] for name in names}
+    for z, name, points in drawn:
+        source = images[z]
+        spacing = [float(v) for v in source.PixelSpacing]
+        origin = [float(v) for v in source.ImagePositionPatient]
+        row, column = np.reshape(
+            [float(v) for v in source.ImageOrientationPatient], (2, 3)
+        )
+        mm = (
+            origin
+            + points[:, :1] * spacing[1] * row
+            + points[:, 1:] * spacing[0] * column
+        )
+        image = item(ReferencedSOPInstanceUID=source.SOPInstanceUID)
+        contours[name].append(
+            item(
+                ContourGeometricType="CLOSED_PLANAR",
+                NumberOfContourPoints=len(mm),
+                ContourData=[round(v, 4) for v in mm.ravel()],
+                ContourImageSequence=[image],
+            )
+        )
+    file.ROIContourSequence = [
+        item(ReferencedROINumber=number, ContourSequence=contours[name])
+        for number, name in enumerate(names, start=1)
+    ]
+    file.save_as(path, enforce_file_format=True)
+
+
+def item(**values):
+    """A data set of a sequence."""
+    made = pydicom.Dataset()
+    for keyword, value in values.items():
+        setattr(made, keyword, value)
+    return made
+
+
+def write_csv(path, images, drawn):
+    """Writes polygons; slices by InstanceNumber."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["patient", "series", "slice", "label", "points"])
+        for z, name, points in drawn:
+            image = images[z]
+            text = "; ".join(f"{x} {y}" for x, y in points)
+            place = image.SeriesInstanceUID, image.InstanceNumber
+            writer.writerow([image.PatientID, *place, name, text])
+
+
+def write_medgift(path, images, drawn):
+    """Writes contours in mm; slices by the number in their file's name."""
+    y_mm, x_mm = (float(v) for v in images[0].PixelSpacing)
+    lines = [f"SpacingX: {x_mm}", f"SpacingY: {y_mm}", "SpacingZ: 10", ""]
+    for z, name, points in drawn:
+        lines += [f"label: {name}", f"slice_number: {z + 1}"]
+        lines += [f"nb_points_on_contour: {len(points)}"]
+        lines += [f"{x * x_mm:.5f} {y * y_mm:.5f}" for x, y in points]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def write_nifti(path, images, labels):
+    """Writes a volume in the axes of NIfTI: right to left, back to front, feet up.
+
+    `labels` `[Z, H, W]` lie in the order of the images; all axial, rows along x.
+    """
+    order = np.argsort([float(i.ImagePositionPatient[2]) for i in images])
+    first = images[order[0]]
+    y_mm, x_mm = (float(v) for v in first.PixelSpacing)
+    x, y, z = (float(v) for v in first.ImagePositionPatient)
+    step = float(images[order[1]].ImagePositionPatient[2]) - z
+    affine = np.diag([-x_mm, -y_mm, step, 1.0])
+    affine[:3, 3] = -x, -y, z
+    volume = labels[order].transpose(2, 1, 0).astype(np.uint8)
+    # Flipped to RAS, as most tools write it.
+    image = nibabel.as_closest_canonical(nibabel.Nifti1Image(volume, affine))
+    nibabel.save(image, path)

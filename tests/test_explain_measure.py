@@ -1,0 +1,253 @@
+"""All measures together on small networks, and the words and figures from them."""
+
+import copy
+import json
+
+import constructed
+import jax
+import numpy as np
+import pytest
+
+from twostage_jax.errors import UserError
+from twostage_jax.explain import comparisons, measure, networks, stimuli
+from twostage_jax.explain.measure_words import verdict
+
+SIZE = 16
+LAYERS = ["conv1", "fc6"]
+
+
+def trained(arm, seed, stage="target", parent=None, classes=3, noise=0.2):
+    """Returns a network a little away from its start: its parent's, or a random one."""
+    network = constructed.as_network(
+        constructed.Small(classes), {}, SIZE, arm, seed, stage, parent
+    )
+    rng = np.random.default_rng([seed, len(arm), len(stage)])
+    images = np.zeros((1, SIZE, SIZE, 1), np.float32)
+    key = jax.random.key(100 + seed)
+    start = network.module.init(key, images, train=False)["params"]
+    start = jax.tree.map(np.asarray, start)
+    if parent is not None:
+        start = {**parent.variables["params"], "head": start["head"]}
+    moved = jax.tree.map(
+        lambda x: (x + noise * x.std() * rng.normal(size=x.shape)).astype(np.float32),
+        start,
+    )
+    return network._replace(variables={"params": moved, "batch_stats": {}})
+
+
+def arms(seeds=(0, 1)):
+    found = {"scratch": [], "two_stage": []}
+    for seed in seeds:
+        found["scratch"].append(trained("scratch", seed))
+        natural = trained("two_stage", seed, "natural", classes=4)
+        texture = trained("two_stage", seed, "texture", natural, classes=2)
+        found["two_stage"].append(trained("two_stage", seed, parent=texture))
+    return found
+
+
+def examples(count=48):
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 3
+    images = (
+        rng.random((count, SIZE, SIZE, 1)) * 0.4 + 0.3 * labels[:, None, None, None]
+    )
+    return networks.Examples(
+        images=images.astype(np.float32),
+        labels=labels,
+        groups=np.array([f"patient{i % 8}" for i in range(count)]),
+        ids=np.array([f"{i:03d}" for i in range(count)]),
+        class_names=("a", "b", "c"),
+    )
+
+
+@pytest.fixture(scope="module")
+def textures():
+    return stimuli.embedded_textures(SIZE, samples=2, views=2)
+
+
+@pytest.fixture(scope="module")
+def measured(textures):
+    lines = []
+    found = measure.measure(arms(), examples(), LAYERS, lines.append, textures)
+    assert any("two_stage, seed 1" in line for line in lines)
+    return found
+
+
+def test_result_is_plain_json_with_all_measures(measured):
+    assert json.loads(json.dumps(measured, allow_nan=False)) == measured
+    assert set(measured["values"]) == set(measure.MEASURES)
+    assert measured["order"] == [
+        "scratch",
+        "two_stage",
+        "after natural",
+        "after natural > texture",
+        "random",
+    ]
+    for name in ("edge_selectivity", "texture_modulation", "probe_target"):
+        for network in measured["order"]:
+            assert set(measured["values"][name][network]) == {*LAYERS, "all layers"}
+
+
+def test_entry_is_mean_and_interval_over_seeds(measured):
+    entry = measured["values"]["orientation_selectivity"]["two_stage"]["conv1"]
+    one, other = entry["values"]
+    assert entry["seeds"] == [0, 1] and entry["channels"] == 6
+    assert entry["mean"] == pytest.approx((one + other) / 2)
+    # t(0.975, 1) = 12.706.
+    half = 12.7062 * abs(one - other) / 2
+    assert entry["high"] - entry["mean"] == pytest.approx(half, rel=1e-3)
+
+
+def test_differences_are_paired_by_seed(measured):
+    values = measured["values"]["edge_selectivity"]
+    pairs = measured["differences"]["edge_selectivity"]
+    for first, second in (
+        ("two_stage", "scratch"),
+        ("two_stage", "random"),
+        ("two_stage", "after natural > texture"),
+        ("scratch", "random"),
+    ):
+        expected = np.subtract(
+            values[first]["fc6"]["values"], values[second]["fc6"]["values"]
+        )
+        found = pairs[f"{first} - {second}"]["fc6"]["values"]
+        np.testing.assert_allclose(found, expected)
+
+
+def test_mean_of_the_layers_is_taken_within_a_seed(measured):
+    of_network = measured["values"]["edge_selectivity"]["scratch"]
+    expected = np.mean([of_network[layer]["values"] for layer in LAYERS], 0)
+    np.testing.assert_allclose(of_network["all layers"]["values"], expected)
+
+
+def test_same_networks_are_alike_and_do_not_differ(textures):
+    network = trained("scratch", 0)
+    twins = {"one": [network], "other": [network._replace(arm="other")]}
+    found = measure.measure(twins, examples(), LAYERS, lambda line: None, textures)
+    for layer in LAYERS:
+        alike = found["values"]["cka"]["other ~ one"][layer]
+        assert alike["mean"] == pytest.approx(1)
+        assert alike["low"] is None and "one seed" in alike["reason"]
+    for name, pairs in found["differences"].items():
+        for layer, entry in pairs.get("other - one", {}).items():
+            assert entry["mean"] in (0, None), (name, layer)
+    text = " ".join(measure.words(found))
+    assert "There is one seed" in text and "No difference can be seen" in text
+    assert "cannot be answered with one seed" in text
+
+
+def test_drift_is_from_the_stage_before_and_not_of_layers_drawn_anew():
+    parent = trained("two_stage", 0, "texture", classes=2)
+    network = trained("two_stage", 0, parent=parent)
+    fresh = networks.randomised(network).variables["params"]
+    params = {**network.variables["params"], "fc6": fresh["fc6"]}
+    network = network._replace(variables={"params": params, "batch_stats": {}})
+    named, chains = comparisons.name_networks({"two_stage": [network]})
+    found, notes = {}, []
+    comparisons.drift(found, named, chains, notes)
+    before, after = (
+        np.append(n["conv1"]["kernel"].ravel(), n["conv1"]["bias"])
+        for n in (parent.variables["params"], params)
+    )
+    expected = np.linalg.norm(after - before) / np.linalg.norm(before)
+    assert found["drift", "two_stage", "conv1"][0] == pytest.approx(expected)
+    assert found["drift", "two_stage", "fc6"][0] is None
+    assert "fc6: drawn anew" in " ".join(notes)
+    assert ("drift", "two_stage", "head") not in found
+
+
+def test_silent_and_broken_channels_are_counted(textures):
+    network = trained("scratch", 0)
+    params = copy.deepcopy(network.variables["params"])
+    params["conv1"]["kernel"][..., 0], params["conv1"]["bias"][0] = 0, 0
+    params["conv1"]["bias"][1] = np.nan
+    broken = network._replace(variables={"params": params, "batch_stats": {}})
+    found = measure.measure(
+        {"scratch": [broken]}, examples(), LAYERS, lambda line: None, textures
+    )
+    json.dumps(found, allow_nan=False)
+    for name in ("edge_selectivity", "texture_modulation"):
+        entry = found["values"][name]["scratch"]["conv1"]
+        assert (entry["silent"], entry["not_finite"]) == ([1], [1]), name
+        assert entry["mean"] is not None
+        # Every unit of the next layer sums over the broken one.
+        after = found["values"][name]["scratch"]["fc6"]
+        assert after["not_finite"] == [7] and after["mean"] is None
+    assert found["values"]["probe_target"]["scratch"]["conv1"]["left_out"] == [2]
+    assert any("fc6" in note for note in found["notes"])
+    assert measure.words(found) and measure.draw(found)
+
+
+def test_images_without_labels_leave_out_what_needs_them(textures):
+    unlabelled = examples()._replace(labels=None)
+    found = measure.measure(
+        {"scratch": [trained("scratch", 0)]},
+        unlabelled,
+        LAYERS,
+        lambda line: None,
+        textures,
+    )
+    assert not {"probe_target", "accuracy", "kept"} & set(found["values"])
+    assert "no labels" in found["notes"][0]
+    assert set(measure.draw(found)) == {"responses", "similarity"}
+    assert measure.words(found)
+
+
+def test_what_cannot_be_measured_is_named(textures):
+    def run(of_arms, layers=LAYERS, shown=None):
+        measure.measure(
+            of_arms, shown or examples(), layers, lambda line: None, textures
+        )
+
+    network = trained("scratch", 0)
+    with pytest.raises(UserError, match="no networks"):
+        run({})
+    with pytest.raises(UserError, match="'natural' has no trained network"):
+        run({"natural": []})
+    with pytest.raises(UserError, match="no tap 'conv7'"):
+        run({"scratch": [network]}, ["conv7"])
+    with pytest.raises(UserError, match="several networks of one seed"):
+        run({"scratch": [network, network]})
+    with pytest.raises(UserError, match="different sizes"):
+        run({"scratch": [network], "natural": [network._replace(size=32)]})
+    large = examples()._replace(images=np.zeros((48, 32, 32, 1), np.float32))
+    with pytest.raises(UserError, match="the examples are"):
+        run({"scratch": [network]}, LAYERS, large)
+
+
+def seen(mean, half):
+    return {"mean": mean, "low": mean - half, "high": mean + half, "reason": ""}
+
+
+def test_words_follow_from_the_intervals(measured):
+    changed = copy.deepcopy(measured)
+    for name, mean, half in (
+        ("edge_selectivity", 0.2, 0.1),
+        ("texture_modulation", 0.2, 0.3),
+    ):
+        pairs = changed["differences"][name]
+        pairs["two_stage - random"]["all layers"] = seen(mean, half)
+        pairs["scratch - random"]["all layers"] = seen(0.0, 0.1)
+        pairs["two_stage - scratch"]["all layers"] = seen(-mean, half)
+    text = "\n".join(measure.words(changed))
+    assert "wo-stage less the untrained network +0.20 [+0.10, +0.30]" in text
+    assert "wo-stage less scratch -0.20 [-0.30, -0.10]" in text
+    assert "to edges only, two-stage" in text
+    assert "to neither, as far as can be seen, scratch" in text
+    assert [verdict(seen(m, 0.1)) for m in (0.2, -0.2, 0.05)] == [1, -1, 0]
+    assert verdict({"mean": 1.0, "low": None, "high": None}) == 0
+
+
+def test_figures_show_every_arm(measured, tmp_path):
+    figures = measure.draw(measured)
+    assert set(figures) == {"responses", "similarity", "reliance"}
+    for name, figure in figures.items():
+        labels = {t.get_text() for legend in figure.legends for t in legend.get_texts()}
+        assert {"scratch", "two-stage"} <= labels, name
+        figure.savefig(tmp_path / f"{name}.png")
+    line = figures["responses"].axes[0].lines[0]
+    means = [
+        measured["values"]["edge_selectivity"]["scratch"][layer]["mean"]
+        for layer in LAYERS
+    ]
+    np.testing.assert_allclose(line.get_ydata(), means)

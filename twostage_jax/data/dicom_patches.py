@@ -1,0 +1,348 @@
+"""The patches of one patient's annotated CT slices."""
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from twostage_jax.ct import patches
+from twostage_jax.ct.dicom import Header, patient_hash
+from twostage_jax.ct.lungs import lung_mask
+from twostage_jax.ct.rois import Key, Load
+from twostage_jax.ct.series import Skipped, read_in_turn
+from twostage_jax.data import annotations, hiding
+from twostage_jax.data.annotations import RoiFile
+from twostage_jax.data.dataset import Example, Made
+from twostage_jax.errors import UserError
+
+LUNGS = ("given", "found", "off")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Which patches are cut.
+
+    Attributes:
+      size: Height and width of a patch, pixels.
+      stride: Distance between neighbouring patches, pixels.
+      coverage: Share of a patch that its region must cover at least.
+      lungs: 'given': count only what lies inside the lung masks, where there are any;
+        'found': inside the lung masks, or what `ct.lungs` takes for lung where there
+        are none; 'off': count everything.
+      spacing: Millimetres a pixel to which slices are resampled; None = as they are.
+      overlap: Largest share of a patch that another patch of its slice may cover; of
+        patches that overlap more, the better covered one stays.
+      per_roi: Most patches of one region of one slice, drawn at random; 0 = all.
+      per_class: Most patches of one class and patient, drawn at random; 0 = all.
+      per_patient: Most patches of a patient, drawn at random; 0 = all.
+      seed: Of the random draws.
+    """
+
+    size: int
+    stride: int
+    coverage: float
+    lungs: Literal["given", "found", "off"] = "given"
+    spacing: float | None = None
+    overlap: float = 1.0
+    per_roi: int = 0
+    per_class: int = 0
+    per_patient: int = 0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Patient:
+    """A patient's slices and regions.
+
+    Attributes:
+      name: Salted hash.
+      headers: Of the slices, of any number of series.
+      regions: Files of regions.
+      lungs: Files of lung masks.
+    """
+
+    name: str
+    headers: tuple[Header, ...]
+    regions: tuple[RoiFile, ...]
+    lungs: tuple[RoiFile, ...]
+
+
+def check(cut: Cut) -> None:
+    """Raises a UserError for settings of patches that are impossible."""
+    for name in ("size", "stride"):
+        if getattr(cut, name) < 1:
+            raise UserError(
+                f"{name} is {getattr(cut, name)}: it must be at least 1 pixel."
+            )
+    if not 0 < cut.coverage <= 1:
+        raise UserError(f"coverage is {cut.coverage}: it must be above 0, at most 1.")
+    if not 0 <= cut.overlap <= 1:
+        raise UserError(f"overlap is {cut.overlap}: a share, 0 to 1.")
+    for name in ("per_roi", "per_class", "per_patient"):
+        if getattr(cut, name) < 0:
+            raise UserError(
+                f"{name} is {getattr(cut, name)}: a number of patches, or 0 for all."
+            )
+    if cut.lungs not in LUNGS:
+        raise UserError(f"lungs is {cut.lungs!r}: it must be {', '.join(LUNGS)}.")
+    if cut.seed < 0:
+        raise UserError(f"seed is {cut.seed}: it must not be negative.")
+    spacing = cut.spacing
+    if spacing is not None and not (math.isfinite(spacing) and spacing > 0):
+        raise UserError(f"spacing is {spacing}: it must be positive (mm a pixel).")
+
+
+def make(
+    patient: Patient,
+    *,
+    class_names: Sequence[str],
+    cut: Cut,
+    salt: str = "",
+    go_on: bool = False,
+    roots: Sequence[Path] = (),
+) -> Made:
+    """Returns the patches of a patient: `[size, size, 1]` int16 HU.
+
+    Slices are read one after another, and one is held at a time. An example's id is
+    '<patient>/<slice>/r<row>c<column>', of hashes and of the patch's first pixel in
+    the (resampled) slice; for its details see `_details`.
+
+    Args:
+      patient: What to cut from.
+      class_names: In label order.
+      cut: Which patches.
+      salt: Secret mixed into hashes.
+      go_on: Leave out, and list, slices that would be refused.
+      roots: Folders whose names shall not show in the reasons of what is left out.
+
+    Raises:
+      UserError: A file cannot be trusted, or regions do not fit the slices.
+    """
+    made, skipped = Made(), []
+    try:
+        made += _patches(patient, class_names, cut, salt, go_on, skipped)
+    except UserError as error:
+        if not go_on:
+            raise
+        skipped += _refused(patient, str(error))
+    made.skipped = hiding.hide(skipped, roots, salt)
+    return made
+
+
+def _patches(
+    patient: Patient,
+    class_names: Sequence[str],
+    cut: Cut,
+    salt: str,
+    go_on: bool,
+    skipped: Skipped,
+) -> list[Example]:
+    loads = annotations.labelled(patient.regions, patient.headers, class_names, salt)
+    given = annotations.masks(patient.lungs, patient.headers)
+    headers = [header for header in patient.headers if header.key in loads]
+    if cut.lungs == "off":
+        given = {}
+    found = []
+    for number, lungs in _lungs(headers, given, cut, go_on, skipped):
+        header = headers[number]
+        try:
+            places = _places(header, loads[header.key], lungs, len(class_names), cut)
+        except UserError as error:
+            if not go_on:
+                raise
+            skipped.append((header.path, str(error)))
+            continue
+        found += [(number, *place) for place in places]
+    chosen = _chosen(found, cut, patient.name)
+    by_slice = defaultdict(list)
+    for index in chosen:
+        by_slice[found[index][0]].append(found[index][1:])
+    return [
+        _example(hu, headers[number], place, patient.name, cut, salt)
+        for number, hu in _read(headers, by_slice, go_on, skipped)
+        for place in by_slice[number]
+    ]
+
+
+def _refused(patient: Patient, reason: str) -> Skipped:
+    """Returns what to list where the regions of a patient are refused together."""
+    paths = [file.path for file in (*patient.regions, *patient.lungs)]
+    paths += [header.path for header in patient.headers]
+    culprit = [path for path in paths if reason.startswith(f"{path}: ")][:1]
+    others = [file.path for file in patient.regions if file.path not in culprit]
+    why = "left out with the patient's other regions, one of which is refused."
+    return [(path, reason) for path in culprit or others[:1]] + [
+        (path, why) for path in (others if culprit else others[1:])
+    ]
+
+
+def slice_hash(uid: str, salt: str) -> str:
+    """Returns a short name of a slice that does not give its UID away."""
+    return "slice-" + patient_hash(uid, salt).removeprefix("patient-")
+
+
+# Row, column, class index, coverage, region.
+Place = tuple[int, int, int, float, int]
+
+
+def _places(
+    header: Header,
+    load: Load,
+    lungs: np.ndarray | None,
+    num_classes: int,
+    cut: Cut,
+) -> list[Place]:
+    """Returns the patches of a slice that coverage and overlap allow."""
+    shape = _shape(header, cut.spacing)
+    patches.check_size(shape, cut.size, header.path)
+    labels = patches.resample_mask(load(), shape)
+    if lungs is not None:
+        labels = np.where(patches.resample_mask(lungs, shape), labels, 0)
+    cuts, shares = patches.covered(
+        labels,
+        size=cut.size,
+        stride=cut.stride,
+        coverage=[cut.coverage] * num_classes,
+    )
+    kept = patches.apart(cuts[:, :2], shares, size=cut.size, overlap=cut.overlap)
+    cuts, shares = cuts[kept], shares[kept]
+    regions = patches.regions_of(labels, cuts, size=cut.size)
+    return [
+        (*map(int, place), float(share), int(region))
+        for place, share, region in zip(cuts, shares, regions, strict=True)
+    ]
+
+
+def _chosen(found: list[tuple], cut: Cut, patient: str) -> np.ndarray:
+    """Returns the indices, in order, of the patches that the caps leave."""
+    chosen = np.arange(len(found))
+    caps = (
+        (cut.per_roi, lambda place: (place[0], place[5]), "roi"),
+        (cut.per_class, lambda place: place[3], ""),
+        (cut.per_patient, lambda place: 0, "patient"),
+    )
+    for most, group, name in caps:
+        groups = [group(found[index]) for index in chosen]
+        numbers = {value: i for i, value in enumerate(sorted(set(groups)))}
+        picked = patches.choose(
+            np.array([numbers[value] for value in groups], int),
+            per_class=most,
+            seed=cut.seed,
+            patient=f"{patient} {name}".strip(),
+        )
+        chosen = chosen[picked]
+    return chosen
+
+
+def _lungs(
+    headers: Sequence[Header],
+    given: dict[Key, Load],
+    cut: Cut,
+    go_on: bool,
+    skipped: Skipped,
+) -> Iterator[tuple[int, np.ndarray | None]]:
+    """Yields (index, lung mask `[H, W]` bool) of slices; None where all counts."""
+    missing = []
+    for number, header in enumerate(headers):
+        if header.key in given:
+            yield number, given[header.key]() > 0
+        elif cut.lungs == "found":
+            missing.append(number)
+        elif given:
+            raise UserError(f"{header.path}: has regions, but no lung mask in 'lungs'.")
+        else:
+            yield number, None
+    for number, hu in _read(headers, missing, go_on, skipped):
+        header = headers[number]
+        if header.spacing is None:
+            raise UserError(
+                f"{header.path}: PixelSpacing is missing, so lungs cannot be found."
+            )
+        yield number, lung_mask(hu[None], header.spacing)[0]
+
+
+def _read(
+    headers: Sequence[Header],
+    numbers: Sequence[int],
+    go_on: bool,
+    skipped: Skipped,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (number, HU) of some slices, file by file."""
+    by_path: dict[Path, list[int]] = defaultdict(list)
+    for number in numbers:
+        by_path[headers[number].path].append(number)
+    for path, own in by_path.items():
+        try:
+            for index, hu in read_in_turn([headers[number] for number in own]):
+                yield own[index], hu
+        except UserError as error:
+            if not go_on:
+                raise
+            skipped.append((path, str(error)))
+
+
+def _example(
+    hu: np.ndarray, header: Header, place: Place, patient: str, cut: Cut, salt: str
+) -> Example:
+    row, column, label, share, _ = place
+    shape = _shape(header, cut.spacing)
+    if shape != hu.shape:
+        hu = np.rint(patches.resample_image(hu, shape)).astype(np.int16)
+    uid = header.sop_uid + (f"/{header.frame}" if header.frame else "")
+    name = slice_hash(uid, salt)
+    patch = hu[row : row + cut.size, column : column + cut.size, None]
+    return Example(
+        id=f"{patient}/{name}/r{row:04d}c{column:04d}",
+        image=patch.copy(),
+        label=label,
+        group=patient,
+        details=_details(header, name, place, shape, share, salt),
+    )
+
+
+def _details(
+    header: Header,
+    name: str,
+    place: Place,
+    shape: tuple[int, int],
+    share: float,
+    salt: str,
+) -> dict[str, str | int | float]:
+    """Returns where a patch comes from.
+
+    Hashes of series and slice; the slice's InstanceNumber; the patch's first pixel in
+    the (resampled) slice and the size of a pixel in mm; the share that its region
+    covers.
+    """
+    spacing: tuple = ("", "")
+    if header.spacing is not None:
+        spacing = tuple(
+            round(mm * old / new, 5)
+            for mm, old, new in zip(header.spacing, header.shape, shape, strict=True)
+        )
+    series = patient_hash(header.series_uid, salt).removeprefix("patient-")
+    return {
+        "series": f"series-{series}",
+        "slice": name,
+        "slice_number": "" if header.number is None else header.number,
+        "row": place[0],
+        "column": place[1],
+        "row_mm": spacing[0],
+        "column_mm": spacing[1],
+        "coverage": round(share, 4),
+    }
+
+
+def _shape(header: Header, spacing: float | None) -> tuple[int, int]:
+    if spacing is None:
+        return header.shape
+    if header.spacing is None:
+        raise UserError(
+            f"{header.path}: PixelSpacing is missing, so it cannot be resampled to "
+            f"{spacing} mm a pixel."
+        )
+    return patches.resampled_shape(header.shape, header.spacing, spacing, header.path)

@@ -1,0 +1,115 @@
+"""What `python -m twostage_jax.prepare` writes beside the patches."""
+
+import csv
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from twostage_jax import runtime
+from twostage_jax.ct.dicom import window
+from twostage_jax.data import hiding
+from twostage_jax.data.dataset import Dataset, Recipe
+from twostage_jax.data.prepared_folder import DESCRIPTION
+
+COLUMNS = (
+    "id",
+    "patient",
+    "series",
+    "slice",
+    "slice_number",
+    "row",
+    "column",
+    "row_mm",
+    "column_mm",
+    "label",
+    "coverage",
+)
+# Centre and width in HU of the preview: the usual lung window.
+PREVIEW_WINDOW = (-600.0, 1500.0)
+PREVIEW_COLUMNS, PREVIEW_ROWS = 12, 2
+
+
+def write(
+    out: Path,
+    recipe: Recipe,
+    made: Dataset,
+    metadata: Mapping[str, Any],
+    skipped: hiding.Hidden,
+) -> None:
+    """Writes patches.csv, skipped.csv, preview.png and, last, dataset.json.
+
+    Args:
+      out: Folder.
+      recipe: Of `data.dicom`.
+      made: What came of it.
+      metadata: What the prepared set holds beside its images.
+      skipped: (file, reason) of what was left out.
+    """
+    description = {
+        "name": recipe.name,
+        "kind": recipe.kind,
+        "class_names": list(recipe.class_names),
+        "key": recipe.key,
+        "patch": int(made.images.shape[1]),
+        "count": len(made),
+        "fingerprint": made.fingerprint,
+        "settings": dataclasses.asdict(recipe.make.keywords["cut"]),
+    }
+    with runtime.replacing(out / "patches.csv") as path:
+        _write_patches(path, recipe, metadata)
+    with runtime.replacing(out / "skipped.csv") as path:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "reason"])
+            writer.writerows([inert(name), inert(why)] for name, why in skipped)
+    with runtime.replacing(out / "preview.png") as path:
+        preview(made).save(path)
+    # Last: with it the folder counts as complete.
+    runtime.write_json(out / DESCRIPTION, description)
+
+
+def _write_patches(path: Path, recipe: Recipe, metadata: Mapping[str, Any]) -> None:
+    details = metadata["details"]
+    columns = ("ids", "groups", "labels")
+    records = zip(*(metadata[c] for c in columns), details, strict=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for name, patient, label, more in sorted(records, key=lambda r: r[0]):
+            if name:
+                label = inert(recipe.class_names[int(label)])
+                row = {"id": name, "patient": patient, "label": label}
+                writer.writerow({**row, **more})
+
+
+def preview(made: Dataset) -> Image.Image:
+    """Returns a sheet of some patches of each class, in the lung window."""
+    size, scale = made.images.shape[1], max(1, round(64 / made.images.shape[1]))
+    side, margin = size * scale + 2, 14
+    high = PREVIEW_ROWS * side + margin
+    sheet = Image.new("L", (PREVIEW_COLUMNS * side, high * made.num_classes), 255)
+    draw = ImageDraw.Draw(sheet)
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(made.class_names):
+        members = np.flatnonzero(made.labels == label)
+        count = min(len(members), PREVIEW_COLUMNS * PREVIEW_ROWS)
+        text = f"{name[:60]} ({len(members)})".encode("latin-1", "replace")
+        draw.text((2, label * high + 1), text.decode("latin-1"), fill=0)
+        chosen = np.sort(rng.choice(members, count, replace=False))
+        for i, hu in enumerate(made.images[chosen]):
+            grey = np.rint(255 * window(hu[..., 0], *PREVIEW_WINDOW)).astype(np.uint8)
+            picture = Image.fromarray(grey.repeat(scale, 0).repeat(scale, 1))
+            row, column = divmod(i, PREVIEW_COLUMNS)
+            at = column * side + 1, label * high + margin + row * side
+            sheet.paste(picture, at)
+    return sheet
+
+
+def inert(text: str) -> str:
+    """Returns a name as one line that no spreadsheet takes for a formula."""
+    line = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
