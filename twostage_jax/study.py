@@ -3,6 +3,7 @@
 import contextlib
 import json
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,36 @@ def run(config: Config, workdir: Path, data_dir: Path) -> Any:
       UserError: Bad settings, bad data, or a workdir that is not this config's.
       runtime.Interrupted: The run was asked to stop; the state is saved.
     """
+    with trained(config, workdir, data_dir) as (materials, rows):
+        if not runtime.is_main():
+            return None
+        before = _read(workdir / "results.json")
+        collected = results.collect(materials, rows)
+        page = workdir / "report" / "report.html"
+        if before != _read(workdir / "results.json") or not page.is_file():
+            results.draw(materials, rows)
+            try:
+                write_report([workdir], page.parent)
+            except UserError as error:
+                print(f"No report: {error}")
+        print(f"\n{tables.results_table(collected['rows'])}\n")
+        print(f"Results: {workdir / 'results.json'}")
+        if page.is_file():
+            print(f"Report: {page}")
+        return collected
+
+
+@contextlib.contextmanager
+def trained(
+    config: Config, workdir: Path, data_dir: Path
+) -> Iterator[tuple[Materials, list[plan.Row]]]:
+    """Trains what is missing of a study; gives its materials and rows.
+
+    While the context lasts no other process works on these seeds in the workdir.
+
+    Raises:
+      As `run`.
+    """
     plan.check(config)
     with contextlib.ExitStack() as stack:
         if runtime.is_main():
@@ -44,17 +75,8 @@ def run(config: Config, workdir: Path, data_dir: Path) -> Any:
         plan.check_data(config, datasets, rows)
         materials = Materials(config, datasets, {}, workdir)
         with runtime.StopFlag().installed() as stop:
-            trained = _run_missing(materials, rows, stop)
-        if not runtime.is_main():
-            return None
-        collected = results.collect(materials, rows)
-        if trained or not (workdir / "report" / "report.html").is_file():
-            results.draw(materials, rows)
-            write_report([workdir], workdir / "report")
-        print(f"\n{tables.results_table(collected['rows'])}\n")
-        print(f"Results: {workdir / 'results.json'}")
-        print(f"Report: {workdir / 'report' / 'report.html'}")
-        return collected
+            _run_missing(materials, rows, stop)
+        yield materials, rows
 
 
 def _load(config: Config, data_dir: Path) -> dict[str, Any]:
@@ -75,8 +97,7 @@ def _load(config: Config, data_dir: Path) -> dict[str, Any]:
 
 def _run_missing(
     materials: Materials, rows: list[plan.Row], stop: runtime.StopFlag
-) -> bool:
-    """Trains what is not done; returns whether there was anything to do."""
+) -> None:
     config = materials.config
     runs = plan.stage_runs(rows)
     width = plan.width(config)
@@ -106,7 +127,6 @@ def _run_missing(
                 f"{progress.done} of {progress.total} stage runs done."
                 + (f" About {_minutes(left)} left." if left is not None else "")
             )
-    return bool(groups)
 
 
 def _to_run(materials: Materials, group: list[StageRun]) -> list[StageRun]:
@@ -150,6 +170,10 @@ def _claim(stack: contextlib.ExitStack, config: Config, workdir: Path) -> None:
         stack.enter_context(runtime.locked(workdir / f".seed{seed}.lock", what))
     if not owner.is_file():
         runtime.write_json(owner, {"config": config.name})
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _minutes(seconds: float) -> str:
