@@ -132,7 +132,7 @@ def test_same_networks_are_alike_and_do_not_differ(textures):
         for layer, entry in pairs.get("other - one", {}).items():
             assert entry["mean"] in (0, None), (name, layer)
     text = " ".join(measure.words(found))
-    assert "There is one seed" in text and "No difference can be seen" in text
+    assert "There is one seed" in text and "no difference can be seen" in text
     assert "cannot be answered with one seed" in text
 
 

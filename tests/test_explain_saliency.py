@@ -130,9 +130,9 @@ def test_grad_cam_is_its_definition(tiny_caffenet, plus):
         np.testing.assert_allclose(heat, large, rtol=1e-2, atol=1e-4 * large.max())
 
 
-def test_grad_cam_takes_the_last_tap_with_places(tiny_caffenet):
+def test_grad_cam_takes_the_last_convolution_after_its_relu(tiny_caffenet):
     module, variables, images, _ = tiny_caffenet
-    assert saliency.last_map(module, variables, images) == "pool5"
+    assert saliency.last_map(module, variables, images) == "relu5"
     with pytest.raises(UserError, match="no tap 'pool7'"):
         saliency.grad_cam(module, variables, images, np.array([0, 0]), "pool7")
 

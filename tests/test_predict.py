@@ -209,6 +209,15 @@ def test_all_files_agree_with_each_other(mapped):
     frames = found.PerFrameFunctionalGroupsSequence
     assert len(frames) == 6 * 2
     assert found.pixel_array.sum() == (labels > 0).sum()
+    # Both say where in the patient a voxel lies; NIfTI's x and y point the other way.
+    volume = found.get_volume(combine_segments=True)
+    at = np.argwhere(volume.array > 0)
+    places = np.c_[at, np.ones(len(at))] @ volume.affine.T * [-1, -1, 1, 1]
+    image = nibabel.load(folder / "classes.nii.gz")
+    voxels = np.rint(places @ np.linalg.inv(image.affine).T).astype(int)[:, :3]
+    np.testing.assert_array_equal(
+        np.asarray(image.dataobj)[tuple(voxels.T)], volume.array[tuple(at.T)]
+    )
     names = sorted(path.name for path in (folder / "overlays").iterdir())
     assert names == [f"{i:04d}.png" for i in range(1, 7)]
     assert (folder / "contact_sheet.png").stat().st_size > 1000

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from twostage_jax import fit, models, optim, training
+from twostage_jax import fit, optim, training
 from twostage_jax import transfer as transfers
 from twostage_jax.config import (
     TARGET,
     Config,
     StudyConfig,
+    TrainConfig,
     TransferConfig,
     with_values,
 )
@@ -48,29 +49,35 @@ class Row(NamedTuple):
 def check(config: Config) -> None:
     """Raises a UserError for settings that cannot work, before any data is read."""
     width(config)
-    if config.model.name not in models.MODELS:
-        models.build(config.model.name, num_classes=2)
+    try:
+        training.build_model(config.model, 2, None)
+    except UserError as error:
+        raise UserError(f"config.{error}") from None
     for name, stage in config.stages.items():
         path = f"config.stages.{name}"
         sources.check(stage.data, f"{path}.data")
-        if stage.train.batch_size % jax.device_count():
-            raise UserError(
-                f"{path}.train.batch_size is {stage.train.batch_size}: it must be "
-                f"divisible by the {jax.device_count()} devices."
-            )
-        if fit.chunk_length(stage.train) == 1 and stage.train.steps > fit.MAX_CHUNK:
-            raise UserError(
-                f"{path}.train: steps ({stage.train.steps}) and eval_every "
-                f"({stage.train.eval_every}) have no common divisor up to "
-                f"{fit.MAX_CHUNK}, so every step would wait for the host: choose round "
-                "numbers."
-            )
+        for tuned in grid(config.study) if name == TARGET else [()]:
+            _check_train(with_values(stage, tuned).train, f"{path}.train")
         windows = len(stage.data.window) // 2
         if windows not in (1, config.model.channels):
             raise UserError(
                 f"{path}.data.window holds {windows} windows, but config.model.channels "
                 f"is {config.model.channels}."
             )
+
+
+def _check_train(train: TrainConfig, path: str) -> None:
+    if train.batch_size % jax.device_count():
+        raise UserError(
+            f"{path}.batch_size is {train.batch_size}: it must be divisible by the "
+            f"{jax.device_count()} devices."
+        )
+    if fit.chunk_length(train) == 1 and train.steps > fit.MAX_CHUNK:
+        raise UserError(
+            f"{path}: steps ({train.steps}) and eval_every ({train.eval_every}) have no "
+            f"common divisor up to {fit.MAX_CHUNK}, so every step would wait for the "
+            "host: choose round numbers."
+        )
 
 
 def rows(config: Config, datasets: Mapping[str, Dataset]) -> list[Row]:
@@ -130,7 +137,7 @@ def groups(config: Config, runs: list[StageRun], width: int) -> list[list[StageR
     waiting: dict[Any, list[StageRun]] = {}
     for run in runs:
         # What L2-SP pulls back is part of the program.
-        pulled = config.stages[run.stage].optim.l2_sp and run.parent
+        pulled = run.parent and run.settings(config).optim.l2_sp
         key = run.stage, run.tuned, run.parent.stage if pulled else None
         waiting.setdefault(key, []).append(run)
     ordered: list[list[StageRun]] = []

@@ -58,8 +58,9 @@ def split(
       fold: Counted from 0.
 
     Raises:
-      UserError: Too few groups; a class without training examples; a group in two
-        splits of the set's own; or `folds` for a set with splits of its own.
+      UserError: Too few groups; a class without training examples; a validation or
+        test split of one class only; a group in two splits of the set's own; or
+        `folds` for a set with splits of its own.
     """
     _check(dataset, validation, test, folds, fold)
     own = {
@@ -94,6 +95,13 @@ def split(
             f"{', '.join(absent)} is left (seed {seed}, fold {fold}): hold out less, "
             "or give that class more groups."
         )
+    for name in ("validation", "test"):
+        if len(np.unique(dataset.labels[parts[name]])) < 2:
+            raise UserError(
+                f"data set '{dataset.name}': the {name} split has examples of only one "
+                f"class (seed {seed}, fold {fold}), so a score on it would mean nothing: "
+                "hold out more, or use fewer folds."
+            )
     return Splits(**{name: np.sort(indices) for name, indices in parts.items()})
 
 

@@ -12,25 +12,20 @@ from matplotlib.figure import Figure
 from twostage_jax import runtime
 from twostage_jax.errors import UserError
 from twostage_jax.explain import (
-    faithfulness,
+    checked_saliency,
     figures,
     measure,
     networks,
-    saliency,
     strongest,
     words,
 )
 from twostage_jax.explain.networks import Examples, Network
-from twostage_jax.explain.responses import over_seeds
 from twostage_jax.report.figures import file_name, save
 
 SCHEMA = 1
 Arms = Mapping[str, Sequence[Network]]
-# Strongest patches of a channel; channels on a page; examples on a page.
-PATCHES, CHANNELS_A_PAGE, EXAMPLES_A_PAGE = 4, 8, 4
-# Images of the saliency methods and their checks: one batch, compiled once.
-SALIENCY_IMAGES = networks.BATCH
-MOST_SHOWN = 8
+# Strongest patches of a channel; channels on a page.
+PATCHES, CHANNELS_A_PAGE = 4, 8
 
 
 def explain(
@@ -53,11 +48,7 @@ def explain(
         arms            arm -> 'seeds' and 'chain' (names of its stages)
         images          'source', 'count', and 'saliency', how many the methods saw
         dead_channels   arm -> layer -> 'channels' and 'dead' (a number a seed)
-        saliency        'methods', 'shares' (of the pixels, along a curve), 'unchanged'
-                        (methods whose maps do not follow the weights, over arms),
-                        'deletion' and 'insertion': arm -> method -> 'curve' (mean over
-                        seeds) and 'area' (see `responses.over_seeds`),
-                        'randomisation': arm -> see `faithfulness.randomisation`
+        saliency        see `checked_saliency.explain`
         measures        see `measure.measure`; null if not asked for
         figures         name -> path without suffix; .png and .pdf exist
         words           paragraphs
@@ -92,7 +83,7 @@ def explain(
         "images": {
             "source": source,
             "count": len(examples.images),
-            "saliency": min(SALIENCY_IMAGES, len(examples.images)),
+            "saliency": min(checked_saliency.IMAGES, len(examples.images)),
         },
     }
     drawn: dict[str, Figure] = {}
@@ -100,7 +91,8 @@ def explain(
         drawn, arms, examples, layers, channels, say
     )
     _first_layer(drawn, arms)
-    explained["saliency"] = _saliency(drawn, arms, examples, say)
+    explained["saliency"], of_saliency = checked_saliency.explain(arms, examples, say)
+    drawn.update(of_saliency)
     texts, notes = words.paragraphs(explained), list(left_out)
     explained["measures"] = None
     if measured:
@@ -178,158 +170,6 @@ def _first_layer(drawn: dict[str, Figure], arms: Arms) -> None:
         for name, network in shown.items()
     }
     drawn["first_layer"] = figures.first_layer(kernels, layer)
-
-
-def _saliency(
-    drawn: dict[str, Figure],
-    arms: Arms,
-    examples: Examples,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    chosen = spread_over_classes(examples.labels, len(examples.images), SALIENCY_IMAGES)
-    images = examples.images[chosen]
-    labels = explained_classes(arms, images, examples, chosen)
-    methods = saliency.methods_for(next(iter(arms.values()))[0].module)
-    found: dict[str, Any] = {
-        "methods": methods,
-        "shares": faithfulness.SHARES.tolist(),
-        "unchanged": [],
-        "deletion": {},
-        "insertion": {},
-        "randomisation": {},
-    }
-    maps = {}
-    for arm, of_arm in arms.items():
-        of_seeds = []
-        for network in of_arm:
-            say(f"saliency: {arm}, seed {network.seed}")
-            inputs = networks.scaled(network, images)
-            of_network = faithfulness.saliency_maps(network, inputs, labels, methods)
-            _check_finite(network, of_network)
-            maps.setdefault(arm, of_network)
-            of_seeds.append(
-                faithfulness.deletion_insertion(network, inputs, labels, of_network)
-            )
-        for kind in ("deletion", "insertion"):
-            found[kind][arm] = _over_seeds([of_seed[kind] for of_seed in of_seeds])
-        # Of one seed: it is a check of the methods, not of the arms.
-        first, inputs = of_arm[0], networks.scaled(of_arm[0], images)
-        found["randomisation"][arm] = faithfulness.randomisation(
-            first, inputs, labels, maps[arm], say
-        )
-    found["unchanged"] = _unchanged(found["randomisation"], methods)
-    _draw_saliency(drawn, arms, examples, (images, labels, maps), found)
-    return found
-
-
-def explained_classes(
-    arms: Arms, images: np.ndarray, examples: Examples, chosen: np.ndarray
-) -> np.ndarray:
-    """Returns the class that every arm is asked about, `[N]`.
-
-    The true one; without labels, that of the largest mean probability over the arms.
-    """
-    if examples.labels is not None:
-        return np.asarray(examples.labels[chosen], np.int32)
-    mean = sum(
-        networks.probabilities(n.module, n.variables, networks.scaled(n, images))
-        for n in (of_arm[0] for of_arm in arms.values())
-    )
-    return np.asarray(mean).argmax(1).astype(np.int32)
-
-
-def spread_over_classes(
-    labels: np.ndarray | None, total: int, count: int
-) -> np.ndarray:
-    """Returns indices of up to `count` examples, one of each class in turn.
-
-    Of each class, those are taken that are spread evenly over it, in their order.
-    """
-    if labels is None:
-        return np.linspace(0, total - 1, min(count, total)).round().astype(int)
-    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    turns = -(-count // len(classes))
-    taken = [
-        of_class[
-            np.linspace(0, len(of_class) - 1, min(turns, len(of_class))).astype(int)
-        ]
-        for of_class in classes
-    ]
-    order = [
-        of_class[turn] for turn in range(turns) for of_class in taken
-        if turn < len(of_class)
-    ]  # fmt: skip
-    return np.array(order[:count])
-
-
-def _check_finite(network: Network, maps: Mapping[str, np.ndarray]) -> None:
-    for method, of_method in maps.items():
-        if not np.isfinite(of_method).all():
-            raise UserError(
-                f"arm '{network.arm}', seed {network.seed}: the maps of '{method}' hold "
-                "numbers that are not finite."
-            )
-
-
-def _over_seeds(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {
-        method: {
-            "curve": np.mean([one[method]["curve"] for one in found], 0).tolist(),
-            "area": over_seeds([one[method]["area"] for one in found]),
-        }
-        for method in found[0]
-    }
-
-
-def _unchanged(
-    randomised: Mapping[str, Mapping[str, Any]], methods: Sequence[str]
-) -> list[str]:
-    """Returns the methods whose maps do not follow the weights, on average over arms."""
-    last = {
-        method: np.mean([one["correlation"][method][-1] or 0
-                         for one in randomised.values()])
-        for method in methods
-    }  # fmt: skip
-    return [name for name, value in last.items() if value >= faithfulness.UNCHANGED]
-
-
-def _draw_saliency(
-    drawn: dict[str, Figure],
-    arms: Arms,
-    examples: Examples,
-    shown: tuple[np.ndarray, np.ndarray, Mapping[str, Mapping[str, np.ndarray]]],
-    found: Mapping[str, Any],
-) -> None:
-    images, labels, maps = shown
-    chances = {}
-    for arm, of_arm in arms.items():
-        network = of_arm[0]
-        inputs = networks.scaled(network, images)
-        of_network = networks.probabilities(network.module, network.variables, inputs)
-        chances[arm] = of_network[np.arange(len(labels)), labels]
-    count = min(len(np.unique(labels)), MOST_SHOWN)
-    pages = range(0, count, EXAMPLES_A_PAGE)
-    for number, start in enumerate(pages, 1):
-        part = slice(start, min(start + EXAMPLES_A_PAGE, count))
-        name = f"saliency_{number}" if len(pages) > 1 else "saliency"
-        drawn[name] = figures.saliency_maps(
-            images[part],
-            [examples.class_names[label] for label in labels[part]],
-            {a: {m: of[part] for m, of in by.items()} for a, by in maps.items()},
-            {arm: values[part] for arm, values in chances.items()},
-            found["unchanged"],
-        )
-    curves = {
-        arm: {
-            kind: {m: of["curve"] for m, of in found[kind][arm].items()}
-            for kind in ("deletion", "insertion")
-        }
-        for arm in arms
-    }
-    drawn["deletion_insertion"] = figures.deletion_insertion(curves, found["unchanged"])
-    drawn["randomisation"] = figures.randomisation(
-        found["randomisation"], found["unchanged"]
-    )
 
 
 def _check_out(out: Path) -> None:

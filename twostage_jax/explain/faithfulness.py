@@ -27,6 +27,8 @@ RANDOMISED_STEPS = 4
 # A map that keeps half of its rank correlation when every weight is drawn anew tells
 # of the image more than of the network.
 UNCHANGED = 0.5
+# A map that is nearly the same for a random classifier cannot tell classes apart.
+CLASS_BLIND = 0.9
 # The parameters of the randomisation have nothing to do with those of any seed.
 RANDOMISATION_KEY = 2018
 
@@ -138,8 +140,7 @@ def randomisation(
     Returns:
       'steps': the layers that are random at each step, named by the last of them;
       'correlation': method -> mean Spearman correlation with the map of the network as
-      it is, one a step, None where no two maps vary; 'unchanged': the methods whose
-      correlation at the last step, all layers random, is at least `UNCHANGED`.
+      it is, one a step, None where no two maps vary.
     """
     order = layers_from_the_head(network, inputs)
     stops = np.unique(np.linspace(1, len(order), RANDOMISED_STEPS).round().astype(int))
@@ -156,8 +157,28 @@ def randomisation(
     return {
         "steps": [order[stop - 1] for stop in stops],
         "correlation": correlation,
-        "unchanged": [n for n, c in correlation.items() if (c[-1] or 0) >= UNCHANGED],
     }
+
+
+def labels_of(found: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Returns the methods that fail, by the mean correlation over networks.
+
+    Args:
+      found: What `randomisation` returns, one a network.
+
+    Returns:
+      'unchanged': at least `UNCHANGED` with all layers random; 'class_blind': at least
+      `CLASS_BLIND` with a random head, and not in 'unchanged'.
+    """
+    labels: dict[str, list[str]] = {"unchanged": [], "class_blind": []}
+    for method in found[0]["correlation"]:
+        steps = np.array([one["correlation"][method] for one in found], float)
+        mean = np.nan_to_num(steps).mean(0)
+        if mean[-1] >= UNCHANGED:
+            labels["unchanged"].append(method)
+        elif mean[0] >= CLASS_BLIND:
+            labels["class_blind"].append(method)
+    return labels
 
 
 def layers_from_the_head(network: Network, inputs: np.ndarray) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from twostage_jax.explain.faithfulness import RANDOM_ORDER, SHARES, UNCHANGED
+from twostage_jax.explain.faithfulness import CLASS_BLIND, RANDOM_ORDER, UNCHANGED
 from twostage_jax.explain.saliency import SIGNED
 from twostage_jax.explain.strongest import Patches
 from twostage_jax.report.figures import (
@@ -24,26 +24,56 @@ METHOD_NAMES = {
     "desalinet": "DeSaliNet",
     "deconvnet": "DeconvNet",
     "salinet": "SaliNet",
-    "guided": "guided\nbackprop",
+    "guided": "guided backprop",
     "smoothgrad": "SmoothGrad",
-    "gradient_x_input": "gradient\n× input",
-    "integrated_gradients": "integrated\ngradients",
+    "gradient_x_input": "gradient × input",
+    "integrated_gradients": "integrated gradients",
     "grad_cam": "Grad-CAM",
     "grad_cam_pp": "Grad-CAM++",
     "occlusion": "occlusion",
     RANDOM_ORDER: "random order",
 }
-# Put after the name of a method that does not see the weights.
-MARK = "†"
-MARK_TEXT = (
-    f"{MARK} The maps stay much the same when all weights are drawn anew (rank "
-    f"correlation {UNCHANGED} or more): they show the image, not what was learned."
-)
+# Where names stand over narrow columns.
+BROKEN_NAMES = {
+    "smoothgrad": "Smooth-\nGrad",
+    "grad_cam": "Grad-\nCAM",
+    "grad_cam_pp": "Grad-\nCAM++",
+}
+# What a method fails -> what is put after its name, and what that means.
+MARKS = {
+    "unchanged": (
+        "†",
+        f"The maps keep a rank correlation of {UNCHANGED} or more when all weights are "
+        "drawn anew: they show the image, not what was learned.",
+    ),
+    "class_blind": (
+        "‡",
+        f"The maps keep a rank correlation of {CLASS_BLIND} or more when the head is "
+        "drawn anew: they do not tell classes apart.",
+    ),
+}
+Failed = Mapping[str, Sequence[str]]
 
 
-def method_label(method: str, unchanged: Sequence[str] = ()) -> str:
-    """Returns a method's name, marked if its maps do not follow the weights."""
-    return METHOD_NAMES[method] + (MARK if method in unchanged else "")
+def method_label(
+    method: str, failed: Failed | None = None, *, narrow: bool = False
+) -> str:
+    """Returns a method's name with the marks of what it fails, `narrow` in two lines."""
+    name = METHOD_NAMES[method]
+    if narrow:
+        name = BROKEN_NAMES.get(method, name.replace(" ", "\n", 1))
+    return name + _mark(method, failed)
+
+
+def _mark(method: str, failed: Failed | None) -> str:
+    return "".join(
+        MARKS[w][0] for w, names in (failed or {}).items() if method in names
+    )
+
+
+def foot_notes(failed: Failed) -> list[str]:
+    """Returns a line for each mark that is used."""
+    return [" ".join(MARKS[what]) for what, names in failed.items() if names]
 
 
 def _figure(height: float, width: float = PAGE, **kwargs: Any) -> Figure:
@@ -83,7 +113,7 @@ def strongest_patches(
                     _arm_title(axes, arm)
         figure.text(0.1 / PAGE, 1 - 0.14 / height, f"{plain(layer)}: the patches that "
                     "a channel answers to most, and below each its "
-                    f"{METHOD_NAMES[method]} picture", va="center")  # fmt: skip
+                    f"{method_label(method)} picture", va="center")  # fmt: skip
         figure.text(0.1 / PAGE, 1 - 0.5 / height, "channel", va="center", fontsize=6)
     return figure
 
@@ -104,12 +134,16 @@ def _channel(axes: Axes, of_arm: Patches, k: int) -> None:
 
 
 def _strip(images: np.ndarray) -> np.ndarray:
-    """Returns `[P, s, s, C]` side by side, white between: `[s, P * s]` or `[.., 3]`."""
-    edge = max(1, images.shape[1] // 24)
-    pads = ((0, 0), (0, edge), (0, edge), (0, 0))
-    padded = np.pad(np.clip(images, 0, 1), pads, constant_values=1)
-    return np.concatenate(list(padded), axis=1).squeeze(-1 if images.shape[-1] == 1
-                                                        else ())  # fmt: skip
+    """Returns `[P, s, s, C]` side by side, each framed: `[s', P * s']` or `[.., 3]`."""
+    zoom = -(-64 // images.shape[1])
+    images = np.clip(images, 0, 1).repeat(zoom, 1).repeat(zoom, 2)
+    pads = ((0, 0), (0, 3), (0, 3), (0, 0))
+    framed = np.pad(images, pads, constant_values=1)
+    framed[:, 0, :-3] = framed[:, :-3, 0] = framed[:, -4, :-3] = framed[:, :-3, -4] = (
+        0.7
+    )
+    strip = np.concatenate(list(framed), axis=1)
+    return strip if strip.shape[-1] == 3 else strip[..., 0]
 
 
 def _within(
@@ -141,7 +175,7 @@ def first_layer(kernels: Mapping[str, np.ndarray], layer: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = _figure(rows * (tall + 0.25) + 0.3, layout="constrained")
         figure.suptitle(f"filters of {plain(layer)}, each scaled by itself", fontsize=8)
-        panels = figure.subplots(rows, per_row, squeeze=False).flat
+        panels = list(figure.subplots(rows, per_row, squeeze=False).flat)
         for axes in panels:
             axes.set_axis_off()
         for axes, (name, kernel) in zip(panels, kernels.items(), strict=False):
@@ -173,7 +207,7 @@ def saliency_maps(
     titles: Sequence[str],
     maps: Mapping[str, Mapping[str, np.ndarray]],
     chances: Mapping[str, np.ndarray],
-    unchanged: Sequence[str],
+    failed: Failed,
 ) -> Figure:
     """Draws maps of every method, a row an arm, a block of rows an example.
 
@@ -186,13 +220,14 @@ def saliency_maps(
       titles: What each shows: the class that is explained.
       maps: Arm -> method -> `[E, H, W]`.
       chances: Arm -> `[E]` probabilities of those classes.
-      unchanged: Methods to be marked.
+      failed: What -> the methods that fail it; they are marked (see `MARKS`).
     """
     methods = list(next(iter(maps.values())))
     left, top, gap = 0.8, 0.55, 0.1
     cell = (PAGE - left - 0.05) / (len(methods) + 1)
     block = len(maps) * cell + gap
-    foot = 0.25 if unchanged else 0
+    notes = foot_notes(failed)
+    foot = 0.13 * len(notes) + 0.1
     height = top + len(images) * block + foot
     with matplotlib.rc_context(STYLE):
         figure = _figure(height)
@@ -211,10 +246,12 @@ def saliency_maps(
                     _map(axes, of_arm[method][e], method)
         for m, method in enumerate(methods, 1):
             figure.text((left + (m + 0.5) * cell) / PAGE, 1 - (top - 0.06) / height,
-                        method_label(method, unchanged), ha="center", va="bottom",
+                        method_label(method, failed, narrow=True), ha="center",
+                        va="bottom",
                         fontsize=6.5)  # fmt: skip
-        if unchanged:
-            figure.text(0.05 / PAGE, 0.1 / height, MARK_TEXT, fontsize=6, va="center")
+        for line, note in enumerate(reversed(notes)):
+            figure.text(0.05 / PAGE, (0.08 + 0.13 * line) / height, note, fontsize=6,
+                        va="center")  # fmt: skip
     return figure
 
 
@@ -230,8 +267,8 @@ def _image_cell(
     axes = figure.add_axes(_within(box, width, height))
     axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_axis_off()
-    axes.text(0.5, -0.06, plain(title, 14), transform=axes.transAxes, ha="center",
-              va="top", fontsize=6)  # fmt: skip
+    axes.text(1, -0.06, plain(title.replace("_", " "), 20), ha="right", va="top",
+              transform=axes.transAxes, fontsize=6)  # fmt: skip
 
 
 def _map(axes: Axes, heat: np.ndarray, method: str) -> None:
@@ -242,104 +279,3 @@ def _map(axes: Axes, heat: np.ndarray, method: str) -> None:
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(visible=True, linewidth=0.3, color="#BBBBBB")
-
-
-def _small_multiples(
-    methods: Sequence[str], unchanged: Sequence[str], note: bool
-) -> tuple[Figure, np.ndarray]:
-    columns = min(len(methods), 5)
-    rows = -(-len(methods) // columns)
-    figure = _figure(rows * 1.55 + 0.55, layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes, method in zip(panels.flat, methods, strict=False):
-        axes.set_title(method_label(method, unchanged).replace("\n", " "))
-    for axes in panels.flat[len(methods) :]:
-        axes.set_visible(False)
-    if note and unchanged:
-        figure.supxlabel(MARK_TEXT, fontsize=6)
-    return figure, panels
-
-
-def deletion_insertion(
-    curves: Mapping[str, Mapping[str, Mapping[str, Any]]], unchanged: Sequence[str]
-) -> Figure:
-    """Draws the probability of the class while pixels are deleted and inserted.
-
-    Args:
-      curves: Arm -> 'deletion' and 'insertion' -> method -> `[len(SHARES)]`; the mean
-        over seeds.
-      unchanged: Methods to be marked.
-    """
-    methods = [m for m in next(iter(curves.values()))["deletion"] if m != RANDOM_ORDER]
-    kinds = {"deletion": "-", "insertion": (0, (3, 1.5))}
-    with matplotlib.rc_context(STYLE):
-        figure, panels = _small_multiples(methods, unchanged, True)
-        for axes, method in zip(panels.flat, methods, strict=False):
-            for arm, of_arm in curves.items():
-                colour = arm_style(arm)["color"]
-                for kind, dashes in kinds.items():
-                    (line,) = axes.plot(
-                        SHARES,
-                        of_arm[kind][RANDOM_ORDER],
-                        color=colour,
-                        linewidth=0.5,
-                        alpha=0.45,
-                    )
-                    line.set_linestyle(dashes)
-                    (line,) = axes.plot(
-                        SHARES, of_arm[kind][method], color=colour, linewidth=1
-                    )
-                    line.set_linestyle(dashes)
-            axes.set(xlim=(0, 1), ylim=(0, 1))
-        lines = [*_arm_lines(curves), *_kind_lines(kinds)]
-        figure.legend(lines, [line.get_label() for line in lines],
-                      loc="outside upper center", ncols=len(lines))  # fmt: skip
-        figure.supylabel("probability of the class", fontsize=8)
-        for axes in panels[-1]:
-            axes.set_xlabel("share of pixels")
-    return figure
-
-
-def _kind_lines(kinds: Mapping[str, Any]) -> list[Any]:
-    line = matplotlib.lines.Line2D
-    found = [line([], [], color="black", linewidth=1, linestyle=dashes, label=kind)
-             for kind, dashes in kinds.items()]  # fmt: skip
-    thin = line([], [], color="black", linewidth=0.5, alpha=0.45, label="random order")
-    return [*found, thin]
-
-
-def _arm_lines(arms: Sequence[str] | Mapping[str, Any]) -> list[Any]:
-    return [
-        matplotlib.lines.Line2D([], [], color=arm_style(arm)["color"],
-                                label=arm_label(arm))
-        for arm in arms
-    ]  # fmt: skip
-
-
-def randomisation(
-    found: Mapping[str, Mapping[str, Any]], unchanged: Sequence[str]
-) -> Figure:
-    """Draws how like the maps stay as layers are drawn anew, the head first.
-
-    Args:
-      found: Arm -> what `faithfulness.randomisation` returns.
-      unchanged: Methods to be marked.
-    """
-    first = next(iter(found.values()))
-    methods, steps = list(first["correlation"]), first["steps"]
-    with matplotlib.rc_context(STYLE):
-        figure, panels = _small_multiples(methods, unchanged, True)
-        for axes, method in zip(panels.flat, methods, strict=False):
-            axes.axhline(UNCHANGED, color=SHARED, linewidth=0.6, linestyle=(0, (4, 3)))
-            for arm, of_arm in found.items():
-                values = np.array([1.0, *of_arm["correlation"][method]], float)
-                axes.plot(values, **arm_style(arm))
-            axes.set_xticks(range(len(steps) + 1), ["none", *steps], rotation=60)
-            axes.set_ylim(-0.35, 1.05)
-        lines = _arm_lines(found)
-        figure.legend(lines, [line.get_label() for line in lines],
-                      loc="outside upper center", ncols=len(lines))  # fmt: skip
-        figure.supylabel("rank correlation of maps", fontsize=8)
-        for axes in panels[-1]:
-            axes.set_xlabel("random down to")
-    return figure

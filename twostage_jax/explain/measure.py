@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from twostage_jax.errors import UserError
 from twostage_jax.explain import (
@@ -81,6 +82,8 @@ class Shown:
     examples: Examples
 
 
+# The matrices of probes are small: several threads would mostly wait for each other.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def measure(
     arms: Mapping[str, Sequence[Network]],
     examples: Examples,

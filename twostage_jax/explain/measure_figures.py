@@ -28,7 +28,13 @@ PANELS = {
     "probe_texture": "Probe: texture family",
     "probe_target": "Probe: target class",
 }
-CHANGES = ("shuffled", "low-pass", "high-pass", "contrast", "noise")
+CHANGES = {
+    "shuffled": "Squares shuffled",
+    "low-pass": "Low-pass, deviation",
+    "high-pass": "High-pass, deviation",
+    "contrast": "Contrast",
+    "noise": "Noise, deviation",
+}
 
 
 def draw(measured: Mapping[str, Any]) -> dict[str, Figure]:
@@ -76,8 +82,8 @@ def _probe_axis(axes: Axes, by_name: Mapping[str, Any]) -> None:
     chance = entries[0]["chance"]
     axes.axhline(chance, color=SHARED, linewidth=0.5, zorder=0)
     axes.annotate(
-        "chance", (1, chance), (-1, 1.5), xycoords=("axes fraction", "data"),
-        textcoords="offset points", ha="right", color=SHARED, fontsize=7,
+        "chance", (1, chance), (-1, -2), xycoords=("axes fraction", "data"),
+        textcoords="offset points", ha="right", va="top", color=SHARED, fontsize=7,
     )  # fmt: skip
     axes.set_ylim(0, 1)
 
@@ -154,12 +160,12 @@ def _reliance(measured: Mapping[str, Any]) -> Figure:
             lines[arm] = _line(axes, accuracy[arm], changes, arm)
         ticks = [plain(change.removeprefix(kind).strip()) for change in changes]
         axes.set_xticks(range(len(changes)), ticks, rotation=45, ha="right")
-        axes.set_title({"shuffled": "Squares shuffled"}.get(kind, kind.capitalize()))
+        axes.set_title(CHANGES[kind])
         chance = 1 / measured["counts"]["classes"]
         axes.axhline(chance, color=SHARED, linewidth=0.5, zorder=0)
     panels[-1].annotate(
-        "chance", (1, chance), (-1, 1.5), xycoords=("axes fraction", "data"),
-        textcoords="offset points", ha="right", color=SHARED, fontsize=7,
+        "chance", (1, chance), (-1, -2), xycoords=("axes fraction", "data"),
+        textcoords="offset points", ha="right", va="top", color=SHARED, fontsize=7,
     )  # fmt: skip
     panels[0].set_ylabel("Balanced accuracy")
     panels[0].set_ylim(0, 1)

@@ -69,26 +69,24 @@ def _responses(measured: Mapping[str, Any], name: str) -> str:
     if not known:
         return ""
     levels = _and(f"{_label(network)} {mean:.2f}" for network, mean in known.items())
-    lines = [f"{ASKED[name]}, mean of the layers: {levels}."]
-    lines.append(
-        _contrasts(measured, name, [(arm, RANDOM) for arm in chains if arm in known])
+    arms = [arm for arm in chains if arm in known]
+    pairs = [(arm, RANDOM) for arm in arms]
+    pairs += [(arm, chains[arm][-2]) for arm in arms]
+    pairs += [(arms[-1], arm) for arm in arms[:-1]] if arms else []
+    return (
+        f"{ASKED[name]}, mean of the layers: {levels}. "
+        f"{_contrasts(measured, name, list(dict.fromkeys(pairs)))}"
     )
-    lines.append(
-        _contrasts(
-            measured, name, [(chain[-1], chain[-2]) for chain in chains.values()]
-        )
-    )
-    last = list(chains)[-1]
-    lines.append(_contrasts(measured, name, [(last, arm) for arm in list(chains)[:-1]]))
-    return " ".join(line for line in lines if line)
 
 
 def _contrasts(
     measured: Mapping[str, Any], name: str, pairs: list[tuple[str, str]]
 ) -> str:
-    """Returns a sentence on the differences that can be seen, and who shows none."""
+    """Returns sentences on the differences that can be seen, and on those that cannot."""
+    if _most_seeds(measured) < 2:
+        return "With one seed, no difference can be seen."
     seen, unseen = [], []
-    for first, second in dict.fromkeys(pairs):
+    for first, second in pairs:
         entry = _difference(measured, name, first, second)
         if entry is None or entry["mean"] is None:
             continue
@@ -105,6 +103,10 @@ def _contrasts(
     if unseen:
         sentences.append(f"No difference can be seen: {_and(unseen, '; ')}.")
     return " ".join(sentences)
+
+
+def _most_seeds(measured: Mapping[str, Any]) -> int:
+    return max(len(measured["seeds"][arm]) for arm in measured["chains"])
 
 
 def verdict(entry: Mapping[str, Any] | None) -> int:
@@ -165,7 +167,7 @@ def _reliance(measured: Mapping[str, Any]) -> str:
 def _answer(measured: Mapping[str, Any]) -> str:
     """Returns which arms respond to edges, to textures, to both, beyond no training."""
     chains = measured["chains"]
-    if max(len(measured["seeds"][arm]) for arm in chains) < 2:
+    if _most_seeds(measured) < 2:
         return (
             "Whether an arm responds to edges, to textures or to both more than the "
             "untrained network does cannot be answered with one seed."

@@ -85,7 +85,7 @@ def grad_cam(
     arXiv 1610.02391, equations 1 and 2, resized linearly to the image.
 
     Args:
-      tap: A tap with places; the last of them if None (see `last_map`).
+      tap: A tap with places; that of `last_map` if None.
     """
     return _cam(_mean_weights, module, variables, images, labels, tap)
 
@@ -163,9 +163,10 @@ def methods_for(module: Any) -> list[str]:
 
 
 def last_map(module: Any, variables: PyTree, images: np.ndarray) -> str:
-    """Returns the last tap with places: Grad-CAM's."""
+    """Returns the last tap with places that is no pooling: Grad-CAM's."""
     shapes = networks.tap_shapes(module, variables, images)
-    return [name for name, shape in shapes.items() if len(shape) == 3][-1]
+    maps = [name for name, shape in shapes.items() if len(shape) == 3]
+    return [name for name in maps if not name.startswith("pool")][-1]
 
 
 def _run(program, module, variables, images, labels):

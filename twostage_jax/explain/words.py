@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from twostage_jax.explain.faithfulness import RANDOM_ORDER
-from twostage_jax.explain.figures import method_label
+from twostage_jax.explain.figures import MARKS, foot_notes, method_label
 from twostage_jax.report.figures import arm_label
 
 # Areas nearer to those of the random order than this are called no better.
@@ -48,16 +48,24 @@ def _dead(dead: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _saliency(saliency: Mapping[str, Any]) -> list[str]:
-    unchanged, methods = saliency["unchanged"], saliency["methods"]
-    if unchanged:
-        names = _join(_plain(name) for name in unchanged)
-        test = (
-            f"The maps of {names} stay much the same when all weights are drawn anew: "
-            "they show the image, not what a network learned, and are marked in the "
-            "figures."
+    methods = saliency["methods"]
+    tests = []
+    if saliency["unchanged"]:
+        tests.append(
+            f"The maps of {_join(map(method_label, saliency['unchanged']))} stay much "
+            "the same when all weights are drawn anew: they show the image, not what a "
+            "network learned."
         )
+    if saliency["class_blind"]:
+        tests.append(
+            f"Those of {_join(map(method_label, saliency['class_blind']))} stay much "
+            "the same when the head is drawn anew: they show what the features see, "
+            "and do not tell classes apart."
+        )
+    if tests:
+        tests.append("Both kinds are marked in the figures.")
     else:
-        test = (
+        tests.append(
             f"All {len(methods)} saliency methods follow the weights: no map stays the "
             "same when they are drawn anew."
         )
@@ -82,21 +90,20 @@ def _saliency(saliency: Mapping[str, Any]) -> list[str]:
     }
     falls = min(methods, key=area["deletion"].__getitem__)
     rises = max(methods, key=area["insertion"].__getitem__)
+    deleted, inserted = area["deletion"], area["insertion"]
     text = (
         "Averaged over arms, the probability of the class falls fastest when pixels are "
-        f"deleted in the order of {_plain(falls)} (area {area['deletion'][falls]:.2f}; "
-        f"random order {area['deletion'][RANDOM_ORDER]:.2f}), and rises fastest when "
-        f"they are inserted in that of {_plain(rises)} "
-        f"({area['insertion'][rises]:.2f}; {area['insertion'][RANDOM_ORDER]:.2f})."
+        f"deleted in the order of {method_label(falls)} (area {deleted[falls]:.2f}; "
+        f"random order {deleted[RANDOM_ORDER]:.2f}), and rises fastest when they are "
+        f"inserted in that of {method_label(rises)} ({inserted[rises]:.2f}; "
+        f"{inserted[RANDOM_ORDER]:.2f})."
     )
     weak = [m for m in methods if gain[m][0] < MARGIN and gain[m][1] < MARGIN]
     if weak:
-        text += f" No better than random order in both: {_join(map(_plain, weak))}."
-    return [test, text]
-
-
-def _plain(method: str) -> str:
-    return method_label(method).replace("\n", " ")
+        text += (
+            f" No better than random order in both: {_join(map(method_label, weak))}."
+        )
+    return [" ".join(tests), text]
 
 
 def _join(names: Any) -> str:
@@ -114,6 +121,7 @@ def page(
     """Returns `explain.md`: paragraphs, the table of areas, and what was left out."""
     saliency = explained["saliency"]
     arms = list(saliency["deletion"])
+    failed = {what: saliency[what] for what in MARKS}
     lines = ["# What the features respond to", ""]
     for text in texts:
         lines += [text, ""]
@@ -124,7 +132,7 @@ def page(
         "|---" * (len(arms) + 1) + "|",
     ]
     for method in (*saliency["methods"], RANDOM_ORDER):
-        label = method_label(method, saliency["unchanged"]).replace("\n", " ")
+        label = method_label(method, failed)
         cells = [
             " / ".join(
                 f"{saliency[kind][arm][method]['area']['mean']:.2f}"
@@ -133,8 +141,7 @@ def page(
             for arm in arms
         ]
         lines.append(f"| {label} | {' | '.join(cells)} |")
-    if saliency["unchanged"]:
-        lines += ["", "† does not follow the weights."]
+    lines += [text for note in foot_notes(failed) for text in ("", note)]
     lines += ["", "## Figures", ""]
     lines += [f"- [{name}]({path}.png)" for name, path in explained["figures"].items()]
     if notes:

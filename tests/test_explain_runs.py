@@ -1,0 +1,206 @@
+"""The networks of a study's folder, and the images to show them."""
+
+import json
+
+import numpy as np
+import pytest
+from explained import caffenet
+from PIL import Image
+
+from twostage_jax import checkpoint
+from twostage_jax.data.dataset import Dataset
+from twostage_jax.errors import UserError
+from twostage_jax.explain import runs
+
+MODEL = {
+    "name": "caffenet_small", "channels": 1, "image_size": 18, "norm": "",
+    "dropout": 0.0, "dtype": "float32",
+}  # fmt: skip
+ARMS = {"scratch": ["target"], "natural": ["natural", "target"], "texture": ["target"]}
+# (arm, seed) -> its stage runs; 'texture' was not trained.
+CHAINS = {
+    ("scratch", 1): ["target-s1"],
+    ("scratch", 0): ["target-s0"],
+    ("natural", 0): ["natural-0", "target-n0"],
+}
+
+
+def target_data(fingerprint="f"):
+    """16 HU images of 20 pixels, whose number is their value; the last is constant."""
+    images = np.zeros((16, 20, 20, 1), np.int16)
+    images += np.arange(16, dtype=np.int16).reshape(-1, 1, 1, 1) * 50 - 1300
+    images[:15, 5] += 100
+    return Dataset(
+        name="made", kind="ct", class_names=("a", "b", "c"), images=images,
+        labels=(np.arange(16) % 3).astype(np.int32),
+        groups=np.array([f"patient{i // 4}" for i in range(16)]),
+        ids=np.array([f"id{i:02d}" for i in range(16)]),
+        splits=np.array(["train"] * 16), fingerprint=fingerprint,
+    )  # fmt: skip
+
+
+def write_stage(home, seed):
+    stage = home.name.split("-")[0]
+    lineage = {
+        "stage": stage,
+        "seed": seed,
+        "settings": {
+            "data": {
+                "source": "dicom", "validation": 0.2, "test": 0.25,
+                "normalise": "patch", "window": [-600.0, 1500.0],
+                "options": {"path": "anywhere"},
+            }
+        },
+        "model": MODEL,
+        "data": {
+            "class_names": ["a", "b", "c"], "fingerprint": "f", "mean": [0.4],
+            "deviation": [0.2],
+        },
+    }  # fmt: skip
+    home.mkdir(parents=True)
+    variables = caffenet(seed=len(home.name) + seed).variables
+    checkpoint.export_variables(home / "variables", variables)
+    (home / "lineage.json").write_text(json.dumps(lineage))
+    ids = np.array([f"id{i:02d}" for i in range(8, 16)])
+    np.savez(home / "predictions.npz", ids=ids)
+    return variables
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A workdir of a study, and the variables of its stage runs."""
+    workdir, written, rows = tmp_path_factory.mktemp("run"), {}, []
+    for (arm, seed), chain in CHAINS.items():
+        for name in chain:
+            written[name] = write_stage(workdir / "stages" / name, seed)
+        row = {"arm": arm, "seed": seed, "fraction": 1.0, "fold": 0}
+        rows += [
+            {**row, "stage_runs": chain},
+            {**row, "fraction": 0.5, "stage_runs": ["not-there"]},
+            {**row, "fold": 1, "stage_runs": ["not-there"]},
+        ]
+    results = {"config": {"arms": ARMS}, "rows": rows}
+    (workdir / "results.json").write_text(json.dumps(results))
+    return workdir, written
+
+
+def test_networks_come_by_arm_and_seed_with_what_they_came_from(made):
+    workdir, written = made
+    arms = runs.load_arms(workdir)
+    assert {arm: [n.seed for n in of_arm] for arm, of_arm in arms.items()} == {
+        "scratch": [0, 1],
+        "natural": [0],
+    }
+    assert arms["scratch"][1].parent is None
+    last = arms["natural"][0]
+    assert (last.stage, last.parent.stage, last.parent.arm) == (
+        "target", "natural", "natural",
+    )  # fmt: skip
+    for network, name in ((last, "target-n0"), (last.parent, "natural-0")):
+        for layer, arrays in written[name]["params"].items():
+            for kind, array in arrays.items():
+                found = network.variables["params"][layer][kind]
+                np.testing.assert_array_equal(found, array)
+    assert last.normalise == "patch" and last.window == (-600.0, 1500.0)
+    np.testing.assert_allclose((last.mean, last.deviation), [[0.4], [0.2]])
+    assert list(runs.load_arms(workdir, ["natural"])) == ["natural"]
+
+
+def test_arms_that_are_not_there_are_named(made, tmp_path):
+    workdir, _ = made
+    with pytest.raises(UserError, match="no such arm. Did you mean 'natural'"):
+        runs.load_arms(workdir, ["naturel"])
+    with pytest.raises(UserError, match="'texture' has not been trained"):
+        runs.load_arms(workdir, ["texture"])
+    with pytest.raises(UserError, match="no results.json"):
+        runs.load_arms(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(UserError, match="are no results"):
+        runs.load_arms(tmp_path)
+
+
+def test_parameters_that_are_not_finite_are_named(made, tmp_path):
+    variables = caffenet().variables
+    variables["params"]["conv2"]["bias"][1] = np.nan
+    home = tmp_path / "stages" / "target-x"
+    write_stage(home, 0)
+    checkpoint.export_variables(home / "variables", variables)
+    row = {"arm": "scratch", "seed": 0, "fraction": 1.0, "fold": 0}
+    rows = [{**row, "stage_runs": ["target-x"]}]
+    results = {"config": {"arms": ARMS}, "rows": rows}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(UserError, match="params/conv2/bias holds numbers"):
+        runs.load_arms(tmp_path)
+
+
+def test_test_images_are_windowed_cropped_and_not_constant(made, monkeypatch):
+    workdir, _ = made
+    asked = []
+
+    def load(data, model, data_dir):
+        asked.append((data.source, data.options, data_dir))
+        return target_data()
+
+    monkeypatch.setattr(runs.sources, "load", load)
+    examples, lines = runs.test_examples(workdir, workdir, ["natural"])
+    assert asked == [("dicom", {"path": "anywhere"}, workdir)]
+    assert list(examples.ids) == [f"id{i:02d}" for i in range(8, 15)]
+    assert examples.images.shape == (7, 18, 18, 1)
+    # -1350 HU is 0 and 150 HU is 1; row 5 is row 4 of the centre.
+    hu = (np.arange(8, 15) * 50 - 1300 + 1350) / 1500
+    np.testing.assert_allclose(examples.images[:, 0, 0, 0], hu, rtol=1e-5)
+    bright = examples.images[:, 4, 0, 0]
+    np.testing.assert_allclose(bright, hu + 100 / 1500, rtol=1e-5)
+    np.testing.assert_array_equal(examples.labels, np.arange(8, 15) % 3)
+    assert examples.groups[0] == "patient2"
+    assert lines == ["Left out 1 constant images: id15."]
+
+
+def test_data_that_have_changed_are_refused(made, monkeypatch):
+    monkeypatch.setattr(runs.sources, "load", lambda *_: target_data("other"))
+    with pytest.raises(UserError, match="not those that target-s1 was trained on"):
+        runs.test_examples(made[0], made[0])
+
+
+def write_png(path, value, size=(30, 24)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.full(size, value, np.uint8)
+    image[::2] += 40
+    Image.fromarray(image).save(path)
+
+
+def test_a_folder_of_images_has_labels_if_its_folders_are_classes(tmp_path):
+    network = caffenet()
+    write_png(tmp_path / "along" / "one.png", 100)
+    write_png(tmp_path / "deep" / "plain" / "two.png", 50)
+    write_png(tmp_path / ".hidden" / "three.png", 50)
+    (tmp_path / "notes.txt").write_text("no image")
+    examples, lines = runs.folder_examples(tmp_path, network)
+    assert examples.images.shape == (2, 18, 18, 1) and not lines
+    assert list(examples.ids) == ["along/one.png", "deep/plain/two.png"]
+    np.testing.assert_array_equal(examples.labels, [1, 2])
+    write_png(tmp_path / "unheard of" / "four.png", 50)
+    assert runs.folder_examples(tmp_path, network)[0].labels is None
+
+
+def test_folders_without_images_or_without_anything_to_see_are_named(tmp_path):
+    network = caffenet()
+    with pytest.raises(UserError, match="no such folder"):
+        runs.folder_examples(tmp_path / "none", network)
+    with pytest.raises(UserError, match="no image in it"):
+        runs.folder_examples(tmp_path, network)
+    Image.fromarray(np.full((20, 20), 7, np.uint8)).save(tmp_path / "flat.png")
+    with pytest.raises(UserError, match="every image is constant"):
+        runs.folder_examples(tmp_path, network)
+    (tmp_path / "broken.png").write_text("no image")
+    with pytest.raises(UserError, match="broken.png cannot be decoded"):
+        runs.folder_examples(tmp_path, network)
+
+
+def test_pixels_that_are_not_finite_are_named():
+    examples = runs.Examples(
+        np.array([[[[1.0]], [[0.0]]], [[[np.nan]], [[0.0]]]]), None, None,
+        np.array(["good", "bad"]), ("a",),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="image bad has pixels"):
+        runs.usable(examples)
