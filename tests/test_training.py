@@ -152,7 +152,7 @@ def test_padded_evaluation_equals_unpadded(tiny):
     def probabilities(batch):
         batches = feed.eval_batches([np.arange(10)], batch)
         parts = [
-            placement.host(
+            placement.joined(
                 programs.evaluate(
                     placement.put([variables]),
                     source.data,

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 PyTree = Any
 AXIS = "batch"
@@ -93,6 +94,25 @@ class Placement:
         split = batches.reshape(*batches.shape[:-1], jax.device_count(), -1)
         first = jax.process_index() * jax.local_device_count()
         return np.moveaxis(split, -2, 0)[first : first + jax.local_device_count()]
+
+    def joined(self, results: PyTree) -> PyTree:
+        """Returns results `[D, L, b, ...]` of batches as host arrays `[runs, B, ...]`.
+
+        The reverse of `arrange`; all processes call it, and all get the whole.
+        """
+
+        def join(leaf: Any) -> np.ndarray:
+            devices = range(jax.local_device_count())
+            parts = [np.asarray(leaf.addressable_data(d)) for d in devices]
+            local = np.concatenate(parts)
+            if not self.spread:
+                return local.reshape(self.runs, *local.shape[2:])
+            every = local
+            if jax.process_count() > 1:
+                every = multihost_utils.process_allgather(local)
+            return np.asarray(every).reshape(1, -1, *local.shape[3:])
+
+        return jax.tree.map(join, results)
 
     def whole(self, batch_size: int) -> int:
         """Returns the next batch size that the devices can share."""

@@ -246,7 +246,7 @@ def _predict(
     parts = [
         programs.evaluate(variables, feed.data, batch, constants) for batch in items
     ]
-    whole = np.concatenate([placement.host(part) for part in parts], axis=1)
+    whole = np.concatenate([placement.joined(part) for part in parts], axis=1)
     return [whole[place, : len(own)] for place, own in enumerate(indices)]
 
 

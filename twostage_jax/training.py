@@ -74,7 +74,7 @@ class Programs(NamedTuple):
       train: `(states, data, items, keys, constants) -> (states, metrics)`: one step for
         each of the S items; `read_metrics` reads the metrics. States are donated.
       evaluate: `(variables, data, items, constants) -> probabilities`
-        `[D, L, B, K]`.
+        `[D, L, b, K]`; `Placement.joined` puts them together.
 
     All but data have the leading axes of `placement`, `[D, L]`; data is replicated,
     `[D, ...]`. Items are `[D, L, S, b]` (training) and `[D, L, b]` (evaluation):
@@ -175,9 +175,12 @@ def eval_step(
     *,
     settings: StepSettings,
     model: Any,
-    axis_name: str | None,
 ) -> jax.Array:
-    """Returns the class probabilities `[B, K]` of the whole batch."""
+    """Returns the class probabilities `[b, K]` of this device's part of a batch.
+
+    Nothing is gathered from other devices here: programs that do, and do not depend on
+    one another, can wait for each other for ever on several CPU devices.
+    """
     images = augment.to_unit(batch["images"], settings.window, settings.model.channels)
     images = augment.normalise(
         augment.centre_crop(images, settings.model.image_size),
@@ -186,10 +189,7 @@ def eval_step(
         constants.deviation,
     )
     logits, _ = model.apply(variables, images, train=False)
-    probabilities = jax.nn.softmax(logits)
-    if axis_name is None:
-        return probabilities
-    return jax.lax.all_gather(probabilities, axis_name, tiled=True)
+    return jax.nn.softmax(logits)
 
 
 @functools.lru_cache(maxsize=32)
@@ -203,9 +203,7 @@ def compiled(settings: StepSettings, axis_name: str | None) -> Programs:
         optimiser=_optimiser(settings),
         axis_name=axis_name,
     )
-    evaluation = functools.partial(
-        eval_step, settings=settings, model=model, axis_name=axis_name
-    )
+    evaluation = functools.partial(eval_step, settings=settings, model=model)
 
     def train_one(
         state: TrainState, data: Any, item: Any, key: Any, constants: Any
