@@ -1,0 +1,46 @@
+"""The real chain: CIFAR-10 > KTH-TIPS > CT of COVID-19, healthy or infected, by patient.
+
+    python -m twostage_jax.main --config=experiments/covid.py:DATA
+    python -m twostage_jax.main --config=experiments/covid.py:DATA,texture_only
+
+DATA holds `cifar10/`, `kth_tips_gray/` and `covid_ct/`; experiments/README.md says what is
+in them, how long it takes, and what came out. With `texture_only` every patch has mean 0
+and deviation 1.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str) -> ConfigDict:
+    """Returns the settings of `configs/folders.py` for the folders below `variant`."""
+    data, _, kind = variant.partition(",")
+    config = _folders(kind)
+    config.name = f"covid_{kind}" if kind else "covid"
+
+    config.stages.natural.data.path = f"{data}/cifar10"
+    config.stages.texture.data.path = f"{data}/kth_tips_gray"
+    # One sample a material: train and test do not share a view (scale, pose and light).
+    config.stages.texture.data.group_regex = r"scale_(\d+_im_\d+)"
+    config.stages.target.data.path = f"{data}/covid_ct"
+
+    config.stages.natural.train.steps = 1000
+    config.stages.texture.train.steps = 400
+    config.stages.target.train.steps = 300
+    for name in ("natural", "texture", "target"):
+        config.stages[name].train.eval_every = 100
+
+    config.study.seeds = (0, 1, 2, 3, 4)
+    config.study.fractions = (1.0, 0.5, 0.25, 0.1)
+    config.study.folds = 3
+    return config
+
+
+def _folders(variant: str) -> ConfigDict:
+    path = Path(__file__).parent.parent / "configs" / "folders.py"
+    spec = importlib.util.spec_from_file_location("folders", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
