@@ -64,7 +64,7 @@ def changed(config: Config, change: dict) -> Config:
 def main() -> None:
     """Trains every change and writes the table."""
     base = cli.parsed_config(CONFIG)
-    cli.use_cores(base)
+    cli.use_cores()
     workdir, lines = Path(WORKDIR.value), []
     arms = [name for name in base.arms if name != "scratch"]
     for name, change in CHANGES.items():

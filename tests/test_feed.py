@@ -37,8 +37,8 @@ def test_stream_gives_what_device_memory_gives():
     pytest.importorskip("grain")
     dataset = make_dataset()
     chunks = feed.order(60, 8, (0,), 0, 6).reshape(3, 2, 8)
-    memory = feed.feed(dataset)
-    stream = feed.feed(dataset, max_device_bytes=0)
+    memory = feed.feed(dataset, 1)
+    stream = feed.feed(dataset, 1, max_device_bytes=0)
     assert stream.data is None
     pairs = zip(
         memory.items(3, chunks.__getitem__),

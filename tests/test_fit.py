@@ -12,7 +12,7 @@ from twostage_jax import checkpoint, fit, runtime, training
 from twostage_jax.config import OptimConfig, TrainConfig
 from twostage_jax.data import feed
 from twostage_jax.errors import UserError
-from twostage_jax.placement import Placement
+from twostage_jax.placement import alone, side_by_side
 
 TRAIN = TrainConfig(steps=24, batch_size=8, eval_every=6, save_every=4)
 
@@ -26,7 +26,6 @@ def run(
     scores=None,
     watched=None,
     width=1,
-    runs=None,
 ):
     """Trains runs of 'tiny'; asks to stop after so many looks at the flag."""
     settings = step_settings(
@@ -36,23 +35,22 @@ def run(
     given = iter(scores or [])
     looks = iter(range(1000))
 
-    placement = Placement(width)
-    runs = width if runs is None else runs
+    placement = side_by_side(width) if width > 1 else alone()
 
     def score(variables):
         found = []
-        for i in range(runs):
+        for i in range(width):
             leaves = jax.tree.leaves(placement.take(variables, i))
             total = sum(float(np.abs(leaf).sum()) for leaf in leaves)
             best = next(given) if scores else total
             found.append({"loss": total, "balanced_accuracy": best})
         return found
 
-    stores = [checkpoint.StateStore(folder / f"states{i}") for i in range(runs)]
+    stores = [checkpoint.StateStore(folder / f"states{i}") for i in range(width)]
     task = fit.Task(
         settings=train,
         programs=training.compiled(settings, placement.axis_name),
-        feed=feed.feed(dataset),
+        feed=feed.feed(dataset, placement.devices),
         placement=placement,
         runs=[
             fit.Run(
@@ -113,13 +111,13 @@ def test_run_interrupted_again_and_again_ends_the_same(tiny, tmp_path):
 
 def test_runs_side_by_side_resume_at_the_newest_step_that_all_have(tiny, tmp_path):
     """A kill between their saves leaves one ahead of the other."""
-    whole = run(tmp_path / "whole", width=4, runs=3)
+    whole = run(tmp_path / "whole", width=3)
     folder = tmp_path / "cut"
     with pytest.raises(runtime.Interrupted):
-        run(folder, stop_after=2, width=4, runs=3)
+        run(folder, stop_after=2, width=3)
     ahead, *_ = sorted(folder.glob("states1/*"), key=lambda p: -int(p.name))
     shutil.rmtree(ahead)
-    resumed = run(folder, width=4, runs=3)
+    resumed = run(folder, width=3)
     for (one, history), (other, other_history) in zip(whole, resumed, strict=True):
         assert_identical(one, other)
         assert history == other_history

@@ -13,9 +13,9 @@ import pytest
 from conftest import REPOSITORY, make_dataset
 
 from twostage_jax import models, training
+from twostage_jax import placement as placements
 from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
 from twostage_jax.data import feed
-from twostage_jax.placement import Placement
 
 
 def constants(classes=3):
@@ -57,12 +57,12 @@ def train(settings, variables, dataset, indices, constant=None):
 
 def side_by_side(settings, runs, dataset, width, constant=None):
     """Trains (variables, indices, key) runs; returns the state and metrics of each."""
-    placement = Placement(width)
+    placement = placements.side_by_side(width) if width > 1 else placements.alone()
     states = [training.create_state(settings, variables) for variables, _, _ in runs]
     keys = [np.asarray(jax.random.key_data(jax.random.key(k))) for _, _, k in runs]
     state, metrics = training.compiled(settings, placement.axis_name).train(
         placement.put(states),
-        feed.feed(dataset).data,
+        feed.feed(dataset, placement.devices).data,
         placement.arrange(np.stack([indices for _, indices, _ in runs])),
         placement.put(keys),
         placement.put([constant or constants()] * len(runs)),
@@ -145,8 +145,8 @@ def test_frozen_layer_stays_bit_identical_statistics_included(tiny):
 def test_padded_evaluation_equals_unpadded(tiny):
     settings, dataset = step_settings(), make_dataset(count=10)
     variables = fresh(settings)
-    source = feed.feed(dataset)
-    placement = Placement()
+    placement = placements.alone()
+    source = feed.feed(dataset, placement.devices)
     programs = training.compiled(settings, placement.axis_name)
 
     def probabilities(batch):
@@ -239,22 +239,18 @@ runs = [
     for i in range(5)
 ]
 chosen = {runs}
-done = side_by_side(settings, [runs[i] for i in chosen], make_dataset(), {width})
+done = side_by_side(settings, [runs[i] for i in chosen], make_dataset(), len(chosen))
 for i, result in zip(chosen, done):
     np.savez({out!r} + f"-{{i}}.npz", *jax.tree.leaves(result))
 """
 
 
 def test_result_of_a_run_does_not_depend_on_what_ran_beside_it(tmp_path):
-    """One by one; two to a device with a place left free; one on each of two devices."""
-    layouts = {
-        "alone": (1, [0], 1),
-        "batched": (1, [2, 0, 1], 4),
-        "spread": (2, [0, 3], 2),
-    }
-    for name, (devices, runs, width) in layouts.items():
+    """Alone; two to a device with a place left free; one on each of two devices."""
+    layouts = {"alone": (1, [0]), "batched": (2, [2, 0, 1]), "beside": (2, [0, 3])}
+    for name, (devices, runs) in layouts.items():
         script = SIDE_BY_SIDE_SCRIPT.format(
-            tests=str(Path(__file__).parent), devices=devices, runs=runs, width=width,
+            tests=str(Path(__file__).parent), devices=devices, runs=runs,
             out=str(tmp_path / name),
         )  # fmt: skip
         flags = f"--xla_force_host_platform_device_count={devices}"
@@ -263,7 +259,7 @@ def test_result_of_a_run_does_not_depend_on_what_ran_beside_it(tmp_path):
             [sys.executable, "-c", script], check=True, env=environment, cwd=REPOSITORY
         )
     alone = np.load(tmp_path / "alone-0.npz")
-    for name in ("batched", "spread"):
+    for name in ("batched", "beside"):
         beside = np.load(tmp_path / f"{name}-0.npz")
         for leaf in alone.files:
             np.testing.assert_allclose(alone[leaf], beside[leaf], rtol=2e-4, atol=2e-6)

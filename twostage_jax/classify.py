@@ -14,7 +14,7 @@ from twostage_jax.config import AugmentConfig, OptimConfig
 from twostage_jax.ct import maps, patches
 from twostage_jax.ct.dicom import AIR_HU
 from twostage_jax.errors import UserError
-from twostage_jax.placement import Placement, replicate
+from twostage_jax.placement import replicate
 from twostage_jax.trained import Trained
 
 # Windows with less lung than this show mostly what no training patch shows.
@@ -23,7 +23,6 @@ LEAST_LUNG = 0.5
 BATCH, SLAB = 512, 16
 # Maps are stored as bytes: 0 = no class.
 MOST_CLASSES = 255
-PLACEMENT = Placement()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,18 +100,18 @@ class Classifier:
                 label_smoothing=0.0,
                 transferred=frozenset(),
             ),
-            # Each device scores its own windows. Queued programs that gather from other
-            # devices can wait for each other for ever on a CPU.
             None,
         )
         variables = checkpoint.load_variables(run.folder / "variables")
-        self._variables = PLACEMENT.put([variables])
         constants = training.Constants(
             np.ones(self.classes, np.float32),
             np.asarray(run.mean, np.float32),
             np.asarray(run.deviation, np.float32),
         )
-        self._constants = PLACEMENT.put([constants])
+        self._variables, self._constants = replicate(
+            jax.tree.map(lambda leaf: np.asarray(leaf)[None], (variables, constants)),
+            jax.local_device_count(),
+        )
         self._cut = jax.pmap(functools.partial(_cut, size=self.size))
 
     def start(
@@ -133,7 +132,7 @@ class Classifier:
         size = -(-BATCH // devices) * devices
         padded = np.zeros((-(-len(corners) // size) * size, 3), np.int32)
         padded[: len(corners)] = corners
-        stack = replicate(slices)
+        stack = replicate(slices, devices)
         parts = []
         for batch in padded.reshape(-1, devices, size // devices, 3):
             images = {"images": self._cut(stack, batch)}

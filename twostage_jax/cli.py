@@ -18,6 +18,9 @@ DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of prepared data sets; default: the user's cache."
 )
 
+# Cores made into devices, at most: each has a copy of the data.
+MOST_CORES = 8
+
 
 def cache_dir() -> Path:
     """Returns the program's folder in the user's cache."""
@@ -94,21 +97,19 @@ def set_up_jax() -> None:
         jax.distributed.initialize()
 
 
-def use_cores(config: Config) -> None:
+def use_cores() -> None:
     """Makes a device of each core, where jax would see the processor as a single one.
 
     A small network uses one core better than it shares two, so stage runs go side by
-    side. As many devices as divide every batch; on accelerators nothing changes.
+    side. On accelerators nothing changes.
     """
     import jax
 
     flags = os.environ.get("XLA_FLAGS", "")
     if "host_platform_device_count" in flags or jax.distributed.is_initialized():
         return
-    batches = [stage.train.batch_size for stage in config.stages.values()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    devices = max(n for n in range(1, cores + 1) if not any(b % n for b in batches))
-    jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_num_cpu_devices", min(cores, MOST_CORES))
 
 
 def _unknown_setting(error: Exception) -> str:

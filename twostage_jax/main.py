@@ -16,7 +16,7 @@ WORKDIR = flags.DEFINE_string(
 def main() -> None:
     """Runs the study of the config file."""
     config = cli.parsed_config(CONFIG)
-    cli.use_cores(config)
+    cli.use_cores()
     workdir = Path(WORKDIR.value or Path("runs") / config.name)
     study.run(config, workdir, cli.data_dir())
 

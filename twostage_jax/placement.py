@@ -1,9 +1,9 @@
 """Where stage runs lie on the devices: one spread over all, or several side by side.
 
 The one place that knows the leading axes `[D, L]` of what `pmap` takes and gives: D
-local devices, L stage runs on each. A run that is spread over the devices has a copy of
-its state on each (L = 1) and a part of each batch; runs side by side have nothing in
-common but the program and the data.
+devices of this process, L stage runs on each. A run that is spread over the devices has
+a copy of its state on each (L = 1) and a part of each batch; runs side by side have
+nothing in common but the program and the data.
 """
 
 import dataclasses
@@ -23,11 +23,12 @@ class Placement:
     """How many stage runs are trained at once, and where.
 
     Attributes:
-      runs: 1 = one run, spread over the devices of all processes. More = side by side;
-        a multiple of the local devices, in one process.
+      runs: 1 = one run, spread over the devices. More = side by side.
+      devices: D; the first of this process's devices.
     """
 
-    runs: int = 1
+    runs: int
+    devices: int
 
     @property
     def spread(self) -> bool:
@@ -40,25 +41,23 @@ class Placement:
 
     @property
     def runs_per_device(self) -> int:
-        return 1 if self.spread else self.runs // jax.local_device_count()
+        """L; the last places may be left free."""
+        return 1 if self.spread else -(-self.runs // self.devices)
 
     def put(self, trees: Sequence[PyTree]) -> PyTree:
-        """Puts host trees on the devices, one a run; the last fills places left free.
+        """Puts host trees on the devices, one a run; the last also fills free places.
 
         Returns:
           A tree with leaves `[D, L, ...]`.
         """
-        trees = [*trees, *[trees[-1]] * (self.runs - len(trees))]
-        devices = jax.local_devices()
+        shape = self.devices, self.runs_per_device
 
         def place(*leaves: Any) -> jax.Array:
-            stacked = np.stack([np.asarray(leaf) for leaf in leaves])
+            stacked = self._filled(np.stack([np.asarray(leaf) for leaf in leaves]))
+            whole = *shape, *stacked.shape[1:]
             if self.spread:
-                stacked = np.broadcast_to(stacked, (len(devices), *stacked.shape))
-            else:
-                shape = len(devices), self.runs_per_device, *stacked.shape[1:]
-                stacked = stacked.reshape(shape)
-            return jax.device_put(stacked, _over(devices))
+                stacked = np.broadcast_to(stacked, whole)
+            return jax.device_put(stacked.reshape(whole), _over(self.devices))
 
         return jax.tree.map(place, *trees)
 
@@ -71,29 +70,26 @@ class Placement:
 
     def host(self, tree: PyTree) -> PyTree:
         """Returns leaves `[D, L, ...]` as host arrays `[runs, ...]`."""
-        if self.spread:
-            return jax.tree.map(
-                lambda leaf: np.asarray(leaf.addressable_data(0))[0], tree
-            )
         return jax.tree.map(
-            lambda leaf: np.asarray(leaf).reshape(self.runs, *leaf.shape[2:]), tree
+            lambda *leaves: np.stack(leaves),
+            *[self.take(tree, run) for run in range(self.runs)],
         )
 
     def arrange(self, batches: np.ndarray) -> np.ndarray:
         """Lays out batches: `[runs, ..., B]` -> `[D, L, ..., b]` of this process.
 
         A run that is spread gives each device of all processes B / devices examples.
-        Rows are repeated where there are fewer than `runs`.
         """
         if not self.spread:
-            rows = np.minimum(np.arange(self.runs), len(batches) - 1)
-            devices = jax.local_device_count()
-            return batches[rows].reshape(
-                devices, self.runs_per_device, *batches.shape[1:]
+            filled = self._filled(batches)
+            return filled.reshape(
+                self.devices, self.runs_per_device, *batches.shape[1:]
             )
-        split = batches.reshape(*batches.shape[:-1], jax.device_count(), -1)
-        first = jax.process_index() * jax.local_device_count()
-        return np.moveaxis(split, -2, 0)[first : first + jax.local_device_count()]
+        split = batches.reshape(
+            *batches.shape[:-1], self.devices * jax.process_count(), -1
+        )
+        first = jax.process_index() * self.devices
+        return np.moveaxis(split, -2, 0)[first : first + self.devices]
 
     def joined(self, results: PyTree) -> PyTree:
         """Returns results `[D, L, b, ...]` of batches as host arrays `[runs, B, ...]`.
@@ -102,11 +98,10 @@ class Placement:
         """
 
         def join(leaf: Any) -> np.ndarray:
-            devices = range(jax.local_device_count())
-            parts = [np.asarray(leaf.addressable_data(d)) for d in devices]
+            parts = [np.asarray(leaf.addressable_data(d)) for d in range(self.devices)]
             local = np.concatenate(parts)
             if not self.spread:
-                return local.reshape(self.runs, *local.shape[2:])
+                return local.reshape(-1, *local.shape[2:])[: self.runs]
             every = local
             if jax.process_count() > 1:
                 every = multihost_utils.process_allgather(local)
@@ -116,21 +111,48 @@ class Placement:
 
     def whole(self, batch_size: int) -> int:
         """Returns the next batch size that the devices can share."""
-        devices = jax.device_count() if self.spread else 1
-        return -(-batch_size // devices) * devices
+        parts = self.devices * jax.process_count() if self.spread else 1
+        return -(-batch_size // parts) * parts
+
+    def _filled(self, rows: np.ndarray) -> np.ndarray:
+        free = self.devices * self.runs_per_device - len(rows)
+        if self.spread or not free:
+            return rows
+        return np.concatenate([rows, np.repeat(rows[-1:], free, axis=0)])
 
 
-def replicate(tree: PyTree) -> PyTree:
-    """Puts a copy of every leaf on each local device: `[D, ...]`."""
-    devices = jax.local_devices()
+def alone() -> Placement:
+    """Returns the placement of one run: on all devices of all processes.
+
+    On the cores of one processor it is a single one, whose programs use all of them:
+    programs that wait for one another, as the parts of a batch do, can wait for ever
+    where they share the processor's threads.
+    """
+    if jax.default_backend() == "cpu" and made_of_cores():
+        return Placement(1, 1)
+    return Placement(1, jax.local_device_count())
+
+
+def side_by_side(runs: int) -> Placement:
+    """Returns the placement of several runs on the devices of this process."""
+    return Placement(runs, min(runs, jax.local_device_count()))
+
+
+def made_of_cores() -> bool:
+    """Whether the processor's cores were made into devices (see `cli.use_cores`)."""
+    return jax.config.jax_num_cpu_devices > 1 and jax.process_count() == 1
+
+
+def replicate(tree: PyTree, devices: int) -> PyTree:
+    """Puts a copy of every leaf on each of the first devices: `[D, ...]`."""
     return jax.tree.map(
         lambda leaf: jax.device_put(
-            np.broadcast_to(leaf, (len(devices), *np.shape(leaf))), _over(devices)
+            np.broadcast_to(leaf, (devices, *np.shape(leaf))), _over(devices)
         ),
         tree,
     )
 
 
-def _over(devices: Sequence[jax.Device]) -> jax.sharding.NamedSharding:
-    mesh = jax.sharding.Mesh(np.array(devices), ("device",))
+def _over(devices: int) -> jax.sharding.NamedSharding:
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:devices]), ("device",))
     return jax.sharding.NamedSharding(mesh, jax.P("device"))

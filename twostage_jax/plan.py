@@ -131,8 +131,7 @@ def groups(config: Config, runs: list[StageRun], width: int) -> list[list[StageR
     Args:
       config: The settings.
       runs: Ancestors first.
-      width: Places side by side. More than half must be filled, or the runs go one by
-        one, each spread over all devices.
+      width: Places side by side; see `chunks`.
     """
     waiting: dict[Any, list[StageRun]] = {}
     for run in runs:
@@ -161,9 +160,14 @@ def groups(config: Config, runs: list[StageRun], width: int) -> list[list[StageR
 
 
 def chunks(runs: list[StageRun], width: int) -> list[list[StageRun]]:
-    """Returns runs in groups of `width`; what fills no more than half goes one by one."""
+    """Returns runs in groups of `width`; of too few for a group, each by itself.
+
+    Accelerators that are left free are worth more than those that share a run: there a
+    group fills more than half of the places.
+    """
     parts = [runs[i : i + width] for i in range(0, len(runs), width)]
-    if parts and len(parts[-1]) <= width / 2:
+    least = 2 if jax.default_backend() == "cpu" else width // 2 + 1
+    if parts and len(parts[-1]) < least:
         parts[-1:] = [[run] for run in parts[-1]]
     return parts
 
@@ -172,22 +176,17 @@ def width(config: Config) -> int:
     """Returns the number of stage runs to train side by side.
 
     Raises:
-      UserError: It does not fit the devices.
+      UserError: There are several processes.
     """
-    wanted, devices = config.study.side_by_side, jax.local_device_count()
-    if jax.process_count() > 1:
-        if wanted > 1:
-            raise UserError(
-                f"config.study.side_by_side is {wanted}: several processes train one "
-                "stage run after the other; give 0 or 1."
-            )
-        return 1
-    if wanted > 1 and wanted % devices:
+    wanted = config.study.side_by_side
+    if jax.process_count() == 1:
+        return wanted or jax.local_device_count()
+    if wanted > 1:
         raise UserError(
-            f"config.study.side_by_side is {wanted}: it must be a multiple of the "
-            f"{devices} devices."
+            f"config.study.side_by_side is {wanted}: several processes train one stage "
+            "run after the other; give 0 or 1."
         )
-    return wanted or devices
+    return 1
 
 
 def check_data(

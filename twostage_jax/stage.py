@@ -17,9 +17,9 @@ from twostage_jax import transfer as transfers
 from twostage_jax.config import Config, StageConfig
 from twostage_jax.data import augment
 from twostage_jax.data.dataset import Dataset
-from twostage_jax.data.feed import Feed, eval_batches
+from twostage_jax.data.feed import Feed, eval_batches, feed
 from twostage_jax.data.splits import Splits
-from twostage_jax.placement import Placement
+from twostage_jax.placement import Placement, alone, side_by_side
 from twostage_jax.progress import Progress
 from twostage_jax.stage_run import StageRun, code, keys, split_of
 
@@ -31,12 +31,25 @@ EVAL_BATCH = 256
 
 @dataclasses.dataclass(frozen=True)
 class Materials:
-    """What stage runs share: settings, data sets by stage name, and where files go."""
+    """What stage runs share.
+
+    Attributes:
+      config: All settings.
+      datasets: By stage name.
+      workdir: Where files go.
+      feeds: Made so far, by stage and number of devices.
+    """
 
     config: Config
     datasets: Mapping[str, Dataset]
-    feeds: dict[str, Feed]
     workdir: Path
+    feeds: dict[tuple[str, int], Feed] = dataclasses.field(default_factory=dict)
+
+    def feed(self, stage: str, devices: int) -> Feed:
+        """Returns the feed of a stage's data to so many devices."""
+        if (stage, devices) not in self.feeds:
+            self.feeds[stage, devices] = feed(self.datasets[stage], devices)
+        return self.feeds[stage, devices]
 
     def folder(self, run: StageRun) -> Path:
         return self.workdir / "stages" / run.folder_name
@@ -78,7 +91,7 @@ def read_lineage(materials: Materials, run: StageRun) -> dict[str, Any]:
 
 
 def run_stages(
-    materials: Materials, runs: Sequence[StageRun], width: int, progress: Progress
+    materials: Materials, runs: Sequence[StageRun], progress: Progress
 ) -> None:
     """Trains, exports and evaluates stage runs that are alike; resumes what was cut off.
 
@@ -89,11 +102,11 @@ def run_stages(
     Args:
       materials: What they share.
       runs: Of one stage, with the same settings and finished parents.
-      width: Places side by side; 1 for one run on all devices.
       progress: Who is told.
     """
     began = time.monotonic()
-    config, placement = materials.config, Placement(width)
+    config = materials.config
+    placement = side_by_side(len(runs)) if len(runs) > 1 else alone()
     ready = [_prepare(materials, run) for run in runs]
     for one in ready:
         if one.report:
@@ -101,18 +114,18 @@ def run_stages(
     stage, dataset = runs[0].settings(config), materials.datasets[runs[0].stage]
     settings = step_settings(config, stage, dataset.num_classes, ready[0].report)
     programs = training.compiled(settings, placement.axis_name)
-    feed = materials.feeds[runs[0].stage]
+    source = materials.feed(runs[0].stage, placement.devices)
     constants = placement.put([one.constants for one in ready])
 
     def predict(variables: PyTree, indices: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return _predict(programs, feed, placement, constants, variables, indices)
+        return _predict(programs, source, placement, constants, variables, indices)
 
     stores = [checkpoint.StateStore(materials.folder(run) / "states") for run in runs]
     try:
         task = fit.Task(
             settings=stage.train,
             programs=programs,
-            feed=feed,
+            feed=source,
             placement=placement,
             runs=[
                 fit.Run(
@@ -231,7 +244,7 @@ def _constants(
 
 def _predict(
     programs: training.Programs,
-    feed: Feed,
+    source: Feed,
     placement: Placement,
     constants: training.Constants,
     variables: PyTree,
@@ -242,9 +255,9 @@ def _predict(
     None is dropped: the last batch is padded, and the padding's results cut off.
     """
     batches = eval_batches(indices, placement.whole(EVAL_BATCH))
-    items = feed.items(batches.shape[1], lambda i: placement.arrange(batches[:, i]))
+    items = source.items(batches.shape[1], lambda i: placement.arrange(batches[:, i]))
     parts = [
-        programs.evaluate(variables, feed.data, batch, constants) for batch in items
+        programs.evaluate(variables, source.data, batch, constants) for batch in items
     ]
     whole = np.concatenate([placement.joined(part) for part in parts], axis=1)
     return [whole[place, : len(own)] for place, own in enumerate(indices)]

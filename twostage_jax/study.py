@@ -9,7 +9,7 @@ from typing import Any
 
 from twostage_jax import plan, results, runtime
 from twostage_jax.config import Config
-from twostage_jax.data import feed, sources
+from twostage_jax.data import sources
 from twostage_jax.errors import UserError
 from twostage_jax.progress import Progress
 from twostage_jax.report import tables
@@ -73,7 +73,7 @@ def trained(
         datasets = _load(config, data_dir)
         rows = plan.rows(config, datasets)
         plan.check_data(config, datasets, rows)
-        materials = Materials(config, datasets, {}, workdir)
+        materials = Materials(config, datasets, workdir)
         with runtime.StopFlag().installed() as stop:
             _run_missing(materials, rows, stop)
         yield materials, rows
@@ -114,11 +114,8 @@ def _run_missing(
         f"{len(runs)} stage runs, {done} done."
         + (f" About {_minutes(left)} left." if groups and left is not None else "")
     )
-    for stage in {group[0].stage for group in groups}:
-        materials.feeds[stage] = feed.feed(materials.datasets[stage])
     for number, group in enumerate(groups, 1):
-        side_by_side = width if len(group) > 1 else 1
-        run_stages(materials, group, side_by_side, progress)
+        run_stages(materials, group, progress)
         left = _seconds_left(materials, runs, groups[number:])
         for run in group:
             progress.say(f"{run}: done.")

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from twostage_jax.data.dataset import Dataset
@@ -30,11 +31,14 @@ class Feed(NamedTuple):
     items: Callable[[int, Callable[[int], np.ndarray]], Iterator[Any]]
 
 
-def feed(dataset: Dataset, max_device_bytes: int = MAX_DEVICE_BYTES) -> Feed:
-    """Returns the feed of a data set: from device memory where it fits."""
+def feed(
+    dataset: Dataset, devices: int, max_device_bytes: int = MAX_DEVICE_BYTES
+) -> Feed:
+    """Returns the feed of a data set to the first devices: from their memory if it fits."""
     images = dataset.images
-    if isinstance(images, np.ndarray) and images.nbytes <= max_device_bytes:
-        data = replicate({"images": images, "labels": dataset.labels})
+    shared = devices if jax.default_backend() == "cpu" else 1
+    if isinstance(images, np.ndarray) and images.nbytes * shared <= max_device_bytes:
+        data = replicate({"images": images, "labels": dataset.labels}, devices)
         return Feed(data, lambda count, chunk: map(chunk, range(count)))
     return Feed(None, functools.partial(_stream, dataset))
 
