@@ -117,6 +117,7 @@ def test_more_slices_than_fit_on_the_device_at_once_are_all_mapped(
     whole = classify(hu, lungs, PIXELS, classifier, how())
     monkeypatch.setattr("twostage_jax.classify.SLAB", 2)
     monkeypatch.setattr("twostage_jax.classify.BATCH", 7)
+    monkeypatch.setattr("twostage_jax.classify.LEAST_BATCH", 1)
     parts = classify(hu, lungs, PIXELS, classifier, how())
     np.testing.assert_array_equal(whole.labels, parts.labels)
     np.testing.assert_array_equal(whole.probabilities, parts.probabilities)
