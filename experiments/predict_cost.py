@@ -17,6 +17,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
+
 SEED = 5
 # Of DISEASES in ct/phantom.py: honeycombing, reticular opacity and ground glass.
 PATIENT = 7
@@ -41,19 +43,23 @@ def write_series(folder: Path, slices: int, matrix: int) -> None:
     phantom.write_patient(folder, drawn, seed=SEED)
 
 
-def measure(run: Path, dicom: Path, out: Path, stride: int) -> dict[str, float]:
-    """Returns seconds by step, and the number of windows, of one run of `predict`."""
-    from twostage_jax import classify, folder_maps, series_maps, trained
+def measure(run: Path, dicom: Path, out: Path, stride: int) -> dict[str, np.ndarray]:
+    """Returns (seconds, CPU seconds) by step of one run of `predict`.
 
-    found: dict[str, float] = defaultdict(float)
+    Also 'total', and 'count': (windows, side of a window in pixels).
+    """
+    from twostage_jax import classify, folder_maps, predict, series_maps, trained
+
+    predict.use_cores()
+    found = defaultdict(lambda: np.zeros(2))
 
     def timed(name, function):
         def call(*args):
-            began = time.perf_counter()
+            began = clocks()
             result = function(*args)
-            found[STEPS[name]] += time.perf_counter() - began
+            found[STEPS[name]] += clocks() - began
             if name == "classify":
-                found["count"] += result.windows
+                found["count"] += result.windows, classifier.size
             return result
 
         return call
@@ -62,12 +68,16 @@ def measure(run: Path, dicom: Path, out: Path, stride: int) -> dict[str, float]:
         setattr(series_maps, name, timed(name, getattr(series_maps, name)))
     model = trained.find(run)
     how = classify.How(stride=stride, window=(-600.0, 1500.0), spacing=None)
-    began = time.perf_counter()
+    began = clocks()
     classifier = classify.Classifier(model, how.window)
     folder_maps.map_folder(dicom, out, classifier, how)
-    found["total"] = time.perf_counter() - began
-    found["size"] = classifier.size
+    found["total"] = clocks() - began
     return found
+
+
+def clocks() -> np.ndarray:
+    """Returns the seconds that have passed, and those that the process computed."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def main() -> None:
@@ -98,21 +108,23 @@ def main() -> None:
     import jax
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    count, size = found.pop("count")
+    total = found.pop("total")
     devices = jax.devices()
     print(
         f"\n{options.slices} slices of {options.matrix} x {options.matrix}, windows of "
-        f"{found['size']} pixels at stride {options.stride}; {len(devices)} x "
+        f"{size:.0f} pixels at stride {options.stride}; {len(devices)} x "
         f"{devices[0].device_kind}, {os.cpu_count()} CPU cores, load average "
-        f"{os.getloadavg()[2]:.1f}\n\n| step | seconds | share |\n|---|---|---|"
+        f"{os.getloadavg()[2]:.1f}\n\n| step | seconds | CPU seconds |\n|---|---|---|"
     )
     rows = {name: found[name] for name in STEPS.values()}
-    rows["finding files, compiling, the rest"] = found["total"] - sum(rows.values())
-    for name, seconds in rows.items():
-        print(f"| {name} | {seconds:.1f} | {100 * seconds / found['total']:.0f} % |")
-    print(f"| total | {found['total']:.1f} | 100 % |\n")
+    rows["finding files and the rest"] = total - sum(rows.values())
+    for name, (wall, cpu) in {**rows, "total": total}.items():
+        print(f"| {name} | {wall:.1f} | {cpu:.1f} |")
+    wall, cpu = found[STEPS["classify"]]
     print(
-        f"{found['count']:.0f} windows, {found['count'] / found['windows']:.0f} a second; "
-        f"peak memory {peak:.2f} GiB"
+        f"\n{count:.0f} windows: {count / wall:.0f} a second, {count / cpu:.0f} a CPU "
+        f"second; peak memory {peak:.2f} GiB"
     )
 
 

@@ -89,3 +89,9 @@ def study_report(study_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "new"
     assert write_report([study_run], out) == out / "report.html"
     return out
+
+
+@pytest.fixture(scope="session")
+def user_cache(tmp_path_factory):
+    """A user's cache, empty at first: prepared data and compiled programs, shared."""
+    return tmp_path_factory.mktemp("cache")

@@ -1,5 +1,6 @@
 """The backward rules of single layers, by hand."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from twostage_jax import models
 from twostage_jax.errors import UserError
 from twostage_jax.explain import backward
+from twostage_jax.explain.reconstruct import reconstruct
 from twostage_jax.models import layers
 
 
@@ -72,6 +74,35 @@ def test_normalisation_passes_the_signal_on_or_has_its_derivative():
         np.testing.assert_array_equal(value, layers.local_response_norm(x))
         expected = g if method in ("desalinet", "deconvnet") else gradient
         np.testing.assert_array_equal(back, expected)
+
+
+class Shortcut(nn.Module):
+    """A residual block of dense layers; `ResNet` calls the same `layers.relu`."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        y = layers.relu(nn.Dense(6, use_bias=False, name="first")(x))
+        z = layers.relu(x + nn.Dense(5, use_bias=False, name="second")(y))
+        return z, {"block": z, "head": z}
+
+
+def test_guided_backpropagation_goes_through_both_ways_of_a_shortcut():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(5, 6)), rng.normal(size=(6, 5))
+    x = rng.normal(size=(3, 5))
+    variables = {"params": {"first": {"kernel": first}, "second": {"kernel": second}}}
+    before = x @ first
+    after = x + np.maximum(before, 0) @ second
+    start = np.zeros_like(x)
+    start[:, 2] = 1
+    g = start * (after > 0)
+    inner = np.maximum(g @ second.T, 0) * (before > 0)
+    found = reconstruct(
+        Shortcut(), variables, np.float32(x), "block", method="guided", channels=2
+    )
+    expected = g + inner @ first.T
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_layers_are_as_before_after_an_error_too():

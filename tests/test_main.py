@@ -20,10 +20,9 @@ COMMAND = [
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+def environment(user_cache):
     """A user's cache that is empty at first."""
-    cache = tmp_path_factory.mktemp("cache")
-    return {**os.environ, "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu"}
+    return {**os.environ, "XDG_CACHE_HOME": str(user_cache), "JAX_PLATFORMS": "cpu"}
 
 
 def run(environment, *flags, config=None):

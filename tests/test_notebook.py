@@ -60,7 +60,8 @@ def test_notebook_never_names_tensorflow(notebook):
     assert not any("tensorflow" in c.source.lower() for c in notebook.cells)
 
 
-def test_notebook_runs_from_end_to_end(notebook, tmp_path, monkeypatch):
+def test_notebook_runs_from_end_to_end(notebook, tmp_path, monkeypatch, user_cache):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(user_cache))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     # Whatever the user keeps elsewhere stays out of the test.
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
@@ -70,7 +71,6 @@ def test_notebook_runs_from_end_to_end(notebook, tmp_path, monkeypatch):
         "SEEDS": "(0,)",
         "FRACTIONS": "(1.0,)",
         "WORKDIR": f"Path({str(tmp_path / 'run')!r})",
-        "DATA": f"Path({str(tmp_path / 'data')!r})",
     }
     parameters = cell(notebook, "parameters")
     for name, value in smoke.items():

@@ -117,6 +117,7 @@ def test_more_slices_than_fit_on_the_device_at_once_are_all_mapped(
     whole = classify(hu, lungs, PIXELS, classifier, how())
     monkeypatch.setattr("twostage_jax.classify.SLAB", 2)
     monkeypatch.setattr("twostage_jax.classify.BATCH", 7)
+    monkeypatch.setattr("twostage_jax.classify.LEAST_BATCH", 1)
     parts = classify(hu, lungs, PIXELS, classifier, how())
     np.testing.assert_array_equal(whole.labels, parts.labels)
     np.testing.assert_array_equal(whole.probabilities, parts.probabilities)
@@ -134,13 +135,13 @@ def test_slice_smaller_than_a_window_is_padded_with_air(classifier):
 
 
 @pytest.fixture
-def mapped(classifier, tmp_path, capsys):
+def mapped(classifier, tmp_path, capfd, caplog):
     """A mapped series in `tmp_path / 'maps'`, its folder, and what was said."""
     write_chest(tmp_path / "dicom", 6, gap=5.0, names="SMITH_JANE_{:04d}")
     (tmp_path / "dicom" / "JANE.txt").write_text("Smith")
     map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())
     (folder,) = (tmp_path / "maps").glob("patient-*")
-    return folder, capsys.readouterr().out
+    return folder, "".join(capfd.readouterr()) + caplog.text
 
 
 def test_report_has_the_volumes_of_the_known_chest(mapped):
@@ -235,11 +236,11 @@ def test_identity_is_in_the_dicom_output_alone(mapped, tmp_path):
     assert "left out: 1 file: not a DICOM file" in said
 
 
-def test_series_that_is_there_is_not_made_again(mapped, classifier, tmp_path, capsys):
+def test_series_that_is_there_is_not_made_again(mapped, classifier, tmp_path, capfd):
     folder, _ = mapped
     before = (folder / "segmentation.dcm").stat().st_ino
     map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())
-    assert "is there already" in capsys.readouterr().out
+    assert "is there already" in capfd.readouterr().out
     assert (folder / "segmentation.dcm").stat().st_ino == before
     map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how(stride=4))
     assert (folder / "segmentation.dcm").stat().st_ino != before

@@ -74,6 +74,9 @@ def drawn():
         "montage": figures.montage(*examples(), names, f"target: {NASTY}"),
         "sizes": figures.size_curve(sizes()),
         "calibration": figures.calibration(reliability()),
+        "labelled": figures.labelled(
+            examples()[0], [[f"true: {NASTY} (0.12)", "predicted: b"]] * 12, NASTY
+        ),
     }
 
 
@@ -175,6 +178,14 @@ def test_montage_shows_the_pixels_it_was_given(dtype, channels):
     np.testing.assert_array_equal(shown[1:9, 11:19], expected[1])
 
 
+def test_calibration_leaves_out_bins_of_a_handful():
+    confidence = np.array([0.1, 0.5, 0.9])
+    bins = (confidence, confidence, np.array([1, 99, 100]))
+    figure = figures.calibration({"scratch": bins})
+    drawn = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2]
+    assert [0.5, 0.9] in [list(line.get_xdata()) for line in drawn]
+
+
 def test_montage_leaves_out_classes_without_images():
     images, labels = examples()
     keep = labels != 1
@@ -194,7 +205,7 @@ def test_calibration_names_the_error_of_scores():
     pairs = np.stack([1 - ones, ones], 1)
     expected = metrics.scores((ones > 0.4).astype(int), pairs)["ece"]
     figure = figures.calibration(reliability())
-    label = figure.axes[0].get_legend().get_texts()[0].get_text()
+    label = figure.legends[0].get_texts()[0].get_text()
     assert label == f"scratch (ECE {expected:.3f})"
 
 

@@ -83,7 +83,7 @@ def test_a_class_of_few_patients_is_named_and_accuracy_stands_in(tmp_path):
     study = dataclasses.replace(study, records=records)
     found = analysis.analyse(study, 2000)
     answer, accuracy, *_ = findings.summary(study, found)
-    assert "class 'ground glass' occurs in 2 test group(s)" in answer
+    assert "class 'ground glass' occurs in 2 test groups" in answer
     assert accuracy.startswith("By plain accuracy: Two-stage beats scratch by ")
     assert " of accuracy (95 % CI " in accuracy
 

@@ -19,8 +19,9 @@ from twostage_jax.trained import Trained
 
 # Windows with less lung than this show mostly what no training patch shows.
 LEAST_LUNG = 0.5
-# Windows a call of the network, over all devices; slices on the devices at a time.
-BATCH, SLAB = 512, 16
+# Windows a call of the network, over all devices, and least windows for one of them;
+# slices on the devices at a time.
+BATCH, LEAST_BATCH, SLAB = 512, 64, 16
 # Maps are stored as bytes: 0 = no class.
 MOST_CLASSES = 255
 
@@ -129,7 +130,7 @@ class Classifier:
           A function that waits for and returns the probabilities `[N, K]` float32.
         """
         devices = jax.local_device_count()
-        size = -(-BATCH // devices) * devices
+        size = max(-(-BATCH // devices), LEAST_BATCH) * devices
         padded = np.zeros((-(-len(corners) // size) * size, 3), np.int32)
         padded[: len(corners)] = corners
         stack = replicate(slices, devices)

@@ -176,9 +176,11 @@ def _too_few(supports: np.ndarray, metric: str) -> str:
     held = (supports > 0).sum(0)
     rare = np.flatnonzero((held > 0) & (held < MIN_GROUPS_A_CLASS))
     if metric != "accuracy" and len(rare):
+        few = held[rare[0]]
         return (
-            f"class {rare[0]} occurs in {held[rare[0]]} test group(s): an interval of "
-            f"a mean over classes needs each in {MIN_GROUPS_A_CLASS} or more"
+            f"class {rare[0]} occurs in {few} test {'group' if few == 1 else 'groups'}: "
+            f"an interval of a mean over classes needs each in {MIN_GROUPS_A_CLASS} or "
+            "more"
         )
     return ""
 

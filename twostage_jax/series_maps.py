@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -173,13 +174,17 @@ def _draw(folder: Path, mapped: Mapped) -> None:
         title=f"{about['patient']}, {about['series']}",
         made_by=(str(mapped.run), str(mapped.how)),
     )
-    (folder / "overlays").mkdir()
-    for z in np.flatnonzero(lungs.any((1, 2))):
-        number = len(hu) - int(z)
+
+    def draw(z: int) -> None:
+        number = len(hu) - z
         name = f"slice {number} of {len(hu)}"
         picture = overlay.draw_slice(hu[z], labels[z], lungs[z], style, name)
         # Fast and a little larger: hundreds of these are written.
         picture.save(folder / "overlays" / f"{number:04d}.png", compress_level=3)
+
+    (folder / "overlays").mkdir()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(draw, np.flatnonzero(lungs.any((1, 2))).tolist()))
     overlay.draw_sheet(hu, labels, lungs, style).save(folder / "contact_sheet.png")
 
 

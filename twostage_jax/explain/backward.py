@@ -42,11 +42,17 @@ _relu, _max_pool = layers.relu, layers.max_pool
 _lock = threading.RLock()
 
 
+def methods_for(module: Any) -> list[str]:
+    """Returns the methods of `METHODS` that this network has."""
+    chain = not isinstance(module, ResNet)
+    return [name for name in METHODS if chain or name not in CHAIN_ONLY]
+
+
 def check_method(method: str, module: Any) -> None:
     """Raises a UserError if there is no such method, or none for this network."""
     if method not in METHODS:
         raise UserError(f"no method '{method}'.{did_you_mean(method, METHODS)}")
-    if method in CHAIN_ONLY and isinstance(module, ResNet):
+    if method not in methods_for(module):
         raise UserError(
             f"'{method}' goes back through a chain of layers, and a residual network "
             "has shortcuts beside the chain: use 'guided' or 'salinet', which carry "

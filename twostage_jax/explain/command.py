@@ -169,7 +169,7 @@ def _first_layer(drawn: dict[str, Figure], arms: Arms) -> None:
         name: np.asarray(network.variables["params"][layer]["kernel"])
         for name, network in shown.items()
     }
-    drawn["first_layer"] = figures.first_layer(kernels, layer)
+    drawn["first_layer"] = figures.first_layer(kernels, layer, list(arms))
 
 
 def _check_out(out: Path) -> None:

@@ -153,11 +153,15 @@ def _within(
     return box[0] / width, box[1] / height, box[2] / width, box[3] / height
 
 
-def _arm_title(axes: Axes, arm: str) -> None:
-    axes.set_title(arm_label(arm), color=arm_style(arm)["color"], weight="bold", pad=3)
+def _arm_title(axes: Axes, arm: str, arms: Sequence[str] | None = None) -> None:
+    """Writes a name above a panel, in the colour of the arm if it is one of `arms`."""
+    colour = arm_style(arm)["color"] if arms is None or arm in arms else SHARED
+    axes.set_title(arm_label(arm), color=colour, weight="bold", pad=3)
 
 
-def first_layer(kernels: Mapping[str, np.ndarray], layer: str) -> Figure:
+def first_layer(
+    kernels: Mapping[str, np.ndarray], layer: str, arms: Sequence[str]
+) -> Figure:
     """Draws the filters of the first layer, a panel a network.
 
     Each is scaled by its own largest value; grey is 0.
@@ -165,6 +169,7 @@ def first_layer(kernels: Mapping[str, np.ndarray], layer: str) -> Figure:
     Args:
       kernels: Name of the arm, or of another network -> `[h, w, C, O]`.
       layer: Name of the layer.
+      arms: Which of the names are arms.
     """
     per_row = min(len(kernels), 3 if len(kernels) in (3, 5, 6) else 4)
     rows = -(-len(kernels) // per_row)
@@ -181,7 +186,7 @@ def first_layer(kernels: Mapping[str, np.ndarray], layer: str) -> Figure:
         for axes, (name, kernel) in zip(panels, kernels.items(), strict=False):
             axes.imshow(_sheet(kernel, columns), cmap="gray", vmin=0, vmax=1,
                         interpolation="nearest")  # fmt: skip
-            _arm_title(axes, name)
+            _arm_title(axes, name, arms)
     return figure
 
 
@@ -226,7 +231,11 @@ def saliency_maps(
     left, top, gap = 0.8, 0.55, 0.1
     cell = (PAGE - left - 0.05) / (len(methods) + 1)
     block = len(maps) * cell + gap
-    notes = foot_notes(failed)
+    notes = [
+        "Below an arm: the probability it gives the class. Darker: matters more. Red: "
+        "speaks for the class; blue: against it.",
+        *foot_notes(failed),
+    ]
     foot = 0.13 * len(notes) + 0.1
     height = top + len(images) * block + foot
     with matplotlib.rc_context(STYLE):

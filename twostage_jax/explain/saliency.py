@@ -158,8 +158,8 @@ SIGNED = ("gradient_x_input", "integrated_gradients", "occlusion")
 
 def methods_for(module: Any) -> list[str]:
     """Returns the names of `SALIENCY` that this network has."""
-    chain = not isinstance(module, backward.ResNet)
-    return [name for name in SALIENCY if chain or name not in backward.CHAIN_ONLY]
+    missing = set(backward.METHODS) - set(backward.methods_for(module))
+    return [name for name in SALIENCY if name not in missing]
 
 
 def last_map(module: Any, variables: PyTree, images: np.ndarray) -> str:

@@ -10,10 +10,9 @@ import numpy as np
 
 from twostage_jax.errors import UserError
 from twostage_jax.explain import networks
-from twostage_jax.explain.backward import CHAIN_ONLY
+from twostage_jax.explain.backward import methods_for
 from twostage_jax.explain.networks import Network
 from twostage_jax.explain.reconstruct import reconstruct
-from twostage_jax.explain.saliency import methods_for
 from twostage_jax.models import HEAD
 
 # Taps that no ReLU follows or came before: below 0 they are as alive as above.
@@ -126,7 +125,7 @@ def spread_channels(count: int, wanted: int) -> np.ndarray:
 
 def best_method(module: Any) -> str:
     """Returns 'desalinet', or 'guided' for networks that have no DeSaliNet."""
-    return next(m for m in (*CHAIN_ONLY, "guided") if m in methods_for(module))
+    return "desalinet" if "desalinet" in methods_for(module) else "guided"
 
 
 def show(

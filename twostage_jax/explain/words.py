@@ -33,12 +33,14 @@ def _shown(explained: Mapping[str, Any]) -> str:
 
 
 def _dead(dead: Mapping[str, Mapping[str, Any]]) -> str:
-    found = [
-        f"{arm_label(arm)} {layer}: {max(entry['dead'])} of {entry['channels']}"
-        for arm, of_arm in dead.items()
-        for layer, entry in of_arm.items()
-        if any(entry["dead"])
-    ]
+    found = []
+    for layer in next(iter(dead.values())):
+        of_layer = {arm: of_arm[layer] for arm, of_arm in dead.items()}
+        most = {arm: max(entry["dead"]) for arm, entry in of_layer.items()}
+        if any(most.values()):
+            total = next(iter(of_layer.values()))["channels"]
+            counts = ", ".join(f"{arm_label(arm)} {n}" for arm, n in most.items())
+            found.append(f"{layer} {counts} of {total}")
     if not found:
         return "No channel of these layers is dead: each answers to some image."
     return (
@@ -58,12 +60,12 @@ def _saliency(saliency: Mapping[str, Any]) -> list[str]:
         )
     if saliency["class_blind"]:
         tests.append(
-            f"Those of {_join(map(method_label, saliency['class_blind']))} stay much "
-            "the same when the head is drawn anew: they show what the features see, "
-            "and do not tell classes apart."
+            f"The maps of {_join(map(method_label, saliency['class_blind']))} stay much "
+            "the same when the head alone is drawn anew: they show what the features "
+            "see, and do not tell classes apart."
         )
     if tests:
-        tests.append("Both kinds are marked in the figures.")
+        tests.append("These methods are marked in the figures.")
     else:
         tests.append(
             f"All {len(methods)} saliency methods follow the weights: no map stays the "

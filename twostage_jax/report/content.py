@@ -3,7 +3,13 @@
 import dataclasses
 from collections.abc import Iterable
 
-from twostage_jax.report import findings, pictures, scores_content, stages_content
+from twostage_jax.report import (
+    findings,
+    pictures,
+    scores_content,
+    sizes_content,
+    stages_content,
+)
 from twostage_jax.report.analysis import Analysis
 from twostage_jax.report.artefacts import Artefacts
 from twostage_jax.report.figures import file_name
@@ -107,15 +113,15 @@ def _scores(study: Study, analysis: Analysis) -> list[Part]:
 def _sizes(analysis: Analysis) -> list[Part]:
     if len(analysis.sizes) < 2:
         return []
-    parts: list[Part] = [scores_content.sizes(analysis)]
+    parts: list[Part] = [sizes_content.sizes(analysis)]
     several = len(analysis.full.scores.arms) > 1
     if several:
-        parts.append(scores_content.size_pairs(analysis))
+        parts.append(sizes_content.size_pairs(analysis))
     if analysis.size_study:
         parts.insert(0, pictures.size_curve(analysis))
-        parts.append(scores_content.areas(analysis))
+        parts.append(sizes_content.areas(analysis))
         if several:
-            parts.append(scores_content.matches(analysis))
+            parts.append(sizes_content.matches(analysis))
     return parts
 
 

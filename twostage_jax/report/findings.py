@@ -103,8 +103,10 @@ def sentence(one: Difference, scores: Scores) -> str:
 
 
 def _scored(one: Difference, of: str) -> str:
-    more = "more" if one.estimate >= 0 else "less"
     first, second = show("arm", one.first), show("arm", one.second)
+    if not round(1000 * one.estimate):
+        return f"{first} scored as {second} did, to a tenth of a point{of}"
+    more = "more" if one.estimate > 0 else "less"
     return f"{first} scored {points(one)}{of} {more} than {second}"
 
 

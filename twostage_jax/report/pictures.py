@@ -167,7 +167,8 @@ def mistake_lines(found: Mistakes, i: int, class_names: Sequence[str]) -> list[s
         f"predicted: {class_names[predicted]} ({found.probabilities[i, predicted]:.2f})",
     ]
     if found.groups[i]:
-        lines.append(f"patient {found.groups[i]}")
+        group = str(found.groups[i])
+        lines.append(group if group.startswith("patient") else f"patient {group}")
     return lines
 
 

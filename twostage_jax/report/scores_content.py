@@ -1,4 +1,4 @@
-"""The tables of scores, differences, sizes, classes and calibration."""
+"""The tables of scores, differences, classes and calibration."""
 
 import statistics
 from collections.abc import Sequence
@@ -92,7 +92,7 @@ def result(analysis: Analysis) -> Table:
             [
                 arm,
                 scores.intervals[METRIC][arm],
-                _as_interval(against.get(arm)),
+                as_interval(against.get(arm)),
                 against[arm].p_holm if arm in against else None,
                 scores.intervals["macro_f1"][arm],
             ]
@@ -121,7 +121,7 @@ def pairs(scores: Scores, name: str, level: str) -> Table:
             [
                 one.first,
                 one.second,
-                _as_interval(one),
+                as_interval(one),
                 one.p_value,
                 one.p_holm,
                 *([one.mcnemar] if with_mcnemar else []),
@@ -150,97 +150,6 @@ def patients(scores: Scores) -> Table:
         ],
         f"{scores.examples:,} predictions for {scores.groups:,} patients: one whose "
         f"patches are of several classes has one for each. {how(scores)}",
-    )
-
-
-def sizes(analysis: Analysis) -> Table:
-    """Returns the score of each arm at each size."""
-    arms = list(analysis.full.scores.arms)
-    patients_known = any(size.groups is not None for size in analysis.sizes)
-    return Table(
-        "sizes",
-        "Balanced accuracy in per cent by size of the target training set, patch level.",
-        [
-            Column("fraction", "number"),
-            Column("training patches", "count"),
-            *([Column("patients", "count")] if patients_known else []),
-            Column("seeds", "count"),
-            *(Column(show("arm", arm), "score") for arm in arms),
-        ],
-        [
-            [
-                size.fraction,
-                size.n,
-                *([size.groups] if patients_known else []),
-                len(size.scores.seeds),
-                *(size.scores.intervals[METRIC].get(arm) for arm in arms),
-            ]
-            for size in analysis.sizes
-        ],
-        "Fractions are nested and the same examples for every arm; the test set is the "
-        f"same at every size. {how(analysis.full.scores)}",
-    )
-
-
-def size_pairs(analysis: Analysis) -> Table:
-    """Returns each arm less the baseline at each size."""
-    found = findings.size_differences(analysis)
-    return Table(
-        "size_differences",
-        f"Paired differences from {show('arm', analysis.baseline)} in points of balanced "
-        "accuracy, by size of the target training set.",
-        [
-            Column("training patches", "count"),
-            Column("arm", "arm"),
-            Column("difference", "points"),
-            Column("p", "p"),
-            Column(f"p (Holm, {len(found)} rows)", "p"),
-        ],
-        [
-            [size.n, one.first, _as_interval(one), one.p_value, p]
-            for size, one, p in found
-        ],
-        "Holm's correction is over all rows of this table, so it is stricter than that "
-        "of the pairs at the full size.",
-    )
-
-
-def areas(analysis: Analysis) -> Table:
-    """Returns the area under the size curve of each arm."""
-    found, base = analysis.size_study, analysis.baseline
-    return Table(
-        "areas",
-        "Area under the size curve: mean balanced accuracy in per cent over the "
-        "logarithm of the number of training patches.",
-        [
-            Column("arm", "arm"),
-            Column("area", "score"),
-            Column(f"difference from {show('arm', base)}, points", "points"),
-            Column("p", "p"),
-        ],
-        [
-            [arm, area, *(found.area_gains.get(arm) or (None, None))]
-            for arm, area in found.areas.items()
-        ],
-    )
-
-
-def matches(analysis: Analysis) -> Table:
-    """Returns how many patches the baseline needs to match each arm."""
-    found, base = analysis.size_study, show("arm", analysis.baseline)
-    return Table(
-        "matches",
-        f"Target patches that {base} needs to score as well as each arm does at a size.",
-        [
-            Column("training patches", "count"),
-            *(Column(show("arm", arm), "match") for arm in found.matches),
-        ],
-        [
-            [n, *(by_size[i] for by_size in found.matches.values())]
-            for i, n in enumerate(found.n)
-        ],
-        f"Between the sizes studied, read off the curve of {base}, made monotone; "
-        "nothing is extrapolated. In brackets 95 % percentile intervals.",
     )
 
 
@@ -324,7 +233,8 @@ def rows(study: Study) -> Table:
     )
 
 
-def _as_interval(one: Difference | None) -> Interval | None:
+def as_interval(one: Difference | None) -> Interval | None:
+    """Returns a difference as an interval."""
     return one and Interval(one.estimate, one.low, one.high, one.reason)
 
 
