@@ -18,10 +18,8 @@ already, made by the same model in the same way, is not made again. Research use
 not for diagnosis.
 """
 
-import os
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from twostage_jax import cli, trained
@@ -62,7 +60,7 @@ def main() -> None:
     if STRIDE.value < 1:
         raise UserError(f"--stride={STRIDE.value}: it must be at least 1 pixel.")
     files.check_installed()
-    use_cores()
+    cli.use_cores()
     run = trained.find(Path(RUN.value), ARM.value)
     how = How(
         stride=STRIDE.value,
@@ -78,16 +76,6 @@ def main() -> None:
         salt=SALT.value,
         show_paths=SHOW_PATHS.value,
     )
-
-
-def use_cores() -> None:
-    """Makes a device of each core, where jax would see the processor as a single one.
-
-    A small network uses one core better than it shares them all.
-    """
-    if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        jax.config.update("jax_num_cpu_devices", cores)
 
 
 if __name__ == "__main__":
