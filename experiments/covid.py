@@ -26,7 +26,7 @@ def get_config(variant: str) -> ConfigDict:
     config.stages.texture.data.group_regex = r"scale_(\d+_im_\d+)"
     config.stages.target.data.path = f"{data}/covid_ct"
 
-    config.stages.natural.train.steps = 1000
+    config.stages.natural.train.steps = 2000
     config.stages.texture.train.steps = 400
     config.stages.target.train.steps = 300
     for name in ("natural", "texture", "target"):
