@@ -34,7 +34,7 @@ def get_config(variant: str) -> ConfigDict:
 
     config.study.seeds = (0, 1, 2, 3, 4)
     config.study.fractions = (1.0, 0.5, 0.25, 0.1)
-    config.study.folds = 3
+    config.study.folds = 2
     return config
 
 
