@@ -15,10 +15,11 @@ from twostage_jax.report import tables
 from twostage_jax.report.write import write_report
 from twostage_jax.stage import (
     Materials,
+    clear,
     is_done,
-    is_under_way,
     read_lineage,
     run_stages,
+    under_way_with,
 )
 from twostage_jax.stage_run import StageRun
 
@@ -44,16 +45,16 @@ def run(config: Config, workdir: Path, data_dir: Path) -> Any:
         plan.check_data(config, datasets, rows)
         materials = Materials(config, datasets, {}, workdir)
         with runtime.StopFlag().installed() as stop:
-            trained = _run_missing(materials, rows, stop)
+            _run_missing(materials, rows, stop)
         if not runtime.is_main():
             return None
         collected = results.collect(materials, rows)
-        if trained or not (workdir / "report" / "report.html").is_file():
+        if not (workdir / results.REPORT).is_file():
             results.draw(materials, rows)
             write_report([workdir], workdir / "report")
         print(f"\n{tables.results_table(collected['rows'])}\n")
         print(f"Results: {workdir / 'results.json'}")
-        print(f"Report: {workdir / 'report' / 'report.html'}")
+        print(f"Report: {workdir / results.REPORT}")
         return collected
 
 
@@ -75,17 +76,23 @@ def _load(config: Config, data_dir: Path) -> dict[str, Any]:
 
 def _run_missing(
     materials: Materials, rows: list[plan.Row], stop: runtime.StopFlag
-) -> bool:
-    """Trains what is not done; returns whether there was anything to do."""
+) -> None:
+    """Trains what is not done."""
     config = materials.config
     runs = plan.stage_runs(rows)
     width = plan.width(config)
     runtime.barrier("plan")
-    groups = [
-        part
-        for group in plan.groups(config, runs, width)
-        for part in plan.chunks(_to_run(materials, group), width)
-    ]
+    groups = _to_run(materials, runs, width)
+    if not runtime.agreed(str(groups)):
+        raise UserError(
+            f"--workdir={materials.workdir}: the processes find different stage runs "
+            "done there: give a folder that all of them share."
+        )
+    if runtime.is_main():
+        again = {run.hash for group in groups for run in group}
+        for run in runs:
+            if run.hash not in again and is_done(materials, run):
+                clear(materials, run)  # Left by a process killed at the very end.
     done = len(runs) - sum(map(len, groups))
     progress = Progress(len(runs), done, stop)
     left = _seconds_left(materials, runs, groups)
@@ -106,18 +113,46 @@ def _run_missing(
                 f"{progress.done} of {progress.total} stage runs done."
                 + (f" About {_minutes(left)} left." if left is not None else "")
             )
-    return bool(groups)
 
 
-def _to_run(materials: Materials, group: list[StageRun]) -> list[StageRun]:
-    """Returns what is missing of runs that are trained together.
+def _to_run(
+    materials: Materials, runs: list[StageRun], width: int
+) -> list[list[StageRun]]:
+    """Returns what is missing, in groups to train together; first what was cut off."""
+    groups = _cut_off(materials, runs, width)
+    taken = {run.hash for group in groups for run in group}
+    for group in plan.groups(materials.config, runs, width):
+        missing = [
+            run
+            for run in group
+            if run.hash not in taken and not is_done(materials, run)
+        ]
+        groups += plan.chunks(missing, width)
+    return groups
 
-    If they were cut off, all of them: each has the same neighbours again.
+
+def _cut_off(
+    materials: Materials, runs: list[StageRun], width: int
+) -> list[list[StageRun]]:
+    """Returns the groups that were begun and not ended.
+
+    The same neighbours again make the same numbers, bit for bit. Where they no longer
+    fit the devices or the study, they are left to be grouped anew: a run goes on from
+    its own saved state, the same to float tolerance.
     """
-    missing = [run for run in group if not is_done(materials, run)]
-    if missing and any(is_under_way(materials, run) for run in group):
-        return group
-    return missing
+    by_name = {run.folder_name: run for run in runs}
+    groups: dict[str, list[StageRun]] = {}
+    for run in runs:
+        names = under_way_with(materials, run)
+        group = [by_name[name] for name in names if name in by_name]
+        fits = len(group) == len(names) <= width and all(
+            under_way_with(materials, other) in ([], names)
+            and (other.parent is None or is_done(materials, other.parent))
+            for other in group
+        )
+        if fits and not all(is_done(materials, other) for other in group):
+            groups[names[0]] = group
+    return list(groups.values())
 
 
 def _seconds_left(
