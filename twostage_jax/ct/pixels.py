@@ -77,7 +77,8 @@ class _Bounded(io.BufferedReader):
     """A file that gives memory only for what it holds, not for what a length claims."""
 
     def __init__(self, path: Path, size: int) -> None:
-        super().__init__(io.FileIO(path))
+        # As a string: pydicom puts the name into its messages.
+        super().__init__(io.FileIO(str(path)))
         self._size = size
 
     def read(self, size: int | None = -1) -> bytes:
