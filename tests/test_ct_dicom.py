@@ -44,6 +44,29 @@ def test_values_that_no_ct_measures_are_refused(tmp_path):
         read_slice(path)
 
 
+def test_values_far_below_air_are_refused(tmp_path):
+    path = write_ct(tmp_path / "a", np.array([[-4000, 1024]], np.int16))
+    with pytest.raises(UserError, match="-5024 to 0 HU"):
+        read_slice(path)
+
+
+def test_damaged_stream_is_not_decoded_by_a_lenient_decoder(tmp_path):
+    pytest.importorskip("jpeg_ls", reason="needs the extra 'dicom'")
+    rng = np.random.default_rng(0)
+    stored = rng.integers(0, 2000, (64, 64)).astype(np.int16)
+    path = write_ct(tmp_path / "a", stored)
+    dataset = pydicom.dcmread(path)
+    dataset.compress(pydicom.uid.JPEGLSLossless, generate_instance_uid=False)
+    dataset.save_as(path)
+    assert hu_of(path) == (stored - 1024).tolist()
+    whole = bytearray(path.read_bytes())
+    at = whole.index(b"\xff\xda") + 2000
+    whole[at : at + 4] = b"\xff" * 4
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match="decode"):
+        read_slice(path)
+
+
 def test_monochrome1_keeps_hu_and_is_inverted_after_the_window(tmp_path):
     stored = np.array([[24, 1024]], np.uint16)
     path = write_ct(tmp_path / "a", stored, PhotometricInterpretation="MONOCHROME1")
@@ -68,15 +91,15 @@ def test_padding_written_as_unsigned_means_the_same_bits(tmp_path):
 
 
 def test_padding_range_is_inclusive(tmp_path):
-    stored = np.array([[-2001, -2000, -1500, -1000, -999]], np.int16)
+    stored = np.array([[-1400, -1399, -1200, -1000, -999]], np.int16)
     path = write_ct(
         tmp_path / "a",
         stored,
         RescaleIntercept=0,
-        PixelPaddingValue=-2000,
+        PixelPaddingValue=-1399,
         PixelPaddingRangeLimit=-1000,
     )
-    assert hu_of(path) == [[-2001, -1000, -1000, -1000, -999]]
+    assert hu_of(path) == [[-1400, -1000, -1000, -1000, -999]]
 
 
 def test_padding_value_that_occurs_in_tissue_is_padding_at_the_border_only(tmp_path):
@@ -102,8 +125,50 @@ def test_untagged_padding_given_in_hu_becomes_air(tmp_path):
 
 
 def test_noise_below_air_is_left_alone(tmp_path):
-    path = write_ct(tmp_path / "a", np.array([[-1999, -10]], np.int16))
-    assert hu_of(path) == [[-3023, -1034]]
+    stored = np.full((20, 20), 24, np.int16)
+    stored[3, :3] = -1999, -10, -100
+    path = write_ct(tmp_path / "a", stored)
+    assert hu_of(path)[3][:4] == [-3023, -1034, -1124, -1000]
+
+
+def test_padding_that_nothing_explains_is_refused(tmp_path):
+    stored = np.full((20, 20), 24, np.int16)
+    stored[:, 0] = -1500
+    path = write_ct(tmp_path / "a", stored)
+    with pytest.raises(UserError, match="5 % of its pixels are below -1500 HU"):
+        read_slice(path)
+
+
+def test_bytes_after_the_pixels_are_refused_but_for_one_and_for_known_elements(
+    tmp_path,
+):
+    path = write_ct(tmp_path / "a", np.arange(16, dtype=np.int16).reshape(4, 4))
+    whole, hu = path.read_bytes(), hu_of(path)
+    path.write_bytes(whole + b"\0")
+    assert hu_of(path) == hu
+    padding = b"\xfc\xff\xfc\xffOB\0\0\4\0\0\0\0\0\0\0"
+    path.write_bytes(whole + padding)
+    assert hu_of(path) == hu
+    for garbage in (b"\0" * 6, b"\1\2\3\4\5\6\7", b"\xf0\x7f\1\2OB\0\0\2\0\0\0\1\1"):
+        path.write_bytes(whole + garbage)
+        with pytest.raises(UserError, match="after its pixels"):
+            read_slice(path)
+
+
+def test_more_rows_in_the_file_than_it_claims_are_refused(tmp_path):
+    path = write_ct(tmp_path / "a", np.zeros((8, 8), np.int16), Rows=7)
+    with pytest.raises(UserError, match="the size that it claims is wrong"):
+        read_slice(path)
+
+
+def test_run_length_stream_of_another_size_is_refused(tmp_path):
+    path = write_ct(tmp_path / "a", np.arange(64, dtype=np.int16).reshape(8, 8))
+    dataset = pydicom.dcmread(path)
+    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    dataset.Rows = 7
+    dataset.save_as(path)
+    with pytest.raises(UserError, match="RLE"):
+        read_slice(path)
 
 
 def test_twelve_bits_with_a_padding_value_outside_them(tmp_path):
@@ -207,7 +272,7 @@ def test_missing_decoder_is_named_with_what_to_install(tmp_path, monkeypatch):
     dataset = pydicom.dcmread(path)
     dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
     dataset.save_as(path)
-    missing = SimpleNamespace(is_available=False)
+    missing = SimpleNamespace(available_plugins=())
     monkeypatch.setattr(pixels, "get_decoder", lambda syntax: missing)
     with pytest.raises(UserError, match=r"RLE Lossless.*twostage_jax\[dicom\]"):
         read_slice(path)

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from twostage_jax.ct.patches import (
+    apart,
     check_size,
     choose,
+    covered,
     positions,
+    regions_of,
     resample_image,
     resample_mask,
     resampled_shape,
@@ -118,3 +121,58 @@ def test_masks_are_resampled_by_the_nearest_pixel():
     assert resample_mask(mask, (4, 2)).tolist() == [[1, 2], [1, 2], [3, 4], [3, 4]]
     wide = np.repeat(np.arange(6), 2)[None]
     assert resample_mask(wide, (1, 6)).tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_share_that_a_region_covers_comes_with_each_patch():
+    labels = np.zeros((4, 8), int)
+    labels[:, :5] = 1
+    places, shares = covered(labels, size=4, stride=2, coverage=[0.25])
+    assert places.tolist() == [[0, 0, 0], [0, 2, 0], [0, 4, 0]]
+    assert shares.tolist() == [1.0, 0.75, 0.25]
+
+
+def test_best_covered_patches_stay_where_they_overlap_too_much():
+    corners = np.array([[0, 0], [0, 1], [0, 2], [0, 4], [3, 4]])
+    shares = np.array([0.7, 0.9, 0.8, 1.0, 0.95])
+
+    def kept(overlap):
+        return apart(corners, shares, size=4, overlap=overlap).tolist()
+
+    # Patch 3 comes first; 4 shares 1/4 with it, 2 shares 1/2, 1 shares 1/4.
+    assert kept(0.0) == [0, 3]
+    assert kept(0.25) == [1, 3, 4]
+    # 2 shares 3/4 with 1, which is taken; 0 shares 3/4 with it, too.
+    assert kept(0.5) == [1, 3, 4]
+    assert kept(0.75) == [0, 1, 2, 3, 4]
+    assert kept(1.0) == [0, 1, 2, 3, 4]
+
+
+def test_patches_apart_agree_with_pairwise_counting():
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 30, (80, 2))
+    kept = apart(corners, rng.random(80), size=6, overlap=0.3)
+    canvas = np.zeros((len(kept), 40, 40), bool)
+    for image, (row, column) in zip(canvas, corners[kept], strict=True):
+        image[row : row + 6, column : column + 6] = True
+    flat = canvas.reshape(len(kept), -1).astype(int)
+    shared = (flat @ flat.T) / 36
+    np.fill_diagonal(shared, 0)
+    assert 0 < shared.max() <= 0.3
+    # Each patch left out overlaps one of them by more.
+    left = np.setdiff1d(np.arange(80), kept)
+    for row, column in corners[left]:
+        own = np.zeros((40, 40), bool)
+        own[row : row + 6, column : column + 6] = True
+        assert (flat @ own.ravel()).max() / 36 > 0.3
+
+
+def test_patches_know_their_region():
+    labels = np.zeros((6, 12), int)
+    labels[:, :4] = 1
+    labels[:, 5:7] = 2
+    labels[:, 8:] = 1
+    places = np.array([[0, 0, 0], [2, 1, 0], [0, 8, 0], [0, 5, 1]])
+    numbers = regions_of(labels, places, size=2)
+    assert numbers[0] == numbers[1]
+    assert len(set(numbers.tolist())) == 3
+    assert numbers.min() > 0

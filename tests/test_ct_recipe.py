@@ -232,3 +232,122 @@ def test_impossible_settings_are_refused(tmp_path, settings, reason):
     settings = {"path": str(tmp_path), "classes": "a,b", **settings}
     with pytest.raises(UserError, match=reason):
         dicom.recipe(**settings)
+
+
+def big_patient(folder, labels, hu=-850):
+    """A patient with one 64 x 64 slice of tissue with a lung-dark square in it."""
+    (folder / "rois").mkdir(parents=True)
+    stored = np.full(labels.shape, 1024 + hu, np.int16)
+    write_ct(folder / "one.dcm", stored, uid=5, PatientID="p1")
+    Image.fromarray(labels.astype(np.uint8)).save(folder / "rois" / f"{SERIES}.5.png")
+
+
+def test_caps_of_regions_and_patients(tmp_path):
+    labels = np.zeros((64, 64), int)
+    labels[:28], labels[36:, :28], labels[36:, 36:] = 1, 1, 2
+    big_patient(tmp_path / "x", labels)
+    settings = {"size": 4, "stride": 4}
+    assert len(cut(tmp_path / "x", **settings)) == 7 * 16 + 2 * 7 * 7
+    found = cut(tmp_path / "x", per_roi=5, **settings)
+    places = [(e.label, e.details["row"] > 30) for e in found]
+    assert [places.count(p) for p in ((0, False), (0, True), (1, True))] == [5, 5, 5]
+    found = cut(tmp_path / "x", per_roi=5, per_class=7, **settings)
+    assert np.bincount([e.label for e in found]).tolist() == [7, 5]
+    found = cut(tmp_path / "x", per_roi=5, per_class=7, per_patient=4, **settings)
+    assert len(found) == 4
+    again = cut(tmp_path / "x", per_roi=5, per_class=7, per_patient=4, **settings)
+    assert [e.id for e in found] == [e.id for e in again]
+    other = cut(tmp_path / "x", per_patient=4, seed=1, **settings)
+    assert [e.id for e in found] != [e.id for e in other]
+
+
+def test_overlap_leaves_the_best_covered_patches(tmp_path):
+    labels = np.zeros((64, 64), int)
+    labels[3:11, 3:11] = 1
+    big_patient(tmp_path / "x", labels)
+    found = cut(tmp_path / "x", size=8, stride=1, overlap=0.0)
+    assert [(e.details["row"], e.details["coverage"]) for e in found] == [(3, 1.0)]
+
+
+def test_details_say_where_a_patch_comes_from(tmp_path):
+    write_patient(tmp_path / "x", InstanceNumber=12)
+    found = cut(tmp_path / "x", spacing=1.0, size=2, stride=2, salt="s")
+    details = found[3].details
+    assert details["slice_number"] == 12
+    assert (details["row"], details["column"]) == (2, 2)
+    assert (details["row_mm"], details["column_mm"]) == (1.0, 1.0)
+    assert details["coverage"] == 1.0
+    hashed = patient_hash(SERIES, "s").removeprefix("patient-")
+    assert details["series"] == f"series-{hashed}"
+
+
+def test_lungs_are_found_where_no_mask_is_given(tmp_path):
+    side = 240
+    y, x = (np.mgrid[:side, :side] - (side - 1) / 2) * 1.4
+    body = (x / 145) ** 2 + (y / 105) ** 2 <= 1
+    lungs = ((abs(x) - 65) / 42) ** 2 + (y / 70) ** 2 <= 1
+    hu = np.where(lungs, -850, np.where(body, 40, -1000))
+    (tmp_path / "x" / "rois").mkdir(parents=True)
+    write_ct(
+        tmp_path / "x" / "one.dcm",
+        (hu + 1024).astype(np.int16),
+        uid=5,
+        PixelSpacing=[1.4, 1.4],
+    )
+    Image.fromarray(body.astype(np.uint8)).save(
+        tmp_path / "x" / "rois" / f"{SERIES}.5.png"
+    )
+    settings = {"size": 16, "stride": 8, "class_names": ("a",)}
+    everywhere = cut(tmp_path / "x", **settings)
+    inside = cut(tmp_path / "x", lungs="found", **settings)
+    assert 20 < len(inside) < len(everywhere) / 2
+    assert max(np.mean(e.image != -850) for e in inside) <= 0.26
+    np.testing.assert_array_equal(
+        [e.image.mean() < -600 for e in inside], [True] * len(inside)
+    )
+
+
+def test_broken_slice_is_refused_or_left_out_and_listed_without_its_name(tmp_path):
+    write_patient(tmp_path / "Smith")
+    broken = write_ct(tmp_path / "Smith" / "late.dcm", RAMP, uid=6, PatientID="p1")
+    labels = np.ones((8, 8), np.uint8)
+    Image.fromarray(labels).save(tmp_path / "Smith" / "rois" / f"{SERIES}.6.png")
+    broken.write_bytes(broken.read_bytes()[:-40])
+    settings = {"path": str(tmp_path), "size": 4, "stride": 4, "classes": "a,b"}
+    recipe = dicom.recipe(**settings)
+    with pytest.raises(UserError, match=r"late\.dcm.*cut off"):
+        recipe.make(recipe.tasks[0])
+    recipe = dicom.recipe(**settings, go_on=True)
+    made = recipe.make(recipe.tasks[0])
+    assert len(made) == 4
+    ((name, reason),) = made.skipped
+    assert name.startswith("file-")
+    assert "cut off" in reason
+    assert "Smith" not in reason
+    assert str(tmp_path) not in reason
+
+
+def test_mask_that_fits_no_slice_leaves_its_patient_out_if_asked(tmp_path):
+    write_patient(tmp_path / "x")
+    write_patient(tmp_path / "y", patient="p2", uid=7)
+    wrong = np.ones((4, 4), np.uint8)
+    Image.fromarray(wrong).save(tmp_path / "y" / "rois" / f"{SERIES}.7.png")
+    settings = {"path": str(tmp_path), "size": 4, "stride": 4, "classes": "a,b"}
+    recipe = dicom.recipe(**settings, go_on=True)
+    made = [recipe.make(task) for task in recipe.tasks]
+    assert [len(examples) for examples in made] == [4, 0]
+    assert made[1].skipped[0][1].startswith("the mask is [4, 4]")
+
+
+def test_rois_may_lie_in_a_folder_of_their_own(tmp_path):
+    write_patient(tmp_path / "slices" / "x")
+    (tmp_path / "slices" / "x" / "rois").rename(tmp_path / "marked")
+    (tmp_path / "marked" / f"{SERIES}.5.png").rename(tmp_path / "marked" / "1.png")
+    recipe = dicom.recipe(
+        path=str(tmp_path / "slices"),
+        rois=str(tmp_path / "marked"),
+        classes="a,b",
+        size=4,
+        stride=4,
+    )
+    assert [e.label for e in recipe.make(recipe.tasks[0])] == [0, 1, 0, 1]

@@ -39,9 +39,10 @@ def arms():
 @pytest.fixture(scope="module")
 def written(arms, few_methods, tmp_path_factory):
     out = tmp_path_factory.mktemp("explained") / "out"
+    # Three images, one a class: enough to draw and too few to measure.
     explained = command.explain(
-        arms, examples(), "made images", out, layers=["conv1"], channels=6,
-        measured=False, left_out=["Left out nothing."], say=lambda line: None,
+        arms, examples(3), "made images", out, layers=["conv1"], channels=6,
+        left_out=["Nothing else."], say=lambda line: None,
     )  # fmt: skip
     return out, explained
 
@@ -54,7 +55,7 @@ def test_json_holds_what_it_says(written):
         "natural": {"seeds": [0, 1], "chain": ["natural", "target"]},
     }
     assert explained["images"] == {
-        "source": "made images", "count": 12, "saliency": 12,
+        "source": "made images", "count": 3, "saliency": 3,
     }  # fmt: skip
     dead = explained["dead_channels"]["natural"]["conv1"]
     assert dead == {"channels": 6, "dead": [1, 0]}
@@ -84,7 +85,7 @@ def test_figures_are_there_and_the_page_names_them(written):
             assert (out / (path + suffix)).stat().st_size > 1000
         assert f"({path}.png)" in page
     assert "conv1 scratch 0, natural 1 of 6" in page
-    assert "Left out nothing." in page
+    assert "- Nothing else.\n- The measures: 3 images are too few" in page
     assert "| Grad-CAM |" in page.replace("†", "").replace("‡", "")
     assert sorted(path.name for path in out.iterdir()) == [
         "explain.json", "explain.md", "figures",

@@ -137,17 +137,17 @@ def test_a_difference_lost_in_the_correction_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("estimate", "low", "high", "p_value", "expected"),
+    ("estimate", "low", "high", "alone", "p_value", "expected"),
     [
-        (0.1, 0.05, 0.2, 0.001, "better"),
-        (-0.1, -0.2, -0.05, 0.049, "worse"),
-        (0.1, 0.01, 0.2, 0.05, "leaning"),
-        (0.1, -0.1, 0.2, 0.4, "not shown"),
-        (0.1, None, None, None, "unknown"),
+        (0.1, 0.05, 0.2, 0.0005, 0.001, "better"),
+        (-0.1, -0.2, -0.05, 0.01, 0.049, "worse"),
+        (0.1, 0.01, 0.2, 0.02, 0.05, "leaning"),
+        (0.1, -0.1, 0.2, 0.4, 0.4, "not shown"),
+        (0.1, None, None, None, None, "unknown"),
     ],
 )
-def test_verdicts(estimate, low, high, p_value, expected):
-    one = Difference("a", "b", "accuracy", estimate, low, high, p_value, p_value, 1.0)
+def test_verdicts(estimate, low, high, alone, p_value, expected):
+    one = Difference("a", "b", "accuracy", estimate, low, high, alone, p_value, 1.0)
     assert findings.verdict(one, p_value) == expected
     mirrored = {"better": "worse", "worse": "better"}
     turned = findings.verdict(findings.turned(one), p_value)

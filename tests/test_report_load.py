@@ -267,6 +267,15 @@ def test_stages_and_mistakes_that_are_damaged_are_left_out_by_name(tmp_path):
     assert found.mistakes == {} and found.stages == {}
 
 
+def test_a_transfer_report_that_lacks_a_field_is_left_out_by_name(tmp_path):
+    run = write_study(tmp_path / "a", CHANCES, seeds=(0,), rich=True, **SMALL)
+    for path in (run / "stages").glob("texture-*/transfer.json"):
+        path.write_text('{"rows": [{"path": "params/x"}]}')
+    found = gather(load.load([run]))
+    assert len(found.stages) == 3
+    assert any("transfer.json: lacks action, rule" in note for note in found.notes)
+
+
 def test_what_explain_found_is_shown(tmp_path):
     run = write_study(tmp_path / "a", CHANCES, seeds=(0,), **SMALL)
     folder = run / "explain"

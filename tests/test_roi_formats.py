@@ -15,7 +15,7 @@ from twostage_jax.errors import UserError
 pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
 import roi_files
 
-PATCHES = {"size": 8, "stride": 4, "coverage": 0.7, "lungs": "off", "per_class": 0}
+PATCHES = {"size": 6, "stride": 3, "coverage": 0.7, "lungs": "off", "per_class": 0}
 FORMATS = (
     "tiff",
     "npy",
@@ -33,7 +33,7 @@ FORMATS = (
 def phantom(tmp_path_factory):
     """(folder of slices and PNG masks, their data sets, labels `[Z, H, W]`, names)."""
     folder = tmp_path_factory.mktemp("phantom") / "007"
-    made = phantom_slices(7, slices=3, matrix=128)
+    made = phantom_slices(7, slices=3, matrix=96)
     write_patient(folder, made)
     images = [pydicom.dcmread(path) for path in sorted(folder.glob("*.dcm"))]
     used = [k for k in np.unique(made.labels) if k]
@@ -137,7 +137,7 @@ def test_contour_inside_a_contour_of_the_same_roi_is_a_hole(phantom, tmp_path):
     drawn = [(0, "ring", outer), (0, "ring", inner)]
     roi_files.write_rtstruct(tmp_path / "any", phantom[1], drawn, ["ring"])
     (mask,) = masks_of(tmp_path, ["ring"]).values()
-    ring = np.zeros((128, 128), int)
+    ring = np.zeros((96, 96), int)
     ring[10:30, 10:30] = 1
     ring[15:20, 15:20] = 0
     np.testing.assert_array_equal(mask, ring)

@@ -41,9 +41,9 @@ class StateStore:
     def save(self, step: int, tree: PyTree, progress: dict[str, Any]) -> None:
         """Saves a host tree of arrays and a dict of JSON values as the state at `step`.
 
-        A state of the same step that is already there is kept.
+        It must be later than all that are there: see `discard_after`.
         """
-        if self._manager is None or step in self._manager.all_steps():
+        if self._manager is None:
             return
         leaves = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
         self._manager.save(
@@ -57,6 +57,12 @@ class StateStore:
     def steps(self) -> list[int]:
         """Returns the steps that have a saved state; only the first process knows."""
         return [] if self._manager is None else list(self._manager.all_steps())
+
+    def discard_after(self, step: int | None) -> None:
+        """Removes the states of later steps; all of them if `step` is None."""
+        for saved in self.steps():
+            if step is None or saved > step:
+                self._manager.delete(saved)
 
     def restore(
         self, step: int | None, template: PyTree

@@ -66,7 +66,7 @@ def run(main: Callable[[], None]) -> None:
     except runtime.Interrupted as error:
         _fail(
             "stopped; the state is saved. Run the same command again to go on.",
-            128 + (error.args[0] if error.args else signal.SIGTERM),
+            128 + error.args[0],
         )
     except KeyboardInterrupt:
         _fail("interrupted. Run the same command again to go on.", 128 + signal.SIGINT)

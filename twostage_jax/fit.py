@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -173,12 +173,16 @@ def chunk_length(settings: TrainConfig) -> int:
 
 
 def _restored(task: Task) -> tuple[list[training.TrainState], list[_Progress]]:
-    """Returns the states to start from: runs trained together are at the same step."""
+    """Returns the states to start from: runs trained together are at the same step.
+
+    What some of them saved later is removed: it will be saved anew.
+    """
     common = set.intersection(*[set(run.store.steps()) for run in task.runs])
     newest = max(common, default=None)
     states, progress = [], []
     for run in task.runs:
         start = run.state
+        run.store.discard_after(newest)
         saved = run.store.restore(newest, (start, start.variables))
         if saved is None:
             states.append(start)
@@ -204,6 +208,8 @@ def _score(
         entry |= {f"validation_{name}": value for name, value in scores.items()}
         own.losses = []
         own.history.append(entry)
+        if not np.isfinite(entry["validation_loss"]):
+            _fail(task.runs[place], "loss on validation", scores["loss"], step)
         watch.step(place, step, entry)
         if own.best is None or _better(entry, own.best):
             own.best = entry
@@ -229,12 +235,15 @@ def _collect(task: Task, pending: Any, progress: list[_Progress], watch: Watch) 
         losses = metrics["loss"][place]
         bad = np.flatnonzero(~np.isfinite(losses))
         if len(bad):
-            raise UserError(
-                f"stage '{run.name}': the loss is {losses[bad[0]]} at step "
-                f"{step - chunk + bad[0] + 1}. Usual causes: the learning rate is too "
-                "high (lower optim.learning_rate, or set optim.clip_norm or "
-                "optim.warmup_steps), or the images hold values that are not finite."
-            )
+            _fail(run, "loss", losses[bad[0]], step - chunk + bad[0] + 1)
         progress[place].losses.extend(losses.tolist())
         means = {name: float(values[place].mean()) for name, values in metrics.items()}
         watch.step(place, step, means)
+
+
+def _fail(run: Run, what: str, value: float, step: int) -> NoReturn:
+    raise UserError(
+        f"stage '{run.name}': the {what} is {value} at step {step}. Usual causes: the "
+        "learning rate is too high (lower optim.learning_rate, or set optim.clip_norm or "
+        "optim.warmup_steps), or the images hold values that are not finite."
+    )

@@ -84,29 +84,42 @@ def rows(config: Config, datasets: Mapping[str, Dataset]) -> list[Row]:
     """Returns the rows of the study, in order of seed, fraction, fold and arm."""
     study = config.study
     folds = range(max(study.folds, 1))
-    places = itertools.product(
-        study.seeds, sorted(study.fractions, reverse=True), folds, config.arms.items()
-    )
-    found = []
-    for seed, fraction, fold, (arm, chain) in places:
-        parent = None
-        for stage in chain[:-1]:
-            parent = identify(config, datasets[stage], stage, seed=seed, parent=parent)
-        candidates = tuple(
-            identify(
-                config,
-                datasets[TARGET],
-                TARGET,
-                seed=seed,
-                fraction=fraction,
-                fold=fold,
-                tuned=tuned,
-                parent=parent,
-            )
-            for tuned in grid(study)
+    fractions = sorted(study.fractions, reverse=True)
+    return [
+        row(config, datasets, arm, seed, fraction, fold)
+        for seed in study.seeds
+        for fraction in fractions
+        for fold in folds
+        for arm in config.arms
+    ]
+
+
+def row(
+    config: Config,
+    datasets: Mapping[str, Dataset],
+    arm: str,
+    seed: int,
+    fraction: float,
+    fold: int,
+) -> Row:
+    """Returns the row of an arm at a place of the study."""
+    parent = None
+    for stage in config.arms[arm][:-1]:
+        parent = identify(config, datasets[stage], stage, seed=seed, parent=parent)
+    candidates = tuple(
+        identify(
+            config,
+            datasets[TARGET],
+            TARGET,
+            seed=seed,
+            fraction=fraction,
+            fold=fold,
+            tuned=tuned,
+            parent=parent,
         )
-        found.append(Row(arm, seed, fraction, fold, candidates))
-    return found
+        for tuned in grid(config.study)
+    )
+    return Row(arm, seed, fraction, fold, candidates)
 
 
 def grid(study: StudyConfig) -> list[tuple[tuple[str, Any], ...]]:

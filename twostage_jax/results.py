@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from twostage_jax import metrics, runtime
+from twostage_jax import metrics, plan, runtime
 from twostage_jax.config import TARGET, Config, as_json
 from twostage_jax.data import examples
 from twostage_jax.data.dataset import digest
@@ -16,6 +16,7 @@ from twostage_jax.stage import Materials, read_lineage
 from twostage_jax.stage_run import StageRun
 
 SCHEMA = 1
+REPORT = Path("report") / "report.html"
 
 
 def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
@@ -28,10 +29,19 @@ def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
     protocol = digest(_protocol(config))
     for row in rows:
         _write_row(materials, row, protocol)
-    found = [json.loads(p.read_text()) for p in (workdir / "rows").glob("*.json")]
+    paths = [
+        path
+        for path in (workdir / "rows").glob("*.json")
+        if not path.name.startswith(".")  # Left by a process killed while writing.
+    ]
+    found = [json.loads(path.read_text()) for path in paths]
     arms = list(config.arms)
     found = [
-        row for row in found if row.pop("protocol") == protocol and row["arm"] in arms
+        row
+        for row in found
+        if row.pop("protocol") == protocol
+        and row["arm"] in arms
+        and _belongs(materials, row)
     ]
     found.sort(
         key=lambda r: (r["seed"], -r["fraction"], r["fold"], arms.index(r["arm"]))
@@ -42,7 +52,11 @@ def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
         "config": as_json(config),
         "rows": found,
     }
-    runtime.write_json(workdir / "results.json", results)
+    path = workdir / "results.json"
+    if not path.is_file() or json.loads(path.read_text()) != results:
+        # Gone before the results change, so that no report is left that shows others.
+        (workdir / REPORT).unlink(missing_ok=True)
+    runtime.write_json(path, results)
     runtime.write_text(workdir / "results.md", _page(config, found))
     return results
 
@@ -144,6 +158,15 @@ def _tried(materials: Materials, run: StageRun, chosen: StageRun) -> dict[str, A
         "stage_run": run.folder_name,
         "chosen": run is chosen,
     }
+
+
+def _belongs(materials: Materials, row: dict[str, Any]) -> bool:
+    """Whether these settings and data would make the very stage runs of a row."""
+    place = (row[name] for name in ("arm", "seed", "fraction", "fold"))
+    made = plan.row(materials.config, materials.datasets, *place)
+    return row["stage_runs"] in [
+        [run.folder_name for run in candidate.chain] for candidate in made.candidates
+    ]
 
 
 def _protocol(config: Config) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import signal
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,9 @@ class StopFlag:
         try:
             yield self
         except Interrupted:
-            raise Interrupted(self.signal) from None
+            # The first process has the state to save: the others wait for it.
+            barrier("stopped")
+            raise Interrupted(self.signal or signal.SIGTERM) from None
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -67,6 +70,14 @@ def barrier(name: str) -> None:
     """Waits for all processes of the run."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def agreed(text: str) -> bool:
+    """Whether all processes of the run give the same text; they wait for one another."""
+    if jax.process_count() == 1:
+        return True
+    codes = multihost_utils.process_allgather(np.array(zlib.crc32(text.encode())))
+    return bool((codes == codes[0]).all())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -80,9 +80,16 @@ def is_done(materials: Materials, run: StageRun) -> bool:
     return (materials.folder(run) / "lineage.json").is_file()
 
 
-def is_under_way(materials: Materials, run: StageRun) -> bool:
-    """Whether the stage run, or one trained beside it, was begun and not ended."""
-    return (materials.folder(run) / "states").is_dir()
+def under_way_with(materials: Materials, run: StageRun) -> list[str]:
+    """Returns the folder names of runs begun together, if this is one of them."""
+    path = materials.folder(run) / "under_way.json"
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def clear(materials: Materials, run: StageRun) -> None:
+    """Removes what a stage run needs only while it is under way."""
+    shutil.rmtree(materials.folder(run) / "states", ignore_errors=True)
+    (materials.folder(run) / "under_way.json").unlink(missing_ok=True)
 
 
 def read_lineage(materials: Materials, run: StageRun) -> dict[str, Any]:
@@ -96,8 +103,9 @@ def run_stages(
     """Trains, exports and evaluates stage runs that are alike; resumes what was cut off.
 
     Writes into the folder of each: `variables/`, `transfer.json` (if it has a parent),
-    `predictions.npz` and, last, `lineage.json`. States saved on the way are removed
-    when all runs have theirs, so that runs trained together are resumed together.
+    `predictions.npz` and, last, `lineage.json`. Until all runs have theirs there are
+    also `states/`, saved on the way, and `under_way.json`, which names the runs, so
+    that those begun together are resumed together.
 
     Args:
       materials: What they share.
@@ -105,6 +113,10 @@ def run_stages(
       progress: Who is told.
     """
     began = time.monotonic()
+    if runtime.is_main():
+        together = [run.folder_name for run in runs]
+        for run in runs:
+            runtime.write_json(materials.folder(run) / "under_way.json", together)
     config = materials.config
     placement = side_by_side(len(runs)) if len(runs) > 1 else alone()
     ready = [_prepare(materials, run) for run in runs]
@@ -154,7 +166,7 @@ def run_stages(
         for one, result, probabilities in zip(ready, fitted, tested, strict=True):
             _export(materials, one, result, probabilities, seconds)
         for run in runs:
-            shutil.rmtree(materials.folder(run) / "states", ignore_errors=True)
+            clear(materials, run)
     runtime.barrier(f"{runs[0].hash}-done")
 
 
@@ -295,6 +307,8 @@ def _export(
     probabilities: np.ndarray,
     seconds: float,
 ) -> None:
+    if is_done(materials, one.run):
+        return  # A run cut off between the exports of neighbours.
     folder, dataset = materials.folder(one.run), materials.datasets[one.run.stage]
     checkpoint.export_variables(folder / "variables", fitted.variables)
     if one.report:

@@ -16,10 +16,11 @@ from twostage_jax.report import tables
 from twostage_jax.report.write import write_report
 from twostage_jax.stage import (
     Materials,
+    clear,
     is_done,
-    is_under_way,
     read_lineage,
     run_stages,
+    under_way_with,
 )
 from twostage_jax.stage_run import StageRun
 
@@ -39,10 +40,9 @@ def run(config: Config, workdir: Path, data_dir: Path) -> Any:
     with trained(config, workdir, data_dir) as (materials, rows):
         if not runtime.is_main():
             return None
-        before = _read(workdir / "results.json")
         collected = results.collect(materials, rows)
-        page = workdir / "report" / "report.html"
-        if before != _read(workdir / "results.json") or not page.is_file():
+        page = workdir / results.REPORT
+        if not page.is_file():
             results.draw(materials, rows)
             try:
                 write_report([workdir], page.parent)
@@ -98,15 +98,22 @@ def _load(config: Config, data_dir: Path) -> dict[str, Any]:
 def _run_missing(
     materials: Materials, rows: list[plan.Row], stop: runtime.StopFlag
 ) -> None:
+    """Trains what is not done."""
     config = materials.config
     runs = plan.stage_runs(rows)
     width = plan.width(config)
     runtime.barrier("plan")
-    groups = [
-        part
-        for group in plan.groups(config, runs, width)
-        for part in plan.chunks(_to_run(materials, group), width)
-    ]
+    groups = _to_run(materials, runs, width)
+    if not runtime.agreed(str(groups)):
+        raise UserError(
+            f"--workdir={materials.workdir}: the processes find different stage runs "
+            "done there: give a folder that all of them share."
+        )
+    if runtime.is_main():
+        again = {run.hash for group in groups for run in group}
+        for run in runs:
+            if run.hash not in again and is_done(materials, run):
+                clear(materials, run)  # Left by a process killed at the very end.
     done = len(runs) - sum(map(len, groups))
     progress = Progress(len(runs), done, stop)
     left = _seconds_left(materials, runs, groups)
@@ -126,15 +133,44 @@ def _run_missing(
             )
 
 
-def _to_run(materials: Materials, group: list[StageRun]) -> list[StageRun]:
-    """Returns what is missing of runs that are trained together.
+def _to_run(
+    materials: Materials, runs: list[StageRun], width: int
+) -> list[list[StageRun]]:
+    """Returns what is missing, in groups to train together; first what was cut off."""
+    groups = _cut_off(materials, runs, width)
+    taken = {run.hash for group in groups for run in group}
+    for group in plan.groups(materials.config, runs, width):
+        missing = [
+            run
+            for run in group
+            if run.hash not in taken and not is_done(materials, run)
+        ]
+        groups += plan.chunks(missing, width)
+    return groups
 
-    If they were cut off, all of them: each has the same neighbours again.
+
+def _cut_off(
+    materials: Materials, runs: list[StageRun], width: int
+) -> list[list[StageRun]]:
+    """Returns the groups that were begun and not ended.
+
+    The same neighbours again make the same numbers, bit for bit. Where they no longer
+    fit the devices or the study, they are left to be grouped anew: a run goes on from
+    its own saved state, the same to float tolerance.
     """
-    missing = [run for run in group if not is_done(materials, run)]
-    if missing and any(is_under_way(materials, run) for run in group):
-        return group
-    return missing
+    by_name = {run.folder_name: run for run in runs}
+    groups: dict[str, list[StageRun]] = {}
+    for run in runs:
+        names = under_way_with(materials, run)
+        group = [by_name[name] for name in names if name in by_name]
+        fits = len(group) == len(names) <= width and all(
+            under_way_with(materials, other) in ([], names)
+            and (other.parent is None or is_done(materials, other.parent))
+            for other in group
+        )
+        if fits and not all(is_done(materials, other) for other in group):
+            groups[names[0]] = group
+    return list(groups.values())
 
 
 def _seconds_left(
@@ -167,10 +203,6 @@ def _claim(stack: contextlib.ExitStack, config: Config, workdir: Path) -> None:
         stack.enter_context(runtime.locked(workdir / f".seed{seed}.lock", what))
     if not owner.is_file():
         runtime.write_json(owner, {"config": config.name})
-
-
-def _read(path: Path) -> bytes:
-    return path.read_bytes() if path.is_file() else b""
 
 
 def _minutes(seconds: float) -> str:

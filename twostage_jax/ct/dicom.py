@@ -24,6 +24,10 @@ AIR_HU = -1000
 UNTAGGED_PADDING = (-2000, -2048)
 # The lowest value of a 12-bit CT; what lies below is no measurement of tissue or air.
 LOWEST_HU = -1024
+# Below the lowest value that 12 signed bits and the usual intercept give, -3072.
+IMPOSSIBLE_BELOW_HU = -4096
+# Noise reaches below air, but not much of it this far.
+UNMEASURED_BELOW_HU, MOST_UNMEASURED = -1500, 0.01
 # Padding that is tagged with a value above this could be confused with tissue.
 TISSUE_HU = -900
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -168,10 +172,16 @@ def _hounsfield(
     hu = to_hu(stored)
     untagged = np.isin(stored, UNTAGGED_PADDING) | np.isin(hu, UNTAGGED_PADDING)
     hu[tagged | (untagged & (hu < LOWEST_HU))] = AIR_HU
-    if hu.min() < -32768 or hu.max() > 32767:
+    if hu.min() < IMPOSSIBLE_BELOW_HU or hu.max() > 32767:
         raise UserError(
             f"{path}: rescales to {hu.min():.0f} to {hu.max():.0f} HU, which no CT "
             "measures: the sign of its pixels or its rescale is wrong."
+        )
+    strange = np.mean(hu < UNMEASURED_BELOW_HU)
+    if strange > MOST_UNMEASURED:
+        raise UserError(
+            f"{path}: {100 * strange:.0f} % of its pixels are below "
+            f"{UNMEASURED_BELOW_HU} HU, and are no padding that is known."
         )
     return np.rint(hu).astype(np.int16)
 

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -20,6 +21,11 @@ MAX_SIDE = 4096
 MAX_FILE_BYTES = 2 * 2**30
 # Deflated files may hold a thousand times their size.
 MAX_INFLATED_BYTES = 512 * 2**20
+# Plugins of pydicom, the ones that are strict about damaged streams first.
+_PLUGINS = ("pydicom", "pyjpegls", "pylibjpeg", "gdcm", "pillow")
+_PIXEL_DATA = pydicom.tag.Tag("PixelData")
+# Digital signatures, padding at the end of the data set.
+_AFTER_PIXELS = {pydicom.tag.Tag(0xFFFA, 0xFFFA), pydicom.tag.Tag(0xFFFC, 0xFFFC)}
 _START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xF7}
 
 
@@ -41,7 +47,44 @@ def load(path: Path, *, pixels: bool) -> pydicom.Dataset:
         raise UserError(f"{path}: no transfer syntax: export the file again.")
     if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
         return _inflated(path, meta)
-    return pydicom.dcmread(path, stop_before_pixels=not pixels)
+    with _Bounded(path, size) as file:
+        dataset = pydicom.dcmread(file, stop_before_pixels=not pixels)
+    _check_end(dataset, path, size)
+    return dataset
+
+
+def _check_end(dataset: pydicom.Dataset, path: Path, size: int) -> None:
+    """Raises a UserError if something unknown comes after the pixels.
+
+    Then bytes were put in before the end of the pixels, which are shifted.
+    """
+    later = [tag for tag in dataset.keys() if tag > _PIXEL_DATA]
+    left_over = 0
+    raw = dataset.get_item(_PIXEL_DATA)
+    if isinstance(raw, pydicom.dataelem.RawDataElement) and not later:
+        if raw.length != 0xFFFFFFFF:
+            left_over = size - raw.value_tell - raw.length
+    if left_over < 0:
+        raise UserError(
+            f"{path}: its pixels end {-left_over} bytes before they claim to: it is cut "
+            "off."
+        )
+    if left_over > 1 or any(tag not in _AFTER_PIXELS for tag in later):
+        raise UserError(f"{path}: has unknown data after its pixels: it is damaged.")
+
+
+class _Bounded(io.BufferedReader):
+    """A file that gives memory only for what it holds, not for what a length claims."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        # As a string: pydicom puts the name into its messages.
+        super().__init__(io.FileIO(str(path)))
+        self._size = size
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > 0:
+            size = min(size, max(0, self._size - self.tell()))
+        return super().read(size)
 
 
 def _inflated(path: Path, meta: pydicom.dataset.FileMetaDataset) -> pydicom.Dataset:
@@ -59,9 +102,12 @@ def _inflated(path: Path, meta: pydicom.dataset.FileMetaDataset) -> pydicom.Data
         )
     if not stream.eof:
         raise UserError(f"{path}: the deflated data set is cut off.")
+    if len(stream.unused_data) > 1:
+        raise UserError(f"{path}: the deflated data set ends before the file does.")
     dataset = pydicom.filereader.read_dataset(
         io.BytesIO(plain), is_implicit_VR=False, is_little_endian=True
     )
+    _check_end(dataset, path, len(plain))
     return pydicom.dataset.FileDataset(
         path, dataset, file_meta=meta, is_implicit_VR=False, is_little_endian=True
     )
@@ -117,8 +163,9 @@ def container_values(
     if "PixelData" not in dataset or not dataset.PixelData:
         raise UserError(f"{path}: the pixel data are missing or cut off.")
     syntax = dataset.file_meta.TransferSyntaxUID
+    plugin = ""
     if syntax.is_encapsulated:
-        _check_decoder(syntax, path)
+        plugin = _plugin(syntax, path)
         _check_stream(dataset, path, frame, (rows, columns))
     else:
         number = frames.count(dataset, path)
@@ -129,10 +176,24 @@ def container_values(
                 f"{path}: {number} x {rows} x {columns} pixels need {expected} bytes, "
                 f"the file holds {held}: it is cut off."
             )
+        if held - expected >= columns * dataset.BitsAllocated // 8:
+            raise UserError(
+                f"{path}: {number} x {rows} x {columns} pixels need {expected} bytes, "
+                f"the file holds {held}: the size that it claims is wrong."
+            )
         # Writers leave more than the one byte of padding that is allowed.
         if held > expected + expected % 2:
             dataset.PixelData = dataset.PixelData[: expected + expected % 2]
-    values = pixel_array(dataset, index=frame, raw=True, correct_unused_bits=False)
+    with warnings.catch_warnings():
+        # A damaged run-length stream decodes to more pixels than there are.
+        warnings.filterwarnings("error", message="The decoded RLE segment contains")
+        values = pixel_array(
+            dataset,
+            index=frame,
+            raw=True,
+            correct_unused_bits=False,
+            decoding_plugin=plugin,
+        )
     if values.shape != (rows, columns):
         raise UserError(
             f"{path}: decodes to {values.shape}, not to the {rows} x {columns} pixels "
@@ -182,16 +243,22 @@ def _has_embedded_overlay(dataset: pydicom.Dataset) -> bool:
     return False
 
 
-def _check_decoder(syntax: pydicom.uid.UID, path: Path) -> None:
+def _plugin(syntax: pydicom.uid.UID, path: Path) -> str:
+    """Returns the decoder to use: the strictest of those that are installed.
+
+    Left to itself, pydicom tries one after the other, and a lenient one makes pixels of
+    a damaged stream that a strict one refuses.
+    """
     try:
-        available = get_decoder(syntax).is_available
+        installed = get_decoder(syntax).available_plugins
     except NotImplementedError:
         raise UserError(f"{path}: {syntax.name} is not read.") from None
-    if not available:
+    if not installed:
         raise UserError(
             f"{path}: is compressed with {syntax.name}, whose decoder is not "
             "installed: pip install 'twostage_jax[dicom]'."
         )
+    return min(installed, key=lambda name: (*_PLUGINS, name).index(name))
 
 
 def _check_stream(

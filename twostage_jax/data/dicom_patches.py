@@ -154,7 +154,8 @@ def _patches(
         except UserError as error:
             if not go_on:
                 raise
-            skipped.append((header.path, str(error)))
+            culprit = _culprit(patient, str(error)) or header.path
+            skipped.append((culprit, str(error)))
             continue
         found += [(number, *place) for place in places]
     chosen = _chosen(found, cut, patient.name)
@@ -168,16 +169,19 @@ def _patches(
     ]
 
 
-def _refused(patient: Patient, reason: str) -> Skipped:
-    """Returns what to list where the regions of a patient are refused together."""
+def _culprit(patient: Patient, reason: str) -> Path | None:
+    """Returns the file that a reason begins with."""
     paths = [file.path for file in (*patient.regions, *patient.lungs)]
     paths += [header.path for header in patient.headers]
-    culprit = [path for path in paths if reason.startswith(f"{path}: ")][:1]
-    others = [file.path for file in patient.regions if file.path not in culprit]
+    return next((path for path in paths if reason.startswith(f"{path}: ")), None)
+
+
+def _refused(patient: Patient, reason: str) -> Skipped:
+    """Returns what to list where the regions of a patient are refused together."""
+    culprit = _culprit(patient, reason) or patient.regions[0].path
     why = "left out with the patient's other regions, one of which is refused."
-    return [(path, reason) for path in culprit or others[:1]] + [
-        (path, why) for path in (others if culprit else others[1:])
-    ]
+    others = [file.path for file in patient.regions if file.path != culprit]
+    return [(culprit, reason), *((path, why) for path in others)]
 
 
 def slice_hash(uid: str, salt: str) -> str:

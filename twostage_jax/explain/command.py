@@ -26,6 +26,8 @@ SCHEMA = 1
 Arms = Mapping[str, Sequence[Network]]
 # Strongest patches of a channel; channels on a page.
 PATCHES, CHANNELS_A_PAGE = 4, 8
+# What `measure.measure` needs; pictures can be drawn of one image.
+FEWEST_MEASURED = 4
 
 
 def explain(
@@ -95,7 +97,12 @@ def explain(
     drawn.update(of_saliency)
     texts, notes = words.paragraphs(explained), list(left_out)
     explained["measures"] = None
-    if measured:
+    if measured and len(examples.images) < FEWEST_MEASURED:
+        notes.append(
+            f"The measures: {len(examples.images)} images are too few, they need "
+            f"{FEWEST_MEASURED}."
+        )
+    elif measured:
         explained["measures"] = measure.measure(arms, examples, layers, say)
         drawn.update(measure.draw(explained["measures"]))
         texts += measure.words(explained["measures"])

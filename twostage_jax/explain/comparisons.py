@@ -115,7 +115,10 @@ def similarities(
     layers: Sequence[str],
     notes: list[str],
 ) -> None:
-    """Adds the linear CKA of pairs of networks on images `[N, H, W, C]` in [0, 1]."""
+    """Adds the linear CKA of pairs of networks on images `[N, H, W, C]` in [0, 1].
+
+    Of what all places of a layer pass on, as in `responses`.
+    """
     images = images[:: -(-len(images) // CKA_EXAMPLES)]
     grams: dict[tuple[str, int], dict[str, similarity.Gram | None]] = {}
     for name, by_seed in named.items():
@@ -125,7 +128,7 @@ def similarities(
                 network.variables,
                 networks.scaled(network, images),
                 tuple(layers),
-                _as_it_is,
+                jax.nn.relu,
             )
             grams[name, seed] = {k: similarity.gram(tap) for k, tap in taps.items()}
             notes += [
@@ -141,10 +144,6 @@ def similarities(
                 value = similarity.cka(one, other) if known else None
                 key = ("cka", f"{first} ~ {second}", layer)
                 found.setdefault(key, {})[seed] = value
-
-
-def _as_it_is(tap: jax.Array) -> jax.Array:
-    return tap
 
 
 def pairs(chains: Mapping[str, list[str]]) -> list[tuple[str, str]]:

@@ -19,6 +19,8 @@ from twostage_jax.report.figures import (
     plain,
 )
 
+# Between the intervals of two networks at one place, in places.
+APART = 0.13
 UNTRAINED = {"color": SHARED, "linestyle": "--", "marker": ""}
 PANELS = {
     "edge_selectivity": "Orientation selectivity, edges",
@@ -57,9 +59,7 @@ def _responses(measured: Mapping[str, Any]) -> Figure:
     for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
         by_name = measured["values"].get(name, {})
         layers = measured["layers"]
-        for network in (*measured["chains"], RANDOM):
-            if network in by_name:
-                lines[network] = _line(axes, by_name[network], layers, network)
+        lines |= _lines(axes, by_name, layers, [*measured["chains"], RANDOM])
         _layer_axis(axes, layers)
         axes.set_title(title)
         if name == "texture_modulation":
@@ -81,11 +81,18 @@ def _probe_axis(axes: Axes, by_name: Mapping[str, Any]) -> None:
     entries = [e for entry in by_name.values() for e in entry.values() if "chance" in e]
     chance = entries[0]["chance"]
     axes.axhline(chance, color=SHARED, linewidth=0.5, zorder=0)
-    axes.annotate(
-        "chance", (1, chance), (-1, -2), xycoords=("axes fraction", "data"),
-        textcoords="offset points", ha="right", va="top", color=SHARED, fontsize=7,
-    )  # fmt: skip
+    _name_chance(axes, chance)
     axes.set_ylim(0, 1)
+
+
+def _name_chance(axes: Axes, chance: float) -> None:
+    """Writes 'chance' under its line, or over it where there is no room."""
+    below = chance > 0.1
+    axes.annotate(
+        "chance", (1, chance), (-1, -2 if below else 1.5),
+        xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
+        va="top" if below else "bottom", color=SHARED, fontsize=7,
+    )  # fmt: skip
 
 
 def _similarity(measured: Mapping[str, Any]) -> Figure:
@@ -93,21 +100,17 @@ def _similarity(measured: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     values, chains = measured["values"], measured["chains"]
-    lines = {}
     drift = values.get("drift", {})
     first = next(iter(drift.values()), {})
     layers = [layer for layer in first if layer != ALL_LAYERS]
-    for arm in chains:
-        if arm in drift:
-            lines[arm] = _line(left, drift[arm], layers, arm)
+    lines = _lines(left, drift, layers, list(chains))
     _layer_axis(left, layers)
     left.set_ylim(bottom=0)
     left.set_title("Drift of parameters in the last stage")
     left.set_ylabel("|after − before| / |before|")
-    for arm, chain in chains.items():
-        pair = values.get("cka", {}).get(f"{arm} ~ {chain[-2]}")
-        if pair:
-            lines[arm] = _line(middle, pair, measured["layers"], arm)
+    cka = values.get("cka", {})
+    with_past = {arm: cka.get(f"{arm} ~ {c[-2]}", {}) for arm, c in chains.items()}
+    lines |= _lines(middle, with_past, measured["layers"], list(chains))
     _layer_axis(middle, measured["layers"])
     middle.set_ylim(min(0, middle.get_ylim()[0]), 1.02)
     middle.set_title("CKA with the stage before")
@@ -154,39 +157,48 @@ def _reliance(measured: Mapping[str, Any]) -> Figure:
         groups["high-pass"].insert(1, "mean removed")
     figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
     panels = figure.subplots(1, len(groups), sharey=True)
-    lines = {}
     for axes, (kind, changes) in zip(panels, groups.items(), strict=True):
-        for arm in arms:
-            lines[arm] = _line(axes, accuracy[arm], changes, arm)
+        lines = _lines(axes, accuracy, changes, arms)
         ticks = [plain(change.removeprefix(kind).strip()) for change in changes]
         axes.set_xticks(range(len(changes)), ticks, rotation=45, ha="right")
         axes.set_title(CHANGES[kind])
         chance = 1 / measured["counts"]["classes"]
         axes.axhline(chance, color=SHARED, linewidth=0.5, zorder=0)
-    panels[-1].annotate(
-        "chance", (1, chance), (-1, -2), xycoords=("axes fraction", "data"),
-        textcoords="offset points", ha="right", va="top", color=SHARED, fontsize=7,
-    )  # fmt: skip
+    _name_chance(panels[-1], chance)
     panels[0].set_ylabel("Balanced accuracy")
     panels[0].set_ylim(0, 1)
     _legend(figure, lines)
     return figure
 
 
-def _line(axes: Axes, entries: Mapping[str, Any], places: list[str], network: str):
-    """Draws means along places, with their intervals where there are some."""
-    style: Mapping[str, Any] = UNTRAINED if network == RANDOM else arm_style(network)
+def _lines(
+    axes: Axes, by_name: Mapping[str, Any], places: list[str], names: list[str]
+) -> dict[str, Any]:
+    """Draws means along places, with their intervals side by side where there are some.
 
-    def column(name: str) -> np.ndarray:
-        found = [entries.get(place, {}).get(name) for place in places]
-        return np.array([np.nan if value is None else value for value in found])
+    Args:
+      by_name: Name -> place -> entry.
+      places: Along x.
+      names: What to draw; those without entries are passed over.
+    """
+    lines = {}
+    for i, name in enumerate(names):
+        if name not in by_name:
+            continue
 
-    x, mean = np.arange(len(places)), column("mean")
-    (line,) = axes.plot(x, mean, **style)
-    low, high = column("low"), column("high")
-    if np.isfinite(low).any():
-        axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    return line
+        def column(
+            field: str, entries: Mapping[str, Any] = by_name[name]
+        ) -> np.ndarray:
+            found = [entries.get(place, {}).get(field) for place in places]
+            return np.array([np.nan if value is None else value for value in found])
+
+        mean, low, high = (column(field) for field in ("mean", "low", "high"))
+        style: Mapping[str, Any] = UNTRAINED if name == RANDOM else arm_style(name)
+        apart = APART if np.isfinite(low).any() else 0
+        x = np.arange(len(places)) + apart * (i - (len(names) - 1) / 2)
+        (lines[name],) = axes.plot(x, mean, **style)
+        axes.vlines(x, low, high, color=style["color"], linewidth=0.8, alpha=0.7)
+    return lines
 
 
 def _layer_axis(axes: Axes, layers: list[str]) -> None:

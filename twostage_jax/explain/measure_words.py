@@ -147,16 +147,16 @@ def _reliance(measured: Mapping[str, Any]) -> str:
         )
     pairs = measured["differences"].get("kept", {})
     seen = [
-        f"{' less '.join(map(_label, pair.split(' - ')))} on '{change}' "
-        f"{entry['mean']:+.0%}"
-        for pair, by_change in pairs.items()
-        for change, entry in by_change.items()
+        f"{_label(arms[-1])} less {_label(arm)} on '{change}' "
+        f"{100 * entry['mean']:+.0f} points"
+        for arm in arms[:-1]
+        for change, entry in pairs.get(f"{arms[-1]} - {arm}", {}).items()
         if change in chosen and verdict(entry)
     ]
     told = (
-        f"Differences between arms: {_and(seen, '; ')}."
+        f"Differences that can be seen: {_and(seen, '; ')}."
         if seen
-        else "No difference between the arms can be seen in these."
+        else f"No difference between {_label(arms[-1])} and the others can be seen here."
     )
     return (
         "What predictions rest on: of the accuracy above chance on unchanged images, "

@@ -19,6 +19,10 @@ from twostage_jax.report.load import read_arrays, read_json
 # What `stage.StageRun.folder_name` can be; nothing that leads out of the folder.
 STAGE_FOLDER = re.compile(r"[\w-][\w. -]*-[0-9a-f]{12}")
 PNG_START = b"\x89PNG\r\n\x1a\n"
+LINEAGE = ("stage", "chain", "seed", "fraction", "fold", "settings", "data", "history",
+           "scores", "versions")  # fmt: skip
+TRANSFER = ("path", "action", "rule", "source_shape", "target_shape", "source_norm",
+            "fresh_norm", "norm")  # fmt: skip
 MISTAKES = ("arm", "ids", "groups", "labels", "probabilities", "images")
 
 
@@ -116,14 +120,8 @@ def _stages(study: Study, notes: list[str]) -> dict[str, StageRecord]:
             absent.append(name)
             continue
         try:
-            lineage = read_json(folder / "lineage.json")
-            transfer = folder / "transfer.json"
-            report = read_json(transfer) if transfer.is_file() else None
-            # What is read of it must be there.
-            found[name] = StageRecord(name, lineage, report)
-            assert_lineage(folder, lineage)
+            found[name] = _stage(folder)
         except UserError as error:
-            found.pop(name, None)
             notes.append(f"A stage run is left out: {error}")
     if absent:
         more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
@@ -134,13 +132,22 @@ def _stages(study: Study, notes: list[str]) -> dict[str, StageRecord]:
     return found
 
 
-def assert_lineage(folder: Path, lineage: Any) -> None:
-    """Raises a UserError if a lineage lacks what the report reads."""
-    fields = ("stage", "chain", "seed", "fraction", "fold", "settings", "data",
-              "history", "scores", "versions")  # fmt: skip
-    lacking = [name for name in fields if name not in lineage]
+def _stage(folder: Path) -> StageRecord:
+    """Reads a stage run; raises a UserError if it lacks what the report reads."""
+    lineage, transfer = read_json(folder / "lineage.json"), None
+    _check_fields(folder / "lineage.json", lineage, LINEAGE)
+    if (folder / "transfer.json").is_file():
+        transfer = read_json(folder / "transfer.json")
+        _check_fields(folder / "transfer.json", transfer, ("rows",))
+        for row in transfer["rows"]:
+            _check_fields(folder / "transfer.json", row, TRANSFER)
+    return StageRecord(folder.name, lineage, transfer)
+
+
+def _check_fields(path: Path, found: Any, names: Sequence[str]) -> None:
+    lacking = [n for n in names if not isinstance(found, dict) or n not in found]
     if lacking:
-        raise UserError(f"{folder}/lineage.json: lacks {', '.join(lacking)}.")
+        raise UserError(f"{path}: lacks {', '.join(lacking)}.")
 
 
 def _first(
@@ -191,6 +198,8 @@ def _mistakes(paths: Sequence[Path], study: Study) -> dict[str, Mistakes]:
     shapes = [saved[name].shape for name in ("arm", "ids", "groups")]
     if set(shapes) != {(count,)} or saved["probabilities"].shape != (count, classes):
         raise UserError(f"{path}: its arrays do not fit together.")
+    if count and not 0 <= saved["labels"].min() <= saved["labels"].max() < classes:
+        raise UserError(f"{path}: a label has no class name.")
     found = {}
     for arm in study.arms:
         chosen = saved["arm"].astype(str) == arm

@@ -54,14 +54,14 @@ def turned(one: Difference) -> Difference:
 def verdict(one: Difference, p_value: float | None) -> str:
     """Returns what holds of the first arm.
 
-    'better' or 'worse'; 'leaning' if the interval leaves out zero, but the corrected
-    p-value is not small enough; 'not shown'; 'unknown' without an interval.
+    'better' or 'worse'; 'leaning' if that is lost in the correction of the p-value;
+    'not shown'; 'unknown' without an interval.
     """
     if p_value is None or one.low is None:
         return "unknown"
     if p_value < ALPHA:
         return "better" if one.estimate > 0 else "worse"
-    return "leaning" if one.low > 0 or one.high < 0 else "not shown"
+    return "leaning" if one.p_value < ALPHA else "not shown"
 
 
 def sentence(one: Difference, scores: Scores) -> str:
