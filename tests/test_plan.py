@@ -84,9 +84,7 @@ def test_groups_are_full_where_they_can_be():
     """Targets of all arms go side by side: they wait until every parent is there."""
     config = parsed(**{"study.seeds": (0, 1)})
     sizes = [(group[0].stage, len(group)) for group in grouped(config, 4)]
-    assert sizes == (
-        [("natural", 1)] * 2 + [("texture", 4)] + [("target", 4)] * 2
-    )  # Two naturals fill no more than half of the places: they go one by one.
+    assert sizes == [("natural", 2), ("texture", 4), ("target", 4), ("target", 4)]
 
 
 def test_groups_are_the_same_every_time():
@@ -110,18 +108,20 @@ def test_what_l2_sp_pulls_is_the_same_in_a_group(changes):
 
 
 @pytest.mark.parametrize(
-    ("count", "width", "sizes"),
+    ("backend", "count", "width", "sizes"),
     [
-        (0, 4, []),
-        (4, 4, [4]),
-        (7, 4, [4, 3]),
-        (6, 4, [4, 1, 1]),
-        (3, 8, [1, 1, 1]),
-        (3, 1, [1, 1, 1]),
-        (3, 2, [2, 1]),
+        ("gpu", 0, 4, []),
+        ("gpu", 4, 4, [4]),
+        ("gpu", 7, 4, [4, 3]),
+        ("gpu", 6, 4, [4, 1, 1]),  # Two would leave two accelerators free.
+        ("gpu", 3, 1, [1, 1, 1]),
+        ("cpu", 6, 4, [4, 2]),
+        ("cpu", 5, 4, [4, 1]),
+        ("cpu", 3, 8, [3]),
     ],
 )
-def test_places_are_used_when_more_than_half_are_filled(count, width, sizes):
+def test_places_are_used_where_that_pays(monkeypatch, backend, count, width, sizes):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     runs = list(range(count))
     parts = plan.chunks(runs, width)
     assert [len(part) for part in parts] == sizes
@@ -216,7 +216,6 @@ def test_a_stage_run_says_what_it_is():
             {"study.grid": (("train.eval_every", (7,)), ("train.steps", (50,)))},
             "no common divisor",
         ),
-        ({"study.side_by_side": 3}, "a multiple of the 2 devices"),
         ({"model.name": "caffenet_smal"}, "Did you mean 'caffenet_small'"),
         ({"stages.target.data.source": "fantoms"}, "Did you mean 'phantoms'"),
         ({"stages.target.data.patints": 3}, "Did you mean 'patients'"),
