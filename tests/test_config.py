@@ -87,6 +87,24 @@ def test_integer_passes_for_a_float(raw):
         ("study.fractions", (0.0,), "shares above 0"),
         ("study.fractions", (0.5, 0.5), "one twice"),
         ("study.folds", 1, "0 for one split"),
+        ("study.side_by_side", -1, "give 0"),
+        (
+            "study.grid",
+            (("optim.lerning_rate", (0.1,)),),
+            "Did you mean 'learning_rate'",
+        ),
+        ("study.grid", (("data.window", (1.0,)),), "must begin with one of transfer."),
+        ("study.grid", (("optim", (1.0,)),), "unknown setting"),
+        ("study.grid", (("optim.learning_rate", ("a",)),), "must be of type float"),
+        ("study.grid", (("optim.learning_rate", ()),), "needs values, all unlike"),
+        ("study.grid", (("optim.momentum", (0.9, 0.9)),), "needs values, all unlike"),
+        ("study.grid", (("optim.momentum", (0.9, 1.0)),), "below 1"),
+        ("study.grid", (("optim.momentum", (0.9,)),) * 2, "names a setting twice"),
+        (
+            "study.grid",
+            (("train.steps", (100, 400)), ("optim.warmup_steps", (5, 150))),
+            "below train.steps (100)",
+        ),
     ],
 )
 def test_bad_setting_is_named(raw, path, value, words):
@@ -101,6 +119,16 @@ def test_bad_setting_is_named(raw, path, value, words):
     assert words in str(error.value)
     assert "config." in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_values_of_the_grid_replace_those_of_the_stage(raw):
+    target = configs.parse(raw).stages["target"]
+    place = [("optim.learning_rate", 1), ("transfer.reinitialise", "dense")]
+    changed = configs.with_values(target, place)
+    assert changed.optim.learning_rate == 1.0
+    assert changed.transfer.reinitialise == "dense"
+    assert changed.train == target.train and changed.data == target.data
+    assert target.optim.learning_rate == 0.002
 
 
 def test_target_stage_is_required(raw):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from twostage_jax.ct.phantom import CLASS_NAMES, phantom_slices, write_patient
 from twostage_jax.ct.series import scan
-from twostage_jax.data import annotations, dicom
+from twostage_jax.data import annotation_masks, annotations, dicom
 from twostage_jax.errors import UserError
 
 pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
@@ -122,7 +122,7 @@ def masks_of(folder, names, rois=None):
     """The label masks of all slices of one patient, by z."""
     headers, left_out = scan(folder)
     regions, _, _ = annotations.find(folder, rois, left_out)
-    loads = annotations.labelled(regions, headers, names)
+    loads = annotation_masks.labelled(regions, headers, names)
     return {
         header.position[2]: loads[header.key]()
         for header in headers

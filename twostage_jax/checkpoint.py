@@ -24,14 +24,16 @@ class StateStore:
     """The saved states of one unfinished stage run; the newest two are kept."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens `folder`, which is created when the first state is saved."""
+        """Opens `folder`, which is made if it is missing."""
         self._manager = None
         if runtime.is_main():
+            # Orbax makes none for one of several processes.
+            folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 folder.absolute(),
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=2,
-                    create=True,
+                    create=False,
                     enable_async_checkpointing=False,
                     cleanup_tmp_directories=True,
                     multiprocessing_options=_alone("state"),

@@ -1,5 +1,6 @@
 """Settings that are of the right type but impossible."""
 
+import itertools
 import re
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,7 @@ def _check_study(study: "StudyConfig") -> None:
 
 
 def _check_grid(config: "Config") -> None:
-    """Tries every value of the grid, one at a time."""
+    """Tries every place of the grid."""
     from twostage_jax.config import with_values
 
     path, target = "config.study.grid", config.stages["target"]
@@ -106,8 +107,8 @@ def _check_grid(config: "Config") -> None:
     for setting, values in config.study.grid:
         if not values or len(set(map(repr, values))) != len(values):
             raise UserError(f"{path}: '{setting}' needs values, all unlike.")
-        for value in values:
-            _check_stage(with_values(target, [(setting, value)]), path)
+    for place in itertools.product(*(values for _, values in config.study.grid)):
+        _check_stage(with_values(target, zip(names, place, strict=True)), path)
 
 
 def _positive(values: dict[str, float]) -> None:

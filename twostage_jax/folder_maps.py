@@ -6,7 +6,7 @@ names.
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from twostage_jax import runtime
@@ -14,6 +14,7 @@ from twostage_jax.classify import Classifier, How
 from twostage_jax.ct import files
 from twostage_jax.ct.dicom import patient_hash
 from twostage_jax.ct.series import Series, Skipped, find_series
+from twostage_jax.data import hiding
 from twostage_jax.errors import UserError
 from twostage_jax.series_maps import is_made, make
 
@@ -58,8 +59,8 @@ def map_folder(
             except UserError as error:
                 said = f"refused: {error}"
                 if not show_paths:
-                    paths = (header.path for header in series.headers)
-                    said = f"refused: {without_paths(str(error), root, paths)}"
+                    paths = [header.path for header in series.headers]
+                    said = f"refused: {without_names(str(error), root, paths)}"
             print(f"{number}/{len(found)} {name}: {said}", flush=True)
         _join_reports(out)
     print(f"{done} of {len(found)} series mapped: {out / 'report.csv'}")
@@ -73,8 +74,8 @@ def series_name(series: Series, salt: str) -> str:
     return f"{series.patient or 'patient-unknown'}_series-{digits}"
 
 
-def without_paths(text: str, root: Path, paths: Iterable[Path]) -> str:
-    """Returns a message without paths and file names, which may hold patients' names.
+def without_names(text: str, root: Path, paths: Sequence[Path]) -> str:
+    """Returns a message without paths, file names and UIDs.
 
     Args:
       text: The message, which may begin with one of the paths or its folder.
@@ -84,8 +85,8 @@ def without_paths(text: str, root: Path, paths: Iterable[Path]) -> str:
     for path in sorted(paths, key=lambda path: len(path.name), reverse=True):
         text = text.removeprefix(f"{path}: ").removeprefix(f"{path.parent}: ")
         text = re.sub(rf"(?<!\w){re.escape(path.name)}(?!\w)", "a file", text)
-    text, found, _ = text.partition(str(root))
-    return f"{text}another file" if found else text
+    ((_, plain),) = hiding.hide([(paths[0], text)], [root], salt="")
+    return plain
 
 
 def _map(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
@@ -106,6 +107,6 @@ def _say_skipped(root: Path, skipped: Skipped, show_paths: bool) -> None:
         for path, reason in skipped:
             print(f"left out: {path}: {reason.removeprefix(f'{path}: ')}")
         return
-    reasons = Counter(without_paths(reason, root, [path]) for path, reason in skipped)
+    reasons = Counter(reason for _, reason in hiding.hide(skipped, [root], salt=""))
     for reason, count in reasons.most_common():
         print(f"left out: {count} file{'s' if count > 1 else ''}: {reason}")

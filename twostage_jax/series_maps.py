@@ -95,7 +95,8 @@ def make(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
         written = {"key": key, **about, **names, "note": note}
         runtime.write_json(temporary / "series.json", written)
     seconds = time.monotonic() - began
-    text = f"{len(hu)} slices, {maps.windows} windows in {seconds:.1f} s"
+    slices = f"{len(hu)} slice{'s' if len(hu) > 1 else ''}"
+    text = f"{slices}, {maps.windows} windows in {seconds:.1f} s"
     return "; ".join(filter(None, (text, about["remarks"], note)))
 
 

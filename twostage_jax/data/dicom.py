@@ -20,8 +20,9 @@ from pathlib import Path
 from twostage_jax.ct.dicom import Header, patient_hash
 from twostage_jax.ct.series import Skipped, files_below, scan
 from twostage_jax.data import annotations, class_names, dicom_patches, files
+from twostage_jax.data.cut import Cut, check
 from twostage_jax.data.dataset import Made, Recipe, digest
-from twostage_jax.data.dicom_patches import Cut, Patient
+from twostage_jax.data.dicom_patches import Patient
 from twostage_jax.errors import UserError
 
 VERSION = 1
@@ -89,7 +90,7 @@ def recipe(
         per_patient=per_patient,
         seed=seed,
     )
-    dicom_patches.check(cut)
+    check(cut)
     patients = Patients(root, given, salt, go_on)
     names = class_names.given(root, classes)
     if not names:

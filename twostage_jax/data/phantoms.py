@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 
 from twostage_jax.ct.phantom import CLASS_NAMES, DISEASES, phantom_slices, write_patient
+from twostage_jax.data.cut import Cut, check
 from twostage_jax.data.dataset import Example, Recipe, digest
 from twostage_jax.data.dicom import patient_examples
-from twostage_jax.data.dicom_patches import Cut, check
 from twostage_jax.errors import UserError
 
 # Raised whenever the same settings give other images.

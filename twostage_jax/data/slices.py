@@ -19,8 +19,9 @@ from twostage_jax.ct import patches, rois
 from twostage_jax.ct.dicom import patient_hash, read_slice
 from twostage_jax.ct.pixels import MAX_SIDE
 from twostage_jax.data import files
+from twostage_jax.data.cut import Cut, check
 from twostage_jax.data.dataset import Example, Recipe, digest
-from twostage_jax.data.dicom_patches import Cut, check, slice_hash
+from twostage_jax.data.dicom_patches import slice_hash
 from twostage_jax.errors import UserError
 
 VERSION = 1
