@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,9 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:
         if _disk_full(error):
             _fail("the disk is full. Earlier saves are intact: free space, run again.")
+        if _distributed():
+            traceback.print_exc()
+            os._exit(1)
         raise
 
 
@@ -93,7 +97,9 @@ def set_up_jax() -> None:
         jax.distributed.initialize(given[0], int(given[1]), int(given[2]))
     elif any(given):
         raise UserError(f"set all of {', '.join(names)}, or none.")
-    elif int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        jax.distributed.initialize()
+    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         jax.distributed.initialize()
 
 
@@ -106,7 +112,8 @@ def use_cores() -> None:
     import jax
 
     flags = os.environ.get("XLA_FLAGS", "")
-    if "host_platform_device_count" in flags or jax.distributed.is_initialized():
+    given = "host_platform_device_count" in flags or jax.config.jax_num_cpu_devices > 0
+    if given or jax.distributed.is_initialized():
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     jax.config.update("jax_num_cpu_devices", min(cores, MOST_CORES))
