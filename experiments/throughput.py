@@ -30,7 +30,8 @@ import numpy as np
 from twostage_jax import fit, models, training
 from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
 from twostage_jax.data.dataset import Dataset
-from twostage_jax.data.feed import Feed, feed, order, shard
+from twostage_jax.data.feed import feed, order
+from twostage_jax.placement import Placement
 
 try:
     import torch
@@ -95,10 +96,16 @@ def make_dataset(case: Case, steps: int) -> Dataset:
 
 
 class _NoStore:
-    """Saved states of a run that has none."""
+    """Saved states of a run that has none, and saves none."""
 
-    def restore(self, template: Any) -> None:
-        del template
+    def steps(self) -> list[int]:
+        return []
+
+    def discard_after(self, step: None) -> None:
+        del step
+
+    def restore(self, step: None, template: Any) -> None:
+        del step, template
 
 
 def jax_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
@@ -117,13 +124,23 @@ def jax_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
         label_smoothing=0.0,
         transferred=frozenset(),
     )
-    programs, source = training.compiled(settings), feed(dataset)
+    placement = Placement()
+    programs = training.compiled(settings, placement.axis_name)
+    source = feed(dataset)
     moments = [np.full(case.channels, value, np.float32) for value in (0.5, 0.25)]
-    constants = training.Constants(np.ones(CLASSES, np.float32), *moments)
-    host = jax.tree.map(np.asarray, training.create_state(settings, variables))
-    state = training.replicate(host)
-    items = shard(order(len(dataset), case.batch, (0,), 0, chunk))
-    key = jax.random.key(1)
+    run = fit.Run(
+        name="throughput",
+        state=training.create_state(settings, variables),
+        indices=np.arange(len(dataset)),
+        order_seed=(0,),
+        key=np.asarray(jax.random.key_data(jax.random.key(1))),
+        constants=training.Constants(np.ones(CLASSES, np.float32), *moments),
+        store=_NoStore(),
+    )
+    state = placement.put([run.state])
+    key, constants = placement.put([run.key]), placement.put([run.constants])
+    same = order(len(dataset), case.batch, (0,), 0, chunk)
+    items = placement.arrange(same[None].astype(np.int32))
 
     def step(steps: int) -> None:
         nonlocal state
@@ -132,34 +149,20 @@ def jax_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
         jax.block_until_ready((state, metrics))
 
     def epoch(steps: int) -> None:
-        task = _task(case, programs, source, constants, dataset, steps)
-        fit.fit(task, host, _NoStore(), fit.Watch(lambda *_: None, lambda: False))
+        task = fit.Task(
+            settings=TrainConfig(
+                steps, case.batch, eval_every=steps, save_every=2 * steps, select="last"
+            ),
+            programs=programs,
+            feed=source,
+            placement=placement,
+            runs=[run],
+            score=lambda _: [{"loss": 0.0, "balanced_accuracy": 0.0}],
+        )
+        fit.fit(task, fit.Watch(lambda *_: None, lambda: False))
 
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     return Runner(step, epoch, count)
-
-
-def _task(
-    case: Case,
-    programs: training.Programs,
-    source: Feed,
-    constants: training.Constants,
-    dataset: Dataset,
-    steps: int,
-) -> fit.Task:
-    return fit.Task(
-        name="throughput",
-        settings=TrainConfig(
-            steps, case.batch, eval_every=steps, save_every=10 * steps, select="last"
-        ),
-        programs=programs,
-        feed=source,
-        constants=constants,
-        indices=np.arange(len(dataset)),
-        order_seed=(0,),
-        key=jax.random.key(1),
-        score=lambda _: {"loss": 0.0, "balanced_accuracy": 0.0},
-    )
 
 
 def torch_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:

@@ -97,9 +97,10 @@ def set_up_jax() -> None:
         jax.distributed.initialize(given[0], int(given[1]), int(given[2]))
     elif any(given):
         raise UserError(f"set all of {', '.join(names)}, or none.")
-    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        jax.distributed.initialize()
-    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+    elif (
+        int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    ):  # fmt: skip
         jax.distributed.initialize()
 
 
