@@ -220,10 +220,12 @@ class Reader:
             return {"kind": "crash" if crashed else "too slow", "detail": ""}
         if answer.get("kind") == "compare":
             # SimpleITK comes last: its crashes are not ours.
-            answer = self._line(TIME_LIMIT_S)
-            if answer is None:
+            compared = self._line(TIME_LIMIT_S)
+            if compared is None:
                 self.close()
-                return {"kind": "read otherwise", "detail": "SimpleITK crashed"}
+                detail = "SimpleITK crashed, or took too long"
+                return {**answer, "kind": "read otherwise", "detail": detail}
+            return compared
         return answer
 
     def close(self) -> None:
@@ -251,7 +253,7 @@ def answers() -> None:
         answer["seconds"] = time.monotonic() - began
         answer["peak_mib"] = _peak_mib()
         if hu is not None:
-            print(json.dumps({"kind": "compare"}), flush=True)
+            print(json.dumps({**answer, "kind": "compare"}), flush=True)
             answer |= _compared(hu, path, original)
         print(json.dumps(answer), flush=True)
 
@@ -293,7 +295,7 @@ def _compared(hu: list[np.ndarray], path: Path, original: Path) -> dict:
         if volume.shape != before.shape:
             return {"kind": "read otherwise", "detail": "SimpleITK refuses it"}
         share = np.mean(volume != before)
-        detail = f"SimpleITK refuses it; {share:.2%} of the HU are not as before"
+        detail = f"SimpleITK refuses it; {share:.4%} of the HU are not as before"
         return {"kind": "read otherwise", "detail": detail}
     if other.shape != volume.shape:
         return {"kind": "read otherwise", "detail": f"{other.shape}, {volume.shape}"}

@@ -13,6 +13,9 @@ MedGIFT contours; see `data/dicom.py`. It writes
     skipped.csv    each file that was left out, and why
     preview.png    some patches of each class
 
+With --beam='--runner=DirectRunner', or a runner of a cluster, an Apache Beam pipeline cuts
+the patches (extra 'beam').
+
 Names, ids, UIDs and dates of patients do not get there: only hashes do. A run that was cut
 off goes on where it was. To train on it, set a stage's data to source 'prepared' with the
 folder as its path. Patches are kept in HU: one window, or three as the three channels of
@@ -20,6 +23,7 @@ the network, is the stage's setting `window`.
 """
 
 import collections
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +31,7 @@ from absl import flags
 
 from twostage_jax import cli
 from twostage_jax.ct.series import files_below
-from twostage_jax.data import dicom, hiding, prepared_files
+from twostage_jax.data import beam, dicom, hiding, prepared_files
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.prepare import folder_of, metadata_of, prepare
 from twostage_jax.errors import UserError
@@ -62,6 +66,12 @@ PER_PATIENT = flags.DEFINE_integer(
 SALT = flags.DEFINE_string("salt", "", "Secret mixed into the hashes of identifiers.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the random draws.")
 GO_ON = flags.DEFINE_boolean("go_on", False, "Leave out and list what is refused.")
+BEAM = flags.DEFINE_string(
+    "beam",
+    "",
+    "Options of an Apache Beam pipeline that cuts the patches, such as "
+    "'--runner=DirectRunner'; default: processes of this machine.",
+)
 WORKERS = flags.DEFINE_integer("workers", None, "Processes; default: one a core.")
 SHOW_PATHS = flags.DEFINE_boolean(
     "show_paths", False, "Name the files left out; paths may hold patients' names."
@@ -101,6 +111,8 @@ def main() -> None:
     out = Path(OUT.value).expanduser().absolute()
     if out == Path(SOURCE.value).expanduser().absolute():
         raise UserError("--out is the folder of the slices: give another.")
+    if BEAM.value:
+        beam.run(recipe, out, shlex.split(BEAM.value))
     made = prepare(recipe, out, workers=WORKERS.value)
     metadata = metadata_of(folder_of(recipe, out))
     skipped = list(map(tuple, metadata.get("skipped", ())))

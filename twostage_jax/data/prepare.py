@@ -73,7 +73,7 @@ def prepare(
             # Whoever held the lock before may have made it.
             if not folder.exists():
                 _remove_leftovers(folder.parent)
-                parts = folder.parent / "tasks"
+                parts = tasks_of(recipe, home)
                 made = resume.kept(recipe, parts) if recipe.resumable else recipe
                 _write(made, config, home, workers, progress)
                 if parts.exists():
@@ -85,6 +85,11 @@ def folder_of(recipe: Recipe, data_dir: Path) -> Path:
     """Returns the folder in which `prepare` keeps a recipe's data set."""
     config = f"{recipe.name}-{recipe.key[:16]}"
     return data_dir / "prepared" / config / prepared.VERSION
+
+
+def tasks_of(recipe: Recipe, data_dir: Path) -> Path:
+    """Returns the folder in which finished tasks are kept until the set is complete."""
+    return folder_of(recipe, data_dir).parent / "tasks"
 
 
 def metadata_of(folder: Path) -> dict[str, Any]:
