@@ -48,9 +48,9 @@ def measure(run: Path, dicom: Path, out: Path, stride: int) -> dict[str, np.ndar
 
     Also 'total', and 'count': (windows, side of a window in pixels).
     """
-    from twostage_jax import classify, folder_maps, predict, series_maps, trained
+    from twostage_jax import classify, cli, folder_maps, series_maps, trained
 
-    predict.use_cores()
+    cli.use_cores()
     found = defaultdict(lambda: np.zeros(2))
 
     def timed(name, function):
