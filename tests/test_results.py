@@ -3,6 +3,7 @@
 import pytest
 from test_plan import datasets, parsed
 
+from twostage_jax import config as configs
 from twostage_jax import plan, results, runtime
 from twostage_jax.stage import Materials
 
@@ -42,8 +43,8 @@ def test_grid_is_every_combination_first_setting_slowest():
         }
     )
     names = "optim.learning_rate", "train.label_smoothing"
-    assert plan.grid(config.study) == [
+    assert configs.grid(config.study) == [
         tuple(zip(names, place, strict=True))
         for place in [(0.1, 0.0), (0.1, 0.3), (0.2, 0.0), (0.2, 0.3)]
     ]
-    assert plan.grid(parsed().study) == [()]
+    assert configs.grid(parsed().study) == [()]

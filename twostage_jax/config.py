@@ -6,6 +6,7 @@ an impossible value is a `UserError` that names it.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import typing
@@ -243,8 +244,15 @@ def parse(config: ConfigDict) -> Config:
         arms=_arms(raw["arms"], stages, study.arms),
         study=study,
     )
-    check_values(parsed)
+    check_values(parsed, [with_values(stages[TARGET], place) for place in grid(study)])
     return parsed
+
+
+def grid(study: StudyConfig) -> list[tuple[tuple[str, Any], ...]]:
+    """Returns the places of the tuning grid, each as (setting, value) pairs."""
+    names = [setting for setting, _ in study.grid]
+    values = itertools.product(*(values for _, values in study.grid))
+    return [tuple(zip(names, place, strict=True)) for place in values]
 
 
 def with_values(

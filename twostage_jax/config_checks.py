@@ -1,7 +1,7 @@
 """Settings that are of the right type but impossible."""
 
-import itertools
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from twostage_jax.errors import UserError
@@ -11,14 +11,21 @@ if TYPE_CHECKING:
     from twostage_jax.config import Config, StageConfig, StudyConfig
 
 
-def check_values(config: "Config") -> None:
-    """Raises a UserError that names the first setting with an impossible value."""
+def check_values(config: "Config", tried: Sequence["StageConfig"]) -> None:
+    """Raises a UserError that names the first setting with an impossible value.
+
+    Args:
+      config: All settings.
+      tried: The target stage at each place of the tuning grid.
+    """
     _positive({"config.model.image_size": config.model.image_size})
     _share({"config.model.dropout": config.model.dropout})
     for name, stage in config.stages.items():
         _check_stage(stage, f"config.stages.{name}")
     _check_study(config.study)
-    _check_grid(config)
+    _check_grid(config.study)
+    for stage in tried:
+        _check_stage(stage, "config.study.grid")
 
 
 def _check_stage(stage: "StageConfig", path: str) -> None:
@@ -96,19 +103,13 @@ def _check_study(study: "StudyConfig") -> None:
         )
 
 
-def _check_grid(config: "Config") -> None:
-    """Tries every place of the grid."""
-    from twostage_jax.config import with_values
-
-    path, target = "config.study.grid", config.stages["target"]
-    names = [setting for setting, _ in config.study.grid]
+def _check_grid(study: "StudyConfig") -> None:
+    names = [setting for setting, _ in study.grid]
     if len(set(names)) != len(names):
-        raise UserError(f"{path} names a setting twice.")
-    for setting, values in config.study.grid:
+        raise UserError("config.study.grid names a setting twice.")
+    for setting, values in study.grid:
         if not values or len(set(map(repr, values))) != len(values):
-            raise UserError(f"{path}: '{setting}' needs values, all unlike.")
-    for place in itertools.product(*(values for _, values in config.study.grid)):
-        _check_stage(with_values(target, zip(names, place, strict=True)), path)
+            raise UserError(f"config.study.grid: '{setting}' needs values, all unlike.")
 
 
 def _positive(values: dict[str, float]) -> None:

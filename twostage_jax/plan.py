@@ -1,6 +1,5 @@
 """The tree of stage runs that a study needs, and every check that needs no training."""
 
-import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,9 +12,9 @@ from twostage_jax import transfer as transfers
 from twostage_jax.config import (
     TARGET,
     Config,
-    StudyConfig,
     TrainConfig,
     TransferConfig,
+    grid,
     with_values,
 )
 from twostage_jax.data import sources
@@ -120,13 +119,6 @@ def row(
         for tuned in grid(config.study)
     )
     return Row(arm, seed, fraction, fold, candidates)
-
-
-def grid(study: StudyConfig) -> list[tuple[tuple[str, Any], ...]]:
-    """Returns the places of the tuning grid, each as (setting, value) pairs."""
-    names = [setting for setting, _ in study.grid]
-    values = itertools.product(*(values for _, values in study.grid))
-    return [tuple(zip(names, place, strict=True)) for place in values]
 
 
 def stage_runs(rows: list[Row]) -> list[StageRun]:
