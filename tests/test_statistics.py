@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,6 +154,30 @@ def test_p_value_and_interval_tell_the_same():
             assert excluded == (found.p_value < 0.05)
         outcomes.add(excluded)
     assert outcomes == {True, False}
+
+
+def sampled(estimate, error, resampled):
+    """One seed of eight patients alike, with a jackknife error and given resamples."""
+    pulls = error / np.sqrt(7) * np.resize([1, -1], (8, 1, 1))
+    return SimpleNamespace(
+        sample=np.array([[estimate]]),
+        without=estimate + pulls,
+        resampled=np.asarray(resampled)[:, None],
+        shares=np.full(8, 1 / 8),
+        reason="",
+    )
+
+
+def test_skewed_resamples_give_one_answer_and_not_two():
+    # t of 7 degrees of freedom is 2.36: by the error alone, 2 errors are not enough.
+    above = sampled(0.05, 0.025, 0.01 + 0.04 * -np.log(np.linspace(0.001, 1, 1000)))
+    found, p_value = statistics.difference_interval(above, ALL)
+    assert found.low > 0 and p_value < 0.05
+    # By the error alone 2.6 would be; but more resamples lie beyond zero than that.
+    values = np.random.default_rng(0).normal(0.065, 0.02, 1000)
+    values[:20] = -0.001
+    found, p_value = statistics.difference_interval(sampled(0.065, 0.025, values), ALL)
+    assert found.low < 0 < found.high and p_value > 0.05
 
 
 def test_differences_are_later_minus_earlier_and_corrected():

@@ -152,7 +152,10 @@ def difference_interval(
 
     A percentile interval whose level makes it as wide as a t interval with the
     jackknife variance, were the resamples normal; p is the level at which it just
-    reaches zero. Tails of fewer than `MIN_BEYOND` resamples are taken as normal.
+    reaches zero. Tails of fewer than `MIN_BEYOND` resamples are taken as normal, but
+    for what the farthest tail that can be read says: an interval is never narrower
+    than that of a lower level, and p never larger than that of an interval without
+    zero.
     """
     estimate = float(weights @ sampler.sample.mean(1))
     if sampler.reason:
@@ -170,14 +173,16 @@ def difference_interval(
     error = np.sqrt(variance)
     half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
     tail = stats.norm.cdf(-half / spread)
-    low, high = estimate - half, estimate + half
-    if tail * len(resampled) >= MIN_BEYOND:
-        low, high = np.quantile(resampled, [tail, 1 - tail])
+    farthest = min(MIN_BEYOND / len(resampled), 0.5)
+    read = max(tail, farthest)
+    low, high = np.quantile(resampled, [read, 1 - read])
+    if tail < farthest:
+        low, high = min(low, estimate - half), max(high, estimate + half)
     beyond = min((resampled <= 0).sum(), (resampled >= 0).sum())
-    reach = abs(estimate) / error
-    if beyond >= MIN_BEYOND:
-        share = min(beyond / len(resampled), 0.5)
-        reach = -stats.norm.ppf(share) * spread / error
+    share = np.clip(beyond / len(resampled), farthest, 0.5)
+    reach = -stats.norm.ppf(share) * spread / error
+    if beyond < MIN_BEYOND:
+        reach = max(reach, abs(estimate) / error)
     p_value = float(2 * stats.t.sf(reach, freedom))
     return Interval(estimate, float(low), float(high)), p_value
 
