@@ -28,8 +28,8 @@ def pictures(figure):
 def patches(dead=(False, False), channels=1):
     rng = np.random.default_rng(0)
     shape = (2, 3, 8, 8, channels)
-    values = np.sort(rng.random((2, 3)))[:, ::-1]
-    return Patches(rng.random(shape), rng.normal(size=shape), values, np.array(dead))
+    answered = np.array([[True, True, True], [True, True, False]])
+    return Patches(rng.random(shape), rng.normal(size=shape), answered, np.array(dead))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -51,6 +51,9 @@ def test_strongest_patches_stand_above_their_pictures(channels):
     assert (pixels[10 : half - 10, 10:50] == 0.25).all()
     # What a picture does not see is grey.
     assert (pixels[half + 10 : -10, 10:50] == 0.5).all()
+    # No third image brings channel 9 above 0.
+    pixels = pictures(figure)[2].get_array()
+    assert (pixels[10:50, -50:-10] == 1).all() and (pixels[10:50, 10:50] < 1).any()
 
 
 def test_filters_fill_their_sheet_in_order_and_untrained_ones_are_grey():

@@ -67,7 +67,9 @@ def test_patches_are_what_the_neurons_see():
                 shown.pictures[k, p], kernel[..., channel], rtol=1e-4, atol=1e-6
             )
             largest = taps["conv1"][found["conv1"].images[channel, p], ..., channel]
-            assert shown.values[k, p] == pytest.approx(float(largest.max()), rel=1e-3)
+            value = found["conv1"].values[channel, p]
+            assert value == pytest.approx(float(largest.max()), rel=1e-3)
+            assert shown.answered[k, p] == (value > 0)
     assert inside >= 2
 
 

@@ -86,7 +86,8 @@ def strongest_patches(
 ) -> Figure:
     """Draws each channel's strongest patches and below them what it saw, by arm.
 
-    A picture is grey where it is 0, and scaled by its own largest value.
+    A picture is grey where it is 0, and scaled by its own largest value. Places stay
+    white where fewer images bring the channel above 0.
 
     Args:
       shown: Arm -> what to draw of K channels.
@@ -128,7 +129,9 @@ def _channel(axes: Axes, of_arm: Patches, k: int) -> None:
     pictures = of_arm.pictures[k]
     largest = np.abs(pictures).max((1, 2, 3), keepdims=True)
     largest[largest == 0] = 1
-    rows = [_strip(of_arm.patches[k]), _strip(0.5 + pictures / largest / 2)]
+    strips = [of_arm.patches[k], 0.5 + pictures / largest / 2]
+    empty = ~of_arm.answered[k][:, None, None, None]
+    rows = [_strip(np.where(empty, 1.0, strip)) for strip in strips]
     axes.imshow(np.concatenate(rows), cmap="gray", vmin=0, vmax=1,
                 interpolation="nearest")  # fmt: skip
 
@@ -228,8 +231,9 @@ def saliency_maps(
       failed: What -> the methods that fail it; they are marked (see `MARKS`).
     """
     methods = list(next(iter(maps.values())))
-    left, top, gap = 0.8, 0.55, 0.1
-    cell = (PAGE - left - 0.05) / (len(methods) + 1)
+    # A single row of maps leaves no room for the title below the image.
+    left, top, gap = 0.8, 0.55, 0.1 if len(maps) > 1 else 0.2
+    cell = min((PAGE - left - 0.05) / (len(methods) + 1), 0.9)
     block = len(maps) * cell + gap
     notes = [
         "Below an arm: the probability it gives the class. Darker: matters more. Red: "
@@ -276,7 +280,7 @@ def _image_cell(
     axes = figure.add_axes(_within(box, width, height))
     axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_axis_off()
-    axes.text(1, -0.06, plain(title.replace("_", " "), 20), ha="right", va="top",
+    axes.text(1, -0.035 / cell, plain(title.replace("_", " "), 20), ha="right", va="top",
               transform=axes.transAxes, fontsize=6)  # fmt: skip
 
 

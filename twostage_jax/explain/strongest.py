@@ -44,13 +44,13 @@ class Patches(NamedTuple):
     Attributes:
       patches: `[K, P, s, s, C]` in [0, 1], the parts of the images that neurons see.
       pictures: `[K, P, s, s, C]`, the neurons' pictures.
-      values: `[K, P]` responses.
-      dead: `[K]` bool.
+      answered: `[K, P]` bool: the channel answers to the image at all.
+      dead: `[K]` bool: it answers to none.
     """
 
     patches: np.ndarray
     pictures: np.ndarray
-    values: np.ndarray
+    answered: np.ndarray
     dead: np.ndarray
 
 
@@ -159,7 +159,7 @@ def show(
         shown[arm] = Patches(
             _cut(images[chosen.reshape(-1)], starts, side).reshape(shape),
             _cut(pictures[arm], starts, side).reshape(shape),
-            strongest.values[channels],
+            (strongest.values[channels] > 0) | (layer in UNRECTIFIED),
             strongest.dead[channels],
         )
     return shown
