@@ -48,7 +48,10 @@ def measure(run: Path, dicom: Path, out: Path, stride: int) -> dict[str, np.ndar
 
     Also 'total', and 'count': (windows, side of a window in pixels).
     """
-    from twostage_jax import classify, cli, folder_maps, series_maps, trained
+    from twostage_jax import cli
+    from twostage_jax.mapping import classify, trained
+    from twostage_jax.mapping import folder as folder_maps
+    from twostage_jax.mapping import series as series_maps
 
     cli.use_cores()
     found = defaultdict(lambda: np.zeros(2))

@@ -15,13 +15,15 @@ from chest import (
     write_run,
 )
 
-from twostage_jax import models, series_maps, trained
-from twostage_jax.classify import Classifier, How, classify
+from twostage_jax import models
 from twostage_jax.ct import files
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.series import find_series
 from twostage_jax.errors import UserError
-from twostage_jax.folder_maps import map_folder, without_names
+from twostage_jax.mapping import series as series_maps
+from twostage_jax.mapping import trained
+from twostage_jax.mapping.classify import Classifier, How, classify
+from twostage_jax.mapping.folder import map_folder, without_names
 
 pytest.importorskip("highdicom", reason="highdicom is not installed")
 pytest.importorskip("nibabel", reason="nibabel is not installed")
@@ -115,9 +117,9 @@ def test_more_slices_than_fit_on_the_device_at_once_are_all_mapped(
 ):
     hu, lungs, _ = chest(5)
     whole = classify(hu, lungs, PIXELS, classifier, how())
-    monkeypatch.setattr("twostage_jax.classify.SLAB", 2)
-    monkeypatch.setattr("twostage_jax.classify.BATCH", 7)
-    monkeypatch.setattr("twostage_jax.classify.LEAST_BATCH", 1)
+    monkeypatch.setattr("twostage_jax.mapping.classify.SLAB", 2)
+    monkeypatch.setattr("twostage_jax.mapping.classify.BATCH", 7)
+    monkeypatch.setattr("twostage_jax.mapping.classify.LEAST_BATCH", 1)
     parts = classify(hu, lungs, PIXELS, classifier, how())
     np.testing.assert_array_equal(whole.labels, parts.labels)
     np.testing.assert_array_equal(whole.probabilities, parts.probabilities)

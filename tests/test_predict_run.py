@@ -11,11 +11,12 @@ import pytest
 from chest import Brightness, write_chest, write_run
 from conftest import REPOSITORY
 
-from twostage_jax import models, trained
-from twostage_jax.classify import Classifier, How
+from twostage_jax import models
 from twostage_jax.data.sources import SOURCES
 from twostage_jax.errors import UserError
-from twostage_jax.folder_maps import map_folder
+from twostage_jax.mapping import trained
+from twostage_jax.mapping.classify import Classifier, How
+from twostage_jax.mapping.folder import map_folder
 
 
 @pytest.fixture

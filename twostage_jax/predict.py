@@ -22,12 +22,13 @@ from pathlib import Path
 
 from absl import flags
 
-from twostage_jax import cli, trained
-from twostage_jax.classify import Classifier, How
+from twostage_jax import cli
 from twostage_jax.ct import files
 from twostage_jax.ct.palette import NOTICE
 from twostage_jax.errors import UserError
-from twostage_jax.folder_maps import map_folder
+from twostage_jax.mapping import trained
+from twostage_jax.mapping.classify import Classifier, How
+from twostage_jax.mapping.folder import map_folder
 
 RUN = flags.DEFINE_string("run", None, "A study's workdir, or a stage run's folder.")
 ARM = flags.DEFINE_string("arm", "", "Arm of the study; default: two_stage.")

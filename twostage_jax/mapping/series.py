@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from twostage_jax import runtime
-from twostage_jax.classify import Classifier, How, Maps, classify
 from twostage_jax.ct import files, overlay, volumes
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.palette import NOTICE, printable
@@ -21,7 +20,8 @@ from twostage_jax.ct.segmentation import write_segmentation
 from twostage_jax.ct.series import Series, read_volume
 from twostage_jax.data.dataset import digest
 from twostage_jax.errors import UserError
-from twostage_jax.trained import Trained
+from twostage_jax.mapping.classify import Classifier, How, Maps, classify
+from twostage_jax.mapping.trained import Trained
 
 # Raised when the same model and settings give other files.
 VERSION = 1

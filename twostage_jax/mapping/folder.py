@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from twostage_jax import runtime
-from twostage_jax.classify import Classifier, How
 from twostage_jax.ct import files
 from twostage_jax.ct.dicom import patient_hash
 from twostage_jax.ct.series import Series, Skipped, find_series
 from twostage_jax.data import hiding
 from twostage_jax.errors import UserError
-from twostage_jax.series_maps import is_made, make
+from twostage_jax.mapping.classify import Classifier, How
+from twostage_jax.mapping.series import is_made, make
 
 
 def map_folder(

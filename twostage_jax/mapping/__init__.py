@@ -1,0 +1,1 @@
+"""Disease maps of CT series: a finished stage run, applied to windows of slices."""
