@@ -123,6 +123,33 @@ def test_at_which_sizes_the_difference_holds(tmp_path):
     assert found.size_study.n == (400.0, 800.0, 1600.0)
 
 
+def test_an_area_that_is_not_shown_to_differ_is_not_told_as_a_gain(tmp_path):
+    chances = {"scratch": 0.8, "natural": 0.8, "two_stage": 0.8}
+    paragraphs, found = told(tmp_path, chances, fractions=(1.0, 0.5))
+    sizes, area = paragraphs[-2:]
+    assert "Holm-corrected over 2 arms" in area
+    assert "No difference over all sizes is shown." in area
+    gains = found.size_study.area_gains
+    corrected = findings.holm([p_value for _, p_value in gains.values()])
+    assert f"p = {dict(zip(gains, corrected, strict=True))['two_stage']:.3f}" in area
+    assert "those for validation, the same at every size, are not counted" in sizes
+
+
+def test_what_the_intervals_do_not_know_is_said(tmp_path):
+    folder = write_study(tmp_path, {"scratch": 0.7, "two_stage": 0.9}, folds=2)
+    study = load.load([folder])
+    basis = findings.summary(study, analysis.analyse(study, 500))[1]
+    assert "in 2 folds, and 1,600 target training patches" in basis
+    assert "over test patients and seeds; they know nothing of other training" in basis
+    records = {
+        place: dataclasses.replace(record, n_train=1500 + 100 * place.fold)
+        for place, record in study.records.items()
+    }
+    study = dataclasses.replace(study, records=records)
+    basis = findings.summary(study, analysis.analyse(study, 500))[1]
+    assert "and on average 1,550 target training patches" in basis
+
+
 def test_a_difference_lost_in_the_correction_says_so(tmp_path):
     _, found = told(tmp_path, {"scratch": 0.8, "natural": 0.8, "two_stage": 0.8})
     one = Difference(

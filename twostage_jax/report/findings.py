@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from twostage_jax.report.analysis import METRIC, Analysis, Scores, Size
 from twostage_jax.report.formats import minus, p_text, show
 from twostage_jax.report.joining import Study
-from twostage_jax.size_study import describe_size
+from twostage_jax.size_study import SizeStudy, describe_size
 from twostage_jax.statistics import LEVEL, Difference, Interval, holm
 
 ALPHA = round(1 - LEVEL, 9)
@@ -175,8 +175,8 @@ def by_size(analysis: Analysis) -> str:
         if key in sizes
     ]
     return (
-        "By number of target training patches (tests Holm-corrected over sizes and "
-        f"arms): "
+        "By number of target training patches (those for validation, the same at every "
+        "size, are not counted; tests Holm-corrected over sizes and arms): "
         f"{'; '.join(parts)}."
     )
 
@@ -188,15 +188,19 @@ def over_sizes(analysis: Analysis) -> str:
         return ""
     seeds = set.intersection(*(set(s.scores.seeds) for s in analysis.sizes))
     champion, baseline = show("arm", arm), show("arm", analysis.baseline)
-    gain, p_value = study.area_gains[arm]
+    gain, p_value = study.area_gains[arm][0], area_p_values(study)[arm]
     more = "more" if gain.estimate >= 0 else "less"
     sure = "no interval" if gain.low is None else ends(gain)
     p = "" if p_value is None else f", p {_equals(p_value)}"
+    if p and len(study.area_gains) > 1:
+        p += f", Holm-corrected over {len(study.area_gains)} arms"
     text = (
         f"Over all sizes (area under the size curve) {champion} scores "
         f"{points(gain)} {more} than {baseline} ({sure}{p}"
         f"{', one seed' if len(seeds) == 1 else ''})."
     )
+    if p_value is not None and p_value >= ALPHA and len(seeds) > 1:
+        text += " No difference over all sizes is shown."
     smallest = study.matches[arm][0]
     needed, low, high = (
         None if x is None else describe_size(x, study.n)
@@ -207,6 +211,12 @@ def over_sizes(analysis: Analysis) -> str:
         f"{text} To match {champion} trained on {smallest.n:,.0f} patches, {baseline} "
         f"needs {needed} patches{sure}."
     )
+
+
+def area_p_values(study: SizeStudy) -> dict[str, float | None]:
+    """Returns arm -> p-value of its area gained, Holm-corrected over the arms."""
+    corrected = holm([p_value for _, p_value in study.area_gains.values()])
+    return dict(zip(study.area_gains, corrected, strict=True))
 
 
 def ends(interval: Interval | Difference) -> str:
@@ -228,12 +238,19 @@ def _basis(study: Study, analysis: Analysis) -> str:
     """Returns what the answer rests on."""
     full = analysis.full
     seeds = len(full.scores.seeds)
+    sizes = {r.n_train for p, r in study.records.items() if p.fraction == full.fraction}
     parts = [
         f"This rests on {seeds} seed{'s' if seeds > 1 else ''}, {_tested(full.scores)}"
         f"{f' in {len(study.folds)} folds' if len(study.folds) > 1 else ''}, and "
-        f"{full.n:,.0f} target training patches"
+        f"{'on average ' if len(sizes) > 1 else ''}{full.n:,.0f} target training patches"
         f"{'' if full.groups is None else f' of {full.groups:,.0f} patients'}."
     ]
+    if any(one.low is not None for one in full.scores.intervals[METRIC].values()):
+        unit = "patches" if full.scores.groups is None else "patients"
+        parts.append(
+            f"The intervals are over test {unit}{' and seeds' if seeds > 1 else ''}; "
+            f"they know nothing of other training {unit}."
+        )
     if full.scores.groups is None:
         parts.append(
             "The data names no patients: patches are taken as independent, so the "

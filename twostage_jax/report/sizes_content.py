@@ -31,7 +31,8 @@ def sizes(analysis: Analysis) -> Table:
             for size in analysis.sizes
         ],
         "Fractions are nested and the same examples for every arm; the test set is the "
-        f"same at every size. {how(analysis.full.scores)}",
+        "same at every size, and so is the validation set, whose patches are not "
+        f"counted. {how(analysis.full.scores)}",
     )
 
 
@@ -61,6 +62,7 @@ def size_pairs(analysis: Analysis) -> Table:
 def areas(analysis: Analysis) -> Table:
     """Returns the area under the size curve of each arm."""
     found, base = analysis.size_study, analysis.baseline
+    corrected = findings.area_p_values(found)
     return Table(
         "areas",
         "Area under the size curve: mean balanced accuracy in per cent over the "
@@ -70,9 +72,15 @@ def areas(analysis: Analysis) -> Table:
             Column("area", "score"),
             Column(f"difference from {show('arm', base)}, points", "points"),
             Column("p", "p"),
+            Column("p (Holm)", "p"),
         ],
         [
-            [arm, area, *(found.area_gains.get(arm) or (None, None))]
+            [
+                arm,
+                area,
+                *(found.area_gains.get(arm) or (None, None)),
+                corrected.get(arm),
+            ]
             for arm, area in found.areas.items()
         ],
     )
