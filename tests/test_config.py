@@ -30,6 +30,25 @@ def test_every_config_of_the_project_parses(name):
     assert all(chain[-1] == "target" for chain in parsed.arms.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("two_stage.py", "study"),
+        ("two_stage.py", "smoke"),
+        ("folders.py", "texture_only"),
+        ("../experiments/covid.py", "DATA"),
+        ("../experiments/covid.py", "DATA,texture_only"),
+    ],
+)
+def test_every_variant_parses_under_a_name_of_its_own(name, variant):
+    """A workdir belongs to one name."""
+    parsed = configs.parse(config_file(name, variant))
+    plain = [] if "covid" in name else [config_file(name).name]
+    assert parsed.name not in plain
+    how = {stage.data.normalise for stage in parsed.stages.values()}
+    assert how == ({"patch"} if "texture_only" in variant else {"fixed"})
+
+
 def test_default_config_lists_every_setting(raw):
     target = raw.stages.target.to_dict()
     for block, cls in (
