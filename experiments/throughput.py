@@ -31,7 +31,7 @@ from twostage_jax import fit, models, training
 from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.feed import feed, order
-from twostage_jax.placement import Placement
+from twostage_jax.placement import alone
 
 try:
     import torch
@@ -124,9 +124,9 @@ def jax_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
         label_smoothing=0.0,
         transferred=frozenset(),
     )
-    placement = Placement()
+    placement = alone()
     programs = training.compiled(settings, placement.axis_name)
-    source = feed(dataset)
+    source = feed(dataset, placement.devices)
     moments = [np.full(case.channels, value, np.float32) for value in (0.5, 0.25)]
     run = fit.Run(
         name="throughput",
