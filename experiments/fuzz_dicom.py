@@ -387,9 +387,9 @@ def page(outcomes: list[Outcome], files: int, seconds: float, command: str) -> s
     peak = max(o.peak_mib for o in outcomes)
     lines += [
         "",
-        f"The slowest took {slowest:.2f} s on a machine with other work to do; the reading process "
-        f"never held more than {peak:.0f} MiB while it read, of which about 100 are the "
-        f"program. {seconds:.0f} s in all.",
+        f"The slowest took {slowest:.2f} s on a machine with other work to do; the "
+        f"reading process never held more than {peak:.0f} MiB while it read, of which "
+        f"about 100 are the program. {seconds:.0f} s in all.",
         "",
         "The commonest reasons of refusal:",
         "",

@@ -31,8 +31,7 @@ the headers of all files, once, in one process.
 |---|---|--:|--:|--:|--:|
 {rows}
 
-{search:.2f} ms a file for searching. The memory does not grow with the slices of a patient:
-a worker holds one slice at a time, and the patches.
+{search:.2f} ms a file for searching.
 """
 
 

@@ -17,7 +17,7 @@ from ct_files import SERIES, write_ct
 from PIL import Image
 
 from twostage_jax.config import DataConfig, ModelConfig
-from twostage_jax.data import dicom, prepared_folder, resume, sources
+from twostage_jax.data import augment, dicom, prepared_folder, resume, sources
 from twostage_jax.data.dataset import Example, Made, Recipe
 from twostage_jax.data.prepare import prepare
 from twostage_jax.errors import UserError
@@ -188,6 +188,20 @@ def test_training_reads_the_prepared_folder(archive):
     assert description["fingerprint"] == data.fingerprint
     with pytest.raises(UserError, match="--patch=16"):
         sources.load(config, ModelConfig(image_size=16), out)
+
+
+def test_three_windows_become_three_channels(archive):
+    _, out, _ = archive
+    data = prepare(prepared_folder.recipe(path=str(out)), out)
+    windows = (-600.0, 1500.0, -300.0, 2000.0, 40.0, 400.0)
+    shown = np.asarray(augment.to_unit(data.images[:2], windows, 3))
+    assert shown.shape == (2, 8, 8, 3)
+    for channel in range(3):
+        centre, width = windows[2 * channel : 2 * channel + 2]
+        expected = (data.images[:2, ..., 0] - (centre - width / 2)) / width
+        np.testing.assert_allclose(
+            shown[..., channel], np.clip(expected, 0, 1), atol=1e-6
+        )
 
 
 def test_source_dicom_with_the_same_settings_is_the_same_set(archive, tmp_path):

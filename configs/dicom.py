@@ -1,0 +1,42 @@
+"""Two-stage feature transfer to your own CT: embedded images and textures > DICOM patches.
+
+    python -m twostage_jax.prepare --source=DICOM --rois=ROIS --out=PATCHES --salt=SECRET
+    python -m twostage_jax.main --config=configs/dicom.py \\
+        --config.stages.target.data.path=PATCHES
+
+The settings of `two_stage.py` with the patches that the first command cut, 32 pixels or
+more. For three windows as three channels (lung, wide, mediastinal):
+
+    --config.model.channels=3 \\
+    --config.stages.target.data.window='(-600.,1500.,-300.,2000.,40.,400.)'
+"""
+
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the settings of `two_stage.py` with a prepared target."""
+    config = _two_stage()
+    config.name = "dicom"
+
+    target = config.stages.target.data = ConfigDict()
+    target.source = "prepared"
+    target.path = ""  # the folder that prepare was given as --out
+    target.validation = 0.2  # share of the training groups that selection looks at
+    target.test = 0.25  # share of the groups held out
+    target.normalise = "fixed"  # fixed, dataset, or patch (structure only)
+    target.window = (-600.0, 1500.0)  # (centre, width) in HU; three pairs: 3 channels
+
+    config.study.seeds = (0, 1, 2)
+    return config
+
+
+def _two_stage() -> ConfigDict:
+    path = Path(__file__).with_name("two_stage.py")
+    spec = importlib.util.spec_from_file_location("two_stage", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
