@@ -310,6 +310,26 @@ def test_patches_to_match_by_hand():
     ]
 
 
+def test_the_interval_of_a_matching_size_is_widened_for_few_patients():
+    # At the smaller size the arm scores 0.5 to 0.6, which 'scratch' reaches at 10 to 100.
+    share = np.linspace(0, 1, 2000)
+    curves = np.tile([0.5, 0.6, 0.55, 0.6], (2000, 1))
+    curves[:, 2] += 0.1 * (share - 0.5)
+    sampler = SimpleNamespace(
+        sample=curves[[1000]].T,
+        resampled=curves,
+        shares=np.full(8, 1 / 8),
+        reason="",
+    )
+    (found, _) = size_study.matches(sampler, [10, 100], 0, 1)
+    assert found.value == pytest.approx(10**1.5, rel=0.01)
+    # The percentiles that reach as far as a t interval of eight patients does.
+    tail = stats.norm.sf(np.sqrt(8 / 7) * stats.t.ppf(0.975, 7))
+    expected = (10 ** (1 + tail), 10 ** (2 - tail))
+    assert (found.low, found.high) == pytest.approx(expected, rel=0.005)
+    assert tail < 0.006 and found.low < 10**1.02
+
+
 def test_a_curve_that_falls_is_made_monotone_first():
     curves = np.random.default_rng(0).random((20, 6))
     expected = [isotonic_regression(curve) for curve in curves]

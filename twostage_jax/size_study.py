@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy import stats
 
 from twostage_jax.errors import UserError
 from twostage_jax.metrics import Predictions
@@ -17,6 +18,7 @@ from twostage_jax.statistics import (
     LEVEL,
     Interval,
     difference_interval,
+    patients_of_contrast,
     score_interval,
 )
 
@@ -163,8 +165,10 @@ def describe_size(value: float, n: Sequence[float]) -> str:
 def matches(sampler: Resampler, n: Sequence[float], base: int, arm: int) -> list[Match]:
     """Returns what arm `base` needs to match arm `arm` at each size.
 
-    The intervals are plain percentile intervals: the number is no smooth function of
-    the scores.
+    The number is no smooth function of the scores, so the intervals are percentile
+    intervals. Their level is that which would make the percentile interval of a mean
+    over so many patients as wide as its t interval (Hesterberg 2015, "expanded
+    percentile"): plain ones cover far too little with few patients.
 
     Args:
       sampler: Of scores whose arms are (arm, size), sizes fastest.
@@ -185,7 +189,9 @@ def matches(sampler: Resampler, n: Sequence[float], base: int, arm: int) -> list
     resampled = patches_to_match(
         curve(sampler.resampled, base), curve(sampler.resampled, arm), n
     )
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    patients, freedom = len(sampler.shares), patients_of_contrast(sampler) - 1
+    reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(patients / (patients - 1))
+    tails = stats.norm.cdf([-reach, reach])
     # A quantile that is one of the values: between a number and infinity is neither.
     low, high = np.quantile(resampled, tails, axis=0, method="inverted_cdf")
     return [

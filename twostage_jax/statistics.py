@@ -160,11 +160,7 @@ def difference_interval(
     estimate = float(weights @ sampler.sample.mean(1))
     if sampler.reason:
         return Interval(estimate, None, None, sampler.reason), None
-    # What patients have in common cancels in a difference. What is left is partly
-    # chance in single patches, which large patients even out: they weigh less than
-    # their size says. Half-way is what the simulation bears out.
-    effective = (max(1 / (sampler.shares**2).sum(), 2.0) + len(sampler.shares)) / 2
-    variance, freedom = _variance(sampler, weights, effective)
+    variance, freedom = _variance(sampler, weights, patients_of_contrast(sampler))
     resampled = sampler.resampled @ weights
     spread = resampled.std()
     if not variance or not spread:
@@ -185,6 +181,16 @@ def difference_interval(
         reach = max(reach, abs(estimate) / error)
     p_value = float(2 * stats.t.sf(reach, freedom))
     return Interval(estimate, float(low), float(high)), p_value
+
+
+def patients_of_contrast(sampler: Resampler) -> float:
+    """Returns how many patients of equal size tell as much of a difference of arms.
+
+    What patients have in common cancels in a difference. What is left is partly chance
+    in single patches, which large patients even out: they weigh less than their size
+    says. Half-way is what the simulation bears out.
+    """
+    return (max(1 / (sampler.shares**2).sum(), 2.0) + len(sampler.shares)) / 2
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
