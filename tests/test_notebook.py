@@ -79,7 +79,7 @@ def test_notebook_runs_from_end_to_end(notebook, tmp_path, monkeypatch, user_cac
         )
         assert count == 1, name
     client = nbclient.NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(PATH.parent)}}
+        notebook, timeout=900, resources={"metadata": {"path": str(PATH.parent)}}
     )
     client.execute()
     assert "1 x cpu (cpu)" in printed(cell(notebook, "devices"))
