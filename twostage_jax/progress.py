@@ -1,12 +1,16 @@
 """What a run shows while it works: bars for people, event files for TensorBoard."""
 
 import contextlib
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from twostage_jax import runtime
@@ -51,19 +55,20 @@ class Progress:
         shown: dict[str, str] = {}
         with contextlib.ExitStack() as stack:
             events = [
-                stack.enter_context(
-                    contextlib.closing(SummaryWriter(str(f / "events")))
-                )
+                stack.enter_context(contextlib.closing(_Events(f / "events")))
                 for f in folders
             ]
 
             def step(place: int, number: int, metrics: dict[str, float]) -> None:
                 for metric, value in metrics.items():
                     if metric != "step":
-                        events[place].add_scalar(_tag(metric), value, number)
+                        events[place].add(_tag(metric), value, number)
+                scored = "validation_balanced_accuracy" in metrics
+                if scored:
+                    events[place].flush()
                 if place:
                     return
-                if "validation_balanced_accuracy" in metrics:
+                if scored:
                     score = metrics["validation_balanced_accuracy"]
                     shown["validation"] = f"{score:.3f}"
                 shown["loss"] = f"{metrics['loss']:.3f}"
@@ -73,6 +78,33 @@ class Progress:
             with bar:
                 yield Watch(step, self.stop)
         self.done += len(runs)
+
+
+class _Events:
+    """An event file, written by the caller itself.
+
+    tensorboardX's own writer leaves that to a thread. Where the disk is full the thread
+    dies, and whoever adds an event waits for it for ever.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{os.getpid()}"
+        self._file = RecordWriter(str(folder / name))
+        self._write(file_version="brain.Event:2")
+
+    def add(self, tag: str, value: float, step: int) -> None:
+        self._write(step=step, summary=scalar(tag, value))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, **fields: Any) -> None:
+        event = Event(wall_time=time.time(), **fields)
+        self._file.write(event.SerializeToString())
 
 
 def _tag(metric: str) -> str:
