@@ -100,11 +100,12 @@ def test_sigterm_saves_and_the_next_run_ends_the_same(finished, environment, tmp
     assert process.returncode == 128 + signal.SIGTERM
     assert "Run the same command again" in errors
     assert run(environment, f"--workdir={tmp_path}").returncode == 0
-    for path in whole.glob("predictions/*.npz"):
-        one = np.load(path)["ids"]
-        np.testing.assert_array_equal(
-            one, np.load(tmp_path / path.relative_to(whole))["ids"]
-        )
+    results = [json.loads((w / "results.json").read_text()) for w in (whole, tmp_path)]
+    assert results[0]["rows"] == results[1]["rows"]
+    for row in results[0]["rows"]:
+        one, other = (np.load(w / row["predictions"]) for w in (whole, tmp_path))
+        assert one["probabilities"].tobytes() == other["probabilities"].tobytes()
+        np.testing.assert_array_equal(one["ids"], other["ids"])
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,10 @@ def _host_loop(one_step: Callable) -> Callable:
         for i in range(jax.tree.leaves(items)[0].shape[2]):
             item = jax.tree.map(lambda array, i=i: array[:, :, i], items)
             state, step_metrics = one_step(state, data, item, key, constants)
+            if jax.process_count() > 1:
+                # Two programs under way that wait for other processes, as this step and
+                # a look at the stop flag, can wait for ever on a processor's threads.
+                jax.block_until_ready(state)
             metrics.append(step_metrics)
         return state, metrics
 
