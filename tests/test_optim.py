@@ -92,6 +92,21 @@ def test_head_alone_moves_during_head_steps(name):
     assert (three["conv1"]["kernel"] != 2).all()
 
 
+def test_adam_starts_afresh_after_head_steps():
+    """Of a constant gradient every step has the size of the learning rate."""
+    settings = OptimConfig(
+        name="adamw",
+        learning_rate=0.1,
+        weight_decay=0.0,
+        schedule="constant",
+        head_steps=50,
+    )
+    after = [run(settings, steps=steps, total=100) for steps in (50, 51, 54)]
+    first, second, third = (one["conv1"]["kernel"] for one in after)
+    np.testing.assert_allclose(first - second, 0.1, rtol=1e-4)
+    np.testing.assert_allclose(second - third, 0.3, rtol=1e-4)
+
+
 def test_momentum_starts_empty_after_head_steps():
     settings = OptimConfig(
         learning_rate=0.1,

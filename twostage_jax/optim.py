@@ -61,7 +61,7 @@ def optimiser(
     pull = pull_to_start(optim.l2_sp, lambda p: _map(pulls, p))
     decay = optax.add_decayed_weights(optim.weight_decay, lambda p: _map(decays, p))
     hold = hold_still(optim)
-    adam = [optax.scale_by_adam()] if optim.name == "adamw" else []
+    adam = [_adam(optim.head_steps)] if optim.name == "adamw" else []
     momentum = [optax.trace(decay=optim.momentum)] if optim.name == "sgd" else []
     clip = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
     return optax.chain(
@@ -76,6 +76,25 @@ def optimiser(
         *momentum,
         optax.scale_by_learning_rate(schedule(optim, steps)),
         scale_by_layer(optim.lr_factors),
+    )
+
+
+def _adam(head_steps: int) -> optax.GradientTransformation:
+    """Adam, whose moments of all but the head start when the head has had its steps.
+
+    Moments of zeros, corrected for a bias that they no longer have, would make the first
+    steps of the transferred layers several times too large.
+    """
+    if not head_steps:
+        return optax.scale_by_adam()
+    late = optax.conditionally_transform(
+        optax.scale_by_adam(), lambda step: step >= head_steps
+    )
+    return optax.chain(
+        optax.masked(
+            optax.scale_by_adam(), lambda p: _map(lambda path, _: is_head(path), p)
+        ),
+        optax.masked(late, lambda p: _map(lambda path, _: not is_head(path), p)),
     )
 
 
