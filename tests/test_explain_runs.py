@@ -106,6 +106,40 @@ def test_networks_come_by_arm_and_seed_with_what_they_came_from(made):
     assert list(runs.load_arms(workdir, ["natural"])) == ["natural"]
 
 
+def test_fold_and_fraction_that_were_taken_are_said(made, tmp_path):
+    workdir, _ = made
+    lines = runs.chosen_runs(workdir)
+    assert lines == [
+        "The networks are those trained on 100% of the training data, the most of 2 "
+        "fractions, in fold 0 of 2 folds (0, 1).",
+        "Arm 'natural' has no finished run of that kind for seed 1.",
+    ]
+    assert len(runs.chosen_runs(workdir, ["scratch"])) == 1
+    row = {"arm": "scratch", "seed": 0, "fraction": 0.5, "fold": 0}
+    rows = [{**row, "stage_runs": ["target-s0"]}]
+    results = {"config": {"arms": ARMS}, "rows": rows}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert runs.chosen_runs(tmp_path) == [
+        "The networks are those trained on 50% of the training data."
+    ]
+
+
+def test_test_images_are_those_of_the_fold_of_the_networks(made, monkeypatch, tmp_path):
+    """Fold 1 comes first in the rows and has other test images."""
+    for name, ids in (("target-0", [0, 1]), ("target-1", [2, 3])):
+        write_stage(tmp_path / "stages" / name, 0)
+        ids = np.array([f"id{i:02d}" for i in ids])
+        np.savez(tmp_path / "stages" / name / "predictions.npz", ids=ids)
+    row = {"arm": "scratch", "seed": 0, "fraction": 1.0}
+    rows = [{**row, "fold": f, "stage_runs": [f"target-{f}"]} for f in (1, 0)]
+    results = {"config": {"arms": ARMS}, "rows": rows}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    monkeypatch.setattr(runs.sources, "load", lambda *_: target_data())
+    assert list(runs.test_examples(tmp_path, tmp_path)[0].ids) == ["id00", "id01"]
+    (network,) = runs.load_arms(tmp_path)["scratch"]
+    assert (network.source, network.path) == ("dicom", "anywhere")
+
+
 def test_arms_that_are_not_there_are_named(made, tmp_path):
     workdir, _ = made
     with pytest.raises(UserError, match="no such arm. Did you mean 'natural'"):

@@ -104,6 +104,20 @@ def test_textures_of_a_folder_are_taken_evenly(tmp_path):
         stimuli.folder_textures(str(tmp_path / "none"), 16)
 
 
+def test_textures_that_a_stage_was_trained_on_are_recognised(tmp_path, monkeypatch):
+    empty = np.zeros((0, 16, 16, 1), np.float32), np.zeros(0, int), None, ()
+    embedded = stimuli.Textures(*empty)
+    assert stimuli.trained_on(embedded, "textures", "")
+    assert not stimuli.trained_on(embedded, "folder", str(tmp_path))
+    folder = stimuli.Textures(*empty, path=str(tmp_path / "kth"))
+    monkeypatch.chdir(tmp_path)
+    assert stimuli.trained_on(folder, "folder", "kth")
+    assert stimuli.trained_on(folder, "folder", str(tmp_path / "kth" / "train"))
+    assert stimuli.trained_on(folder, "folder", str(tmp_path / "x" / ".."))
+    for source, path in (("textures", ""), ("folder", str(tmp_path / "kth2"))):
+        assert not stimuli.trained_on(folder, source, path)
+
+
 def test_probe_gratings_are_balanced_over_frequencies():
     images, labels, groups = stimuli.oriented(32, repeats=2)
     assert images.shape[1:] == (32, 32, 1) and images.min() >= 0 and images.max() <= 1

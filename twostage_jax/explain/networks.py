@@ -34,6 +34,8 @@ class Network(NamedTuple):
       window: (centre, width) pairs in HU, flattened; see `data.augment.to_unit`.
       parent: The network of the stage before, or None if it started from random
         parameters.
+      source, path: Where the images of its stage come from; see `data.sources`. The
+        path is empty where the source has none.
     """
 
     arm: str
@@ -49,6 +51,8 @@ class Network(NamedTuple):
     deviation: np.ndarray
     window: tuple[float, ...]
     parent: "Network | None"
+    source: str = ""
+    path: str = ""
 
 
 class Examples(NamedTuple):

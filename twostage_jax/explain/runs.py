@@ -22,7 +22,8 @@ MOST_EXAMPLES = 1024
 def load_arms(workdir: Path, arms: Sequence[str] = ()) -> dict[str, list[Network]]:
     """Returns the networks that the arms end with, one a seed, in order of seed.
 
-    Those trained on all training data, of the first fold.
+    Those of the largest fraction of the training data, and of its first fold; see
+    `chosen_runs`.
 
     Args:
       workdir: Of a study.
@@ -50,6 +51,43 @@ def load_arms(workdir: Path, arms: Sequence[str] = ()) -> dict[str, list[Network
             names = [Path(name).name for name in row["stage_runs"]]
             found[row["arm"]].append(_chain(workdir, row["arm"], names, loaded))
     return {arm: networks for arm, networks in found.items() if networks}
+
+
+def chosen_runs(workdir: Path, arms: Sequence[str] = ()) -> list[str]:
+    """Returns lines on the fold and fraction that `load_arms` takes, and who lacks them.
+
+    Folds are never mixed: the networks of one were trained on test patients of another.
+
+    Args:
+      workdir: Of a study.
+      arms: As for `load_arms`.
+    """
+    known, rows = _rows(workdir)
+    results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+    folds, fractions = (
+        sorted({row[name] for row in results["rows"]}) for name in ("fold", "fraction")
+    )
+    share, fold = rows[0]["fraction"], rows[0]["fold"]
+    text = f"The networks are those trained on {share:.0%} of the training data"
+    if len(fractions) > 1:
+        text += f", the most of {len(fractions)} fractions"
+    if len(folds) > 1:
+        text += f", in fold {fold} of {len(folds)} folds ({_listed(folds)})"
+    lines = [f"{text}."]
+    seeds = {row["seed"] for row in rows}
+    for arm in arms or known:
+        lacks = seeds - {row["seed"] for row in rows if row["arm"] == arm}
+        trained = any(row["arm"] == arm for row in results["rows"])
+        if trained and lacks:
+            lines.append(
+                f"Arm '{arm}' has no finished run of that kind for seed "
+                f"{_listed(sorted(lacks))}."
+            )
+    return lines
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def test_examples(
@@ -211,6 +249,7 @@ def _network(home: Path) -> Network:
     lineage = _lineage(home)
     try:
         data, settings = lineage["data"], lineage["settings"]["data"]
+        options = settings.get("options", {})
         model, names = ModelConfig(**lineage["model"]), tuple(data["class_names"])
         network = Network(
             arm="",
@@ -226,6 +265,8 @@ def _network(home: Path) -> Network:
             deviation=np.asarray(data["deviation"], np.float32),
             window=tuple(settings["window"]),
             parent=None,
+            source=str(settings["source"]),
+            path=str(options.get("path", "")),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

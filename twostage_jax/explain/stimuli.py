@@ -5,6 +5,7 @@ own images are (`networks.scaled`). Angles are in radians from x (columns) towar
 (rows), across the stripes or the edge: 0 has vertical stripes.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -35,12 +36,14 @@ class Textures(NamedTuple):
       labels: `[N]`, index of the family.
       groups: `[N]` strings, the piece of material; or None.
       names: One a family.
+      path: The folder they are from; empty for the embedded ones.
     """
 
     images: np.ndarray
     labels: np.ndarray
     groups: np.ndarray | None
     names: tuple[str, ...]
+    path: str = ""
 
 
 def frequencies(size: int) -> np.ndarray:
@@ -207,16 +210,32 @@ def folder_textures(
         own = [file for file in files if file.label == label]
         take = np.linspace(0, len(own) - 1, min(per_family, len(own))).astype(int)
         chosen += [own[i] for i in take]
-    return _textures(recipe, recipe.make(tuple(chosen)))
+    return _textures(recipe, recipe.make(tuple(chosen)), path)
 
 
-def _textures(recipe: Recipe, examples: list[Example]) -> Textures:
+def trained_on(textures: Textures, source: str, path: str) -> bool:
+    """Returns whether a stage's images are of the same kinds as the textures.
+
+    The embedded textures are, of other pieces, for a stage whose source is 'textures';
+    those of a folder for a stage of that folder, of one in it or around it. A copy of a
+    folder elsewhere is not recognised.
+    """
+    if not textures.path:
+        return source == "textures"
+    if not path:
+        return False
+    shown, used = (Path(p).expanduser().resolve() for p in (textures.path, path))
+    return shown.is_relative_to(used) or used.is_relative_to(shown)
+
+
+def _textures(recipe: Recipe, examples: list[Example], path: str = "") -> Textures:
     groups = np.array([example.group for example in examples])
     return Textures(
         images=np.stack([e.image for e in examples]).astype(np.float32) / 255,
         labels=np.array([example.label for example in examples]),
         groups=groups if (groups != "").any() else None,
         names=recipe.class_names,
+        path=path,
     )
 
 
