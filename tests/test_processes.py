@@ -84,7 +84,7 @@ def test_two_processes_give_the_results_of_one(events, monkeypatch, tmp_path):
         for number in (0, 1)
     ]
     try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
+        errors = [process.communicate(timeout=900)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
