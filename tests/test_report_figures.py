@@ -215,7 +215,7 @@ def row(arm, seed=0, fraction=1.0, fold=0, score=0.5):
         "seed": seed,
         "fraction": fraction,
         "fold": fold,
-        "n_train": 1200,
+        "n_train": [1200],
         "n_test": 10,
         "metrics": {"accuracy": score, "balanced_accuracy": score, "macro_f1": None},
     }
@@ -233,17 +233,24 @@ def test_table_has_mean_and_deviation_over_seeds():
     assert line == ["scratch", "1,200", "60.0 ± 10.0", "60.0 ± 10.0", "–", "3"]
 
 
-def test_folds_of_a_seed_are_averaged_first():
-    rows = [row("scratch", fold=fold, score=s) for fold, s in enumerate((0.5, 0.7))]
-    assert cells(tables.results_table(rows))[2][2] == "60.0"
+def test_table_shows_the_range_of_training_sizes():
+    rows = [row("scratch") | {"n_train": [1180, 1200]}, row("scratch", 1)]
+    assert cells(tables.results_table(rows))[2][1] == "1,180–1,200"
 
 
 def test_missing_rows_are_named_and_not_averaged_over():
     rows = [row(arm, seed) for arm in ("scratch", "two_stage") for seed in (0, 1)]
     table = tables.results_table(rows[:-1])
     assert [line[-1] for line in cells(table)[2:]] == ["2", "1"]
-    assert "Missing: two_stage (fraction 1, seed 1, fold 0)." in table
+    assert "Missing: two_stage (fraction 1, seed 1)." in table
     assert "Missing" not in tables.results_table(rows)
+    rows[-1] |= {"lacks": [1, 3], "metrics": {}}
+    table = tables.results_table(rows)
+    assert [line[-1] for line in cells(table)[2:]] == ["2", "1"]
+    assert (
+        "Missing: two_stage (fraction 1, seed 1, fold 1), "
+        "two_stage (fraction 1, seed 1, fold 3)." in table
+    )
 
 
 def test_table_is_aligned_and_text_is_escaped():

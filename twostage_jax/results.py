@@ -11,7 +11,7 @@ from twostage_jax.config import TARGET, Config, as_json
 from twostage_jax.data import examples
 from twostage_jax.data.dataset import digest
 from twostage_jax.plan import Row
-from twostage_jax.report import figures, tables
+from twostage_jax.report import figures, folds, tables
 from twostage_jax.stage import Materials, read_lineage
 from twostage_jax.stage_run import StageRun
 
@@ -57,18 +57,22 @@ def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
         # Gone before the results change, so that no report is left that shows others.
         (workdir / REPORT).unlink(missing_ok=True)
     runtime.write_json(path, results)
-    runtime.write_text(workdir / "results.md", _page(config, found))
+    pooled = folds.by_seed(workdir, found, config.study.folds)
+    runtime.write_text(workdir / "results.md", _page(config, pooled))
     return results
 
 
 def draw(materials: Materials, rows: list[Row]) -> None:
     """Draws learning curves, confusion matrices and montages into `figures/`.
 
-    Some examples of each data set, and the worst mistakes of each arm, go into
-    `examples/`, so that a report needs no data set.
+    All are of the rows at the largest fraction alone. Some examples of each data set,
+    and the worst mistakes of each arm, go into `examples/`, so that a report needs no
+    data set.
     """
     folder = materials.workdir / "figures"
     folder.mkdir(exist_ok=True)
+    largest = max(row.fraction for row in rows)
+    rows = [row for row in rows if row.fraction == largest]
     chosen = {row.name: chosen_run(materials, row) for row in rows}
     curves: dict[str, dict] = {}
     matrices: dict[str, Any] = {}
@@ -96,14 +100,12 @@ def draw(materials: Materials, rows: list[Row]) -> None:
             ),
             folder / f"examples_{stage}",
         )  # fmt: skip
-    largest = max(row.fraction for row in rows)
     mistakes = examples.worst_mistakes(
         materials.datasets[TARGET],
         materials.config.stages[TARGET].data.window,
         {
             row.name: (row.arm, materials.folder(chosen[row.name]) / "predictions.npz")
             for row in rows
-            if row.fraction == largest
         },
     )
     examples.save(materials.workdir / "examples" / "mistakes.npz", mistakes)
@@ -181,10 +183,16 @@ def _protocol(config: Config) -> dict[str, Any]:
 
 
 def _page(config: Config, rows: list[dict[str, Any]]) -> str:
-    seeds = sorted({row["seed"] for row in rows})
+    seeds = len({row["seed"] for row in rows})
+    tested = max(row["n_test"] for row in rows)  # Rows that lack a fold have fewer.
+    count = config.study.folds
+    together = (
+        f"; a score is of the predictions of all {count} folds together"
+        if count
+        else ""
+    )
     return (
         f"# {config.name}\n\n{tables.results_table(rows)}\n\n"
-        f"Scores on test groups that no training or selection has seen; "
-        f"{rows[0]['n_test']} test examples a row, "
-        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}.\n"
+        f"Scores on test groups that no training or selection has seen{together}; "
+        f"{tested:,} test examples, {seeds} seed{'s' if seeds > 1 else ''}.\n"
     )

@@ -12,7 +12,7 @@ from twostage_jax.config import Config
 from twostage_jax.data import sources
 from twostage_jax.errors import UserError
 from twostage_jax.progress import Progress
-from twostage_jax.report import tables
+from twostage_jax.report import folds, tables
 from twostage_jax.report.write import write_report
 from twostage_jax.stage import (
     Materials,
@@ -48,7 +48,8 @@ def run(config: Config, workdir: Path, data_dir: Path) -> Any:
                 write_report([workdir], page.parent)
             except UserError as error:
                 print(f"No report: {error}")
-        print(f"\n{tables.results_table(collected['rows'])}\n")
+        pooled = folds.by_seed(workdir, collected["rows"], config.study.folds)
+        print(f"\n{tables.results_table(pooled)}\n")
         print(f"Results: {workdir / 'results.json'}")
         if page.is_file():
             print(f"Report: {page}")

@@ -2,7 +2,6 @@
 
 import itertools
 import statistics
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,39 +16,39 @@ MISSING_NAMED = 5
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the scores of each arm, at each fraction, as a Markdown table.
 
-    The folds of a seed are averaged; then mean ± standard deviation over seeds (of the
-    sample, n - 1), in per cent. Rows that other arms have and an arm lacks are named
-    below the table, and its number of seeds counts complete seeds only.
+    Mean ± standard deviation over seeds (of the sample, n - 1), in per cent. What other
+    arms have and an arm lacks is named below the table, and its number of seeds counts
+    complete seeds only.
 
     Args:
-      rows: As in `results.json`: 'arm', 'seed', 'fraction', 'fold', 'n_train' and
-        'metrics' (name -> score, or None).
+      rows: One for each arm, fraction and seed (see `folds.by_seed`): 'arm', 'fraction',
+        'seed', 'n_train' (list of int), 'metrics' (name -> score, or None) and, if
+        some folds are not there, 'lacks' (list of int).
     """
     if not rows:
         return "No results yet."
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     fractions = sorted({row["fraction"] for row in rows}, reverse=True)
-    places = list(dict.fromkeys((row["seed"], row["fold"]) for row in rows))
-    by_place = {
-        (row["arm"], row["fraction"], row["seed"], row["fold"]): row for row in rows
-    }
-    missing = [
-        key
-        for arm, fraction, place in itertools.product(arms, fractions, places)
-        if (key := (arm, fraction, *place)) not in by_place
-    ]
-    incomplete = {key[:3] for key in missing}
+    seeds = list(dict.fromkeys(row["seed"] for row in rows))
+    by_place = {(row["arm"], row["fraction"], row["seed"]): row for row in rows}
     lines = []
     for fraction, arm in itertools.product(fractions, arms):
-        seeds = defaultdict(list)
-        for (a, f, seed, _), row in by_place.items():
-            if (a, f) == (arm, fraction) and (a, f, seed) not in incomplete:
-                seeds[seed].append(row)
-        patches = [row["n_train"] for group in seeds.values() for row in group]
+        whole = [
+            row
+            for (a, f, _), row in by_place.items()
+            if (a, f) == (arm, fraction) and not row.get("lacks")
+        ]
         cells = [arm] + ([f"{fraction:g}"] if len(fractions) > 1 else [])
-        cells += [_range(patches)]
-        cells += [_cell(seeds.values(), metric) for metric in COLUMNS]
-        lines.append([*cells, str(len(seeds))])
+        cells += [number_range([n for row in whole for n in row["n_train"]])]
+        cells += [_cell(whole, metric) for metric in COLUMNS]
+        lines.append([*cells, str(len(whole))])
+    missing = []
+    for place in itertools.product(arms, fractions, seeds):
+        if place not in by_place:
+            missing.append(_place(*place))
+        else:
+            lacks = by_place[place].get("lacks", ())
+            missing += [_place(*place, f", fold {fold}") for fold in lacks]
     header = ["arm"] + (["fraction"] if len(fractions) > 1 else [])
     header += ["training patches", *COLUMNS.values(), "seeds"]
     table = markdown_table(header, lines, left=1)
@@ -91,32 +90,30 @@ def escape(text: object) -> str:
     return text
 
 
-def _cell(seeds: Iterable[Sequence[Mapping[str, Any]]], metric: str) -> str:
-    values = []
-    for folds in seeds:
-        scores = [row["metrics"].get(metric) for row in folds]
-        if None in scores:
-            return "–"
-        values.append(100 * statistics.fmean(scores))
-    if not values:
-        return "–"
-    mean = f"{statistics.fmean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
-def _range(numbers: Sequence[int]) -> str:
+def number_range(numbers: Sequence[int]) -> str:
+    """Returns '1,200', '1,180–1,200' where the numbers differ, or a dash for none."""
     if not numbers:
         return "–"
     low, high = min(numbers), max(numbers)
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
-def _missing(keys: Sequence[tuple[Any, ...]]) -> str:
-    named = [
-        f"{escape(arm)} (fraction {fraction:g}, seed {seed}, fold {fold})"
-        for arm, fraction, seed, fold in keys[:MISSING_NAMED]
-    ]
-    more = len(keys) - len(named)
+def _cell(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    scores = [row["metrics"].get(metric) for row in rows]
+    if not scores or None in scores:
+        return "–"
+    values = [100 * score for score in scores]
+    mean = f"{statistics.fmean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _place(arm: str, fraction: float, seed: int, fold: str = "") -> str:
+    return f"{escape(arm)} (fraction {fraction:g}, seed {seed}{fold})"
+
+
+def _missing(places: Sequence[str]) -> str:
+    named = places[:MISSING_NAMED]
+    more = len(places) - len(named)
     return (
         f"\n\nMissing: {', '.join(named)}{f' and {more} more' if more else ''}. "
         "A seed counts where all its folds are there."
