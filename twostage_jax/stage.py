@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,21 +12,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from twostage_jax import checkpoint, fit, lineage, models, optim, runtime, training
+from twostage_jax import (
+    checkpoint,
+    evaluation,
+    fit,
+    lineage,
+    models,
+    optim,
+    runtime,
+    training,
+)
 from twostage_jax import transfer as transfers
 from twostage_jax.config import Config, StageConfig
 from twostage_jax.data import augment
 from twostage_jax.data.dataset import Dataset
-from twostage_jax.data.feed import Feed, eval_batches, feed
+from twostage_jax.data.feed import Feed, feed
 from twostage_jax.data.splits import Splits
-from twostage_jax.placement import Placement, alone, side_by_side
+from twostage_jax.placement import alone, side_by_side
 from twostage_jax.progress import Progress
 from twostage_jax.stage_run import StageRun, code, keys, split_of
 
 PyTree = Any
 # Images looked at for the mean and deviation of a data set.
 STATISTICS_IMAGES = 4096
-EVAL_BATCH = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +138,9 @@ def run_stages(
     constants = placement.put([one.constants for one in ready])
 
     def predict(variables: PyTree, indices: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return _predict(programs, source, placement, constants, variables, indices)
+        return evaluation.predict(
+            programs, source, placement, constants, variables, indices
+        )
 
     stores = [checkpoint.StateStore(materials.folder(run) / "states") for run in runs]
     try:
@@ -151,7 +161,9 @@ def run_stages(
                 )
                 for one, store in zip(ready, stores, strict=True)
             ],
-            score=_scorer(predict, dataset, [one.splits.validation for one in ready]),
+            score=evaluation.scorer(
+                predict, dataset, [one.splits.validation for one in ready]
+            ),
         )
         folders = [materials.folder(run) for run in runs]
         with progress.stages(runs, stage.train.steps, folders) as watch:
@@ -252,52 +264,6 @@ def _constants(
         deviation = unit.std((0, 1, 2), dtype=np.float64).astype(np.float32)
         deviation = np.maximum(deviation, augment.MIN_DEVIATION)
     return training.Constants(weights, mean, deviation)
-
-
-def _predict(
-    programs: training.Programs,
-    source: Feed,
-    placement: Placement,
-    constants: training.Constants,
-    variables: PyTree,
-    indices: Sequence[np.ndarray],
-) -> list[np.ndarray]:
-    """Returns the class probabilities `[N, K]` float32 of each run's examples.
-
-    None is dropped: the last batch is padded, and the padding's results cut off.
-    """
-    batches = eval_batches(indices, placement.whole(EVAL_BATCH))
-    items = source.items(batches.shape[1], lambda i: placement.arrange(batches[:, i]))
-    parts = [
-        programs.evaluate(variables, source.data, batch, constants) for batch in items
-    ]
-    whole = np.concatenate([placement.joined(part) for part in parts], axis=1)
-    return [whole[place, : len(own)] for place, own in enumerate(indices)]
-
-
-def _scorer(
-    predict: Callable, dataset: Dataset, indices: Sequence[np.ndarray]
-) -> Callable[[PyTree], list[dict[str, float]]]:
-    def score(variables: PyTree) -> list[dict[str, float]]:
-        return [
-            _quick_scores(dataset.labels[own], probabilities)
-            for own, probabilities in zip(
-                indices, predict(variables, indices), strict=True
-            )
-        ]
-
-    return score
-
-
-def _quick_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Returns what model selection needs: mean loss and balanced accuracy."""
-    chosen = probabilities[np.arange(len(labels)), labels]
-    right = probabilities.argmax(1) == labels
-    recalls = [right[labels == label].mean() for label in np.unique(labels)]
-    return {
-        "loss": float(-np.log(np.maximum(chosen, 1e-12)).mean()),
-        "balanced_accuracy": float(np.mean(recalls)),
-    }
 
 
 def _export(

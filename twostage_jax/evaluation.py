@@ -1,0 +1,73 @@
+"""Class probabilities of a stage's examples, and the scores that select parameters."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from twostage_jax import training
+from twostage_jax.data.dataset import Dataset
+from twostage_jax.data.feed import Feed, eval_batches
+from twostage_jax.placement import Placement
+
+PyTree = Any
+EVAL_BATCH = 256
+
+
+def predict(
+    programs: training.Programs,
+    source: Feed,
+    placement: Placement,
+    constants: training.Constants,
+    variables: PyTree,
+    indices: Sequence[np.ndarray],
+) -> list[np.ndarray]:
+    """Returns the class probabilities `[N, K]` float32 of each run's examples.
+
+    None is dropped: the last batch is padded, and the padding's results cut off.
+
+    Args:
+      programs, source, placement: What evaluates, from which data, on which devices.
+      constants, variables: Of each run, on the devices.
+      indices: The examples of each run.
+    """
+    batches = eval_batches(indices, placement.whole(EVAL_BATCH))
+    items = source.items(batches.shape[1], lambda i: placement.arrange(batches[:, i]))
+    parts = [
+        programs.evaluate(variables, source.data, batch, constants) for batch in items
+    ]
+    whole = np.concatenate([placement.joined(part) for part in parts], axis=1)
+    return [whole[place, : len(own)] for place, own in enumerate(indices)]
+
+
+def scorer(
+    predict: Callable, dataset: Dataset, indices: Sequence[np.ndarray]
+) -> Callable[[PyTree], list[dict[str, float]]]:
+    """Returns a function from variables on the devices to the scores of each run.
+
+    Args:
+      predict: `predict(variables, indices)`, the class probabilities of each run.
+      dataset: With the labels.
+      indices: The validation examples of each run.
+    """
+
+    def score(variables: PyTree) -> list[dict[str, float]]:
+        return [
+            _quick_scores(dataset.labels[own], probabilities)
+            for own, probabilities in zip(
+                indices, predict(variables, indices), strict=True
+            )
+        ]
+
+    return score
+
+
+def _quick_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Returns what model selection needs: mean loss and balanced accuracy."""
+    chosen = probabilities[np.arange(len(labels)), labels]
+    right = probabilities.argmax(1) == labels
+    recalls = [right[labels == label].mean() for label in np.unique(labels)]
+    return {
+        "loss": float(-np.log(np.maximum(chosen, 1e-12)).mean()),
+        "balanced_accuracy": float(np.mean(recalls)),
+    }
