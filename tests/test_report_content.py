@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 from study_files import write_study
@@ -92,6 +93,14 @@ def test_notes_say_what_folds_do_to_intervals_and_auroc(of_folds, tmp_path):
     made, _ = of_folds
     text = write.markdown(made)
     assert "although they share its training set" in text
+    # As measured: the column 'level' of experiments/coverage.md.
+    page = Path(__file__).parents[1] / "experiments" / "coverage.md"
+    for effect, level in (("0.3", 10), ("0.5", 17)):
+        (line,) = re.findall(
+            rf"^\| 5 folds that differ by {effect} .*", page.read_text(), re.M
+        )
+        assert round(float(line.split(" | ")[7])) == level
+        assert f"{level} %" in text
     assert "by probabilities of different models" in tables_of(made)["scores"].note
     write_study(tmp_path, TWO, seeds=(0,), patches=6)
     text = write.markdown(report(load.load([tmp_path]))[0])
