@@ -33,6 +33,9 @@ class Scenario:
       seed, seed_arm: Effect of a seed on both arms, and on each.
       cell: Effect of (arm, seed, patient, class).
       patch: Difficulty of a patch.
+      folds: How many folds share out the patients; 0 for one test set of one model.
+      fold_arm: Effect of the training set of a fold on each arm, the same for every
+        seed: what the patients whom that model tests have in common.
       spread: Deviation of the log of the number of patches of a patient.
       patches: Their median.
       mixed: Patients have patches of all classes, or of one only.
@@ -48,6 +51,8 @@ class Scenario:
     seed_arm: float = 0.15
     cell: float = 0.3
     patch: float = 0.7
+    folds: int = 0
+    fold_arm: float = 0.0
     spread: float = 1.0
     patches: float = 30.0
     mixed: bool = True
@@ -68,6 +73,8 @@ SCENARIOS = {
     "one class a patient": Scenario(patients=18, mixed=False),
     "4 classes, harder": Scenario(classes=4, level=(1.5, 1.0)),
     "few patches": Scenario(patches=8.0),
+    "5 folds that differ by 0.3": Scenario(folds=5, fold_arm=0.3),
+    "5 folds that differ by 0.5": Scenario(folds=5, fold_arm=0.5),
 }
 
 
@@ -92,6 +99,9 @@ def simulate(
         + scenario.seed_arm * draw(size=(2, s, 1, 1))
         + scenario.cell * draw(size=(2, s, p, k))
     )
+    if scenario.folds:
+        effects = scenario.fold_arm * draw(size=(2, 1, scenario.folds, 1))
+        logits = logits + effects[:, :, np.arange(p) % scenario.folds]
     return patches, logits
 
 
@@ -123,7 +133,10 @@ def truth(scenario: Scenario, metric: str) -> np.ndarray:
     generator = np.random.default_rng(99)
     matrix = np.zeros((2, scenario.classes, scenario.classes))
     many = dataclasses.replace(
-        scenario, patients=3000, seeds=100 if scenario.seeds > 1 else 1
+        scenario,
+        patients=3000,
+        seeds=100 if scenario.seeds > 1 else 1,
+        folds=3000 if scenario.folds else 0,  # Over all training sets, too.
     )
     for _ in range(10):
         patches, logits = simulate(many, generator)
@@ -266,7 +279,10 @@ PAGE = """# What the intervals cover
 coverage {error:.1f} points); {minutes:.0f} min on one core, Python {python}, NumPy {numpy}.
 Unless the name says otherwise: 17 patients whose numbers of patches differ by a
 log-deviation of 1 (the 90th percentile is 13 times the 10th), 5 seeds, 2 classes. All
-numbers in per cent; the difference in points.
+numbers in per cent; the difference in points. Folds that differ: the patients are shared
+out to 5 models of each arm, and the training set of each model has an effect of its own
+(standard deviation in logits; the same for every seed) on all patients it tests. The
+intervals take these patients for independent, so they are too narrow there.
 
 - *score*, *difference*: how often the 95 % interval holds the true score of an arm, the
   true difference of two arms.

@@ -150,6 +150,7 @@ def test_words_follow_from_the_numbers():
     }  # fmt: skip
     explained = {
         "arms": {"two_stage": {"seeds": [0, 1, 2]}},
+        "chosen": ["The networks are of fold 0."],
         "images": {"count": 5, "source": "test images of the target"},
         "dead_channels": {"two_stage": {"conv2": {"channels": 96, "dead": [0, 7, 3]}}},
         "saliency": {
@@ -161,6 +162,7 @@ def test_words_follow_from_the_numbers():
     }  # fmt: skip
     shown, dead, tests, best = words.paragraphs(explained)
     assert "1 arm (two-stage), 3 seeds; 5 images" in shown
+    assert "The networks are of fold 0. The pictures are" in shown
     assert "conv2 two-stage 7 of 96" in dead
     assert tests.startswith("The maps of Grad-CAM stay much the same")
     assert "deleted in the order of SaliNet (area 0.20; random order 0.40)" in best

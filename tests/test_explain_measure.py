@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 from twostage_jax.errors import UserError
-from twostage_jax.explain import comparisons, measure, networks, stimuli
-from twostage_jax.explain.measure_words import verdict
+from twostage_jax.explain import (
+    comparisons,
+    measure,
+    measure_tables,
+    measure_words,
+    networks,
+    stimuli,
+)
 
 SIZE = 16
 LAYERS = ["conv1", "fc6"]
@@ -132,8 +138,8 @@ def test_same_networks_are_alike_and_do_not_differ(textures):
         for layer, entry in pairs.get("other - one", {}).items():
             assert entry["mean"] in (0, None), (name, layer)
     text = " ".join(measure.words(found))
-    assert "There is one seed" in text and "no difference can be seen" in text
-    assert "cannot be answered with one seed" in text
+    assert "There is one seed: no difference can be told from chance" in text
+    assert "Edges. One seed cannot answer this." in text and "told from it" not in text
 
 
 def test_drift_is_from_the_stage_before_and_not_of_layers_drawn_anew():
@@ -215,27 +221,117 @@ def test_what_cannot_be_measured_is_named(textures):
         run({"scratch": [network]}, LAYERS, large)
 
 
-def seen(mean, half):
-    return {"mean": mean, "low": mean - half, "high": mean + half, "reason": ""}
+def seen(mean, half, p):
+    return {
+        "mean": mean, "low": mean - half, "high": mean + half, "reason": "",
+        "p_value": p,
+    }  # fmt: skip
 
 
-def test_words_follow_from_the_intervals(measured):
+def with_differences(measured, edges, textures):
+    """Returns a copy with these for two-stage less random, less scratch, and scratch's."""
     changed = copy.deepcopy(measured)
-    for name, mean, half in (
-        ("edge_selectivity", 0.2, 0.1),
-        ("texture_modulation", 0.2, 0.3),
+    for name, entries in (
+        ("edge_selectivity", edges),
+        ("texture_modulation", textures),
+        ("probe_texture", [seen(0.0, 0.1, 0.9)] * 3),
     ):
-        pairs = changed["differences"][name]
-        pairs["two_stage - random"]["all layers"] = seen(mean, half)
-        pairs["scratch - random"]["all layers"] = seen(0.0, 0.1)
-        pairs["two_stage - scratch"]["all layers"] = seen(-mean, half)
-    text = "\n".join(measure.words(changed))
-    assert "wo-stage less the untrained network +0.20 [+0.10, +0.30]" in text
-    assert "wo-stage less scratch -0.20 [-0.30, -0.10]" in text
-    assert "to edges only, two-stage" in text
-    assert "to neither, as far as can be seen, scratch" in text
-    assert [verdict(seen(m, 0.1)) for m in (0.2, -0.2, 0.05)] == [1, -1, 0]
-    assert verdict({"mean": 1.0, "low": None, "high": None}) == 0
+        for pair, entry in zip(
+            ("two_stage - random", "two_stage - scratch", "scratch - random"),
+            entries,
+            strict=True,
+        ):
+            changed["differences"][name][pair]["all layers"] = entry
+    return changed
+
+
+def paragraph(measured, start):
+    (found,) = [text for text in measure.words(measured) if text.startswith(start)]
+    return found
+
+
+def test_words_follow_from_the_numbers(measured):
+    nothing = seen(0.0, 0.1, 0.8)
+    changed = with_differences(
+        measured,
+        [seen(0.2, 0.1, 0.001), seen(-0.2, 0.1, 0.002), nothing],
+        [nothing] * 3,
+    )
+    edges = paragraph(changed, "Edges.")
+    assert (
+        "Two-stage is more selective for the orientation of edges than the untrained "
+        "network; scratch cannot be told from it; two-stage is below scratch." in edges
+    )
+    assert (
+        "less the untrained network scratch +0.00 [-0.10, +0.10], two-stage +0.20"
+        in edges
+    )
+    assert "two-stage less scratch -0.20 [-0.30, -0.10]" in edges
+    textures = paragraph(changed, "Textures.")
+    assert "No arm can be shown to be more or less selective for textures" in textures
+    assert "two-stage cannot be told from scratch" in textures
+
+
+def test_what_holds_alone_but_not_among_several_is_not_claimed(measured):
+    """p = 0.02 of three comparisons is 0.06 by Holm, though its interval is above 0."""
+    alone, nothing = seen(0.2, 0.1, 0.02), seen(0.0, 0.1, 0.8)
+    changed = with_differences(measured, [alone, nothing, nothing], [nothing] * 3)
+    edges = paragraph(changed, "Edges.")
+    assert "No arm can be shown" in edges and "two-stage +0.20 [+0.10" in edges
+    pair = ("edge_selectivity", "two_stage", "random", "all layers")
+    assert measure_words.told(changed, [pair])[pair].sign == 1
+
+
+def test_words_say_which_textures_favour_an_arm(measured):
+    assert "No stage's training data are the textures shown" in paragraph(
+        measured, "Textures."
+    )
+    found = arms()
+    made = stimuli.embedded_textures(SIZE, samples=2, views=1)
+    parent = found["two_stage"][0].parent._replace(source="textures")
+    found["two_stage"][0] = found["two_stage"][0]._replace(parent=parent)
+    assert measure._described(made, found) == {
+        "folder": None, "grouped": True, "trained_on": ["two_stage"],
+    }  # fmt: skip
+    elsewhere = made._replace(path="/somewhere/kth", groups=None)
+    assert measure._described(elsewhere, found) == {
+        "folder": "kth", "grouped": False, "trained_on": [],
+    }  # fmt: skip
+    changed = copy.deepcopy(measured)
+    changed["textures"]["trained_on"] = ["two_stage"]
+    text = paragraph(changed, "Textures.")
+    assert "which favours two-stage by construction" in text
+
+
+def test_shares_of_seeds_at_chance_are_left_out_and_said(measured):
+    changed = copy.deepcopy(measured)
+    lost = {"mean": None, "low": None, "high": None, "values": [None, 0.9],
+            "reason": "1 of 2 seeds without a value: at chance"}  # fmt: skip
+    for arm, share in (("scratch", None), ("two_stage", 0.5)):
+        for change in changed["values"]["kept"][arm]:
+            entry = lost if share is None else {**lost, "mean": share, "reason": ""}
+            changed["values"]["kept"][arm][change] = entry
+    text = paragraph(changed, "What predictions rest on.")
+    assert "No share is given for scratch (1 of 2 seeds without a value" in text
+    assert "random order (no layout) 50%" in text
+    table = "\n".join(measure_tables.tables(changed))
+    assert "1 of 2 seeds without a value: at chance" in table and "90%" not in table
+
+
+def test_words_are_short_and_say_that_patients_are_fixed(measured):
+    found = measure.words(measured)
+    assert len(" ".join(found).split()) < 400
+    assert "on these images: other images or patients are not in them" in found[0]
+
+
+def test_tables_have_every_network_and_change(measured):
+    table = measure_tables.tables(measured)
+    for network in ("scratch", "two-stage", "after natural", "the untrained network"):
+        assert any(line.startswith(f"| {network} |") for line in table)
+    entry = measured["values"]["edge_selectivity"]["scratch"]["all layers"]
+    cell = f"{entry['mean']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+    assert any(cell in line for line in table)
+    assert any(line.startswith("| shuffled 4 px | ") for line in table)
 
 
 def test_figures_show_every_arm(measured, tmp_path):

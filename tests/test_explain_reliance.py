@@ -110,3 +110,17 @@ def test_share_kept_is_not_given_without_accuracy_above_chance(images):
         lambda x: np.zeros(len(x), int), images, labels, reliance.changes(16)
     )
     assert found["unchanged"] == reliance.Score(0.5, None)
+
+
+def test_share_kept_is_not_given_of_next_to_nothing():
+    images, labels = bright_or_dark(100)
+
+    def right(count):
+        answers = labels.copy()
+        answers[count:] = 1 - answers[count:]
+        return lambda x: answers
+
+    named = {reliance.UNCHANGED: reliance.changes(16)[reliance.UNCHANGED]}
+    # 4 and 6 points above chance.
+    assert reliance.scores(right(54), images, labels, named)["unchanged"].kept is None
+    assert reliance.scores(right(56), images, labels, named)["unchanged"].kept == 1

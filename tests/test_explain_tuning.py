@@ -7,7 +7,7 @@ from scipy import special
 from skimage.filters import gabor_kernel
 
 from twostage_jax.explain import gabor, stimuli, tuning
-from twostage_jax.explain.responses import of_layer, over_seeds, respond
+from twostage_jax.explain.responses import of_layer, over_seeds, p_value, respond
 
 FREQUENCIES = 2.0 ** np.arange(-5, -1, 0.5)
 
@@ -158,5 +158,17 @@ def test_interval_over_seeds_is_the_t_interval():
     assert (
         over_seeds([1.0])["low"] is None and "one seed" in over_seeds([1.0])["reason"]
     )
-    assert "1 of 3" in over_seeds([1.0, None, 2.0])["reason"]
+    with_gap = over_seeds([1.0, None, 2.0], "at chance")
+    assert with_gap["mean"] is None and with_gap["low"] is None
+    assert with_gap["reason"] == "1 of 3 seeds without a value: at chance"
     assert over_seeds([None])["mean"] is None
+
+
+def test_p_value_is_that_of_the_t_test():
+    # t = 2 / (1 / sqrt(3)) on 2 degrees of freedom: p = 1 - t / sqrt(2 + t**2).
+    t = 2 * np.sqrt(3)
+    expected = 1 - t / np.sqrt(2 + t**2)
+    assert p_value([1.0, 2.0, 3.0]) == pytest.approx(expected)
+    assert p_value([-1.0, -2.0, -3.0]) == pytest.approx(expected)
+    for none in ([], [1.0], [1.0, None, 2.0], [2.0, 2.0]):
+        assert p_value(none) is None

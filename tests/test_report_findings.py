@@ -147,7 +147,8 @@ def test_what_the_intervals_do_not_know_is_said(tmp_path):
     }
     study = dataclasses.replace(study, records=records)
     basis = findings.summary(study, analysis.analyse(study, 500))[1]
-    assert "and on average 1,550 target training patches" in basis
+    assert "and on average 1,550 (1,500–1,600) target training patches" in basis
+    assert "take the patients of one fold for independent" in basis
 
 
 def test_a_difference_lost_in_the_correction_says_so(tmp_path):
@@ -161,6 +162,42 @@ def test_a_difference_lost_in_the_correction_says_so(tmp_path):
         "pairs that is not enough to call it shown (95 % CI 0.6 to 7.0; p = 0.100, "
         "Holm-corrected over 3 pairs; p = 0.026 alone)."
     )
+
+
+def loss(p_value, p_holm):
+    return Difference(
+        "two_stage", "scratch", "balanced_accuracy", -0.04, -0.07, -0.006, p_value,
+        p_holm, 0.0,
+    )  # fmt: skip
+
+
+def test_the_interval_of_a_loss_has_the_sign_of_the_words(tmp_path):
+    _, found = told(tmp_path / "a", {"scratch": 0.8, "two_stage": 0.8})
+    scores = found.full.scores
+    worse, leaning = (
+        findings.sentence(loss(0.026, holm), scores) for holm in (0.026, 0.1)
+    )
+    assert "does worse than scratch, by 4.0 points" in worse
+    assert "scored 4.0 points of balanced accuracy less than scratch" in leaning
+    _, found = told(tmp_path / "b", {"scratch": 0.8, "two_stage": 0.8}, seeds=(0,))
+    one_seed = findings.sentence(loss(0.026, 0.026), found.full.scores)
+    assert "4.0 points of balanced accuracy less" in one_seed
+    for text in (worse, leaning, one_seed):
+        assert "95 % CI 0.6 to 7.0" in text
+    # 'First less second' has a sign, and so has its interval.
+    unsure = findings.sentence(loss(0.2, 0.2), scores)
+    assert "is −4.0 points of balanced accuracy (95 % CI −7.0 to −0.6" in unsure
+
+
+def test_an_area_lost_has_a_positive_interval(tmp_path):
+    chances = {"scratch": 0.9, "two_stage": 0.7}
+    paragraphs, found = told(tmp_path, chances, fractions=(1.0, 0.5))
+    gain = found.size_study.area_gains["two_stage"][0]
+    assert gain.high < 0
+    words = (
+        f"less than scratch (95 % CI {-100 * gain.high:.1f} to {-100 * gain.low:.1f}"
+    )
+    assert words in paragraphs[-1]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
     python -m twostage_jax.explain --run=WORKDIR
     python -m twostage_jax.explain --run=WORKDIR --arms=natural,two_stage --layers=conv2
+    python -m twostage_jax.explain --run=WORKDIR --textures=FOLDER
 
 draws, for every arm of a finished study, the patches that channels answer to most with
 their DeSaliNet pictures, the filters of the first layer, and saliency maps with checks
@@ -26,6 +27,12 @@ LAYERS = flags.DEFINE_list(
 IMAGES = flags.DEFINE_string(
     "images", None, "Folder of images to show; default: the target's test images."
 )
+TEXTURES = flags.DEFINE_string(
+    "textures",
+    None,
+    "Folder of class folders of textures to measure with, best of materials that no "
+    "stage has seen; default: the embedded ones.",
+)
 CHANNELS = flags.DEFINE_integer(
     "channels", 8, "Channels of a layer to draw, spread evenly; 0 = all.", lower_bound=0
 )
@@ -35,7 +42,7 @@ MEASURE = flags.DEFINE_bool("measure", True, "Measure as well as draw.")
 def main() -> None:
     """Explains the study of the flags."""
     # Not before jax is set up.
-    from twostage_jax.explain import command, runs
+    from twostage_jax.explain import command, runs, stimuli
 
     if not RUN.value:
         raise UserError("--run is missing: give the workdir of a study.")
@@ -49,7 +56,14 @@ def main() -> None:
     else:
         examples, left_out = runs.test_examples(workdir, cli.data_dir(), arms)
         source = "test images of the target"
-    for line in left_out:
+    textures = None
+    if TEXTURES.value is not None and not MEASURE.value:
+        raise UserError("--textures is what to measure with: leave out --nomeasure.")
+    if TEXTURES.value is not None:
+        first = next(iter(arms.values()))[0]
+        textures = stimuli.folder_textures(TEXTURES.value, first.size, first.channels)
+    chosen = runs.chosen_runs(workdir, ARMS.value)
+    for line in (*chosen, *left_out):
         say(line)
     out = Path(OUT.value) if OUT.value else workdir / "explain"
     explained = command.explain(
@@ -60,6 +74,8 @@ def main() -> None:
         layers=LAYERS.value,
         channels=CHANNELS.value,
         measured=MEASURE.value,
+        textures=textures,
+        chosen=chosen,
         left_out=left_out,
         say=say,
     )

@@ -16,6 +16,7 @@ from twostage_jax.explain import (
     figures,
     measure,
     networks,
+    stimuli,
     strongest,
     words,
 )
@@ -39,6 +40,8 @@ def explain(
     layers: Sequence[str] = (),
     channels: int = CHANNELS_A_PAGE,
     measured: bool = True,
+    textures: stimuli.Textures | None = None,
+    chosen: Sequence[str] = (),
     left_out: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -48,6 +51,7 @@ def explain(
 
         schema, layers
         arms            arm -> 'seeds' and 'chain' (names of its stages)
+        chosen          lines on which networks of the study they are
         images          'source', 'count', and 'saliency', how many the methods saw
         dead_channels   arm -> layer -> 'channels' and 'dead' (a number a seed)
         saliency        see `checked_saliency.explain`
@@ -64,6 +68,8 @@ def explain(
       layers: Names of taps; those of `strongest.default_layers` if empty.
       channels: How many of a layer to draw; 0 for all.
       measured: Whether to measure as well as to draw.
+      textures: To measure with; the embedded ones if None.
+      chosen: Lines on which networks of the study these are.
       left_out: Lines on what was left out.
       say: Takes a line on what is being done.
 
@@ -82,6 +88,7 @@ def explain(
             arm: {"seeds": [n.seed for n in of_arm], "chain": _chain(of_arm[0])}
             for arm, of_arm in arms.items()
         },
+        "chosen": list(chosen),
         "images": {
             "source": source,
             "count": len(examples.images),
@@ -103,7 +110,7 @@ def explain(
             f"{FEWEST_MEASURED}."
         )
     elif measured:
-        explained["measures"] = measure.measure(arms, examples, layers, say)
+        explained["measures"] = measure.measure(arms, examples, layers, say, textures)
         drawn.update(measure.draw(explained["measures"]))
         texts += measure.words(explained["measures"])
         notes += explained["measures"]["notes"]

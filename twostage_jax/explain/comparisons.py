@@ -12,14 +12,18 @@ import jax
 import numpy as np
 
 from twostage_jax.errors import UserError
-from twostage_jax.explain import networks, probes, similarity
+from twostage_jax.explain import networks, probes, reliance, similarity
 from twostage_jax.explain.networks import Network
-from twostage_jax.explain.responses import Layer, over_seeds
+from twostage_jax.explain.responses import Layer, over_seeds, p_value
 from twostage_jax.models import HEAD
 
 RANDOM = "random"
 ALL_LAYERS = "all layers"
 CKA_EXAMPLES = 256
+# Measure -> why a seed has no value, where it is always the same.
+WHY_NONE = {
+    "kept": f"less than {reliance.LEAST_ABOVE:.0%} above chance on unchanged images"
+}
 
 # (measure, network, layer) -> seed -> a number or what carries one.
 Found = dict[tuple[str, str, str], dict[int, Any]]
@@ -178,7 +182,7 @@ def tables(
     values: dict[str, Any] = {}
     for (measure_name, name, layer), by_seed in found.items():
         of_network = values.setdefault(measure_name, {}).setdefault(name, {})
-        of_network[layer] = _entry(by_seed)
+        of_network[layer] = _entry(by_seed, WHY_NONE.get(measure_name, ""))
     differences: dict[str, Any] = {}
     for measure_name in compared:
         by_name = values.get(measure_name, {})
@@ -193,19 +197,19 @@ def tables(
                     {s: _number(v) for s, v in found[measure_name, n, layer].items()}
                     for n in (first, second)
                 )
-                pair[layer] = _entry(
-                    {
-                        s: None if None in (one[s], other[s]) else one[s] - other[s]
-                        for s in one
-                        if s in other
-                    }
-                )
+                less = {
+                    s: None if None in (one[s], other[s]) else one[s] - other[s]
+                    for s in one
+                    if s in other
+                }
+                pair[layer] = _entry(less, WHY_NONE.get(measure_name, ""))
+                pair[layer]["p_value"] = p_value(list(less.values()))
     return values, differences
 
 
-def _entry(by_seed: Mapping[int, Any]) -> dict[str, Any]:
+def _entry(by_seed: Mapping[int, Any], why: str) -> dict[str, Any]:
     numbers = [_number(value) for value in by_seed.values()]
-    entry = {"seeds": list(by_seed), "values": numbers, **over_seeds(numbers)}
+    entry = {"seeds": list(by_seed), "values": numbers, **over_seeds(numbers, why)}
     sample = next(iter(by_seed.values()), None)
     if isinstance(sample, Layer):
         entry["channels"] = sample.channels

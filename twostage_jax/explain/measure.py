@@ -4,6 +4,8 @@
 stages before, and on untrained ones, and returns plain JSON values:
 
     schema, size, layers, counts
+    textures  'folder' (its name; null: the embedded ones), 'grouped' (whether pieces of
+              material are known), 'trained_on' (arms with a stage of such textures)
     seeds     network -> its seeds
     order     names of the networks: the arms, then 'after STAGES', then 'random'
     chains    arm -> the names it went through, from 'random' to the arm itself
@@ -12,15 +14,17 @@ stages before, and on untrained ones, and returns plain JSON values:
     notes     what was left out, and why
 
 An entry holds 'values' (one a seed, None where there is none), 'mean', 'low' and 'high'
-(95 % t interval over seeds) and 'reason', which says why something is missing. For
+(95 % t interval over seeds, the images being what they are) and 'reason', which says why
+something is missing; of a difference also 'p_value', of the paired t test over seeds. For
 'accuracy' and 'kept' a change of the images stands in place of the layer, for 'cka' a
 pair 'one ~ other' in place of the network. The layer 'all layers' is the mean of the
-layers, where all have a value. The intervals are not corrected for their
+layers, where all have a value. Intervals and p-values are not corrected for their
 number.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,7 +118,7 @@ def measure(
         textures = stimuli.embedded_textures(size, channels)
     shown = _shown(size, channels, textures, examples)
     found: Found = {}
-    notes = _notes_on(examples)
+    notes = _notes_on(examples, textures)
     for name, by_seed in named.items():
         for seed, network in by_seed.items():
             say(f"measuring {name}, seed {seed}")
@@ -139,6 +143,7 @@ def measure(
             "texture_images": len(textures.images),
             "gratings": int(np.prod(shown.gratings.shape[:3])),
         },
+        "textures": _described(textures, arms),
         "size": size,
         "order": list(named),
         "chains": chains,
@@ -175,13 +180,35 @@ def _checked(
     return size, channels
 
 
-def _notes_on(examples: Examples) -> list[str]:
+def _notes_on(examples: Examples, textures: stimuli.Textures) -> list[str]:
+    notes = []
     if examples.labels is None:
-        return [
+        notes.append(
             "The images have no labels of the target's classes: no probe of the "
             "target's class, no accuracy on changed images."
-        ]
-    return []
+        )
+    if textures.groups is None:
+        notes.append(
+            "Which textures are of one piece of material is not known: the probe of the "
+            "texture family may be tested on pieces that it saw."
+        )
+    return notes
+
+
+def _described(
+    textures: stimuli.Textures, arms: Mapping[str, Sequence[Network]]
+) -> dict[str, Any]:
+    def seen(network: Network | None) -> bool:
+        return network is not None and (
+            stimuli.trained_on(textures, network.source, network.path)
+            or seen(network.parent)
+        )
+
+    return {
+        "folder": Path(textures.path).name if textures.path else None,
+        "grouped": textures.groups is not None,
+        "trained_on": [arm for arm, of_arm in arms.items() if any(map(seen, of_arm))],
+    }
 
 
 def _shown(

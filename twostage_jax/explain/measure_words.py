@@ -1,126 +1,212 @@
-"""What the measures say, in words that follow from the numbers."""
+"""What the measures say, in words that follow from the numbers.
 
-from collections.abc import Mapping
-from typing import Any
+A question has a paragraph: the answer, then the numbers that it rests on. A difference
+is called one where its p-value, corrected (Holm) over all comparisons of the paragraph,
+is below 0.05. The rest is in the tables.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from twostage_jax.explain.comparisons import ALL_LAYERS, RANDOM
-from twostage_jax.explain.reliance import UNCHANGED
-from twostage_jax.report.figures import arm_label
+from twostage_jax.explain.measure_tables import label
+from twostage_jax.statistics import holm
 
-# Measure -> how a sentence begins; what the question of edges and textures rests on.
-ASKED = {
-    "edge_selectivity": (
-        "Edges. Orientation selectivity for step edges (1 less the circular variance)"
-    ),
-    "texture_modulation": (
-        "Textures. The modulation index (textures against noise of the same spectrum)"
-    ),
-    "probe_texture": "Texture families read off by a linear probe (balanced accuracy)",
-}
+ALPHA = 0.05
 # More silent channels than this share are worth a word.
 MANY_SILENT = 1 / 3
 
 
-def words(measured: Mapping[str, Any]) -> list[str]:
-    """Returns paragraphs on what `measure.measure` returned.
+class Measure(NamedTuple):
+    """How a measure is spoken of: what it makes an arm, and what the numbers are."""
 
-    A difference is stated only where the 95 % interval over seeds of the paired
-    difference leaves out zero; the intervals are not corrected for their number.
-    """
-    paragraphs = [_beginning(measured)]
-    paragraphs += [_responses(measured, name) for name in ASKED]
-    paragraphs.append(_reliance(measured))
-    paragraphs.append(_answer(measured))
-    paragraphs.append(_silent(measured))
+    name: str
+    makes: str
+    number: str
+
+
+EDGES = [
+    Measure(
+        "edge_selectivity",
+        "selective for the orientation of edges",
+        "Orientation selectivity for step edges (0 to 1)",
+    )
+]
+TEXTURES = [
+    Measure(
+        "texture_modulation",
+        "selective for textures (against noise of the same spectrum)",
+        "Modulation index (-1 to 1)",
+    ),
+    Measure(
+        "probe_texture",
+        "informative of the texture family (linear probe)",
+        "Balanced accuracy of the probe",
+    ),
+]
+# (first, second) of a difference, at a place: a layer or a change of the images.
+Pair = tuple[str, str, str, str]
+
+
+class Told(NamedTuple):
+    """A difference: its entry, and 1 (higher), -1 (lower) or 0 (not told from chance)."""
+
+    entry: Mapping[str, Any]
+    sign: int
+
+
+def words(measured: Mapping[str, Any]) -> list[str]:
+    """Returns paragraphs on what `measure.measure` returned."""
+    paragraphs = [
+        _beginning(measured),
+        _question(measured, "Edges.", EDGES),
+        _question(measured, "Textures.", TEXTURES),
+        _reliance(measured),
+        _silent(measured),
+    ]
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
+def told(measured: Mapping[str, Any], pairs: Iterable[Pair]) -> dict[Pair, Told]:
+    """Returns the differences that have a mean, told from chance by Holm over them.
+
+    Args:
+      pairs: (measure, one network, another, layer or change).
+    """
+    entries = {}
+    for pair in pairs:
+        name, first, second, place = pair
+        of_pair = measured["differences"].get(name, {}).get(f"{first} - {second}", {})
+        if place in of_pair and of_pair[place]["mean"] is not None:
+            entries[pair] = of_pair[place]
+    corrected = holm([entry["p_value"] for entry in entries.values()])
+    return {
+        pair: Told(entry, 0 if p is None or p >= ALPHA else _sign(entry["mean"]))
+        for (pair, entry), p in zip(entries.items(), corrected, strict=True)
+    }
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
+
+
 def _beginning(measured: Mapping[str, Any]) -> str:
-    arms = list(measured["chains"])
-    seeds = sorted({seed for arm in arms for seed in measured["seeds"][arm]})
     counts = measured["counts"]
     text = (
-        f"Measured on {_and(map(arm_label, arms))}, the stages before and the untrained "
-        f"network, in {_and(measured['layers'])}; {counts['texture_images']} images of "
-        f"{counts['texture_families']} texture families, {counts['examples']} images of "
-        "the target."
+        f"Measured in {_and(measured['layers'])}, on {counts['texture_images']} images "
+        f"of {counts['texture_families']} texture families and {counts['examples']} "
+        "images of the target."
     )
-    if len(seeds) == 1:
-        return (
-            f"{text} There is one seed, so there are no intervals over seeds: no "
-            "difference below can be told from chance."
-        )
-    return (
-        f"{text} {len(seeds)} seeds; in brackets 95 % intervals over seeds, not "
-        "corrected for their number."
-    )
-
-
-def _responses(measured: Mapping[str, Any], name: str) -> str:
-    """Returns a paragraph on one measure, mean of all layers."""
-    by_name = measured["values"].get(name, {})
-    chains = measured["chains"]
-    known = {
-        network: entry["mean"]
-        for network in (*chains, RANDOM)
-        if (entry := by_name.get(network, {}).get(ALL_LAYERS)) is not None
-        and entry["mean"] is not None
-    }
-    if not known:
-        return ""
-    levels = _and(f"{_label(network)} {mean:.2f}" for network, mean in known.items())
-    arms = [arm for arm in chains if arm in known]
-    pairs = [(arm, RANDOM) for arm in arms]
-    pairs += [(arm, chains[arm][-2]) for arm in arms]
-    pairs += [(arms[-1], arm) for arm in arms[:-1]] if arms else []
-    return (
-        f"{ASKED[name]}, mean of the layers: {levels}. "
-        f"{_contrasts(measured, name, list(dict.fromkeys(pairs)))}"
-    )
-
-
-def _contrasts(
-    measured: Mapping[str, Any], name: str, pairs: list[tuple[str, str]]
-) -> str:
-    """Returns sentences on the differences that can be seen, and on those that cannot."""
     if _most_seeds(measured) < 2:
-        return "With one seed, no difference can be seen."
-    seen, unseen = [], []
-    for first, second in pairs:
-        entry = _difference(measured, name, first, second)
-        if entry is None or entry["mean"] is None:
-            continue
-        text = f"{_label(first)} less {_label(second)}"
-        if verdict(entry):
-            seen.append(
-                f"{text} {entry['mean']:+.2f} [{entry['low']:+.2f}, {entry['high']:+.2f}]"
-            )
-        else:
-            unseen.append(f"{text} ({entry['mean']:+.2f})")
-    sentences = []
-    if seen:
-        sentences.append(_sentence(_and(seen, "; ")))
-    if unseen:
-        sentences.append(f"No difference can be seen: {_and(unseen, '; ')}.")
-    return " ".join(sentences)
+        return f"{text} There is one seed: no difference can be told from chance."
+    return (
+        f"{text} In brackets are 95 % intervals over seeds, on these images: other "
+        "images or patients are not in them. A difference is told from chance by a "
+        "paired t test over seeds, p < 0.05 corrected (Holm) within its paragraph."
+    )
 
 
 def _most_seeds(measured: Mapping[str, Any]) -> int:
     return max(len(measured["seeds"][arm]) for arm in measured["chains"])
 
 
-def verdict(entry: Mapping[str, Any] | None) -> int:
-    """Returns 1 (higher) or -1 (lower) if the interval leaves out zero, else 0."""
-    if entry is None or entry["low"] is None:
-        return 0
-    return int(entry["low"] > 0) - int(entry["high"] < 0)
+def _question(measured: Mapping[str, Any], title: str, asked: Sequence[Measure]) -> str:
+    """Returns a paragraph on measures, mean of the layers: answers, then numbers."""
+    arms = list(measured["chains"])
+    others = [(arms[-1], arm) for arm in arms[:-1]]
+    pairs = [*((arm, RANDOM) for arm in arms), *others]
+    found = told(measured, [(m.name, *p, ALL_LAYERS) for m in asked for p in pairs])
+    answers, numbers = [], []
+    for one in asked:
+        of_measure = {pair[1:3]: t for pair, t in found.items() if pair[0] == one.name}
+        trained = {p[0]: t for p, t in of_measure.items() if p[1] == RANDOM}
+        between = {p[1]: t for p, t in of_measure.items() if p[1] != RANDOM}
+        if not of_measure:
+            numbers.append(f"{one.number}: {_missing(measured, one.name)}.")
+            continue
+        if _most_seeds(measured) > 1:
+            answers.append(_answer(one.makes, trained, arms[-1], between))
+        numbers.append(_numbers(one.number, trained, arms[-1], between))
+    if _most_seeds(measured) < 2:
+        answers = ["One seed cannot answer this."]
+    if asked is TEXTURES:
+        answers.append(_shown(measured))
+    return " ".join([title, *answers, *numbers])
 
 
-def _difference(
-    measured: Mapping[str, Any], name: str, first: str, second: str
-) -> Mapping[str, Any] | None:
-    pairs = measured["differences"].get(name, {})
-    return pairs.get(f"{first} - {second}", {}).get(ALL_LAYERS)
+def _answer(
+    makes: str, trained: Mapping[str, Told], last: str, between: Mapping[str, Told]
+) -> str:
+    higher, lower, same = (_by_sign(trained, sign) for sign in (1, -1, 0))
+    parts = [
+        f"{_and(names)} {_are(names)} {how} {makes} than the untrained network"
+        for how, names in (("more", higher), ("less", lower))
+        if names
+    ]
+    if same and parts:
+        parts.append(f"{_and(same)} cannot be told from it")
+    elif same:
+        who = "no arm" if len(same) > 1 else same[0]
+        can = "can" if len(same) > 1 else "cannot"
+        parts.append(
+            f"{who} {can} be shown to be more or less {makes} than the untrained network"
+        )
+    if between:
+        parts.append(_against(last, between))
+    return _sentence("; ".join(parts))
+
+
+def _against(last: str, between: Mapping[str, Told]) -> str:
+    above, below, same = (_by_sign(between, sign) for sign in (1, -1, 0))
+    parts = [
+        f"is {what} {_and(names)}"
+        for what, names in (("above", above), ("below", below))
+        if names
+    ]
+    if same:
+        parts.append(f"cannot be told from {_and(same)}")
+    return f"{label(last)} {_and(parts)}"
+
+
+def _numbers(
+    number: str, trained: Mapping[str, Told], last: str, between: Mapping[str, Told]
+) -> str:
+    parts = []
+    if trained:
+        parts.append(
+            "less the untrained network "
+            + ", ".join(f"{label(a)} {_interval(t.entry)}" for a, t in trained.items())
+        )
+    if between:
+        parts.append(
+            f"{label(last)} less "
+            + ", ".join(f"{label(a)} {_interval(t.entry)}" for a, t in between.items())
+        )
+    return f"{number}, mean of the layers: {'; '.join(parts)}."
+
+
+def _missing(measured: Mapping[str, Any], name: str) -> str:
+    """Returns why no arm has a difference, in the words of an entry."""
+    by_name = measured["values"].get(name, {})
+    entries = [by_name.get(arm, {}).get(ALL_LAYERS) for arm in measured["chains"]]
+    reasons = [entry["reason"] for entry in entries if entry and entry["reason"]]
+    return reasons[0] if reasons else "not measured in every layer"
+
+
+def _shown(measured: Mapping[str, Any]) -> str:
+    """Returns whether the textures are of the kinds that a stage was trained on."""
+    textures = measured["textures"]
+    favoured = [label(arm) for arm in textures["trained_on"]]
+    folder = textures["folder"]
+    which = f"of folder {folder}" if folder else "embedded"
+    if not favoured:
+        return f"No stage's training data are the textures shown ({which})."
+    kinds = "from the folder" if folder else "other pieces of the materials"
+    return (
+        f"The textures shown ({which}) are {kinds} that a stage of {_and(favoured)} was "
+        f"trained on, which favours {_and(favoured)} by construction: --textures takes "
+        "others."
+    )
 
 
 def _reliance(measured: Mapping[str, Any]) -> str:
@@ -128,75 +214,51 @@ def _reliance(measured: Mapping[str, Any]) -> str:
     arms = [arm for arm in measured["chains"] if arm in kept]
     if not arms:
         return ""
-    size = measured["size"]
-    changes = [c for c in kept[arms[0]] if c not in (UNCHANGED, ALL_LAYERS)]
-    chosen = [f"shuffled {size // 4} px", "mean only", "mean removed"]
-    lines = []
-    for change in (c for c in chosen if c in changes):
-        shares = [
-            f"{_label(arm)} {kept[arm][change]['mean']:.0%}"
-            for arm in arms
-            if kept[arm][change]["mean"] is not None
-        ]
-        if shares:
-            lines.append(f"{change}: {_and(shares)}")
-    if not lines:
-        return (
-            "No arm is above chance on the unchanged images, so nothing can be said of "
-            "what its predictions rest on."
-        )
-    pairs = measured["differences"].get("kept", {})
-    seen = [
-        f"{_label(arms[-1])} less {_label(arm)} on '{change}' "
-        f"{100 * entry['mean']:+.0f} points"
-        for arm in arms[:-1]
-        for change, entry in pairs.get(f"{arms[-1]} - {arm}", {}).items()
-        if change in chosen and verdict(entry)
-    ]
-    told = (
-        f"Differences that can be seen: {_and(seen, '; ')}."
-        if seen
-        else f"No difference between {_label(arms[-1])} and the others can be seen here."
-    )
-    return (
-        "What predictions rest on: of the accuracy above chance on unchanged images, "
-        f"what is kept on changed ones. {_sentence(_and(lines, '; '))} {told}"
-    )
-
-
-def _answer(measured: Mapping[str, Any]) -> str:
-    """Returns which arms respond to edges, to textures, to both, beyond no training."""
-    chains = measured["chains"]
-    if _most_seeds(measured) < 2:
-        return (
-            "Whether an arm responds to edges, to textures or to both more than the "
-            "untrained network does cannot be answered with one seed."
-        )
-    rises = {
-        arm: tuple(
-            verdict(_difference(measured, name, arm, RANDOM)) > 0
-            for name in ("edge_selectivity", "texture_modulation")
-        )
-        for arm in chains
+    side = measured["size"] // 4
+    changes = {
+        f"shuffled {side} px": f"squares of {side} px in random order (no layout)",
+        "mean only": "each image's mean alone (no structure)",
+        "mean removed": "each image's mean removed (structure alone)",
     }
-    both = [_label(arm) for arm, rise in rises.items() if all(rise)]
-    edges = [_label(arm) for arm, rise in rises.items() if rise == (True, False)]
-    textures = [_label(arm) for arm, rise in rises.items() if rise == (False, True)]
-    neither = [_label(arm) for arm, rise in rises.items() if not any(rise)]
-    parts = [
-        f"{what}, {_and(arms)}"
-        for what, arms in (
-            ("to both edges and textures", both),
-            ("to edges only", edges),
-            ("to textures only", textures),
-            ("to neither, as far as can be seen", neither),
-        )
-        if arms
+    title = "What predictions rest on."
+    without = [
+        f"{label(arm)} ({kept[arm]['mean only']['reason']})"
+        for arm in arms
+        if kept[arm]["mean only"]["mean"] is None
     ]
-    return (
-        "Arms that respond more than the untrained network, mean of the layers: "
-        f"{_and(parts, '; ')}."
+    known = [arm for arm in arms if kept[arm]["mean only"]["mean"] is not None]
+    left_out = f" No share is given for {_and(without)}." if without else ""
+    if not known:
+        return f"{title} Nothing can be said.{left_out}"
+    shares = {c: [kept[arm][c]["mean"] for arm in known] for c in changes}
+    ranked = sorted(changes, key=lambda c: -sum(shares[c]))
+    parts = [f"{changes[c]} {_range(shares[c])}" for c in ranked]
+    text = (
+        f"{title} Share of the accuracy above chance that is kept on changed images, "
+        f"from arm to arm: {'; '.join(parts)}.{left_out}"
     )
+    others = [arm for arm in arms if arm != arms[-1]]
+    pairs = [("kept", arms[-1], arm, c) for arm in others for c in changes]
+    return f"{text} {_differences(measured, label(arms[-1]), pairs)}".rstrip()
+
+
+def _differences(measured: Mapping[str, Any], last: str, pairs: list[Pair]) -> str:
+    found = told(measured, pairs)
+    if not found or _most_seeds(measured) < 2:
+        return ""
+    seen = [
+        f"{last} less {label(other)} on '{change}' {_points(t.entry)}"
+        for (_, _, other, change), t in found.items()
+        if t.sign
+    ]
+    rest = sum(not t.sign for t in found.values())
+    parts = [f"Told from chance, in points: {'; '.join(seen)}."] if seen else []
+    if rest:
+        all_of = (
+            "Other differences" if seen else f"Differences of {last} from the others"
+        )
+        parts.append(f"{all_of} on these cannot be told from chance ({rest}).")
+    return " ".join(parts)
 
 
 def _silent(measured: Mapping[str, Any]) -> str:
@@ -211,27 +273,45 @@ def _silent(measured: Mapping[str, Any]) -> str:
             > MANY_SILENT * of_network.get(layer, {}).get("channels", 1)
         ]
         if layers:
-            places.append(f"{_label(network)} ({', '.join(layers)})")
+            places.append(f"{label(network)} ({', '.join(layers)})")
     if not places:
         return ""
     return (
         "More than a third of the channels pass nothing on to any edge in "
-        f"{_and(places, '; ')}: selectivity there is that of the others."
+        f"{'; '.join(places)}: selectivity there is that of the others."
     )
 
 
-def _label(network: str) -> str:
-    if network == RANDOM:
-        return "the untrained network"
-    return network if network.startswith("after ") else arm_label(network)
+def _by_sign(found: Mapping[str, Told], sign: int) -> list[str]:
+    return [label(name) for name, one in found.items() if one.sign == sign]
+
+
+def _interval(entry: Mapping[str, Any]) -> str:
+    if entry["low"] is None:
+        return f"{entry['mean']:+.2f}"
+    return f"{entry['mean']:+.2f} [{entry['low']:+.2f}, {entry['high']:+.2f}]"
+
+
+def _points(entry: Mapping[str, Any]) -> str:
+    mean, low, high = (100 * entry[field] for field in ("mean", "low", "high"))
+    return f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]"
+
+
+def _range(shares: Sequence[float]) -> str:
+    low, high = (f"{share:.0%}" for share in (min(shares), max(shares)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _are(names: Sequence[str]) -> str:
+    return "are" if len(names) > 1 else "is"
 
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _and(parts: Any, comma: str = ", ") -> str:
+def _and(parts: Iterable[str]) -> str:
     parts = list(parts)
-    if len(parts) < 2 or comma != ", ":
-        return comma.join(parts)
+    if len(parts) < 2:
+        return "".join(parts)
     return f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -14,6 +14,9 @@ from scipy import ndimage
 from sklearn.metrics import balanced_accuracy_score
 
 UNCHANGED = "unchanged"
+# Balanced accuracy above chance on unchanged images below which no share of it is
+# given: a share of next to nothing is noise.
+LEAST_ABOVE = 0.05
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
@@ -23,7 +26,7 @@ class Score(NamedTuple):
     Attributes:
       accuracy: Balanced accuracy.
       kept: Share of what it reaches above chance on unchanged images; None if that is
-        not above chance.
+        less than `LEAST_ABOVE`.
     """
 
     accuracy: float
@@ -78,7 +81,7 @@ def scores(
     chance = 1 / len(np.unique(labels))
     above = accuracy[UNCHANGED] - chance
     return {
-        name: Score(value, (value - chance) / above if above > 1e-9 else None)
+        name: Score(value, (value - chance) / above if above >= LEAST_ABOVE else None)
         for name, value in accuracy.items()
     }
 

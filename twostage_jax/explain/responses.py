@@ -125,24 +125,39 @@ def usable(features: np.ndarray) -> np.ndarray:
     return finite & (spread > SILENT_SHARE * spread.max())
 
 
-def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+def over_seeds(values: Sequence[float | None], why: str = "") -> dict[str, Any]:
     """Returns the mean over seeds and its 95 % t interval, as JSON values.
 
+    There is no mean where a seed has no value: those that have one are no fair sample
+    of all, as where only seeds above chance have one.
+
     Args:
-      values: One a seed; None where a seed has none, and it is left out.
+      values: One a seed; None where a seed has none.
+      why: It would have none.
 
     Returns:
       'mean', 'low', 'high' (None where there is none) and 'reason', which says why.
     """
-    known = np.array([value for value in values if value is not None], float)
-    if not len(known):
-        return {"mean": None, "low": None, "high": None, "reason": "no value"}
+    lost = sum(value is None for value in values)
+    if lost or not len(values):
+        reason = f"{lost} of {len(values)} seeds without a value"
+        reason = f"{reason}: {why}" if why else reason
+        return {"mean": None, "low": None, "high": None, "reason": reason}
+    known = np.array(values, float)
     mean = float(known.mean())
     if len(known) == 1:
         reason = "one seed: no interval over seeds"
         return {"mean": mean, "low": None, "high": None, "reason": reason}
     error = known.std(ddof=1) / np.sqrt(len(known))
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(known) - 1) * error)
-    lost = len(values) - len(known)
-    reason = f"{lost} of {len(values)} seeds have no value" if lost else ""
-    return {"mean": mean, "low": mean - half, "high": mean + half, "reason": reason}
+    return {"mean": mean, "low": mean - half, "high": mean + half, "reason": ""}
+
+
+def p_value(values: Sequence[float | None]) -> float | None:
+    """Returns the two-sided p of Student's t test that the mean over seeds is zero.
+
+    None with fewer than two seeds, with a seed without a value, or if all are equal.
+    """
+    if len(values) < 2 or None in values or np.ptp(values) == 0:
+        return None
+    return float(stats.ttest_1samp(values, 0).pvalue)

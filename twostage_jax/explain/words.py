@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from twostage_jax.explain import measure_tables
 from twostage_jax.explain.faithfulness import RANDOM_ORDER
 from twostage_jax.explain.figures import MARKS, foot_notes, method_label
 from twostage_jax.report.figures import arm_label
@@ -28,7 +29,7 @@ def _shown(explained: Mapping[str, Any]) -> str:
     return (
         f"{len(arms)} arm{_s(len(arms))} ({_join(map(arm_label, arms))}), "
         f"{seeds} seed{_s(seeds)}; {images['count']} images ({images['source']}). "
-        f"The pictures are those of the first seed."
+        f"{' '.join([*explained['chosen'], 'The pictures are those of the first seed.'])}"
     )
 
 
@@ -120,7 +121,7 @@ def _s(count: int) -> str:
 def page(
     explained: Mapping[str, Any], texts: Sequence[str], notes: Sequence[str]
 ) -> str:
-    """Returns `explain.md`: paragraphs, the table of areas, and what was left out."""
+    """Returns `explain.md`: paragraphs, tables, and what was left out."""
     saliency = explained["saliency"]
     arms = list(saliency["deletion"])
     failed = {what: saliency[what] for what in MARKS}
@@ -144,6 +145,8 @@ def page(
         ]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     lines += [text for note in foot_notes(failed) for text in ("", note)]
+    if explained["measures"] is not None:
+        lines += measure_tables.tables(explained["measures"])
     lines += ["", "## Figures", ""]
     lines += [f"- [{name}]({path}.png)" for name, path in explained["figures"].items()]
     if notes:

@@ -14,7 +14,7 @@ import numpy as np
 from twostage_jax import metrics, size_study
 from twostage_jax.errors import UserError
 from twostage_jax.metrics import Predictions
-from twostage_jax.report.joining import Study
+from twostage_jax.report.joining import Place, Record, Study
 from twostage_jax.resampling import METRICS, RESAMPLES, Resampler, count
 from twostage_jax.size_study import SizeStudy
 from twostage_jax.statistics import Difference, Interval, differences, score_interval
@@ -58,15 +58,20 @@ class Size:
 
     Attributes:
       fraction: The fraction.
-      n: Target training patches, mean over seeds and folds.
-      groups: Patients they are of, mean, or None.
+      patches: Target training patches of each seed and fold.
+      patients: Patients they are of, likewise; empty if the set names none.
       scores: Of the arms there.
     """
 
     fraction: float
-    n: float
-    groups: float | None
+    patches: tuple[int, ...]
+    patients: tuple[int, ...]
     scores: Scores
+
+    @property
+    def n(self) -> float:
+        """Mean number of target training patches."""
+        return float(np.mean(self.patches))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +97,16 @@ class Analysis:
     @property
     def full(self) -> Size:
         return self.sizes[0]
+
+    @property
+    def sizes_differ(self) -> bool:
+        """Whether seeds or folds of one fraction have training sets of other sizes."""
+        return any(len(set(size.patches)) > 1 for size in self.sizes)
+
+    @property
+    def common_seeds(self) -> tuple[int, ...]:
+        """The seeds that are whole at every size: those of the size study."""
+        return _common_seeds(self.sizes)
 
 
 def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
@@ -119,7 +134,7 @@ def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
     names = list(sizes[0].scores.arms)
     baseline = "scratch" if "scratch" in names else names[0]
     champion = "two_stage" if "two_stage" in names else names[-1]
-    by_size, reason = _size_study(sizes, baseline, resamples)
+    by_size, reason = _size_study(study, sizes, baseline, resamples)
     notes += [reason] if reason else []
     return Analysis(
         tuple(sizes),
@@ -141,18 +156,24 @@ def _size(
     predictions = {
         arm: [study.joined(arm, seed, fraction) for seed in seeds] for arm in arms
     }
-    records = [
-        record
-        for place, record in study.records.items()
-        if place.fraction == fraction and place.seed in seeds and place.arm in arms
-    ]
-    patients = [record.groups["train"] for record in records if record.groups]
+    trained = _trained(study, fraction, arms[0], seeds)
     return Size(
         fraction,
-        float(np.mean([record.n_train for record in records])),
-        float(np.mean(patients)) if patients else None,
+        tuple(record.n_train for record in trained),
+        tuple(record.groups["train"] for record in trained if record.groups),
         _scores(predictions, tuple(METRICS), study.class_names, resamples),
     )
+
+
+def _trained(
+    study: Study, fraction: float, arm: str, seeds: Sequence[int]
+) -> list[Record]:
+    """Returns the rows of an arm; the others were trained on the same examples."""
+    return [
+        study.records[Place(arm, seed, fraction, fold)]
+        for seed in seeds
+        for fold in study.folds
+    ]
 
 
 def _scores(
@@ -211,8 +232,12 @@ def _by_patient(
     return _scores(arms, (METRIC, "accuracy"), class_names, resamples)
 
 
+def _common_seeds(sizes: Sequence[Size]) -> tuple[int, ...]:
+    return tuple(sorted(set.intersection(*(set(one.scores.seeds) for one in sizes))))
+
+
 def _size_study(
-    sizes: Sequence[Size], baseline: str, resamples: int
+    study: Study, sizes: Sequence[Size], baseline: str, resamples: int
 ) -> tuple[SizeStudy | None, str]:
     """Returns the size study, or None and why there is none."""
     if len(sizes) < 2:
@@ -220,7 +245,7 @@ def _size_study(
             "Only one size of the target set was studied: add fractions to "
             "config.study.fractions for a size curve."
         )
-    seeds = sorted(set.intersection(*(set(size.scores.seeds) for size in sizes)))
+    seeds = _common_seeds(sizes)
     arms = [
         arm
         for arm in sizes[0].scores.arms
@@ -228,12 +253,23 @@ def _size_study(
     ]
     if not seeds or baseline not in arms:
         return None, "No seed is whole at every size, so there is no size curve."
-    if len({size.n for size in sizes}) < len(sizes):
+    # Over the seeds whose scores are on the curve.
+    means = {
+        size.fraction: float(
+            np.mean(
+                [r.n_train for r in _trained(study, size.fraction, baseline, seeds)]
+            )
+        )
+        for size in sizes
+    }
+    if len(set(means.values())) < len(sizes):
         return None, "Two fractions give the same number of patches: no size curve."
     found = size_study.size_study(
         {
             arm: {
-                size.n: [one for one in size.scores.arms[arm] if one.seed in seeds]
+                means[size.fraction]: [
+                    one for one in size.scores.arms[arm] if one.seed in seeds
+                ]
                 for size in sizes
             }
             for arm in arms

@@ -7,7 +7,7 @@ are two seeds or more. Everything else is said to be not shown, never to be noth
 from collections.abc import Sequence
 
 from twostage_jax.report.analysis import METRIC, Analysis, Scores, Size
-from twostage_jax.report.formats import minus, p_text, show
+from twostage_jax.report.formats import mean_and_range, minus, p_text, show
 from twostage_jax.report.joining import Study
 from twostage_jax.size_study import SizeStudy, describe_size
 from twostage_jax.statistics import LEVEL, Difference, Interval, holm
@@ -75,7 +75,7 @@ def sentence(one: Difference, scores: Scores) -> str:
             f"{_capital(scored)} on {_tested(scores)}. Whether this holds for other "
             f"patients cannot be said: {one.reason}."
         )
-    sure = _surely(one, pairs)
+    sure = _surely(_as_told(one), pairs)
     if len(scores.seeds) == 1:
         return (
             f"With one seed the method cannot be told from luck: {scored} in this one "
@@ -88,7 +88,7 @@ def sentence(one: Difference, scores: Scores) -> str:
     if found == "worse":
         return (
             f"{_capital(first)} does worse than {second}, by {points(one)} of {score} "
-            f"({_surely(turned(one), pairs)})."
+            f"({sure})."
         )
     if found == "leaning":
         return (
@@ -97,9 +97,19 @@ def sentence(one: Difference, scores: Scores) -> str:
         )
     return (
         f"No difference between {first} and {second} is shown: {first} less {second} is "
-        f"{minus(f'{100 * one.estimate:.1f}')} points of {score} ({sure}). The data "
+        f"{minus(f'{100 * one.estimate:.1f}')} points of {score} "
+        f"({_surely(one, pairs)}). The data "
         f"agree with anything from {_reach(one)}."
     )
+
+
+def _as_told(one: Difference) -> Difference:
+    """Returns it with the sign of words that say 'more' or 'less', 'beats' or 'worse'.
+
+    The number in them is never negative, so its interval is that of the gain or of the
+    loss; where the words are 'first less second' the interval has that sign.
+    """
+    return turned(one) if round(1000 * one.estimate) < 0 else one
 
 
 def _scored(one: Difference, of: str) -> str:
@@ -115,7 +125,7 @@ def _other(one: Difference, scores: Scores) -> str:
     if one.low is None:
         return f"{_capital(_scored(one, ''))}; that too is of this sample only."
     if len(scores.seeds) == 1:
-        sure = _surely(one, len(scores.differences[one.metric]))
+        sure = _surely(_as_told(one), len(scores.differences[one.metric]))
         return f"{_capital(_scored(one, ''))} ({sure}); that too is of one seed."
     return sentence(one, scores)
 
@@ -174,9 +184,10 @@ def by_size(analysis: Analysis) -> str:
         for key, text in words.items()
         if key in sizes
     ]
+    mean = ", a mean over seeds and folds" if analysis.sizes_differ else ""
     return (
-        "By number of target training patches (those for validation, the same at every "
-        "size, are not counted; tests Holm-corrected over sizes and arms): "
+        f"By number of target training patches{mean} (those for validation, the same at "
+        "every size, are not counted; tests Holm-corrected over sizes and arms): "
         f"{'; '.join(parts)}."
     )
 
@@ -186,11 +197,11 @@ def over_sizes(analysis: Analysis) -> str:
     study, arm = analysis.size_study, analysis.champion
     if study is None or arm not in study.area_gains:
         return ""
-    seeds = set.intersection(*(set(s.scores.seeds) for s in analysis.sizes))
+    seeds = analysis.common_seeds
     champion, baseline = show("arm", arm), show("arm", analysis.baseline)
     gain, p_value = study.area_gains[arm][0], area_p_values(study)[arm]
     more = "more" if gain.estimate >= 0 else "less"
-    sure = "no interval" if gain.low is None else ends(gain)
+    sure = "no interval" if gain.low is None else ends(_gain_as_told(gain))
     p = "" if p_value is None else f", p {_equals(p_value)}"
     if p and len(study.area_gains) > 1:
         p += f", Holm-corrected over {len(study.area_gains)} arms"
@@ -211,6 +222,12 @@ def over_sizes(analysis: Analysis) -> str:
         f"{text} To match {champion} trained on {smallest.n:,.0f} patches, {baseline} "
         f"needs {needed} patches{sure}."
     )
+
+
+def _gain_as_told(gain: Interval) -> Interval:
+    if gain.estimate >= 0:
+        return gain
+    return Interval(-gain.estimate, -gain.high, -gain.low)
 
 
 def area_p_values(study: SizeStudy) -> dict[str, float | None]:
@@ -238,18 +255,21 @@ def _basis(study: Study, analysis: Analysis) -> str:
     """Returns what the answer rests on."""
     full = analysis.full
     seeds = len(full.scores.seeds)
-    sizes = {r.n_train for p, r in study.records.items() if p.fraction == full.fraction}
+    patients = full.patients
+    of_patients = f" of {mean_and_range(patients)} patients" if patients else ""
     parts = [
         f"This rests on {seeds} seed{'s' if seeds > 1 else ''}, {_tested(full.scores)}"
         f"{f' in {len(study.folds)} folds' if len(study.folds) > 1 else ''}, and "
-        f"{'on average ' if len(sizes) > 1 else ''}{full.n:,.0f} target training patches"
-        f"{'' if full.groups is None else f' of {full.groups:,.0f} patients'}."
+        f"{'on average ' if len(set(full.patches)) > 1 else ''}"
+        f"{mean_and_range(full.patches)} target training patches{of_patients}."
     ]
     if any(one.low is not None for one in full.scores.intervals[METRIC].values()):
         unit = "patches" if full.scores.groups is None else "patients"
+        folds = f", and take the {unit} of one fold for independent (see Method)"
         parts.append(
             f"The intervals are over test {unit}{' and seeds' if seeds > 1 else ''}; "
-            f"they know nothing of other training {unit}."
+            f"they know nothing of other training {unit}"
+            f"{folds if len(study.folds) > 1 else ''}."
         )
     if full.scores.groups is None:
         parts.append(

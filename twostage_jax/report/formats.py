@@ -106,6 +106,13 @@ def show(kind: Kind, value: Any) -> str:
     return str(value)
 
 
+def mean_and_range(numbers: Sequence[int]) -> str:
+    """Returns '1,600', or '1,550 (1,500–1,600)' where the numbers differ."""
+    mean = f"{statistics.fmean(numbers):,.0f}"
+    differ = len(set(numbers)) > 1
+    return f"{mean} ({tables.number_range(numbers)})" if differ else mean
+
+
 def minus(number: str) -> str:
     """Returns a number with a true minus sign, and no minus before zero."""
     if number[:1] == "-":

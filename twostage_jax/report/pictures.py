@@ -35,14 +35,21 @@ def size_curve(analysis: Analysis) -> Picture:
         f"{one[-1].estimate * 100:.1f} %"
         for arm, one in study.scores.items()
     )
+    unit, means, seeds = "target training patches", "", ""
+    if analysis.sizes_differ:
+        unit += " (mean)"
+        means = " The size is a mean over seeds and folds, whose training sets differ."
+    if any(size.scores.seeds != analysis.common_seeds for size in analysis.sizes):
+        listed = ", ".join(map(str, analysis.common_seeds))
+        seeds = f" Only seeds that are whole at every size are drawn: {listed}."
     return Picture(
         "size_curve",
-        figures.size_curve(curves, score="balanced accuracy (%)"),
+        figures.size_curve(curves, unit=unit, score="balanced accuracy (%)"),
         f"Balanced accuracy against the number of target training patches, from "
         f"{smallest:,.0f} to {largest:,.0f}: {ends}.",
         "Balanced accuracy against the size of the target training set (logarithmic); "
         "bands and bars are 95 % confidence intervals of each arm alone. Bands "
-        "of two arms may overlap though their paired difference is shown.",
+        f"of two arms may overlap though their paired difference is shown.{means}{seeds}",
     )
 
 

@@ -5,13 +5,22 @@ from collections.abc import Sequence
 
 from twostage_jax import metrics
 from twostage_jax.report import findings
-from twostage_jax.report.analysis import METRIC, Analysis, Scores
-from twostage_jax.report.formats import Column, Table, show
+from twostage_jax.report.analysis import METRIC, Analysis, Scores, Size
+from twostage_jax.report.formats import Column, Table, mean_and_range, show
 from twostage_jax.report.joining import Study
 from twostage_jax.statistics import Difference, Interval
 
 SCORED = (METRIC, "accuracy", "macro_f1")
-HOW = "In brackets 95 % confidence intervals, over {units} and seeds (see Method)."
+HOW = "In brackets 95 % confidence intervals, over test {units} and seeds (see Method)."
+# The patches of one patient may be of several classes, as the regions drawn in it are.
+PATIENT_LEVEL = (
+    "The true class of a region says which patches are averaged, so this weighs patients "
+    "alike; it is no diagnosis of a patient, which would have to do without it."
+)
+POOLED_AUROC = (
+    "It ranks the patches of all folds together, by probabilities of different models: "
+    "models that are calibrated differently lower it."
+)
 MCNEMAR = (
     "McNemar's exact test pools the patches of all seeds and takes them for "
     "independent, which patches of one patient are not: its p is far too small as a "
@@ -39,10 +48,11 @@ def main(study: Study, analysis: Analysis) -> Table:
     """Returns the scores of each arm on the full target set."""
     full = analysis.full
     scores = full.scores
+    folds = f" {POOLED_AUROC}" if len(study.folds) > 1 else ""
     return Table(
         "scores",
-        f"Test scores of each arm in per cent, patch level, trained on {full.n:,.0f} "
-        f"target patches; mean of {_seeds(scores)}.",
+        f"Test scores of each arm in per cent, patch level, trained on {_trained(full)}; "
+        f"mean of {_seeds(scores)}.",
         [
             Column("arm", "arm"),
             Column("chain of stages"),
@@ -61,14 +71,18 @@ def main(study: Study, analysis: Analysis) -> Table:
             for arm in scores.arms
         ],
         f"{how(scores)} AUROC: one-vs-rest, mean over classes, ± standard deviation "
-        "over seeds.",
+        f"over seeds.{folds}",
     )
 
 
 def result(analysis: Analysis) -> Table:
     """Returns the main result as a paper prints it: scores, and gain over baseline."""
     scores, base = analysis.full.scores, analysis.baseline
-    name = show("arm", base)
+    several = len(scores.arms) > 1
+    paired = (
+        f" Differences from {show('arm', base)} are paired, in points; p is corrected "
+        "over all pairs of arms (Holm)."
+    )
     against = {
         one.first: one
         for pair in scores.differences[METRIC]
@@ -78,22 +92,21 @@ def result(analysis: Analysis) -> Table:
     return Table(
         "result",
         f"Balanced accuracy (%) of each arm on {_tests(scores)}, mean of "
-        f"{_seeds(scores)}, trained on {analysis.full.n:,.0f} target patches, with 95 % "
-        f"confidence intervals. Differences from {name} are paired, in points; p is "
-        "corrected over all pairs of arms (Holm).",
+        f"{_seeds(scores)}, trained on {_trained(analysis.full)}, with 95 % confidence "
+        f"intervals.{paired if several else ''}",
         [
             Column("Arm", "arm"),
             Column("Balanced accuracy", "score"),
-            Column("Difference", "points"),
-            Column("p (Holm)", "p"),
+            *([Column("Difference", "points")] if several else []),
+            *([Column("p (Holm)", "p")] if several else []),
             Column("Macro-F1", "score"),
         ],
         [
             [
                 arm,
                 scores.intervals[METRIC][arm],
-                as_interval(against.get(arm)),
-                against[arm].p_holm if arm in against else None,
+                *([as_interval(against.get(arm))] if several else []),
+                *([getattr(against.get(arm), "p_holm", None)] if several else []),
                 scores.intervals["macro_f1"][arm],
             ]
             for arm in scores.arms
@@ -149,7 +162,7 @@ def patients(scores: Scores) -> Table:
             for arm in scores.arms
         ],
         f"{scores.examples:,} predictions for {scores.groups:,} patients: one whose "
-        f"patches are of several classes has one for each. {how(scores)}",
+        f"patches are of several classes has one for each. {PATIENT_LEVEL} {how(scores)}",
     )
 
 
@@ -181,8 +194,8 @@ def per_class(study: Study, scores: Scores) -> Table:
             Column("test patches", "count"),
         ],
         rows,
-        "A dash stands for what a seed does not define, such as the precision of a "
-        "class never predicted.",
+        "A dash stands for what a seed does not define, such as the precision of a class "
+        f"never predicted.{f' AUROC: {POOLED_AUROC}' if len(study.folds) > 1 else ''}",
     )
 
 
@@ -240,6 +253,11 @@ def as_interval(one: Difference | None) -> Interval | None:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     return None if None in values else statistics.fmean(values)
+
+
+def _trained(size: Size) -> str:
+    mean = "on average " if len(set(size.patches)) > 1 else ""
+    return f"{mean}{mean_and_range(size.patches)} target patches"
 
 
 def _seeds(scores: Scores) -> str:

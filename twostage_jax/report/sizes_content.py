@@ -1,39 +1,62 @@
 """The tables of how scores depend on the size of the target training set."""
 
+import statistics
+
 from twostage_jax.report import findings
 from twostage_jax.report.analysis import METRIC, Analysis
 from twostage_jax.report.formats import Column, Table, show
 from twostage_jax.report.scores_content import as_interval, how
+from twostage_jax.report.tables import number_range
 
 
 def sizes(analysis: Analysis) -> Table:
     """Returns the score of each arm at each size."""
     arms = list(analysis.full.scores.arms)
-    patients_known = any(size.groups is not None for size in analysis.sizes)
+    counted = {"patches": [size.patches for size in analysis.sizes]}
+    if any(size.patients for size in analysis.sizes):
+        counted["patients"] = [size.patients for size in analysis.sizes]
+    columns, numbers = [], []
+    for what, of_sizes in counted.items():
+        title = "training patches" if what == "patches" else what
+        differ = any(len(set(one)) > 1 for one in of_sizes)
+        columns.append(Column(f"{title} (mean)" if differ else title, "count"))
+        numbers.append([statistics.fmean(one) if one else None for one in of_sizes])
+        if differ:
+            columns.append(Column(f"range of {what}"))
+            numbers.append([number_range(one) for one in of_sizes])
     return Table(
         "sizes",
         "Balanced accuracy in per cent by size of the target training set, patch level.",
         [
             Column("fraction", "number"),
-            Column("training patches", "count"),
-            *([Column("patients", "count")] if patients_known else []),
+            *columns,
             Column("seeds", "count"),
             *(Column(show("arm", arm), "score") for arm in arms),
         ],
         [
             [
                 size.fraction,
-                size.n,
-                *([size.groups] if patients_known else []),
+                *(of_sizes[i] for of_sizes in numbers),
                 len(size.scores.seeds),
                 *(size.scores.intervals[METRIC].get(arm) for arm in arms),
             ]
-            for size in analysis.sizes
+            for i, size in enumerate(analysis.sizes)
         ],
         "Fractions are nested and the same examples for every arm; the test set is the "
         "same at every size, and so is the validation set, whose patches are not "
-        f"counted. {how(analysis.full.scores)}",
+        f"counted. {_means(analysis)}{how(analysis.full.scores)}",
     )
+
+
+def _means(analysis: Analysis) -> str:
+    if not analysis.sizes_differ:
+        return ""
+    return "Training sets of seeds and folds differ in size: sizes are means. "
+
+
+def _patches(analysis: Analysis) -> Column:
+    title = "training patches"
+    return Column(f"{title} (mean)" if analysis.sizes_differ else title, "count")
 
 
 def size_pairs(analysis: Analysis) -> Table:
@@ -44,7 +67,7 @@ def size_pairs(analysis: Analysis) -> Table:
         f"Paired differences from {show('arm', analysis.baseline)} in points of balanced "
         "accuracy, by size of the target training set.",
         [
-            Column("training patches", "count"),
+            _patches(analysis),
             Column("arm", "arm"),
             Column("difference", "points"),
             Column("p", "p"),
@@ -93,7 +116,7 @@ def matches(analysis: Analysis) -> Table:
         "matches",
         f"Target patches that {base} needs to score as well as each arm does at a size.",
         [
-            Column("training patches", "count"),
+            _patches(analysis),
             *(Column(show("arm", arm), "match") for arm in found.matches),
         ],
         [

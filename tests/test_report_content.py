@@ -1,0 +1,142 @@
+"""What tables and texts of the report say of their numbers, for studies of any shape."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from study_files import write_study
+
+from twostage_jax.report import analysis, content, formats, load, parts, write
+from twostage_jax.report.artefacts import gather
+from twostage_jax.report.page import html
+
+TWO = {"scratch": 0.7, "two_stage": 0.85}
+
+
+def report(study, resamples=200):
+    found = analysis.analyse(study, resamples)
+    return content.build(study, found, gather(study)), found
+
+
+def tables_of(made):
+    every = parts.walk([part for section in made.sections for part in section.parts])
+    return {part.name: part for part in every if isinstance(part, formats.Table)}
+
+
+def column(table, title):
+    place = [one.title for one in table.columns].index(title)
+    return [row[place] for row in table.rows]
+
+
+def with_sizes(study, size):
+    """Returns the study with other numbers of training patches."""
+    records = {
+        place: dataclasses.replace(record, n_train=size(place))
+        for place, record in study.records.items()
+    }
+    return dataclasses.replace(study, records=records)
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory):
+    """A study of folds, at two sizes that differ between folds."""
+    folder = tmp_path_factory.mktemp("folded")
+    write_study(folder, TWO, folds=2, fractions=(1.0, 0.5), seeds=(0, 1), patches=12)
+    study = load.load([folder])
+    return with_sizes(study, lambda p: int(p.fraction * (1500 + 200 * p.fold)))
+
+
+@pytest.fixture(scope="module")
+def of_folds(folded):
+    return report(folded)
+
+
+def test_sizes_that_differ_are_means_with_their_range(of_folds):
+    made, _ = of_folds
+    tables = tables_of(made)
+    assert column(tables["sizes"], "training patches (mean)") == [1600, 800]
+    assert column(tables["sizes"], "range of patches") == ["1,500–1,700", "750–850"]
+    assert "sizes are means" in tables["sizes"].note
+    for name in ("matches", "size_differences"):
+        assert tables[name].columns[0].title == "training patches (mean)"
+    assert "on average 1,600 (1,500–1,700) target patches" in tables["scores"].caption
+    assert "on average 1,600 (1,500–1,700) target patches" in made.result.caption
+    (curve,) = (part for section in made.sections for part in section.parts
+                if getattr(part, "name", "") == "size_curve")  # fmt: skip
+    assert "mean over seeds and folds" in curve.caption
+    (axes,) = curve.figure.axes
+    assert axes.get_xlabel() == "target training patches (mean)"
+
+
+def test_sizes_that_are_alike_are_no_means(tmp_path):
+    write_study(tmp_path, TWO, fractions=(1.0, 0.5), seeds=(0, 1), patches=12)
+    made, _ = report(load.load([tmp_path]))
+    assert column(tables_of(made)["sizes"], "training patches") == [1600, 800]
+    assert "mean over seeds and folds" not in write.markdown(made)
+
+
+def test_the_size_axis_is_of_the_seeds_on_it(tmp_path):
+    write_study(tmp_path, TWO, fractions=(1.0, 0.5), patches=12)
+    study = load.load([tmp_path])
+    study = with_sizes(study, lambda p: int(p.fraction * (1000 + 100 * p.seed)))
+    gone = {p for p in study.records if (p.seed, p.fraction) == (2, 0.5)}
+    kept = {place: one for place, one in study.records.items() if place not in gone}
+    study = dataclasses.replace(study, records=kept, missing=tuple(gone))
+    made, found = report(study)
+    assert [size.n for size in found.sizes] == [1100, 525]
+    assert found.size_study.n == (525, 1050)
+    assert "whole at every size are drawn: 0, 1." in write.markdown(made)
+
+
+def test_notes_say_what_folds_do_to_intervals_and_auroc(of_folds, tmp_path):
+    made, _ = of_folds
+    text = write.markdown(made)
+    assert "although they share its training set" in text
+    # As measured: the column 'level' of experiments/coverage.md.
+    page = Path(__file__).parents[1] / "experiments" / "coverage.md"
+    for effect, level in (("0.3", 10), ("0.5", 17)):
+        (line,) = re.findall(
+            rf"^\| 5 folds that differ by {effect} .*", page.read_text(), re.M
+        )
+        assert round(float(line.split(" | ")[7])) == level
+        assert f"{level} %" in text
+    assert "by probabilities of different models" in tables_of(made)["scores"].note
+    write_study(tmp_path, TWO, seeds=(0,), patches=6)
+    text = write.markdown(report(load.load([tmp_path]))[0])
+    assert "over test patients and seeds" in text
+    assert "share its training set" not in text and "different models" not in text
+
+
+def test_the_patient_level_is_said_to_be_no_diagnosis(of_folds):
+    assert "no diagnosis of a patient" in tables_of(of_folds[0])["patients"].note
+
+
+@pytest.mark.parametrize("arms", [{"natural": 0.8}, TWO])
+@pytest.mark.parametrize("patients", [None, 12])
+@pytest.mark.parametrize("folds", [0, 3])
+def test_any_shape_of_study_has_a_whole_report(tmp_path, arms, patients, folds):
+    write_study(
+        tmp_path, arms, patients=patients, folds=folds, classes=("lung", "nodule"),
+        seeds=(0, 1), fractions=(1.0, 0.5), patches=12,
+    )  # fmt: skip
+    study = load.load([tmp_path])
+    made, found = report(study)
+    names = {"scores", "sizes", "areas", "per_class", "calibration", "rows"}
+    names |= {"patients"} if patients else set()
+    pairs = {"differences", "size_differences", "matches"}
+    pairs |= {"patient_differences"} if patients else set()
+    tables = tables_of(made)
+    assert set(tables) == names | (pairs if len(arms) > 1 else set()) | {"settings"}
+    for table in tables.values():
+        assert {len(row) for row in table.rows} == {len(table.columns)}
+    page, text = html(made, study), write.markdown(made)
+    latex = formats.latex(made.result, "tab:result")
+    for words in (page, text, latex):
+        assert not re.search(r"\bnan\b|\bNone\b", words)
+    assert ("paired" in latex) == (len(arms) > 1)
+    assert ("patients" in latex) == bool(patients)
+    assert ("names no patients" in text) == (not patients)
+    for arm in arms:
+        interval = found.full.scores.intervals["balanced_accuracy"][arm]
+        assert interval.low < interval.estimate < interval.high
