@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,8 +79,10 @@ def test_second_run_trains_nothing_and_prints_the_same_table(finished, environme
     assert first.split("\n\n", 1)[1] == again.stdout.split("\n\n", 1)[1]
 
 
-def test_changed_target_setting_retrains_target_stages_only(finished, environment):
-    workdir, _ = finished
+def test_changed_target_setting_retrains_target_stages_only(
+    finished, environment, tmp_path
+):
+    workdir = shutil.copytree(finished[0], tmp_path / "copy")
     flag = "--config.stages.target.optim.learning_rate=0.001"
     changed = run(environment, f"--workdir={workdir}", flag)
     assert "7 stage runs, 3 done." in changed.stdout

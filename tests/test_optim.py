@@ -99,9 +99,9 @@ def test_adam_starts_afresh_after_head_steps():
         learning_rate=0.1,
         weight_decay=0.0,
         schedule="constant",
-        head_steps=50,
+        head_steps=20,
     )
-    after = [run(settings, steps=steps, total=100) for steps in (50, 51, 54)]
+    after = [run(settings, steps=steps, total=40) for steps in (20, 21, 24)]
     first, second, third = (one["conv1"]["kernel"] for one in after)
     np.testing.assert_allclose(first - second, 0.1, rtol=1e-4)
     np.testing.assert_allclose(second - third, 0.3, rtol=1e-4)

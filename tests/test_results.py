@@ -21,7 +21,7 @@ def test_choice_looks_at_validation_alone(tmp_path, scores, chosen):
     grid = (("optim.learning_rate", (0.1, 0.2, 0.3)),)
     config, made = parsed(**{"study.grid": grid}), datasets()
     row = plan.rows(config, made)[0]
-    materials = Materials(config, made, {}, tmp_path)
+    materials = Materials(config, made, tmp_path)
     for run, (accuracy, loss) in zip(row.candidates, scores, strict=True):
         told = {
             "validation": {
