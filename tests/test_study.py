@@ -10,7 +10,16 @@ import pytest
 from conftest import Tiny, make_dataset
 from test_plan import datasets, parsed
 
-from twostage_jax import checkpoint, lineage, models, results, runtime, stage, study
+from twostage_jax import (
+    checkpoint,
+    evaluation,
+    lineage,
+    models,
+    results,
+    runtime,
+    stage,
+    study,
+)
 from twostage_jax.data import sources
 from twostage_jax.errors import UserError
 
@@ -267,7 +276,7 @@ def test_full_disk_leaves_earlier_saves_usable(tiny_study, monkeypatch, tmp_path
 def test_evaluation_that_is_not_finite_is_named(tiny_study, monkeypatch, tmp_path):
     """The last step may spoil the parameters without a loss that shows it."""
     nothing = {"loss": float("nan"), "balanced_accuracy": 0.5}
-    monkeypatch.setattr(stage, "_quick_scores", lambda *_: nothing)
+    monkeypatch.setattr(evaluation, "_quick_scores", lambda *_: nothing)
     with pytest.raises(UserError, match=r"target.*loss on validation is nan at step 6"):
         tiny_study(tmp_path, **SCRATCH)
 
