@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from test_config import config_file
 
 from twostage_jax import config as configs
-from twostage_jax import plan
+from twostage_jax import placement, plan
 from twostage_jax.errors import UserError
 
 
@@ -232,6 +232,17 @@ def test_settings_that_cannot_work_are_refused_before_any_data(
         plan.check(parsed(**changes))
     assert words in str(error.value) and "config." in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_cores_need_not_divide_a_batch(monkeypatch):
+    """A run alone uses one device of a processor: six cores take batches of 64."""
+    monkeypatch.setattr(jax, "device_count", lambda: 6)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 6)
+    config = parsed(**{"stages.target.train.batch_size": 64})
+    with pytest.raises(UserError, match="divisible by the 6 devices"):
+        plan.check(config)
+    monkeypatch.setattr(placement, "made_of_cores", lambda: True)
+    plan.check(config)
 
 
 def both_sides():

@@ -20,6 +20,7 @@ from twostage_jax.config import (
 from twostage_jax.data import sources
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.errors import UserError
+from twostage_jax.placement import alone
 from twostage_jax.stage_run import StageRun, identify, split_of
 
 PyTree = Any
@@ -66,7 +67,7 @@ def check(config: Config) -> None:
 
 
 def _check_train(train: TrainConfig, path: str) -> None:
-    if train.batch_size % jax.device_count():
+    if alone().whole(train.batch_size) != train.batch_size:
         raise UserError(
             f"{path}.batch_size is {train.batch_size}: it must be divisible by the "
             f"{jax.device_count()} devices."
