@@ -13,30 +13,27 @@ more. For three windows as three channels (lung, wide, mediastinal):
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
     """Returns the settings of `two_stage.py` with a prepared target."""
-    config = _two_stage()
+    two_stage = _two_stage()
+    config = two_stage.get_config()
     config.name = "dicom"
 
-    target = config.stages.target.data = ConfigDict()
-    target.source = "prepared"
+    target = config.stages.target.data = two_stage.data("prepared")
     target.path = ""  # the folder that prepare was given as --out
-    target.validation = 0.2  # share of the training groups that selection looks at
-    target.test = 0.25  # share of the groups held out
-    target.normalise = "fixed"  # fixed, dataset, or patch (structure only)
-    target.window = (-600.0, 1500.0)  # (centre, width) in HU; three pairs: 3 channels
 
     config.study.seeds = (0, 1, 2)
     return config
 
 
-def _two_stage() -> ConfigDict:
+def _two_stage() -> ModuleType:
     path = Path(__file__).with_name("two_stage.py")
     spec = importlib.util.spec_from_file_location("two_stage", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    return module

@@ -13,6 +13,7 @@ and contrast tell nothing.
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
@@ -28,13 +29,14 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(
             f"configs/folders.py has no variant '{variant}', only 'texture_only'."
         )
-    config = _two_stage()
+    two_stage = _two_stage()
+    config = two_stage.get_config()
     config.name = f"folders_{variant}" if variant else "folders"
 
-    natural = config.stages.natural.data = _common("folder")
+    natural = config.stages.natural.data = two_stage.data("folder")
     natural.path = ""  # folder of class sub-folders, optionally below train/ and test/
 
-    texture = config.stages.texture.data = _common("folder")
+    texture = config.stages.texture.data = two_stage.data("folder")
     texture.path = ""  # folder of class sub-folders
     texture.name = "texture_folder"  # names the prepared set
     texture.kind = "texture"
@@ -42,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
     texture.stride = 32  # distance between crops, pixels
     texture.group_regex = ""  # its first group, in 'class/file', is the sample
 
-    target = config.stages.target.data = _common("slices")
+    target = config.stages.target.data = two_stage.data("slices")
     target.path = ""  # folder of ct/, lungs/, infection/ and slices.csv
     target.classes = "healthy,infected"  # names of label values 0, 1, ...
     target.stride = 8  # distance between patches, pixels
@@ -56,19 +58,9 @@ def get_config(variant: str = "") -> ConfigDict:
     return config
 
 
-def _common(source: str) -> ConfigDict:
-    data = ConfigDict()
-    data.source = source
-    data.validation = 0.2  # share of the training groups that selection looks at
-    data.test = 0.25  # share of the groups held out, if the set brings no test split
-    data.normalise = "fixed"  # fixed, dataset, or patch (structure only)
-    data.window = (-600.0, 1500.0)  # (centre, width) in HU; only images in HU
-    return data
-
-
-def _two_stage() -> ConfigDict:
+def _two_stage() -> ModuleType:
     path = Path(__file__).with_name("two_stage.py")
     spec = importlib.util.spec_from_file_location("two_stage", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    return module

@@ -17,13 +17,15 @@ stage are those of Caffe's reference model, the rest is a starting point.
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
     """Returns the settings of `two_stage.py` with the paper's network and data."""
-    config = _two_stage()
+    two_stage = _two_stage()
+    config = two_stage.get_config()
     config.name = "paper"
 
     config.model.name = "caffenet"
@@ -33,7 +35,7 @@ def get_config() -> ConfigDict:
     config.model.dtype = "bfloat16"
 
     natural = config.stages.natural
-    natural.data = _data("tfds")
+    natural.data = two_stage.data("tfds")
     natural.data.name = "imagenet2012"
     natural.data.size = (
         256  # stored; training crops at random, evaluation in the centre
@@ -48,7 +50,7 @@ def get_config() -> ConfigDict:
     natural.augment.shift = 0
 
     texture = config.stages.texture
-    texture.data = _data("folder")
+    texture.data = two_stage.data("folder")
     texture.data.path = ""  # folder of CUReT: sampleNN/NN-MMM.png
     texture.data.name = "curet"
     texture.data.kind = "texture"
@@ -56,12 +58,17 @@ def get_config() -> ConfigDict:
     texture.augment.shift = 0
 
     target = config.stages.target
-    target.data = _data("dicom")
+    target.data = two_stage.data("dicom")
     target.data.path = ""  # folder of patients
     target.data.classes = ""  # empty: classes.json, or all labels of MedGIFT ROIs
     target.data.spacing = 0.1  # mm a pixel: 227 pixels are 23 mm, some 32 of the scan
     target.data.stride = 57  # distance between neighbouring patches, pixels
     target.augment.shift = 8
+
+    for stage in (natural, texture, target):
+        stage.data.validation = 0.1
+        # A window a channel: lung, wide, mediastinal. Only images in HU have one.
+        stage.data.window = (-600.0, 1500.0, -160.0, 500.0, 40.0, 400.0)
 
     for stage in (texture, target):
         stage.optim.name = "sgd"
@@ -76,19 +83,9 @@ def get_config() -> ConfigDict:
     return config
 
 
-def _data(source: str) -> ConfigDict:
-    data = ConfigDict()
-    data.source = source
-    data.validation = 0.1  # share of the training groups that selection looks at
-    data.test = 0.25  # share of the groups held out, if the set brings no test split
-    data.normalise = "fixed"  # fixed, dataset, or patch (structure only)
-    data.window = (-600.0, 1500.0, -160.0, 500.0, 40.0, 400.0)  # a window a channel, HU
-    return data
-
-
-def _two_stage() -> ConfigDict:
+def _two_stage() -> ModuleType:
     path = Path(__file__).with_name("two_stage.py")
     spec = importlib.util.spec_from_file_location("two_stage", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    return module

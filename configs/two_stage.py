@@ -95,12 +95,7 @@ def stage(source: str, steps: int) -> ConfigDict:
     """Returns the settings of one stage, each with what it means."""
     stage = ConfigDict()
 
-    stage.data = data = ConfigDict()
-    data.source = source  # natural_surrogate, textures, phantoms, folder, slices, ...
-    data.validation = 0.2  # share of the training groups that selection looks at
-    data.test = 0.25  # share of the groups held out, if the set brings no test split
-    data.normalise = "fixed"  # fixed, dataset, or patch (structure only)
-    data.window = (-600.0, 1500.0)  # (centre, width) in HU; only images in HU
+    stage.data = data(source)
 
     stage.transfer = transfer = ConfigDict()
     transfer.reinitialise = "head"  # head, or dense: all fully connected layers
@@ -135,3 +130,14 @@ def stage(source: str, steps: int) -> ConfigDict:
     augment.contrast = 0.0  # largest relative change
     augment.window = 0.0  # largest relative change of the HU window
     return stage
+
+
+def data(source: str) -> ConfigDict:
+    """Returns what the data settings of all sources have in common."""
+    data = ConfigDict()
+    data.source = source  # natural_surrogate, textures, phantoms, folder, slices, ...
+    data.validation = 0.2  # share of the training groups that selection looks at
+    data.test = 0.25  # share of the groups held out, if the set brings no test split
+    data.normalise = "fixed"  # fixed, dataset, or patch (structure only)
+    data.window = (-600.0, 1500.0)  # (centre, width) in HU; only images in HU
+    return data
