@@ -61,7 +61,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.study.seeds = (0,)  # every arm runs once a seed
     config.study.fractions = (1.0,)  # shares of the target's training set, nested
     config.study.draw = "group"  # fractions by whole 'group' (patient) or by 'patch'
-    config.study.folds = 0  # folds of the target by group; 0 = one split
+    config.study.folds = 0  # of the target by group, new ones each seed; 0 = one split
     config.study.split_seed = 0  # of the splits into train, validation, test
     # Settings of the target stage to choose among, on validation groups, for every row:
     # (('optim.learning_rate', (0.001, 0.003)), ...). Empty = none.

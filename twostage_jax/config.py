@@ -181,7 +181,8 @@ class StudyConfig:
         augmentation, dropout and the drawing of fractions.
       fractions: Shares of the target's training set; nested.
       draw: Fractions are drawn by whole 'group' (patient), or by 'patch' within each.
-      folds: Folds of the target, by group, every group tested once; 0 = one split.
+      folds: Folds of the target, by group, drawn anew for each seed; every seed tests
+        every group once. 0 = one split, the same for every seed.
       split_seed: Seed of the splits into train, validation and test.
       grid: (setting, values) pairs, such as ('optim.learning_rate', (0.001, 0.003)):
         every row trains the target with each combination and keeps the best on its

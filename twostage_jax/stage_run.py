@@ -5,6 +5,7 @@ import zlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from twostage_jax.config import TARGET, Config, StageConfig, as_json, with_values
 from twostage_jax.data.dataset import Dataset, digest
@@ -82,6 +83,7 @@ def identify(
     place: tuple[Any, ...] = (seed, study.split_seed)
     if stage == TARGET:
         place += (fraction, fold, study.folds, study.draw if fraction < 1 else "")
+        place += (_split_seed(config, run),)
     identity = digest(
         RESULT_VERSION,
         settings,
@@ -108,13 +110,17 @@ def code(stage: str) -> int:
 def split_of(config: Config, dataset: Dataset, run: StageRun) -> Splits:
     """Returns the examples that a stage run trains, validates and tests on.
 
+    Folds are drawn anew for each seed, so that what is good or bad about a training set
+    differs from seed to seed, as intervals over seeds expect; see
+    `experiments/coverage.md`.
+
     Raises:
       UserError: As `data.splits.split` and `data.subsets.subset`.
     """
     data, study = config.stages[run.stage].data, config.study
     splits = split(
         dataset,
-        seed=study.split_seed,
+        seed=_split_seed(config, run),
         validation=data.validation,
         test=data.test,
         folds=study.folds if run.stage == TARGET else 0,
@@ -124,3 +130,11 @@ def split_of(config: Config, dataset: Dataset, run: StageRun) -> Splits:
         return splits
     train = subset(dataset, splits.train, run.fraction, seed=run.seed, by=study.draw)
     return dataclasses.replace(splits, train=train)
+
+
+def _split_seed(config: Config, run: StageRun) -> int:
+    study = config.study
+    if run.stage != TARGET or not study.folds:
+        return study.split_seed
+    mixed = np.random.SeedSequence((study.split_seed, run.seed))
+    return int(mixed.generate_state(1)[0])

@@ -105,6 +105,16 @@ class Study:
             return (), ()
         return arms, tuple(sorted(set.intersection(*(whole[arm] for arm in arms))))
 
+    @property
+    def folds_anew(self) -> bool:
+        """Whether seeds share the examples out to the folds in different ways."""
+        tests = {
+            tuple(record.predictions.ids)
+            for place, record in self.records.items()
+            if place.fold == self.folds[0]
+        }
+        return len(self.folds) > 1 and len(tests) > 1
+
     def joined(self, arm: str, seed: int, fraction: float) -> Predictions:
         """Returns the predictions of all folds of a seed."""
         return metrics.joined(
@@ -193,14 +203,16 @@ def same_classes(classes: Mapping[tuple[str, ...], Place]) -> None:
         )
 
 
-def same_tests(records: Iterable[Record]) -> None:
+def same_tests(records: Iterable[Record], folds: int) -> None:
     """Raises a UserError if rows of a fold were tested on other examples.
 
-    Folds must not share a patient, and there must be two classes to tell apart.
+    One split is the same for all seeds, folds are drawn anew for each. Those of a seed
+    must not share a patient, and there must be two classes to tell apart.
     """
-    first: dict[int, Record] = {}
+    first: dict[tuple[int, int], Record] = {}
     for record in records:
-        known = first.setdefault(record.place.fold, record)
+        seed = record.place.seed if folds > 1 else 0
+        known = first.setdefault((seed, record.place.fold), record)
         one, other = known.predictions, record.predictions
         alike = all(
             np.array_equal(getattr(one, name), getattr(other, name))
@@ -212,13 +224,13 @@ def same_tests(records: Iterable[Record]) -> None:
                 f"{known.place} in {known.source}: it is from another split or other "
                 "data. Run it again with the same data settings."
             )
-    held: dict[str, int] = {}
-    for fold, record in first.items():
+    held: dict[tuple[int, str], int] = {}
+    for (seed, fold), record in first.items():
         for group in set(_groups(record.predictions)):
-            if held.setdefault(group, fold) != fold:
+            if (known := held.setdefault((seed, group), fold)) != fold:
                 raise UserError(
-                    f"Patient or group '{group}' is tested in fold {held[group]} and "
-                    f"in fold {fold}: the folds are from different splits."
+                    f"Patient or group '{group}' is tested in fold {known} and in fold "
+                    f"{fold} of seed {seed}: the folds are from different splits."
                 )
     labels = np.concatenate([record.predictions.labels for record in first.values()])
     if len(np.unique(labels)) < 2:

@@ -61,15 +61,15 @@ def load(workdirs: Sequence[Path]) -> Study:
     if not records:
         raise UserError(f"{folders[0]}/results.json holds no rows: run the study.")
     joining.same_classes(classes)
-    joining.same_tests(records.values())
-    joining.same_sizes(records.values())
     configs = [result["config"] for result in results]
+    folds = tuple(range(max(int(configs[0]["study"].get("folds", 0)), 1)))
+    joining.same_tests(records.values(), len(folds))
+    joining.same_sizes(records.values())
     arms = joining.arms(folders, configs, records)
     seeds = sorted(joining.union(configs, "seeds", (p.seed for p in records)))
     fractions = sorted(
         joining.union(configs, "fractions", (p.fraction for p in records)), reverse=True
     )
-    folds = tuple(range(max(int(configs[0]["study"].get("folds", 0)), 1)))
     wanted = itertools.starmap(
         lambda s, f, k, a: Place(a, s, f, k),
         itertools.product(seeds, fractions, folds, arms),
