@@ -74,6 +74,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.name = "two_stage_study"
         config.study.seeds = (0, 1, 2, 3, 4)
         config.study.fractions = (1.0, 0.5, 0.25, 0.1)
+        # A disease is in a third of the patients: a tenth of these would lack some.
+        config.study.draw = "patch"
 
     if variant == "smoke":
         config.name = "two_stage_smoke"

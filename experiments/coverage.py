@@ -34,8 +34,10 @@ class Scenario:
       cell: Effect of (arm, seed, patient, class).
       patch: Difficulty of a patch.
       folds: How many folds share out the patients; 0 for one test set of one model.
-      fold_arm: Effect of the training set of a fold on each arm, the same for every
-        seed: what the patients whom that model tests have in common.
+      fold_arm: Effect of the training set of a fold on each arm: what the patients whom
+        that model tests have in common.
+      anew: Whether each seed shares out the patients in its own way, as the program
+        does; otherwise folds and their effects are the same for every seed.
       spread: Deviation of the log of the number of patches of a patient.
       patches: Their median.
       mixed: Patients have patches of all classes, or of one only.
@@ -53,6 +55,7 @@ class Scenario:
     patch: float = 0.7
     folds: int = 0
     fold_arm: float = 0.0
+    anew: bool = True
     spread: float = 1.0
     patches: float = 30.0
     mixed: bool = True
@@ -75,6 +78,9 @@ SCENARIOS = {
     "few patches": Scenario(patches=8.0),
     "5 folds that differ by 0.3": Scenario(folds=5, fold_arm=0.3),
     "5 folds that differ by 0.5": Scenario(folds=5, fold_arm=0.5),
+    "2 folds that differ by 0.5": Scenario(folds=2, fold_arm=0.5),
+    "the same 5 folds each seed": Scenario(folds=5, fold_arm=0.5, anew=False),
+    "the same 2 folds each seed": Scenario(folds=2, fold_arm=0.5, anew=False),
 }
 
 
@@ -100,8 +106,11 @@ def simulate(
         + scenario.cell * draw(size=(2, s, p, k))
     )
     if scenario.folds:
-        effects = scenario.fold_arm * draw(size=(2, 1, scenario.folds, 1))
-        logits = logits + effects[:, :, np.arange(p) % scenario.folds]
+        drawn = s if scenario.anew else 1
+        fold = np.tile(np.arange(p) % scenario.folds, (drawn, 1))  # [S or 1, P]
+        fold = generator.permuted(fold, axis=1)
+        effects = scenario.fold_arm * draw(size=(2, drawn, scenario.folds, 1))
+        logits = logits + np.take_along_axis(effects, fold[None, :, :, None], axis=2)
     return patches, logits
 
 
@@ -280,9 +289,11 @@ coverage {error:.1f} points); {minutes:.0f} min on one core, Python {python}, Nu
 Unless the name says otherwise: 17 patients whose numbers of patches differ by a
 log-deviation of 1 (the 90th percentile is 13 times the 10th), 5 seeds, 2 classes. All
 numbers in per cent; the difference in points. Folds that differ: the patients are shared
-out to 5 models of each arm, and the training set of each model has an effect of its own
-(standard deviation in logits; the same for every seed) on all patients it tests. The
-intervals take these patients for independent, so they are too narrow there.
+out to 2 or 5 models of each arm, and the training set of each model has an effect of its
+own (its standard deviation, in logits) on all patients that the model tests. The program
+draws the folds anew for each seed; where they are the same for every seed (and differ by
+0.5), patients of one fold are taken for independent and are not: the intervals are too
+narrow.
 
 - *score*, *difference*: how often the 95 % interval holds the true score of an arm, the
   true difference of two arms.

@@ -1,6 +1,7 @@
 """The tree of stage runs: what is trained once, in which order, what names a run."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -11,7 +12,9 @@ from test_config import config_file
 
 from twostage_jax import config as configs
 from twostage_jax import placement, plan
+from twostage_jax.ct.phantom import CLASS_NAMES, DISEASES
 from twostage_jax.errors import UserError
+from twostage_jax.stage_run import split_of
 
 
 def parsed(**changes):
@@ -312,3 +315,51 @@ def test_fold_of_one_class_is_refused():
     made = datasets(target=one_class_folds())
     with pytest.raises(UserError, match="only one class"):
         plan.check_data(config, made, plan.rows(config, made))
+
+
+def phantoms(patients):
+    """The classes and patients of the embedded target, without its pictures."""
+    found = [
+        (CLASS_NAMES.index(name), f"p{patient:02}")
+        for patient in range(patients)
+        for name in ("normal", *DISEASES[patient % len(DISEASES)])
+        for _ in range(20)
+    ]
+    labels, groups = (np.array(values) for values in zip(*found, strict=True))
+    made = ungrouped(len(found), classes=len(CLASS_NAMES), groups=groups)
+    return dataclasses.replace(made, labels=labels.astype(np.int32))
+
+
+def test_the_embedded_data_can_be_split_as_the_study_of_it_asks():
+    config = configs.parse(config_file("two_stage.py", "study"))
+    made = datasets(target=phantoms(config.stages["target"].data.options["patients"]))
+    rows = plan.rows(config, made)
+    plan.check_data(config, made, rows)
+    assert len(rows) == 4 * 5 * 4
+
+
+def test_each_seed_tests_every_patient_once_in_folds_of_its_own():
+    config, made = parsed(**{"study.folds": 3, "study.seeds": (0, 1, 2)}), datasets()
+    tested = {}
+    for run in runs_of(config):
+        if run.stage == "target":
+            split = split_of(config, made["target"], run)
+            groups = frozenset(made["target"].groups[split.test].tolist())
+            tested.setdefault((run.seed, run.fold), set()).add(groups)
+    # The same for every arm.
+    assert all(len(of_arms) == 1 for of_arms in tested.values())
+    folds = {place: groups for place, (groups,) in tested.items()}
+    everyone = set(made["target"].groups.tolist())
+    for seed in range(3):
+        of_seed = [folds[seed, fold] for fold in range(3)]
+        assert sorted(itertools.chain(*of_seed)) == sorted(everyone)
+    assert len({frozenset(folds[seed, k] for k in range(3)) for seed in range(3)}) > 1
+
+
+def test_one_split_is_the_same_for_every_seed():
+    config, made = parsed(**{"study.seeds": (0, 1, 2)}), datasets()
+    runs = [run for run in runs_of(config) if run.stage == "target"]
+    splits = [split_of(config, made["target"], run) for run in runs]
+    for split in splits:
+        np.testing.assert_array_equal(split.test, splits[0].test)
+        np.testing.assert_array_equal(split.train, splits[0].train)

@@ -259,17 +259,17 @@ def _basis(study: Study, analysis: Analysis) -> str:
     of_patients = f" of {mean_and_range(patients)} patients" if patients else ""
     parts = [
         f"This rests on {seeds} seed{'s' if seeds > 1 else ''}, {_tested(full.scores)}"
-        f"{f' in {len(study.folds)} folds' if len(study.folds) > 1 else ''}, and "
+        f"{_folds(study)}, and "
         f"{'on average ' if len(set(full.patches)) > 1 else ''}"
         f"{mean_and_range(full.patches)} target training patches{of_patients}."
     ]
     if any(one.low is not None for one in full.scores.intervals[METRIC].values()):
         unit = "patches" if full.scores.groups is None else "patients"
-        folds = f", and take the {unit} of one fold for independent (see Method)"
+        once = f", and take the {unit} of one fold for independent (see Method)"
         parts.append(
             f"The intervals are over test {unit}{' and seeds' if seeds > 1 else ''}; "
             f"they know nothing of other training {unit}"
-            f"{folds if len(study.folds) > 1 else ''}."
+            f"{once if len(study.folds) > 1 and not study.folds_anew else ''}."
         )
     if full.scores.groups is None:
         parts.append(
@@ -282,6 +282,12 @@ def _basis(study: Study, analysis: Analysis) -> str:
             "missing; see below."
         )
     return " ".join(parts)
+
+
+def _folds(study: Study) -> str:
+    if len(study.folds) < 2:
+        return ""
+    return f" in {len(study.folds)} folds{', new ones each seed' * study.folds_anew}"
 
 
 def _tested(scores: Scores) -> str:
