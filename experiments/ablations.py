@@ -3,70 +3,83 @@
     python experiments/ablations.py --config=configs/folders.py ... --workdir=runs/ablations
 
 takes the flags of `twostage_jax.main` and trains, for each change below, the arms that it
-can make a difference to. It prints and writes (`WORKDIR/ablations.md`) the mean balanced
-accuracy on the validation groups over seeds and folds; the test examples are not looked
+can make a difference to. It prints and writes (`WORKDIR/ablations.md`, and `.json` with
+each value) the mean balanced accuracy on the validation groups over seeds and folds, and
+its difference from no change with the standard error; the test examples are not looked
 at. Stage runs that changes have in common are trained once.
 """
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
 from twostage_jax import cli, results, runtime, study
-from twostage_jax.config import Config, with_values
+from twostage_jax.config import Config, StageConfig, with_values
 from twostage_jax.report.tables import markdown_table
 from twostage_jax.stage import read_lineage
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE[:VARIANT].")
 WORKDIR = flags.DEFINE_string("workdir", "runs/ablations", "Folder of the runs.")
 
-# Name -> stage -> its settings; the arms are those in which something changes.
 EARLY = ("conv1/.*", "conv2/.*")
+# Name -> changes of settings, {stage: {setting: value}}, or of the chain, {'chain': ...}.
+# A number after '*' multiplies what the setting is.
 CHANGES = {
     "as it is": {},
-    "texture: half the steps": {"texture": "half"},
-    "texture: twice the steps": {"texture": "double"},
-    "texture: learning rate / 4": {"texture": "slow"},
-    "texture: conv1, conv2 frozen": {"texture": (("optim.freeze", EARLY),)},
-    "target: dense layers afresh": {"target": (("transfer.reinitialise", "dense"),)},
-    "target: conv1, conv2 frozen": {"target": (("optim.freeze", EARLY),)},
-    "target: head alone first": {"target": (("optim.head_steps", 50),)},
-    "target: L2-SP": {"target": (("optim.l2_sp", 0.01),)},
-    "target: learning rate / 4": {"target": "slow"},
-    "textures before natural images": {"arm": "texture > natural > target"},
+    "natural: learning rate / 4": {"natural": {"optim.learning_rate": "* 0.25"}},
+    "texture: learning rate / 4": {"texture": {"optim.learning_rate": "* 0.25"}},
+    "texture: a quarter of the steps": {"texture": {"train.steps": "* 0.25"}},
+    "texture: twice the steps": {"texture": {"train.steps": "* 2"}},
+    "texture: crops of half the size": {"texture": {"data.crop": "* 0.5"}},
+    "texture: a quarter of the crops": {"texture": {"data.stride": "* 2"}},
+    "texture: conv1, conv2 frozen": {"texture": {"optim.freeze": EARLY}},
+    "target: dense layers afresh": {"target": {"transfer.reinitialise": "dense"}},
+    "target: conv1, conv2 frozen": {"target": {"optim.freeze": EARLY}},
+    "target: head alone for 50 steps": {"target": {"optim.head_steps": 50}},
+    "target: L2-SP 0.01": {"target": {"optim.l2_sp": 0.01}},
+    "target: learning rate / 4": {"target": {"optim.learning_rate": "* 0.25"}},
+    "textures before natural images": {"chain": "texture > natural > target"},
 }
 
 
 def changed(config: Config, change: dict) -> Config:
-    """Returns the settings with one change, and all transferred arms."""
+    """Returns the settings with one change, and the arms that it makes another of."""
     stages = dict(config.stages)
-    for name, values in change.items():
-        if name == "arm":
-            continue
-        train, optim = stages[name].train, stages[name].optim
-        values = {
-            "half": [("train.steps", train.steps // 2)],
-            "double": [("train.steps", train.steps * 2)],
-            "slow": [("optim.learning_rate", optim.learning_rate / 4)],
-        }.get(values, values)
-        stages[name] = with_values(stages[name], values)
-    arms = {name: chain for name, chain in config.arms.items() if name != "scratch"}
-    if "texture" in change:
-        arms.pop("natural", None)
-    if "arm" in change:
-        arms = {"two_stage": tuple(change["arm"].split(" > "))}
+    for name in change.keys() & stages.keys():
+        for setting, value in change[name].items():
+            stages[name] = _with(stages[name], setting, value)
+    touched = change.keys() & stages.keys()
+    arms = {
+        name: chain
+        for name, chain in config.arms.items()
+        if not change or (len(chain) > 1 and touched & set(chain))
+    }
+    if "chain" in change:
+        arms = {"two_stage": tuple(change["chain"].split(" > "))}
     return dataclasses.replace(config, stages=stages, arms=arms)
+
+
+def _with(stage: StageConfig, setting: str, value: Any) -> StageConfig:
+    block, field = setting.split(".")
+    old = stage.data.options if block == "data" else vars(getattr(stage, block))
+    if isinstance(value, str) and value.startswith("* "):
+        value = type(old[field])(old[field] * float(value[2:]))
+    if block != "data":
+        return with_values(stage, [(setting, value)])
+    options = {**stage.data.options, field: value}
+    data = dataclasses.replace(stage.data, options=options)
+    return dataclasses.replace(stage, data=data)
 
 
 def main() -> None:
     """Trains every change and writes the table."""
     base = cli.parsed_config(CONFIG)
     cli.use_cores()
-    workdir, lines = Path(WORKDIR.value), []
-    arms = [name for name in base.arms if name != "scratch"]
+    workdir, lines, found = Path(WORKDIR.value), [], {}
     for name, change in CHANGES.items():
         config = changed(base, change)
         scores: dict[str, list[float]] = {}
@@ -77,19 +90,25 @@ def main() -> None:
                 scores.setdefault(row.arm, []).append(
                     score["validation_balanced_accuracy"]
                 )
-        cells = [_cell(scores.get(arm)) for arm in arms]
+        found[name] = scores
+        cells = (_cell(scores.get(arm), found["as it is"][arm]) for arm in base.arms)
         lines.append([name, *cells])
-        table = markdown_table(["change", *arms], lines)
+        runtime.write_json(workdir / "ablations.json", found)
+        table = markdown_table(["change", *base.arms], lines)
         runtime.write_text(workdir / "ablations.md", table + "\n")
     print(table)
 
 
-def _cell(scores: list[float] | None) -> str:
+def _cell(scores: list[float] | None, before: list[float]) -> str:
+    """Returns the mean, and the change of it with its standard error, in per cent."""
     if not scores:
-        return "as above"
-    mean = 100 * np.mean(scores)
-    spread = f" ± {100 * np.std(scores, ddof=1):.1f}" if len(scores) > 1 else ""
-    return f"{mean:.1f}{spread} ({len(scores)})"
+        return ""
+    mean = f"{100 * np.mean(scores):.1f}"
+    if scores is before:
+        return mean
+    gains = 100 * np.subtract(scores, before)
+    error = np.std(gains, ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else np.nan
+    return f"{mean} ({np.mean(gains):+.1f} ± {error:.1f})"
 
 
 if __name__ == "__main__":

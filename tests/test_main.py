@@ -137,3 +137,12 @@ def test_workdir_of_another_config_is_refused(finished, environment):
     failed = run(environment, f"--workdir={workdir}", config="configs/two_stage.py")
     assert failed.returncode == 2
     assert "another --workdir" in failed.stderr
+
+
+def test_folder_that_cannot_be_written_is_one_line(environment, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    failed = run(environment, f"--workdir={tmp_path}/file/run")
+    assert failed.returncode == 2
+    assert "Traceback" not in failed.stderr
+    assert f"{tmp_path}/file" in failed.stderr
+    assert "that you may read and write" in failed.stderr

@@ -1,5 +1,6 @@
 """Steps under pmap: against a step by hand, and eight devices against one."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -270,3 +271,15 @@ def test_bfloat16_keeps_parameters_in_float32(tiny):
     settings = step_settings(model=model)
     state = training.create_state(settings, fresh(settings))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.float32.dtype}
+
+
+def test_parts_are_added_in_the_order_of_the_devices():
+    """So the last digit does not tell which devices share a process."""
+    random = np.random.default_rng(0)
+    parts = random.normal(size=(8, 1000)).astype(np.float32)
+    parts *= 10.0 ** random.integers(-4, 4, (8, 1)).astype(np.float32)
+    total = jax.vmap(lambda part: training._total(part, "batch"), axis_name="batch")
+    in_order, reversed_order = (functools.reduce(np.add, p) for p in (parts, parts[::-1]))
+    for device in np.asarray(jax.jit(total)(parts)):
+        np.testing.assert_array_equal(device, in_order)
+    assert not np.array_equal(in_order, reversed_order)

@@ -21,6 +21,8 @@ DATA_DIR = flags.DEFINE_string(
 
 # Cores made into devices, at most: each has a copy of the data.
 MOST_CORES = 8
+# The file system says no, to this user or to this place.
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def cache_dir() -> Path:
@@ -74,6 +76,11 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:
         if _disk_full(error):
             _fail("the disk is full. Earlier saves are intact: free space, run again.")
+        if isinstance(error, OSError) and error.errno in NOT_ALLOWED:
+            _fail(
+                f"{error.filename}: {error.strerror}. Give folders that you may read and "
+                "write, or change who may."
+            )
         if _distributed():
             traceback.print_exc()
             os._exit(1)
