@@ -10,7 +10,15 @@ from conftest import REPOSITORY
 from explained import caffenet, examples
 
 from twostage_jax.errors import UserError
-from twostage_jax.explain import checked_saliency, command, saliency, words
+from twostage_jax.explain import (
+    checked_saliency,
+    command,
+    faithfulness,
+    networks,
+    saliency,
+    strongest,
+    words,
+)
 
 # Compiling all methods takes most of a minute; they have their own tests.
 METHODS = ("gradient_x_input", "grad_cam")
@@ -37,14 +45,66 @@ def arms():
 
 
 @pytest.fixture(scope="module")
-def written(arms, few_methods, tmp_path_factory):
+def shown():
+    """Three images a seed, one a class: enough to draw and too few to measure."""
+    first = examples(3)
+    return {0: first, 1: first._replace(images=1 - first.images)}
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """(function, seed of the network or None, the images it was given), call by call."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def written(arms, shown, asked, few_methods, tmp_path_factory):
+    def spy(module, name, seed_of):
+        real = getattr(module, name)
+
+        def call(first, images, *more):
+            asked.append((name, seed_of(first), images))
+            return real(first, images, *more)
+
+        patch.setattr(module, name, call)
+
     out = tmp_path_factory.mktemp("explained") / "out"
-    # Three images, one a class: enough to draw and too few to measure.
-    explained = command.explain(
-        arms, examples(3), "made images", out, layers=["conv1"], channels=6,
-        left_out=["Nothing else."], say=lambda line: None,
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in (
+            (strongest, "find_strongest"),
+            (faithfulness, "saliency_maps"),
+            (faithfulness, "deletion_insertion"),
+        ):
+            spy(module, name, lambda network: network.seed)
+        spy(strongest, "show", lambda found: None)
+        explained = command.explain(
+            arms, shown, "made images", out, layers=["conv1"], channels=6,
+            left_out=["Nothing else."], say=lambda line: None,
+        )  # fmt: skip
     return out, explained
+
+
+def test_each_network_is_shown_the_images_of_its_own_seed(arms, shown, asked, written):
+    seen = {(name, seed) for name, seed, _ in asked}
+    assert seen == {
+        *((name, seed) for seed in (0, 1)
+          for name in ("find_strongest", "saliency_maps", "deletion_insertion")),
+        ("show", None),
+    }  # fmt: skip
+    for name, seed, given in asked:
+        # The pictures are of the first seed.
+        expected = shown[seed or 0].images
+        if name in ("saliency_maps", "deletion_insertion"):
+            expected = networks.scaled(arms["scratch"][0], expected)
+        np.testing.assert_array_equal(given, expected, err_msg=f"{name}, {seed}")
+
+
+def test_pictures_are_of_the_first_seed_that_all_arms_have(arms):
+    zero, one = arms["scratch"]
+    found = networks.of_first_seed({"a": [zero, one], "b": [one]})
+    assert {arm: network.seed for arm, network in found.items()} == {"a": 1, "b": 1}
+    with pytest.raises(UserError, match="no seed has a network of all arms"):
+        networks.of_first_seed({"a": [zero], "b": [one]})
 
 
 def test_json_holds_what_it_says(written):
@@ -55,7 +115,7 @@ def test_json_holds_what_it_says(written):
         "natural": {"seeds": [0, 1], "chain": ["natural", "target"]},
     }
     assert explained["images"] == {
-        "source": "made images", "count": 3, "saliency": 3,
+        "source": "made images", "sets": 2, "count": 3, "most": 3, "saliency": 3,
     }  # fmt: skip
     dead = explained["dead_channels"]["natural"]["conv1"]
     assert dead == {"channels": 6, "dead": [1, 0]}
@@ -93,14 +153,14 @@ def test_figures_are_there_and_the_page_names_them(written):
 
 
 def test_a_second_run_replaces_the_first_and_nothing_else(
-    arms, few_methods, written, tmp_path
+    arms, shown, few_methods, written, tmp_path
 ):
     with pytest.raises(UserError, match="'conv9'.* Did you mean 'conv5'"):
-        command.explain(arms, examples(), "", tmp_path / "out", layers=["conv9"])
+        command.explain(arms, shown, "", tmp_path / "out", layers=["conv9"])
     assert not any(tmp_path.iterdir())
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="holds no explain.json"):
-        command.explain(arms, examples(), "", tmp_path)
+        command.explain(arms, shown, "", tmp_path)
     out, _ = written
     command._write(out, {"new": 1}, {}, "page")
     assert sorted(path.name for path in out.iterdir()) == ["explain.json", "explain.md"]
@@ -118,13 +178,13 @@ def test_examples_come_from_every_class_in_turn():
 
 
 def test_without_labels_all_arms_are_asked_about_the_class_most_likely(arms):
-    shown = examples(labels=False)
+    firsts = {arm: of_arm[0] for arm, of_arm in arms.items()}
+    unlabelled = examples(labels=False)
     chosen = np.arange(6)
-    images = shown.images[chosen]
-    found = checked_saliency.explained_classes(arms, images, shown, chosen)
+    images = unlabelled.images[chosen]
+    found = checked_saliency.explained_classes(firsts, images, unlabelled, chosen)
     mean = 0
-    for of_arm in arms.values():
-        network = of_arm[0]
+    for network in firsts.values():
         inputs = (images - 0.5) / 0.25
         logits = np.float64(
             checked_saliency.networks.logits(network.module, network.variables, inputs)
@@ -133,7 +193,7 @@ def test_without_labels_all_arms_are_asked_about_the_class_most_likely(arms):
         mean = mean + powers / powers.sum(1, keepdims=True)
     np.testing.assert_array_equal(found, mean.argmax(1))
     labelled = examples()
-    found = checked_saliency.explained_classes(arms, images, labelled, chosen)
+    found = checked_saliency.explained_classes(firsts, images, labelled, chosen)
     np.testing.assert_array_equal(found, labelled.labels[chosen])
 
 
@@ -151,7 +211,8 @@ def test_words_follow_from_the_numbers():
     explained = {
         "arms": {"two_stage": {"seeds": [0, 1, 2]}},
         "chosen": ["The networks are of fold 0."],
-        "images": {"count": 5, "source": "test images of the target"},
+        "images": {"source": "test images of the target", "sets": 1, "count": 5,
+                   "most": 5},
         "dead_channels": {"two_stage": {"conv2": {"channels": 96, "dead": [0, 7, 3]}}},
         "saliency": {
             "methods": ["salinet", "occlusion", "grad_cam"],
@@ -161,13 +222,16 @@ def test_words_follow_from_the_numbers():
         },
     }  # fmt: skip
     shown, dead, tests, best = words.paragraphs(explained)
-    assert "1 arm (two-stage), 3 seeds; 5 images" in shown
+    assert "1 arm (two-stage), 3 seeds; 5 images (test images of the target)" in shown
     assert "The networks are of fold 0. The pictures are" in shown
     assert "conv2 two-stage 7 of 96" in dead
     assert tests.startswith("The maps of Grad-CAM stay much the same")
     assert "deleted in the order of SaliNet (area 0.20; random order 0.40)" in best
     assert "inserted in that of occlusion (0.80; 0.60)" in best
     assert best.endswith("No better than random order in both: Grad-CAM.")
+    explained["images"].update(sets=3, most=8)
+    shown = words.paragraphs(explained)[0]
+    assert "5 to 8 images (test images of the target, each seed its own)" in shown
     explained["saliency"]["unchanged"] = []
     assert words.paragraphs(explained)[2].startswith("All 3 saliency methods follow")
 

@@ -51,8 +51,8 @@ def arms(seeds=(0, 1)):
     return found
 
 
-def examples(count=48):
-    rng = np.random.default_rng(0)
+def examples(count=48, seed=0):
+    rng = np.random.default_rng(seed)
     labels = np.arange(count) % 3
     images = (
         rng.random((count, SIZE, SIZE, 1)) * 0.4 + 0.3 * labels[:, None, None, None]
@@ -74,7 +74,8 @@ def textures():
 @pytest.fixture(scope="module")
 def measured(textures):
     lines = []
-    found = measure.measure(arms(), examples(), LAYERS, lines.append, textures)
+    shown = dict.fromkeys((0, 1), examples())
+    found = measure.measure(arms(), shown, LAYERS, lines.append, textures)
     assert any("two_stage, seed 1" in line for line in lines)
     return found
 
@@ -126,10 +127,43 @@ def test_mean_of_the_layers_is_taken_within_a_seed(measured):
     np.testing.assert_allclose(of_network["all layers"]["values"], expected)
 
 
+@pytest.fixture(scope="module")
+def own(textures):
+    """Both seeds measured, each on its own examples, those of seed 0 as in `measured`."""
+    shown = {0: examples(), 1: examples(40, seed=1)}
+    return measure.measure(arms(), shown, LAYERS, lambda line: None, textures)
+
+
+def test_networks_are_measured_on_the_examples_of_their_own_seed(
+    measured, own, textures
+):
+    alone = measure.measure(
+        arms((1,)), {1: examples(40, seed=1)}, LAYERS, lambda line: None, textures
+    )
+    for name in ("probe_target", "accuracy", "cka"):
+        for network, by_place in own["values"][name].items():
+            for place, entry in by_place.items():
+                first = measured["values"][name][network][place]["values"][0]
+                second = alone["values"][name][network][place]["values"][0]
+                assert entry["values"] == pytest.approx([first, second]), (name, place)
+        # What the second seed gives on the examples of the first is something else.
+        assert own["values"][name] != measured["values"][name]
+    assert measured["counts"]["example_sets"] == 1
+    assert (own["counts"]["examples"], own["counts"]["example_sets"]) == (48, 2)
+
+
+def test_words_say_that_each_seed_has_its_own_images(measured, own):
+    text = measure.words(own)[0]
+    assert "up to 48 images of the target, each seed its own." in text
+    assert "intervals over seeds, each on its own images of the target" in text
+    assert "its own" not in measure.words(measured)[0]
+
+
 def test_same_networks_are_alike_and_do_not_differ(textures):
     network = trained("scratch", 0)
     twins = {"one": [network], "other": [network._replace(arm="other")]}
-    found = measure.measure(twins, examples(), LAYERS, lambda line: None, textures)
+    shown = {0: examples()}
+    found = measure.measure(twins, shown, LAYERS, lambda line: None, textures)
     for layer in LAYERS:
         alike = found["values"]["cka"]["other ~ one"][layer]
         assert alike["mean"] == pytest.approx(1)
@@ -169,7 +203,7 @@ def test_silent_and_broken_channels_are_counted(textures):
     params["conv1"]["bias"][1] = np.nan
     broken = network._replace(variables={"params": params, "batch_stats": {}})
     found = measure.measure(
-        {"scratch": [broken]}, examples(), LAYERS, lambda line: None, textures
+        {"scratch": [broken]}, {0: examples()}, LAYERS, lambda line: None, textures
     )
     json.dumps(found, allow_nan=False)
     for name in ("edge_selectivity", "texture_modulation"):
@@ -188,7 +222,7 @@ def test_images_without_labels_leave_out_what_needs_them(textures):
     unlabelled = examples()._replace(labels=None)
     found = measure.measure(
         {"scratch": [trained("scratch", 0)]},
-        unlabelled,
+        {0: unlabelled},
         LAYERS,
         lambda line: None,
         textures,
@@ -202,7 +236,7 @@ def test_images_without_labels_leave_out_what_needs_them(textures):
 def test_what_cannot_be_measured_is_named(textures):
     def run(of_arms, layers=LAYERS, shown=None):
         measure.measure(
-            of_arms, shown or examples(), layers, lambda line: None, textures
+            of_arms, {0: shown or examples()}, layers, lambda line: None, textures
         )
 
     network = trained("scratch", 0)
@@ -219,6 +253,8 @@ def test_what_cannot_be_measured_is_named(textures):
     large = examples()._replace(images=np.zeros((48, 32, 32, 1), np.float32))
     with pytest.raises(UserError, match="the examples are"):
         run({"scratch": [network]}, LAYERS, large)
+    with pytest.raises(UserError, match="3 examples are too few"):
+        run({"scratch": [network]}, LAYERS, examples(3))
 
 
 def seen(mean, half, p):

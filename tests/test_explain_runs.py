@@ -10,7 +10,7 @@ from PIL import Image
 from twostage_jax import checkpoint
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.errors import UserError
-from twostage_jax.explain import runs
+from twostage_jax.explain import images, runs
 
 MODEL = {
     "name": "caffenet_small", "channels": 1, "image_size": 18, "norm": "",
@@ -27,11 +27,11 @@ CHAINS = {
 
 def target_data(fingerprint="f"):
     """16 HU images of 20 pixels, whose number is their value; the last is constant."""
-    images = np.zeros((16, 20, 20, 1), np.int16)
-    images += np.arange(16, dtype=np.int16).reshape(-1, 1, 1, 1) * 50 - 1300
-    images[:15, 5] += 100
+    stored = np.zeros((16, 20, 20, 1), np.int16)
+    stored += np.arange(16, dtype=np.int16).reshape(-1, 1, 1, 1) * 50 - 1300
+    stored[:15, 5] += 100
     return Dataset(
-        name="made", kind="ct", class_names=("a", "b", "c"), images=images,
+        name="made", kind="ct", class_names=("a", "b", "c"), images=stored,
         labels=(np.arange(16) % 3).astype(np.int32),
         groups=np.array([f"patient{i // 4}" for i in range(16)]),
         ids=np.array([f"id{i:02d}" for i in range(16)]),
@@ -39,7 +39,7 @@ def target_data(fingerprint="f"):
     )  # fmt: skip
 
 
-def write_stage(home, seed):
+def write_stage(home, seed, tested=range(8, 16)):
     stage = home.name.split("-")[0]
     lineage = {
         "stage": stage,
@@ -61,9 +61,17 @@ def write_stage(home, seed):
     variables = caffenet(seed=len(home.name) + seed).variables
     checkpoint.export_variables(home / "variables", variables)
     (home / "lineage.json").write_text(json.dumps(lineage))
-    ids = np.array([f"id{i:02d}" for i in range(8, 16)])
-    np.savez(home / "predictions.npz", ids=ids)
+    np.savez(home / "predictions.npz", ids=[f"id{i:02d}" for i in tested])
     return variables
+
+
+def write_results(workdir, rows):
+    """Writes rows of (arm, seed, fold, name of the target's stage run)."""
+    results = {"config": {"arms": ARMS}, "rows": [
+        {"arm": arm, "seed": seed, "fraction": 1.0, "fold": fold, "stage_runs": [name]}
+        for arm, seed, fold, name in rows
+    ]}  # fmt: skip
+    (workdir / "results.json").write_text(json.dumps(results))
 
 
 @pytest.fixture(scope="module")
@@ -126,18 +134,47 @@ def test_fold_and_fraction_that_were_taken_are_said(made, tmp_path):
 
 def test_test_images_are_those_of_the_fold_of_the_networks(made, monkeypatch, tmp_path):
     """Fold 1 comes first in the rows and has other test images."""
-    for name, ids in (("target-0", [0, 1]), ("target-1", [2, 3])):
-        write_stage(tmp_path / "stages" / name, 0)
-        ids = np.array([f"id{i:02d}" for i in ids])
-        np.savez(tmp_path / "stages" / name / "predictions.npz", ids=ids)
-    row = {"arm": "scratch", "seed": 0, "fraction": 1.0}
-    rows = [{**row, "fold": f, "stage_runs": [f"target-{f}"]} for f in (1, 0)]
-    results = {"config": {"arms": ARMS}, "rows": rows}
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    monkeypatch.setattr(runs.sources, "load", lambda *_: target_data())
-    assert list(runs.test_examples(tmp_path, tmp_path)[0].ids) == ["id00", "id01"]
+    for name, tested in (("target-0", [0, 1]), ("target-1", [2, 3])):
+        write_stage(tmp_path / "stages" / name, 0, tested)
+    write_results(tmp_path, [("scratch", 0, f, f"target-{f}") for f in (1, 0)])
+    monkeypatch.setattr(images.sources, "load", lambda *_: target_data())
+    found, _ = images.test_examples(tmp_path, tmp_path)
+    assert list(found) == [0] and list(found[0].ids) == ["id00", "id01"]
     (network,) = runs.load_arms(tmp_path)["scratch"]
     assert (network.source, network.path) == ("dicom", "anywhere")
+
+
+def test_each_seed_is_shown_the_images_that_it_was_tested_on(monkeypatch, tmp_path):
+    rows, loaded = [], []
+    for seed, tested in ((2, [0, 1, 2]), (1, [3, 4, 15]), (0, [2, 1, 0])):
+        for arm in ("natural", "scratch"):
+            name = f"target-{arm[0]}{seed}"
+            write_stage(tmp_path / "stages" / name, seed, tested)
+            rows.append((arm, seed, 0, name))
+    write_results(tmp_path, rows)
+    monkeypatch.setattr(
+        images.sources, "load", lambda *_: loaded.append("once") or target_data()
+    )
+    found, lines = images.test_examples(tmp_path, tmp_path)
+    assert {seed: list(of_seed.ids) for seed, of_seed in found.items()} == {
+        0: ["id00", "id01", "id02"],
+        1: ["id03", "id04"],
+        2: ["id00", "id01", "id02"],
+    }
+    assert list(found) == [0, 1, 2]
+    assert found[0] is found[2] and loaded == ["once"]
+    np.testing.assert_array_equal(found[1].labels, [0, 1])
+    assert lines == ["Seed 1: Left out 1 constant images: id15."]
+
+
+def test_arms_of_a_seed_tested_on_different_images_are_refused(tmp_path):
+    for name, tested in (("target-s", [0, 1]), ("target-n", [0, 2])):
+        write_stage(tmp_path / "stages" / name, 4, tested)
+    write_results(
+        tmp_path, [("scratch", 4, 0, "target-s"), ("natural", 4, 0, "target-n")]
+    )
+    with pytest.raises(UserError, match="arm 'natural', seed 4, was tested on other"):
+        images.test_examples(tmp_path, tmp_path)
 
 
 def test_arms_that_are_not_there_are_named(made, tmp_path):
@@ -159,10 +196,7 @@ def test_parameters_that_are_not_finite_are_named(made, tmp_path):
     home = tmp_path / "stages" / "target-x"
     write_stage(home, 0)
     checkpoint.export_variables(home / "variables", variables)
-    row = {"arm": "scratch", "seed": 0, "fraction": 1.0, "fold": 0}
-    rows = [{**row, "stage_runs": ["target-x"]}]
-    results = {"config": {"arms": ARMS}, "rows": rows}
-    (tmp_path / "results.json").write_text(json.dumps(results))
+    write_results(tmp_path, [("scratch", 0, 0, "target-x")])
     with pytest.raises(UserError, match="params/conv2/bias holds numbers"):
         runs.load_arms(tmp_path)
 
@@ -175,8 +209,10 @@ def test_test_images_are_windowed_cropped_and_not_constant(made, monkeypatch):
         asked.append((data.source, data.options, data_dir))
         return target_data()
 
-    monkeypatch.setattr(runs.sources, "load", load)
-    examples, lines = runs.test_examples(workdir, workdir, ["natural"])
+    monkeypatch.setattr(images.sources, "load", load)
+    found, lines = images.test_examples(workdir, workdir, ["natural"])
+    assert list(found) == [0]
+    examples = found[0]
     assert asked == [("dicom", {"path": "anywhere"}, workdir)]
     assert list(examples.ids) == [f"id{i:02d}" for i in range(8, 15)]
     assert examples.images.shape == (7, 18, 18, 1)
@@ -191,9 +227,9 @@ def test_test_images_are_windowed_cropped_and_not_constant(made, monkeypatch):
 
 
 def test_data_that_have_changed_are_refused(made, monkeypatch):
-    monkeypatch.setattr(runs.sources, "load", lambda *_: target_data("other"))
-    with pytest.raises(UserError, match="not those that target-s1 was trained on"):
-        runs.test_examples(made[0], made[0])
+    monkeypatch.setattr(images.sources, "load", lambda *_: target_data("other"))
+    with pytest.raises(UserError, match="not those that target-s0 was trained on"):
+        images.test_examples(made[0], made[0])
 
 
 def write_png(path, value, size=(30, 24)):
@@ -209,32 +245,32 @@ def test_a_folder_of_images_has_labels_if_its_folders_are_classes(tmp_path):
     write_png(tmp_path / "deep" / "plain" / "two.png", 50)
     write_png(tmp_path / ".hidden" / "three.png", 50)
     (tmp_path / "notes.txt").write_text("no image")
-    examples, lines = runs.folder_examples(tmp_path, network)
+    examples, lines = images.folder_examples(tmp_path, network)
     assert examples.images.shape == (2, 18, 18, 1) and not lines
     assert list(examples.ids) == ["along/one.png", "deep/plain/two.png"]
     np.testing.assert_array_equal(examples.labels, [1, 2])
     write_png(tmp_path / "unheard of" / "four.png", 50)
-    assert runs.folder_examples(tmp_path, network)[0].labels is None
+    assert images.folder_examples(tmp_path, network)[0].labels is None
 
 
 def test_folders_without_images_or_without_anything_to_see_are_named(tmp_path):
     network = caffenet()
     with pytest.raises(UserError, match="no such folder"):
-        runs.folder_examples(tmp_path / "none", network)
+        images.folder_examples(tmp_path / "none", network)
     with pytest.raises(UserError, match="no image in it"):
-        runs.folder_examples(tmp_path, network)
+        images.folder_examples(tmp_path, network)
     Image.fromarray(np.full((20, 20), 7, np.uint8)).save(tmp_path / "flat.png")
     with pytest.raises(UserError, match="every image is constant"):
-        runs.folder_examples(tmp_path, network)
+        images.folder_examples(tmp_path, network)
     (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(UserError, match="broken.png cannot be decoded"):
-        runs.folder_examples(tmp_path, network)
+        images.folder_examples(tmp_path, network)
 
 
 def test_pixels_that_are_not_finite_are_named():
-    examples = runs.Examples(
+    examples = images.Examples(
         np.array([[[[1.0]], [[0.0]]], [[[np.nan]], [[0.0]]]]), None, None,
         np.array(["good", "bad"]), ("a",),
     )  # fmt: skip
     with pytest.raises(UserError, match="image bad has pixels"):
-        runs.usable(examples)
+        images.usable(examples)

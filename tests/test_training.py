@@ -279,7 +279,9 @@ def test_parts_are_added_in_the_order_of_the_devices():
     parts = random.normal(size=(8, 1000)).astype(np.float32)
     parts *= 10.0 ** random.integers(-4, 4, (8, 1)).astype(np.float32)
     total = jax.vmap(lambda part: training._total(part, "batch"), axis_name="batch")
-    in_order, reversed_order = (functools.reduce(np.add, p) for p in (parts, parts[::-1]))
+    in_order, reversed_order = (
+        functools.reduce(np.add, p) for p in (parts, parts[::-1])
+    )
     for device in np.asarray(jax.jit(total)(parts)):
         np.testing.assert_array_equal(device, in_order)
     assert not np.array_equal(in_order, reversed_order)

@@ -267,7 +267,8 @@ def _total(tree: PyTree, axis_name: str | None) -> PyTree:
     # Processors add in the order in which parts arrive, and training makes the last
     # digit matter: in the order of the devices, their processes make no difference.
     return jax.tree.map(
-        lambda leaf: jax.lax.all_gather(leaf, axis_name).sum(0), tree
+        lambda leaf: functools.reduce(jnp.add, jax.lax.all_gather(leaf, axis_name)),
+        tree,
     )
 
 

@@ -42,7 +42,7 @@ MEASURE = flags.DEFINE_bool("measure", True, "Measure as well as draw.")
 def main() -> None:
     """Explains the study of the flags."""
     # Not before jax is set up.
-    from twostage_jax.explain import command, runs, stimuli
+    from twostage_jax.explain import command, images, runs, stimuli
 
     if not RUN.value:
         raise UserError("--run is missing: give the workdir of a study.")
@@ -51,10 +51,11 @@ def main() -> None:
     arms = runs.load_arms(workdir, ARMS.value)
     if IMAGES.value:
         folder = Path(IMAGES.value)
-        examples, left_out = runs.folder_examples(folder, next(iter(arms.values()))[0])
+        one, left_out = images.folder_examples(folder, next(iter(arms.values()))[0])
+        examples = {network.seed: one for of_arm in arms.values() for network in of_arm}
         source = f"folder {folder.name}"
     else:
-        examples, left_out = runs.test_examples(workdir, cli.data_dir(), arms)
+        examples, left_out = images.test_examples(workdir, cli.data_dir(), arms)
         source = "test images of the target"
     textures = None
     if TEXTURES.value is not None and not MEASURE.value:

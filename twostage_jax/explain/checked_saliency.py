@@ -1,4 +1,4 @@
-"""Saliency maps of all methods and arms on the same images, and checks of the methods."""
+"""Saliency maps of all methods and arms on a seed's images, and checks of the methods."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,9 +25,15 @@ MOST_SHOWN, EXAMPLES_A_PAGE = 8, 4
 
 
 def explain(
-    arms: Arms, examples: Examples, say: Callable[[str], None]
+    arms: Arms, examples: Mapping[int, Examples], say: Callable[[str], None]
 ) -> tuple[dict[str, Any], dict[str, Figure]]:
-    """Asks every method and every arm about the same images and classes.
+    """Asks every method and every arm about the same images and classes of a seed.
+
+    Args:
+      arms: Arm -> its networks, one a seed.
+      examples: Seed -> images `[N, H, W, C]` in [0, 1]. The maps drawn are of the first
+        seed that all arms have.
+      say: Takes a line on what is being done.
 
     Returns:
       JSON values, and figures by name:
@@ -39,16 +45,17 @@ def explain(
         deletion, insertion
                         arm -> method -> 'curve' (mean over seeds) and 'area' (see
                         `responses.over_seeds`)
-        randomisation   arm -> see `faithfulness.randomisation`; of the first seed: it
+        randomisation   arm -> see `faithfulness.randomisation`; of the seed drawn: it
                         is a check of the methods, not of the arms
 
     Raises:
-      UserError: A map holds numbers that are not finite.
+      UserError: No seed has networks of all arms, or a map holds numbers that are not
+        finite.
     """
-    chosen = spread_over_classes(examples.labels, len(examples.images), IMAGES)
-    images = examples.images[chosen]
-    labels = explained_classes(arms, images, examples, chosen)
-    methods = saliency.methods_for(next(iter(arms.values()))[0].module)
+    firsts = networks.of_first_seed(arms)
+    asked = {seed: _asked(firsts, of_seed) for seed, of_seed in examples.items()}
+    first = next(iter(firsts.values()))
+    methods = saliency.methods_for(first.module)
     found: dict[str, Any] = {
         "methods": methods,
         "shares": faithfulness.SHARES.tolist(),
@@ -61,22 +68,23 @@ def explain(
         of_seeds = []
         for network in of_arm:
             say(f"saliency: {arm}, seed {network.seed}")
+            images, labels = asked[network.seed]
             inputs = networks.scaled(network, images)
             of_network = faithfulness.saliency_maps(network, inputs, labels, methods)
             _check_finite(network, of_network)
-            maps.setdefault(arm, of_network)
             of_seeds.append(
                 faithfulness.deletion_insertion(network, inputs, labels, of_network)
             )
+            if network is firsts[arm]:
+                maps[arm] = of_network
+                found["randomisation"][arm] = faithfulness.randomisation(
+                    network, inputs, labels, of_network, say
+                )
         for kind in ("deletion", "insertion"):
             found[kind][arm] = _over_seeds([of_seed[kind] for of_seed in of_seeds])
-        first, inputs = of_arm[0], networks.scaled(of_arm[0], images)
-        found["randomisation"][arm] = faithfulness.randomisation(
-            first, inputs, labels, maps[arm], say
-        )
     failed = faithfulness.labels_of(list(found["randomisation"].values()))
     found.update(failed)
-    drawn = _maps_drawn(arms, examples, (images, labels, maps), failed)
+    drawn = _maps_drawn(firsts, asked[first.seed], maps, failed)
     curves = {
         arm: {
             kind: {m: of["curve"] for m, of in found[kind][arm].items()}
@@ -89,18 +97,31 @@ def explain(
     return found, drawn
 
 
+def _asked(
+    firsts: Mapping[str, Network], examples: Examples
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns up to `IMAGES` images and the classes that every arm is asked about."""
+    chosen = spread_over_classes(examples.labels, len(examples.images), IMAGES)
+    images = examples.images[chosen]
+    return images, explained_classes(firsts, images, examples, chosen)
+
+
 def explained_classes(
-    arms: Arms, images: np.ndarray, examples: Examples, chosen: np.ndarray
+    firsts: Mapping[str, Network],
+    images: np.ndarray,
+    examples: Examples,
+    chosen: np.ndarray,
 ) -> np.ndarray:
     """Returns the class that every arm is asked about, `[N]`.
 
-    The true one; without labels, that of the largest mean probability over the arms.
+    The true one; without labels, that of the largest mean probability over one network
+    an arm.
     """
     if examples.labels is not None:
         return np.asarray(examples.labels[chosen], np.int32)
     mean = sum(
         networks.probabilities(n.module, n.variables, networks.scaled(n, images))
-        for n in (of_arm[0] for of_arm in arms.values())
+        for n in firsts.values()
     )
     return np.asarray(mean).argmax(1).astype(np.int32)
 
@@ -149,15 +170,15 @@ def _over_seeds(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _maps_drawn(
-    arms: Arms,
-    examples: Examples,
-    shown: tuple[np.ndarray, np.ndarray, Mapping[str, Mapping[str, np.ndarray]]],
+    firsts: Mapping[str, Network],
+    asked: tuple[np.ndarray, np.ndarray],
+    maps: Mapping[str, Mapping[str, np.ndarray]],
     failed: figures.Failed,
 ) -> dict[str, Figure]:
-    images, labels, maps = shown
+    images, labels = asked
+    names = next(iter(firsts.values())).class_names
     chances, drawn = {}, {}
-    for arm, of_arm in arms.items():
-        network = of_arm[0]
+    for arm, network in firsts.items():
         inputs = networks.scaled(network, images)
         of_network = networks.probabilities(network.module, network.variables, inputs)
         chances[arm] = of_network[np.arange(len(labels)), labels]
@@ -168,7 +189,7 @@ def _maps_drawn(
         name = f"saliency_{number}" if len(pages) > 1 else "saliency"
         drawn[name] = figures.saliency_maps(
             images[part],
-            [examples.class_names[label] for label in labels[part]],
+            [names[label] for label in labels[part]],
             {a: {m: of[part] for m, of in by.items()} for a, by in maps.items()},
             {arm: values[part] for arm, values in chances.items()},
             failed,

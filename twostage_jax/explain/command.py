@@ -33,7 +33,7 @@ FEWEST_MEASURED = 4
 
 def explain(
     arms: Arms,
-    examples: Examples,
+    examples: Mapping[int, Examples],
     source: str,
     out: Path,
     *,
@@ -52,7 +52,9 @@ def explain(
         schema, layers
         arms            arm -> 'seeds' and 'chain' (names of its stages)
         chosen          lines on which networks of the study they are
-        images          'source', 'count', and 'saliency', how many the methods saw
+        images          'source', 'sets' (1: all seeds see the same; else each its own),
+                        'count' and 'most' (of a seed: the fewest, the most), 'saliency'
+                        (how many of a seed the methods saw, at most)
         dead_channels   arm -> layer -> 'channels' and 'dead' (a number a seed)
         saliency        see `checked_saliency.explain`
         measures        see `measure.measure`; null if not asked for
@@ -62,7 +64,8 @@ def explain(
 
     Args:
       arms: Arm -> its networks, one a seed.
-      examples: The images.
+      examples: Seed -> images `[N, H, W, C]` that its networks were not trained on;
+        the pictures are of the first seed that all arms have.
       source: Where they come from, in words.
       out: The folder; replaced as a whole, if it holds an `explain.json`.
       layers: Names of taps; those of `strongest.default_layers` if empty.
@@ -77,10 +80,12 @@ def explain(
       What `explain.json` holds.
 
     Raises:
-      UserError: A layer does not exist, or the folder holds something else.
+      UserError: A layer does not exist, no seed has networks of all arms, or the
+        folder holds something else.
     """
     _check_out(out)
     layers = _layers(arms, examples, layers)
+    counts = [len(of_seed.images) for of_seed in examples.values()]
     explained: dict[str, Any] = {
         "schema": SCHEMA,
         "layers": layers,
@@ -91,8 +96,10 @@ def explain(
         "chosen": list(chosen),
         "images": {
             "source": source,
-            "count": len(examples.images),
-            "saliency": min(checked_saliency.IMAGES, len(examples.images)),
+            "sets": networks.distinct(examples),
+            "count": min(counts),
+            "most": max(counts),
+            "saliency": min(checked_saliency.IMAGES, max(counts)),
         },
     }
     drawn: dict[str, Figure] = {}
@@ -104,9 +111,9 @@ def explain(
     drawn.update(of_saliency)
     texts, notes = words.paragraphs(explained), list(left_out)
     explained["measures"] = None
-    if measured and len(examples.images) < FEWEST_MEASURED:
+    if measured and min(counts) < FEWEST_MEASURED:
         notes.append(
-            f"The measures: {len(examples.images)} images are too few, they need "
+            f"The measures: {min(counts)} images are too few, they need "
             f"{FEWEST_MEASURED}."
         )
     elif measured:
@@ -125,9 +132,12 @@ def _chain(network: Network) -> list[str]:
     return [*before, network.stage]
 
 
-def _layers(arms: Arms, examples: Examples, layers: Sequence[str]) -> list[str]:
+def _layers(
+    arms: Arms, examples: Mapping[int, Examples], layers: Sequence[str]
+) -> list[str]:
     first = next(iter(arms.values()))[0]
-    shapes = networks.tap_shapes(first.module, first.variables, examples.images)
+    images = examples[first.seed].images
+    shapes = networks.tap_shapes(first.module, first.variables, images)
     for layer in layers:
         networks.check_tap(shapes, layer)
     return list(layers) or strongest.default_layers(shapes)
@@ -136,28 +146,31 @@ def _layers(arms: Arms, examples: Examples, layers: Sequence[str]) -> list[str]:
 def _strongest(
     drawn: dict[str, Figure],
     arms: Arms,
-    examples: Examples,
+    examples: Mapping[int, Examples],
     layers: Sequence[str],
     wanted: int,
     say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     """Draws the strongest patches of the first seed; returns the dead channels of all."""
     dead: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
-    of_first = {}
+    firsts, of_first = networks.of_first_seed(arms), {}
     for arm, of_arm in arms.items():
         say(f"strongest patches: {arm}")
         for network in of_arm:
-            found = strongest.find_strongest(network, examples.images, layers, PATCHES)
-            of_first.setdefault(arm, (network, found))
+            images = examples[network.seed].images
+            found = strongest.find_strongest(network, images, layers, PATCHES)
+            if network is firsts[arm]:
+                of_first[arm] = found
             for layer, one in found.items():
                 entry = dead[arm].setdefault(
                     layer, {"channels": len(one.dead), "dead": []}
                 )
                 entry["dead"].append(int(one.dead.sum()))
-    method = strongest.best_method(next(iter(of_first.values()))[0].module)
+    first = next(iter(firsts.values()))
+    images, method = examples[first.seed].images, strongest.best_method(first.module)
     for layer in layers:
         say(f"pictures: {layer}")
-        found = {arm: (n, of_arm[layer]) for arm, (n, of_arm) in of_first.items()}
+        found = {arm: (firsts[arm], of_arm[layer]) for arm, of_arm in of_first.items()}
         total = len(next(iter(found.values()))[1].dead)
         chosen = strongest.spread_channels(total, wanted)
         pages = [
@@ -165,7 +178,7 @@ def _strongest(
             for i in range(0, len(chosen), CHANNELS_A_PAGE)
         ]
         for number, page in enumerate(pages, 1):
-            shown = strongest.show(found, examples.images, layer, page)
+            shown = strongest.show(found, images, layer, page)
             name = f"strongest_{file_name(layer)}"
             name += f"_{number}" if len(pages) > 1 else ""
             drawn[name] = figures.strongest_patches(shown, layer, page, method)
@@ -173,12 +186,12 @@ def _strongest(
 
 
 def _first_layer(drawn: dict[str, Figure], arms: Arms) -> None:
-    first = next(iter(arms.values()))[0]
+    firsts = networks.of_first_seed(arms)
+    first = next(iter(firsts.values()))
     layer = next(
         name for name in ("conv1", "stem_conv") if name in first.variables["params"]
     )
-    shown = {"untrained": networks.randomised(first)}
-    shown |= {arm: of_arm[0] for arm, of_arm in arms.items()}
+    shown = {"untrained": networks.randomised(first), **firsts}
     kernels = {
         name: np.asarray(network.variables["params"][layer]["kernel"])
         for name, network in shown.items()

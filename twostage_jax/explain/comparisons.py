@@ -13,7 +13,7 @@ import numpy as np
 
 from twostage_jax.errors import UserError
 from twostage_jax.explain import networks, probes, reliance, similarity
-from twostage_jax.explain.networks import Network
+from twostage_jax.explain.networks import Examples, Network
 from twostage_jax.explain.responses import Layer, over_seeds, p_value
 from twostage_jax.models import HEAD
 
@@ -115,18 +115,19 @@ def similarities(
     found: Found,
     named: Named,
     chains: Mapping[str, list[str]],
-    images: np.ndarray,
+    examples: Mapping[int, Examples],
     layers: Sequence[str],
     notes: list[str],
 ) -> None:
-    """Adds the linear CKA of pairs of networks on images `[N, H, W, C]` in [0, 1].
+    """Adds the linear CKA of pairs of networks of a seed on the examples of that seed.
 
     Of what all places of a layer pass on, as in `responses`.
     """
-    images = images[:: -(-len(images) // CKA_EXAMPLES)]
     grams: dict[tuple[str, int], dict[str, similarity.Gram | None]] = {}
     for name, by_seed in named.items():
         for seed, network in by_seed.items():
+            images = examples[seed].images
+            images = images[:: -(-len(images) // CKA_EXAMPLES)]
             taps = networks.activations(
                 network.module,
                 network.variables,

@@ -92,17 +92,24 @@ def _sign(value: float) -> int:
 
 def _beginning(measured: Mapping[str, Any]) -> str:
     counts = measured["counts"]
+    target = f"{counts['examples']} images of the target"
+    limits = "on these images: other images or patients are not in them"
+    if counts["example_sets"] > 1:
+        target = f"up to {target}, each seed its own"
+        limits = (
+            "each on its own images of the target: patients outside of the study are "
+            "not in them"
+        )
     text = (
         f"Measured in {_and(measured['layers'])}, on {counts['texture_images']} images "
-        f"of {counts['texture_families']} texture families and {counts['examples']} "
-        "images of the target."
+        f"of {counts['texture_families']} texture families and {target}."
     )
     if _most_seeds(measured) < 2:
         return f"{text} There is one seed: no difference can be told from chance."
     return (
-        f"{text} In brackets are 95 % intervals over seeds, on these images: other "
-        "images or patients are not in them. A difference is told from chance by a "
-        "paired t test over seeds, p < 0.05 corrected (Holm) within its paragraph."
+        f"{text} In brackets are 95 % intervals over seeds, {limits}. A difference is "
+        "told from chance by a paired t test over seeds, p < 0.05 corrected (Holm) "
+        "within its paragraph."
     )
 
 

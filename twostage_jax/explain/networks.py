@@ -1,7 +1,7 @@
 """A trained network and its input, and calling it for its taps: batched, compiled."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +56,7 @@ class Network(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """Images that every network of a study is shown.
+    """Images that the networks of a seed are shown.
 
     Attributes:
       images: `[N, H, W, C]` float32 in [0, 1], of the networks' size and channels.
@@ -133,6 +133,27 @@ def check_tap(shapes: dict[str, tuple], tap: str) -> None:
     """Raises a UserError if there is no such tap."""
     if tap not in shapes:
         raise UserError(f"the network has no tap '{tap}'.{did_you_mean(tap, shapes)}")
+
+
+def of_first_seed(arms: Mapping[str, Sequence[Network]]) -> dict[str, Network]:
+    """Returns each arm's network of the first seed that all arms have.
+
+    Raises:
+      UserError: There is no such seed.
+    """
+    by_seed = [{network.seed: network for network in one} for one in arms.values()]
+    shared = set(by_seed[0]).intersection(*by_seed)
+    if not shared:
+        raise UserError(
+            f"no seed has a network of all arms ({', '.join(arms)}): train what is "
+            "missing, or leave arms out with --arms."
+        )
+    return {arm: of_arm[min(shared)] for arm, of_arm in zip(arms, by_seed, strict=True)}
+
+
+def distinct(examples: Mapping[int, Examples]) -> int:
+    """Returns how many sets of images seeds are shown; 1 if all share one object."""
+    return len({id(of_seed) for of_seed in examples.values()})
 
 
 def in_batches(function: Callable, *arrays: Any, size: int = BATCH) -> Any:

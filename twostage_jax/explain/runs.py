@@ -1,4 +1,4 @@
-"""The networks of a finished study, and the images to show them."""
+"""The networks of a finished study."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -6,17 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from twostage_jax import checkpoint, training
-from twostage_jax.config import DataConfig, ModelConfig
-from twostage_jax.data import augment, folder, image_files, sources
+from twostage_jax.config import ModelConfig
 from twostage_jax.errors import UserError, did_you_mean
-from twostage_jax.explain.networks import Examples, Network
-
-# Test images looked at, at most; of more, as many spread evenly over them.
-MOST_EXAMPLES = 1024
+from twostage_jax.explain.networks import Network
 
 
 def load_arms(workdir: Path, arms: Sequence[str] = ()) -> dict[str, list[Network]]:
@@ -33,7 +28,7 @@ def load_arms(workdir: Path, arms: Sequence[str] = ()) -> dict[str, list[Network
       UserError: There are no results, an arm was not trained, a file cannot be read, or
         parameters are not finite.
     """
-    known, rows = _rows(workdir)
+    known, rows = chosen_rows(workdir)
     for arm in arms:
         if arm not in known:
             raise UserError(
@@ -62,7 +57,7 @@ def chosen_runs(workdir: Path, arms: Sequence[str] = ()) -> list[str]:
       workdir: Of a study.
       arms: As for `load_arms`.
     """
-    known, rows = _rows(workdir)
+    known, rows = chosen_rows(workdir)
     results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
     folds, fractions = (
         sorted({row[name] for row in results["rows"]}) for name in ("fold", "fraction")
@@ -86,135 +81,12 @@ def chosen_runs(workdir: Path, arms: Sequence[str] = ()) -> list[str]:
     return lines
 
 
-def _listed(numbers: Iterable[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
-def test_examples(
-    workdir: Path, data_dir: Path, arms: Iterable[str] = ()
-) -> tuple[Examples, list[str]]:
-    """Returns the test images of the study's target, and a line on all left out.
-
-    Args:
-      workdir: Of the study.
-      data_dir: Folder of prepared data; what it lacks is prepared.
-      arms: The arms whose test images they are; they share them.
+def chosen_rows(workdir: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Returns the names of all arms, and the rows of the largest fraction, one fold.
 
     Raises:
-      UserError: The data cannot be loaded, or are not those that the study was run on.
+      UserError: The workdir holds no results of a study.
     """
-    wanted = list(arms)
-    row = next(row for row in _rows(workdir)[1] if not wanted or row["arm"] in wanted)
-    home = workdir / "stages" / Path(row["stage_runs"][-1]).name
-    lineage = _lineage(home)
-    try:
-        settings = {**lineage["settings"]["data"]}
-        settings["window"] = tuple(settings["window"])
-        data, model = DataConfig(**settings), ModelConfig(**lineage["model"])
-        fingerprint = lineage["data"]["fingerprint"]
-        with np.load(home / "predictions.npz", allow_pickle=False) as saved:
-            tested = saved["ids"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{home}: is no finished stage run ({error!r}).") from error
-    dataset = sources.load(data, model, data_dir)
-    if dataset.fingerprint != fingerprint:
-        raise UserError(
-            f"the data of '{data.source}' are not those that {home.name} was trained "
-            "on: bring back the files of that time, or give --images a folder."
-        )
-    chosen = np.flatnonzero(np.isin(dataset.ids, tested))
-    chosen = chosen[_spread(len(chosen))]
-    images = to_unit(dataset.images[chosen], data.window, model)
-    groups = None if dataset.groups is None else dataset.groups[chosen]
-    examples = Examples(
-        images, dataset.labels[chosen], groups, dataset.ids[chosen], dataset.class_names
-    )
-    return usable(examples)
-
-
-def folder_examples(path: Path, network: Network) -> tuple[Examples, list[str]]:
-    """Returns the images of a folder and the folders in it, and a line on all left out.
-
-    The largest centred square of each, resized. They have labels if every image lies in
-    a folder called after a class of the network.
-
-    Raises:
-      UserError: There is no image, or one cannot be decoded.
-    """
-    if not path.is_dir():
-        raise UserError(f"--images={path}: there is no such folder.")
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file()
-        and file.suffix.lower() in folder.SUFFIXES
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
-    if not files:
-        raise UserError(
-            f"--images={path}: no image in it ({', '.join(sorted(folder.SUFFIXES))})."
-        )
-    files = [files[i] for i in _spread(len(files))]
-    stored = np.stack(
-        [
-            image_files.whole(image_files.read(file, network.channels), network.size)
-            for file in files
-        ]
-    )
-    labels = None
-    if all(file.parent.name in network.class_names for file in files):
-        names = [network.class_names.index(file.parent.name) for file in files]
-        labels = np.array(names, np.int32)
-    ids = np.array([str(file.relative_to(path)) for file in files])
-    images = stored.astype(np.float32) / 255
-    return usable(Examples(images, labels, None, ids, network.class_names))
-
-
-def to_unit(
-    stored: np.ndarray, window: tuple[float, ...], model: ModelConfig
-) -> np.ndarray:
-    """Returns stored images as float32 in [0, 1], of the network's size and channels."""
-    unit = augment.to_unit(jnp.asarray(stored), window, model.channels)
-    return np.asarray(augment.centre_crop(unit, model.image_size))
-
-
-def usable(examples: Examples) -> tuple[Examples, list[str]]:
-    """Leaves out constant images: nothing in them can be explained.
-
-    Returns:
-      The examples, and a line that names the images left out, if there are any.
-
-    Raises:
-      UserError: A pixel is not a finite number, or no image is left.
-    """
-    finite = np.isfinite(examples.images).all((1, 2, 3))
-    if not finite.all():
-        raise UserError(
-            f"image {examples.ids[~finite][0]} has pixels that are not finite numbers: "
-            "mend or remove it."
-        )
-    kept = np.ptp(examples.images, axis=(1, 2, 3)) > augment.MIN_DEVIATION
-    if not kept.any():
-        raise UserError("every image is constant: there is nothing to explain.")
-    if kept.all():
-        return examples, []
-    names = ", ".join(map(str, examples.ids[~kept][:5]))
-    more = ", ..." if (~kept).sum() > 5 else ""
-    lines = [f"Left out {(~kept).sum()} constant images: {names}{more}."]
-    parts = {
-        name: value if value is None else value[kept]
-        for name, value in examples._asdict().items()
-        if name != "class_names"
-    }
-    return Examples(**parts, class_names=examples.class_names), lines
-
-
-def _spread(count: int) -> np.ndarray:
-    return np.linspace(0, count - 1, min(count, MOST_EXAMPLES)).round().astype(int)
-
-
-def _rows(workdir: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Returns the names of all arms, and the rows of the largest fraction, one fold."""
     path = workdir / "results.json"
     if not path.is_file():
         raise UserError(
@@ -233,6 +105,19 @@ def _rows(workdir: Path) -> tuple[list[str], list[dict[str, Any]]]:
     return known, chosen
 
 
+def lineage_of(home: Path) -> dict[str, Any]:
+    """Returns the lineage of a stage run's folder, or raises a UserError."""
+    path = home / "lineage.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error!r}).") from error
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
 def _chain(
     workdir: Path, arm: str, names: Sequence[str], loaded: dict[str, Network]
 ) -> Network:
@@ -246,7 +131,7 @@ def _chain(
 
 
 def _network(home: Path) -> Network:
-    lineage = _lineage(home)
+    lineage = lineage_of(home)
     try:
         data, settings = lineage["data"], lineage["settings"]["data"]
         options = settings.get("options", {})
@@ -281,11 +166,3 @@ def _network(home: Path) -> Network:
                 "Delete the stage's folder and run the study again."
             )
     return network
-
-
-def _lineage(home: Path) -> dict[str, Any]:
-    path = home / "lineage.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error!r}).") from error

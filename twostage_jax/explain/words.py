@@ -26,10 +26,15 @@ def paragraphs(explained: Mapping[str, Any]) -> list[str]:
 def _shown(explained: Mapping[str, Any]) -> str:
     images, arms = explained["images"], explained["arms"]
     seeds = max(len(of_arm["seeds"]) for of_arm in arms.values())
+    count = str(images["count"])
+    if images["most"] > images["count"]:
+        count += f" to {images['most']}"
+    whose = ", each seed its own" if images["sets"] > 1 else ""
+    pictures = "The pictures are those of the first seed that all arms have."
     return (
         f"{len(arms)} arm{_s(len(arms))} ({_join(map(arm_label, arms))}), "
-        f"{seeds} seed{_s(seeds)}; {images['count']} images ({images['source']}). "
-        f"{' '.join([*explained['chosen'], 'The pictures are those of the first seed.'])}"
+        f"{seeds} seed{_s(seeds)}; {count} images ({images['source']}{whose}). "
+        f"{' '.join([*explained['chosen'], pictures])}"
     )
 
 
