@@ -60,6 +60,7 @@ def write_study(
     classes=CLASSES,
     arms=ARMS,
     rich=False,
+    anew=False,
     **target,
 ):
     """Writes a run folder and returns it.
@@ -70,6 +71,7 @@ def write_study(
         falls by a quarter of the arm's errors for each halving.
       patients: Test patients over all folds, or None for a set without groups.
       patches: Of each patient.
+      anew: Whether each seed has folds of its own.
       rich: Whether stages, examples and mistakes are written too.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,9 +84,8 @@ def write_study(
                 for arm in arms:
                     place = (arm, seed, fraction, fold)
                     chance = chances[arm] - 0.08 * np.log2(1 / fraction)
-                    rows.append(
-                        _row(folder, place, chance, folds, patients, patches, classes)
-                    )
+                    shape = folds, anew, patients, patches, classes
+                    rows.append(_row(folder, place, chance, *shape))
     if rich:
         _stages(folder, rows, arms, classes)
         _images(folder, rows, classes)
@@ -101,9 +102,9 @@ def read_results(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-def _row(folder, place, chance, folds, patients, patches, classes):
+def _row(folder, place, chance, folds, anew, patients, patches, classes):
     arm, seed, fraction, fold = place
-    arrays = _predicted(place, chance, folds, patients, patches, classes)
+    arrays = _predicted(place, chance, folds, anew, patients, patches, classes)
     name = f"predictions/{arm}-seed{seed}-fraction{fraction:g}-fold{fold}.npz"
     (folder / "predictions").mkdir(exist_ok=True)
     np.savez_compressed(folder / name, **arrays)
@@ -123,7 +124,7 @@ def _row(folder, place, chance, folds, patients, patches, classes):
     }
 
 
-def _predicted(place, chance, folds, patients, patches, classes):
+def _predicted(place, chance, folds, anew, patients, patches, classes):
     """Returns the arrays of one row: patients differ, and some classes are harder."""
     arm, seed, fraction, fold = place
     data = np.random.default_rng(1)
@@ -131,7 +132,10 @@ def _predicted(place, chance, folds, patients, patches, classes):
     patient = np.repeat(np.arange(patients or 16), patches)
     labels = data.permuted(np.arange(count) % len(classes))
     harder = data.normal(0, 0.05, patients or 16)[patient]
-    keep = patient % max(folds, 1) == fold
+    shared = np.arange(patients or 16)
+    if anew:
+        shared = np.random.default_rng(seed).permutation(shared)
+    keep = shared[patient] % max(folds, 1) == fold
     key = [list(ARMS).index(arm), seed, int(1000 * fraction)]
     random = np.random.default_rng(key)
     luck = random.normal(0, 0.01)

@@ -1,6 +1,7 @@
 """What tables and texts of the report say of their numbers, for studies of any shape."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -89,23 +90,45 @@ def test_the_size_axis_is_of_the_seeds_on_it(tmp_path):
     assert "whole at every size are drawn: 0, 1." in write.markdown(made)
 
 
+def level(name):
+    """The column 'level' of a row of experiments/coverage.md."""
+    page = Path(__file__).parents[1] / "experiments" / "coverage.md"
+    (line,) = re.findall(rf"^\| {name} .*", page.read_text(), re.M)
+    return f"{float(line.split(' | ')[7])} %"
+
+
 def test_notes_say_what_folds_do_to_intervals_and_auroc(of_folds, tmp_path):
     made, _ = of_folds
     text = write.markdown(made)
-    assert "although they share its training set" in text
-    # As measured: the column 'level' of experiments/coverage.md.
-    page = Path(__file__).parents[1] / "experiments" / "coverage.md"
-    for effect, level in (("0.3", 10), ("0.5", 17)):
-        (line,) = re.findall(
-            rf"^\| 5 folds that differ by {effect} .*", page.read_text(), re.M
-        )
-        assert round(float(line.split(" | ")[7])) == level
-        assert f"{level} %" in text
+    assert "as the folds were drawn only once" in text
+    assert level("the same 5 folds each seed") in text
     assert "by probabilities of different models" in tables_of(made)["scores"].note
     write_study(tmp_path, TWO, seeds=(0,), patches=6)
     text = write.markdown(report(load.load([tmp_path]))[0])
     assert "over test patients and seeds" in text
     assert "share its training set" not in text and "different models" not in text
+
+
+def test_folds_of_each_seed_may_be_its_own(tmp_path):
+    folder = write_study(tmp_path, TWO, folds=2, seeds=(0, 1), patches=12, anew=True)
+    made, found = report(load.load([folder]))
+    text = write.markdown(made)
+    assert "So the folds are drawn anew for each seed" in text
+    assert level("5 folds that differ by 0.5") in text
+    assert level("the same 5 folds each seed") in text
+    assert "in 2 folds, new ones each seed, and" in made.summary[1]
+    assert "of one fold for independent" not in made.summary[1]
+    assert found.full.scores.groups == 16
+
+
+def test_copies_in_the_test_set_are_warned_of_once(tmp_path):
+    folder = write_study(tmp_path, TWO, rich=True)
+    for path in folder.glob("stages/target-*/lineage.json"):
+        lineage = json.loads(path.read_text())
+        lineage["data"]["copies"] = "data set 'x': 2 of 480 test images are in"
+        path.write_text(json.dumps(lineage))
+    warnings = report(load.load([folder]))[0].warnings
+    assert sum("2 of 480 test images" in line for line in warnings) == 1
 
 
 def test_the_patient_level_is_said_to_be_no_diagnosis(of_folds):

@@ -7,6 +7,7 @@ import numpy as np
 
 from twostage_jax import metrics, runtime, training
 from twostage_jax.config import Config, as_json
+from twostage_jax.data.copies import copies
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.splits import Splits
 from twostage_jax.fit import Fitted
@@ -70,6 +71,7 @@ def lineage(
             "groups": None
             if groups is None
             else {name: len(np.unique(groups[part])) for name, part in parts.items()},
+            "copies": copies(dataset, splits),
             "mean": constants.mean.tolist(),
             "deviation": constants.deviation.tolist(),
         },

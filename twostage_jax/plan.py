@@ -1,5 +1,6 @@
 """The tree of stage runs that a study needs, and every check that needs no training."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,12 +19,15 @@ from twostage_jax.config import (
     with_values,
 )
 from twostage_jax.data import sources
+from twostage_jax.data.copies import copies
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.errors import UserError
 from twostage_jax.placement import alone
 from twostage_jax.stage_run import StageRun, identify, split_of
 
 PyTree = Any
+
+log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -198,16 +202,23 @@ def width(config: Config) -> int:
 def check_data(
     config: Config, datasets: Mapping[str, Dataset], rows: list[Row]
 ) -> None:
-    """Raises a UserError for data that cannot be split, or an impossible transfer."""
-    checked = set()
+    """Raises a UserError for data that cannot be split, or an impossible transfer.
+
+    Warns of test images that training has seen.
+    """
+    splits = {}
     for run in stage_runs(rows):
         place = (run.stage, run.fraction, run.fold, run.seed)
-        if place not in checked:
-            checked.add(place)
+        if place not in splits:
             try:
-                split_of(config, datasets[run.stage], run)
+                splits[place] = split_of(config, datasets[run.stage], run)
             except UserError as error:
                 raise UserError(f"config.stages.{run.stage}.data: {error}") from None
+    warned = set()
+    for (stage, *_), split in splits.items():
+        if stage not in warned and (line := copies(datasets[stage], split)):
+            warned.add(stage)
+            log.warning(line)
     edges = {
         (chain[i - 1] if i else None, stage): None
         for chain in config.arms.values()

@@ -123,6 +123,11 @@ def _stages(study: Study, notes: list[str]) -> dict[str, StageRecord]:
             found[name] = _stage(folder)
         except UserError as error:
             notes.append(f"A stage run is left out: {error}")
+    shared = {}
+    for one in found.values():
+        if line := one.lineage["data"].get("copies"):
+            shared.setdefault(one.lineage["stage"], f"{one.path}, {line}")
+    notes += shared.values()
     if absent:
         more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
         notes.append(
