@@ -29,7 +29,7 @@ def tables(measured: Mapping[str, Any]) -> list[str]:
         "",
         "## Balanced accuracy on changed images; share of that above chance kept",
         "",
-        "Means over seeds, on the same test images.",
+        "Means over seeds; all arms on the same test images of a seed.",
         "",
         *_head(["images", *map(label, arms)]),
     ]

@@ -1,0 +1,174 @@
+"""What the layers of one network respond to: each measure adds its numbers to `found`.
+
+`name` is that of the network in the study; see `comparisons`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from twostage_jax.explain import (
+    gabor,
+    networks,
+    probes,
+    reliance,
+    stimuli,
+    texture,
+    tuning,
+)
+from twostage_jax.explain.comparisons import Found, put
+from twostage_jax.explain.networks import Examples, Network
+from twostage_jax.explain.responses import of_layer, respond
+
+# Examples of a seed that the measures look at, at most.
+MOST_EXAMPLES = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """The images of all measures, in [0, 1], and what is known of them.
+
+    Those of `examples` are by seed; the others are the same for all.
+    """
+
+    frequencies: np.ndarray
+    gratings: np.ndarray
+    edges: np.ndarray
+    textures: stimuli.Textures
+    texture_pair: tuple[np.ndarray, np.ndarray]
+    oriented: tuple[np.ndarray, np.ndarray, np.ndarray]
+    examples: Mapping[int, Examples]
+
+
+def to_show(
+    size: int,
+    channels: int,
+    textures: stimuli.Textures,
+    examples: Mapping[int, Examples],
+) -> Shown:
+    """Returns all images; of the examples of a seed, `MOST_EXAMPLES` drawn at random."""
+    # Seeds that share an object share what is kept of it.
+    kept = {id(of_seed): _some(of_seed) for of_seed in examples.values()}
+    return Shown(
+        frequencies=stimuli.frequencies(size),
+        gratings=stimuli.gratings(size, channels),
+        edges=stimuli.edges(size, channels),
+        textures=textures,
+        texture_pair=texture.pairs(textures),
+        oriented=stimuli.oriented(size, channels),
+        examples={seed: kept[id(of_seed)] for seed, of_seed in examples.items()},
+    )
+
+
+def _some(examples: Examples) -> Examples:
+    order = np.random.default_rng(0).permutation(len(examples.images))
+    chosen = np.sort(order[:MOST_EXAMPLES])
+    kept = {
+        name: None if value is None else value[chosen]
+        for name, value in examples._asdict().items()
+        if name != "class_names"
+    }
+    return examples._replace(**kept)
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    return images.reshape(-1, *images.shape[-3:])
+
+
+def add_tuning(
+    found: Found, name: str, network: Network, shown: Shown, layers: Sequence[str]
+) -> None:
+    """Adds how the channels of layers answer to gratings and edges."""
+    gratings = respond(network, _flat(shown.gratings), layers)
+    edges = respond(network, _flat(shown.edges), layers)
+    for layer in layers:
+        centre = gratings[layer].centre.reshape(*shown.gratings.shape[:3], -1)
+        tuned = tuning.of_gratings(centre, shown.frequencies, stimuli.ORIENTATIONS)
+        at_edges = edges[layer].centre.reshape(*shown.edges.shape[:2], -1)
+        for measure_name, values, responses in (
+            ("orientation_selectivity", tuned.selectivity, centre),
+            ("orientation_bandwidth", tuned.orientation_bandwidth, centre),
+            ("frequency", tuned.frequency, centre),
+            ("frequency_bandwidth", tuned.frequency_bandwidth, centre),
+            ("band_pass", 1.0 * np.isfinite(tuned.frequency_bandwidth), centre),
+            (
+                "edge_selectivity",
+                tuning.of_edges(at_edges, stimuli.DIRECTIONS),
+                at_edges,
+            ),
+        ):
+            wide = measure_name.endswith("bandwidth")
+            summary = of_layer(values, responses, open_ended=wide)
+            put(found, measure_name, name, layer, network, summary)
+
+
+def add_textures_and_probes(
+    found: Found,
+    name: str,
+    network: Network,
+    shown: Shown,
+    layers: Sequence[str],
+    notes: list[str],
+) -> None:
+    """Adds modulation by textures, and what probes read from layers."""
+    textures, examples = shown.textures, shown.examples[network.seed]
+    at_texture, at_noise = (
+        respond(network, images, layers) for images in shown.texture_pair
+    )
+    images, orientations, groups = shown.oriented
+    # What a probe reads, its labels, and what it must not have seen in training.
+    asked = {
+        "probe_texture": (at_texture, textures.labels, textures.groups),
+        "probe_orientation": (respond(network, images, layers), orientations, groups),
+    }
+    if examples.labels is not None:
+        responses = respond(network, examples.images, layers)
+        asked["probe_target"] = (responses, examples.labels, examples.groups)
+    for layer in layers:
+        pair = at_texture[layer].mean, at_noise[layer].mean
+        index = texture.modulation_index(*pair, textures.labels)
+        summary = of_layer(index, np.concatenate(pair))
+        put(found, "texture_modulation", name, layer, network, summary)
+        for measure_name, (responses, labels, groups) in asked.items():
+            one = probes.probe(responses[layer].mean, labels, groups)
+            if one.reason:
+                notes.append(f"{measure_name}, {name}, {layer}: {one.reason}.")
+            put(found, measure_name, name, layer, network, one)
+
+
+def add_first_layer(
+    found: Found, name: str, network: Network, notes: list[str]
+) -> None:
+    """Adds how many filters of the first convolution a Gabor function fits."""
+    kernel = gabor.first_kernel(network.variables["params"], network.channels)
+    if kernel is None:
+        notes.append(f"{name}: no single first convolution, so no Gabor fits.")
+        return
+    fits = gabor.fit(kernel[1])
+    filters = kernel[1].reshape(-1, kernel[1].shape[-1])
+    good = np.where(np.isfinite(fits.explained), fits.good, np.nan)
+    for measure_name, values in (
+        ("gabor_share", good),
+        ("gabor_explained", fits.explained),
+    ):
+        summary = of_layer(values.astype(float), filters)
+        put(found, measure_name, name, kernel[0], network, summary)
+
+
+def add_reliance(found: Found, name: str, network: Network, shown: Shown) -> None:
+    """Adds the accuracy on changed examples of the network's seed, if they have labels."""
+    examples = shown.examples[network.seed]
+    if examples.labels is None:
+        return
+
+    def classify(images: np.ndarray) -> np.ndarray:
+        scaled = networks.scaled(network, images)
+        return networks.logits(network.module, network.variables, scaled).argmax(1)
+
+    scores = reliance.scores(
+        classify, examples.images, examples.labels, reliance.changes(network.size)
+    )
+    for change, score in scores.items():
+        put(found, "accuracy", name, change, network, score.accuracy)
+        put(found, "kept", name, change, network, score.kept)
