@@ -4,11 +4,13 @@
 
 draws a phantom patient of 300 thin slices of 512 x 512 pixels, writes it as DICOM, and
 maps it as `python -m twostage_jax.predict` does, with windows of the network's own size.
-Prints a table in Markdown. The phantom (minutes to draw) stays in FOLDER.
+Writes the page, and the numbers beside it as JSON. The phantom (minutes to draw) stays in
+FOLDER.
 """
 
 import argparse
 import dataclasses
+import json
 import multiprocessing
 import os
 import resource
@@ -31,6 +33,26 @@ STEPS = {
     "_draw": "overlays and contact sheet",
     "_write_dicom": "DICOM SEG",
 }
+
+PAGE = """# What mapping a whole series costs
+
+    python experiments/predict_cost.py --run=runs/two_stage --out=FOLDER
+
+A phantom of {slices} slices, 1 mm apart, of {matrix} x {matrix} pixels; `caffenet_small`,
+windows of {size} pixels at stride {stride}, 7 classes; all files that `predict` writes.
+{devices}, {cores} CPU cores, mean load {load} over the last 15 minutes, jax {jax}. CPU
+seconds, over all threads, depend little on what else the machine did. Not measured on a
+GPU. The numbers as they came: [predict_cost.json](predict_cost.json).
+
+| step | seconds | CPU seconds |
+|---|---|---|
+{rows}
+
+{windows:,} windows: {windows_a_second:,} a second, {windows_a_cpu_second:,} a CPU second.
+Peak memory {peak_gib} GiB. The folder of the series takes up {megabytes[all]} MB: pictures
+{megabytes[.png]} MB, the DICOM SEG {megabytes[.dcm]} MB (one bit a pixel, not compressed,
+so that every viewer reads it).
+"""
 
 
 def write_series(folder: Path, slices: int, matrix: int) -> None:
@@ -87,6 +109,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--page", type=Path, default=Path("experiments/predict_cost.md")
+    )
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--matrix", type=int, default=512)
     parser.add_argument("--stride", type=int, default=8)
@@ -110,25 +135,52 @@ def main() -> None:
     found = measure(options.run, dicom, maps, options.stride)
     import jax
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     count, size = found.pop("count")
     total = found.pop("total")
-    devices = jax.devices()
-    print(
-        f"\n{options.slices} slices of {options.matrix} x {options.matrix}, windows of "
-        f"{size:.0f} pixels at stride {options.stride}; {len(devices)} x "
-        f"{devices[0].device_kind}, {os.cpu_count()} CPU cores, load average "
-        f"{os.getloadavg()[2]:.1f}\n\n| step | seconds | CPU seconds |\n|---|---|---|"
-    )
-    rows = {name: found[name] for name in STEPS.values()}
-    rows["finding files and the rest"] = total - sum(rows.values())
-    for name, (wall, cpu) in {**rows, "total": total}.items():
-        print(f"| {name} | {wall:.1f} | {cpu:.1f} |")
+    steps = {name: found[name] for name in STEPS.values()}
+    steps["finding files and the rest"] = total - sum(steps.values())
     wall, cpu = found[STEPS["classify"]]
-    print(
-        f"\n{count:.0f} windows: {count / wall:.0f} a second, {count / cpu:.0f} a CPU "
-        f"second; peak memory {peak:.2f} GiB"
+    devices = jax.devices()
+    numbers = {
+        "slices": options.slices,
+        "matrix": options.matrix,
+        "stride": options.stride,
+        "size": round(size),
+        "windows": round(count),
+        "windows_a_second": round(count / wall),
+        "windows_a_cpu_second": round(count / cpu),
+        "peak_gib": round(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2
+        ),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[2], 1),
+        "jax": jax.__version__,
+        "steps": {
+            name: {"seconds": round(both[0], 1), "cpu_seconds": round(both[1], 1)}
+            for name, both in {**steps, "total": total}.items()
+        },
+        "megabytes": _megabytes(maps),
+    }
+    rows = "\n".join(
+        f"| {name} | {one['seconds']} | {one['cpu_seconds']} |"
+        for name, one in numbers["steps"].items()
     )
+    text = PAGE.format(rows=rows, **numbers)
+    print(text)
+    options.page.write_text(text, encoding="utf-8")
+    numbers_path = options.page.with_suffix(".json")
+    numbers_path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+
+
+def _megabytes(folder: Path) -> dict[str, int]:
+    """Returns the size of all files, and of those of each suffix."""
+    sizes: dict[str, int] = defaultdict(int)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            for kind in ("all", path.suffix):
+                sizes[kind] += path.stat().st_size
+    return {kind: round(size / 1e6) for kind, size in sizes.items()}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ finding the lungs. CPU time, since wall time depends on what else a machine does
 """
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
@@ -31,8 +32,14 @@ the headers of all files, once, in one process.
 |---|---|--:|--:|--:|--:|
 {rows}
 
-{search:.2f} ms a file for searching.
+{search:.2f} ms a file for searching. The numbers as they came:
+[prepare_cost.json](prepare_cost.json).
 """
+
+ROW = (
+    "| {patients} x {slices} | {lungs} | {cpu_seconds} | {cpu_ms_a_slice} | {mebibytes} "
+    "| {patches:,} |"
+)
 
 
 def write_series(folder: Path, phantom: Phantom, name: str, slices: int) -> None:
@@ -71,7 +78,7 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=12)
     options = parser.parse_args()
     phantoms = [phantom_slices(k, slices=2) for k in range(options.patients)]
-    rows = []
+    rows, numbers = [], []
     with tempfile.TemporaryDirectory() as name:
         # The largest process only grows: the smallest archive comes first.
         for slices in (4, 40):
@@ -85,14 +92,25 @@ def main() -> None:
                 out = Path(name, f"out{slices}{lungs}")
                 cpu, peak, patches = measured(source, out, lungs)
                 count = options.patients * slices
-                rows.append(
-                    f"| {options.patients} x {slices} | {lungs} | {cpu:.1f} "
-                    f"| {1000 * cpu / count:.0f} | {peak:.0f} | {patches:,} |"
+                numbers.append(
+                    {
+                        "patients": options.patients,
+                        "slices": slices,
+                        "lungs": lungs,
+                        "cpu_seconds": round(cpu, 1),
+                        "cpu_ms_a_slice": round(1000 * cpu / count),
+                        "mebibytes": round(peak),
+                        "patches": patches,
+                    }
                 )
+                rows.append(ROW.format(**numbers[-1]))
                 print(rows[-1], flush=True)
         search = searched(source)
     text = TEXT.format(rows="\n".join(rows), search=search)
     options.out.write_text(text, encoding="utf-8")
+    found = {"rows": numbers, "search_ms_a_file": round(search, 2)}
+    path = options.out.with_suffix(".json")
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def searched(source: Path) -> float:

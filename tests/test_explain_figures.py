@@ -115,6 +115,12 @@ def test_curves_are_the_numbers_and_random_order_is_beside_them():
     assert legend == ["scratch", "natural", "deletion", "insertion", "random order"]
 
 
+def test_maps_that_turn_round_stay_in_the_picture():
+    one = {"steps": ["head", "conv1"], "correlation": {"guided": [-0.8, None]}}
+    figure = check_figures.randomisation({"scratch": one}, {})
+    assert figure.axes[0].get_ylim()[0] < -0.8
+
+
 def test_randomisation_starts_at_one_and_leaves_out_what_is_not_known(tmp_path):
     one = {
         "steps": ["head", "conv1"],

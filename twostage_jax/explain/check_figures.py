@@ -97,15 +97,17 @@ def randomisation(found: Mapping[str, Mapping[str, Any]], failed: Failed) -> Fig
     """
     first = next(iter(found.values()))
     methods, steps = list(first["correlation"]), first["steps"]
+    values = [of_arm["correlation"].values() for of_arm in found.values()]
+    lowest = np.nanmin(np.array([[*v] for v in values], float), initial=-0.3)
     with matplotlib.rc_context(STYLE):
         figure, panels = _small_multiples(methods, failed)
         for axes, method in zip(panels.flat, methods, strict=False):
             axes.axhline(UNCHANGED, color=SHARED, linewidth=0.6, linestyle=(0, (4, 3)))
             for arm, of_arm in found.items():
-                values = np.array([1.0, *of_arm["correlation"][method]], float)
-                axes.plot(values, **arm_style(arm))
+                line = np.array([1.0, *of_arm["correlation"][method]], float)
+                axes.plot(line, **arm_style(arm))
             axes.set_xticks(range(len(steps) + 1), ["none", *steps], rotation=60)
-            axes.set_ylim(-0.35, 1.05)
+            axes.set_ylim(lowest - 0.05, 1.05)
         lines = _arm_lines(found)
         figure.legend(lines, [line.get_label() for line in lines],
                       loc="outside upper center", ncols=len(lines))  # fmt: skip
