@@ -256,8 +256,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _trained(size: Size) -> str:
-    mean = "on average " if len(set(size.patches)) > 1 else ""
-    return f"{mean}{mean_and_range(size.patches)} target patches"
+    mean = " on average" if len(set(size.patches)) > 1 else ""
+    return f"{mean_and_range(size.patches)} target patches{mean}"
 
 
 def _seeds(scores: Scores) -> str:
