@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import nbclient
 import nbformat
 import pytest
 from conftest import REPOSITORY
+
+from twostage_jax.config import parse
 
 PATH = REPOSITORY / "experiments" / "two_stage_colab.ipynb"
 
@@ -92,3 +95,21 @@ def test_notebook_runs_from_end_to_end(notebook, tmp_path, monkeypatch, user_cac
     assert printed(cell(notebook, "download")).strip().endswith("report.zip")
     assert (tmp_path / "run" / "report.zip").stat().st_size > 10_000
     assert "Fill in the three paths" in printed(cell(notebook, "own"))
+
+
+def test_own_folders_become_the_settings_of_a_study(notebook, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    ran, shown = [], []
+    folders = {"natural": "images", "texture": "textures", "target": "slices"}
+    names = {
+        "FOLDERS": folders,
+        "OWN_WORKDIR": Path("own"),
+        "runpy": runpy,
+        "run": lambda config, workdir: ran.append((parse(config), workdir)),
+        "show": shown.append,
+    }
+    exec(compile(cell(notebook, "own").source, "own", "exec"), names)
+    ((config, workdir),) = ran
+    assert shown == [workdir] == [Path("own")]
+    paths = {name: one.data.options["path"] for name, one in config.stages.items()}
+    assert paths == folders
