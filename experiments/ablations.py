@@ -18,8 +18,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from twostage_jax import cli, results, runtime, study
-from twostage_jax.config import Config, StageConfig, with_values
+from twostage_jax.config import with_values
 from twostage_jax.report.tables import markdown_table
+from twostage_jax.settings import Config, StageConfig
 from twostage_jax.stage import read_lineage
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE[:VARIANT].")

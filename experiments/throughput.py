@@ -28,10 +28,10 @@ import jax
 import numpy as np
 
 from twostage_jax import fit, models, training
-from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.feed import feed, order
 from twostage_jax.placement import alone
+from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
 
 try:
     import torch

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from twostage_jax.config import AugmentConfig
 from twostage_jax.data import augment
+from twostage_jax.settings import AugmentConfig
 
 LUNG = (-600.0, 1500.0)
 

@@ -9,10 +9,10 @@ from conftest import make_dataset
 from test_training import constants, fresh, step_settings
 
 from twostage_jax import checkpoint, fit, runtime, training
-from twostage_jax.config import OptimConfig, TrainConfig
 from twostage_jax.data import feed
 from twostage_jax.errors import UserError
 from twostage_jax.placement import alone, side_by_side
+from twostage_jax.settings import OptimConfig, TrainConfig
 
 TRAIN = TrainConfig(steps=24, batch_size=8, eval_every=6, save_every=4)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from twostage_jax import optim
-from twostage_jax.config import OptimConfig
 from twostage_jax.errors import UserError
+from twostage_jax.settings import OptimConfig
 
 
 def params():

@@ -16,11 +16,11 @@ import pytest
 from ct_files import SERIES, write_ct
 from PIL import Image
 
-from twostage_jax.config import DataConfig, ModelConfig
 from twostage_jax.data import augment, dicom, prepared_folder, resume, sources
 from twostage_jax.data.dataset import Example, Made, Recipe
 from twostage_jax.data.prepare import prepare
 from twostage_jax.errors import UserError
+from twostage_jax.settings import DataConfig, ModelConfig
 
 # What must not get out: of the patients' files, and hostile on top.
 NAMES = ("Smith^Anna", "../../escape", "<script>alert(1)</script>", "Ж" * 300)

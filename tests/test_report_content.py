@@ -61,8 +61,14 @@ def test_sizes_that_differ_are_means_with_their_range(of_folds):
     assert "sizes are means" in tables["sizes"].note
     for name in ("matches", "size_differences"):
         assert tables[name].columns[0].title == "training patches (mean)"
-    assert "trained on 1,600 (1,500–1,700) target patches on average" in tables["scores"].caption
-    assert "trained on 1,600 (1,500–1,700) target patches on average" in made.result.caption
+    assert (
+        "trained on 1,600 (1,500–1,700) target patches on average"
+        in tables["scores"].caption
+    )
+    assert (
+        "trained on 1,600 (1,500–1,700) target patches on average"
+        in made.result.caption
+    )
     (curve,) = (part for section in made.sections for part in section.parts
                 if getattr(part, "name", "") == "size_curve")  # fmt: skip
     assert "mean over seeds and folds" in curve.caption

@@ -15,8 +15,8 @@ from conftest import REPOSITORY, make_dataset
 
 from twostage_jax import models, training
 from twostage_jax import placement as placements
-from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
 from twostage_jax.data import feed
+from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig
 
 
 def constants(classes=3):
@@ -179,7 +179,7 @@ sys.path.insert(0, {tests!r})
 from conftest import Tiny, make_dataset
 from test_training import fresh, step_settings, train
 from twostage_jax import models
-from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
+from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig
 import jax
 assert jax.device_count() == {devices}
 models.MODELS["tiny"], models.NORMS["tiny"] = Tiny, ("batch",)
@@ -222,7 +222,7 @@ sys.path.insert(0, {tests!r})
 from conftest import Tiny, make_dataset
 from test_training import fresh, side_by_side, step_settings
 from twostage_jax import models
-from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
+from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig
 import jax
 assert jax.device_count() == {devices}
 models.MODELS["tiny"], models.NORMS["tiny"] = Tiny, ("batch",)

@@ -12,8 +12,9 @@ from typing import Any
 
 from absl import flags
 
-from twostage_jax.config import Config, parse
+from twostage_jax.config import parse
 from twostage_jax.errors import UserError
+from twostage_jax.settings import Config
 
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of prepared data sets; default: the user's cache."

@@ -2,16 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from twostage_jax.errors import UserError
+from twostage_jax.settings import Config, StageConfig, StudyConfig
 from twostage_jax.transfer import TransferError, check_rules
 
-if TYPE_CHECKING:
-    from twostage_jax.config import Config, StageConfig, StudyConfig
 
-
-def check_values(config: "Config", tried: Sequence["StageConfig"]) -> None:
+def check_values(config: Config, tried: Sequence[StageConfig]) -> None:
     """Raises a UserError that names the first setting with an impossible value.
 
     Args:
@@ -28,7 +25,7 @@ def check_values(config: "Config", tried: Sequence["StageConfig"]) -> None:
         _check_stage(stage, "config.study.grid")
 
 
-def _check_stage(stage: "StageConfig", path: str) -> None:
+def _check_stage(stage: StageConfig, path: str) -> None:
     train, optim, augment = stage.train, stage.optim, stage.augment
     fields = ("steps", "batch_size", "eval_every", "save_every")
     _positive({f"{path}.train.{field}": getattr(train, field) for field in fields})
@@ -64,7 +61,7 @@ def _check_stage(stage: "StageConfig", path: str) -> None:
         ) from None
 
 
-def _check_data(stage: "StageConfig", path: str) -> None:
+def _check_data(stage: StageConfig, path: str) -> None:
     window = stage.data.window
     if len(window) not in (2, 6) or min(window[1::2]) <= 0:
         raise UserError(
@@ -77,7 +74,7 @@ def _check_data(stage: "StageConfig", path: str) -> None:
             raise UserError(f"{path}.{field} is {value}: it must lie between 0 and 1.")
 
 
-def _check_study(study: "StudyConfig") -> None:
+def _check_study(study: StudyConfig) -> None:
     if not study.seeds or len(set(study.seeds)) != len(study.seeds):
         raise UserError(
             f"config.study.seeds is {study.seeds}: one or more, all unlike."
@@ -103,7 +100,7 @@ def _check_study(study: "StudyConfig") -> None:
         )
 
 
-def _check_grid(study: "StudyConfig") -> None:
+def _check_grid(study: StudyConfig) -> None:
     names = [setting for setting, _ in study.grid]
     if len(set(names)) != len(names):
         raise UserError("config.study.grid names a setting twice.")

@@ -9,10 +9,10 @@ import numpy as np
 
 from twostage_jax import runtime, training
 from twostage_jax.checkpoint import StateStore
-from twostage_jax.config import TrainConfig
 from twostage_jax.data.feed import Feed, order
 from twostage_jax.errors import UserError
 from twostage_jax.placement import Placement
+from twostage_jax.settings import TrainConfig
 
 PyTree = Any
 # Steps in one call of the device: enough to hide the call, few enough to stop quickly.

@@ -16,9 +16,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from twostage_jax import checkpoint, cli, models, plan, training
-from twostage_jax.config import TARGET, Config
 from twostage_jax.data import sources
 from twostage_jax.errors import UserError, did_you_mean
+from twostage_jax.settings import TARGET, Config
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE[:VARIANT].")
 SOURCE = flags.DEFINE_string("source", None, "Folder of a finished stage run.")

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from twostage_jax import metrics, runtime, training
-from twostage_jax.config import Config, as_json
 from twostage_jax.data.copies import copies
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.splits import Splits
 from twostage_jax.fit import Fitted
+from twostage_jax.settings import Config, as_json
 from twostage_jax.stage_run import StageRun
 from twostage_jax.versions import versions
 

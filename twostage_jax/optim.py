@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from twostage_jax.config import OptimConfig
 from twostage_jax.errors import UserError
+from twostage_jax.settings import OptimConfig
 
 PyTree = Any
 

@@ -10,19 +10,13 @@ import numpy as np
 
 from twostage_jax import fit, optim, training
 from twostage_jax import transfer as transfers
-from twostage_jax.config import (
-    TARGET,
-    Config,
-    TrainConfig,
-    TransferConfig,
-    grid,
-    with_values,
-)
+from twostage_jax.config import grid, with_values
 from twostage_jax.data import sources
 from twostage_jax.data.copies import copies
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.errors import UserError
 from twostage_jax.placement import alone
+from twostage_jax.settings import TARGET, Config, TrainConfig, TransferConfig
 from twostage_jax.stage_run import StageRun, identify, split_of
 
 PyTree = Any

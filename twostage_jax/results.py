@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from twostage_jax import metrics, plan, runtime
-from twostage_jax.config import TARGET, Config, as_json
 from twostage_jax.data import examples
 from twostage_jax.data.dataset import digest
 from twostage_jax.plan import Row
 from twostage_jax.report import figures, folds, tables
+from twostage_jax.settings import TARGET, Config, as_json
 from twostage_jax.stage import Materials, read_lineage
 from twostage_jax.stage_run import StageRun
 

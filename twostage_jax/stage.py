@@ -23,13 +23,13 @@ from twostage_jax import (
     training,
 )
 from twostage_jax import transfer as transfers
-from twostage_jax.config import Config, StageConfig
 from twostage_jax.data import augment
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.feed import Feed, feed
 from twostage_jax.data.splits import Splits
 from twostage_jax.placement import alone, side_by_side
 from twostage_jax.progress import Progress
+from twostage_jax.settings import Config, StageConfig
 from twostage_jax.stage_run import StageRun, code, keys, split_of
 
 PyTree = Any

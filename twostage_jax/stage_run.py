@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from twostage_jax.config import TARGET, Config, StageConfig, as_json, with_values
+from twostage_jax.config import with_values
 from twostage_jax.data.dataset import Dataset, digest
 from twostage_jax.data.splits import Splits, split, subset
+from twostage_jax.settings import TARGET, Config, StageConfig, as_json
 
 # Raised when the code changes what the same settings give.
 RESULT_VERSION = 2

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from twostage_jax import plan, results, runtime
-from twostage_jax.config import Config
 from twostage_jax.data import sources
 from twostage_jax.errors import UserError
 from twostage_jax.progress import Progress
 from twostage_jax.report import folds, tables
 from twostage_jax.report.write import write_report
+from twostage_jax.settings import Config
 from twostage_jax.stage import (
     Materials,
     clear,

@@ -17,9 +17,9 @@ import numpy as np
 import optax
 
 from twostage_jax import models, optim
-from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
 from twostage_jax.data import augment
 from twostage_jax.placement import AXIS, Placement
+from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig
 
 PyTree = Any
 

@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from twostage_jax.config import AugmentConfig
+from twostage_jax.settings import AugmentConfig
 
 FIXED_MEAN, FIXED_DEVIATION = 0.5, 0.25
 # Contrast below this is noise: a constant patch must not blow up.

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from twostage_jax.config import DataConfig, ModelConfig
 from twostage_jax.data import (
     dicom,
     folder,
@@ -19,6 +18,7 @@ from twostage_jax.data import (
 from twostage_jax.data.dataset import Dataset, Recipe
 from twostage_jax.data.prepare import prepare
 from twostage_jax.errors import UserError, did_you_mean
+from twostage_jax.settings import DataConfig, ModelConfig
 
 SOURCES: dict[str, Callable[..., Recipe]] = {
     "natural_surrogate": natural.recipe,

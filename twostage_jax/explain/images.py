@@ -6,12 +6,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from twostage_jax.config import DataConfig, ModelConfig
 from twostage_jax.data import augment, folder, image_files, sources
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.errors import UserError
 from twostage_jax.explain import runs
 from twostage_jax.explain.networks import Examples, Network
+from twostage_jax.settings import DataConfig, ModelConfig
 
 # Test images of a seed looked at, at most; of more, as many spread evenly over them.
 MOST_EXAMPLES = 1024

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from twostage_jax import checkpoint, training
-from twostage_jax.config import ModelConfig
 from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.explain.networks import Network
+from twostage_jax.settings import ModelConfig
 
 
 def load_arms(workdir: Path, arms: Sequence[str] = ()) -> dict[str, list[Network]]:

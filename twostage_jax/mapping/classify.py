@@ -10,12 +10,12 @@ import jax
 import numpy as np
 
 from twostage_jax import checkpoint, training
-from twostage_jax.config import AugmentConfig, OptimConfig
 from twostage_jax.ct import maps, patches
 from twostage_jax.ct.dicom import AIR_HU
 from twostage_jax.errors import UserError
 from twostage_jax.mapping.trained import Trained
 from twostage_jax.placement import replicate
+from twostage_jax.settings import AugmentConfig, OptimConfig
 
 # Windows with less lung than this show mostly what no training patch shows.
 LEAST_LUNG = 0.5

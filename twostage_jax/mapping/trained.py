@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from twostage_jax.config import ModelConfig
 from twostage_jax.errors import UserError, did_you_mean
+from twostage_jax.settings import ModelConfig
 
 # Data sources whose images are in HU, so that the window they trained with applies.
 HU_SOURCES = ("dicom", "phantoms", "prepared")
