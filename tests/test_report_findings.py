@@ -7,14 +7,15 @@ from study_files import write_study
 
 from twostage_jax.report import analysis, content, findings, load
 from twostage_jax.report.artefacts import gather
-from twostage_jax.statistics import Difference
+from twostage_jax.report.summary import summary
+from twostage_jax.statistics import Difference, holm
 
 
 def told(folder, chances, resamples=2000, **study):
     """Returns the paragraphs of a study, and its analysis."""
     study = load.load([write_study(folder, chances, **study)])
     found = analysis.analyse(study, resamples)
-    return findings.summary(study, found), found
+    return summary(study, found), found
 
 
 def test_a_difference_that_was_put_in_is_found_with_its_size(tmp_path):
@@ -82,7 +83,7 @@ def test_a_class_of_few_patients_is_named_and_accuracy_stands_in(tmp_path):
         records[place] = dataclasses.replace(record, predictions=changed)
     study = dataclasses.replace(study, records=records)
     found = analysis.analyse(study, 2000)
-    answer, accuracy, *_ = findings.summary(study, found)
+    answer, accuracy, *_ = summary(study, found)
     assert "class 'ground glass' occurs in 2 test groups" in answer
     assert accuracy.startswith("By plain accuracy: Two-stage beats scratch by ")
     assert " of accuracy (95 % CI " in accuracy
@@ -130,7 +131,7 @@ def test_an_area_that_is_not_shown_to_differ_is_not_told_as_a_gain(tmp_path):
     assert "Holm-corrected over 2 arms" in area
     assert "No difference over all sizes is shown." in area
     gains = found.size_study.area_gains
-    corrected = findings.holm([p_value for _, p_value in gains.values()])
+    corrected = holm([p_value for _, p_value in gains.values()])
     assert f"p = {dict(zip(gains, corrected, strict=True))['two_stage']:.3f}" in area
     assert "those for validation, the same at every size, are not counted" in sizes
 
@@ -138,7 +139,7 @@ def test_an_area_that_is_not_shown_to_differ_is_not_told_as_a_gain(tmp_path):
 def test_what_the_intervals_do_not_know_is_said(tmp_path):
     folder = write_study(tmp_path, {"scratch": 0.7, "two_stage": 0.9}, folds=2)
     study = load.load([folder])
-    basis = findings.summary(study, analysis.analyse(study, 500))[1]
+    basis = summary(study, analysis.analyse(study, 500))[1]
     assert "in 2 folds, and 1,600 target training patches" in basis
     assert "over test patients and seeds; they know nothing of other training" in basis
     records = {
@@ -146,7 +147,7 @@ def test_what_the_intervals_do_not_know_is_said(tmp_path):
         for place, record in study.records.items()
     }
     study = dataclasses.replace(study, records=records)
-    basis = findings.summary(study, analysis.analyse(study, 500))[1]
+    basis = summary(study, analysis.analyse(study, 500))[1]
     assert "and on average 1,550 (1,500–1,600) target training patches" in basis
     assert "take the patients of one fold for independent" in basis
 
@@ -225,7 +226,7 @@ def test_missing_rows_are_part_of_the_first_words(tmp_path):
     missing = tuple(set(study.records) - set(records))
     study = dataclasses.replace(study, records=records, missing=missing)
     found = analysis.analyse(study, 500)
-    text = " ".join(findings.summary(study, found))
+    text = " ".join(summary(study, found))
     assert "2 seeds" in text and "1 row is missing; see below." in text
     report = content.build(study, found, gather(study))
     assert "Nothing is averaged over them" in report.warnings[0]

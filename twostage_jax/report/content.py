@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterable
 
 from twostage_jax.report import (
-    findings,
     pictures,
     scores_content,
     sizes_content,
@@ -16,6 +15,7 @@ from twostage_jax.report.figures import file_name
 from twostage_jax.report.formats import Table
 from twostage_jax.report.joining import NAMED, Study
 from twostage_jax.report.parts import Details, Part, Png, Section, Text
+from twostage_jax.report.summary import summary
 
 METHOD = (
     "Every score is computed from the predictions of the test examples that are stored "
@@ -88,7 +88,7 @@ def build(study: Study, analysis: Analysis, artefacts: Artefacts) -> Report:
     ]
     return Report(
         study.name,
-        findings.summary(study, analysis),
+        summary(study, analysis),
         [*_missing(study, analysis), *analysis.notes, *artefacts.notes],
         [section for section in sections if section.parts],
         scores_content.result(analysis),
