@@ -76,6 +76,9 @@ def get_config(variant: str = "") -> ConfigDict:
         config.study.fractions = (1.0, 0.5, 0.25, 0.1)
         # A disease is in a third of the patients: a tenth of these would lack some.
         config.study.draw = "patch"
+        # Enough that the test split has each disease in 3 of them: else no intervals.
+        target.data.patients = 48
+        target.data.per_class = 24
 
     if variant == "smoke":
         config.name = "two_stage_smoke"

@@ -14,6 +14,7 @@ from twostage_jax import config as configs
 from twostage_jax import placement, plan
 from twostage_jax.ct.phantom import CLASS_NAMES, DISEASES
 from twostage_jax.errors import UserError
+from twostage_jax.resampling import MIN_GROUPS_A_CLASS
 from twostage_jax.stage_run import split_of
 
 
@@ -336,6 +337,11 @@ def test_the_embedded_data_can_be_split_as_the_study_of_it_asks():
     rows = plan.rows(config, made)
     plan.check_data(config, made, rows)
     assert len(rows) == 4 * 5 * 4
+    target = made["target"]
+    test = split_of(config, target, rows[0].candidates[0]).test
+    held = {(target.labels[i], target.groups[i]) for i in test}
+    counts = np.bincount([label for label, _ in held], minlength=len(CLASS_NAMES))
+    assert counts.min() >= MIN_GROUPS_A_CLASS
 
 
 def test_each_seed_tests_every_patient_once_in_folds_of_its_own():
