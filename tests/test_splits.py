@@ -271,3 +271,23 @@ def test_only_labels_groups_and_splits_matter():
     data = patients()
     other = dataclasses.replace(data, images=None, fingerprint="x", name="y")
     np.testing.assert_array_equal(split(data, seed=0).test, split(other, seed=0).test)
+
+
+def test_folds_of_other_seeds_separate_any_two_groups():
+    """Also those whose class counts are like no other's: training sets differ truly."""
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 200, (17, 2))
+    labels = np.concatenate([np.repeat([0, 1], pair) for pair in counts])
+    data = dataset(labels, np.repeat(np.arange(17), counts.sum(1)))
+    groups = data.groups
+    together = np.zeros((17, 17))
+    seeds = 40
+    for seed in range(seeds):
+        tested = np.unique(groups[split(data, seed=seed, folds=2, fold=0).test])
+        inside = np.isin(np.unique(groups), tested)
+        assert inside.sum() in (8, 9)
+        shares = [np.mean(np.isin(groups[labels == k], tested)) for k in (0, 1)]
+        assert all(0.35 < share < 0.65 for share in shares)
+        together += inside[:, None] == inside
+    apart = seeds - together[~np.eye(17, dtype=bool)]
+    assert apart.min() > 5 and apart.max() < seeds - 5

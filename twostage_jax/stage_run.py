@@ -14,6 +14,8 @@ from twostage_jax.settings import TARGET, Config, StageConfig, as_json
 
 # Raised when the code changes what the same settings give.
 RESULT_VERSION = 2
+# The same for the way in which folds are drawn.
+FOLDS_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,8 @@ def identify(
     if stage == TARGET:
         place += (fraction, fold, study.folds, study.draw if fraction < 1 else "")
         place += (_split_seed(config, run),)
+        if study.folds:
+            place += (FOLDS_VERSION,)
     identity = digest(
         RESULT_VERSION,
         settings,

@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import StratifiedKFold
 
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.subsets import absent_classes, random_ranks
@@ -70,7 +70,7 @@ def split(
     rest = own.get("train", np.array([], np.int64))
     _assert_disjoint(dataset, own)
     if folds:
-        assigned = _folds(dataset, rest, folds, seed, "the folds")
+        assigned = _folds(dataset, rest, folds, seed)
         tested = rest[assigned == fold]
         rest = rest[assigned != fold]
     elif "test" in own:
@@ -151,33 +151,65 @@ def _require_units(
         )
 
 
-def _folds(
-    dataset: Dataset, indices: np.ndarray, count: int, seed: int, purpose: str
-) -> np.ndarray:
-    """Returns the fold of each of `indices`, below `count`; no fold is empty."""
-    _require_units(dataset, indices, count, purpose)
+def _folds(dataset: Dataset, indices: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Returns the fold of each of `indices`, below `count`; no fold is empty.
+
+    Groups are shared out at random, in equal numbers. (scikit-learn's StratifiedGroupKFold
+    exchanges only groups of like class counts: with any seed the others keep their
+    neighbours, and what is peculiar to a fold stays.)
+    """
+    _require_units(dataset, indices, count, "the folds")
     labels = dataset.labels[indices]
-    groups = None if dataset.groups is None else dataset.groups[indices]
-    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
-    splitter = kind(count, shuffle=True, random_state=seed)
-    assigned = np.empty(len(indices), np.int64)
+    if dataset.groups is None:
+        return _folds_of_examples(dataset, labels, count, seed)
+    rng = np.random.default_rng((seed, 0))
+    counts, inverse = _class_counts(dataset, indices)
+    total = np.maximum(counts.sum(0), 1)
+    best = None
+    for _ in range(DRAWS):
+        fold = rng.permutation(len(counts)) % count
+        held = np.stack([counts[fold == k].sum(0) for k in range(count)])
+        score = _score(held, total, 1 / count)
+        if best is None or score < best[0]:
+            best = score, fold
+    return best[1][inverse]
+
+
+def _folds_of_examples(
+    dataset: Dataset, labels: np.ndarray, count: int, seed: int
+) -> np.ndarray:
+    folds = StratifiedKFold(count, shuffle=True, random_state=seed)
+    assigned = np.empty(len(labels), np.int64)
     with warnings.catch_warnings():
         # A class smaller than the number of folds is no fault in itself.
         warnings.simplefilter("ignore", UserWarning)
         try:
-            for i, (_, held) in enumerate(splitter.split(labels, labels, groups)):
+            for i, (_, held) in enumerate(folds.split(labels, labels)):
                 assigned[held] = i
         except ValueError as error:
             raise UserError(
-                f"data set '{dataset.name}' cannot be cut into {count} for {purpose}: "
-                f"{error}"
+                f"data set '{dataset.name}' cannot be cut into {count} folds: {error}"
             ) from None
-    if len(np.unique(assigned)) < count:
-        raise UserError(
-            f"data set '{dataset.name}': its groups are too unequal to cut into "
-            f"{count} for {purpose}."
-        )
     return assigned
+
+
+def _class_counts(
+    dataset: Dataset, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the examples of each class `[G, K]` of groups; the group of each index."""
+    groups, inverse = np.unique(dataset.groups[indices], return_inverse=True)
+    counts = np.zeros((len(groups), dataset.num_classes), np.int64)
+    np.add.at(counts, (inverse, dataset.labels[indices]), 1)
+    return counts, inverse
+
+
+def _score(held: np.ndarray, total: np.ndarray, share: float) -> tuple:
+    """Returns how bad it is to hold out `[..., K]` examples of `total`: low is good.
+
+    First that no class is lost to training, then that none is untested, then the share.
+    """
+    lost, unseen = np.sum(held == total), np.sum(held == 0)
+    return lost, unseen, np.abs(held / total - share).max()
 
 
 def _hold_out(
@@ -196,20 +228,15 @@ def _hold_out(
         # One example at least of each class, but never the last one.
         held = ranks < np.minimum(np.maximum(np.round(share * sizes), 1), sizes - 1)
         return indices[~held], indices[held]
-    groups, inverse = np.unique(dataset.groups[indices], return_inverse=True)
-    counts = np.zeros((len(groups), dataset.num_classes), np.int64)
-    np.add.at(counts, (inverse, labels), 1)
+    counts, inverse = _class_counts(dataset, indices)
     total = np.maximum(counts.sum(0), 1)
     best = None
     for _ in range(DRAWS):
-        drawn = rng.permutation(len(groups))
+        drawn = rng.permutation(len(counts))
         sizes = np.cumsum(counts[drawn].sum(1))
         excess = np.abs(sizes[:-1] - share * sizes[-1])
         drawn = drawn[: excess.argmin() + 1]
-        held = counts[drawn].sum(0)
-        lost = np.sum(held == total)
-        unseen = np.sum(held == 0)
-        score = (lost, unseen, np.abs(held / total - share).max())
+        score = _score(counts[drawn].sum(0), total, share)
         if best is None or score < best[0]:
             best = score, drawn
     held = np.isin(inverse, best[1])
