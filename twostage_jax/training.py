@@ -228,7 +228,7 @@ def compiled(settings: StepSettings, axis_name: str | None) -> Programs:
     over_runs = jax.vmap(train_one if on_cpu else train_all, in_axes=(0, None, 0, 0, 0))
     train = jax.pmap(over_runs, axis_name=AXIS, donate_argnums=0)
     return Programs(
-        train=_host_loop(train) if on_cpu else train,
+        train=_host_loop(train, axis_name) if on_cpu else train,
         evaluate=jax.pmap(jax.vmap(evaluate, in_axes=(0, None, 0, 0)), axis_name=AXIS),
     )
 
@@ -241,17 +241,20 @@ def read_metrics(metrics: Any, placement: Placement) -> dict[str, np.ndarray]:
     return placement.host(metrics)
 
 
-def _host_loop(one_step: Callable) -> Callable:
+def _host_loop(one_step: Callable, axis_name: str | None) -> Callable:
     def train(
         state: TrainState, data: Any, items: Any, key: Any, constants: Any
     ) -> Any:
         metrics = []
-        for i in range(jax.tree.leaves(items)[0].shape[2]):
+        devices, _, steps = jax.tree.leaves(items)[0].shape[:3]
+        meet = axis_name is not None and devices * jax.process_count() > 1
+        for i in range(steps):
             item = jax.tree.map(lambda array, i=i: array[:, :, i], items)
             state, step_metrics = one_step(state, data, item, key, constants)
-            if jax.process_count() > 1:
-                # Two programs under way that wait for other processes, as this step and
-                # a look at the stop flag, can wait for ever on a processor's threads.
+            if meet:
+                # Of two programs under way whose parts wait for each other, as this
+                # step and the next or a look at the stop flag, each can hold the
+                # processor's threads that the other waits for.
                 jax.block_until_ready(state)
             metrics.append(step_metrics)
         return state, metrics
