@@ -50,8 +50,8 @@ GPU. The numbers as they came: [predict_cost.json](predict_cost.json).
 
 {windows:,} windows: {windows_a_second:,} a second, {windows_a_cpu_second:,} a CPU second.
 Peak memory {peak_gib} GiB. The folder of the series takes up {megabytes[all]} MB: pictures
-{megabytes[.png]} MB, the DICOM SEG {megabytes[.dcm]} MB (one bit a pixel, not compressed, so
-that every viewer reads it).
+{megabytes[.png]} MB, the DICOM SEG {megabytes[.dcm]} MB (one bit a pixel, not compressed,
+so that every viewer reads it).
 """
 
 
