@@ -208,9 +208,14 @@ def check_data(
                 splits[place] = split_of(config, datasets[run.stage], run)
             except UserError as error:
                 raise UserError(f"config.stages.{run.stage}.data: {error}") from None
-    warned = set()
+    warned, seen = set(), set()
+    # Seeds share splits, and smaller fractions are parts of the largest, which is first.
     for (stage, *_), split in splits.items():
-        if stage not in warned and (line := copies(datasets[stage], split)):
+        place = stage, split.test.tobytes()
+        if stage in warned or place in seen:
+            continue
+        seen.add(place)
+        if line := copies(datasets[stage], split):
             warned.add(stage)
             log.warning(line)
     edges = {
