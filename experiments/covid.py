@@ -31,12 +31,14 @@ def get_config(variant: str) -> ConfigDict:
     config.stages.target.train.steps = 200
     config.stages.natural.train.eval_every = 100
     config.stages.texture.train.eval_every = 100
+    # 0.002 does as well on the natural validation images, but leaves more channels dead.
+    config.stages.natural.optim.learning_rate = 0.001
 
     config.study.seeds = (0, 1, 2, 3, 4)
     config.study.fractions = (1.0, 0.5, 0.25, 0.1)
     config.study.folds = 2
     # A rate that suits random parameters may destroy what was transferred.
-    config.study.grid = (("optim.learning_rate", (0.0005, 0.002)),)
+    config.study.grid = (("optim.learning_rate", (0.001, 0.004)),)
     return config
 
 
