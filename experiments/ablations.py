@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from twostage_jax import cli, results, runtime, study
+from twostage_jax import atomic, cli, results, study
 from twostage_jax.config import with_values
 from twostage_jax.report.tables import markdown_table
 from twostage_jax.settings import Config, StageConfig
@@ -94,9 +94,9 @@ def main() -> None:
         found[name] = scores
         cells = (_cell(scores.get(arm), found["as it is"][arm]) for arm in base.arms)
         lines.append([name, *cells])
-        runtime.write_json(workdir / "ablations.json", found)
+        atomic.write_json(workdir / "ablations.json", found)
         table = markdown_table(["change", *base.arms], lines)
-        runtime.write_text(workdir / "ablations.md", table + "\n")
+        atomic.write_text(workdir / "ablations.md", table + "\n")
     print(table)
 
 

@@ -4,7 +4,8 @@
 
 Simulates studies whose true scores are known: patients of very different sizes, each
 with its own difficulty, its own difference between the arms, seeds that differ, patches
-that are easy or hard for every arm and seed. Writes the table. Minutes on a CPU.
+that are easy or hard for every arm and seed. Writes the page, and the numbers as
+JSON beside it. Half an hour on a CPU.
 """
 
 import argparse
@@ -12,10 +13,11 @@ import dataclasses
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from twostage_jax import resampling, size_study, statistics
+from twostage_jax import atomic, resampling, size_study, statistics
 
 NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 NODE_WEIGHTS = NODE_WEIGHTS / NODE_WEIGHTS.sum()
@@ -247,36 +249,58 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=Path("experiments/coverage.md"))
     arguments = parser.parse_args()
-    lines, began = [], time.monotonic()
+    options, began = (arguments.repeats, arguments.resamples), time.monotonic()
+    rows = []
     cases = [(name, "balanced_accuracy") for name in SCENARIOS]
     cases += [("17 patients, 5 seeds", m) for m in ("accuracy", "macro_f1")]
     for name, metric in cases:
         scenario = SCENARIOS[name]
         same = dataclasses.replace(scenario, level=(scenario.level[0],) * 2)
-        options = (metric, arguments.repeats, arguments.resamples)
-        known, null = measure(scenario, *options), measure(same, *options)
-        cells = [known[key] for key in ("score", "difference", "percentile")]
-        cells += [null["difference"], null["rejected"], null["mcnemar"]]
-        row = " | ".join(f"{100 * value:.1f}" for value in cells)
-        lines.append(
-            f"| {name} | {metric} | {100 * known['gap']:.1f} | {row} | "
-            f"{100 * known['rejected']:.0f} |"
+        rows.append(
+            {
+                "scenario": name,
+                "metric": metric,
+                "differing": measure(scenario, metric, *options),
+                "equal": measure(same, metric, *options),
+            }
         )
-        print(lines[-1], flush=True)
-    sizes = measure_sizes(arguments.repeats, arguments.resamples)
-    print(sizes)
-    arguments.out.write_text(
-        PAGE.format(
-            repeats=arguments.repeats,
-            resamples=arguments.resamples,
-            rows="\n".join(lines),
-            sizes=", ".join(f"{100 * share:.1f}" for share in sizes[1:]),
-            area=f"{100 * sizes[0]:.1f}",
-            error=100 * (0.95 * 0.05 / arguments.repeats) ** 0.5,
-            minutes=(time.monotonic() - began) / 60,
-            python=platform.python_version(),
-            numpy=np.__version__,
-        )
+        print(line(rows[-1]), flush=True)
+    sizes = measure_sizes(*options)
+    found = {
+        "repeats": arguments.repeats,
+        "resamples": arguments.resamples,
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "rows": rows,
+        "area_gained": sizes[0],
+        "patches_to_match": sizes[1:],
+    }
+    atomic.write_json(arguments.out.with_suffix(".json"), found)
+    atomic.write_text(arguments.out, page(found))
+    print(page(found))
+
+
+def line(row: dict[str, Any]) -> str:
+    """Returns a row of the table, in per cent."""
+    known, equal = row["differing"], row["equal"]
+    cells = [known[key] for key in ("score", "difference", "percentile")]
+    cells += [equal[key] for key in ("difference", "rejected", "mcnemar")]
+    return (
+        f"| {row['scenario']} | {row['metric']} | {100 * known['gap']:.1f} | "
+        + " | ".join(f"{100 * value:.1f}" for value in cells)
+        + f" | {100 * known['rejected']:.0f} |"
+    )
+
+
+def page(found: dict[str, Any]) -> str:
+    """Returns the Markdown page of what `main` found."""
+    return PAGE.format(
+        **found,
+        table="\n".join(map(line, found["rows"])),
+        sizes=", ".join(f"{100 * share:.1f}" for share in found["patches_to_match"]),
+        area=f"{100 * found['area_gained']:.1f}",
+        error=100 * (0.95 * 0.05 / found["repeats"]) ** 0.5,
     )
 
 
@@ -285,7 +309,8 @@ PAGE = """# What the intervals cover
     python experiments/coverage.py --repeats={repeats} --resamples={resamples}
 
 {repeats} simulated studies a row, {resamples} resamples each (Monte Carlo error of a
-coverage {error:.1f} points); {minutes:.0f} min on one core, Python {python}, NumPy {numpy}.
+coverage {error:.1f} points); {minutes:.0f} min on one core, Python {python}, NumPy {numpy};
+every share, and the widths of the intervals, in [coverage.json](coverage.json).
 Unless the name says otherwise: 17 patients whose numbers of patches differ by a
 log-deviation of 1 (the 90th percentile is 13 times the 10th), 5 seeds, 2 classes. All
 numbers in per cent; the difference in points. Folds that differ: the patients are shared
@@ -307,7 +332,7 @@ narrow.
 
 | scenario | metric | true difference | score | difference | percentile | no difference | level | McNemar | power |
 |---|---|---|---|---|---|---|---|---|---|
-{rows}
+{table}
 
 Size study, 17 patients, 5 seeds, sizes 100, 300, 900 and 2700: the interval of the area
 gained covers {area} %; that of the patches needed to match the better arm at each size

@@ -19,153 +19,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pydicom
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    JPEG2000Lossless,
-    JPEGLSLossless,
-    RLELossless,
-)
+from dicom_damage import DAMAGES, recoded
+
+from twostage_jax import atomic
 
 TIME_LIMIT_S = 20
 MEMORY_LIMIT = 4 * 2**30
-SYNTAXES = (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    RLELossless,
-    JPEGLSLossless,
-    JPEG2000Lossless,
-)
-# Values that no CT image has, or that contradict what else it says.
-ABSURD = {
-    "Rows": (0, 1, 511, 513, 65535),
-    "Columns": (0, 1, 511, 513, 65535),
-    "NumberOfFrames": ("0", "2", "65535", "-1", "2147483647"),
-    "SamplesPerPixel": (0, 3, 65535),
-    "BitsAllocated": (0, 1, 8, 12, 32, 64, 65535),
-    "BitsStored": (0, 1, 8, 17, 65535),
-    "HighBit": (0, 7, 40, 65535),
-    "PixelRepresentation": (0, 1, 2, 65535),
-    "PhotometricInterpretation": ("RGB", "PALETTE COLOR", "MONOCHROME1", ""),
-    "RescaleSlope": ("0", "-1", "1e300", "nan", "", "1e-300", "2"),
-    "RescaleIntercept": ("nan", "inf", "1e30", "", "-99999"),
-    "RescaleType": ("US", "", "HU_MOD"),
-    "PixelSpacing": (["0", "0"], ["-1", "1"], ["nan", "1"], "1", ["1", "1", "1"]),
-    "ImagePositionPatient": (["nan", "0", "0"], ["1e300", "0", "0"], ["0", "0"]),
-    "ImageOrientationPatient": (["0"] * 6, ["1", "0", "0", "1", "0", "0"], ["1"]),
-    "PixelPaddingValue": (0, 1, 32767),
-    "Modality": ("MR", "", "CT\\MR"),
-    "SOPClassUID": ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.7", "x"),
-    "SOPInstanceUID": ("", "x" * 64),
-    "SeriesInstanceUID": ("",),
-    "PatientID": ("../../x", "<script>", "", "x" * 10_000),
-    "InstanceNumber": ("", "-1", "99999999999", "x"),
-    "SliceThickness": ("0", "nan", "-5"),
-    "PixelData": (b"", b"\0", b"\0" * 1000),
-}
-Damage = Callable[[bytes, np.random.Generator], tuple[str, bytes]]
-
-
-def flipped(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """A few bytes changed, most often in the header."""
-    broken = bytearray(data)
-    end = len(data) if rng.random() < 0.3 else min(len(data), 6000)
-    for at in rng.integers(128, end, rng.integers(1, 9)):
-        broken[at] = rng.integers(256)
-    return "bytes changed", bytes(broken)
-
-
-def truncated(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """The end cut off."""
-    end = len(data) if rng.random() < 0.5 else min(len(data), 6000)
-    return "cut off", data[: rng.integers(0, end)]
-
-
-def stuffed(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """Bytes put in, taken out or repeated."""
-    at, length = rng.integers(132, min(len(data), 6000)), rng.integers(1, 40)
-    match rng.integers(3):
-        case 0:
-            middle = rng.integers(0, 256, length, np.uint8).tobytes()
-            return "bytes put in", data[:at] + middle + data[at:]
-        case 1:
-            return "bytes taken out", data[:at] + data[at + length :]
-    return "bytes repeated", data[: at + length] + data[at:]
-
-
-def lengths(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """A length field, or what may be one, set to an absurd value."""
-    broken = bytearray(data)
-    at = 2 * rng.integers(66, min(len(data), 6000) // 2 - 4)
-    values = (b"\xff" * 4, b"\xfe\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0" * 4)
-    broken[at : at + 4] = values[rng.integers(len(values))]
-    return "length absurd", bytes(broken)
-
-
-def untagged(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """One to three elements removed."""
-    dataset = _dataset(data)
-    tags = [element.tag for element in dataset if element.keyword != "PixelData"]
-    for index in rng.choice(len(tags), rng.integers(1, 4), replace=False):
-        del dataset[tags[index]]
-    return "elements removed", _bytes(dataset)
-
-
-def absurd(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """One or two elements set to a value that cannot be."""
-    dataset = _dataset(data)
-    for keyword in rng.choice(list(ABSURD), rng.integers(1, 3), replace=False):
-        values = ABSURD[keyword]
-        value = values[rng.integers(len(values))]
-        tag = pydicom.datadict.tag_for_keyword(keyword)
-        vr = pydicom.datadict.dictionary_VR(tag).split(" ")[0]
-        if keyword == "PixelData":
-            vr = dataset[tag].VR
-            if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-                value = pydicom.encaps.encapsulate([value + b"\0\0"])
-        dataset.add(pydicom.DataElement(tag, vr, value, already_converted=True))
-    return "values absurd", _bytes(dataset)
-
-
-DAMAGES: tuple[Damage, ...] = (flipped, truncated, stuffed, lengths, untagged, absurd)
-
-
-def _dataset(data: bytes) -> pydicom.Dataset:
-    return pydicom.dcmread(pydicom.filebase.DicomBytesIO(data))
-
-
-def _bytes(dataset: pydicom.Dataset) -> bytes:
-    file = pydicom.filebase.DicomBytesIO()
-    pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
-    dataset.save_as(file, enforce_file_format=False)
-    return file.getvalue()
-
-
-def recoded(data: bytes) -> Iterator[bytes]:
-    """Yields a file in other transfer syntaxes."""
-    for syntax in SYNTAXES:
-        dataset = _dataset(data)
-        if syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian:
-            dataset.compress(syntax, generate_instance_uid=False)
-        else:
-            dataset.file_meta.TransferSyntaxUID = syntax
-            if not syntax.is_little_endian:
-                values = np.frombuffer(dataset.PixelData, "<u2")
-                dataset.PixelData = values.byteswap().tobytes()
-        file = pydicom.filebase.DicomBytesIO()
-        pydicom.dcmwrite(
-            file,
-            dataset,
-            implicit_vr=False,
-            little_endian=syntax.is_little_endian,
-            enforce_file_format=True,
-        )
-        yield file.getvalue()
+GOOD = ("refused", "read as before", "read as SimpleITK does")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,9 +50,6 @@ class Outcome:
     detail: str
     seconds: float
     peak_mib: float
-
-
-GOOD = ("refused", "read as before", "read as SimpleITK does")
 
 
 class Reader:
@@ -357,49 +218,66 @@ def _prepared(data: bytes, folder: Path, index: int) -> tuple[bytes, Path]:
     return data, folder / f"original{index}.npy"
 
 
-def page(outcomes: list[Outcome], files: int, seconds: float, command: str) -> str:
-    """Returns the page of results, Markdown."""
+def summary(outcomes: list[Outcome]) -> dict[str, Any]:
+    """Returns the numbers of the page."""
+    counted = collections.Counter((o.damage, o.kind) for o in outcomes)
+    reasons = collections.Counter(o.detail for o in outcomes if o.kind == "refused")
     kinds = sorted({o.kind for o in outcomes})
-    damages = sorted({o.damage for o in outcomes})
-    table = collections.Counter((o.damage, o.kind) for o in outcomes)
+    return {
+        "variants": len(outcomes),
+        "table": {
+            damage: {kind: counted[damage, kind] for kind in kinds}
+            for damage in sorted({o.damage for o in outcomes})
+        },
+        "all": {kind: sum(o.kind == kind for o in outcomes) for kind in kinds},
+        "slowest_s": round(max(o.seconds for o in outcomes), 2),
+        "peak_mib": round(max(o.peak_mib for o in outcomes)),
+        "refused": [[n, why[:150]] for why, n in reasons.most_common()],
+        "read_otherwise_or_worse": [
+            f"{o.damage}: {o.kind}, {o.detail[:150]}"
+            for o in outcomes
+            if o.kind not in GOOD
+        ],
+    }
+
+
+def page(found: dict[str, Any]) -> str:
+    """Returns the page of results, Markdown."""
+    kinds = list(found["all"])
     lines = [
         "# Damaged CT files",
         "",
-        f"    {command}",
+        f"    {found['command']}",
         "",
-        f"{len(outcomes):,} variants of {files} files: CT slices as they are, and the "
-        "same in other transfer syntaxes. Each is read in another process with limits "
-        f"of {TIME_LIMIT_S} s and {MEMORY_LIMIT / 2**30:.0f} GiB, then by SimpleITK. "
-        "'Read as SimpleITK does': HU changed, but they are what the damaged file "
-        "holds, and nothing in it can tell. 'Read otherwise': HU changed, and SimpleITK "
-        "does not say the same, most often since it refuses the file for damage that "
-        "does not touch the pixels; listed below.",
+        f"{found['variants']:,} variants of {found['files']} files: CT slices as they "
+        "are, and the same in other transfer syntaxes. Each is read in another process "
+        f"with limits of {TIME_LIMIT_S} s and {MEMORY_LIMIT / 2**30:.0f} GiB, then by "
+        "SimpleITK. 'Read as SimpleITK does': HU changed, but they are what the damaged "
+        "file holds, and nothing in it can tell. 'Read otherwise': HU changed, and "
+        "SimpleITK does not say the same, most often since it refuses the file for "
+        "damage that does not touch the pixels; listed below. As JSON, with all reasons "
+        "of refusal: [fuzz_dicom.json](fuzz_dicom.json).",
         "",
         f"| damage | {' | '.join(kinds)} |",
         f"|---|{'--:|' * len(kinds)}",
     ]
-    for damage in damages:
-        cells = [f"{table[damage, kind]:,}" for kind in kinds]
+    for damage, row in [*found["table"].items(), ("all", found["all"])]:
+        cells = (f"{row[kind]:,}" for kind in kinds)
         lines.append(f"| {damage} | {' | '.join(cells)} |")
-    totals = [f"{sum(o.kind == kind for o in outcomes):,}" for kind in kinds]
-    lines.append(f"| all | {' | '.join(totals)} |")
-    slowest = max(o.seconds for o in outcomes)
-    peak = max(o.peak_mib for o in outcomes)
     lines += [
         "",
-        f"The slowest took {slowest:.2f} s on a machine with other work to do; the "
-        f"reading process never held more than {peak:.0f} MiB while it read, of which "
-        f"about 100 are the program. {seconds:.0f} s in all.",
+        f"The slowest took {found['slowest_s']:.2f} s on a machine with other work to "
+        f"do; the reading process never held more than {found['peak_mib']} MiB while it "
+        f"read, of which about 100 are the program. {found['seconds']} s in all.",
         "",
         "The commonest reasons of refusal:",
         "",
+        *(f"- {n}: {why}" for n, why in found["refused"][:12]),
     ]
-    reasons = collections.Counter(o.detail for o in outcomes if o.kind == "refused")
-    lines += [f"- {n}: {why[:150]}" for why, n in reasons.most_common(12)]
-    others = [o for o in outcomes if o.kind not in GOOD]
+    others = found["read_otherwise_or_worse"]
     if others:
         lines += ["", "Read otherwise, or worse:", ""]
-        lines += [f"- {o.damage}: {o.kind}, {o.detail[:150]}" for o in others[:40]]
+        lines += [f"- {what}" for what in others[:40]]
     return "\n".join(lines) + "\n"
 
 
@@ -421,14 +299,18 @@ def main() -> int:
     for data in originals[:4]:
         originals += recoded(data)
     outcomes = fuzz(originals, options.count, options.seed, options.keep)
-    command = (
-        f"python experiments/fuzz_dicom.py --data=DATA/ct_dicom --count={options.count} "
-        f"--seed={options.seed} --out=experiments/fuzz_dicom.md"
-    )
-    text = page(outcomes, len(originals), time.monotonic() - began, command)
+    found = {
+        "command": "python experiments/fuzz_dicom.py --data=DATA/ct_dicom "
+        f"--count={options.count} --seed={options.seed} "
+        "--out=experiments/fuzz_dicom.md",
+        "files": len(originals),
+        "seconds": round(time.monotonic() - began),
+        **summary(outcomes),
+    }
     if options.out:
-        options.out.write_text(text, encoding="utf-8")
-    print(text)
+        atomic.write_json(options.out.with_suffix(".json"), found)
+        atomic.write_text(options.out, page(found))
+    print(page(found))
     bad = ("other error", "crash", "too slow")
     return int(any(o.kind in bad for o in outcomes))
 

@@ -20,8 +20,11 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from twostage_jax import atomic
 
 REPOSITORY = Path(__file__).parent.parent
 SETTINGS = {
@@ -130,21 +133,22 @@ def differences(one: Path, other: Path) -> list[str]:
     return found
 
 
-def page(kills: Counter, studies: int, different: list[str], seconds: float) -> str:
-    """Returns the Markdown page of the outcome."""
-    total = sum(kills.values())
+def page(found: dict[str, Any]) -> str:
+    """Returns the Markdown page of what `main` found."""
+    kills = Counter(found["kills"])
     rows = "\n".join(f"| {what} | {count} |" for what, count in kills.most_common())
     outcome = (
-        "DIFFERENT: " + ", ".join(different)
-        if different
+        "DIFFERENT: " + ", ".join(found["different"])
+        if found["different"]
         else "Every one ended with metrics and predictions bit-identical to those of "
         "the undisturbed run."
     )
     return f"""# Kill test
 
-`python experiments/kill_test.py`: {total} times SIGKILL at random moments, over \
-{studies} studies of seven stage runs a seed and two seeds; undisturbed, one takes \
-{seconds:.0f} s on this machine. {outcome}
+`python experiments/kill_test.py`: {kills.total()} times SIGKILL at random moments, over \
+{found["studies"]} studies of seven stage runs a seed and two seeds; undisturbed, one \
+takes {found["seconds"]:.0f} s on this machine. {outcome} As JSON: \
+[kill_test.json](kill_test.json).
 
 | killed while | times |
 |---|--:|
@@ -157,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="markdown file; printed anyway")
+    parser.add_argument("--out", type=Path, help="the page, .md; JSON goes beside it")
     args, flags = parser.parse_known_args()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -185,10 +189,16 @@ def main() -> None:
             finish(workdir, flags)
             different += differences(whole, workdir)
             print(f"study {studies} ended: {different or 'bit-identical'}", flush=True)
-        text = page(kills, studies, different, seconds)
-    print(text)
+    found = {
+        "kills": dict(kills),
+        "studies": studies,
+        "different": different,
+        "seconds": round(seconds, 1),
+    }
+    print(page(found))
     if args.out:
-        args.out.write_text(text)
+        atomic.write_json(args.out.with_suffix(".json"), found)
+        atomic.write_text(args.out, page(found))
     sys.exit(bool(different))
 
 

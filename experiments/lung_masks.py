@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+from twostage_jax import atomic
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.phantom import CLASS_NAMES, phantom_slices
 
@@ -35,7 +37,8 @@ TEXT = """# Lung masks without training
 `ct/lungs.py` finds the lungs by threshold and morphology. Here its masks are compared
 with masks drawn by people, and with those that phantoms bring along. Dice = 2 |A and B|
 / (|A| + |B|). "Disease kept" is the share of the voxels marked as disease, inside the
-reference mask, that the found mask holds.
+reference mask, that the found mask holds. As JSON, with each phantom:
+[lung_masks.json](lung_masks.json).
 
 ## {slices} slices of 17 patients with COVID-19
 
@@ -44,7 +47,7 @@ al. 2020), every second slice, 256 x 256. **These slices are a hard and somewhat
 test**: they are 8-bit pictures, windowed and locally enhanced in a way nobody wrote
 down. Their HU are estimated (see `hounsfield`) without a look at the masks, and their
 pixel size is taken as {pixel} mm. Slices are masked one by one, since their distance is
-not known either. {milliseconds:.0f} ms a slice on one core.
+not known either. {milliseconds} ms a slice on one core.
 
 {real}
 
@@ -161,38 +164,52 @@ def measure_phantoms(patients: int) -> list[Slice]:
     return scores
 
 
-def table(scores: list[Slice]) -> list[str]:
-    """Returns Markdown lines: one a patient, and all."""
+def summary(slices: list[Slice]) -> list[dict[str, Any]]:
+    """Returns the scores of each patient, by name, and of all."""
     by_patient = defaultdict(list)
-    for score in scores:
-        by_patient[score.patient].append(score)
+    for one in slices:
+        by_patient[one.patient].append(one)
+    return [
+        {
+            "patient": name,
+            "slices": len(members),
+            "dice": pooled(members),
+            "median": float(np.median([one.dice for one in members])),
+            "worst": min(one.dice for one in members),
+            "disease_kept": kept(members),
+        }
+        for name, members in [*sorted(by_patient.items()), ("all", slices)]
+    ]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns the Markdown table of some rows of `summary`."""
     lines = [
         "| patient | slices | Dice, all voxels | median slice | worst slice "
         "| disease kept |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    rows = [*sorted(by_patient.items()), ("all", scores)]
-    for name, members in rows:
-        slices = [s.dice for s in members]
+    for row in rows:
+        share = "" if row["disease_kept"] is None else f"{row['disease_kept']:.3f}"
         lines.append(
-            f"| {name} | {len(members)} | {pooled(members):.3f} "
-            f"| {np.median(slices):.3f} | {min(slices):.3f} | {kept(members)} |"
+            f"| {row['patient']} | {row['slices']} | {row['dice']:.3f} "
+            f"| {row['median']:.3f} | {row['worst']:.3f} | {share} |"
         )
-    return lines
+    return "\n".join(lines)
 
 
-def pooled(scores: list[Slice]) -> float:
+def pooled(slices: list[Slice]) -> float:
     """Returns the Dice of all voxels of the slices taken together."""
-    both = sum(int((s.mask & s.truth).sum()) for s in scores)
-    total = sum(int(s.mask.sum()) + int(s.truth.sum()) for s in scores)
+    both = sum(int((s.mask & s.truth).sum()) for s in slices)
+    total = sum(int(s.mask.sum()) + int(s.truth.sum()) for s in slices)
     return 2 * both / total if total else 1.0
 
 
-def kept(scores: list[Slice]) -> str:
-    """Returns the share of diseased voxels that the masks keep."""
-    total = sum(int(s.disease.sum()) for s in scores)
-    inside = sum(int((s.disease & s.mask).sum()) for s in scores)
-    return f"{inside / total:.3f}" if total else ""
+def kept(slices: list[Slice]) -> float | None:
+    """Returns the share of diseased voxels that the masks keep, None without any."""
+    total = sum(int(s.disease.sum()) for s in slices)
+    inside = sum(int((s.disease & s.mask).sum()) for s in slices)
+    return inside / total if total else None
 
 
 def failures(scores: list[Slice], path: Path, count: int = 12) -> None:
@@ -224,18 +241,24 @@ def main() -> None:
     made = measure_phantoms(options.phantoms)
     picture = options.out.with_suffix(".png")
     failures(real, picture)
-    share = np.mean([s.dice > 0.9 for s in real])
+    found = {
+        "milliseconds_a_slice": round(1000 * seconds / len(real)),
+        "share_above_0.9": float(np.mean([one.dice > 0.9 for one in real])),
+        "real": summary(real),
+        "phantoms": summary(made),
+    }
+    atomic.write_json(options.out.with_suffix(".json"), found)
     page = TEXT.format(
         phantoms=options.phantoms,
         slices=len(real),
         pixel=PIXEL_MM,
-        milliseconds=1000 * seconds / len(real),
-        share=100 * share,
-        real="\n".join(table(real)),
-        made="\n".join(table(made)[:2] + table(made)[-1:]),
+        milliseconds=found["milliseconds_a_slice"],
+        share=100 * found["share_above_0.9"],
+        real=table(found["real"]),
+        made=table(found["phantoms"][-1:]),
         picture=picture.name,
     )
-    options.out.write_text(page, encoding="utf-8")
+    atomic.write_text(options.out, page)
     print(page)
 
 

@@ -27,7 +27,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import numpy as np
 
-from twostage_jax import fit, models, training
+from twostage_jax import atomic, fit, models, training
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.feed import feed, order
 from twostage_jax.placement import alone
@@ -35,6 +35,7 @@ from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig, Train
 
 try:
     import torch
+    import torch_twins
     from torch.nn import functional
 except ImportError:
     torch = None
@@ -171,8 +172,9 @@ def torch_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
     # As in jax on a GPU: TensorFloat-32 in products, the fastest kernel found by trial.
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    network = torch_model(case.model, case.size, case.channels).to(device)
-    network = network.to(memory_format=torch.channels_last)
+    module = models.MODELS[case.model](num_classes=CLASSES)
+    network = torch_twins.twin(module, case.size, case.channels)
+    network = network.to(device, memory_format=torch.channels_last)
     kernels = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim == 1]
     groups = [
@@ -190,7 +192,7 @@ def torch_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
 
     def one(indices: np.ndarray) -> torch.Tensor:
         chosen = torch.from_numpy(indices).to(device)
-        inputs = (_torch_augmented(images[chosen]) - 0.5) / 0.25
+        inputs = (torch_twins.augmented(images[chosen], SHIFT) - 0.5) / 0.25
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         targets = labels[chosen]
         with reduced:
@@ -216,99 +218,10 @@ def torch_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
     )
 
 
-def _torch_augmented(images: Any) -> Any:
-    """Returns `[B, C, H, W]` in [0, 1]: each shifted and flipped at random."""
-    count, _, height, width = images.shape
-    device = images.device
-    padded = functional.pad(images.float() / 255, (SHIFT,) * 4, mode="reflect")
-    corner = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), device=device)
-    rows = corner[0] + torch.arange(height, device=device)
-    columns = corner[1] + torch.arange(width, device=device)
-    flip = torch.rand(count, 1, device=device) < 0.5
-    columns = torch.where(flip, columns.flip(1), columns)
-    example = torch.arange(count, device=device)[:, None, None]
-    # The indexed axes come first: [B, H, W, C].
-    shifted = padded[example, :, rows[:, :, None], columns[:, None, :]]
-    return shifted.permute(0, 3, 1, 2)
-
-
-def torch_model(name: str, size: int, channels: int) -> Any:
-    """Returns the twin of `models.MODELS[name]` for images of this size."""
-    if name.startswith("caffenet"):
-        module = models.MODELS[name](num_classes=CLASSES)
-        return _torch_caffenet(module, size, channels)
-    module = models.MODELS[name](num_classes=CLASSES)
-    return _torch_resnet(module, channels)
-
-
-def _torch_caffenet(module: models.CaffeNet, size: int, channels: int) -> Any:
-    nn = torch.nn
-    widths, (side, stride, pad) = module.widths, module.stem
-
-    def pool() -> Any:
-        return nn.MaxPool2d(3, 2, ceil_mode=True)
-
-    def norm() -> Any:
-        return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
-
-    features = nn.Sequential(
-        nn.Conv2d(channels, widths[0], side, stride, pad), nn.ReLU(), pool(), norm(),
-        nn.Conv2d(widths[0], widths[1], 5, 1, 2, groups=2), nn.ReLU(), pool(), norm(),
-        nn.Conv2d(widths[1], widths[2], 3, 1, 1), nn.ReLU(),
-        nn.Conv2d(widths[2], widths[3], 3, 1, 1, groups=2), nn.ReLU(),
-        nn.Conv2d(widths[3], widths[4], 3, 1, 1, groups=2), nn.ReLU(), pool(),
-        nn.Flatten(),
-    )  # fmt: skip
-    flat = features(torch.zeros(1, channels, size, size)).shape[1]
-    return nn.Sequential(
-        *features,
-        nn.Linear(flat, module.hidden[0]), nn.ReLU(), nn.Dropout(module.dropout),
-        nn.Linear(*module.hidden), nn.ReLU(), nn.Dropout(module.dropout),
-        nn.Linear(module.hidden[1], CLASSES),
-    )  # fmt: skip
-
-
-class _TorchBlock(torch.nn.Module if torch else object):
-    """relu(convolutions(x) + shortcut(x)), as `resnet.Block`."""
-
-    def __init__(self, before: int, features: int, stride: int, bottleneck: bool):
-        super().__init__()
-        after = 4 * features if bottleneck else features
-        plan = [(before, features, 3, stride), (features, features, 3, 1)]
-        if bottleneck:
-            plan = [(before, features, 1, 1), (features, features, 3, stride)]
-            plan.append((features, after, 1, 1))
-        layers = [part for row in plan for part in (*_conv_norm(*row), torch.nn.ReLU())]
-        self.body = torch.nn.Sequential(*layers[:-1])
-        changes = stride != 1 or before != after
-        shortcut = _conv_norm(before, after, 1, stride) if changes else []
-        self.shortcut = torch.nn.Sequential(*shortcut)
-
-    def forward(self, x: Any) -> Any:
-        return functional.relu(self.body(x) + self.shortcut(x))
-
-
-def _conv_norm(before: int, after: int, side: int, stride: int) -> list[Any]:
-    convolution = torch.nn.Conv2d(before, after, side, stride, side // 2, bias=False)
-    return [convolution, torch.nn.BatchNorm2d(after)]
-
-
-def _torch_resnet(module: models.ResNet, channels: int) -> Any:
-    nn = torch.nn
-    layers = [*_conv_norm(channels, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    before = 64
-    for stage, count in enumerate(module.blocks):
-        features = 64 * 2**stage
-        for block in range(count):
-            stride = 2 if stage and not block else 1
-            layers.append(_TorchBlock(before, features, stride, module.bottleneck))
-            before = 4 * features if module.bottleneck else features
-    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, *pool, nn.Linear(before, CLASSES))
-
-
 def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
-    """Returns seconds an image, `[rounds]`, under ('jax' or 'torch', 'step' or 'epoch').
+    """Returns what was measured of a case.
+
+    Under 'seconds_an_image', by 'jax' or 'torch' and 'step' or 'epoch', a list of rounds.
 
     Each measurement lasts about `seconds` of the package's steps; before each, one
     shorter run brings the caches and threads back to the one whose turn it is.
@@ -328,19 +241,20 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
     steps = max(2, round(seconds / step))
     if chunk > 1 or steps > fit.MAX_CHUNK:
         steps = max(1, steps // fit.MAX_CHUNK) * fit.MAX_CHUNK
-    times = {(who, what): [] for who in runners for what in ("step", "epoch")}
+    times = {who: {"step": [], "epoch": []} for who in runners}
     for i in range(rounds):
         for what in ("step", "epoch"):
             # Whoever goes first may find the machine in a better state: take turns.
             for who in sorted(runners, reverse=bool(i % 2)):
                 runners[who].step(chunk)
                 spent = _time(getattr(runners[who], what), steps)
-                times[who, what].append(spent / (steps * case.batch))
+                times[who][what].append(spent / (steps * case.batch))
     return {
-        "times": times,
-        "compiling": compiling,
+        **case._asdict(),
         "parameters": runners["jax"].parameters,
+        "first_step_s": compiling,
         "steps": steps,
+        "seconds_an_image": times,
     }
 
 
@@ -357,56 +271,64 @@ HEADER = """\
 |---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"""
 
 
-def row(case: Case, result: dict[str, Any]) -> str:
+def row(found: dict[str, Any]) -> str:
     """Returns the table's row: images/s as 'median (best)', ratios 'median [range]'."""
-    times = result["times"]
+    times = found["seconds_an_image"]
+    ours, theirs = times["jax"], times.get("torch")
 
-    def speed(who: str, what: str) -> str:
-        if (who, what) not in times:
+    def speed(of: dict[str, list[float]] | None, what: str) -> str:
+        if of is None:
             return ""
-        spent = times[who, what]
-        return f"{1 / statistics.median(spent):,.0f} ({1 / min(spent):,.0f})"
+        return f"{1 / statistics.median(of[what]):,.0f} ({1 / min(of[what]):,.0f})"
 
     def ratio(what: str) -> str:
-        if ("torch", what) not in times:
-            return ""
-        pairs = zip(times["torch", what], times["jax", what], strict=True)
-        return _spread([theirs / ours for theirs, ours in pairs])
+        return "" if theirs is None else _spread(theirs[what], ours[what])
 
-    pairs = zip(times["jax", "step"], times["jax", "epoch"], strict=True)
     cells = [
-        case.model, f"{case.size} x {case.size} x {case.channels}", case.dtype,
-        str(case.batch), f"{result['parameters']:,}", f"{result['compiling']:.1f}",
-        speed("jax", "step"), speed("torch", "step"), ratio("step"),
-        speed("jax", "epoch"), speed("torch", "epoch"), ratio("epoch"),
-        _spread([step / epoch for step, epoch in pairs]),
+        found["model"], f"{found['size']} x {found['size']} x {found['channels']}",
+        found["dtype"], str(found["batch"]), f"{found['parameters']:,}",
+        f"{found['first_step_s']:.1f}",
+        speed(ours, "step"), speed(theirs, "step"), ratio("step"),
+        speed(ours, "epoch"), speed(theirs, "epoch"), ratio("epoch"),
+        _spread(ours["step"], ours["epoch"]),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
 
-def _spread(values: list[float]) -> str:
+def _spread(above: list[float], below: list[float]) -> str:
+    """Returns the quotients of rounds, as 'median [range]'."""
+    values = [a / b for a, b in zip(above, below, strict=True)]
     middle = statistics.median(values)
     return f"**{middle:.2f}** [{min(values):.2f}, {max(values):.2f}]"
 
 
-def heading(rounds: int) -> str:
-    """Returns the title and what the numbers depend on."""
+def machine() -> dict[str, Any]:
+    """Returns what the numbers depend on."""
     devices = jax.devices()
     kind = devices[0].device_kind
-    kind = _processor() if kind == "cpu" else kind
-    threads = len(os.sched_getaffinity(0))
-    found = [f"Python {platform.python_version()}", f"jax {jax.__version__}"]
+    versions = {"Python": platform.python_version(), "jax": jax.__version__}
     if torch:
-        found.append(f"torch {torch.__version__} ({torch.get_num_threads()} threads)")
+        versions["torch"] = f"{torch.__version__} ({torch.get_num_threads()} threads)"
+    return {
+        "devices": f"{len(devices)} x {_processor() if kind == 'cpu' else kind}",
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": versions,
+    }
+
+
+def heading(rounds: int, host: dict[str, Any]) -> str:
+    """Returns the title, what the columns mean, and on what they were measured."""
+    versions = ", ".join(f"{name} {is_}" for name, is_ in host["versions"].items())
     return f"""# Training speed
 
 Images per second, median of {rounds} rounds and (best); ratios of the two within a \
 round, median [range]; above 1, jax is faster. "Step" has the data on the device; "epoch" \
 is the whole loop of `fit`; their quotient is the share of time in which the device has \
 work. "First step" is the compilation, in seconds, unless an earlier one is found in \
-jax's cache. PyTorch runs eagerly, channels last, with fused SGD.
+jax's cache. PyTorch runs eagerly, channels last, with fused SGD. Every round: \
+[throughput.json](throughput.json).
 
-{len(devices)} x {kind}, {threads} processor cores. {", ".join(found)}."""
+{host["devices"]}, {host["cores"]} processor cores. {versions}."""
 
 
 def _processor() -> str:
@@ -426,16 +348,20 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="also 227 and 224 pixels")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a measurement")
-    parser.add_argument("--out", type=Path, help="markdown file; printed anyway")
+    parser.add_argument("--out", type=Path, help="the page, .md; JSON goes beside it")
     args = parser.parse_args()
     accelerator = jax.default_backend() != "cpu"
-    lines = [heading(args.rounds), "", HEADER]
+    host, found = machine(), []
+    lines = [heading(args.rounds, host), "", HEADER]
     print("\n".join(lines), flush=True)
     for case in cases(args.batch, args.large_batch, args.large, accelerator):
-        lines.append(row(case, measure(case, args.rounds, args.seconds)))
+        found.append(measure(case, args.rounds, args.seconds))
+        lines.append(row(found[-1]))
         print(lines[-1], flush=True)
     if args.out:
-        args.out.write_text("\n".join(lines) + "\n")
+        numbers = {**host, "rounds": args.rounds, "rows": found}
+        atomic.write_json(args.out.with_suffix(".json"), numbers)
+        atomic.write_text(args.out, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Damaged files are read right or refused: the small form of experiments/fuzz_dicom.py."""
 
-import importlib.util
+import importlib
 import shutil
-import sys
 
 import numpy as np
 import pydicom
@@ -22,14 +21,9 @@ __all__ = ["phantom"]
 @pytest.fixture(scope="module")
 def fuzzer():
     """The experiment, as a module."""
-    path = REPOSITORY / "experiments" / "fuzz_dicom.py"
-    spec = importlib.util.spec_from_file_location("fuzz_dicom", path)
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up.
-    sys.modules["fuzz_dicom"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["fuzz_dicom"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REPOSITORY / "experiments")
+        yield importlib.import_module("fuzz_dicom")
 
 
 def test_damaged_slices_are_read_right_or_refused(fuzzer, tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from test_plan import datasets, parsed
 
+from twostage_jax import atomic, plan, results
 from twostage_jax import config as configs
-from twostage_jax import plan, results, runtime
 from twostage_jax.stage import Materials
 
 
@@ -30,7 +30,7 @@ def test_choice_looks_at_validation_alone(tmp_path, scores, chosen):
             },
             "scores": {"balanced_accuracy": 1 - accuracy},
         }
-        runtime.write_json(materials.folder(run) / "lineage.json", told)
+        atomic.write_json(materials.folder(run) / "lineage.json", told)
     assert results.chosen_run(materials, row) is row.candidates[chosen]
 
 
@@ -48,7 +48,7 @@ def test_figures_are_of_the_largest_fraction_alone(tmp_path, monkeypatch):
             "history": [row.fraction],
         }
         for run in row.candidates[0].chain:
-            runtime.write_json(materials.folder(run) / "lineage.json", told)
+            atomic.write_json(materials.folder(run) / "lineage.json", told)
         # All said to be of class 0: right at fraction 1, wrong at a half.
         labels = np.zeros(6, int) if row.fraction == 1 else np.ones(6, int)
         np.savez(

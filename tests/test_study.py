@@ -11,12 +11,12 @@ from conftest import Tiny, make_dataset
 from test_plan import datasets, parsed
 
 from twostage_jax import (
+    atomic,
     checkpoint,
     evaluation,
     lineage,
     models,
     results,
-    runtime,
     stage,
     study,
 )
@@ -111,7 +111,7 @@ def events(monkeypatch):
         (checkpoint.StateStore, "save"),
         (checkpoint, "export_variables"),
         (lineage, "save_predictions"),
-        (runtime, "write_json"),
+        (atomic, "write_json"),
         (stage, "clear"),
         (shutil, "rmtree"),
     ]:
@@ -282,7 +282,7 @@ def test_evaluation_that_is_not_finite_is_named(tiny_study, monkeypatch, tmp_pat
 
 
 def test_second_process_is_refused_seed_by_seed(tiny_study, tmp_path):
-    with runtime.locked(tmp_path / ".seed1.lock", "it"):
+    with atomic.locked(tmp_path / ".seed1.lock", "it"):
         with pytest.raises(UserError, match=r"seed 1\) is in use by another process"):
             tiny_study(tmp_path, **SCRATCH)
         tiny_study(tmp_path, **SCRATCH, **{"study.seeds": (0,)})

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from twostage_jax import metrics, runtime, training
+from twostage_jax import atomic, metrics, training
 from twostage_jax.data.copies import copies
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.splits import Splits
@@ -20,7 +20,7 @@ def save_predictions(
 ) -> None:
     """Writes ids, groups (empty strings if none), labels and probabilities."""
     groups = dataset.groups
-    with runtime.replacing(path) as temporary:
+    with atomic.replacing(path) as temporary:
         np.savez_compressed(
             temporary,
             ids=dataset.ids[indices].astype(str),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from twostage_jax import metrics, plan, runtime
+from twostage_jax import atomic, metrics, plan
 from twostage_jax.data import examples
 from twostage_jax.data.dataset import digest
 from twostage_jax.plan import Row
@@ -56,9 +56,9 @@ def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
     if not path.is_file() or json.loads(path.read_text()) != results:
         # Gone before the results change, so that no report is left that shows others.
         (workdir / REPORT).unlink(missing_ok=True)
-    runtime.write_json(path, results)
+    atomic.write_json(path, results)
     pooled = folds.by_seed(workdir, found, config.study.folds)
-    runtime.write_text(workdir / "results.md", _page(config, pooled))
+    atomic.write_text(workdir / "results.md", _page(config, pooled))
     return results
 
 
@@ -129,10 +129,10 @@ def _write_row(materials: Materials, row: Row, protocol: str) -> None:
     lineage = read_lineage(materials, chosen)
     predictions = Path("predictions") / f"{row.name}.npz"
     saved = (materials.folder(chosen) / "predictions.npz").read_bytes()
-    with runtime.replacing(materials.workdir / predictions) as temporary:
+    with atomic.replacing(materials.workdir / predictions) as temporary:
         temporary.write_bytes(saved)
     counts = lineage["data"]["examples"]
-    runtime.write_json(
+    atomic.write_json(
         materials.workdir / "rows" / f"{row.name}.json",
         {
             "protocol": protocol,

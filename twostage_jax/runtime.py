@@ -1,20 +1,14 @@
-"""The process and its neighbours: signals, several hosts, files written whole."""
+"""The process and its neighbours: signals, and the other processes of a run."""
 
 import contextlib
-import fcntl
-import json
-import os
 import signal
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-
-from twostage_jax.errors import UserError
 
 
 class Interrupted(Exception):
@@ -78,52 +72,3 @@ def agreed(text: str) -> bool:
         return True
     codes = multihost_utils.process_allgather(np.array(zlib.crc32(text.encode())))
     return bool((codes == codes[0]).all())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically: readers see the old file or the new one, never a part."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path that takes the place of `path` when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Holds a lock file, so that no second process works on `what`.
-
-    The operating system drops the lock when the process ends, however it ends.
-
-    Raises:
-      UserError: Another process holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise UserError(
-                f"{what} is in use by another process (number {holder}): wait for it to "
-                "end, or give this run another folder."
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from twostage_jax import (
+    atomic,
     checkpoint,
     evaluation,
     fit,
@@ -124,7 +125,7 @@ def run_stages(
     if runtime.is_main():
         together = [run.folder_name for run in runs]
         for run in runs:
-            runtime.write_json(materials.folder(run) / "under_way.json", together)
+            atomic.write_json(materials.folder(run) / "under_way.json", together)
     config = materials.config
     placement = side_by_side(len(runs)) if len(runs) > 1 else alone()
     ready = [_prepare(materials, run) for run in runs]
@@ -278,7 +279,7 @@ def _export(
     folder, dataset = materials.folder(one.run), materials.datasets[one.run.stage]
     checkpoint.export_variables(folder / "variables", fitted.variables)
     if one.report:
-        runtime.write_json(folder / "transfer.json", one.report.to_json())
+        atomic.write_json(folder / "transfer.json", one.report.to_json())
     lineage.save_predictions(
         folder / "predictions.npz", dataset, one.splits.test, probabilities
     )
@@ -286,4 +287,4 @@ def _export(
         materials.config, dataset, one.run, one.splits, one.constants, fitted,
         probabilities, seconds,
     )  # fmt: skip
-    runtime.write_json(folder / "lineage.json", told)
+    atomic.write_json(folder / "lineage.json", told)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from twostage_jax import plan, results, runtime
+from twostage_jax import atomic, plan, results, runtime
 from twostage_jax.data import sources
 from twostage_jax.errors import UserError
 from twostage_jax.progress import Progress
@@ -201,9 +201,9 @@ def _claim(stack: contextlib.ExitStack, config: Config, workdir: Path) -> None:
             )
     for seed in config.study.seeds:
         what = f"--workdir={workdir} (seed {seed})"
-        stack.enter_context(runtime.locked(workdir / f".seed{seed}.lock", what))
+        stack.enter_context(atomic.locked(workdir / f".seed{seed}.lock", what))
     if not owner.is_file():
-        runtime.write_json(owner, {"config": config.name})
+        atomic.write_json(owner, {"config": config.name})
 
 
 def _minutes(seconds: float) -> str:

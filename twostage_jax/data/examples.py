@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from twostage_jax import runtime
+from twostage_jax import atomic
 from twostage_jax.data.dataset import Dataset
 
 PER_CLASS = 8
@@ -101,5 +101,5 @@ def shown(images: np.ndarray, window: tuple[float, ...]) -> np.ndarray:
 
 def save(path: Path, arrays: Mapping[str, Any]) -> None:
     """Writes arrays as compressed NumPy, replacing what is there."""
-    with runtime.replacing(path) as temporary:
+    with atomic.replacing(path) as temporary:
         np.savez_compressed(temporary, **arrays)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from twostage_jax import runtime
+from twostage_jax import atomic
 from twostage_jax.ct.dicom import window
 from twostage_jax.data import hiding
 from twostage_jax.data.dataset import Dataset, Recipe
@@ -59,17 +59,17 @@ def write(
         "fingerprint": made.fingerprint,
         "settings": dataclasses.asdict(recipe.make.keywords["cut"]),
     }
-    with runtime.replacing(out / "patches.csv") as path:
+    with atomic.replacing(out / "patches.csv") as path:
         _write_patches(path, recipe, metadata)
-    with runtime.replacing(out / "skipped.csv") as path:
+    with atomic.replacing(out / "skipped.csv") as path:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "reason"])
             writer.writerows([inert(name), inert(why)] for name, why in skipped)
-    with runtime.replacing(out / "preview.png") as path:
+    with atomic.replacing(out / "preview.png") as path:
         preview(made).save(path)
     # Last: with it the folder counts as complete.
-    runtime.write_json(out / DESCRIPTION, description)
+    atomic.write_json(out / DESCRIPTION, description)
 
 
 def _write_patches(path: Path, recipe: Recipe, metadata: Mapping[str, Any]) -> None:

@@ -130,14 +130,16 @@ def _channel(axes: Axes, of_arm: Patches, k: int) -> None:
     largest = np.abs(pictures).max((1, 2, 3), keepdims=True)
     largest[largest == 0] = 1
     strips = [of_arm.patches[k], 0.5 + pictures / largest / 2]
-    empty = ~of_arm.answered[k][:, None, None, None]
-    rows = [_strip(np.where(empty, 1.0, strip)) for strip in strips]
+    rows = [_strip(strip, of_arm.answered[k]) for strip in strips]
     axes.imshow(np.concatenate(rows), cmap="gray", vmin=0, vmax=1,
                 interpolation="nearest")  # fmt: skip
 
 
-def _strip(images: np.ndarray) -> np.ndarray:
-    """Returns `[P, s, s, C]` side by side, each framed: `[s', P * s']` or `[.., 3]`."""
+def _strip(images: np.ndarray, answered: np.ndarray) -> np.ndarray:
+    """Returns `[P, s, s, C]` side by side, `[s', P * s']` or `[.., 3]`.
+
+    Each is framed; the places of images that were not answered, `[P]`, are white.
+    """
     zoom = -(-64 // images.shape[1])
     images = np.clip(images, 0, 1).repeat(zoom, 1).repeat(zoom, 2)
     pads = ((0, 0), (0, 3), (0, 3), (0, 0))
@@ -145,6 +147,7 @@ def _strip(images: np.ndarray) -> np.ndarray:
     framed[:, 0, :-3] = framed[:, :-3, 0] = framed[:, -4, :-3] = framed[:, :-3, -4] = (
         0.7
     )
+    framed[~answered] = 1
     strip = np.concatenate(list(framed), axis=1)
     return strip if strip.shape[-1] == 3 else strip[..., 0]
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from twostage_jax import runtime
+from twostage_jax import atomic
 from twostage_jax.ct import files
 from twostage_jax.ct.dicom import patient_hash
 from twostage_jax.ct.series import Series, Skipped, find_series
@@ -50,7 +50,7 @@ def map_folder(
     if not found:
         raise UserError(f"{root}: no CT series to map.")
     done = 0
-    with runtime.locked(out / ".lock", str(out)):
+    with atomic.locked(out / ".lock", str(out)):
         for number, series in enumerate(found, start=1):
             name = series_name(series, salt)
             try:
@@ -98,7 +98,7 @@ def _map(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
 def _join_reports(out: Path) -> None:
     reports = sorted(out.glob("patient-*_series-*/report.csv"))
     rows = [row for path in reports for row in files.read_report(path)]
-    with runtime.replacing(out / "report.csv") as temporary:
+    with atomic.replacing(out / "report.csv") as temporary:
         files.write_report(temporary, rows)
 
 

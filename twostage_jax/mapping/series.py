@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twostage_jax import runtime
+from twostage_jax import atomic
 from twostage_jax.ct import files, overlay, volumes
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.palette import NOTICE, printable
@@ -93,7 +93,7 @@ def make(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
         note = _write_dicom(temporary, mapped)
         names = {"class_names": run.class_names, "windows": maps.windows}
         written = {"key": key, **about, **names, "note": note}
-        runtime.write_json(temporary / "series.json", written)
+        atomic.write_json(temporary / "series.json", written)
     seconds = time.monotonic() - began
     slices = f"{len(hu)} slice{'s' if len(hu) > 1 else ''}"
     text = f"{slices}, {maps.windows} windows in {seconds:.1f} s"
