@@ -165,14 +165,13 @@ def _folds(dataset: Dataset, indices: np.ndarray, count: int, seed: int) -> np.n
     rng = np.random.default_rng((seed, 0))
     counts, inverse = _class_counts(dataset, indices)
     total = np.maximum(counts.sum(0), 1)
-    best = None
-    for _ in range(DRAWS):
-        fold = rng.permutation(len(counts)) % count
+
+    def badness(fold: np.ndarray) -> tuple:
         held = np.stack([counts[fold == k].sum(0) for k in range(count)])
-        score = _score(held, total, 1 / count)
-        if best is None or score < best[0]:
-            best = score, fold
-    return best[1][inverse]
+        return _badness(held, total, 1 / count)
+
+    draws = (rng.permutation(len(counts)) % count for _ in range(DRAWS))
+    return min(draws, key=badness)[inverse]
 
 
 def _folds_of_examples(
@@ -203,7 +202,7 @@ def _class_counts(
     return counts, inverse
 
 
-def _score(held: np.ndarray, total: np.ndarray, share: float) -> tuple:
+def _badness(held: np.ndarray, total: np.ndarray, share: float) -> tuple:
     """Returns how bad it is to hold out `[..., K]` examples of `total`: low is good.
 
     First that no class is lost to training, then that none is untested, then the share.
@@ -230,14 +229,16 @@ def _hold_out(
         return indices[~held], indices[held]
     counts, inverse = _class_counts(dataset, indices)
     total = np.maximum(counts.sum(0), 1)
-    best = None
-    for _ in range(DRAWS):
+
+    def draw() -> np.ndarray:
         drawn = rng.permutation(len(counts))
         sizes = np.cumsum(counts[drawn].sum(1))
         excess = np.abs(sizes[:-1] - share * sizes[-1])
-        drawn = drawn[: excess.argmin() + 1]
-        score = _score(counts[drawn].sum(0), total, share)
-        if best is None or score < best[0]:
-            best = score, drawn
-    held = np.isin(inverse, best[1])
+        return drawn[: excess.argmin() + 1]
+
+    def badness(drawn: np.ndarray) -> tuple:
+        return _badness(counts[drawn].sum(0), total, share)
+
+    best = min((draw() for _ in range(DRAWS)), key=badness)
+    held = np.isin(inverse, best)
     return indices[~held], indices[held]
