@@ -11,16 +11,17 @@ more. For three windows as three channels (lung, wide, mediastinal):
     --config.stages.target.data.window='(-600.,1500.,-300.,2000.,40.,400.)'
 """
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 from ml_collections import ConfigDict
+
+from twostage_jax.config import config_file
+
+two_stage = config_file(Path(__file__).with_name("two_stage.py"))
 
 
 def get_config() -> ConfigDict:
     """Returns the settings of `two_stage.py` with a prepared target."""
-    two_stage = _two_stage()
     config = two_stage.get_config()
     config.name = "dicom"
 
@@ -29,11 +30,3 @@ def get_config() -> ConfigDict:
 
     config.study.seeds = (0, 1, 2)
     return config
-
-
-def _two_stage() -> ModuleType:
-    path = Path(__file__).with_name("two_stage.py")
-    spec = importlib.util.spec_from_file_location("two_stage", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -11,11 +11,13 @@ Grey 32-pixel patches. IMAGES and TEXTURES hold a sub-folder for each class; SLI
 and contrast tell nothing.
 """
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 from ml_collections import ConfigDict
+
+from twostage_jax.config import config_file
+
+two_stage = config_file(Path(__file__).with_name("two_stage.py"))
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -29,7 +31,6 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(
             f"configs/folders.py has no variant '{variant}', only 'texture_only'."
         )
-    two_stage = _two_stage()
     config = two_stage.get_config()
     config.name = f"folders_{variant}" if variant else "folders"
 
@@ -56,11 +57,3 @@ def get_config(variant: str = "") -> ConfigDict:
         for stage in (natural, texture, target):
             stage.normalise = "patch"
     return config
-
-
-def _two_stage() -> ModuleType:
-    path = Path(__file__).with_name("two_stage.py")
-    spec = importlib.util.spec_from_file_location("two_stage", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -15,16 +15,17 @@ it. The network and its input are those of the paper; the learning rates of the 
 stage are those of Caffe's reference model, the rest is a starting point.
 """
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 from ml_collections import ConfigDict
+
+from twostage_jax.config import config_file
+
+two_stage = config_file(Path(__file__).with_name("two_stage.py"))
 
 
 def get_config() -> ConfigDict:
     """Returns the settings of `two_stage.py` with the paper's network and data."""
-    two_stage = _two_stage()
     config = two_stage.get_config()
     config.name = "paper"
 
@@ -81,11 +82,3 @@ def get_config() -> ConfigDict:
     config.study.fractions = (1.0, 0.5, 0.25, 0.1)
     config.study.folds = 5
     return config
-
-
-def _two_stage() -> ModuleType:
-    path = Path(__file__).with_name("two_stage.py")
-    spec = importlib.util.spec_from_file_location("two_stage", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -8,16 +8,19 @@ in them, how long it takes, and what came out. With `texture_only` every patch h
 and deviation 1.
 """
 
-import importlib.util
 from pathlib import Path
 
 from ml_collections import ConfigDict
+
+from twostage_jax.config import config_file
+
+folders = config_file(Path(__file__).parent.parent / "configs" / "folders.py")
 
 
 def get_config(variant: str) -> ConfigDict:
     """Returns the settings of `configs/folders.py` for the folders below `variant`."""
     data, _, kind = variant.partition(",")
-    config = _folders(kind)
+    config = folders.get_config(kind)
     config.name = f"covid_{kind}" if kind else "covid"
 
     config.stages.natural.data.path = f"{data}/cifar10"
@@ -40,11 +43,3 @@ def get_config(variant: str) -> ConfigDict:
     # A rate that suits random parameters may destroy what was transferred.
     config.study.grid = (("optim.learning_rate", (0.001, 0.004)),)
     return config
-
-
-def _folders(variant: str) -> ConfigDict:
-    path = Path(__file__).parent.parent / "configs" / "folders.py"
-    spec = importlib.util.spec_from_file_location("folders", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)

@@ -1,7 +1,5 @@
 """Config file -> settings: what is unknown or impossible is named."""
 
-import importlib.util
-
 import pytest
 from conftest import REPOSITORY
 from ml_collections import ConfigDict
@@ -12,9 +10,7 @@ from twostage_jax.errors import UserError
 
 
 def config_file(name, variant=""):
-    spec = importlib.util.spec_from_file_location("c", REPOSITORY / "configs" / name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = configs.config_file(REPOSITORY / "configs" / name)
     return module.get_config(*([variant] if variant else []))
 
 

@@ -5,10 +5,13 @@ that names it.
 """
 
 import dataclasses
+import importlib.util
 import itertools
 import math
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -27,6 +30,18 @@ from twostage_jax.settings import (
     TrainConfig,
     TransferConfig,
 )
+
+
+def config_file(path: Path) -> ModuleType:
+    """Returns a config file as a module, for another one to build on.
+
+    Config files are no package: each works wherever it is copied to, with those that it
+    names beside it.
+    """
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def parse(config: ConfigDict) -> Config:
