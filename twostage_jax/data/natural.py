@@ -7,12 +7,12 @@ dead-leaves background, at any place, size, turn and colour, in light that varie
 partly hidden at times: only its form tells what it is.
 """
 
-import dataclasses
 import functools
 
 import numpy as np
 
 from twostage_jax.data.dataset import Example, Recipe, digest
+from twostage_jax.data.generated import Task, check, tasks
 from twostage_jax.data.natural_kinds import (
     FRACTALS,
     KINDS,
@@ -20,7 +20,6 @@ from twostage_jax.data.natural_kinds import (
     attractor,
     perturbed,
 )
-from twostage_jax.errors import UserError
 
 # Raised whenever the same settings give other images.
 VERSION = 1
@@ -32,15 +31,6 @@ BACKGROUND_LEAVES = 11
 OCCLUDED_SHARE = 0.3
 # Points of a fractal for each pixel drawn.
 POINTS_A_PIXEL = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """Images `first` to `last` (excluded) of one class."""
-
-    label: int
-    first: int
-    last: int
 
 
 def recipe(
@@ -66,31 +56,14 @@ def recipe(
     Raises:
       UserError: A setting is out of its range.
     """
-    for name, value, lowest, highest in (
-        ("size", size, 16, None),
-        ("classes", classes, 2, len(KINDS)),
-        ("per_class", per_class, TEST_EVERY, None),
-        ("seed", seed, 0, None),
-    ):
-        top = value if highest is None else highest
-        if not isinstance(value, int) or not lowest <= value <= top:
-            limit = f"of at least {lowest}" + (
-                f" and at most {highest}" if highest else ""
-            )
-            raise UserError(
-                f"natural_surrogate: {name} is {value!r}: "
-                f"expected a whole number {limit}."
-            )
-    if channels not in (1, 3):
-        raise UserError(
-            f"natural_surrogate: channels is {channels!r}: expected 1 (grey) or 3."
-        )
+    limits = {
+        "size": (size, 16, None),
+        "classes": (classes, 2, len(KINDS)),
+        "per_class": (per_class, TEST_EVERY, None),
+        "seed": (seed, 0, None),
+    }
+    check("natural_surrogate", channels, limits)
     settings = {"size": size, "channels": channels, "seed": seed}
-    tasks = [
-        Task(label, first, min(first + IMAGES_A_TASK, per_class))
-        for label in range(classes)
-        for first in range(0, per_class, IMAGES_A_TASK)
-    ]
     return Recipe(
         name="natural_surrogate",
         kind="natural",
@@ -98,7 +71,7 @@ def recipe(
         key=digest(
             "natural_surrogate", VERSION, classes, per_class, sorted(settings.items())
         ),
-        tasks=tasks,
+        tasks=tasks(classes, per_class, IMAGES_A_TASK),
         make=functools.partial(make, **settings),
     )
 

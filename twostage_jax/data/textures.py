@@ -6,7 +6,6 @@ the classes apart is the structure of the surface: exposure, colour, direction a
 distance change from view to view or from sample to sample.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -15,8 +14,8 @@ from scipy import ndimage
 
 from twostage_jax.data import texture_irregular, texture_regular
 from twostage_jax.data.dataset import Example, Recipe, digest
+from twostage_jax.data.generated import Task, check, tasks
 from twostage_jax.data.texture_fields import Grid, Surface, grid
-from twostage_jax.errors import UserError
 
 MATERIALS: dict[str, Callable[[np.random.Generator, Grid], Surface]] = {
     "weave": texture_regular.weave,
@@ -51,15 +50,6 @@ TEST_SHARE = 0.25
 IMAGES_A_TASK = 32
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """Samples `first` to `last` (excluded) of one class."""
-
-    label: int
-    first: int
-    last: int
-
-
 def recipe(
     *,
     size: int = 32,
@@ -86,19 +76,13 @@ def recipe(
     Raises:
       UserError: A setting is out of its range.
     """
-    for name, value, lowest in (
-        ("size", size, 16),
-        ("samples_per_class", samples_per_class, 2),
-        ("views_per_sample", views_per_sample, 1),
-        ("seed", seed, 0),
-    ):
-        if not isinstance(value, int) or value < lowest:
-            raise UserError(
-                f"textures: {name} is {value!r}: "
-                f"expected a whole number of at least {lowest}."
-            )
-    if channels not in (1, 3):
-        raise UserError(f"textures: channels is {channels!r}: expected 1 (grey) or 3.")
+    limits = {
+        "size": (size, 16, None),
+        "samples_per_class": (samples_per_class, 2, None),
+        "views_per_sample": (views_per_sample, 1, None),
+        "seed": (seed, 0, None),
+    }
+    check("textures", channels, limits)
     settings = {
         "size": size,
         "channels": channels,
@@ -107,17 +91,12 @@ def recipe(
         "seed": seed,
     }
     block = max(1, IMAGES_A_TASK // views_per_sample)
-    tasks = [
-        Task(label, first, min(first + block, samples_per_class))
-        for label in range(len(MATERIALS))
-        for first in range(0, samples_per_class, block)
-    ]
     return Recipe(
         name="textures",
         kind="texture",
         class_names=tuple(MATERIALS),
         key=digest("textures", VERSION, sorted(settings.items())),
-        tasks=tasks,
+        tasks=tasks(len(MATERIALS), samples_per_class, block),
         make=functools.partial(make, **settings),
     )
 
