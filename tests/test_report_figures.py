@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from twostage_jax import metrics
-from twostage_jax.report import figures, tables
+from twostage_jax.report import figures, montages, tables
 
 ARMS = ("scratch", "natural", "texture", "two_stage")
 NASTY = "$\\frac{1}{0}$ <b>&amp;</b> 100 % \\alpha_{"
@@ -71,10 +71,10 @@ def drawn():
             {arm: np.eye(15, dtype=int) + 1 for arm in ARMS},
             [f"class {i}" for i in range(15)],
         ),
-        "montage": figures.montage(*examples(), names, f"target: {NASTY}"),
+        "montage": montages.montage(*examples(), names, f"target: {NASTY}"),
         "sizes": figures.size_curve(sizes()),
         "calibration": figures.calibration(reliability()),
-        "labelled": figures.labelled(
+        "labelled": montages.labelled(
             examples()[0], [[f"true: {NASTY} (0.12)", "predicted: b"]] * 12, NASTY
         ),
     }
@@ -169,7 +169,7 @@ def test_confusion_matrix_shows_shares_and_counts_and_no_share_of_nothing():
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_montage_shows_the_pixels_it_was_given(dtype, channels):
     images, labels = examples(dtype, channels)
-    figure = figures.montage(images, labels, ["a", "b", "c"], "title", columns=2)
+    figure = montages.montage(images, labels, ["a", "b", "c"], "title", columns=2)
     assert len(figure.axes) == 3
     shown = figure.axes[1].get_images()[0].get_array()
     expected = examples(np.uint8, channels)[0][4:6].squeeze()
@@ -189,7 +189,7 @@ def test_calibration_leaves_out_bins_of_a_handful():
 def test_montage_leaves_out_classes_without_images():
     images, labels = examples()
     keep = labels != 1
-    figure = figures.montage(images[keep], labels[keep], ["a", "b", "c"], "title")
+    figure = montages.montage(images[keep], labels[keep], ["a", "b", "c"], "title")
     assert [text.get_text() for text in figure.texts] == ["title", "a", "c"]
 
 

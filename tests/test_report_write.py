@@ -16,7 +16,7 @@ from PIL import Image
 from study_files import ARMS, HOSTILE, read_results, write_results, write_study
 
 from twostage_jax.errors import UserError
-from twostage_jax.report import figures, formats, write_report
+from twostage_jax.report import figures, formats, montages, write_report
 from twostage_jax.report.formats import Column, Table
 from twostage_jax.size_study import Match
 from twostage_jax.statistics import Interval
@@ -194,7 +194,7 @@ def test_mistakes_show_what_was_predicted_and_their_pixels(study_run, page):
 def test_labelled_images_show_the_pixels_they_were_given():
     images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1)).astype(np.uint8)
     lines = [[f"true: {i}", HOSTILE[2]] for i in range(7)]
-    figure = figures.labelled(images, lines, "title")
+    figure = montages.labelled(images, lines, "title")
     assert len(figure.axes) == 7
     for i in range(7):
         shown = figure.axes[i].get_images()[0].get_array()

@@ -10,7 +10,7 @@ from twostage_jax import atomic, metrics, plan
 from twostage_jax.data import examples
 from twostage_jax.data.dataset import digest
 from twostage_jax.plan import Row
-from twostage_jax.report import figures, folds, tables
+from twostage_jax.report import figures, folds, montages, tables
 from twostage_jax.settings import TARGET, Config, as_json
 from twostage_jax.stage import Materials, read_lineage
 from twostage_jax.stage_run import StageRun
@@ -94,7 +94,7 @@ def draw(materials: Materials, rows: list[Row]) -> None:
         kept = examples.of_each_class(dataset, window)
         examples.save(materials.workdir / "examples" / f"{stage}.npz", kept)
         figures.save(
-            figures.montage(
+            montages.montage(
                 kept["images"], kept["labels"], dataset.class_names,
                 f"{stage}: {dataset.name}",
             ),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from twostage_jax.explain.comparisons import ALL_LAYERS, RANDOM
 from twostage_jax.explain.measure_tables import label
+from twostage_jax.report.formats import listed
 from twostage_jax.statistics import holm
 
 ALPHA = 0.05
@@ -101,7 +102,7 @@ def _beginning(measured: Mapping[str, Any]) -> str:
             "not in them"
         )
     text = (
-        f"Measured in {_and(measured['layers'])}, on {counts['texture_images']} images "
+        f"Measured in {listed(measured['layers'])}, on {counts['texture_images']} images "
         f"of {counts['texture_families']} texture families and {target}."
     )
     if _most_seeds(measured) < 2:
@@ -146,12 +147,12 @@ def _answer(
 ) -> str:
     higher, lower, same = (_by_sign(trained, sign) for sign in (1, -1, 0))
     parts = [
-        f"{_and(names)} {_are(names)} {how} {makes} than the untrained network"
+        f"{listed(names)} {_are(names)} {how} {makes} than the untrained network"
         for how, names in (("more", higher), ("less", lower))
         if names
     ]
     if same and parts:
-        parts.append(f"{_and(same)} cannot be told from it")
+        parts.append(f"{listed(same)} cannot be told from it")
     elif same:
         who = "no arm" if len(same) > 1 else same[0]
         can = "can" if len(same) > 1 else "cannot"
@@ -166,13 +167,13 @@ def _answer(
 def _against(last: str, between: Mapping[str, Told]) -> str:
     above, below, same = (_by_sign(between, sign) for sign in (1, -1, 0))
     parts = [
-        f"is {what} {_and(names)}"
+        f"is {what} {listed(names)}"
         for what, names in (("above", above), ("below", below))
         if names
     ]
     if same:
-        parts.append(f"cannot be told from {_and(same)}")
-    return f"{label(last)} {_and(parts)}"
+        parts.append(f"cannot be told from {listed(same)}")
+    return f"{label(last)} {listed(parts)}"
 
 
 def _numbers(
@@ -210,8 +211,8 @@ def _shown(measured: Mapping[str, Any]) -> str:
         return f"No stage's training data are the textures shown ({which})."
     kinds = "from the folder" if folder else "other pieces of the materials"
     return (
-        f"The textures shown ({which}) are {kinds} that a stage of {_and(favoured)} was "
-        f"trained on, which favours {_and(favoured)} by construction: --textures takes "
+        f"The textures shown ({which}) are {kinds} that a stage of {listed(favoured)} was "
+        f"trained on, which favours {listed(favoured)} by construction: --textures takes "
         "others."
     )
 
@@ -234,7 +235,7 @@ def _reliance(measured: Mapping[str, Any]) -> str:
         if kept[arm]["mean only"]["mean"] is None
     ]
     known = [arm for arm in arms if kept[arm]["mean only"]["mean"] is not None]
-    left_out = f" No share is given for {_and(without)}." if without else ""
+    left_out = f" No share is given for {listed(without)}." if without else ""
     if not known:
         return f"{title} Nothing can be said.{left_out}"
     shares = {c: [kept[arm][c]["mean"] for arm in known] for c in changes}
@@ -315,10 +316,3 @@ def _are(names: Sequence[str]) -> str:
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
-
-
-def _and(parts: Iterable[str]) -> str:
-    parts = list(parts)
-    if len(parts) < 2:
-        return "".join(parts)
-    return f"{', '.join(parts[:-1])} and {parts[-1]}"

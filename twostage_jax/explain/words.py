@@ -9,6 +9,7 @@ from twostage_jax.explain import measure_tables
 from twostage_jax.explain.faithfulness import RANDOM_ORDER
 from twostage_jax.explain.figures import MARKS, foot_notes, method_label
 from twostage_jax.report.figures import arm_label
+from twostage_jax.report.formats import listed
 
 # Areas nearer to those of the random order than this are called no better.
 MARGIN = 0.01
@@ -32,7 +33,7 @@ def _shown(explained: Mapping[str, Any]) -> str:
     whose = ", each seed its own" if images["sets"] > 1 else ""
     pictures = "The pictures are those of the first seed that all arms have."
     return (
-        f"{len(arms)} arm{_s(len(arms))} ({_join(map(arm_label, arms))}), "
+        f"{len(arms)} arm{_s(len(arms))} ({listed(map(arm_label, arms))}), "
         f"{seeds} seed{_s(seeds)}; {count} images ({images['source']}{whose}). "
         f"{' '.join([*explained['chosen'], pictures])}"
     )
@@ -60,13 +61,13 @@ def _saliency(saliency: Mapping[str, Any]) -> list[str]:
     tests = []
     if saliency["unchanged"]:
         tests.append(
-            f"The maps of {_join(map(method_label, saliency['unchanged']))} stay much "
+            f"The maps of {listed(map(method_label, saliency['unchanged']))} stay much "
             "the same when all weights are drawn anew: they show the image, not what a "
             "network learned."
         )
     if saliency["class_blind"]:
         tests.append(
-            f"The maps of {_join(map(method_label, saliency['class_blind']))} stay much "
+            f"The maps of {listed(map(method_label, saliency['class_blind']))} stay much "
             "the same when the head alone is drawn anew: they show what the features "
             "see, and do not tell classes apart."
         )
@@ -109,14 +110,9 @@ def _saliency(saliency: Mapping[str, Any]) -> list[str]:
     weak = [m for m in methods if gain[m][0] < MARGIN and gain[m][1] < MARGIN]
     if weak:
         text += (
-            f" No better than random order in both: {_join(map(method_label, weak))}."
+            f" No better than random order in both: {listed(map(method_label, weak))}."
         )
     return [" ".join(tests), text]
-
-
-def _join(names: Any) -> str:
-    names = list(names)
-    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
 def _s(count: int) -> str:

@@ -9,7 +9,7 @@ import dataclasses
 import io
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from twostage_jax.report import tables
@@ -77,6 +77,14 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Sequence[Any]]
     note: str = ""
+
+
+def listed(items: Iterable[str]) -> str:
+    """Returns 'a, b and c'."""
+    items = list(items)
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def show(kind: Kind, value: Any) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from twostage_jax import metrics
-from twostage_jax.report import figures
+from twostage_jax.report import figures, montages
 from twostage_jax.report.analysis import Analysis, Scores
 from twostage_jax.report.artefacts import Artefacts, Examples, Mistakes, StageRecord
 from twostage_jax.report.formats import show
@@ -130,7 +130,7 @@ def examples(stage: str, found: Examples) -> Picture:
     names = [str(name) for name in found.class_names]
     return Picture(
         f"examples_{figures.file_name(stage)}",
-        figures.montage(found.images, found.labels, names, stage),
+        montages.montage(found.images, found.labels, names, stage),
         f"Example images of the {len(names)} classes of stage {stage}: "
         f"{', '.join(names)}.",
         f"Example images of each class of stage {stage}.",
@@ -142,7 +142,7 @@ def mistakes(arm: str, found: Mistakes, class_names: Sequence[str]) -> Picture:
     shown = _worst_first(found)
     return Picture(
         f"mistakes_{figures.file_name(arm)}",
-        figures.labelled(
+        montages.labelled(
             found.images[shown],
             [mistake_lines(found, i, class_names)[:2] for i in shown],
             f"{figures.arm_label(arm)}: worst mistakes",

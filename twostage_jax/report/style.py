@@ -16,6 +16,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 COLUMN, PAGE = 3.5, 7.0  # inches
+LABEL_ROOM = 1.2  # inches beside or below panels, for class names of 18 letters
 # Okabe and Ito 2008, "Color Universal Design"; told apart in all forms of colour
 # blindness. Their yellow is left out: too faint on white paper.
 ARM_COLOURS = {

@@ -1,7 +1,5 @@
 """The head of the report: what the study shows, in paragraphs."""
 
-from collections.abc import Sequence
-
 from twostage_jax.report.analysis import METRIC, Analysis, Scores
 from twostage_jax.report.findings import (
     ALPHA,
@@ -20,7 +18,7 @@ from twostage_jax.report.findings import (
     tested,
     verdict,
 )
-from twostage_jax.report.formats import mean_and_range, minus, show
+from twostage_jax.report.formats import listed, mean_and_range, minus, show
 from twostage_jax.report.joining import Study
 from twostage_jax.size_study import describe_size
 from twostage_jax.statistics import Difference, Interval
@@ -79,7 +77,7 @@ def by_size(analysis: Analysis) -> str:
         "unknown": f"nothing sure can be said of {champion} and {baseline} at",
     }
     parts = [
-        f"{text} {_listed([_at(n, one) for n, one in sorted(sizes[key], key=_first)])}"
+        f"{text} {listed([_at(n, one) for n, one in sorted(sizes[key], key=_first)])}"
         for key, text in words.items()
         if key in sizes
     ]
@@ -180,10 +178,6 @@ def _folds(study: Study) -> str:
 def _at(n: float, one: Difference) -> str:
     sure = "no interval" if one.low is None else ends(one)
     return f"{n:,.0f} ({minus(f'{100 * one.estimate:+.1f}')} points, {sure})"
-
-
-def _listed(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def _first(pair: tuple[float, Difference]) -> float:
