@@ -8,7 +8,6 @@ from twostage_jax.ct.patches import (
     check_size,
     choose,
     covered,
-    positions,
     regions_of,
     resample_image,
     resample_mask,
@@ -24,7 +23,7 @@ def test_positions_and_coverage_counted_by_hand():
     labels[:, :5] = 1
 
     def cut(coverage):
-        found = positions(labels, size=4, stride=2, coverage=[coverage])
+        found, _ = covered(labels, size=4, stride=2, coverage=[coverage])
         return found.tolist()
 
     assert cut(1.0) == [[0, 0, 0], [2, 0, 0]]
@@ -35,15 +34,15 @@ def test_positions_and_coverage_counted_by_hand():
 
 def test_patch_belongs_to_the_class_that_covers_most_and_to_none_in_a_tie():
     labels = np.array([[1, 1, 1, 2, 2, 1, 1, 2]] * 2)
-    found = positions(labels, size=2, stride=2, coverage=[0.5, 0.5])
+    found, _ = covered(labels, size=2, stride=2, coverage=[0.5, 0.5])
     assert found.tolist() == [[0, 0, 0]]
-    found = positions(labels, size=2, stride=1, coverage=[0.5, 0.5])
+    found, _ = covered(labels, size=2, stride=1, coverage=[0.5, 0.5])
     assert found.tolist() == [[0, 0, 0], [0, 1, 0], [0, 3, 1], [0, 5, 0]]
 
 
 def test_each_class_has_its_own_coverage():
     labels = np.array([[1, 0, 2, 0]] * 2)
-    found = positions(labels, size=2, stride=2, coverage=[0.6, 0.5])
+    found, _ = covered(labels, size=2, stride=2, coverage=[0.6, 0.5])
     assert found.tolist() == [[0, 2, 1]]
 
 
@@ -51,14 +50,14 @@ def test_labels_outside_the_lungs_do_not_count():
     labels = np.ones((4, 8), int)
     lungs = np.zeros((4, 8), bool)
     lungs[:, 2:] = True
-    found = positions(labels, size=4, stride=4, coverage=[0.6], lungs=lungs)
+    found, _ = covered(labels, size=4, stride=4, coverage=[0.6], lungs=lungs)
     assert found.tolist() == [[0, 4, 0]]
 
 
 def test_pure_class_has_no_pixel_of_another():
     labels = np.ones((4, 8), int)
     labels[0, 0] = 2
-    found = positions(labels, size=4, stride=4, coverage=[0.5, 0.5], pure=(0,))
+    found, _ = covered(labels, size=4, stride=4, coverage=[0.5, 0.5], pure=(0,))
     assert found.tolist() == [[0, 4, 0]]
 
 
@@ -73,13 +72,13 @@ def test_positions_agree_with_counting_pixel_by_pixel():
             top = max(counts)
             if counts.count(top) == 1 and top >= 0.36 * 25:
                 expected.append([row, column, counts.index(top)])
-    found = positions(labels, size=5, stride=3, coverage=[0.36] * 3)
+    found, _ = covered(labels, size=5, stride=3, coverage=[0.36] * 3)
     assert expected
     assert found.tolist() == expected
 
 
 def test_patch_of_the_size_of_the_slice_fits_and_a_larger_one_does_not():
-    found = positions(np.ones((4, 4), int), size=4, stride=9, coverage=[1.0])
+    found, _ = covered(np.ones((4, 4), int), size=4, stride=9, coverage=[1.0])
     assert found.tolist() == [[0, 0, 0]]
     check_size((4, 4), 4, Path("a.dcm"))
     with pytest.raises(UserError, match=r"a\.dcm.*5 x 5"):

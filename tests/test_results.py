@@ -65,7 +65,7 @@ def test_figures_are_of_the_largest_fraction_alone(tmp_path, monkeypatch):
             lambda what, *_, name=name: drawn.update({name: what}),
         )
     monkeypatch.setattr(results.figures, "save", lambda *_: None)
-    monkeypatch.setattr(results.figures, "montage", lambda *_: None)
+    monkeypatch.setattr(results.montages, "montage", lambda *_: None)
     results.draw(materials, rows)
     whole = [row for row in rows if row.fraction == 1]
     matrix = drawn["confusion_matrices"]["texture"]
@@ -93,9 +93,10 @@ def test_the_page_counts_the_test_examples_of_all_folds(tmp_path, folds, words):
              "n_test": 12, "metrics": {"accuracy": 1.0}, "predictions": name}
         )  # fmt: skip
     config = parsed(**{"study.folds": folds})
-    page = results._page(config, results.folds.by_seed(tmp_path, rows, folds))
+    table = results.tabulate(Materials(config, datasets(), tmp_path), rows)
+    page = (tmp_path / "results.md").read_text()
     assert f"{words} examples, 1 seed." in page
-    assert " 100.0 |" in page
+    assert " 100.0 |" in table and table in page
 
 
 def test_grid_is_every_combination_first_setting_slowest():

@@ -57,9 +57,17 @@ def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
         # Gone before the results change, so that no report is left that shows others.
         (workdir / REPORT).unlink(missing_ok=True)
     atomic.write_json(path, results)
-    pooled = folds.by_seed(workdir, found, config.study.folds)
-    atomic.write_text(workdir / "results.md", _page(config, pooled))
     return results
+
+
+def tabulate(materials: Materials, found: list[dict[str, Any]]) -> str:
+    """Writes `results.md`, and returns its table of the rows of `results.json`."""
+    config = materials.config
+    pooled = folds.by_seed(materials.workdir, found, config.study.folds)
+    table = tables.results_table(pooled)
+    page = f"# {config.name}\n\n{table}\n\n{_explained(config, pooled)}\n"
+    atomic.write_text(materials.workdir / "results.md", page)
+    return table
 
 
 def draw(materials: Materials, rows: list[Row]) -> None:
@@ -182,7 +190,7 @@ def _protocol(config: Config) -> dict[str, Any]:
     return settings
 
 
-def _page(config: Config, rows: list[dict[str, Any]]) -> str:
+def _explained(config: Config, rows: list[dict[str, Any]]) -> str:
     seeds = len({row["seed"] for row in rows})
     tested = max(row["n_test"] for row in rows)  # Rows that lack a fold have fewer.
     count = config.study.folds
@@ -192,7 +200,6 @@ def _page(config: Config, rows: list[dict[str, Any]]) -> str:
         else ""
     )
     return (
-        f"# {config.name}\n\n{tables.results_table(rows)}\n\n"
         f"Scores on test groups that no training or selection has seen{together}; "
-        f"{tested:,} test examples, {seeds} seed{'s' if seeds > 1 else ''}.\n"
+        f"{tested:,} test examples, {seeds} seed{'s' if seeds > 1 else ''}."
     )

@@ -11,7 +11,6 @@ from twostage_jax import atomic, plan, results, runtime
 from twostage_jax.data import sources
 from twostage_jax.errors import UserError
 from twostage_jax.progress import Progress
-from twostage_jax.report import folds, tables
 from twostage_jax.report.write import write_report
 from twostage_jax.settings import Config
 from twostage_jax.stage import (
@@ -41,6 +40,7 @@ def run(config: Config, workdir: Path, data_dir: Path) -> Any:
         if not runtime.is_main():
             return None
         collected = results.collect(materials, rows)
+        table = results.tabulate(materials, collected["rows"])
         page = workdir / results.REPORT
         if not page.is_file():
             results.draw(materials, rows)
@@ -48,8 +48,7 @@ def run(config: Config, workdir: Path, data_dir: Path) -> Any:
                 write_report([workdir], page.parent)
             except UserError as error:
                 print(f"No report: {error}")
-        pooled = folds.by_seed(workdir, collected["rows"], config.study.folds)
-        print(f"\n{tables.results_table(pooled)}\n")
+        print(f"\n{table}\n")
         print(f"Results: {workdir / 'results.json'}")
         if page.is_file():
             print(f"Report: {page}")

@@ -11,24 +11,6 @@ from twostage_jax.ct.pixels import MAX_SIDE
 from twostage_jax.errors import UserError
 
 
-def positions(
-    labels: np.ndarray,
-    *,
-    size: int,
-    stride: int,
-    coverage: Sequence[float],
-    lungs: np.ndarray | None = None,
-    pure: Sequence[int] = (),
-) -> np.ndarray:
-    """Returns the patches of a slice, `[N, 3]` int: (row, column, class index).
-
-    For the rest see `covered`.
-    """
-    return covered(
-        labels, size=size, stride=stride, coverage=coverage, lungs=lungs, pure=pure
-    )[0]
-
-
 def covered(
     labels: np.ndarray,
     *,

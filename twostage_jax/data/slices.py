@@ -160,7 +160,7 @@ def _patient_examples(
         lung_mask = _mask(root / lungs, name) if lungs else None
         label_map = _label_map(_mask(root / labels, name), lung_mask, classes)
         patches.check_size(label_map.shape, size, root / images / name)
-        cuts = patches.positions(
+        cuts, _ = patches.covered(
             label_map,
             size=size,
             stride=stride,
