@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from conftest import REPOSITORY, make_dataset
 
 from twostage_jax import models, training
@@ -178,10 +177,11 @@ import numpy as np
 sys.path.insert(0, {tests!r})
 from conftest import Tiny, make_dataset
 from test_training import fresh, step_settings, train
-from twostage_jax import models
+from twostage_jax import models, training
 from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig
 import jax
 assert jax.device_count() == {devices}
+training._on_cpu = lambda: {on_cpu}
 models.MODELS["tiny"], models.NORMS["tiny"] = Tiny, ("batch",)
 settings = step_settings(
     model=ModelConfig(name="tiny", image_size=8, dropout=0.5),
@@ -195,24 +195,60 @@ np.savez({out!r}, *leaves)
 """
 
 
-@pytest.mark.parametrize("devices", [8])
-def test_eight_devices_match_one(tmp_path, devices):
-    """Same global batch; batch statistics, dropout and augmentation included."""
-    for count in (1, devices):
+def test_eight_devices_match_one(tmp_path):
+    """Same global batch; batch statistics, dropout and augmentation included.
+
+    As processors do it, and as accelerators: many steps in one call, sums by psum.
+    """
+    ways = {"one": (1, True), "processors": (8, True), "accelerators": (8, False)}
+    for name, (count, on_cpu) in ways.items():
         script = DEVICES_SCRIPT.format(
             tests=str(Path(__file__).parent),
             devices=count,
-            out=str(tmp_path / f"{count}.npz"),
+            on_cpu=on_cpu,
+            out=str(tmp_path / f"{name}.npz"),
         )
         flags = f"--xla_force_host_platform_device_count={count}"
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
         subprocess.run(
             [sys.executable, "-c", script], check=True, env=environment, cwd=REPOSITORY
         )
-    one, many = (np.load(tmp_path / f"{count}.npz") for count in (1, devices))
-    assert one.files == many.files
-    for name in one.files:
-        np.testing.assert_allclose(one[name], many[name], rtol=2e-4, atol=2e-6)
+    one = np.load(tmp_path / "one.npz")
+    for name in ("processors", "accelerators"):
+        many = np.load(tmp_path / f"{name}.npz")
+        assert one.files == many.files
+        for leaf in one.files:
+            np.testing.assert_allclose(one[leaf], many[leaf], rtol=2e-4, atol=2e-6)
+
+
+def test_layers_and_networks_are_the_same_on_one_device_and_on_all():
+    """These tests skip where there is one device, as in the process that runs this."""
+    flags = "--xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-k",
+            "on_one_device_and_on_all", "-p", "no:cacheprovider",
+            "tests/test_models.py", "tests/test_layers.py",
+        ],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "3 passed" in done.stdout and "skipped" not in done.stdout, done.stdout
+
+
+def test_statistics_stay_while_the_head_alone_is_trained(tiny):
+    """Linear probing is of the features as they were transferred."""
+    settings = step_settings(optim=OptimConfig(learning_rate=0.1, head_steps=2))
+    before, dataset = fresh(settings), make_dataset()
+    order = np.arange(36, dtype=np.int32).reshape(3, 12)
+    held, _ = train(settings, before, dataset, order[:2])
+    jax.tree.map(np.testing.assert_array_equal, held.batch_stats, before["batch_stats"])
+    moved, _ = train(settings, before, dataset, order)
+    for old, new in zip(
+        jax.tree.leaves(before["batch_stats"]), jax.tree.leaves(moved.batch_stats),
+        strict=True,
+    ):  # fmt: skip
+        assert np.abs(new - old).max() > 0
 
 
 SIDE_BY_SIDE_SCRIPT = """
@@ -266,11 +302,26 @@ def test_result_of_a_run_does_not_depend_on_what_ran_beside_it(tmp_path):
             np.testing.assert_allclose(alone[leaf], beside[leaf], rtol=2e-4, atol=2e-6)
 
 
-def test_bfloat16_keeps_parameters_in_float32(tiny):
-    model = ModelConfig(name="caffenet_small", image_size=32, dtype="bfloat16")
-    settings = step_settings(model=model)
-    state = training.create_state(settings, fresh(settings))
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.float32.dtype}
+def test_a_step_in_bfloat16_keeps_parameters_in_float32_and_is_near_theirs():
+    dataset, order = make_dataset(), np.arange(12, dtype=np.int32).reshape(1, 12)
+    moved = {}
+    for dtype in ("float32", "bfloat16"):
+        model = ModelConfig("caffenet_small", image_size=8, dropout=0.0, dtype=dtype)
+        settings = step_settings(model=model)
+        before = fresh(settings)["params"]
+        state, metrics = train(settings, fresh(settings), dataset, order)
+        moved[dtype] = jax.tree.map(np.subtract, state.params, before), metrics["loss"]
+        leaves = jax.tree.leaves(state.params)
+        assert {leaf.dtype for leaf in leaves} == {jnp.float32.dtype}
+    (ours, loss), (theirs, other) = moved["float32"], moved["bfloat16"]
+    np.testing.assert_allclose(loss, other, rtol=0.02)
+    assert (loss != other).all()  # It was computed otherwise.
+    flat = [
+        np.concatenate([x.ravel() for x in jax.tree.leaves(t)]) for t in (ours, theirs)
+    ]
+    # Eight bits of mantissa: the step has the same direction.
+    cosine = flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
+    assert cosine > 0.98
 
 
 def test_parts_are_added_in_the_order_of_the_devices():

@@ -62,6 +62,7 @@ def run(main: Callable[[], None]) -> None:
         _fail(f"--config: {error}")
     from twostage_jax import runtime
 
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         set_up_jax()
         main()
@@ -72,8 +73,9 @@ def run(main: Callable[[], None]) -> None:
             "stopped; the state is saved. Run the same command again to go on.",
             128 + error.args[0],
         )
-    except KeyboardInterrupt:
-        _fail("interrupted. Run the same command again to go on.", 128 + signal.SIGINT)
+    except KeyboardInterrupt as error:
+        number = error.args[0] if error.args else signal.SIGINT
+        _fail("interrupted. Run the same command again to go on.", 128 + number)
     except Exception as error:
         if _disk_full(error):
             _fail("the disk is full. Earlier saves are intact: free space, run again.")
@@ -86,6 +88,12 @@ def run(main: Callable[[], None]) -> None:
             traceback.print_exc()
             os._exit(1)
         raise
+
+
+def _terminated(number: int, frame: Any) -> None:
+    """Ends like Ctrl-C, so that what is half-written is put away (see `StopFlag`)."""
+    del frame
+    raise KeyboardInterrupt(number)
 
 
 def set_up_jax() -> None:

@@ -192,6 +192,17 @@ def keep_frozen(before: PyTree, after: PyTree, freeze: tuple[str, ...]) -> PyTre
     return _map(lambda path, new: old[path] if is_frozen(path, freeze) else new, after)
 
 
+def keep_statistics(
+    before: PyTree, after: PyTree, optim: OptimConfig, step: jax.Array
+) -> PyTree:
+    """Returns BatchNorm's statistics after a step: what is held still stays as it was."""
+    kept = keep_frozen(before, after, optim.freeze)
+    if not optim.head_steps:
+        return kept
+    moving = step >= optim.head_steps
+    return jax.tree.map(lambda old, new: jnp.where(moving, new, old), before, kept)
+
+
 def is_frozen(path: str, freeze: tuple[str, ...]) -> bool:
     """Whether one of the patterns matches the whole path."""
     return any(re.fullmatch(pattern, path) for pattern in freeze)

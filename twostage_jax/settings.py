@@ -90,7 +90,7 @@ class OptimConfig:
       freeze: Regular expressions over the same paths, and over those of BatchNorm
         statistics ('stem_norm/mean'); what matches stays bit-identical.
       head_steps: Steps at the start in which the head alone is trained (linear probing
-        then fine-tuning, Kumar et al. 2022).
+        then fine-tuning, Kumar et al. 2022); BatchNorm's statistics stay, too.
       l2_sp: Strength of the pull of transferred kernels towards where they started
         (L2-SP, Li et al. 2018); it replaces their weight decay. 0 = none.
     """

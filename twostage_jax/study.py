@@ -76,6 +76,8 @@ def trained(
         materials = Materials(config, datasets, workdir)
         with runtime.StopFlag().installed() as stop:
             _run_missing(materials, rows, stop)
+            if stop():  # Asked while the last stage run was written.
+                raise runtime.Interrupted
         yield materials, rows
 
 

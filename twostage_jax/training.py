@@ -151,12 +151,13 @@ def train_step(
     # Each device holds its share of the weighted mean: the sum is the whole.
     gradients = _total(gradients, axis_name)
     updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
-    freeze = settings.optim.freeze
     batch_stats = changed.get("batch_stats", state.batch_stats)
     new_state = TrainState(
         step=state.step + 1,
-        params=optim.apply_updates(state.params, updates, freeze),
-        batch_stats=optim.keep_frozen(state.batch_stats, batch_stats, freeze),
+        params=optim.apply_updates(state.params, updates, settings.optim.freeze),
+        batch_stats=optim.keep_statistics(
+            state.batch_stats, batch_stats, settings.optim, state.step
+        ),
         opt_state=opt_state,
     )
     right = (logits.argmax(-1) == labels).sum()
@@ -224,7 +225,7 @@ def compiled(settings: StepSettings, axis_name: str | None) -> Programs:
 
     # XLA's CPU convolutions are an order of magnitude slower inside a loop, and a call
     # costs next to nothing there: the host loops instead.
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = _on_cpu()
     over_runs = jax.vmap(train_one if on_cpu else train_all, in_axes=(0, None, 0, 0, 0))
     train = jax.pmap(over_runs, axis_name=AXIS, donate_argnums=0)
     return Programs(
@@ -265,7 +266,7 @@ def _host_loop(one_step: Callable, axis_name: str | None) -> Callable:
 def _total(tree: PyTree, axis_name: str | None) -> PyTree:
     if axis_name is None:
         return tree
-    if jax.default_backend() != "cpu":
+    if not _on_cpu():
         return jax.lax.psum(tree, axis_name)
     # Processors add in the order in which parts arrive, and training makes the last
     # digit matter: in the order of the devices, their processes make no difference.
@@ -273,6 +274,10 @@ def _total(tree: PyTree, axis_name: str | None) -> PyTree:
         lambda leaf: functools.reduce(jnp.add, jax.lax.all_gather(leaf, axis_name)),
         tree,
     )
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _fetch(data: Any, item: Any) -> dict[str, jax.Array]:
