@@ -31,17 +31,20 @@ EARLY = ("conv1/.*", "conv2/.*")
 # A number after '*' multiplies what the setting is.
 CHANGES = {
     "as it is": {},
+    "natural: half the steps": {"natural": {"train.steps": "* 0.5"}},
     "natural: learning rate / 4": {"natural": {"optim.learning_rate": "* 0.25"}},
     "texture: learning rate / 4": {"texture": {"optim.learning_rate": "* 0.25"}},
     "texture: a quarter of the steps": {"texture": {"train.steps": "* 0.25"}},
     "texture: twice the steps": {"texture": {"train.steps": "* 2"}},
     "texture: crops of half the size": {"texture": {"data.crop": "* 0.5"}},
     "texture: a quarter of the crops": {"texture": {"data.stride": "* 2"}},
+    "texture: dense layers afresh": {"texture": {"transfer.reinitialise": "dense"}},
     "texture: conv1, conv2 frozen": {"texture": {"optim.freeze": EARLY}},
     "target: dense layers afresh": {"target": {"transfer.reinitialise": "dense"}},
     "target: conv1, conv2 frozen": {"target": {"optim.freeze": EARLY}},
     "target: head alone for 50 steps": {"target": {"optim.head_steps": 50}},
     "target: L2-SP 0.01": {"target": {"optim.l2_sp": 0.01}},
+    "target: twice the steps": {"target": {"train.steps": "* 2"}},
     "target: learning rate / 4": {"target": {"optim.learning_rate": "* 0.25"}},
     "textures before natural images": {"chain": "texture > natural > target"},
 }

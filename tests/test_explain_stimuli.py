@@ -102,6 +102,10 @@ def test_textures_of_a_folder_are_taken_evenly(tmp_path):
     np.testing.assert_array_equal(values, [0, 20, 50, 100, 120, 150])
     with pytest.raises(UserError, match="does not exist"):
         stimuli.folder_textures(str(tmp_path / "none"), 16)
+    pieces = stimuli.folder_textures(
+        str(tmp_path), 16, per_family=3, group_regex=r"(\w+/\d)"
+    )
+    assert pieces.groups[[0, 5]].tolist() == ["bark/0", "cork/5"]
 
 
 def test_textures_that_a_stage_was_trained_on_are_recognised(tmp_path, monkeypatch):

@@ -33,6 +33,12 @@ TEXTURES = flags.DEFINE_string(
     "Folder of class folders of textures to measure with, best of materials that no "
     "stage has seen; default: the embedded ones.",
 )
+TEXTURE_GROUPS = flags.DEFINE_string(
+    "texture_groups",
+    "",
+    "Regular expression, searched for in 'class/name.png' of --textures, whose first "
+    "group names the piece of material: probes are tested on other pieces.",
+)
 CHANNELS = flags.DEFINE_integer(
     "channels", 8, "Channels of a layer to draw, spread evenly; 0 = all.", lower_bound=0
 )
@@ -62,7 +68,14 @@ def main() -> None:
         raise UserError("--textures is what to measure with: leave out --nomeasure.")
     if TEXTURES.value is not None:
         first = next(iter(arms.values()))[0]
-        textures = stimuli.folder_textures(TEXTURES.value, first.size, first.channels)
+        textures = stimuli.folder_textures(
+            TEXTURES.value,
+            first.size,
+            first.channels,
+            group_regex=TEXTURE_GROUPS.value,
+        )
+    elif TEXTURE_GROUPS.value:
+        raise UserError("--texture_groups is about --textures: give that folder, too.")
     chosen = runs.chosen_runs(workdir, ARMS.value)
     for line in (*chosen, *left_out):
         say(line)

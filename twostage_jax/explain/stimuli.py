@@ -194,16 +194,33 @@ def embedded_textures(
 
 
 def folder_textures(
-    path: str, size: int, channels: int = 1, per_family: int = 32
+    path: str,
+    size: int,
+    channels: int = 1,
+    per_family: int = 32,
+    group_regex: str = "",
 ) -> Textures:
     """Returns the textures of a folder of class folders, `per_family` of each at most.
 
     Taken evenly from the files of each class, in order of name.
 
+    Args:
+      path: Of the folder.
+      size, channels: Of the images to return.
+      per_family: Images of a class, at most.
+      group_regex: What names the piece of material; see `data.folder.recipe`.
+
     Raises:
-      UserError: The folder or an image in it cannot be read.
+      UserError: The folder or an image in it cannot be read, or the expression does not
+        fit the names.
     """
-    recipe = folder.recipe(path=path, size=size, channels=channels, kind="texture")
+    recipe = folder.recipe(
+        path=path,
+        size=size,
+        channels=channels,
+        kind="texture",
+        group_regex=group_regex,
+    )
     files = [file for task in recipe.tasks for file in task]
     chosen = []
     for label in range(len(recipe.class_names)):
