@@ -132,9 +132,43 @@ def test_what_does_not_fit_is_refused(tmp_path, settings, reason):
         cut(tmp_path / "x", **settings)
 
 
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"PatientID": "p2"}, "mixed patients"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, "mixed orientations"),
+    ],
+)
+def test_series_that_cannot_be_one_scan_is_refused_or_left_out(tmp_path, tags, reason):
+    write_patient(tmp_path / "good", uid=9, SeriesInstanceUID=f"{SERIES}.7")
+    write_patient(tmp_path / "mixed")
+    tags = {"ImagePositionPatient": [0, 0, 1], **tags}
+    write_ct(tmp_path / "mixed" / "two.dcm", RAMP, uid=6, **{"PatientID": "p1", **tags})
+    settings = {"path": str(tmp_path), "size": 4, "stride": 4, "classes": "a,b"}
+    with pytest.raises(UserError, match=f"mixed/.*dcm: the series has {reason}"):
+        dicom.recipe(**settings)
+    recipe = dicom.recipe(**settings, go_on=True)
+    (patient,) = recipe.tasks
+    assert {header.path.parent.name for header in patient.headers} == {"good"}
+    skipped = {path.name: why for path, why in recipe.tasks.skipped}
+    assert set(skipped) == {"one.dcm", "two.dcm", f"{SERIES}.5.png"}
+    assert reason in skipped["two.dcm"]
+
+
+def test_mask_by_number_is_refused_where_a_slice_is_missing(tmp_path):
+    (tmp_path / "rois").mkdir()
+    for z in (0, 1, 3, 4):
+        tags = {"ImagePositionPatient": [0, 0, z]}
+        write_ct(tmp_path / f"{z}.dcm", RAMP, uid=z + 1, **tags)
+    Image.fromarray(np.ones((8, 8), np.uint8)).save(tmp_path / "rois" / "4.png")
+    with pytest.raises(UserError, match=r"rois/4\.png: .*1 missing between slices 2"):
+        cut(tmp_path)
+
+
 def test_recipe_makes_one_task_a_patient(tmp_path):
     for uid, name in enumerate("yx"):
-        write_patient(tmp_path / name, patient=name, uid=uid)
+        uids = {"uid": uid, "SeriesInstanceUID": f"{SERIES}.7{uid}"}
+        write_patient(tmp_path / name, patient=name, **uids)
     (tmp_path / "no patient").mkdir()
     recipe = dicom.recipe(path=str(tmp_path), size=4, stride=4, classes="a, b")
     assert recipe.class_names == ("a", "b")
@@ -329,7 +363,8 @@ def test_broken_slice_is_refused_or_left_out_and_listed_without_its_name(tmp_pat
 
 def test_mask_that_fits_no_slice_leaves_its_patient_out_if_asked(tmp_path):
     write_patient(tmp_path / "x")
-    write_patient(tmp_path / "y", patient="p2", uid=7)
+    uids = {"uid": 7, "SeriesInstanceUID": f"{SERIES}.9"}
+    write_patient(tmp_path / "y", patient="p2", **uids)
     wrong = np.ones((4, 4), np.uint8)
     Image.fromarray(wrong).save(tmp_path / "y" / "rois" / f"{SERIES}.7.png")
     settings = {"path": str(tmp_path), "size": 4, "stride": 4, "classes": "a,b"}

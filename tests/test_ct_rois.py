@@ -82,6 +82,32 @@ def test_mask_of_no_slice_is_refused(tmp_path, name):
         mask_of(tmp_path / "rois" / name, headers)
 
 
+@pytest.mark.parametrize(
+    ("heights", "reason"),
+    [
+        ((0, 1, 3, 4), "1 missing between slices 2 and 3"),
+        ((0, 1, 1, 2), "doubled: .*slices 2 and 3"),
+        ((0, 10, 30), "uneven: "),
+    ],
+)
+def test_masks_by_order_are_refused_where_the_order_is_not_certain(
+    tmp_path, heights, reason
+):
+    for number, z in enumerate(heights, start=1):
+        tags = {"ImagePositionPatient": [0, 0, z]}
+        write_ct(tmp_path / f"{number}", np.zeros((2, 3), np.int16), uid=number, **tags)
+    headers = scan(tmp_path)[0]
+    (tmp_path / "rois").mkdir()
+    for name in ("2.png", "all.npy", f"{SERIES}.2.png"):
+        stack = np.stack([MASK] * len(heights)) if name == "all.npy" else MASK
+        save_mask(tmp_path / "rois" / name, stack)
+        if name.startswith(SERIES):
+            assert list(mask_of(tmp_path / "rois" / name, headers)) == [(name[:-4], 0)]
+        else:
+            with pytest.raises(UserError, match=rf"{name}: .*{reason}"):
+                mask_of(tmp_path / "rois" / name, headers)
+
+
 def test_two_masks_of_one_slice_and_a_wrong_shape_are_refused(tmp_path):
     headers = three_slices(tmp_path)
     path = tmp_path / "rois" / "1.png"

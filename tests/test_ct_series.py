@@ -70,12 +70,12 @@ def test_missing_doubled_and_uneven_slices_are_reported(tmp_path):
     for i, z in enumerate([0, 1, 2, 4, 5, 5, 6.4, 7.4]):
         write_slice(tmp_path / f"s{i}", z, uid=i + 1)
     (series,), _ = find_series(tmp_path)
-    assert [note.split(":")[0] for note in series.notes] == [
-        "1 missing between s2 and s3",
-        "doubled",
-        "uneven",
-    ]
-    with pytest.raises(UserError, match="1 missing between s2 and s3"):
+    assert series.notes == (
+        "1 missing between slices 3 and 4 (s2 and s3)",
+        "doubled: at one position lie slices 5 and 6 (s4 and s5)",
+        "uneven: 1.40 mm, where 1.00 mm is usual, between slices 6 and 7 (s5 and s6)",
+    )
+    with pytest.raises(UserError, match="1 missing between slices 3 and 4"):
         read_volume(series)
 
 
@@ -96,7 +96,11 @@ def test_slices_that_do_not_fit_together_are_refused(tmp_path, tags, reason):
         find_series(tmp_path)
     found, skipped = find_series(tmp_path, go_on=True)
     assert found == []
-    assert len(skipped) == 2
+    assert {path.name for path, _ in skipped} == {"a", "b"}
+    (culprit,) = [path for path, why in skipped if why.startswith(f"{path}: ")]
+    assert [why for path, why in skipped if path != culprit] == [
+        "left out with the other slices of its series, one of which is refused."
+    ]
 
 
 def test_broken_file_is_refused_or_listed_on_request(tmp_path):

@@ -58,14 +58,15 @@ def mask_of(path: Path, headers: Sequence[Header]) -> dict[Key, Load]:
     the slice (from 1, in the order of `series.sort_series`: from the feet to the head),
     or holds one mask for every slice in that order. The last two need slices of one
     series, or the file to be in a folder named after the SeriesInstanceUID, or, if it
-    holds all masks, to be named after it.
+    holds all masks, to be named after it; and evenly spaced slices.
 
     Args:
       path: Of the mask file.
       headers: Of the slices that it may belong to.
 
     Raises:
-      UserError: The mask belongs to no slice, or could belong to several.
+      UserError: The mask belongs to no slice, or could belong to several; or it goes
+        by the order of slices of which some are missing, doubled or unevenly spaced.
     """
     single = [h for h in headers if h.sop_uid == path.stem]
     if len(single) == 1:
@@ -208,7 +209,14 @@ def _by_order(path: Path, headers: Sequence[Header]) -> Iterator[tuple[Key, Load
             f"{path}: is not named after a SOPInstanceUID, and the folder has several "
             "series: by order it could belong to any of them."
         )
-    ordered = sort_series(headers).headers
+    series = sort_series(headers)
+    if series.notes:
+        # The number that a mask was given need not be the one that its slice has now.
+        raise UserError(
+            f"{path}: goes by the order of its slices, which is not certain: "
+            f"{series.notes[0]}. Name masks after their SOPInstanceUIDs."
+        )
+    ordered = series.headers
     mask = read_mask(path)
     if mask.ndim == 3:
         if len(mask) != len(ordered):

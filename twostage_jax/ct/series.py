@@ -34,7 +34,8 @@ class Series:
       headers: One a slice.
       step: Median distance between neighbouring slices, mm; None for a single slice.
       notes: What keeps the slices from being an even volume: doubled, missing or
-        unevenly spaced ones.
+        unevenly spaced ones, by their numbers in this order, from 1, and then, in
+        brackets, by the names of their files.
       remarks: What else is odd: a tilted gantry, mixed kernels or slice thicknesses,
         compression with loss.
     """
@@ -87,8 +88,16 @@ def group(
         except UserError as error:
             if not go_on:
                 raise
-            skipped += [(header.path, str(error)) for header in by_uid[uid]]
+            skipped += _refused(by_uid[uid], str(error))
     return found, skipped
+
+
+def _refused(headers: Sequence[Header], reason: str) -> Skipped:
+    """Returns what to list where the slices of a series are refused together."""
+    paths = dict.fromkeys(header.path for header in headers)
+    culprit = next((p for p in paths if reason.startswith(f"{p}: ")), next(iter(paths)))
+    why = "left out with the other slices of its series, one of which is refused."
+    return [(path, reason if path == culprit else why) for path in paths]
 
 
 def scan(
@@ -275,16 +284,21 @@ def _check_alike(headers: Sequence[Header]) -> None:
 def _notes(steps: np.ndarray, headers: Sequence[Header]) -> Iterator[str]:
     real = steps[steps > POSITION_TOLERANCE_MM]
     typical = float(np.median(real)) if len(real) else 0.0
-    for step, left, right in zip(steps, headers, headers[1:], strict=False):
-        names = f"{left.path.name} and {right.path.name}"
+    pairs = zip(steps, headers, headers[1:], strict=False)
+    for number, (step, left, right) in enumerate(pairs, start=1):
+        slices = f"slices {number} and {number + 1}"
+        names = f"({left.path.name} and {right.path.name})"
         if step <= POSITION_TOLERANCE_MM:
-            yield f"doubled: {names} lie at the same position"
+            yield f"doubled: at one position lie {slices} {names}"
         elif abs(step / typical - 1) > STEP_TOLERANCE:
             times = step / typical
             if times > 1.5 and abs(times - round(times)) < 2 * STEP_TOLERANCE:
-                yield f"{round(times) - 1} missing between {names}"
+                yield f"{round(times) - 1} missing between {slices} {names}"
             else:
-                yield f"uneven: {step:.2f} mm between {names}, mostly {typical:.2f} mm"
+                yield (
+                    f"uneven: {step:.2f} mm, where {typical:.2f} mm is usual, between "
+                    f"{slices} {names}"
+                )
 
 
 def _remarks(headers: Sequence[Header]) -> Iterator[str]:

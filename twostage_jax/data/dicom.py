@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from twostage_jax.ct.dicom import Header, patient_hash
-from twostage_jax.ct.series import Skipped, files_below, scan
+from twostage_jax.ct.series import Series, Skipped, files_below, group, scan
 from twostage_jax.data import annotations, class_names, dicom_patches, files
 from twostage_jax.data.cut import Cut, check
 from twostage_jax.data.dataset import Made, Recipe, digest
 from twostage_jax.data.dicom_patches import Patient
 from twostage_jax.errors import UserError
 
-VERSION = 1
+VERSION = 2
 
 
 def recipe(
@@ -72,7 +72,9 @@ def recipe(
       go_on: Leave out, and list, what would be refused.
 
     Raises:
-      UserError: A setting is impossible, or the folder holds no annotated patient.
+      UserError: A setting is impossible; or, when tasks or class names are asked for,
+        the folder holds no annotated patient, a file cannot be trusted, or a series has
+        mixed patients, orientations, image sizes or pixel spacings.
     """
     root = files.below(Path(path), "path")
     given = Path(rois).expanduser().absolute() if rois else None
@@ -124,7 +126,7 @@ def patient_examples(
     """Returns the patches of all patients in a folder; `cut` as in `Cut`.
 
     Raises:
-      UserError: A file cannot be trusted, or regions do not fit their slices.
+      UserError: A file or series cannot be trusted, or regions do not fit their slices.
     """
     made = Made()
     for patient in Patients(Path(folder), None, salt, go_on=False):
@@ -165,10 +167,21 @@ class Patients(Sequence[Patient]):
         """(path, reason) of what was left out."""
         return self._found[2]
 
+    @property
+    def series(self) -> list[Series]:
+        """The series of the annotated patients, with what is odd about them."""
+        return self._found[3]
+
     @functools.cached_property
-    def _found(self) -> tuple[list[Patient], list[annotations.RoiFile], Skipped]:
+    def _found(
+        self,
+    ) -> tuple[list[Patient], list[annotations.RoiFile], Skipped, list[Series]]:
         headers, left_out = scan(self.root, salt=self._salt, go_on=self._go_on)
         headers = [_named(header, self.root, self._salt) for header in headers]
+        series, refused = group(headers, go_on=self._go_on)
+        # Not in the order of the series: random draws depend on that of the files.
+        unfit = {path for path, _ in refused}
+        headers = [header for header in headers if header.path not in unfit]
         regions, lungs, rest = annotations.find(self.root, self._given, left_out)
         by_region, wrong = annotations.assign(regions, headers, go_on=self._go_on)
         by_lung, wrong_lungs = annotations.assign(lungs, headers, go_on=self._go_on)
@@ -191,7 +204,8 @@ class Patients(Sequence[Patient]):
                 "slices were found: masks in folders named 'rois', MedGIFT .txt files, "
                 "SEG or RTSTRUCT objects, or what the setting 'rois' names."
             )
-        return patients, regions, rest + wrong + wrong_lungs
+        series = [one for one in series if one.patient in by_region]
+        return patients, regions, rest + refused + wrong + wrong_lungs, series
 
 
 def _named(header: Header, root: Path, salt: str) -> Header:
