@@ -208,9 +208,11 @@ def test_regions_between_the_slices_are_refused(phantom, tmp_path, form):
     [
         ("csv", "any.csv, line .*slice 3 is not there"),
         ("medgift", "any.txt.*slice 3"),
-        ("rtstruct", "any: .*there is no slice"),
+        ("rtstruct", r"any: ROI '{first}' .*there is no slice, at z = {z:g} mm"),
         ("npy", "3 masks for 2 slices"),
-        ("seg", "any: .*there is no slice"),
+        ("seg", r"any: .*there is no slice: 1 of segment '{first}', .*z = {z:g} mm"),
+        ("seg labelmap", r"no slice: 1 of segment '{first}', .*z = {z:g} mm; 1 of"),
+        ("nifti", r"any\.nii\.gz: .* from z = {z:.1f} to {z:.1f} mm, .*no slice"),
     ],
 )
 def test_regions_of_a_slice_that_is_missing_are_refused(
@@ -219,8 +221,11 @@ def test_regions_of_a_slice_that_is_missing_are_refused(
     (tmp_path / "regions").mkdir()
     write(form, phantom, tmp_path / "regions")
     write_slices(phantom, tmp_path)
-    (tmp_path / "IM-0003.dcm").unlink()
-    with pytest.raises(UserError, match=reason):
+    missing = tmp_path / "IM-0003.dcm"
+    z = float(pydicom.dcmread(missing).ImagePositionPatient[2])
+    first = phantom[3][phantom[2][2][phantom[2][2] > 0].min() - 1]
+    missing.unlink()
+    with pytest.raises(UserError, match=reason.format(first=first, z=z)):
         cut(tmp_path, phantom[3], tmp_path / "regions")
 
 

@@ -56,11 +56,14 @@ def _slices(
     # Evenly spread over all of them; a stray slice has many.
     marked = marked[:: max(1, len(marked) // 100_000)]
     back = np.linalg.inv(matrix)
-    held = stack.holds(marked @ back[:3, :3].T + back[:3, 3])
+    places = marked @ back[:3, :3].T + back[:3, 3]
+    held = stack.holds(places)
     if not held.all():
+        heights = places[~held, 2]
         raise UserError(
-            f"{path}: {100 * np.mean(~held):.0f} % of what it marks lies where there "
-            "is no slice: was it drawn on another series, or resampled?"
+            f"{path}: {100 * np.mean(~held):.0f} % of what it marks, from z = "
+            f"{heights.min():.1f} to {heights.max():.1f} mm, lies where there is no "
+            "slice: was it drawn on another series, or resampled, or is a slice missing?"
         )
     masks = {
         header.key: _sampled(volume, matrix, at)

@@ -85,7 +85,7 @@ def _contours(
         points = np.array(contour.ContourData, float).reshape(-1, 3)
         if len(points) < 3 or not np.isfinite(points).all():
             raise UserError(f"{path}: ROI {names[roi]!r} has a contour of no area.")
-        index = _slice_of(contour, points, path, stack)
+        index = _slice_of(contour, points, f"{path}: ROI {names[roi]!r}", stack)
         flat = geometry.to_pixels(points, stack.planes[index])[:, :2]
         contours[index, roi, wanted[roi]].append(flat)
     return contours
@@ -98,19 +98,22 @@ def _drawn(dataset: pydicom.Dataset) -> Iterator[tuple[int, pydicom.Dataset]]:
 
 
 def _slice_of(
-    contour: pydicom.Dataset, points: np.ndarray, path: Path, stack: geometry.Stack
+    contour: pydicom.Dataset, points: np.ndarray, name: str, stack: geometry.Stack
 ) -> int:
-    """Returns the index of the slice on which a contour was drawn."""
+    """Returns the index of the slice on which a contour was drawn, of ROI `name`."""
     images = contour.get("ContourImageSequence") or ()
     uids = [str(image.ReferencedSOPInstanceUID) for image in images]
     found = {stack.at(point) for point in points}
     index = found.pop()
     if found or index is None:
         named = f" (slice {uids[0]})" if uids else ""
-        raise UserError(f"{path}: has a contour where there is no slice{named}.")
+        raise UserError(
+            f"{name} has a contour where there is no slice, at z = {points[0, 2]:g} mm"
+            f"{named}."
+        )
     if uids and stack.headers[index].sop_uid not in uids:
         raise UserError(
-            f"{path}: has a contour that names slice {uids[0]}, but lies on another."
+            f"{name} has a contour that names slice {uids[0]}, but lies on another."
         )
     return index
 

@@ -69,7 +69,7 @@ def _regions(
     wanted = {k: class_names.index(v) for k, v in names.items() if v in class_names}
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
     drawn: dict[int, list[tuple[int, np.ndarray]]] = {}
-    lost = 0
+    lost: dict[str, list[float]] = {}
     for frame in range(number):
         own = dataset.PerFrameFunctionalGroupsSequence[frame]
         segment = _segment(own, shared)
@@ -77,7 +77,7 @@ def _regions(
             continue
         image = pixel_array(dataset, index=frame, raw=True)
         masks = [
-            (wanted[k], mask)
+            (k, mask)
             for k, mask in _masks(dataset, image, segment)
             if k in wanted and mask.any()
         ]
@@ -86,14 +86,22 @@ def _regions(
         on = _plane(own, shared, shape)
         index = stack.at(np.array(on.position))
         if index is None:
-            lost += 1
+            for k, _ in masks:
+                lost.setdefault(names[k], []).append(on.position[2])
             continue
         at = stack.planes[index]
-        for class_index, mask in masks:
+        for k, mask in masks:
             mask = geometry.sampled(mask, on, at)
-            drawn.setdefault(index, []).append((class_index, mask))
+            drawn.setdefault(index, []).append((wanted[k], mask))
     if lost:
-        raise UserError(f"{path}: {lost} of its frames lie where there is no slice.")
+        segments = [
+            f"{len(heights)} of segment '{name}', the first at z = {heights[0]:g} mm"
+            for name, heights in lost.items()
+        ]
+        raise UserError(
+            f"{path}: has frames where there is no slice: {'; '.join(segments)}. Was a "
+            "slice left out?"
+        )
     return drawn
 
 
