@@ -11,6 +11,7 @@ MedGIFT contours; see `data/dicom.py`. It writes
     dataset.json   what they are
     patches.csv    each patch: hashes of patient, series and slice, place, class, coverage
     skipped.csv    each file that was left out, and why
+    series.csv     each series of an annotated patient, and what is odd about it
     preview.png    some patches of each class
 
 With --beam='--runner=DirectRunner', or a runner of a cluster, an Apache Beam pipeline cuts
@@ -23,7 +24,9 @@ the network, is the stage's setting `window`.
 """
 
 import collections
+import contextlib
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +77,13 @@ BEAM = flags.DEFINE_string(
 )
 WORKERS = flags.DEFINE_integer("workers", None, "Processes; default: one a core.")
 SHOW_PATHS = flags.DEFINE_boolean(
-    "show_paths", False, "Name the files left out; paths may hold patients' names."
+    "show_paths",
+    False,
+    "Name files in errors and in the list of what was left out; paths may hold "
+    "patients' names.",
 )
+# Odd series that are printed.
+MOST_ODD = 8
 
 
 def main() -> None:
@@ -85,6 +93,12 @@ def main() -> None:
             raise UserError(f"--{flag.name} is missing.")
     if WORKERS.value is not None and WORKERS.value < 1:
         raise UserError(f"--workers={WORKERS.value}: at least 1 is needed.")
+    hidden = hiding.errors(_roots(), SALT.value)
+    with contextlib.nullcontext() if SHOW_PATHS.value else hidden:
+        _prepare()
+
+
+def _prepare() -> None:
     recipe = dicom.recipe(
         path=SOURCE.value,
         rois=ROIS.value,
@@ -116,14 +130,19 @@ def main() -> None:
     made = prepare(recipe, out, workers=WORKERS.value)
     metadata = metadata_of(folder_of(recipe, out))
     skipped = list(map(tuple, metadata.get("skipped", ())))
-    skipped += hiding.hide(recipe.tasks.skipped, _roots(), SALT.value)
+    skipped += hiding.hide(recipe.tasks.skipped, list(_roots().values()), SALT.value)
     names = _paths() if SHOW_PATHS.value else {}
     shown = [(names.get(name, name), why) for name, why in skipped]
-    prepared_files.write(out, recipe, made, metadata, shown)
-    _report(made, skipped)
+    series = prepared_files.about_series(
+        recipe.tasks.series, SALT.value, show_paths=SHOW_PATHS.value
+    )
+    prepared_files.write(out, recipe, made, metadata, shown, series)
+    _report(made, skipped, series)
 
 
-def _report(made: Dataset, skipped: hiding.Hidden) -> None:
+def _report(
+    made: Dataset, skipped: hiding.Hidden, series: Sequence[Mapping[str, str]]
+) -> None:
     print(f"{len(made)} patches of {len(np.unique(made.groups))} patients:")
     for label, name in enumerate(made.class_names):
         own = made.labels == label
@@ -133,18 +152,25 @@ def _report(made: Dataset, skipped: hiding.Hidden) -> None:
         )
     for reason, count in collections.Counter(why for _, why in skipped).most_common(8):
         print(f"  left out, {count} files: {reason}")
+    odd = [row for row in series if row["notes"] or row["remarks"]]
+    for row in odd[:MOST_ODD]:
+        text = "; ".join(filter(None, (row["notes"], row["remarks"])))
+        print(f"  odd, {row['series']}: {text[:300]}")
+    if len(odd) > MOST_ODD:
+        print(f"  odd, {len(odd) - MOST_ODD} more series: see series.csv")
     print(f"Written to {OUT.value}; the files left out are in skipped.csv.")
 
 
-def _roots() -> list[Path]:
-    given = [SOURCE.value, *([ROIS.value] if ROIS.value else [])]
-    return [Path(name).expanduser().absolute() for name in given]
+def _roots() -> dict[str, Path]:
+    """Returns the files and folders that are read, by flag."""
+    given = [flag for flag in (SOURCE, ROIS) if flag.value]
+    return {f"--{f.name}": Path(f.value).expanduser().absolute() for f in given}
 
 
 def _paths() -> dict[str, str]:
     """Returns the path of each file's hash."""
     found = {}
-    for root in _roots():
+    for root in _roots().values():
         for path in files_below(root) if root.is_dir() else [root]:
             found[hiding.file_hash(path, SALT.value)] = str(path)
     return found

@@ -214,7 +214,7 @@ def _by_order(path: Path, headers: Sequence[Header]) -> Iterator[tuple[Key, Load
         # The number that a mask was given need not be the one that its slice has now.
         raise UserError(
             f"{path}: goes by the order of its slices, which is not certain: "
-            f"{series.notes[0]}. Name masks after their SOPInstanceUIDs."
+            f"{series.plain_notes[0]}. Name masks after their SOPInstanceUIDs."
         )
     ordered = series.headers
     mask = read_mask(path)

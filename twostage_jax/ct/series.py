@@ -47,6 +47,11 @@ class Series:
     notes: tuple[str, ...]
     remarks: tuple[str, ...] = ()
 
+    @property
+    def plain_notes(self) -> tuple[str, ...]:
+        """The notes without names of files, which may hold patients' names."""
+        return tuple(note.partition(" (")[0] for note in self.notes)
+
 
 def find_series(
     folder: Path, *, salt: str = "", go_on: bool = False

@@ -19,7 +19,7 @@ from twostage_jax.data.dataset import Example, Made
 from twostage_jax.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Patient:
     """A patient's slices and regions.
 
@@ -34,6 +34,10 @@ class Patient:
     headers: tuple[Header, ...]
     regions: tuple[RoiFile, ...]
     lungs: tuple[RoiFile, ...]
+
+    def __repr__(self) -> str:
+        # Paths may hold the patient's name.
+        return self.name
 
 
 def make(
@@ -129,6 +133,11 @@ def _refused(patient: Patient, reason: str) -> Skipped:
 def slice_hash(uid: str, salt: str) -> str:
     """Returns a short name of a slice that does not give its UID away."""
     return "slice-" + patient_hash(uid, salt).removeprefix("patient-")
+
+
+def series_hash(uid: str, salt: str) -> str:
+    """Returns a short name of a series that does not give its UID away."""
+    return "series-" + patient_hash(uid, salt).removeprefix("patient-")
 
 
 # Row, column, class index, coverage, region.
@@ -270,9 +279,8 @@ def _details(
             round(mm * old / new, 5)
             for mm, old, new in zip(header.spacing, header.shape, shape, strict=True)
         )
-    series = patient_hash(header.series_uid, salt).removeprefix("patient-")
     return {
-        "series": f"series-{series}",
+        "series": series_hash(header.series_uid, salt),
         "slice": name,
         "slice_number": "" if header.number is None else header.number,
         "row": place[0],

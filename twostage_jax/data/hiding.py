@@ -1,10 +1,13 @@
-"""What was left out, without the names that paths and messages may hold."""
+"""What was left out or went wrong, without the names that paths and messages may hold."""
 
+import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from twostage_jax.ct.dicom import patient_hash
+from twostage_jax.ct.series import files_below
+from twostage_jax.errors import UserError
 
 # (name of the file, reason)
 Hidden = list[tuple[str, str]]
@@ -29,10 +32,70 @@ def hide(
     return [(file_hash(path, salt), _plain(path, why, roots)) for path, why in skipped]
 
 
+@contextlib.contextmanager
+def errors(roots: Mapping[str, Path], salt: str) -> Iterator[None]:
+    """Takes paths and UIDs out of the errors of a block.
+
+    Args:
+      roots: Files and folders, each by the flag that gives it.
+      salt: Of the hashes that stand for what lies below them.
+
+    Raises:
+      UserError, OSError: As the block did.
+      RuntimeError: For all other exceptions, whose tracebacks may hold paths.
+    """
+    # Python would show the hidden error, as the context, without the 'from None'.
+    try:
+        yield
+    except UserError as error:
+        text = without_paths(str(error), roots, salt)
+        if text != str(error):
+            text = f"{_ended(text)} Run again with --show_paths to see the names."
+        raise UserError(text) from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            name = without_paths(str(error.filename), roots, salt)
+            raise OSError(error.errno, error.strerror, name) from None
+        text = without_paths(f"{type(error).__name__}: {error}", roots, salt)
+        raise RuntimeError(
+            f"{_ended(text)} Run again with --show_paths to see all of it."
+        ) from None
+
+
+def without_paths(text: str, roots: Mapping[str, Path], salt: str) -> str:
+    """Returns a message with hashes for what lies below `roots` and flags for them.
+
+    Args:
+      text: The message.
+      roots: Files and folders, each by the flag that gives it.
+      salt: Of the hashes.
+    """
+    names = {path: flag for flag, path in roots.items()}
+    for root in roots.values():
+        for path in files_below(root) if root.is_dir() else ():
+            for place in (path, *path.parents):
+                if place.is_relative_to(root):
+                    names.setdefault(place, file_hash(place, salt))
+    found = [path for path in names if str(path) in text]
+    for path in sorted(found, key=lambda path: len(str(path)), reverse=True):
+        text = re.sub(rf"{re.escape(str(path))}(?![\w/-])", names[path], text)
+    for root in roots.values():
+        text = _cut(text, f"{root}/")
+    return _UID.sub("UID", text)
+
+
 def _plain(path: Path, reason: str, roots: Sequence[Path]) -> str:
     reason = reason.removeprefix(str(path)).lstrip(":, ")
     for root in roots:
-        # Where a path ends in a sentence cannot be told: blanks may be part of it.
-        before, found, _ = reason.partition(str(root))
-        reason = f"{before}..." if found else before
+        reason = _cut(reason, str(root))
     return _UID.sub("UID", " ".join(reason.split()))
+
+
+def _ended(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
+
+
+def _cut(text: str, path: str) -> str:
+    # Where a path ends in a sentence cannot be told: blanks may be part of it.
+    before, found, _ = text.partition(path)
+    return f"{before}..." if found else before

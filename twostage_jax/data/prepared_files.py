@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from PIL import Image, ImageDraw
 
 from twostage_jax import atomic
 from twostage_jax.ct.dicom import window
+from twostage_jax.ct.series import Series
 from twostage_jax.data import hiding
 from twostage_jax.data.dataset import Dataset, Recipe
+from twostage_jax.data.dicom_patches import series_hash
 from twostage_jax.data.prepared_folder import DESCRIPTION
 
 COLUMNS = (
@@ -28,6 +30,7 @@ COLUMNS = (
     "label",
     "coverage",
 )
+SERIES_COLUMNS = ("series", "patient", "slices", "step_mm", "notes", "remarks")
 # Centre and width in HU of the preview: the usual lung window.
 PREVIEW_WINDOW = (-600.0, 1500.0)
 PREVIEW_COLUMNS, PREVIEW_ROWS = 12, 2
@@ -39,8 +42,9 @@ def write(
     made: Dataset,
     metadata: Mapping[str, Any],
     skipped: hiding.Hidden,
+    series: Sequence[Mapping[str, str]],
 ) -> None:
-    """Writes patches.csv, skipped.csv, preview.png and, last, dataset.json.
+    """Writes the tables, preview.png and, last, dataset.json.
 
     Args:
       out: Folder.
@@ -48,6 +52,7 @@ def write(
       made: What came of it.
       metadata: What the prepared set holds beside its images.
       skipped: (file, reason) of what was left out.
+      series: Rows of `about_series`.
     """
     description = {
         "name": recipe.name,
@@ -66,10 +71,40 @@ def write(
             writer = csv.writer(file)
             writer.writerow(["file", "reason"])
             writer.writerows([inert(name), inert(why)] for name, why in skipped)
+    with atomic.replacing(out / "series.csv") as path:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, SERIES_COLUMNS)
+            writer.writeheader()
+            writer.writerows(series)
     with atomic.replacing(out / "preview.png") as path:
         preview(made).save(path)
     # Last: with it the folder counts as complete.
     atomic.write_json(out / DESCRIPTION, description)
+
+
+def about_series(
+    series: Sequence[Series], salt: str, *, show_paths: bool
+) -> list[dict[str, str]]:
+    """Returns rows of what is odd about series: `SERIES_COLUMNS`.
+
+    Args:
+      series: Of the annotated patients.
+      salt: Of the hashes.
+      show_paths: Give names of files, which may hold patients' names.
+    """
+    rows = []
+    for one in series:
+        notes = one.notes if show_paths else one.plain_notes
+        values = (
+            series_hash(one.uid, salt),
+            one.patient,
+            str(len(one.headers)),
+            "" if one.step is None else f"{one.step:.3f}",
+            inert("; ".join(notes)),
+            inert("; ".join(one.remarks)),
+        )
+        rows.append(dict(zip(SERIES_COLUMNS, values, strict=True)))
+    return rows
 
 
 def _write_patches(path: Path, recipe: Recipe, metadata: Mapping[str, Any]) -> None:
