@@ -1,6 +1,5 @@
 """The command `python -m twostage_jax.prepare`, run as a user runs it."""
 
-import csv
 import json
 import os
 import re
@@ -15,11 +14,11 @@ import pydicom
 import pytest
 from ct_files import SERIES, write_ct
 from PIL import Image
+from prepare_runs import rows_of, run
 
 from twostage_jax.data import (
     augment,
     dicom,
-    hiding,
     prepared_folder,
     resume,
     sources,
@@ -71,17 +70,6 @@ def write_archive(root, patients=NAMES, matrix=24):
             Image.fromarray(mask).save(folder / "rois" / f"{SERIES}.{uid}.png")
 
 
-def run(*arguments, check=True):
-    result = subprocess.run(
-        [sys.executable, "-m", "twostage_jax.prepare", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert not check or result.returncode == 0, result.stderr
-    return result
-
-
 def content_of(folder):
     """Every name and byte below a folder, compressed records unpacked."""
     parts = []
@@ -116,11 +104,6 @@ def archive(tmp_path_factory):
         "--go_on",
     )
     return root / "slices", root / "out", result
-
-
-def rows_of(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def test_no_name_id_or_date_gets_out(archive):
@@ -354,54 +337,3 @@ def test_real_slices_with_regions_from_thresholds(real_data, tmp_path):
     assert -950 < means[0] < -600
     assert -200 < means[1] < 150
     assert os.path.isdir(tmp_path / "out" / "prepared")
-
-
-@pytest.fixture
-def odd_archive(tmp_path):
-    """A patient with a slice missing, two kernels, and masks named after slices."""
-    folder = tmp_path / "slices" / "Smith Anna"
-    (folder / "rois").mkdir(parents=True)
-    for z in (0, 1, 3, 4):
-        write_ct(
-            folder / f"Anna {z}",
-            np.zeros((8, 8), np.int16),
-            uid=z + 1,
-            ImagePositionPatient=[0, 0, z],
-            ConvolutionKernel="B70f" if z else "B30f",
-        )
-    mask = Image.fromarray(np.ones((8, 8), np.uint8))
-    mask.save(folder / "rois" / f"{SERIES}.1.png")
-    return tmp_path / "slices"
-
-
-@pytest.mark.parametrize("show", [False, True])
-def test_odd_series_are_told_and_listed(odd_archive, tmp_path, show):
-    arguments = [f"--source={odd_archive}", f"--out={tmp_path / 'out'}", "--classes=a"]
-    result = run(*arguments, "--patch=8", *["--show_paths"] * show)
-    (row,) = rows_of(tmp_path / "out" / "series.csv")
-    (patch,) = rows_of(tmp_path / "out" / "patches.csv")
-    assert (row["series"], row["patient"]) == (patch["series"], patch["patient"])
-    assert (row["slices"], row["step_mm"]) == ("4", "1.000")
-    names = " (Anna 1 and Anna 3)" if show else ""
-    assert row["notes"] == f"1 missing between slices 2 and 3{names}"
-    assert row["remarks"] == "mixed kernels: 'B30f', 'B70f'"
-    text = f"  odd, {row['series']}: {row['notes']}; {row['remarks']}\n"
-    assert text in result.stdout
-
-
-def test_refused_file_is_named_by_its_hash_or_on_request_by_its_path(
-    odd_archive, tmp_path
-):
-    wrong = odd_archive / "Smith Anna" / "rois" / "Anna 4.png"
-    Image.fromarray(np.ones((8, 8), np.uint8)).save(wrong)
-    arguments = [f"--source={odd_archive}", f"--out={tmp_path / 'out'}", "--classes=a"]
-    arguments += ["--patch=8", "--salt=s"]
-    result = run(*arguments, check=False)
-    assert result.returncode == 2
-    assert result.stderr == (
-        f"error: {hiding.file_hash(wrong, 's')}: goes by the order of its slices, which "
-        "is not certain: 1 missing between slices 2 and 3. Name masks after their "
-        "SOPInstanceUIDs. Run again with --show_paths to see the names.\n"
-    )
-    result = run(*arguments, "--show_paths", check=False)
-    assert result.stderr.startswith(f"error: {wrong}: goes by the order")
