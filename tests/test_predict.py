@@ -299,7 +299,7 @@ def test_refused_series_do_not_stop_the_others(classifier, tmp_path, capsys):
     map_folder(root, tmp_path / "maps", classifier, how())
     said = capsys.readouterr().out
     assert "not axial" in said and "PixelSpacing is missing" in said
-    assert "1 missing between slices 2 and 3 (a file and a file)" in said
+    assert "1 missing between slices 3 and 4 (a file and a file)" in said
     assert "1 of 4 series mapped" in said
     assert "jane" not in said.lower() and "smith" not in said.lower()
     with pytest.raises(UserError, match="no series could be mapped"):
