@@ -5,12 +5,17 @@ import pydicom
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from twostage_jax.ct.refusing import quiet
+
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 SERIES = "1.2.826.0.1.3680043.8.498.1"
 
 
 def write_ct(path, stored, *, uid=1, raw=None, **tags):
-    """Writes `stored` `[H, W]` int16 or uint16; a tag given as None is left out."""
+    """Writes `stored` `[H, W]` int16 or uint16; a tag given as None is left out.
+
+    Tags may have values that DICOM forbids; numbers, even texts that are none.
+    """
     stored = np.asarray(stored)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CT_IMAGE
@@ -39,18 +44,25 @@ def write_ct(path, stored, *, uid=1, raw=None, **tags):
         **tags,
     }
     values.setdefault("HighBit", values["BitsStored"] - 1)
-    for keyword, value in values.items():
-        if value is None:
-            continue
-        if keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
-            vr = "SS" if value < 0 else "US"
-            dataset.add_new(pydicom.datadict.tag_for_keyword(keyword), vr, value)
-        else:
-            setattr(dataset, keyword, value)
     body = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
-    dataset.add_new("PixelData", "OW", body if raw is None else raw)
-    dataset.save_as(path, enforce_file_format=True)
+    with quiet(), pydicom.config.disable_value_validation():
+        for keyword, value in values.items():
+            if value is not None:
+                _add(dataset, keyword, value)
+        dataset.add_new("PixelData", "OW", body if raw is None else raw)
+        dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+def _add(dataset, keyword, value):
+    tag = pydicom.datadict.tag_for_keyword(keyword)
+    vr = pydicom.datadict.dictionary_VR(tag)
+    if keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        dataset.add_new(tag, "SS" if value < 0 else "US", value)
+    elif vr == "DS" and isinstance(value, str):
+        dataset.add(pydicom.DataElement(tag, vr, value, already_converted=True))
+    else:
+        setattr(dataset, keyword, value)
 
 
 def write_enhanced(path, stored, heights, *, own=None, shared=None, **tags):

@@ -1,3 +1,4 @@
+import logging
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -354,6 +355,27 @@ def test_patient_leaves_as_a_salted_hash_only(tmp_path):
     assert header.patient == patient_hash("Smith^1", "pepper") == "patient-66f71e74a0"
     assert "Smith" not in repr(header)
     assert read_header(path).patient != header.patient
+
+
+def test_reading_repeats_no_value_that_is_out_of_order(tmp_path, capfd, caplog):
+    caplog.set_level("DEBUG")
+    tags = {
+        "StudyInstanceUID": "SMITH-UID",
+        "FrameOfReferenceUID": "SMITH-UID",
+        "PatientBirthDate": "SMITH 1947",
+        "PatientID": "SMITH" * 60,
+        "SpecificCharacterSet": "SMITH",
+    }
+    path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16), **tags)
+    read_slice(path)
+    path = write_ct(tmp_path / "b", np.zeros((2, 2), np.int16), SliceThickness="SMITH")
+    with pytest.raises(UserError, match="cannot be read as DICOM") as caught:
+        read_slice(path)
+    heard = "".join(capfd.readouterr()) + caplog.text + str(caught.value)
+    assert "SMITH" not in heard
+    # Nobody else is silenced.
+    logging.getLogger("pydicom").warning("heard")
+    assert "heard" in caplog.text
 
 
 def test_header_gives_shape_and_spacing(tmp_path):

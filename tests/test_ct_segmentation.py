@@ -142,6 +142,63 @@ def test_odd_identities_are_carried_without_a_word(tmp_path, identity, capfd, ca
     assert identity["PatientID"] is None or identity["PatientID"] not in heard
 
 
+ODD = {
+    "PatientBirthDate": "1947-11-02",
+    "PatientSex": "unknown",
+    "StudyDate": "19471399",
+    "StudyTime": "noon",
+    "PatientAge": "old",
+    "PatientWeight": "70 kg",
+    "SpacingBetweenSlices": "wide",
+}
+
+
+@pytest.mark.parametrize("keyword", ODD)
+def test_dates_times_and_numbers_that_are_none_are_left_out(
+    tmp_path, keyword, capfd, caplog
+):
+    caplog.set_level("DEBUG")
+    _, labels, found = written(tmp_path, **{keyword: ODD[keyword]})
+    assert str(found.get(keyword) or "") == ""
+    assert found.pixel_array.sum() == (labels > 0).sum()
+    assert errors_of(tmp_path / "seg.dcm") == []
+    assert ODD[keyword] not in "".join(capfd.readouterr()) + caplog.text
+
+
+@pytest.mark.parametrize("thickness", [None, "", 0])
+def test_thickness_that_is_not_given_is_the_distance_between_slices(
+    tmp_path, thickness
+):
+    _, _, found = written(tmp_path, SliceThickness=thickness)
+    (shared,) = found.SharedFunctionalGroupsSequence
+    assert shared.PixelMeasuresSequence[0].SliceThickness == 10
+    assert errors_of(tmp_path / "seg.dcm") == []
+
+
+def test_one_slice_of_unknown_thickness_has_no_segmentation(tmp_path):
+    write_chest(tmp_path / "dicom", 1, SliceThickness=None)
+    ((series,), _) = find_series(tmp_path / "dicom")
+    with pytest.raises(UserError, match="SliceThickness is missing"):
+        write_segmentation(
+            tmp_path / "seg.dcm", series.headers, chest_labels(1), NAMES,
+            model="m", model_hash=HASH, settings={},
+        )  # fmt: skip
+
+
+def test_what_cannot_be_carried_over_is_refused_without_its_value(
+    tmp_path, monkeypatch
+):
+    def raising(*_, **__):
+        raise ValueError("Unable to convert '1947-11-02'")
+
+    monkeypatch.setattr(highdicom.seg, "Segmentation", raising)
+    with pytest.raises(UserError, match="cannot be carried over") as caught:
+        written(tmp_path)
+    assert "1947" not in str(caught.value)
+    assert str(tmp_path / "dicom") in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
 def test_hostile_class_names_become_one_line_of_64_bytes(tmp_path):
     names = ("a\\b\nc", "<script>" * 40, "漢" * 300)
     _, _, found = written(tmp_path, names=names)

@@ -288,6 +288,44 @@ def test_what_is_odd_about_a_series_is_said_and_written(classifier, tmp_path, ca
     assert rows[0]["remarks"] == "compressed with loss: 2 of 2 slices"
 
 
+def test_series_whose_headers_make_no_segmentation_is_mapped_all_the_same(
+    classifier, tmp_path, capsys, caplog
+):
+    root = tmp_path / "dicom"
+    write_chest(root / "odd", 2, PatientBirthDate="1947-11-02", PatientSex="unknown")
+    write_chest(root / "single", 1, series=2, SliceThickness=None)
+    write_chest(root / "sound", 2, series=3)
+    map_folder(root, tmp_path / "maps", classifier, how())
+    said = capsys.readouterr()
+    assert "3 of 3 series mapped" in said.out
+    assert said.out.count("no DICOM SEG: SliceThickness is missing") == 1
+    assert not any(
+        word in said.out + said.err + caplog.text for word in ("1947", "IM-0001")
+    )
+    for name, count in (("segmentation.dcm", 2), ("report.csv", 3)):
+        assert len(list((tmp_path / "maps").glob(f"patient-*/{name}"))) == count
+
+
+def test_identity_of_300_letters_is_carried_into_the_segmentation(
+    classifier, tmp_path, capsys, caplog
+):
+    import pydicom
+
+    name, number = "漢ß" * 150, "ü1" * 150
+    tags = {"PatientName": name, "PatientID": number}
+    write_chest(tmp_path / "dicom", 1, SpecificCharacterSet="ISO_IR 192", **tags)
+    map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())
+    said = capsys.readouterr()
+    assert "1 of 1 series mapped" in said.out and "no DICOM SEG" not in said.out
+    assert not any(word in said.out + said.err + caplog.text for word in ("漢", "ü1"))
+    (path,) = (tmp_path / "maps").glob("patient-*/segmentation.dcm")
+    with pydicom.config.disable_value_validation():
+        found = pydicom.dcmread(path)
+        assert (str(found.PatientName), found.PatientID) == (name, number)
+    for path in (tmp_path / "maps").rglob("*.csv"):
+        assert "漢" not in path.read_text(encoding="utf-8")
+
+
 def test_refused_series_do_not_stop_the_others(classifier, tmp_path, capsys):
     root = tmp_path / "dicom"
     write_chest(root / "sound", 1)

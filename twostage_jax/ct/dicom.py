@@ -4,7 +4,6 @@ Stored value -> modality rescale (slope, intercept) -> HU -> padding set to air.
 cannot be trusted is refused with its path and the reason; nothing is guessed.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import math
@@ -16,6 +15,7 @@ import pydicom
 from scipy import ndimage
 
 from twostage_jax.ct import frames, pixels, rescale
+from twostage_jax.ct.refusing import refusing
 from twostage_jax.errors import UserError
 
 AIR_HU = -1000
@@ -146,19 +146,6 @@ def window(
     """
     shown = np.clip((hu.astype(np.float32) - (centre - width / 2)) / width, 0, 1)
     return (1 - shown if inverted else shown).astype(np.float32)
-
-
-@contextlib.contextmanager
-def refusing(path: Path) -> Iterator[None]:
-    """Turns whatever a broken file makes the decoders raise into a refusal."""
-    try:
-        yield
-    except UserError:
-        raise
-    # Broken files raise nearly everything in pydicom and the codecs below it.
-    except Exception as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: cannot be read as DICOM: {why}") from error
 
 
 def _hounsfield(

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from twostage_jax.ct import geometry
-from twostage_jax.ct.dicom import Header, refusing
+from twostage_jax.ct.dicom import Header
+from twostage_jax.ct.refusing import refusing
 from twostage_jax.ct.rois import Key, Load
 from twostage_jax.errors import UserError
 

@@ -8,7 +8,8 @@ import numpy as np
 import pydicom
 
 from twostage_jax.ct import geometry, pixels
-from twostage_jax.ct.dicom import Header, refusing
+from twostage_jax.ct.dicom import Header
+from twostage_jax.ct.refusing import refusing
 from twostage_jax.ct.rois import Key, Load, clean_label, fill_contour, merge
 from twostage_jax.errors import UserError
 

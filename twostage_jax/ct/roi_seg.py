@@ -8,8 +8,9 @@ import pydicom
 from pydicom.pixels import pixel_array
 
 from twostage_jax.ct import geometry, pixels
-from twostage_jax.ct.dicom import Header, refusing
+from twostage_jax.ct.dicom import Header
 from twostage_jax.ct.frames import MAX_FRAMES
+from twostage_jax.ct.refusing import refusing
 from twostage_jax.ct.rois import Key, Load, clean_label, merge
 from twostage_jax.errors import UserError
 

@@ -1,7 +1,6 @@
 """Label masks of a series as a DICOM segmentation that refers to its images."""
 
 import hashlib
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from twostage_jax.ct.dicom import Header
 from twostage_jax.ct.palette import NOTICE, colour, is_normal, printable
+from twostage_jax.ct.refusing import quiet
+from twostage_jax.ct.series import sort_series
 from twostage_jax.errors import UserError
 from twostage_jax.versions import versions
 
@@ -28,6 +29,12 @@ MAY_BE_EMPTY = (
     "StudyTime",
     "ReferringPhysicianName",
 )
+# Types of value that readers refuse, or that a segmentation cannot be made with, when
+# they are not in order. Texts and UIDs name the patient and the images: they are kept.
+STRICT = ("AS", "CS", "DA", "TM")
+NUMBERS = ("DS", "IS")
+SEXES = ("M", "F", "O")
+PATIENT_GROUP = 0x0010
 NEEDED_OF_FRAMES = ("StudyInstanceUID", "FrameOfReferenceUID")
 NEEDED = (
     *NEEDED_OF_FRAMES,
@@ -58,8 +65,9 @@ def write_segmentation(
 ) -> None:
     """Writes a binary segmentation, one segment a class, over its source images.
 
-    It carries the patient's and the study's identity, as DICOM must. Segment k is
-    class k, counted from 1; frames without a pixel of a class are left out.
+    It carries the patient's and the study's identity, as DICOM must, but for dates,
+    times, codes and numbers that are none. Segment k is class k, counted from 1; frames
+    without a pixel of a class are left out.
 
     Args:
       path: Of the new file.
@@ -77,15 +85,22 @@ def write_segmentation(
     """
     if not labels.any():
         raise UserError("no pixel has a class: there is nothing to write.")
-    images = [_source(file) for file in dict.fromkeys(h.path for h in sources)]
-    if len(images) < len(sources):
-        labels = _in_order_of_frames(images, sources, labels)
-    # Warnings about odd identities of the source would repeat them in a log.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _segmentation(images, labels, class_names, model, model_hash, settings).save_as(
-            path
-        )
+    try:
+        with quiet():
+            images = _sources(sources)
+            if len(images) < len(sources):
+                labels = _in_order_of_frames(images, sources, labels)
+            made = (labels, class_names, model, model_hash, settings)
+            _segmentation(images, *made).save_as(path)
+    except (UserError, ImportError, OSError):
+        raise
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        # Its message, and its traceback, may hold what identifies the patient.
+        raise UserError(
+            f"{sources[0].path}: a header of its series cannot be carried over "
+            f"({type(error).__name__}): check it with a DICOM validator."
+        ) from None
 
 
 def _segmentation(
@@ -179,16 +194,65 @@ def _in_order_of_frames(
     return ordered
 
 
+def _sources(sources: Sequence[Header]) -> list[pydicom.Dataset]:
+    """Returns what the files say of themselves, with what a segmentation must copy."""
+    first = sources[0]
+    thickness = first.thickness or sort_series(sources).step
+    if thickness is None:
+        raise UserError(
+            f"{first.path}: SliceThickness is missing, and one slice has no distance "
+            "to a next one: its segmentation would have no volume."
+        )
+    images = [_source(file) for file in dict.fromkeys(h.path for h in sources)]
+    for image in images:
+        _set_thickness(image, thickness)
+    return images
+
+
 def _source(path: Path) -> pydicom.Dataset:
     image = pydicom.dcmread(path, stop_before_pixels=True)
     needed = NEEDED_OF_FRAMES if "NumberOfFrames" in image else NEEDED
     missing = [keyword for keyword in needed if not image.get(keyword)]
     if missing:
         raise UserError(f"{path}: {', '.join(missing)} missing: nothing to refer to.")
+    for tag in list(image.keys()):
+        known = pydicom.datadict.keyword_for_tag(tag) in MAY_BE_EMPTY
+        if (known or tag.group == PATIENT_GROUP) and not _is_valid(image, tag):
+            del image[tag]
     for keyword in MAY_BE_EMPTY:
         if keyword not in image:
             setattr(image, keyword, "")
     return image
+
+
+def _is_valid(image: pydicom.Dataset, tag: pydicom.tag.BaseTag) -> bool:
+    """Whether a value is what its type (VR) demands, where that matters."""
+    name = pydicom.datadict.keyword_for_tag(tag)
+    kind = pydicom.datadict.dictionary_VR(tag) if name else ""
+    if kind not in STRICT + NUMBERS:
+        return True
+    try:
+        value = image[tag].value
+        if value and kind in NUMBERS:
+            np.asarray(value, float)
+        elif value:
+            pydicom.valuerep.validate_value(kind, value, pydicom.config.RAISE)
+        if value and kind in ("DA", "TM"):
+            getattr(pydicom.valuerep, kind)(value)  # no month has 99 days
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return name != "PatientSex" or not value or value in SEXES
+
+
+def _set_thickness(image: pydicom.Dataset, thickness: float) -> None:
+    measures = image
+    if "NumberOfFrames" in image:
+        shared = image.SharedFunctionalGroupsSequence[0]
+        measures = shared.PixelMeasuresSequence[0]
+    measures.SliceThickness = pydicom.valuerep.DS(thickness, auto_format=True)
+    # Often wrong, and not to be trusted beside the positions: it is found from them.
+    if "SpacingBetweenSlices" in measures:
+        del measures.SpacingBetweenSlices
 
 
 def _text(text: str, longest: int = 1024) -> str:

@@ -15,7 +15,8 @@ from twostage_jax.ct import (
     roi_table,
     rois,
 )
-from twostage_jax.ct.dicom import Header, refusing
+from twostage_jax.ct.dicom import Header
+from twostage_jax.ct.refusing import refusing
 from twostage_jax.ct.series import Skipped, files_below, is_dicom
 from twostage_jax.errors import UserError
 
