@@ -59,7 +59,7 @@ def _add(dataset, keyword, value):
     vr = pydicom.datadict.dictionary_VR(tag)
     if keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
         dataset.add_new(tag, "SS" if value < 0 else "US", value)
-    elif vr == "DS" and isinstance(value, str):
+    elif vr == "DS" and any(isinstance(v, str) for v in np.ravel(value)):
         dataset.add(pydicom.DataElement(tag, vr, value, already_converted=True))
     else:
         setattr(dataset, keyword, value)

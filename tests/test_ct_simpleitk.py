@@ -1,5 +1,7 @@
 """HU and geometry against those of an independent reader, SimpleITK (GDCM)."""
 
+import struct
+
 import numpy as np
 import pydicom
 import pytest
@@ -10,6 +12,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLossless,
     JPEGLSLossless,
     RLELossless,
 )
@@ -97,7 +100,7 @@ def test_hu_of_lossless_jpeg(tmp_path, cell):
         "0008|0060": "CT",
         "0008|0016": pydicom.uid.CTImageStorage,
         "0028|1052": "-1000",
-        "0028|1053": "1",
+        "0028|1053": "8" if cell == "uint8" else "1",
         "0028|1054": "HU",
         "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL",
     }.items():
@@ -111,6 +114,68 @@ def test_hu_of_lossless_jpeg(tmp_path, cell):
     assert dataset.file_meta.TransferSyntaxUID == pydicom.uid.JPEGLosslessSV1
     hu = read_slice(tmp_path / "slice.dcm")[1]
     np.testing.assert_array_equal(hu, of_simpleitk(tmp_path / "slice.dcm")[0])
+
+
+def lossless_jpeg(image, predictor):
+    """Returns `[H, W]` uint16 as a lossless JPEG stream (ITU-T T.81, H.1).
+
+    Args:
+      image: Values.
+      predictor: 1 to 7: what a pixel is predicted from.
+    """
+    rows, columns = image.shape
+    values = image.astype(int)
+    bits = ""
+    for (r, c), value in np.ndenumerate(values):
+        left, above = values[r, c - 1], values[r - 1, c]
+        corner = values[r - 1, c - 1]
+        by = {
+            1: left,
+            2: above,
+            3: corner,
+            4: left + above - corner,
+            5: left + ((above - corner) >> 1),
+            6: above + ((left - corner) >> 1),
+            7: (left + above) >> 1,
+        }[predictor]
+        if r == 0:
+            by = left if c else 2**15
+        elif c == 0:
+            by = above
+        difference = (value - by + 2**15) % 2**16 - 2**15
+        size = int(abs(difference)).bit_length()
+        # Every size has a code of 5 bits: itself.
+        bits += f"{size:05b}"
+        if 0 < size < 16:
+            low = difference if difference > 0 else difference + 2**size - 1
+            bits += f"{low:0{size}b}"
+    bits += "1" * (-len(bits) % 8)
+    body = bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
+    counts = bytes([0, 0, 0, 0, 17] + [0] * 11)
+    parts = [
+        (0xC3, struct.pack(">BHHB", 16, rows, columns, 1) + b"\1\x11\0"),
+        (0xC4, b"\0" + counts + bytes(range(17))),
+        (0xDA, bytes([1, 1, 0, predictor, 0, 0])),
+    ]
+    stream = b"\xff\xd8"
+    for marker, data in parts:
+        stream += bytes([0xFF, marker]) + struct.pack(">H", 2 + len(data)) + data
+    return stream + body.replace(b"\xff", b"\xff\0") + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("predictor", range(1, 8))
+def test_hu_of_lossless_jpeg_of_every_predictor(tmp_path, predictor):
+    stored = np.random.default_rng(0).integers(0, 4096, (12, 10)).astype(np.uint16)
+    path = write_ct(tmp_path / "a", stored)
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = JPEGLossless
+    stream = lossless_jpeg(stored, predictor)
+    dataset.PixelData = pydicom.encaps.encapsulate([stream])
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(path)
+    hu = read_slice(path)[1]
+    np.testing.assert_array_equal(hu, of_simpleitk(path)[0])
+    np.testing.assert_array_equal(hu, stored.astype(int) - 1024)
 
 
 def volume_of_simpleitk(folder):

@@ -6,7 +6,6 @@ cannot be trusted is refused with its path and the reason; nothing is guessed.
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import pydicom
 from scipy import ndimage
 
-from twostage_jax.ct import frames, pixels, rescale
+from twostage_jax.ct import frames, pixels, plausible, rescale
 from twostage_jax.ct.refusing import refusing
 from twostage_jax.errors import UserError
 
@@ -192,12 +191,11 @@ def _header(
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
         if not dataset.get(keyword):
             raise UserError(f"{path}: {keyword} is missing.")
-    spacing = _numbers(dataset, "PixelSpacing", 2, path)
-    if spacing and min(spacing) <= 0:
-        raise UserError(f"{path}: PixelSpacing is {spacing}: it must be positive.")
     patient = str(dataset.get("PatientID") or "").strip()
     number = dataset.get("InstanceNumber")
-    thickness = _numbers(dataset, "SliceThickness", 1, path)
+    thickness = plausible.lengths(
+        dataset, "SliceThickness", 1, plausible.THICKNESS_MM, path
+    )
     kernel = dataset.get("ConvolutionKernel") or ""
     kernel = kernel if isinstance(kernel, str) else "/".join(map(str, kernel))
     return Header(
@@ -206,14 +204,18 @@ def _header(
         series_uid=str(dataset.SeriesInstanceUID),
         patient=patient_hash(patient, salt) if patient else "",
         shape=shape,
-        spacing=spacing,
-        position=_numbers(dataset, "ImagePositionPatient", 3, path),
-        orientation=_numbers(dataset, "ImageOrientationPatient", 6, path),
+        spacing=plausible.lengths(
+            dataset, "PixelSpacing", 2, plausible.SPACING_MM, path
+        ),
+        position=plausible.lengths(
+            dataset, "ImagePositionPatient", 3, plausible.POSITION_MM, path
+        ),
+        orientation=plausible.orientation(dataset, path),
         number=None if number is None else int(number),
         inverted=dataset.PhotometricInterpretation == "MONOCHROME1",
         frame=frame,
         kernel=kernel,
-        thickness=thickness[0] if thickness and thickness[0] > 0 else None,
+        thickness=(thickness[0] or None) if thickness else None,
         reference=str(dataset.get("FrameOfReferenceUID") or ""),
         lossy=dataset.get("LossyImageCompression") == "01",
     )
@@ -239,18 +241,6 @@ def _check_is_slice(dataset: pydicom.Dataset, path: Path) -> None:
     for kind in ("LOCALIZER", "SCREEN SAVE"):
         if kind in image_type:
             raise NotCTError(f"{path}: {kind.lower()}, not a CT slice.")
-
-
-def _numbers(
-    dataset: pydicom.Dataset, keyword: str, count: int, path: Path
-) -> tuple[float, ...] | None:
-    raw = dataset.get(keyword)
-    if raw is None or raw == "":
-        return None
-    values = tuple(float(v) for v in np.atleast_1d(raw))
-    if len(values) != count or not all(math.isfinite(v) for v in values):
-        raise UserError(f"{path}: {keyword} is {values}: {count} numbers are needed.")
-    return values
 
 
 def _tagged_padding(

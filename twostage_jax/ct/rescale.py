@@ -12,13 +12,18 @@ from twostage_jax.errors import UserError
 Transform = Callable[[np.ndarray], np.ndarray]
 # Air is in every CT image: a table that starts above this is none of HU.
 AIR_BELOW_HU = -900
+# Air and water lie this far apart: stored values that span less hold no CT.
+LEAST_SPAN_HU = 1000
+# 8 bits for the 4096 HU of a CT need a slope of 16.
+STEEPEST_SLOPE = 100
 
 
 def transform(dataset: pydicom.Dataset, path: Path) -> Transform:
     """Returns the function from stored values to HU, float64 (DICOM PS3.3 C.11.1).
 
     Raises:
-      UserError: There is neither a rescale nor a table, or both, or it gives no HU.
+      UserError: There is neither a rescale nor a table, or both, or it gives no HU, or
+        its slope is absurd.
     """
     rescaled = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
     if dataset.get("ModalityLUTSequence"):
@@ -33,6 +38,13 @@ def transform(dataset: pydicom.Dataset, path: Path) -> Transform:
     slope, intercept = map(float, rescaled)
     if not (math.isfinite(slope) and math.isfinite(intercept) and slope > 0):
         raise UserError(f"{path}: rescale slope {slope}, intercept {intercept}.")
+    span = slope * 2**dataset.BitsStored
+    if span < LEAST_SPAN_HU or slope > STEEPEST_SLOPE:
+        raise UserError(
+            f"{path}: RescaleSlope is {slope:g}: {dataset.BitsStored} bits span "
+            f"{span:g} HU, where at least {LEAST_SPAN_HU}, by a slope of at most "
+            f"{STEEPEST_SLOPE}, are believed: export the file again, or leave it out."
+        )
     _check_unit(dataset.get("RescaleType"), path)
     return lambda stored: stored * slope + intercept
 
