@@ -38,7 +38,10 @@ def refusing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps pydicom and highdicom from warning and logging, which repeat values."""
+    """Keeps pydicom and highdicom from warning and logging, which repeat values.
+
+    For one thread at a time, as `warnings.catch_warnings` is.
+    """
     loggers = [logging.getLogger(name) for name in _SPOKEN]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
