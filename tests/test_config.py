@@ -118,9 +118,11 @@ def test_integer_passes_for_a_float(raw):
         ("study.grid", (("optim.momentum", (0.9,)),) * 2, "names a setting twice"),
         (
             "study.grid",
-            (("train.steps", (100, 400)), ("optim.warmup_steps", (5, 150))),
-            "below train.steps (100)",
+            (("optim.warmup_steps", (5, 400)),),
+            "below train.steps (400)",
         ),
+        ("study.grid", (("train.steps", (100, 400)),), "'train.steps' is not to be"),
+        ("study.grid", (("train.batch_size", (32,)),), "'train.batch_size' is not"),
     ],
 )
 def test_bad_setting_is_named(raw, path, value, words):

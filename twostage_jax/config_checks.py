@@ -7,6 +7,9 @@ from twostage_jax.errors import UserError
 from twostage_jax.settings import Config, StageConfig, StudyConfig
 from twostage_jax.transfer import TransferError, check_rules
 
+# How long the target trains, which must be the same for every arm.
+LENGTH = ("train.steps", "train.batch_size")
+
 
 def check_values(config: Config, tried: Sequence[StageConfig]) -> None:
     """Raises a UserError that names the first setting with an impossible value.
@@ -105,6 +108,12 @@ def _check_grid(study: StudyConfig) -> None:
     if len(set(names)) != len(names):
         raise UserError("config.study.grid names a setting twice.")
     for setting, values in study.grid:
+        if setting in LENGTH:
+            raise UserError(
+                f"config.study.grid: '{setting}' is not to be tuned: each arm would keep "
+                "a value of its own, and a longer training on the target would pass for "
+                "a better arm. Set config.stages.target.train, the same for all."
+            )
         if not values or len(set(map(repr, values))) != len(values):
             raise UserError(f"config.study.grid: '{setting}' needs values, all unlike.")
 

@@ -177,7 +177,8 @@ class StudyConfig:
       split_seed: Seed of the splits into train, validation and test.
       grid: (setting, values) pairs, such as ('optim.learning_rate', (0.001, 0.003)):
         every row trains the target with each combination and keeps the best on its
-        validation groups. Empty = the stage's own settings.
+        validation groups. Not its steps and batch size, which are equal across arms.
+        Empty = the stage's own settings.
       side_by_side: Stage runs trained at once; 0 = one on each device, 1 = one after
         the other, each spread over all devices.
     """
