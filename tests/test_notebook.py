@@ -1,5 +1,6 @@
 """The notebook, executed from its first cell to its last."""
 
+import configparser
 import importlib.metadata
 import re
 import runpy
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import nbclient
 import nbformat
 import pytest
@@ -57,6 +59,19 @@ def test_install_pins_the_jax_that_is_there(notebook, tmp_path, monkeypatch):
     pins = constraints.read_text().split()
     assert pins == [f"{name}=={number}" for name, number in known.items()]
     assert Path.cwd() == REPOSITORY
+
+
+def test_jax_older_than_the_package_needs_is_refused(notebook, monkeypatch):
+    setup = configparser.ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    needs = setup["options"]["install_requires"]
+    (needed,) = re.findall(r"^jax>=([\d.]+)$", needs, flags=re.M)
+    older = [int(part) for part in needed.split(".")]
+    older[-1] -= 1
+    monkeypatch.setattr(jax, "__version_info__", tuple(older))
+    monkeypatch.setattr(jax, "__version__", ".".join(map(str, older)))
+    with pytest.raises(RuntimeError, match=f"too old: install {needed} or newer"):
+        exec(compile(cell(notebook, "devices").source, "devices", "exec"), {})
 
 
 def test_notebook_never_names_tensorflow(notebook):

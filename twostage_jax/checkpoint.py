@@ -47,7 +47,7 @@ class StateStore:
         """
         if self._manager is None:
             return
-        leaves = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
+        leaves = _named(jax.tree.leaves(tree))
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -92,7 +92,7 @@ class StateStore:
             self._manager.close()
 
     def _read(self, step: int, leaves: list[Any]) -> tuple[list[np.ndarray], dict]:
-        names = {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+        names = _named(leaves)
         saved = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -147,6 +147,11 @@ def load_variables(folder: Path) -> PyTree:
             f"({_first_line(error)}). Delete the stage's folder and run again."
         ) from error
     return {"params": loaded["params"], "batch_stats": loaded.get("batch_stats", {})}
+
+
+def _named(leaves: list[Any]) -> dict[str, np.ndarray]:
+    """Returns leaves by their place; as arrays, for older Orbax takes no scalars."""
+    return {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
 
 
 def _alone(name: str, process: int = 0) -> ocp.options.MultiprocessingOptions:

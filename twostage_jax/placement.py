@@ -155,4 +155,4 @@ def replicate(tree: PyTree, devices: int) -> PyTree:
 
 def _over(devices: int) -> jax.sharding.NamedSharding:
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:devices]), ("device",))
-    return jax.sharding.NamedSharding(mesh, jax.P("device"))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("device"))
