@@ -12,7 +12,6 @@
 #
 #     python -m twostage_jax.main --config=configs/two_stage.py:study --workdir=runs/study
 set -euo pipefail
-# Each task is a run of its own, not a process of one large run.
-export SLURM_NTASKS=1
+# Without srun: each task is a run of its own, not a process of one large run.
 exec python -m twostage_jax.main --config="$1" --workdir="$2" \
     --config.study.seeds="(${SLURM_ARRAY_TASK_ID},)"
