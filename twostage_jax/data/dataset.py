@@ -52,7 +52,7 @@ class Recipe:
 
     Attributes:
       name: A short name, of letters, digits and underscores.
-      kind: What the images show; it decides which augmentations make sense.
+      kind: What the images show; kept with the prepared set, and changes nothing else.
       class_names: One a class, in label order.
       key: Digest of everything the examples depend on: settings, code version, and
         the names, sizes and modification times of the files read. A changed key

@@ -82,7 +82,7 @@ def recipe(
       group_csv: A CSV file with the columns path ('class/name.png') and group, instead.
         Without either, the crops of an image are a group, and whole images have none.
       name: What to call the data set.
-      kind: 'natural', 'texture' or 'ct': decides which augmentations make sense.
+      kind: 'natural', 'texture' or 'ct': what the images show; changes no image.
 
     Raises:
       UserError: A setting or the folder is not as described here. Images are looked at

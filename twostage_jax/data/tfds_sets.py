@@ -44,7 +44,7 @@ def recipe(
       channels: 1 (grey) or 3 (RGB).
       tfds_dir: Where TFDS keeps its data; if empty, the environment variable
         TFDS_DATA_DIR or ~/tensorflow_datasets.
-      kind: 'natural', 'texture' or 'ct': decides which augmentations make sense.
+      kind: 'natural', 'texture' or 'ct': what the images show; changes no image.
 
     Raises:
       UserError: The set is not there, or in another file format, or has no images
