@@ -41,7 +41,7 @@ def lineage(
     constants: training.Constants,
     fitted: Fitted,
     probabilities: np.ndarray,
-    seconds: float,
+    seconds: float | None,
 ) -> dict[str, Any]:
     """Returns what a stage run came from and what it reached, as JSON values.
 
@@ -49,7 +49,7 @@ def lineage(
       config, dataset, run, splits, constants: What it was made of.
       fitted: What training gave.
       probabilities: `[N, K]` of the test examples.
-      seconds: Its share of the time taken.
+      seconds: Its share of the time taken; None if it was cut off and resumed.
     """
     parts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
     groups = dataset.groups
@@ -78,6 +78,6 @@ def lineage(
         "history": fitted.history,
         "validation": fitted.selected,
         "scores": metrics.scores(dataset.labels[splits.test], probabilities),
-        "seconds": round(seconds, 2),
+        "seconds": None if seconds is None else round(seconds, 2),
         "versions": versions(),
     }

@@ -145,6 +145,7 @@ def run_stages(
 
     stores = [checkpoint.StateStore(materials.folder(run) / "states") for run in runs]
     try:
+        resumed = any(store.steps() for store in stores)
         task = fit.Task(
             settings=stage.train,
             programs=programs,
@@ -174,7 +175,8 @@ def run_stages(
             store.close()
     best = placement.put([one.variables for one in fitted])
     tested = predict(best, [one.splits.test for one in ready])
-    seconds = (time.monotonic() - began) / len(runs)
+    # How long it had trained before it was cut off is not known.
+    seconds = None if resumed else (time.monotonic() - began) / len(runs)
     if runtime.is_main():
         for one, result, probabilities in zip(ready, fitted, tested, strict=True):
             _export(materials, one, result, probabilities, seconds)
@@ -272,7 +274,7 @@ def _export(
     one: Prepared,
     fitted: fit.Fitted,
     probabilities: np.ndarray,
-    seconds: float,
+    seconds: float | None,
 ) -> None:
     if is_done(materials, one.run):
         return  # A run cut off between the exports of neighbours.

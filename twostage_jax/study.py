@@ -182,9 +182,9 @@ def _seconds_left(
     took: dict[str, list[float]] = {}
     for run in runs:
         if is_done(materials, run):
-            took.setdefault(run.stage, []).append(
-                read_lineage(materials, run)["seconds"]
-            )
+            seconds = read_lineage(materials, run)["seconds"]
+            if seconds is not None:
+                took.setdefault(run.stage, []).append(seconds)
     if any(group[0].stage not in took for group in groups):
         return None
     return sum(len(g) * statistics.median(took[g[0].stage]) for g in groups)
