@@ -62,6 +62,23 @@ def test_a_patient_shows_normal_lung_and_the_diseases_it_has(patient):
     assert shown == {"normal", *DISEASES[patient]}
 
 
+def test_patients_vary_in_density_noise_sharpness_and_spacing():
+    patients = [phantom_slices(i, slices=1, matrix=SMALL) for i in range(24)]
+    scanners = [p.scanner for p in patients]
+    assert {s.kernel for s in scanners} == {row[1] for row in KERNELS}
+    density = [np.median(hu_of([p], "normal")) for p in patients]
+    assert np.ptp(density) > 40 and np.std(density) > 10
+    # In the air beside the patient; what is darker than -1024 HU is cut off there.
+    corners = [p.hu[:, :12, :12] for p in patients]
+    noise = [np.percentile(air, 84) - np.median(air) for air in corners]
+    assert max(noise) > 2 * min(noise)
+    assert np.corrcoef(noise, [s.noise for s in scanners])[0, 1] > 0.9
+    blur, edge = ([getattr(s, name) for s in scanners] for name in ("blur", "edge"))
+    assert max(blur) > 1.3 * min(blur) and min(edge) == 0 and max(edge) > 0.5
+    spacing = [p.spacing for p in patients]
+    assert len(set(spacing)) == 24 and max(spacing) > 1.2 * min(spacing)
+
+
 def test_labels_lie_inside_the_lungs(four):
     for phantom in four:
         assert phantom.hu.dtype == np.int16 and phantom.labels.dtype == np.uint8

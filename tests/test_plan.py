@@ -361,6 +361,21 @@ def test_each_seed_tests_every_patient_once_in_folds_of_its_own():
     assert len({frozenset(folds[seed, k] for k in range(3)) for seed in range(3)}) > 1
 
 
+@pytest.mark.parametrize("draw", ["group", "patch"])
+def test_every_arm_has_the_same_examples_at_every_fraction(draw):
+    fractions = {"study.fractions": (1.0, 0.5, 0.25), "study.draw": draw}
+    config, made = parsed(**fractions), datasets()
+    trained = {}
+    for row in plan.rows(config, made):
+        split = split_of(config, made["target"], row.candidates[0])
+        trained.setdefault(row.fraction, {})[row.arm] = split.train.tolist()
+    for of_arms in trained.values():
+        assert set(of_arms) == {"scratch", "natural", "texture", "two_stage"}
+        assert all(of_arms["scratch"] == one for one in of_arms.values())
+    whole, half, quarter = (set(trained[f]["scratch"]) for f in (1.0, 0.5, 0.25))
+    assert quarter < half < whole
+
+
 def test_one_split_is_the_same_for_every_seed():
     config, made = parsed(**{"study.seeds": (0, 1, 2)}), datasets()
     runs = [run for run in runs_of(config) if run.stage == "target"]

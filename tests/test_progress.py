@@ -1,7 +1,13 @@
 """What a run shows while it works: event files that TensorBoard reads."""
 
+import contextlib
 import errno
+import os
+import re
 import struct
+import sys
+import termios
+import time
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -49,6 +55,29 @@ def test_each_run_has_its_own_scalars(tmp_path):
         (10, "validation/balanced_accuracy", 1.0),
     ]
     assert found[1] == [(5, "train/loss", 1.5)]
+
+
+def test_bar_on_a_terminal_shows_how_far_a_stage_is(tmp_path, monkeypatch):
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 200))
+    reporter = progress.Progress(total=7, done=2, stop=lambda: False)
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with reporter.stages(["natural > target"], 1000, [tmp_path]) as watch:
+            watch.step(0, 10, {"loss": 2.5, "validation_balanced_accuracy": 0.625})
+            time.sleep(0.2)  # The bar is drawn ten times a second at most.
+            watch.step(0, 20, {"loss": 1.25})
+        shown = ""
+        os.set_blocking(ours, False)
+        with contextlib.suppress(BlockingIOError):  # All that there is.
+            while True:
+                shown += os.read(ours, 4096).decode()
+    os.close(ours)
+    last = [line for line in shown.split("\r") if "20/1000" in line][-1]
+    assert last.startswith("[3/7] natural > target:") and "2%" in last
+    assert "loss=1.250" in last and "validation=0.625" in last
+    (minutes, seconds) = re.search(r"<(\d\d):(\d\d), ", last).groups()
+    assert 0 < 60 * int(minutes) + int(seconds) < 600
 
 
 def test_full_disk_is_an_error_and_not_a_wait_for_ever(tmp_path, monkeypatch):
