@@ -136,3 +136,20 @@ def test_a_task_of_the_slurm_array_runs_one_seed(tmp_path, monkeypatch):
     assert parsed.workdir == "runs/a b"
     config = parse(parsed.config)
     assert config.name == "two_stage_study" and config.study.seeds == (3,)
+
+
+WORKDIR = """
+from twostage_jax import cli, main, study
+
+study.run = lambda config, workdir, data_dir: print(workdir)
+cli.set_up_jax = cli.use_cores = lambda: None
+cli.run(main.main)
+"""
+
+
+def test_workdir_is_named_by_the_config_if_none_is_given():
+    told = subprocess.run(
+        [sys.executable, "-c", WORKDIR, "--config=configs/two_stage.py:smoke"],
+        cwd=REPOSITORY, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.stdout == f"{os.path.join('runs', 'two_stage_smoke')}\n"
