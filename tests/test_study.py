@@ -304,7 +304,7 @@ def test_best_place_of_the_grid_is_chosen_on_validation(tiny_study, tmp_path):
         assert scores[1] == max(e["validation_balanced_accuracy"] for e in history)
 
 
-def test_lineage_says_what_a_run_came_from(tiny_study, tmp_path):
+def test_lineage_says_what_a_run_came_from(tiny_study, tmp_path, capsys):
     [row] = tiny_study(tmp_path, **{"study.arms": ("texture",), "study.seeds": (3,)})[
         "rows"
     ]
@@ -313,6 +313,9 @@ def test_lineage_says_what_a_run_came_from(tiny_study, tmp_path):
         for name in row["stage_runs"]
     )
     assert first["parent"] is None and last["parent"] == first["hash"]
+    assert first["seconds"] > 0 and last["seconds"] > 0
+    handed_over = "texture > target (seed 3): copied 8 (96 values), re-initialised 2"
+    assert handed_over in capsys.readouterr().out
     assert last["chain"] == row["stage_runs"]
     assert (last["stage"], last["seed"], last["fraction"], last["fold"]) == (
         "target", 3, 1.0, 0,
