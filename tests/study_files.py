@@ -4,8 +4,10 @@ import hashlib
 import json
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from twostage_jax import metrics
+from twostage_jax.report import figures
 
 ARMS = {
     "scratch": ["target"],
@@ -72,7 +74,7 @@ def write_study(
       patients: Test patients over all folds, or None for a set without groups.
       patches: Of each patient.
       anew: Whether each seed has folds of its own.
-      rich: Whether stages, examples and mistakes are written too.
+      rich: Whether stages, examples, mistakes and an explanation are written too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arms = {name: chain for name, chain in arms.items() if name in chances}
@@ -89,8 +91,25 @@ def write_study(
     if rich:
         _stages(folder, rows, arms, classes)
         _images(folder, rows, classes)
+        write_explanation(folder / "explain")
     write_results(folder, settings, rows)
     return folder
+
+
+def write_explanation(folder):
+    """Writes what `explain` would: hostile words, and two figures of one letter."""
+    folder.mkdir()
+    names = ("first_layer", "saliency")
+    for name in names:
+        figure = Figure(figsize=(1, 1))
+        figure.text(0.5, 0.5, "a")
+        figures.save(figure, folder / "figures" / name)
+    explained = {
+        "words": [f"Edges, then texture: {HOSTILE[0]}."],
+        "figures": {name: f"figures/{name}" for name in names},
+        "left_out": [f"Arm {HOSTILE[1]}"],
+    }
+    (folder / "explain.json").write_text(json.dumps(explained))
 
 
 def write_results(folder, settings, rows, **more):

@@ -280,12 +280,25 @@ def test_what_explain_found_is_shown(tmp_path):
     run = write_study(tmp_path / "a", CHANCES, seeds=(0,), **SMALL)
     folder = run / "explain"
     (folder / "figures").mkdir(parents=True)
-    (folder / "figures" / "first_layer.png").write_bytes(b"\x89PNG\r\n\x1a\nrest")
-    (folder / "figures" / "fake.png").write_text("<svg onload=alert(1)>")
-    shutil.copy(folder / "figures" / "first_layer.png", run / "outside.png")
+    png, pdf = b"\x89PNG\r\n\x1a\nrest", b"%PDF-1.4 rest"
+    for name, files in {
+        "explain/figures/first_layer": {".png": png, ".pdf": pdf},
+        "explain/figures/fake": {".png": b"<svg onload=alert(1)>", ".pdf": pdf},
+        "explain/figures/fake_pdf": {".png": png, ".pdf": b"<script>"},
+        "explain/figures/without_pdf": {".png": png},
+        "outside": {".png": png, ".pdf": pdf},
+    }.items():
+        for suffix, data in files.items():
+            (run / f"{name}{suffix}").write_bytes(data)
+    for suffix in (".png", ".pdf"):
+        link = folder / "figures" / f"linked{suffix}"
+        link.symlink_to(run / f"outside{suffix}")
     figures = {
         "first_layer": "figures/first_layer",
         "fake": "figures/fake",
+        "fake_pdf": "figures/fake_pdf",
+        "without_pdf": "figures/without_pdf",
+        "linked": "figures/linked",
         "outside": "../outside",
         "absent": "figures/absent",
     }
@@ -294,7 +307,9 @@ def test_what_explain_found_is_shown(tmp_path):
     found = gather(load.load([run]))
     assert found.explanation.words == ["Edges, then texture."]
     assert list(found.explanation.figures) == ["first_layer"]
-    assert sum("is no PNG file of" in note for note in found.notes) == 3
+    (saved,) = found.explanation.figures.values()
+    assert (saved.png, saved.pdf) == (png, pdf)
+    assert sum("is not a PNG and a PDF file of" in note for note in found.notes) == 6
 
 
 def test_settings_that_are_nested_are_named_by_their_path():

@@ -59,6 +59,7 @@ def test_every_figure_is_there_as_png_and_pdf_with_text(study_report):
         "size_curve", "confusion_matrices", "calibration", "learning_curves",
         *(f"examples_{stage}" for stage in ("natural", "texture", "target")),
         *(f"mistakes_{arm}" for arm in ARMS),
+        "explain_first_layer", "explain_saliency",
     }  # fmt: skip
     for path in (study_report / "figures").glob("*.pdf"):
         content = path.read_bytes()
@@ -122,6 +123,26 @@ def test_labels_stay_text(study_report, page):
     markdown = (study_report / "report.md").read_text()
     assert "\\<img src=x" in markdown and r"=HYPERLINK(a)\|b" in markdown
     assert not re.search(r"(?<!\\)<img", markdown)
+
+
+def test_what_explain_found_is_on_the_page_and_in_the_markdown(
+    study_run, study_report, page
+):
+    markdown = (study_report / "report.md").read_text()
+    assert f"Edges, then texture: {HOSTILE[0]}." in "".join(page.text)
+    assert f"Left out: Arm {HOSTILE[1]}" in "".join(page.text)
+    assert "Edges, then texture: \\<img src=x onerror" in markdown
+    assert r"Left out: Arm =HYPERLINK(a)\|b" in markdown
+    for name in ("first_layer", "saliency"):
+        link = f"figures/explain_{name}.png"
+        assert f"[{link}]({link})" in markdown
+        assert f"Figure: {name.replace('_', ' ')}" in {
+            i["alt"] for i in page.all("img")
+        }
+        for suffix in (".png", ".pdf"):
+            written = study_report / "figures" / f"explain_{name}{suffix}"
+            made = study_run / "explain" / "figures" / f"{name}{suffix}"
+            assert written.read_bytes() == made.read_bytes()
 
 
 def test_the_page_can_be_read_without_eyes(page):

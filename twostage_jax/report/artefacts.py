@@ -18,7 +18,7 @@ from twostage_jax.report.load import read_arrays, read_json
 
 # What `stage.StageRun.folder_name` can be; nothing that leads out of the folder.
 STAGE_FOLDER = re.compile(r"[\w-][\w. -]*-[0-9a-f]{12}")
-PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_START, PDF_START = b"\x89PNG\r\n\x1a\n", b"%PDF-"
 LINEAGE = ("stage", "chain", "seed", "fraction", "fold", "settings", "data", "history",
            "scores", "versions")  # fmt: skip
 TRANSFER = ("path", "action", "rule", "source_shape", "target_shape", "source_norm",
@@ -68,11 +68,19 @@ class Mistakes:
 
 
 @dataclasses.dataclass(frozen=True)
+class SavedFigure:
+    """A figure that `explain` drew, as the bytes of its two files."""
+
+    png: bytes
+    pdf: bytes
+
+
+@dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What `explain` found: paragraphs, PNG files by name, what it left out."""
+    """What `explain` found: paragraphs, figures by name, what it left out."""
 
     words: Sequence[str]
-    figures: Mapping[str, bytes]
+    figures: Mapping[str, SavedFigure]
     left_out: Sequence[str]
 
 
@@ -251,15 +259,25 @@ def _explanation(study: Study, notes: list[str]) -> Explanation | None:
 
 def _figures(
     folder: Path, named: Mapping[str, str], notes: list[str]
-) -> dict[str, bytes]:
-    """Returns PNG files by name; what is none, or lies elsewhere, is named."""
+) -> dict[str, SavedFigure]:
+    """Returns figures by name; one that lacks a file, or lies elsewhere, is named."""
     found = {}
     for name, place in named.items():
-        path = folder / f"{place}.png"
-        inside = path.resolve().is_relative_to(folder.resolve())
-        png = path.read_bytes() if inside and path.is_file() else b""
-        if png.startswith(PNG_START):
-            found[str(name)] = png
+        png = _inside(folder, f"{place}.png", PNG_START)
+        pdf = _inside(folder, f"{place}.pdf", PDF_START)
+        if png and pdf:
+            found[str(name)] = SavedFigure(png, pdf)
         else:
-            notes.append(f"Figure {name} of explain.json is no PNG file of {folder}.")
+            notes.append(
+                f"Figure {name} of explain.json is not a PNG and a PDF file of {folder}."
+            )
     return found
+
+
+def _inside(folder: Path, place: str, start: bytes) -> bytes:
+    """Returns a file of the folder that begins as asked; b'' if there is none."""
+    path = folder / place
+    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        return b""
+    data = path.read_bytes()
+    return data if data.startswith(start) else b""

@@ -14,7 +14,7 @@ from twostage_jax.report.artefacts import Artefacts
 from twostage_jax.report.figures import file_name
 from twostage_jax.report.formats import Table
 from twostage_jax.report.joining import NAMED, Study
-from twostage_jax.report.parts import Details, Part, Png, Section, Text
+from twostage_jax.report.parts import Details, Part, Saved, Section, Text
 from twostage_jax.report.summary import summary
 
 METHOD = (
@@ -191,8 +191,8 @@ def _features(artefacts: Artefacts) -> list[Part]:
     if found is None:
         return []
     drawn = [
-        Png(f"explain_{file_name(name)}", png, name.replace("_", " "))
-        for name, png in found.figures.items()
+        Saved(f"explain_{file_name(name)}", one.png, one.pdf, name.replace("_", " "))
+        for name, one in found.figures.items()
     ]
     return [
         *(Text(text) for text in found.words),

@@ -33,11 +33,12 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True)
-class Png:
-    """A picture that was made elsewhere."""
+class Saved:
+    """A figure that was made elsewhere, as the bytes of its PNG and PDF file."""
 
     name: str
-    data: bytes
+    png: bytes
+    pdf: bytes
     alt: str
 
 
@@ -82,7 +83,7 @@ class Details:
     parts: Sequence["Part"]
 
 
-Part = Text | Table | Picture | Png | Cards | Tree | Details
+Part = Text | Table | Picture | Saved | Cards | Tree | Details
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from twostage_jax.report.parts import (
     Node,
     Part,
     Picture,
-    Png,
+    Saved,
     Text,
     Tree,
     walk,
@@ -48,8 +48,9 @@ def write_report(workdirs: Sequence[Path], out: Path) -> Path:
         for part in parts:
             if isinstance(part, Picture):
                 figures.save(part.figure, folder / "figures" / part.name)
-            elif isinstance(part, Png):
-                (folder / "figures" / f"{part.name}.png").write_bytes(part.data)
+            elif isinstance(part, Saved):
+                (folder / "figures" / f"{part.name}.png").write_bytes(part.png)
+                (folder / "figures" / f"{part.name}.pdf").write_bytes(part.pdf)
             elif isinstance(part, formats.Table):
                 _write(folder / "tables" / f"{part.name}.csv", formats.csv_text(part))
         _write(folder / "table.tex", formats.latex(report.result, "tab:result"))
@@ -77,7 +78,7 @@ def _markdown(part: Part) -> str:
         return tables.escape(part.text)
     if isinstance(part, formats.Table):
         return formats.markdown(part)
-    if isinstance(part, Picture | Png):
+    if isinstance(part, Picture | Saved):
         alt = tables.escape(part.alt).replace("]", "\\]")
         image = f"![{alt}](figures/{part.name}.png)"
         caption = tables.escape(part.caption) if isinstance(part, Picture) else ""
@@ -98,7 +99,7 @@ def _folded(part: Details) -> str:
     for one in walk(part.parts):
         if isinstance(one, formats.Table):
             files.append(f"[tables/{one.name}.csv](tables/{one.name}.csv)")
-        if isinstance(one, Picture | Png):
+        if isinstance(one, Picture | Saved):
             files.append(f"[figures/{one.name}.png](figures/{one.name}.png)")
     texts = [one.text for one in part.parts if isinstance(one, Text)]
     text = f" {tables.escape(' '.join(texts))}" if texts else ""
