@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from conftest import REPOSITORY
 from PIL import Image
 from study_files import ARMS, HOSTILE, read_results, write_results, write_study
 
+from twostage_jax import atomic
 from twostage_jax.errors import UserError
 from twostage_jax.report import figures, formats, montages, write_report
 from twostage_jax.report.formats import Column, Table
@@ -242,13 +244,32 @@ def test_a_new_report_replaces_the_old_one_whole(study_run, tmp_path):
     write_report([small], out)
     assert not (out / "stale.csv").exists()
     assert "made study" in (out / "report.html").read_text()
-    assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == []
+    hidden = [path.name for path in tmp_path.iterdir() if path.name[0] == "."]
+    assert hidden == [".report.lock"]
     # Nothing is touched if the new one cannot be made.
     before = (out / "report.html").read_text()
     (small / "predictions" / "scratch-seed0-fraction1-fold0.npz").unlink()
     with pytest.raises(UserError, match="is missing"):
         write_report([small], out)
     assert (out / "report.html").read_text() == before
+
+
+def test_reports_of_one_folder_are_written_one_after_the_other(tmp_path):
+    run, out = tmp_path / "run", tmp_path / "run" / "report"
+    found = read_results(
+        write_study(run, {"scratch": 0.7}, patches=6, seeds=(0, 1), patients=6)
+    )
+    write_results(run, found["config"], found["rows"][:1])
+    with futures.ThreadPoolExecutor(2) as pool:
+        with atomic.locked(run / ".report.lock", "it"):
+            waiting = [pool.submit(write_report, [run], out) for _ in range(2)]
+            done, _ = futures.wait(waiting, timeout=0.5)
+            assert not done and not out.exists()
+            # Whoever waited tells of the rows that came meanwhile.
+            write_results(run, found["config"], found["rows"])
+        assert [one.result() for one in waiting] == [out / "report.html"] * 2
+    assert "2 seeds" in (out / "report.md").read_text()
+    assert sorted(path.name for path in run.glob(".*")) == [".report.lock"]
 
 
 def test_folders_that_hold_something_else_are_left_alone(study_run, tmp_path):

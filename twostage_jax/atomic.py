@@ -35,18 +35,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
+def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Holds a lock file, so that no second process works on `what`.
 
     The operating system drops the lock when the process ends, however it ends.
 
+    Args:
+      path: The lock file; it stays when the lock is dropped.
+      what: What is locked, for the message.
+      wait: Whether to wait for a process that holds it.
+
     Raises:
-      UserError: Another process holds it.
+      UserError: Another process holds it, and `wait` is False.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from twostage_jax import atomic
 from twostage_jax.errors import UserError
 from twostage_jax.report import content, figures, formats, load, tables
 from twostage_jax.report.analysis import analyse
@@ -31,15 +32,23 @@ def write_report(workdirs: Sequence[Path], out: Path) -> Path:
 
     `out` gets `report.html`, `report.md`, `table.tex`, `figures/*.png` and `.pdf`, and
     `tables/*.csv`. An earlier report there is replaced as a whole, when the new one is
-    finished; nothing is written if it cannot be.
+    finished, and stays if it cannot be. Processes that write to the same `out` do so one
+    after the other, by a lock file beside it.
 
     Raises:
       UserError: The folders are no study (see `load.load`), no seed is whole in every
         arm, or `out` holds something else than a report.
     """
     out = Path(out)
+    # Around the reading too: seeds that end together must not leave the report of the
+    # one that read first, which lacks rows.
+    with atomic.locked(out.with_name(f".{out.name}.lock"), f"--out={out}", wait=True):
+        return _write_report([Path(folder) for folder in workdirs], out)
+
+
+def _write_report(workdirs: Sequence[Path], out: Path) -> Path:
     _check_out(out)
-    study = load.load([Path(folder) for folder in workdirs])
+    study = load.load(workdirs)
     report = content.build(study, analyse(study), gather(study))
     parts = walk([part for section in report.sections for part in section.parts])
     with _replacing(out) as folder:
