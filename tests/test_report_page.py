@@ -30,6 +30,33 @@ onload = () => {{
   const before = cells();
   const head = page.document.querySelectorAll("#table-scores thead th")[2];
   head.querySelector("button").click();
+  const after = cells(), sorted = head.getAttribute("aria-sort");
+  // Every column of every table, up and down: which tables were not sorted by it.
+  const tables = [...page.document.querySelectorAll("table")];
+  const unsorted = new Set();
+  let sortable = 0;
+  for (const table of tables) {{
+    const rows = [...table.tBodies[0].rows];
+    const buttons = [...table.querySelectorAll("thead button")];
+    sortable += buttons.length > 0;
+    if ((rows.length > 3) !== (buttons.length === table.tHead.rows[0].cells.length))
+      unsorted.add(table.id);
+    buttons.forEach((button, column) => {{
+      for (const sign of [1, -1]) {{
+        button.click();
+        const keys = [...table.tBodies[0].rows].map((row) =>
+          row.cells[column].dataset.key ?? row.cells[column].textContent);
+        const known = keys.filter((key) => key !== "");
+        const numbers = known.every((key) => !Number.isNaN(Number(key)));
+        const inOrder = known.every((key, i) => i === 0 || 0 <= sign * (numbers
+          ? key - known[i - 1]
+          : key.localeCompare(known[i - 1], "en", {{ numeric: true }})));
+        const blankLast = keys.slice(known.length).every((key) => key === "");
+        const kept = new Set([...table.tBodies[0].rows]).size === rows.length;
+        if (!inOrder || !blankLast || !kept) unsorted.add(`${{table.id}} ${{column}}`);
+      }}
+    }});
+  }}
   const told = {{
     width: root.clientWidth,
     scroll: root.scrollWidth,
@@ -39,7 +66,7 @@ onload = () => {{
     images: page.document.images.length,
     loaded: page.performance.getEntriesByType("resource").map((e) => e.name)
       .filter((name) => !name.startsWith("data:")),
-    before, after: cells(), sorted: head.getAttribute("aria-sort"),
+    before, after, sorted, unsorted: [...unsorted], sortable,
     attacked: page.attacked === true,
   }};
   document.getElementById("told").textContent = JSON.stringify(told);
@@ -110,6 +137,7 @@ def test_the_page_fits_a_phone_asks_for_nothing_and_sorts(server, tmp_path):
     assert told["after"] == sorted(told["before"], key=lambda cells: cells[1])
     assert told["after"] != told["before"]
     assert told["sorted"] == "ascending"
+    assert told["unsorted"] == [] and told["sortable"] > 10
     assert told["ground"] == "rgb(255, 255, 255)"
 
 
