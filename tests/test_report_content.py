@@ -138,7 +138,7 @@ def test_copies_in_the_test_set_are_warned_of_once(tmp_path):
 
 
 def test_the_patient_level_is_said_to_be_no_diagnosis(of_folds):
-    assert "no diagnosis of a patient" in tables_of(of_folds[0])["patients"].note
+    assert "no diagnosis of a patient" in tables_of(of_folds[0])["patient_scores"].note
 
 
 @pytest.mark.parametrize("arms", [{"natural": 0.8}, TWO])
@@ -151,8 +151,9 @@ def test_any_shape_of_study_has_a_whole_report(tmp_path, arms, patients, folds):
     )  # fmt: skip
     study = load.load([tmp_path])
     made, found = report(study)
-    names = {"scores", "sizes", "areas", "per_class", "calibration", "rows"}
-    names |= {"patients"} if patients else set()
+    levels = {"scores", "per_class", "confusion", "calibration"}
+    names = levels | {"sizes", "areas", "rows"}
+    names |= {f"patient_{name}" for name in levels} if patients else set()
     pairs = {"differences", "size_differences", "matches"}
     pairs |= {"patient_differences"} if patients else set()
     tables = tables_of(made)

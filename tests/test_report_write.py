@@ -58,7 +58,8 @@ def test_every_figure_is_there_as_png_and_pdf_with_text(study_report):
     names = {path.stem for path in (study_report / "figures").glob("*.png")}
     assert names == {path.stem for path in (study_report / "figures").glob("*.pdf")}
     assert names == {
-        "size_curve", "confusion_matrices", "calibration", "learning_curves",
+        "size_curve", "confusion_matrices", "patient_confusion_matrices",
+        "calibration", "learning_curves",
         *(f"examples_{stage}" for stage in ("natural", "texture", "target")),
         *(f"mistakes_{arm}" for arm in ARMS),
         "explain_first_layer", "explain_saliency",
@@ -72,7 +73,7 @@ def test_every_table_of_the_page_is_a_csv_file(study_report, page):
     names = {a["id"].removeprefix("table-") for a in page.all("table")}
     files = {path.stem for path in (study_report / "tables").glob("*.csv")}
     assert files == names | {"result"}
-    for name in ("scores", "differences", "patients", "sizes", "per_class", "tuning"):
+    for name in ("scores", "differences", "sizes", "per_class", "confusion", "tuning"):
         assert name in names
 
 

@@ -80,6 +80,38 @@ def interval(
     return score_interval(Resampler(counts, metric, resamples, seed), np.ones(1))
 
 
+def recall_intervals(
+    arms: Mapping[str, Sequence[Predictions]],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, list[Interval | None]]:
+    """Returns arm -> recall of each class, mean over seeds, and its 95 % interval.
+
+    It is the accuracy on the examples of the class, so that patients without the class
+    do not count. None stands for a class that does not occur.
+
+    Raises:
+      UserError: As `count`.
+    """
+    first = next(iter(arms.values()))[0]
+    found: dict[str, list[Interval | None]] = {arm: [] for arm in arms}
+    for k in range(first.probabilities.shape[1]):
+        if not (first.labels == k).any():
+            for of_arm in found.values():
+                of_arm.append(None)
+            continue
+        counts = count(
+            {arm: [_of_class(one, k) for one in seeds] for arm, seeds in arms.items()}
+        )
+        sampler = Resampler(counts, "accuracy", resamples, seed)
+        if sampler.reason:
+            sampler.reason = f"class {k} occurs in {sampler.reason}"
+        for of_arm, weights in zip(found.values(), np.eye(len(arms)), strict=True):
+            of_arm.append(score_interval(sampler, weights))
+    return found
+
+
 def compare(
     arms: Mapping[str, Sequence[Predictions]],
     metric: str = "balanced_accuracy",
@@ -210,6 +242,18 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, (len(known) - rank) * p))
         corrected[i] = largest
     return corrected
+
+
+def _of_class(given: Predictions, k: int) -> Predictions:
+    """Returns the predictions of the examples of one class."""
+    chosen = np.asarray(given.labels) == k
+    return dataclasses.replace(
+        given,
+        ids=given.ids[chosen],
+        groups=None if given.groups is None else given.groups[chosen],
+        labels=given.labels[chosen],
+        probabilities=given.probabilities[chosen],
+    )
 
 
 def _variance(

@@ -5,51 +5,19 @@ differences there; those of the size study are shared by all sizes.
 """
 
 import dataclasses
-import functools
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from twostage_jax import metrics, size_study
+from twostage_jax import size_study
 from twostage_jax.errors import UserError
-from twostage_jax.metrics import Predictions
+from twostage_jax.report import scores
 from twostage_jax.report.joining import Place, Record, Study
-from twostage_jax.resampling import METRICS, RESAMPLES, Resampler, count
+from twostage_jax.report.scores import Scores
+from twostage_jax.resampling import RESAMPLES
 from twostage_jax.size_study import SizeStudy
-from twostage_jax.statistics import Difference, Interval, differences, score_interval
 
 METRIC = "balanced_accuracy"
-ArmPredictions = Mapping[str, Sequence[Predictions]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """Arms on the same test examples and seeds.
-
-    Attributes:
-      arms: Arm -> the predictions of its seeds, folds joined.
-      seeds: The seeds.
-      intervals: Metric -> arm -> score, mean over seeds, and interval.
-      differences: Metric -> every pair of arms.
-      examples: Number of test examples.
-      groups: Number of test patients, or None if the set has none.
-    """
-
-    arms: ArmPredictions
-    seeds: tuple[int, ...]
-    intervals: Mapping[str, Mapping[str, Interval]]
-    differences: Mapping[str, Sequence[Difference]]
-    examples: int
-    groups: int | None
-
-    @functools.cached_property
-    def of_seeds(self) -> Mapping[str, Sequence[Mapping[str, float | None]]]:
-        """Arm -> scores of each seed (see `metrics.scores`)."""
-        return {
-            arm: [metrics.scores(one.labels, one.probabilities) for one in seeds]
-            for arm, seeds in self.arms.items()
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +67,12 @@ class Analysis:
         return self.sizes[0]
 
     @property
+    def levels(self) -> tuple[Scores, ...]:
+        """The full target set at patch level and, with patients, at patient level."""
+        by_patient = self.by_patient
+        return (self.full.scores, *([by_patient] if by_patient else []))
+
+    @property
     def sizes_differ(self) -> bool:
         """Whether seeds or folds of one fraction have training sets of other sizes."""
         return any(len(set(size.patches)) > 1 for size in self.sizes)
@@ -138,7 +112,7 @@ def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
     notes += [reason] if reason else []
     return Analysis(
         tuple(sizes),
-        _by_patient(sizes[0].scores, study.class_names, resamples),
+        scores.by_patient(sizes[0].scores),
         by_size,
         baseline,
         champion,
@@ -161,7 +135,7 @@ def _size(
         fraction,
         tuple(record.n_train for record in trained),
         tuple(record.groups["train"] for record in trained if record.groups),
-        _scores(predictions, tuple(METRICS), study.class_names, resamples),
+        scores.of_arms(predictions, study.class_names, resamples),
     )
 
 
@@ -174,62 +148,6 @@ def _trained(
         for seed in seeds
         for fold in study.folds
     ]
-
-
-def _scores(
-    arms: ArmPredictions,
-    names: Sequence[str],
-    class_names: Sequence[str],
-    resamples: int,
-) -> Scores:
-    """Returns the scores of arms, with intervals of the metrics that are named."""
-    counts = count(arms)
-    intervals, pairs = {}, {}
-    for metric in names:
-        sampler = Resampler(counts, metric, resamples)
-        weights = np.eye(len(counts.arms))
-        intervals[metric] = {
-            arm: _with_names(score_interval(sampler, one), class_names)
-            for arm, one in zip(counts.arms, weights, strict=True)
-        }
-        pairs[metric] = [
-            _with_names(one, class_names)
-            for one in differences(counts, sampler, metric)
-        ]
-    first = next(iter(arms.values()))[0]
-    return Scores(
-        arms,
-        counts.seeds,
-        intervals,
-        pairs,
-        len(first.labels),
-        None if first.groups is None else len(counts.groups),
-    )
-
-
-def _with_names(
-    found: Interval | Difference, class_names: Sequence[str]
-) -> Interval | Difference:
-    """Returns it with the reason naming classes, which the statistics number."""
-
-    def name(match: re.Match[str]) -> str:
-        return f"class '{class_names[int(match[1])]}'"
-
-    return dataclasses.replace(
-        found, reason=re.sub(r"^class (\d+)", name, found.reason)
-    )
-
-
-def _by_patient(
-    scores: Scores, class_names: Sequence[str], resamples: int
-) -> Scores | None:
-    if scores.groups is None:
-        return None
-    arms = {
-        arm: [metrics.grouped(one) for one in seeds]
-        for arm, seeds in scores.arms.items()
-    }
-    return _scores(arms, (METRIC, "accuracy"), class_names, resamples)
 
 
 def _common_seeds(sizes: Sequence[Size]) -> tuple[int, ...]:

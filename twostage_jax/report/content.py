@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from twostage_jax.report import (
+    classes_content,
     pictures,
     scores_content,
     sizes_content,
@@ -124,16 +125,11 @@ def _missing(study: Study, analysis: Analysis) -> Iterable[str]:
 
 
 def _scores(study: Study, analysis: Analysis) -> list[Part]:
-    scores = analysis.full.scores
-    parts: list[Part] = [scores_content.main(study, analysis)]
-    several = len(scores.arms) > 1
-    if several:
-        parts.append(scores_content.pairs(scores, "differences", "patch"))
-    if analysis.by_patient:
-        parts.append(scores_content.patients(analysis.by_patient))
-        if several:
-            name = "patient_differences"
-            parts.append(scores_content.pairs(analysis.by_patient, name, "patient"))
+    parts: list[Part] = []
+    for scores in analysis.levels:
+        parts.append(scores_content.main(study, analysis, scores))
+        if len(scores.arms) > 1:
+            parts.append(scores_content.pairs(scores))
     return [*parts, Details("Every row", [scores_content.rows(study)])]
 
 
@@ -153,13 +149,20 @@ def _sizes(analysis: Analysis) -> list[Part]:
 
 
 def _classes(study: Study, analysis: Analysis) -> list[Part]:
-    scores = analysis.full.scores
-    return [pictures.confusion(study, scores), scores_content.per_class(study, scores)]
+    parts: list[Part] = []
+    for scores in analysis.levels:
+        counts = classes_content.confusion(scores)
+        parts.append(pictures.confusion(scores))
+        parts.append(classes_content.per_class(study, scores))
+        parts.append(Details(counts.caption.removesuffix("."), [counts]))
+    return parts
 
 
 def _calibration(analysis: Analysis) -> list[Part]:
-    scores = analysis.full.scores
-    return [pictures.calibration(scores), scores_content.calibration(scores)]
+    return [
+        pictures.calibration(analysis.full.scores),
+        *(classes_content.calibration(scores) for scores in analysis.levels),
+    ]
 
 
 def _training(study: Study, analysis: Analysis, artefacts: Artefacts) -> list[Part]:

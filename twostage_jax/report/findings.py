@@ -4,8 +4,9 @@ A difference is called shown where its Holm-corrected p-value is below 0.05 and 
 are two seeds or more. Everything else is said to be not shown, never to be nothing.
 """
 
-from twostage_jax.report.analysis import METRIC, Analysis, Scores, Size
+from twostage_jax.report.analysis import METRIC, Analysis, Size
 from twostage_jax.report.formats import minus, p_text, show
+from twostage_jax.report.scores import Scores
 from twostage_jax.size_study import SizeStudy
 from twostage_jax.statistics import LEVEL, Difference, Interval, holm
 

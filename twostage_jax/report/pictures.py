@@ -8,11 +8,12 @@ from PIL import Image
 
 from twostage_jax import metrics
 from twostage_jax.report import figures, montages
-from twostage_jax.report.analysis import Analysis, Scores
+from twostage_jax.report.analysis import Analysis
 from twostage_jax.report.artefacts import Artefacts, Examples, Mistakes, StageRecord
 from twostage_jax.report.formats import show
 from twostage_jax.report.joining import Study
 from twostage_jax.report.parts import Card, Cards, Picture
+from twostage_jax.report.scores import Scores
 
 MISTAKES_SHOWN = 8
 
@@ -53,22 +54,19 @@ def size_curve(analysis: Analysis) -> Picture:
     )
 
 
-def confusion(study: Study, scores: Scores) -> Picture:
+def confusion(scores: Scores) -> Picture:
     """Draws the confusion matrices, seeds added up."""
-    matrices = {
-        arm: sum(metrics.confusion(one.labels, one.probabilities) for one in seeds)
-        for arm, seeds in scores.arms.items()
-    }
     worst = "; ".join(
-        f"{show('arm', arm)}: {_worst(matrix, study.class_names)}"
-        for arm, matrix in matrices.items()
+        f"{show('arm', arm)}: {_worst(matrix, scores.class_names)}"
+        for arm, matrix in scores.confusion.items()
     )
+    level = f"{scores.level} level"
     return Picture(
-        "confusion_matrices",
-        figures.confusion_matrices(matrices, study.class_names),
-        f"Confusion matrix of each arm. Most frequent confusion: {worst}.",
-        "Confusion matrices on the test patches, seeds added up: shares of each true "
-        "class, counts below.",
+        scores.named("confusion_matrices"),
+        figures.confusion_matrices(scores.confusion, scores.class_names),
+        f"Confusion matrix of each arm, {level}. Most frequent confusion: {worst}.",
+        f"Confusion matrices of the test set, {level}, seeds added up: shares of each "
+        "true class, counts below.",
     )
 
 
@@ -88,9 +86,9 @@ def calibration(scores: Scores) -> Picture:
         "calibration",
         figures.calibration(bins),
         f"Accuracy against confidence of each arm: {leaning}.",
-        "Reliability: accuracy against mean confidence in 15 bins; on the dashed line a "
-        "network is right as often as it says. Bins with less than 1 % of the "
-        "examples are left out. Below: where the confidences lie.",
+        "Reliability, patch level: accuracy against mean confidence in 15 bins; on the "
+        "dashed line a network is right as often as it says. Bins with less than 1 % of "
+        "the examples are left out. Below: where the confidences lie.",
     )
 
 

@@ -1,13 +1,12 @@
-"""The tables of scores, differences, classes and calibration."""
+"""The tables of scores and differences."""
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from twostage_jax import metrics
 from twostage_jax.report import findings
-from twostage_jax.report.analysis import METRIC, Analysis, Scores, Size
+from twostage_jax.report.analysis import METRIC, Analysis, Size
 from twostage_jax.report.formats import Column, Table, mean_and_range, show
 from twostage_jax.report.joining import Study
+from twostage_jax.report.scores import Scores
 from twostage_jax.statistics import Difference, Interval
 
 SCORED = (METRIC, "accuracy", "macro_f1")
@@ -17,9 +16,17 @@ PATIENT_LEVEL = (
     "The true class of a region says which patches are averaged, so this weighs patients "
     "alike; it is no diagnosis of a patient, which would have to do without it."
 )
+ONE_PREDICTION = (
+    " The mean probabilities of a patient's patches of one true class count as one "
+    "prediction."
+)
+SPREAD = (
+    "mean ± standard deviation over seeds; there is no interval, so nothing is said of "
+    "other test {units}."
+)
 POOLED_AUROC = (
-    "It ranks the patches of all folds together, by probabilities of different models: "
-    "models that are calibrated differently lower it."
+    " It ranks the predictions of all folds together, by probabilities of different "
+    "models: models that are calibrated differently lower it."
 )
 MCNEMAR = (
     "McNemar's exact test pools the patches of all seeds and takes them for "
@@ -28,31 +35,33 @@ MCNEMAR = (
 )
 
 
-def how(scores: Scores) -> str:
-    """Returns how the intervals were made, and why there is none where there is none."""
-    text = HOW.format(units="patients" if scores.groups else "patches")
-    why = {
-        one.reason
-        for by_arm in scores.intervals.values()
-        for one in by_arm.values()
-        if one.reason
-    }
+def how(scores: Scores, intervals: Iterable[Interval | None] | None = None) -> str:
+    """Returns how intervals were made, and why there is none where there is none.
+
+    Args:
+      scores: The scores.
+      intervals: The intervals that are told of; None for those of `scores.intervals`.
+    """
+    text = HOW.format(units=units(scores))
+    if intervals is None:
+        by_arms = scores.intervals.values()
+        intervals = (one for by_arm in by_arms for one in by_arm.values())
+    why = {one.reason for one in intervals if one and one.reason}
     for reason in sorted(why):
-        text += f" None is given where {reason}."
+        text += f" There is none where {reason}."
     if len(scores.seeds) == 1:
         text += " With one seed they know nothing of other seeds."
     return text
 
 
-def main(study: Study, analysis: Analysis) -> Table:
-    """Returns the scores of each arm on the full target set."""
-    full = analysis.full
-    scores = full.scores
-    folds = f" {POOLED_AUROC}" if len(study.folds) > 1 else ""
+def main(study: Study, analysis: Analysis, scores: Scores) -> Table:
+    """Returns the scores of each arm on the full target set, at either level."""
+    by_patient = scores.level == "patient"
     return Table(
-        "scores",
-        f"Test scores of each arm in per cent, patch level, trained on {_trained(full)}; "
-        f"mean of {_seeds(scores)}.",
+        scores.named("scores"),
+        f"Test scores of each arm in per cent, {scores.level} level, trained on "
+        f"{_trained(analysis.full)}; mean of {seed_count(scores)}."
+        f"{ONE_PREDICTION if by_patient else ''}",
         [
             Column("arm", "arm"),
             Column("chain of stages"),
@@ -70,8 +79,8 @@ def main(study: Study, analysis: Analysis) -> Table:
             ]
             for arm in scores.arms
         ],
-        f"{how(scores)} AUROC: one-vs-rest, mean over classes, ± standard deviation "
-        f"over seeds.{folds}",
+        f"{_predictions(scores) if by_patient else ''}{how(scores)} "
+        f"{auroc_note(study, scores, 'every class, averaged')}",
     )
 
 
@@ -92,7 +101,7 @@ def result(analysis: Analysis) -> Table:
     return Table(
         "result",
         f"Balanced accuracy (%) of each arm on {_tests(scores)}, mean of "
-        f"{_seeds(scores)}, trained on {_trained(analysis.full)}, with 95 % confidence "
+        f"{seed_count(scores)}, trained on {_trained(analysis.full)}, with 95 % confidence "
         f"intervals.{paired if several else ''}",
         [
             Column("Arm", "arm"),
@@ -114,14 +123,14 @@ def result(analysis: Analysis) -> Table:
     )
 
 
-def pairs(scores: Scores, name: str, level: str) -> Table:
-    """Returns the paired difference of every pair of arms."""
+def pairs(scores: Scores) -> Table:
+    """Returns the paired difference of every pair of arms, at either level."""
     found = scores.differences[METRIC]
-    with_mcnemar = level == "patch"
+    with_mcnemar = scores.level == "patch"
     return Table(
-        name,
-        f"Paired differences of balanced accuracy in points, {level} level: first arm "
-        "less second, on the same test examples and seeds.",
+        scores.named("differences"),
+        f"Paired differences of balanced accuracy in points, {scores.level} level: first "
+        "arm less second, on the same test examples and seeds.",
         [
             Column("first", "arm"),
             Column("second", "arm"),
@@ -143,74 +152,6 @@ def pairs(scores: Scores, name: str, level: str) -> Table:
         ],
         f"{how(scores)} p: two-sided, from the same resamples."
         f"{' ' + MCNEMAR if with_mcnemar else ''}",
-    )
-
-
-def patients(scores: Scores) -> Table:
-    """Returns the scores at patient level."""
-    return Table(
-        "patients",
-        "Test scores of each arm in per cent, patient level: the mean probabilities of "
-        "a patient's patches of one true class count as one prediction.",
-        [
-            Column("arm", "arm"),
-            Column("balanced accuracy", "score"),
-            Column("accuracy", "score"),
-        ],
-        [
-            [arm, scores.intervals[METRIC][arm], scores.intervals["accuracy"][arm]]
-            for arm in scores.arms
-        ],
-        f"{scores.examples:,} predictions for {scores.groups:,} patients: one whose "
-        f"patches are of several classes has one for each. {PATIENT_LEVEL} {how(scores)}",
-    )
-
-
-def per_class(study: Study, scores: Scores) -> Table:
-    """Returns precision, recall, F1 and AUROC of each class and arm."""
-    rows = []
-    by_arm = {
-        arm: [
-            metrics.per_class(one.labels, one.probabilities, study.class_names)
-            for one in seeds
-        ]
-        for arm, seeds in scores.arms.items()
-    }
-    for k, name in enumerate(study.class_names):
-        for arm, seeds in by_arm.items():
-            values = [[one[k][key] for one in seeds]
-                      for key in ("precision", "recall", "f1", "auroc")]  # fmt: skip
-            rows.append([name, arm, *map(_mean, values), seeds[0][k]["support"]])
-    return Table(
-        "per_class",
-        f"Scores of each class in per cent, patch level, mean of {_seeds(scores)}.",
-        [
-            Column("class"),
-            Column("arm", "arm"),
-            Column("precision", "percent"),
-            Column("recall", "percent"),
-            Column("F1", "percent"),
-            Column("AUROC", "percent"),
-            Column("test patches", "count"),
-        ],
-        rows,
-        "A dash stands for what a seed does not define, such as the precision of a class "
-        f"never predicted.{f' AUROC: {POOLED_AUROC}' if len(study.folds) > 1 else ''}",
-    )
-
-
-def calibration(scores: Scores) -> Table:
-    """Returns calibration error and Brier score of each arm."""
-    return Table(
-        "calibration",
-        "Calibration, patch level: expected calibration error (15 bins) and Brier score "
-        "(0 to 2); lower is better.",
-        [Column("arm", "arm"), Column("ECE", "spread"), Column("Brier", "spread")],
-        [
-            [arm, *([one[key] for one in seeds] for key in ("ece", "brier"))]
-            for arm, seeds in scores.of_seeds.items()
-        ],
-        "Mean ± standard deviation over seeds. In the figure the seeds are pooled.",
     )
 
 
@@ -246,23 +187,40 @@ def rows(study: Study) -> Table:
     )
 
 
+def seed_count(scores: Scores) -> str:
+    """Returns '1 seed' or '3 seeds'."""
+    count = len(scores.seeds)
+    return f"{count} seed{'s' if count > 1 else ''}"
+
+
+def units(scores: Scores) -> str:
+    """Returns what is drawn anew for an interval."""
+    return "patients" if scores.groups else "patches"
+
+
+def auroc_note(study: Study, scores: Scores, what: str) -> str:
+    """Returns what the AUROC is, one-vs-rest of `what`, and what its spread is."""
+    folds = POOLED_AUROC if len(study.folds) > 1 else ""
+    spread = SPREAD.format(units=units(scores))
+    return f"AUROC: one-vs-rest of {what}, from 0 to 1; {spread}{folds}"
+
+
+def _predictions(scores: Scores) -> str:
+    """Returns what is counted at patient level."""
+    return (
+        f"{scores.examples:,} predictions for {scores.groups:,} patients: one whose "
+        f"patches are of several classes has one for each. {PATIENT_LEVEL} "
+    )
+
+
 def as_interval(one: Difference | None) -> Interval | None:
     """Returns a difference as an interval."""
     return one and Interval(one.estimate, one.low, one.high, one.reason)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    return None if None in values else statistics.fmean(values)
-
-
 def _trained(size: Size) -> str:
     mean = " on average" if len(set(size.patches)) > 1 else ""
     return f"{mean_and_range(size.patches)} target patches{mean}"
-
-
-def _seeds(scores: Scores) -> str:
-    count = len(scores.seeds)
-    return f"{count} seed{'s' if count > 1 else ''}"
 
 
 def _tests(scores: Scores) -> str:
