@@ -18,10 +18,7 @@ from study_files import ARMS, HOSTILE, read_results, write_results, write_study
 
 from twostage_jax import atomic
 from twostage_jax.errors import UserError
-from twostage_jax.report import figures, formats, montages, write_report
-from twostage_jax.report.formats import Column, Table
-from twostage_jax.size_study import Match
-from twostage_jax.statistics import Interval
+from twostage_jax.report import figures, montages, write_report
 
 
 class Page(html.parser.HTMLParser):
@@ -185,19 +182,6 @@ def test_text_has_enough_contrast_in_light_and_dark():
             assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
 
 
-def test_latex_table_is_whole_and_escaped(study_report):
-    text = (study_report / "table.tex").read_text()
-    for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\label{tab:result}"):
-        assert text.count(part) == 1
-    lines = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert len(lines) == 1 + len(ARMS)
-    assert {line.count("&") for line in lines} == {4}
-    assert r"Balanced accuracy (\%)" in text
-    assert formats.latex_text(HOSTILE[2]) == (
-        r"50 \% \& \$x\_1\$ \textbackslash{}input\{y\}"
-    )
-
-
 def test_mistakes_show_what_was_predicted_and_their_pixels(study_run, page):
     with np.load(study_run / "examples" / "mistakes.npz") as saved:
         first = np.flatnonzero(saved["arm"] == "scratch")
@@ -328,37 +312,6 @@ def test_runs_without_extras_are_reported_and_say_what_is_left_out(tmp_path):
     for words in ("No example patches", "No worst mistakes", "Only one size"):
         assert words in text
     shutil.rmtree(tmp_path / "out")
-
-
-def test_values_are_shown_rounded_and_stored_whole():
-    columns = [
-        Column("arm", "arm"), Column("score", "score"), Column("gain", "points"),
-        Column("p", "p"), Column("n", "count"), Column("seeds", "spread"),
-        Column("match", "match"),
-    ]  # fmt: skip
-    row = [
-        "two_stage", Interval(0.51234, 0.4, 0.6), Interval(-0.02, None, None), 0.0004,
-        1234.0, [0.5, 0.7], Match(10, 20.5, 0.0, np.inf, "20 (a to b)"),
-    ]  # fmt: skip
-    table = Table("t", "Caption", columns, [row, [None] * 7])
-    shown = [formats.show(c.kind, v) for c, v in zip(columns, row, strict=True)]
-    assert shown == [
-        "two-stage", "51.2 (40.0 to 60.0)", "−2.0", "< 0.001", "1,234",
-        "0.600 ± 0.141", "20 (a to b)",
-    ]  # fmt: skip
-    header, line, empty = csv.reader(io.StringIO(formats.csv_text(table)))
-    assert line == [
-        "two_stage", "0.51234", "0.4", "0.6", "-0.02", "", "", "0.0004", "1234.0",
-        "0.6", str(np.std([0.5, 0.7], ddof=1)), "20.5", "0.0", "inf",
-    ]  # fmt: skip
-    assert len(header) == len(line) == len(empty) and set(empty) == {""}
-    assert "| –" in formats.markdown(table)
-
-
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@a", "\t=1", " =1", "\r=1"])
-def test_text_never_becomes_a_formula(text):
-    assert formats.safe(text) == f"'{text}"
-    assert formats.safe("a=1") == "a=1"
 
 
 def test_transfer_reports_are_written_once_for_runs_that_did_the_same(study_report):
