@@ -30,6 +30,16 @@ def column(table, title):
     return [row[place] for row in table.rows]
 
 
+def size_curve_of(made):
+    every = (part for section in made.sections for part in section.parts)
+    (curve,) = (one for one in every if getattr(one, "name", "") == "size_curve")
+    return curve
+
+
+def ticks(axes):
+    return [text.get_text() for text in axes.get_xticklabels()]
+
+
 def with_sizes(study, size):
     """Returns the study with other numbers of training patches."""
     records = {
@@ -69,11 +79,26 @@ def test_sizes_that_differ_are_means_with_their_range(of_folds):
         "trained on 1,600 (1,500–1,700) target patches on average"
         in made.result.caption
     )
-    (curve,) = (part for section in made.sections for part in section.parts
-                if getattr(part, "name", "") == "size_curve")  # fmt: skip
+    curve = size_curve_of(made)
     assert "mean over seeds and folds" in curve.caption
     (axes,) = curve.figure.axes
-    assert axes.get_xlabel() == "target training patches (mean)"
+    assert axes.get_xlabel() == "target training patches (patients), mean"
+    assert ticks(axes) == ["800\n(10)", "1,600\n(20)"]
+    assert "the training patients, by whom the sizes are drawn" in curve.caption
+
+
+@pytest.mark.parametrize("patients", [None, 12])
+def test_sizes_name_patients_only_where_they_are_drawn_by_patient(tmp_path, patients):
+    write_study(
+        tmp_path, TWO, patients=patients, fractions=(1.0, 0.5), seeds=(0,), patches=6
+    )
+    study = load.load([tmp_path])
+    if patients:
+        study.config["study"]["draw"] = "patch"
+    curve = size_curve_of(report(study)[0])
+    (axes,) = curve.figure.axes
+    assert axes.get_xlabel() == "target training patches"
+    assert ticks(axes) == ["800", "1,600"] and "In brackets" not in curve.caption
 
 
 def test_sizes_that_are_alike_are_no_means(tmp_path):

@@ -73,6 +73,9 @@ def drawn():
         ),
         "montage": montages.montage(*examples(), names, f"target: {NASTY}"),
         "sizes": figures.size_curve(sizes()),
+        "sizes of patients": figures.size_curve(
+            sizes(), unit="x" * 60, patients={100: 2, 200: 3.5, 2000: 1234}
+        ),
         "calibration": figures.calibration(reliability()),
         "labelled": montages.labelled(
             examples()[0], [[f"true: {NASTY} (0.12)", "predicted: b"]] * 12, NASTY

@@ -150,6 +150,29 @@ def _trained(
     ]
 
 
+def patients_of_curve(study: Study, analysis: Analysis) -> dict[float, float] | None:
+    """Returns size on the size curve -> mean number of training patients.
+
+    None unless the fractions are drawn by patient, and every row knows its patients.
+    """
+    if study.config["study"].get("draw") != "group":
+        return None
+    found = {}
+    for size in analysis.sizes:
+        trained = _trained(
+            study, size.fraction, analysis.baseline, analysis.common_seeds
+        )
+        if not all(record.groups for record in trained):
+            return None
+        patients = [record.groups["train"] for record in trained]
+        found[_mean_patches(trained)] = float(np.mean(patients))
+    return found
+
+
+def _mean_patches(trained: Sequence[Record]) -> float:
+    return float(np.mean([record.n_train for record in trained]))
+
+
 def _common_seeds(sizes: Sequence[Size]) -> tuple[int, ...]:
     return tuple(sorted(set.intersection(*(set(one.scores.seeds) for one in sizes))))
 
@@ -173,11 +196,7 @@ def _size_study(
         return None, "No seed is whole at every size, so there is no size curve."
     # Over the seeds whose scores are on the curve.
     means = {
-        size.fraction: float(
-            np.mean(
-                [r.n_train for r in _trained(study, size.fraction, baseline, seeds)]
-            )
-        )
+        size.fraction: _mean_patches(_trained(study, size.fraction, baseline, seeds))
         for size in sizes
     }
     if len(set(means.values())) < len(sizes):

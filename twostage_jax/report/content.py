@@ -76,7 +76,7 @@ def build(study: Study, analysis: Analysis, artefacts: Artefacts) -> Report:
     """Returns the report of a study."""
     sections = [
         Section("Scores", "scores", _scores(study, analysis)),
-        Section("Size of the target set", "size", _sizes(analysis)),
+        Section("Size of the target set", "size", _sizes(study, analysis)),
         Section("Classes", "classes", _classes(study, analysis)),
         Section("Calibration", "calibration", _calibration(analysis)),
         Section("Training", "training", _training(study, analysis, artefacts)),
@@ -133,7 +133,7 @@ def _scores(study: Study, analysis: Analysis) -> list[Part]:
     return [*parts, Details("Every row", [scores_content.rows(study)])]
 
 
-def _sizes(analysis: Analysis) -> list[Part]:
+def _sizes(study: Study, analysis: Analysis) -> list[Part]:
     if len(analysis.sizes) < 2:
         return []
     parts: list[Part] = [sizes_content.sizes(analysis)]
@@ -141,7 +141,7 @@ def _sizes(analysis: Analysis) -> list[Part]:
     if several:
         parts.append(sizes_content.size_pairs(analysis))
     if analysis.size_study:
-        parts.insert(0, pictures.size_curve(analysis))
+        parts.insert(0, pictures.size_curve(study, analysis))
         parts.append(sizes_content.areas(analysis))
         if several:
             parts.append(sizes_content.matches(analysis))

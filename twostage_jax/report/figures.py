@@ -170,6 +170,7 @@ def size_curve(
     *,
     unit: str = "target training patches",
     score: str = "balanced accuracy",
+    patients: Mapping[float, float] | None = None,
 ) -> Figure:
     """Draws the score against the size of the target training set, a band an arm.
 
@@ -178,6 +179,7 @@ def size_curve(
         there is none).
       unit: What is counted.
       score: What is scored.
+      patients: Size -> patients it is of, in brackets below the size; or None.
     """
     figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
     axes = figure.subplots()
@@ -197,7 +199,12 @@ def size_curve(
     axes.set_xscale("log")
     ticks = _apart(sorted(sizes))
     axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FixedFormatter([f"{n:,.0f}" for n in ticks]))
+    labels = [f"{n:,.0f}" for n in ticks]
+    if patients:
+        # A mean over seeds and folds need not be whole.
+        numbers = [f"{patients[n]:,.1f}".removesuffix(".0") for n in ticks]
+        labels = [f"{n}\n({p})" for n, p in zip(labels, numbers, strict=True)]
+    axes.xaxis.set_major_formatter(FixedFormatter(labels))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(plain(unit))
     axes.set_ylabel(plain(score))

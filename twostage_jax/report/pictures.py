@@ -8,7 +8,7 @@ from PIL import Image
 
 from twostage_jax import metrics
 from twostage_jax.report import figures, montages
-from twostage_jax.report.analysis import Analysis
+from twostage_jax.report.analysis import Analysis, patients_of_curve
 from twostage_jax.report.artefacts import Artefacts, Examples, Mistakes, StageRecord
 from twostage_jax.report.formats import show
 from twostage_jax.report.joining import Study
@@ -18,39 +18,46 @@ from twostage_jax.report.scores import Scores
 MISTAKES_SHOWN = 8
 
 
-def size_curve(analysis: Analysis) -> Picture:
+def size_curve(study: Study, analysis: Analysis) -> Picture:
     """Draws the score against the size of the target set."""
-    study = analysis.size_study
+    found = analysis.size_study
     curves = {
         arm: {
-            "n": list(study.n),
+            "n": list(found.n),
             "score": [100 * one.estimate for one in intervals],
             "low": [_percent(one.low) for one in intervals],
             "high": [_percent(one.high) for one in intervals],
         }
-        for arm, intervals in study.scores.items()
+        for arm, intervals in found.scores.items()
     }
-    smallest, largest = study.n[0], study.n[-1]
+    smallest, largest = found.n[0], found.n[-1]
     ends = "; ".join(
         f"{show('arm', arm)} from {one[0].estimate * 100:.1f} to "
         f"{one[-1].estimate * 100:.1f} %"
-        for arm, one in study.scores.items()
+        for arm, one in found.scores.items()
     )
-    unit, means, seeds = "target training patches", "", ""
+    unit, means, seeds, drawn = "target training patches", "", "", ""
+    patients = patients_of_curve(study, analysis)
+    if patients:
+        unit += " (patients)"
+        drawn = " In brackets: the training patients, by whom the sizes are drawn."
     if analysis.sizes_differ:
-        unit += " (mean)"
+        unit += ", mean"
         means = " The size is a mean over seeds and folds, whose training sets differ."
     if any(size.scores.seeds != analysis.common_seeds for size in analysis.sizes):
         listed = ", ".join(map(str, analysis.common_seeds))
         seeds = f" Only seeds that are whole at every size are drawn: {listed}."
     return Picture(
         "size_curve",
-        figures.size_curve(curves, unit=unit, score="balanced accuracy (%)"),
+        figures.size_curve(
+            curves, unit=unit, score="balanced accuracy (%)", patients=patients
+        ),
         f"Balanced accuracy against the number of target training patches, from "
         f"{smallest:,.0f} to {largest:,.0f}: {ends}.",
         "Balanced accuracy against the size of the target training set (logarithmic); "
         "bands and bars are 95 % confidence intervals of each arm alone. Bands "
-        f"of two arms may overlap though their paired difference is shown.{means}{seeds}",
+        "of two arms may overlap though their paired difference is shown."
+        f"{drawn}{means}{seeds}",
     )
 
 
