@@ -31,6 +31,15 @@ onload = () => {{
   const head = page.document.querySelectorAll("#table-scores thead th")[2];
   head.querySelector("button").click();
   const after = cells(), sorted = head.getAttribute("aria-sort");
+  // What is unfolded for printing is folded again; what is open stays open.
+  const folded = [...page.document.querySelectorAll("details")];
+  folded[0].open = true;
+  const open = () => folded.map((one) => one.open);
+  const closed = open();
+  page.dispatchEvent(new page.Event("beforeprint"));
+  const printed = folded.filter((one, i) => one.open && !closed[i]).length;
+  page.dispatchEvent(new page.Event("afterprint"));
+  const foldedAgain = JSON.stringify(open()) === JSON.stringify(closed);
   // Every column of every table, up and down: which tables were not sorted by it.
   const tables = [...page.document.querySelectorAll("table")];
   const unsorted = new Set();
@@ -67,6 +76,7 @@ onload = () => {{
     loaded: page.performance.getEntriesByType("resource").map((e) => e.name)
       .filter((name) => !name.startsWith("data:")),
     before, after, sorted, unsorted: [...unsorted], sortable,
+    printed, foldedAgain,
     attacked: page.attacked === true,
   }};
   document.getElementById("told").textContent = JSON.stringify(told);
@@ -137,8 +147,48 @@ def test_the_page_fits_a_phone_asks_for_nothing_and_sorts(server, tmp_path):
     assert told["after"] == sorted(told["before"], key=lambda cells: cells[1])
     assert told["after"] != told["before"]
     assert told["sorted"] == "ascending"
+    assert told["printed"] == 5 and told["foldedAgain"]
     assert told["unsorted"] == [] and told["sortable"] > 10
     assert told["ground"] == "rgb(255, 255, 255)"
+
+
+def text_of(pdf):
+    """Returns the text of a PDF file without white space, as lines may be broken."""
+    if shutil.which("pdftotext"):
+        command = ["pdftotext", pdf, "-"]
+    else:
+        command = ["gs", "-q", "-dBATCH", "-dNOPAUSE", "-sDEVICE=txtwrite", "-o-", pdf]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return "".join(done.stdout.split())
+
+
+@pytest.mark.skipif(
+    not (shutil.which("pdftotext") or shutil.which("gs")),
+    reason="neither pdftotext nor Ghostscript is installed",
+)
+def test_paper_has_transfers_and_settings_and_says_where_the_rest_is(
+    study_report, tmp_path
+):
+    subprocess.run(
+        [
+            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            f"--user-data-dir={tmp_path / 'profile'}", "--no-pdf-header-footer",
+            f"--print-to-pdf={tmp_path / 'report.pdf'}",
+            (study_report / "report.html").as_uri(),
+        ],
+        capture_output=True, check=True, timeout=120,
+    )  # fmt: skip
+    text = text_of(tmp_path / "report.pdf")
+    assert text.count("Transferinto") == 4 and "params/head/kernel" in text
+    assert "Everysettingofthestudy" in text
+    assert "config.stages.target.optim.learning_rate" in text
+    for folded, file in (
+        ("Everyrowoftheresults", "tables/rows.csv"),
+        ("Everysettingthatwastried", "tables/tried.csv"),
+        ("Figure:saliency", "figures/explain_saliency.png"),
+    ):
+        assert folded not in text
+        assert file in text
 
 
 def test_the_page_follows_a_dark_scheme_on_a_laptop(server, tmp_path):

@@ -219,5 +219,5 @@ def _settings(study: Study, artefacts: Artefacts) -> list[Part]:
     found = stages_content.versions(artefacts.stages)
     return [
         *([found] if found else []),
-        Details("Every setting", [stages_content.settings(study)]),
+        Details("Every setting", [stages_content.settings(study)], True),
     ]

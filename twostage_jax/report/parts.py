@@ -77,10 +77,28 @@ class Tree:
 
 @dataclasses.dataclass(frozen=True)
 class Details:
-    """Parts that are folded away until asked for."""
+    """Parts that are folded away until asked for.
+
+    Attributes:
+      title: What they are.
+      parts: The parts.
+      printed: Whether they are unfolded on paper, which else says where their files are.
+    """
 
     title: str
     parts: Sequence["Part"]
+    printed: bool = False
+
+    @property
+    def files(self) -> list[str]:
+        """The files of the tables and figures, in the folder of the report."""
+        return [
+            f"tables/{one.name}.csv"
+            if isinstance(one, Table)
+            else f"figures/{one.name}.png"
+            for one in walk(self.parts)
+            if isinstance(one, Table | Picture | Saved)
+        ]
 
 
 Part = Text | Table | Picture | Saved | Cards | Tree | Details

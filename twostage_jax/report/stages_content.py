@@ -110,7 +110,7 @@ def transfers(stages: Stages) -> list[Part]:
         text = " ".join([_summary(report["rows"], report.get("unused", ())), same])
         table = _transfer(f"transfer_{number}_{file_name(path)}", path, report["rows"])
         notes = [Text(str(note)) for note in report.get("notes", ())]
-        parts.append(Details(f"Into {path}", [Text(text), *notes, table]))
+        parts.append(Details(f"Into {path}", [Text(text), *notes, table], True))
     return parts
 
 

@@ -104,12 +104,7 @@ def _markdown(part: Part) -> str:
 
 def _folded(part: Details) -> str:
     """Returns where the folded tables and figures lie."""
-    files = []
-    for one in walk(part.parts):
-        if isinstance(one, formats.Table):
-            files.append(f"[tables/{one.name}.csv](tables/{one.name}.csv)")
-        if isinstance(one, Picture | Saved):
-            files.append(f"[figures/{one.name}.png](figures/{one.name}.png)")
+    files = [f"[{name}]({name})" for name in part.files]
     texts = [one.text for one in part.parts if isinstance(one, Text)]
     text = f" {tables.escape(' '.join(texts))}" if texts else ""
     return f"{tables.escape(part.title)}: {', '.join(files)}.{text}"

@@ -25,3 +25,14 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+// What is to be printed is unfolded for as long as that takes.
+const unfolded = [];
+addEventListener("beforeprint", () => {
+  for (const one of document.querySelectorAll("details.printed:not([open])")) {
+    one.open = true;
+    unfolded.push(one);
+  }
+});
+addEventListener("afterprint", () => {
+  for (const one of unfolded.splice(0)) one.open = false;
+});
