@@ -111,6 +111,24 @@ def test_sigterm_saves_and_the_next_run_ends_the_same(finished, environment, tmp
         np.testing.assert_array_equal(one["ids"], other["ids"])
 
 
+def test_signals_while_data_is_prepared_say_how_to_go_on(environment, tmp_path):
+    for number in (signal.SIGTERM, signal.SIGINT):
+        data = tmp_path / f"data{number}"
+        process = subprocess.Popen(
+            [*COMMAND, f"--workdir={tmp_path / 'run'}", f"--data_dir={data}"],
+            cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not data.exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert "Run the same command again" in errors and "Traceback" not in errors
+
+
 @pytest.mark.parametrize(
     ("flag", "words"),
     [

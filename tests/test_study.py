@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from twostage_jax import (
     lineage,
     models,
     results,
+    runtime,
     stage,
     study,
 )
@@ -279,6 +281,24 @@ def test_evaluation_that_is_not_finite_is_named(tiny_study, monkeypatch, tmp_pat
     monkeypatch.setattr(evaluation, "_quick_scores", lambda *_: nothing)
     with pytest.raises(UserError, match=r"target.*loss on validation is nan at step 6"):
         tiny_study(tmp_path, **SCRATCH)
+
+
+def test_signal_during_the_last_export_stops_before_results(
+    tiny_study, tmp_path, monkeypatch
+):
+    save = lineage.save_predictions
+
+    def signalled(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return save(*arguments)
+
+    monkeypatch.setattr(lineage, "save_predictions", signalled)
+    with pytest.raises(runtime.Interrupted):
+        tiny_study(tmp_path, **SCRATCH)
+    assert not (tmp_path / "results.json").exists()
+    monkeypatch.setattr(lineage, "save_predictions", save)
+    tiny_study(tmp_path, **SCRATCH)
+    assert (tmp_path / "results.json").exists()
 
 
 def test_second_process_is_refused_seed_by_seed(tiny_study, tmp_path):
