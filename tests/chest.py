@@ -8,6 +8,7 @@ import numpy as np
 from ct_files import write_ct
 
 from twostage_jax import checkpoint
+from twostage_jax.mapping.classify import How
 
 PIXEL_MM, SIZE = 3.0, 96
 STUDY = {
@@ -38,6 +39,27 @@ class Brightness(nn.Module):
         above = steepness * (hu - THRESHOLD_HU)
         logits = jnp.stack([jnp.zeros_like(above), above], axis=-1)
         return logits, {"head": logits}
+
+
+class Channels(nn.Module):
+    """A class a channel: that of the channel which is brightest in the window."""
+
+    num_classes: int
+    dropout: float = 0.0
+    norm: str = "none"
+    dtype: type = np.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        steepness = self.param("steepness", nn.initializers.zeros, ())
+        logits = steepness * images.mean((1, 2))
+        return logits, {"head": logits}
+
+
+def how(**changes):
+    """How the network of that stage run is applied, two pixels between windows."""
+    return How(**{"stride": 2, "window": (-600.0, 1500.0), "spacing": None, **changes})
 
 
 def chest(slices=3):

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import chest
 import flax.linen as nn
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import study_files
 
 from twostage_jax import models
 from twostage_jax.data.dataset import Dataset, digest
+from twostage_jax.mapping import trained
+from twostage_jax.mapping.classify import Classifier
 from twostage_jax.models import layers
 from twostage_jax.report import write_report
 
@@ -43,6 +46,20 @@ def tiny(monkeypatch):
     monkeypatch.setitem(models.MODELS, "tiny", Tiny)
     monkeypatch.setitem(models.NORMS, "tiny", ("batch",))
     return "tiny"
+
+
+@pytest.fixture
+def brightness(monkeypatch):
+    """Registers the model 'brightness' of a stage run that `chest.write_run` writes."""
+    monkeypatch.setitem(models.MODELS, "brightness", chest.Brightness)
+    monkeypatch.setitem(models.NORMS, "brightness", ("none",))
+
+
+@pytest.fixture
+def classifier(brightness, tmp_path):
+    """That stage run, with its window, applied to windows of slices."""
+    run = trained.find(chest.write_run(tmp_path / "study"))
+    return Classifier(run, run.window)
 
 
 def make_dataset(count=60, classes=3, size=8, groups=None, splits=None, seed=0):

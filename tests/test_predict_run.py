@@ -8,21 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chest import Brightness, write_chest, write_run
+from chest import WINDOW, Channels, chest, write_chest, write_run
 from conftest import REPOSITORY
+from scipy import ndimage
 
 from twostage_jax import models
 from twostage_jax.data.sources import SOURCES
 from twostage_jax.errors import UserError
 from twostage_jax.mapping import trained
-from twostage_jax.mapping.classify import Classifier, How
+from twostage_jax.mapping.classify import Classifier, How, classify
 from twostage_jax.mapping.folder import map_folder
-
-
-@pytest.fixture
-def brightness(monkeypatch):
-    monkeypatch.setitem(models.MODELS, "brightness", Brightness)
-    monkeypatch.setitem(models.NORMS, "brightness", ("none",))
 
 
 def add_row(workdir, arm, folder, **changes):
@@ -149,6 +144,34 @@ def test_more_classes_than_a_map_can_hold_are_refused(tmp_path, brightness):
     run = trained.find(write_run(tmp_path, class_names=names))
     with pytest.raises(UserError, match="256 classes"):
         Classifier(run, (-600, 1500))
+
+
+def test_three_windows_are_the_three_channels_of_the_network(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "channels", Channels)
+    monkeypatch.setitem(models.NORMS, "channels", ("none",))
+    # Healthy lung, -850 HU, is brightest in the gentle one, disease, -650 HU, in the
+    # steep one, and nothing is bright in the window of bone.
+    gentle, steep, bone = (-800, 1200), (-700, 100), (2000, 100)
+    folder = write_run(tmp_path, class_names="abc", window=[*bone, *steep, *gentle])
+    path = folder / "lineage.json"
+    lineage = json.loads(path.read_text())
+    lineage["model"] |= {"name": "channels", "channels": 3}
+    lineage["data"] |= {"mean": [0.5] * 3, "deviation": [0.25] * 3}
+    path.write_text(json.dumps(lineage))
+    run = trained.find(tmp_path)
+    hu, lungs, disease = chest(2)
+    # Away from borders, where a window sees both.
+    ill, sound = (
+        ndimage.binary_erosion(m, iterations=WINDOW)
+        for m in (disease[0], lungs[0] & ~disease[0])
+    )
+    assert ill.sum() > 20 and sound.sum() > 20
+    for window, classes in [("", (3, 2)), ("-700,100,-800,1200,2000,100", (2, 1))]:
+        window = trained.parse_window(window, run)
+        asked = How(stride=2, window=window, spacing=None)
+        found = classify(hu, lungs, (3.0, 3.0), Classifier(run, window), asked)
+        for where, label in zip((sound, ill), classes, strict=True):
+            assert (found.labels[:, where] == label).all()
 
 
 def test_hostile_names_stay_inside_the_output(tmp_path, brightness, capsys):

@@ -176,6 +176,7 @@ def test_training_reads_the_prepared_folder(archive):
     assert not (out.parent / "nowhere").exists()
     description = json.loads((out / "dataset.json").read_text())
     assert description["fingerprint"] == data.fingerprint
+    assert description["notice"] == "Research use only, not for diagnosis"
     with pytest.raises(UserError, match="--patch=16"):
         sources.load(config, ModelConfig(image_size=16), out)
 

@@ -13,9 +13,20 @@ writes a folder a series (`maps/<patient hash>_<series hash>/`):
     report.csv            volume and share of lung of each class, by region
     series.json           what was made, with what
 
-and `maps/report.csv`, the reports of all series in `maps`. A series that is there
-already, made by the same model in the same way, is not made again. Research use only,
-not for diagnosis.
+and in `maps` itself
+
+    report.csv            the reports of all series in `maps`
+    skipped.csv           each file left out, each series refused, and why
+
+A row of report.csv is a class in a region (both lungs, or a third of them) of one series:
+volume in ml and fraction of the region. A patient's rows share the hash in `patient`;
+`series_of_patient` says how many series they come from. These are not added up: most are
+the same lungs again, with another kernel or on another day, so choose one.
+`files_left_out` counts files of the series that could not be used: a first or last slice
+among them leaves no gap and is not missed otherwise.
+
+A series that is there already, made by the same model in the same way, is not made again.
+Research use only, not for diagnosis.
 """
 
 from pathlib import Path
@@ -49,7 +60,9 @@ SPACING = flags.DEFINE_float(
 )
 SALT = flags.DEFINE_string("salt", "", "Secret mixed into the hashes of identifiers.")
 SHOW_PATHS = flags.DEFINE_boolean(
-    "show_paths", False, "Name the files left out; paths may hold patients' names."
+    "show_paths",
+    False,
+    "Name the files left out, also in skipped.csv; paths may hold patients' names.",
 )
 
 

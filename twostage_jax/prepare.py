@@ -33,6 +33,7 @@ import numpy as np
 from absl import flags
 
 from twostage_jax import cli
+from twostage_jax.ct.files import inert
 from twostage_jax.ct.series import files_below
 from twostage_jax.data import beam, dicom, hiding, prepared_files
 from twostage_jax.data.dataset import Dataset
@@ -147,9 +148,7 @@ def _report(
     for label, name in enumerate(made.class_names):
         own = made.labels == label
         patients = len(np.unique(made.groups[own]))
-        print(
-            f"  {prepared_files.inert(name)[:80]}: {own.sum()} of {patients} patients"
-        )
+        print(f"  {inert(name)[:80]}: {own.sum()} of {patients} patients")
     for reason, count in collections.Counter(why for _, why in skipped).most_common(8):
         print(f"  left out, {count} files: {reason}")
     odd = [row for row in series if row["notes"] or row["remarks"]]

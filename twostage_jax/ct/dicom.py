@@ -100,6 +100,17 @@ def read_headers(path: Path, salt: str = "") -> list[Header]:
         return _headers(pixels.load(path, pixels=False), path, salt)
 
 
+def series_uid(path: Path) -> str:
+    """Returns the SeriesInstanceUID of any file, however broken; '' where none is read."""
+    tag = "SeriesInstanceUID"
+    try:
+        with refusing(path):
+            found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[tag])
+            return str(found.get(tag) or "")
+    except UserError:
+        return ""
+
+
 def read_header(path: Path, salt: str = "", frame: int = 0) -> Header:
     """Returns the header of a CT slice; see `read_headers`."""
     return read_headers(path, salt)[frame]

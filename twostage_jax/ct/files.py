@@ -1,5 +1,6 @@
 """Disease maps as NumPy, NIfTI and CSV files."""
 
+import collections
 import csv
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,9 @@ COLUMNS = (
     "fraction_of_region",
     "mean_probability",
     "region_volume_ml",
+    "series_of_patient",
     "slices",
+    "files_left_out",
     "step_mm",
     "remarks",
     "model",
@@ -121,12 +124,23 @@ def report_rows(
 def write_report(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Writes `report.csv`, one line a series, region and class.
 
-    Names that a spreadsheet would take for a formula are quoted with an apostrophe.
+    `series_of_patient` counts the series of the line's patient in this report. Their
+    volumes are not added up: they mostly show the same lungs again.
+
+    Args:
+      path: The file.
+      rows: Texts by column; what a row lacks is left empty.
     """
+    series = collections.defaultdict(set)
+    for row in rows:
+        series[row.get("patient")].add(row.get("series"))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows({k: _inert(v) for k, v in row.items()} for row in rows)
+        for row in rows:
+            count = len(series[row.get("patient")])
+            line = {**row, "series_of_patient": str(count)}
+            writer.writerow({name: inert(text) for name, text in line.items()})
 
 
 def read_report(path: Path) -> list[dict[str, str]]:
@@ -135,10 +149,11 @@ def read_report(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def inert(text: str) -> str:
+    """Returns a text as one line that no spreadsheet takes for a formula."""
+    line = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
+
+
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def _inert(text: str) -> str:
-    line = " ".join(text.split())
-    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line

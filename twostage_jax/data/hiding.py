@@ -1,11 +1,14 @@
 """What was left out or went wrong, without the names that paths and messages may hold."""
 
 import contextlib
+import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from twostage_jax import atomic
 from twostage_jax.ct.dicom import patient_hash
+from twostage_jax.ct.files import inert
 from twostage_jax.ct.series import files_below
 from twostage_jax.errors import UserError
 
@@ -30,6 +33,15 @@ def hide(
       salt: Of the hashes.
     """
     return [(file_hash(path, salt), _plain(path, why, roots)) for path, why in skipped]
+
+
+def write_skipped(out: Path, skipped: Hidden) -> None:
+    """Writes `out/skipped.csv`: what was left out, a file a line, and why."""
+    with atomic.replacing(out / "skipped.csv") as path:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "reason"])
+            writer.writerows([inert(name), inert(why)] for name, why in skipped)
 
 
 @contextlib.contextmanager

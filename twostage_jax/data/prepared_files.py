@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw
 
 from twostage_jax import atomic
 from twostage_jax.ct.dicom import window
+from twostage_jax.ct.files import inert
+from twostage_jax.ct.palette import NOTICE
 from twostage_jax.ct.series import Series
 from twostage_jax.data import hiding
 from twostage_jax.data.dataset import Dataset, Recipe
@@ -62,15 +64,12 @@ def write(
         "patch": int(made.images.shape[1]),
         "count": len(made),
         "fingerprint": made.fingerprint,
+        "notice": NOTICE,
         "settings": dataclasses.asdict(recipe.make.keywords["cut"]),
     }
     with atomic.replacing(out / "patches.csv") as path:
         _write_patches(path, recipe, metadata)
-    with atomic.replacing(out / "skipped.csv") as path:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "reason"])
-            writer.writerows([inert(name), inert(why)] for name, why in skipped)
+    hiding.write_skipped(out, skipped)
     with atomic.replacing(out / "series.csv") as path:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, SERIES_COLUMNS)
@@ -142,9 +141,3 @@ def preview(made: Dataset) -> Image.Image:
             at = column * side + 1, label * high + margin + row * side
             sheet.paste(picture, at)
     return sheet
-
-
-def inert(text: str) -> str:
-    """Returns a name as one line that no spreadsheet takes for a formula."""
-    line = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
-    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line

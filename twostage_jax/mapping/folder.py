@@ -11,8 +11,8 @@ from pathlib import Path
 
 from twostage_jax import atomic
 from twostage_jax.ct import files
-from twostage_jax.ct.dicom import patient_hash
-from twostage_jax.ct.series import Series, Skipped, find_series
+from twostage_jax.ct.dicom import patient_hash, series_uid
+from twostage_jax.ct.series import Series, find_series
 from twostage_jax.data import hiding
 from twostage_jax.errors import UserError
 from twostage_jax.mapping.classify import Classifier, How
@@ -30,8 +30,9 @@ def map_folder(
 ) -> None:
     """Maps every CT series below `root` into a folder of `out`, unless it is there.
 
-    Writes `out/report.csv` with the reports of all series in `out`, and prints what was
-    made, what was left out and what was refused, and why.
+    Writes `out/report.csv` with the reports of all series in `out`, and
+    `out/skipped.csv` with the files below `root` that were left out and the series that
+    were refused; prints what was made, left out and refused, and why.
 
     Args:
       root: Folder of DICOM files.
@@ -39,31 +40,42 @@ def map_folder(
       classifier: The network.
       how: How it is applied.
       salt: Secret mixed into the hashes of identifiers.
-      show_paths: Name files in what is printed.
+      show_paths: Name files in skipped.csv and in what is printed.
 
     Raises:
       UserError: There is no CT series, or none could be mapped.
     """
     root = root.absolute()
     found, skipped = find_series(root, salt=salt, go_on=True)
-    _say_skipped(root, skipped, show_paths)
+    listed = [(str(path), why.removeprefix(f"{path}: ")) for path, why in skipped]
+    if not show_paths:
+        listed = hiding.hide(skipped, [root], salt)
+    _say_skipped(listed, show_paths)
+    left_out = Counter(series_uid(path) for path, _ in skipped)
     if not found:
+        hiding.write_skipped(out, listed)
         raise UserError(f"{root}: no CT series to map.")
     done = 0
     with atomic.locked(out / ".lock", str(out)):
         for number, series in enumerate(found, start=1):
             name = series_name(series, salt)
             try:
-                said = _map(series, classifier, how, out / name)
+                said = _map(series, classifier, how, out / name, left_out[series.uid])
                 done += 1
             except UserError as error:
                 said = f"refused: {error}"
                 if not show_paths:
                     paths = [header.path for header in series.headers]
                     said = f"refused: {without_names(str(error), root, paths)}"
+                listed.append((name, said))
+            if left_out[series.uid]:
+                said += f"; {left_out[series.uid]} of its files left out"
             print(f"{number}/{len(found)} {name}: {said}", flush=True)
+        hiding.write_skipped(out, listed)
         _join_reports(out)
     print(f"{done} of {len(found)} series mapped: {out / 'report.csv'}")
+    if listed:
+        print(f"What was left out and refused: {out / 'skipped.csv'}")
     if not done:
         raise UserError("no series could be mapped.")
 
@@ -89,10 +101,12 @@ def without_names(text: str, root: Path, paths: Sequence[Path]) -> str:
     return plain
 
 
-def _map(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
+def _map(
+    series: Series, classifier: Classifier, how: How, folder: Path, left_out: int
+) -> str:
     if is_made(folder, series, classifier.run, how):
         return "is there already"
-    return make(series, classifier, how, folder)
+    return make(series, classifier, how, folder, left_out=left_out)
 
 
 def _join_reports(out: Path) -> None:
@@ -102,11 +116,10 @@ def _join_reports(out: Path) -> None:
         files.write_report(temporary, rows)
 
 
-def _say_skipped(root: Path, skipped: Skipped, show_paths: bool) -> None:
+def _say_skipped(listed: hiding.Hidden, show_paths: bool) -> None:
     if show_paths:
-        for path, reason in skipped:
-            print(f"left out: {path}: {reason.removeprefix(f'{path}: ')}")
+        for path, reason in listed:
+            print(f"left out: {path}: {reason}")
         return
-    reasons = Counter(reason for _, reason in hiding.hide(skipped, [root], salt=""))
-    for reason, count in reasons.most_common():
+    for reason, count in Counter(reason for _, reason in listed).most_common():
         print(f"left out: {count} file{'s' if count > 1 else ''}: {reason}")

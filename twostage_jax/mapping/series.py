@@ -24,7 +24,7 @@ from twostage_jax.mapping.classify import Classifier, How, Maps, classify
 from twostage_jax.mapping.trained import Trained
 
 # Raised when the same model and settings give other files.
-VERSION = 1
+VERSION = 2
 # Slices whose normal leaves the body's long axis by more than about 37 degrees.
 LEAST_AXIAL = 0.8
 
@@ -60,7 +60,9 @@ class Mapped(NamedTuple):
     about: dict[str, str]
 
 
-def make(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
+def make(
+    series: Series, classifier: Classifier, how: How, folder: Path, *, left_out: int = 0
+) -> str:
     """Makes all maps of a series in `folder`, whole or not at all.
 
     Args:
@@ -69,6 +71,7 @@ def make(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
       how: How it is applied.
       folder: `PATIENT_SERIES`, by its two names, and nothing that identifies the
         patient: both appear in the files.
+      left_out: Files of the series that are not among its slices.
 
     Returns:
       What was done, in a line.
@@ -85,7 +88,7 @@ def make(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
     if not lungs.any():
         raise UserError("no lung was found in it.")
     maps = classify(hu, lungs, spacing, classifier, how)
-    about = _about(series, run, how, folder.name)
+    about = _about(series, run, how, folder.name, left_out)
     mapped = Mapped(series, hu, lungs, maps, run, how, about)
     with _replacing_folder(folder) as temporary:
         _write_arrays(temporary, mapped)
@@ -120,12 +123,15 @@ def from_feet(series: Series) -> Series:
     return dataclasses.replace(series, headers=series.headers[::-1])
 
 
-def _about(series: Series, run: Trained, how: How, name: str) -> dict[str, str]:
+def _about(
+    series: Series, run: Trained, how: How, name: str, left_out: int
+) -> dict[str, str]:
     patient, series_hash = name.split("_")
     return {
         "patient": patient,
         "series": series_hash,
         "slices": str(len(series.headers)),
+        "files_left_out": str(left_out),
         "step_mm": "" if series.step is None else f"{series.step:.3f}",
         "remarks": printable("; ".join(series.remarks), 500),
         "model": run.hash,
