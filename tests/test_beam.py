@@ -1,15 +1,26 @@
 """Preparing patches by an Apache Beam pipeline."""
 
 import pytest
+from prepare_runs import rows_of
 from test_prepare_command import write_archive
 
-from twostage_jax.data import dicom
-from twostage_jax.data.prepare import prepare
+from twostage_jax.data import dicom, prepared_files
+from twostage_jax.data.prepare import folder_of, metadata_of, prepare
 from twostage_jax.errors import UserError
 
 
 def recipe_of(folder):
     return dicom.recipe(path=str(folder), classes="a,b", size=8, stride=4)
+
+
+def patches_of(recipe, out):
+    """The lines of patches.csv."""
+    metadata = metadata_of(folder_of(recipe, out))
+    made = prepare(recipe, out)
+    prepared_files.write(out, recipe, made, metadata, [], [])
+    rows = rows_of(out / "patches.csv")
+    assert len(rows) == len(made) and all(row["coverage"] for row in rows)
+    return rows
 
 
 def test_direct_runner_makes_the_same_set(tmp_path):
@@ -23,6 +34,10 @@ def test_direct_runner_makes_the_same_set(tmp_path):
     made = prepare(recipe, tmp_path / "beam", workers=1)
     local = prepare(recipe, tmp_path / "local", workers=1)
     assert made.fingerprint == local.fingerprint
+    # The fingerprint leaves out where patches lie and how much of them is covered.
+    assert patches_of(recipe, tmp_path / "beam") == patches_of(
+        recipe, tmp_path / "local"
+    )
     # What is there already is not made again.
     beam.run(recipe, tmp_path / "beam", ["--runner=DirectRunner"])
     assert not list((tmp_path / "beam").rglob("task-*.npz"))

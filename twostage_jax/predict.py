@@ -18,10 +18,10 @@ and in `maps` itself
     report.csv            the reports of all series in `maps`
     skipped.csv           each file left out, each series refused, and why
 
-A row of report.csv is a class in a region (both lungs, or a third of them) of one series:
-volume in ml and fraction of the region. A patient's rows share the hash in `patient`;
-`series_of_patient` says how many series they come from. These are not added up: most are
-the same lungs again, with another kernel or on another day, so choose one.
+A row of report.csv is a class in a region (the lungs, or a third of their height or depth)
+of one series: volume in ml and fraction of the region. A patient's rows share the hash in
+`patient`; `series_of_patient` says how many series they come from. These are not added up:
+most are the same lungs again, with another kernel or on another day, so choose one.
 `files_left_out` counts files of the series that could not be used: a first or last slice
 among them leaves no gap and is not missed otherwise.
 
