@@ -24,12 +24,15 @@ from skimage.filters import threshold_otsu
 
 from twostage_jax import atomic
 from twostage_jax.ct.lungs import lung_mask
-from twostage_jax.ct.phantom import CLASS_NAMES, phantom_slices
+from twostage_jax.ct.phantom import CLASS_NAMES, Phantom, phantom_slices
 
 # Half of the usual 512 pixels over 360 mm; the slices do not say.
 PIXEL_MM = 1.4
 # Grey level of the air around the patients: the median of the patients' commonest one.
 AIR_GREY = 29.0
+# Millimetres between slices of the phantom series: both ends of what is joined in depth
+# in practice, and the usual ones between them.
+STEPS_MM = (1.0, 1.5, 2.5, 5.0)
 TEXT = """# Lung masks without training
 
     python experiments/lung_masks.py --data=DATA/covid_ct --out=experiments/lung_masks.md
@@ -37,7 +40,7 @@ TEXT = """# Lung masks without training
 `ct/lungs.py` finds the lungs by threshold and morphology. Here its masks are compared
 with masks drawn by people, and with those that phantoms bring along. Dice = 2 |A and B|
 / (|A| + |B|). "Disease kept" is the share of the voxels marked as disease, inside the
-reference mask, that the found mask holds. As JSON, with each phantom:
+reference mask, that the found mask holds. As JSON, with each phantom and each slice:
 [lung_masks.json](lung_masks.json).
 
 ## {slices} slices of 17 patients with COVID-19
@@ -61,6 +64,14 @@ of lung (reference green, found red, both yellow):
 Here HU and pixel size are known. Disease is consolidation, the hardest to keep.
 
 {made}
+
+## {series} phantom series of {thin} thin slices
+
+Masked as a volume, joined in depth, as `predict` does. The masks are told that slices lie
+so far apart; those of a phantom lie further, so that less overlaps from one to the next
+than in a patient.
+
+{volumes}
 """
 
 
@@ -143,25 +154,34 @@ def measure_covid(data: Path) -> list[Slice]:
 
 def measure_phantoms(patients: int) -> list[Slice]:
     """Returns the scores of three sections of each phantom patient."""
+    return [
+        one
+        for patient in range(patients)
+        for one in masked(f"phantom-{patient:03d}", phantom_slices(patient, seed=1))
+    ]
+
+
+def measure_series(slices: int) -> list[Slice]:
+    """Returns the scores of a phantom series a step of `STEPS_MM`, masked as volumes.
+
+    Args:
+      slices: Of each series.
+    """
     scores = []
-    for patient in range(patients):
-        phantom = phantom_slices(patient, seed=1, slices=3)
-        mask = lung_mask(phantom.hu, (phantom.spacing, phantom.spacing))
-        dense = phantom.lungs & (
-            phantom.labels == 1 + CLASS_NAMES.index("consolidation")
-        )
-        for z in range(len(mask)):
-            scores.append(
-                Slice(
-                    f"phantom-{patient:03d}",
-                    str(z),
-                    phantom.hu[z],
-                    phantom.lungs[z],
-                    mask[z],
-                    dense[z],
-                )
-            )
+    # The patients have different diseases: see `DISEASES` in ct/phantom.py.
+    for patient, step in enumerate(STEPS_MM, start=1):
+        phantom = phantom_slices(patient, seed=2, slices=slices)
+        scores += masked(f"phantom-{patient:03d}, {step:g} mm", phantom, step)
     return scores
+
+
+def masked(name: str, phantom: Phantom, step: float | None = None) -> list[Slice]:
+    """Returns the scores of a phantom's slices, `step` mm apart; None: one by one."""
+    mask = lung_mask(phantom.hu, (step, phantom.spacing, phantom.spacing))
+    consolidated = phantom.labels == 1 + CLASS_NAMES.index("consolidation")
+    dense = phantom.lungs & consolidated
+    stacks = zip(phantom.hu, phantom.lungs, mask, dense, strict=True)
+    return [Slice(name, str(z), *arrays) for z, arrays in enumerate(stacks)]
 
 
 def summary(slices: list[Slice]) -> list[dict[str, Any]]:
@@ -180,6 +200,11 @@ def summary(slices: list[Slice]) -> list[dict[str, Any]]:
         }
         for name, members in [*sorted(by_patient.items()), ("all", slices)]
     ]
+
+
+def each(slices: list[Slice]) -> list[dict[str, Any]]:
+    """Returns the Dice of each slice."""
+    return [{"patient": s.patient, "slice": s.name, "dice": s.dice} for s in slices]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -234,11 +259,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder covid_ct")
     parser.add_argument("--out", type=Path, required=True, help="the page, .md")
     parser.add_argument("--phantoms", type=int, default=24, help="phantom patients")
+    parser.add_argument("--thin", type=int, default=12, help="slices a phantom series")
     options = parser.parse_args()
     began = time.perf_counter()
     real = measure_covid(options.data)
     seconds = time.perf_counter() - began
     made = measure_phantoms(options.phantoms)
+    volumes = measure_series(options.thin)
     picture = options.out.with_suffix(".png")
     failures(real, picture)
     found = {
@@ -246,6 +273,10 @@ def main() -> None:
         "share_above_0.9": float(np.mean([one.dice > 0.9 for one in real])),
         "real": summary(real),
         "phantoms": summary(made),
+        "phantom_series": summary(volumes),
+        "real_slices": each(real),
+        "phantom_slices": each(made),
+        "phantom_series_slices": each(volumes),
     }
     atomic.write_json(options.out.with_suffix(".json"), found)
     page = TEXT.format(
@@ -256,6 +287,9 @@ def main() -> None:
         share=100 * found["share_above_0.9"],
         real=table(found["real"]),
         made=table(found["phantoms"][-1:]),
+        series=len(STEPS_MM),
+        thin=options.thin,
+        volumes=table(found["phantom_series"]),
         picture=picture.name,
     )
     atomic.write_text(options.out, page)
