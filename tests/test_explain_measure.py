@@ -11,9 +11,9 @@ import pytest
 from twostage_jax.errors import UserError
 from twostage_jax.explain import (
     comparisons,
+    differences,
     measure,
     measure_tables,
-    measure_words,
     networks,
     stimuli,
 )
@@ -315,7 +315,7 @@ def test_what_holds_alone_but_not_among_several_is_not_claimed(measured):
     edges = paragraph(changed, "Edges.")
     assert "No arm can be shown" in edges and "two-stage +0.20 [+0.10" in edges
     pair = ("edge_selectivity", "two_stage", "random", "all layers")
-    assert measure_words.told(changed, [pair])[pair].sign == 1
+    assert differences.told(changed, [pair])[pair].sign == 1
 
 
 def test_words_say_which_textures_favour_an_arm(measured):

@@ -1,19 +1,18 @@
 """What the measures say, in words that follow from the numbers.
 
-A question has a paragraph: the answer, then the numbers that it rests on. A difference
-is called one where its p-value, corrected (Holm) over all comparisons of the paragraph,
-is below 0.05. The rest is in the tables.
+A question has a paragraph: the answer, then the numbers that it rests on. Differences
+are told from chance (see `differences`) over all comparisons of the paragraph. The rest
+is in the tables.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from twostage_jax.explain.comparisons import ALL_LAYERS, RANDOM
+from twostage_jax.explain.differences import Pair, Told, told
 from twostage_jax.explain.measure_tables import label
 from twostage_jax.report.formats import listed
-from twostage_jax.statistics import holm
 
-ALPHA = 0.05
 # More silent channels than this share are worth a word.
 MANY_SILENT = 1 / 3
 
@@ -45,15 +44,6 @@ TEXTURES = [
         "Balanced accuracy of the probe",
     ),
 ]
-# (first, second) of a difference, at a place: a layer or a change of the images.
-Pair = tuple[str, str, str, str]
-
-
-class Told(NamedTuple):
-    """A difference: its entry, and 1 (higher), -1 (lower) or 0 (not told from chance)."""
-
-    entry: Mapping[str, Any]
-    sign: int
 
 
 def words(measured: Mapping[str, Any]) -> list[str]:
@@ -66,29 +56,6 @@ def words(measured: Mapping[str, Any]) -> list[str]:
         _silent(measured),
     ]
     return [paragraph for paragraph in paragraphs if paragraph]
-
-
-def told(measured: Mapping[str, Any], pairs: Iterable[Pair]) -> dict[Pair, Told]:
-    """Returns the differences that have a mean, told from chance by Holm over them.
-
-    Args:
-      pairs: (measure, one network, another, layer or change).
-    """
-    entries = {}
-    for pair in pairs:
-        name, first, second, place = pair
-        of_pair = measured["differences"].get(name, {}).get(f"{first} - {second}", {})
-        if place in of_pair and of_pair[place]["mean"] is not None:
-            entries[pair] = of_pair[place]
-    corrected = holm([entry["p_value"] for entry in entries.values()])
-    return {
-        pair: Told(entry, 0 if p is None or p >= ALPHA else _sign(entry["mean"]))
-        for (pair, entry), p in zip(entries.items(), corrected, strict=True)
-    }
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
 
 
 def _beginning(measured: Mapping[str, Any]) -> str:
