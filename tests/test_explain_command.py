@@ -209,7 +209,7 @@ def test_words_follow_from_the_numbers():
                       "grad_cam": area(0.6), "random_order": area(0.6)},
     }  # fmt: skip
     explained = {
-        "arms": {"two_stage": {"seeds": [0, 1, 2]}},
+        "arms": {"two_stage": {"seeds": [1, 2, 3]}},
         "chosen": ["The networks are of fold 0."],
         "images": {"source": "test images of the target", "sets": 1, "count": 5,
                    "most": 5},
@@ -223,7 +223,8 @@ def test_words_follow_from_the_numbers():
     }  # fmt: skip
     shown, dead, tests, best = words.paragraphs(explained)
     assert "1 arm (two-stage), 3 seeds; 5 images (test images of the target)" in shown
-    assert "The networks are of fold 0. The pictures are" in shown
+    assert "The networks are of fold 0. The pictures, and the maps" in shown
+    assert shown.endswith("are those of seed 1, the first that all arms have.")
     assert "conv2 two-stage 7 of 96" in dead
     assert tests.startswith("The maps of Grad-CAM stay much the same")
     assert "deleted in the order of SaliNet (area 0.20; random order 0.40)" in best

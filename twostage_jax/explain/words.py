@@ -31,7 +31,11 @@ def _shown(explained: Mapping[str, Any]) -> str:
     if images["most"] > images["count"]:
         count += f" to {images['most']}"
     whose = ", each seed its own" if images["sets"] > 1 else ""
-    pictures = "The pictures are those of the first seed that all arms have."
+    first = min(set.intersection(*(set(one["seeds"]) for one in arms.values())))
+    pictures = (
+        "The pictures, and the maps with weights drawn anew, are those of seed "
+        f"{first}, the first that all arms have."
+    )
     return (
         f"{len(arms)} arm{_s(len(arms))} ({listed(map(arm_label, arms))}), "
         f"{seeds} seed{_s(seeds)}; {count} images ({images['source']}{whose}). "
