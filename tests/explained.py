@@ -1,15 +1,23 @@
 """Small networks with random parameters and known stripes, for tests of `explain`."""
 
+import json
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from network_by_hand import random_params
 
+from twostage_jax import checkpoint
 from twostage_jax.explain.networks import Examples, Network
 from twostage_jax.models import CaffeNet
 
 CLASSES = ("across", "along", "plain")
+# Of the stage runs of `write_stage`.
+MODEL = {
+    "name": "caffenet_small", "channels": 1, "image_size": 18, "norm": "",
+    "dropout": 0.0, "dtype": "float32",
+}  # fmt: skip
 
 
 class Signs(nn.Module):
@@ -75,3 +83,34 @@ def forward(network, inputs):
     """Returns logits and taps, compiled."""
     call = jax.jit(lambda v, x: network.module.apply(v, x, train=False))
     return call(network.variables, jnp.asarray(inputs))
+
+
+def write_stage(home, seed, tested=range(8, 16)):
+    """Writes a finished stage run of a CaffeNet of a few channels, tested on such ids.
+
+    Returns:
+      Its variables.
+    """
+    stage = home.name.split("-")[0]
+    lineage = {
+        "stage": stage,
+        "seed": seed,
+        "settings": {
+            "data": {
+                "source": "dicom", "validation": 0.2, "test": 0.25,
+                "normalise": "patch", "window": [-600.0, 1500.0],
+                "options": {"path": "anywhere"},
+            }
+        },
+        "model": MODEL,
+        "data": {
+            "class_names": ["a", "b", "c"], "fingerprint": "f", "mean": [0.4],
+            "deviation": [0.2],
+        },
+    }  # fmt: skip
+    home.mkdir(parents=True)
+    variables = caffenet(seed=len(home.name) + seed).variables
+    checkpoint.export_variables(home / "variables", variables)
+    (home / "lineage.json").write_text(json.dumps(lineage))
+    np.savez(home / "predictions.npz", ids=[f"id{i:02d}" for i in tested])
+    return variables

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from explained import caffenet
+from explained import caffenet, write_stage
 from PIL import Image
 
 from twostage_jax import checkpoint
@@ -12,10 +12,6 @@ from twostage_jax.data.dataset import Dataset
 from twostage_jax.errors import UserError
 from twostage_jax.explain import images, runs
 
-MODEL = {
-    "name": "caffenet_small", "channels": 1, "image_size": 18, "norm": "",
-    "dropout": 0.0, "dtype": "float32",
-}  # fmt: skip
 ARMS = {"scratch": ["target"], "natural": ["natural", "target"], "texture": ["target"]}
 # (arm, seed) -> its stage runs; 'texture' was not trained.
 CHAINS = {
@@ -37,32 +33,6 @@ def target_data(fingerprint="f"):
         ids=np.array([f"id{i:02d}" for i in range(16)]),
         splits=np.array(["train"] * 16), fingerprint=fingerprint,
     )  # fmt: skip
-
-
-def write_stage(home, seed, tested=range(8, 16)):
-    stage = home.name.split("-")[0]
-    lineage = {
-        "stage": stage,
-        "seed": seed,
-        "settings": {
-            "data": {
-                "source": "dicom", "validation": 0.2, "test": 0.25,
-                "normalise": "patch", "window": [-600.0, 1500.0],
-                "options": {"path": "anywhere"},
-            }
-        },
-        "model": MODEL,
-        "data": {
-            "class_names": ["a", "b", "c"], "fingerprint": "f", "mean": [0.4],
-            "deviation": [0.2],
-        },
-    }  # fmt: skip
-    home.mkdir(parents=True)
-    variables = caffenet(seed=len(home.name) + seed).variables
-    checkpoint.export_variables(home / "variables", variables)
-    (home / "lineage.json").write_text(json.dumps(lineage))
-    np.savez(home / "predictions.npz", ids=[f"id{i:02d}" for i in tested])
-    return variables
 
 
 def write_results(workdir, rows):
