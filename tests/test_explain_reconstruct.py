@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from network_by_hand import NetworkByHand, random_params
 
-from twostage_jax import models
 from twostage_jax.errors import UserError
 from twostage_jax.explain.backward import METHODS
 from twostage_jax.explain.reconstruct import reconstruct
@@ -132,10 +131,3 @@ def test_what_does_not_exist_is_named(tiny_caffenet):
         reconstruct(
             module, variables, images, "conv3", channels=0, positions=[[0, 0], [0, 9]]
         )
-
-
-def test_residual_networks_have_what_needs_no_chain_and_say_so():
-    module = models.build("resnet18", num_classes=3)
-    images = np.ones((1, 32, 32, 1), np.float32)
-    with pytest.raises(UserError, match="residual network has shortcuts"):
-        reconstruct(module, {}, images, "stage1", method="desalinet", channels=0)
