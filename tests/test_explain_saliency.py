@@ -10,7 +10,6 @@ import pytest
 import scipy.ndimage
 from network_by_hand import NetworkByHand, random_params
 
-from twostage_jax import models
 from twostage_jax.errors import UserError
 from twostage_jax.explain import saliency
 from twostage_jax.explain.reconstruct import reconstruct
@@ -137,17 +136,12 @@ def test_grad_cam_takes_the_last_convolution_after_its_relu(tiny_caffenet):
         saliency.grad_cam(module, variables, images, np.array([0, 0]), "pool7")
 
 
-def test_residual_networks_have_all_but_what_needs_a_chain():
-    module = models.build("resnet18", num_classes=2)
-    missing = set(saliency.SALIENCY) - set(saliency.methods_for(module))
-    assert missing == {"deconvnet", "desalinet"}
-
-
 @pytest.fixture(scope="module")
 def in_torch():
     """A small CaffeNet, its twin in PyTorch with the same weights, and two images."""
-    torch = pytest.importorskip("torch", reason="compares with Captum, needs torch")
-    pytest.importorskip("captum", reason="compares with Captum")
+    needed = "compares with Captum: pip install -e '.[test,test-torch]'"
+    torch = pytest.importorskip("torch", reason=needed)
+    pytest.importorskip("captum", reason=needed)
     module = CaffeNet(num_classes=3, widths=(6, 6, 4, 4, 4), hidden=(5, 5), stem=STEM)
     params = random_params(module, 32, 2)
     convs = {1: (2, 2, 1), 2: (1, 2, 2), 3: (1, 1, 1), 4: (1, 1, 2), 5: (1, 1, 2)}
