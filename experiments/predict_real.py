@@ -35,14 +35,14 @@ TEXT = """# Maps of other people's slices
 
     python experiments/predict_real.py --run=RUN --dicom=DATA --window={window} \\
         --spacing={spacing} --stride={stride} --arms={arms} \\
-        --out=experiments/predict_real.md
+        --out=experiments/{stem}.md
 
 {slices} slices of {patients} patients of another collection than the training's. Slices
 without lung: {slices_without_lung}. Series refused for another reason: {series_refused}.
 Shares of the lung are the median over the mapped slices and the quartiles, in %;
 every slice counts as one, whatever the size of its lung. Nobody has annotated these slices:
 a share is no measurement of disease, and only shows what a model says where it was not
-trained. As JSON: [predict_real.json](predict_real.json). {notice}.
+trained. As JSON: [{json}]({json}). {notice}.
 
 | arm | slices mapped | class | median, % | quartiles, % |
 |---|--:|---|--:|--:|
@@ -103,7 +103,7 @@ def reasons(maps: Path) -> dict[str, str]:
     return {r["file"]: r["reason"] for r in rows if r["file"].startswith("patient-")}
 
 
-def page(options: How, arms: dict[str, dict[str, Any]]) -> str:
+def page(stem: str, options: How, arms: dict[str, dict[str, Any]]) -> str:
     """Returns the page of what `measure` found, by arm."""
     lines = []
     for arm, one in arms.items():
@@ -114,6 +114,8 @@ def page(options: How, arms: dict[str, dict[str, Any]]) -> str:
     # All arms see the same slices.
     return TEXT.format(
         **next(iter(arms.values())),
+        stem=stem,
+        json=f"{stem}.json",
         window=",".join(f"{v:g}" for v in options.window),
         spacing=f"{options.spacing or 0:g}",
         stride=options.stride,
@@ -144,7 +146,7 @@ def main() -> None:
     found = {arm: measure(flags.run, arm, flags.dicom, options) for arm in arms}
     numbers = {"settings": options.settings(), "notice": NOTICE, "arms": found}
     atomic.write_json(flags.out.with_suffix(".json"), numbers)
-    text = page(options, found)
+    text = page(flags.out.stem, options, found)
     atomic.write_text(flags.out, text)
     print(text)
 
