@@ -114,17 +114,21 @@ def test_sigterm_saves_and_the_next_run_ends_the_same(finished, environment, tmp
 def test_signals_while_data_is_prepared_say_how_to_go_on(environment, tmp_path):
     for number in (signal.SIGTERM, signal.SIGINT):
         data = tmp_path / f"data{number}"
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [*COMMAND, f"--workdir={tmp_path / 'run'}", f"--data_dir={data}"],
             cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while not data.exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        ) as process:  # fmt: skip
+            deadline = time.monotonic() + 120
+            while not data.exists():
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(number)
+            try:
+                # Workers end what they are at, and may just have been started.
+                _, errors = process.communicate(timeout=300)
+            finally:
+                process.kill()
         assert process.returncode == 128 + number
         assert "Run the same command again" in errors and "Traceback" not in errors
 
