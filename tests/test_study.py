@@ -283,6 +283,18 @@ def test_evaluation_that_is_not_finite_is_named(tiny_study, monkeypatch, tmp_pat
         tiny_study(tmp_path, **SCRATCH)
 
 
+def test_state_of_l2_sp_is_saved_and_resumed(tiny_study, events, tmp_path):
+    """Of what is not pulled it keeps no copy: an empty array could not be saved."""
+    pulled = {"stages.target.optim.l2_sp": 0.01, "study.seeds": (0,)}
+    tiny_study(tmp_path / "whole", **pulled)
+    events.count, events.kill_at = 0, 12
+    with pytest.raises(Killed):
+        tiny_study(tmp_path / "cut", **pulled)
+    events.kill_at = None
+    tiny_study(tmp_path / "cut", **pulled)
+    assert_same_results(tmp_path / "whole", tmp_path / "cut")
+
+
 def test_signal_during_the_last_export_stops_before_results(
     tiny_study, tmp_path, monkeypatch
 ):

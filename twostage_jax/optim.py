@@ -117,7 +117,7 @@ def pull_to_start(strength: float, mask: Any) -> optax.GradientTransformation:
         keep = mask(params)
         # Fresh buffers: the training step donates parameters and state alike.
         copy = jax.tree.map(
-            lambda k, p: jnp.array(p, copy=True) if k else jnp.zeros((0,), p.dtype),
+            lambda k, p: jnp.array(p, copy=True) if k else jnp.zeros((), p.dtype),
             keep,
             params,
         )
