@@ -92,6 +92,8 @@ def unfinished(run: Path) -> set[tuple[Path, int]]:
     found = set()
     for pattern in patterns:
         for path in run.glob(pattern):
+            if path.suffix == ".lock":
+                continue  # It stays.
             with contextlib.suppress(FileNotFoundError):
                 found.add((path, path.stat().st_ino))
     return found
