@@ -21,14 +21,18 @@ HEALTHY_HU, DISEASED_HU, THRESHOLD_HU = -850, -650, -752
 WINDOW = 6
 
 
-class Brightness(nn.Module):
-    """Two classes: the second where the window's mean HU is above `THRESHOLD_HU`."""
+class Fake(nn.Module):
+    """What every network of the registry is built with."""
 
     num_classes: int
     dropout: float = 0.0
     norm: str = "none"
     dtype: type = np.float32
     axis_name: str | None = None
+
+
+class Brightness(Fake):
+    """Two classes: the second where the window's mean HU is above `THRESHOLD_HU`."""
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -41,14 +45,8 @@ class Brightness(nn.Module):
         return logits, {"head": logits}
 
 
-class Channels(nn.Module):
+class Channels(Fake):
     """A class a channel: that of the channel which is brightest in the window."""
-
-    num_classes: int
-    dropout: float = 0.0
-    norm: str = "none"
-    dtype: type = np.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images, *, train):
