@@ -14,8 +14,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pages
 
-from twostage_jax import atomic, models
+from twostage_jax import models
 from twostage_jax.explain.saliency import SALIENCY
 
 SIZE, CLASSES = 32, 7
@@ -73,10 +74,7 @@ def main() -> None:
     rows = [f"| {name} | {a:.1f} | {b:.1f} |" for name, (a, b) in seconds.items()]
     rows.append(f"| **all** | **{total[0]:.1f}** | **{total[1]:.1f}** |")
     page = TEXT.format(**found, rows="\n".join(rows))
-    print(page)
-    if args.out:
-        atomic.write_json(args.out.with_suffix(".json"), found)
-        atomic.write_text(args.out, page)
+    pages.leave(args.out, found, page)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from twostage_jax import atomic
+import pages
 
 REPOSITORY = Path(__file__).parent.parent
 TEXT = """# A fresh clone
@@ -92,10 +92,7 @@ def main() -> None:
     }
     same = "the same" if found["same_table"] else "ANOTHER"
     page = TEXT.format(**{**found, "table": tables[0], "same": same})
-    print(page)
-    if args.out:
-        atomic.write_json(args.out.with_suffix(".json"), found)
-        atomic.write_text(args.out, page)
+    pages.leave(args.out, found, page)
 
 
 if __name__ == "__main__":

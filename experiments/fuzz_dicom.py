@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 from dicom_compare import ALONE, MOST_CHANGED, alone, changed, compared, geometry
 from dicom_damage import DAMAGES, recoded
 
-from twostage_jax import atomic
 from twostage_jax.ct.dicom import Header, read_headers, read_slices
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.segmentation import write_segmentation
@@ -315,10 +315,7 @@ def main() -> int:
         "seconds": round(time.monotonic() - began),
         **summary(outcomes),
     }
-    if options.out:
-        atomic.write_json(options.out.with_suffix(".json"), found)
-        atomic.write_text(options.out, page(found))
-    print(page(found))
+    pages.leave(options.out, found, page(found))
     return int(any(o.kind not in GOOD for o in outcomes))
 
 

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from twostage_jax import atomic
+import pages
 
 REPOSITORY = Path(__file__).parent.parent
 SETTINGS = {
@@ -197,10 +196,7 @@ def main() -> None:
         "different": different,
         "seconds": round(seconds, 1),
     }
-    print(page(found))
-    if args.out:
-        atomic.write_json(args.out.with_suffix(".json"), found)
-        atomic.write_text(args.out, page(found))
+    pages.leave(args.out, found, page(found))
     sys.exit(bool(different))
 
 

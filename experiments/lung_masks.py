@@ -18,11 +18,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pages
 from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from twostage_jax import atomic
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.phantom import CLASS_NAMES, Phantom, phantom_slices
 
@@ -278,7 +278,6 @@ def main() -> None:
         "phantom_slices": each(made),
         "phantom_series_slices": each(volumes),
     }
-    atomic.write_json(options.out.with_suffix(".json"), found)
     page = TEXT.format(
         phantoms=options.phantoms,
         slices=len(real),
@@ -292,8 +291,7 @@ def main() -> None:
         volumes=table(found["phantom_series"]),
         picture=picture.name,
     )
-    atomic.write_text(options.out, page)
-    print(page)
+    pages.leave(options.out, found, page)
 
 
 if __name__ == "__main__":

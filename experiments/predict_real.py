@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 
-from twostage_jax import atomic, cli
+from twostage_jax import cli
 from twostage_jax.ct.palette import NOTICE
 from twostage_jax.ct.series import find_series
 from twostage_jax.ct.volumes import UNCLASSIFIED
@@ -145,10 +146,7 @@ def main() -> None:
     )
     found = {arm: measure(flags.run, arm, flags.dicom, options) for arm in arms}
     numbers = {"settings": options.settings(), "notice": NOTICE, "arms": found}
-    atomic.write_json(flags.out.with_suffix(".json"), numbers)
-    text = page(flags.out.stem, options, found)
-    atomic.write_text(flags.out, text)
-    print(text)
+    pages.leave(flags.out, numbers, page(flags.out.stem, options, found))
 
 
 if __name__ == "__main__":
