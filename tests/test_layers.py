@@ -127,11 +127,20 @@ def test_local_response_norm_and_its_gradient(channels):
 
 
 @pytest.mark.parametrize(
-    "size, strides, pad, groups",
-    [(3, 1, 1, 1), (3, 1, 1, 2), (5, 2, 2, 2), (3, 2, 0, 4)],
+    "image, size, strides, pad, groups",
+    [
+        ((6, 7), 3, 1, 1, 1),
+        ((6, 7), 3, 1, 1, 2),
+        ((6, 7), 5, 2, 2, 2),
+        ((6, 7), 3, 2, 0, 4),
+        # Smaller than the kernel.
+        ((1, 1), 3, 1, 1, 1),
+        ((2, 3), 3, 2, 1, 1),
+        ((4, 6), 5, 1, 2, 2),
+    ],
 )
-def test_convolution_and_its_gradients(size, strides, pad, groups):
-    x, kernel = normal(2, 6, 7, 8), normal(size, size, 8 // groups, 4 * groups, seed=1)
+def test_convolution_and_its_gradients(image, size, strides, pad, groups):
+    x, kernel = normal(2, *image, 8), normal(size, size, 8 // groups, 4 * groups, seed=1)
 
     def ours(x, kernel):
         return layers.convolve(x, kernel, strides=strides, pad=pad, groups=groups)
