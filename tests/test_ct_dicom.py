@@ -7,7 +7,7 @@ import pydicom
 import pytest
 from ct_files import write_ct
 
-from twostage_jax.ct import pixels
+from twostage_jax.ct import loading, pixels
 from twostage_jax.ct.dicom import (
     NotCTError,
     patient_hash,
@@ -242,6 +242,42 @@ def test_file_cut_off_anywhere_is_refused(tmp_path):
             read_slice(cut)
 
 
+def damaged(path, good, bad):
+    """Writes `bad` in place of the one occurrence of `good` in a file."""
+    data = path.read_bytes()
+    assert data.count(good) == 1 and len(good) == len(bad)
+    path.write_bytes(data.replace(good, bad))
+
+
+@pytest.mark.parametrize("syntax", ["ExplicitVRLittleEndian", "ImplicitVRLittleEndian"])
+def test_number_with_a_zero_byte_inside_is_refused(tmp_path, syntax):
+    place = ["-219.800", "-187.100", "-335.000"]
+    stored = np.zeros((2, 2), np.int16)
+    path = write_ct(tmp_path / "a", stored, ImagePositionPatient=place)
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+    dataset.save_as(path, implicit_vr=syntax.startswith("I"), little_endian=True)
+    assert read_header(path).position == (-219.8, -187.1, -335)
+    damaged(path, b"-219.800", b"-219\0\0\0\0")
+    with pytest.raises(UserError, match=r"\(0020,0032\) holds a zero byte: .*damaged"):
+        read_header(path)
+
+
+def test_zero_bytes_that_fill_a_value_up_are_left_alone(tmp_path):
+    place = ["-219.800", "-187.100", "-335.000"]
+    stored = np.zeros((2, 2), np.int16)
+    path = write_ct(tmp_path / "a", stored, ImagePositionPatient=place)
+    damaged(path, b"-335.000", b"-335.0\0\0")
+    assert read_header(path).position == (-219.8, -187.1, -335)
+
+
+def test_element_of_no_known_type_is_refused(tmp_path):
+    path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16), StudyID="17")
+    damaged(path, b"SH\x02\x0017", b"L]\x02\x0017")
+    with pytest.raises(UserError, match=r"\(0020,0010\) is of no known type"):
+        read_header(path)
+
+
 def test_compressed_stream_reads_back_and_must_match_the_header(tmp_path):
     stored = np.arange(64, dtype=np.int16).reshape(8, 8)
     path = write_ct(tmp_path / "a", stored)
@@ -294,7 +330,7 @@ def test_deflated_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     dataset.save_as(path)
     assert read_slice(path)[1].shape == (64, 64)
-    monkeypatch.setattr(pixels, "MAX_INFLATED_BYTES", 1000)
+    monkeypatch.setattr(loading, "MAX_INFLATED_BYTES", 1000)
     with pytest.raises(UserError, match="unpacks to more than"):
         read_slice(path)
     monkeypatch.undo()

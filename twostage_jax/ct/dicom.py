@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 from scipy import ndimage
 
-from twostage_jax.ct import frames, pixels, plausible, rescale
+from twostage_jax.ct import frames, loading, pixels, plausible, rescale
 from twostage_jax.ct.refusing import refusing
 from twostage_jax.errors import UserError
 
@@ -97,7 +97,7 @@ def read_headers(path: Path, salt: str = "") -> list[Header]:
       UserError: The file cannot be trusted as a CT slice.
     """
     with refusing(path):
-        return _headers(pixels.load(path, pixels=False), path, salt)
+        return _headers(loading.load(path, pixels=False), path, salt)
 
 
 def series_uid(path: Path) -> str:
@@ -134,7 +134,7 @@ def read_slices(
 ) -> Iterator[tuple[Header, np.ndarray]]:
     """Yields frames of one file as `read_slice` returns them; the file is read once."""
     with refusing(path):
-        dataset = pixels.load(path, pixels=True)
+        dataset = loading.load(path, pixels=True)
         headers = _headers(dataset, path, salt)
         views = frames.of(dataset, path)
     for index in indices:

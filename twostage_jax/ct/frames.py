@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pydicom
 
+from twostage_jax.ct import loading
 from twostage_jax.errors import UserError
 
 ENHANCED_CT = (
@@ -63,7 +64,7 @@ def of(dataset: pydicom.Dataset, path: Path) -> list[pydicom.Dataset]:
     What a frame says of itself comes before what all frames share. Pixels are left out.
 
     Raises:
-      UserError: See `count`.
+      UserError: See `count` and `loading.check_elements`.
     """
     number = count(dataset, path)
     if dataset.get("SOPClassUID") not in ENHANCED_CT:
@@ -78,6 +79,8 @@ def of(dataset: pydicom.Dataset, path: Path) -> list[pydicom.Dataset]:
         own = dataset.PerFrameFunctionalGroupsSequence[index]
         for group, keywords in _GROUPS.items():
             items = own.get(group) or shared.get(group)
+            if items:
+                loading.check_elements(items[0], path)
             for keyword in keywords if items else ():
                 if keyword in items[0]:
                     setattr(frame, keyword, items[0].get(keyword))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 
-from twostage_jax.ct import geometry, pixels
+from twostage_jax.ct import geometry, loading
 from twostage_jax.ct.dicom import Header
 from twostage_jax.ct.refusing import refusing
 from twostage_jax.ct.rois import Key, Load, clean_label, fill_contour, merge
@@ -48,7 +48,7 @@ def read(
       UserError: The file cannot be trusted, or has a contour where there is no slice.
     """
     with refusing(path):
-        dataset = pixels.load(path, pixels=False)
+        dataset = loading.load(path, pixels=False)
         stack = geometry.Stack(headers)
         contours = _contours(dataset, path, stack, class_names)
     found = {}

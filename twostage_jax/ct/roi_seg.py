@@ -7,7 +7,7 @@ import numpy as np
 import pydicom
 from pydicom.pixels import pixel_array
 
-from twostage_jax.ct import geometry, pixels
+from twostage_jax.ct import geometry, loading, pixels
 from twostage_jax.ct.dicom import Header
 from twostage_jax.ct.frames import MAX_FRAMES
 from twostage_jax.ct.refusing import refusing
@@ -46,7 +46,7 @@ def read(
       UserError: The file cannot be trusted, or has a region where there is no slice.
     """
     with refusing(path):
-        dataset = pixels.load(path, pixels=True)
+        dataset = loading.load(path, pixels=True)
         stack = geometry.Stack(headers)
         stack.check_reference(str(dataset.get("FrameOfReferenceUID") or ""), path)
         drawn = _regions(dataset, path, stack, class_names)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pydicom
 
 from twostage_jax.ct import (
-    pixels,
+    loading,
     roi_nifti,
     roi_rtstruct,
     roi_seg,
@@ -168,7 +168,7 @@ def _recognised_dicom(path: Path, home: Path) -> RoiFile | None:
             kind, module = "rtstruct", roi_rtstruct
         else:
             return None
-        dataset = pixels.load(path, pixels=False)
+        dataset = loading.load(path, pixels=False)
         series = module.referenced_series(dataset)
         labels = sorted(set(module.labels(dataset).values()))
     return RoiFile(path, kind, home, series, tuple(labels))
