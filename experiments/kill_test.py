@@ -11,7 +11,6 @@ begins, until there were enough kills. Exit status 1 if any bit differs.
 
 import argparse
 import contextlib
-import json
 import random
 import signal
 import subprocess
@@ -22,8 +21,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pages
+from comparing import differences
 
 REPOSITORY = Path(__file__).parent.parent
 SETTINGS = {
@@ -118,22 +117,6 @@ def place(run: Path, before: set[tuple[Path, int]]) -> str:
     return "between stage runs" if done else "before the first stage run"
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    """Returns the rows and predictions that are not bit-identical."""
-    results = [json.loads((w / "run/results.json").read_text()) for w in (one, other)]
-    if results[0]["rows"] != results[1]["rows"]:
-        return ["results.json"]
-    found = []
-    for row in results[0]["rows"]:
-        arrays = [np.load(w / "run" / row["predictions"]) for w in (one, other)]
-        same = arrays[0].files == arrays[1].files and all(
-            arrays[0][name].tobytes() == arrays[1][name].tobytes()
-            for name in arrays[0].files
-        )
-        found += [] if same else [row["predictions"]]
-    return found
-
-
 def page(found: dict[str, Any]) -> str:
     """Returns the Markdown page of what `main` found."""
     kills = Counter(found["kills"])
@@ -188,7 +171,7 @@ def main() -> None:
                 kills[where] += 1
                 print(f"kill {count + 1}: {where}", flush=True)
             finish(workdir, flags)
-            different += differences(whole, workdir)
+            different += differences(whole / "run", workdir / "run")
             print(f"study {studies} ended: {different or 'bit-identical'}", flush=True)
     found = {
         "kills": dict(kills),

@@ -10,7 +10,6 @@ FOLDER.
 
 import argparse
 import dataclasses
-import json
 import multiprocessing
 import os
 import resource
@@ -20,6 +19,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import pages
 
 SEED = 5
 # Of DISEASES in ct/phantom.py: honeycombing, reticular opacity and ground glass.
@@ -166,11 +166,7 @@ def main() -> None:
         f"| {name} | {one['seconds']} | {one['cpu_seconds']} |"
         for name, one in numbers["steps"].items()
     )
-    text = PAGE.format(rows=rows, **numbers)
-    print(text)
-    options.page.write_text(text, encoding="utf-8")
-    numbers_path = options.page.with_suffix(".json")
-    numbers_path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    pages.leave(options.page, numbers, PAGE.format(rows=rows, **numbers))
 
 
 def _megabytes(folder: Path) -> dict[str, int]:

@@ -8,7 +8,6 @@ finding the lungs. CPU time, since wall time depends on what else a machine does
 """
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pages
 from PIL import Image
 
 from twostage_jax.ct.phantom import CLASS_NAMES, Phantom, phantom_slices
@@ -106,11 +106,8 @@ def main() -> None:
                 rows.append(ROW.format(**numbers[-1]))
                 print(rows[-1], flush=True)
         search = searched(source)
-    text = TEXT.format(rows="\n".join(rows), search=search)
-    options.out.write_text(text, encoding="utf-8")
     found = {"rows": numbers, "search_ms_a_file": round(search, 2)}
-    path = options.out.with_suffix(".json")
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    pages.leave(options.out, found, TEXT.format(rows="\n".join(rows), search=search))
 
 
 def searched(source: Path) -> float:

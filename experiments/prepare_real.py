@@ -10,7 +10,6 @@ its class. About a minute on a CPU. No picture and no identifier of a patient is
 
 import argparse
 import csv
-import json
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pages
 from PIL import Image
 
 from twostage_jax.ct.lungs import lung_mask
@@ -131,15 +131,10 @@ def main() -> None:
     lines = [
         f"| {k} | {v['patches']:,} | {v['patients']} |" for k, v in classes.items()
     ]
-    text = TEXT.format(
-        **found,
-        rows="\n".join(lines),
-        settings=" ".join(SETTINGS),
-    )
-    options.out.write_text(text, encoding="utf-8")
-    path = options.out.with_suffix(".json")
+    settings = " ".join(SETTINGS)
+    text = TEXT.format(**found, rows="\n".join(lines), settings=settings)
     numbers = {"settings": SETTINGS, "classes": classes, **found}
-    path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    pages.leave(options.out, numbers, text)
 
 
 if __name__ == "__main__":

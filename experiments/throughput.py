@@ -26,8 +26,9 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import numpy as np
+import pages
 
-from twostage_jax import atomic, fit, models, training
+from twostage_jax import fit, models, training
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.feed import feed, order
 from twostage_jax.placement import alone
@@ -341,7 +342,7 @@ def _processor() -> str:
 
 
 def main() -> None:
-    """Measures, prints each row when it is there, and writes the file."""
+    """Measures, prints each row when it is there, and leaves the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--large_batch", type=int, default=16)
@@ -353,15 +354,12 @@ def main() -> None:
     accelerator = jax.default_backend() != "cpu"
     host, found = machine(), []
     lines = [heading(args.rounds, host), "", HEADER]
-    print("\n".join(lines), flush=True)
     for case in cases(args.batch, args.large_batch, args.large, accelerator):
         found.append(measure(case, args.rounds, args.seconds))
         lines.append(row(found[-1]))
         print(lines[-1], flush=True)
-    if args.out:
-        numbers = {**host, "rounds": args.rounds, "rows": found}
-        atomic.write_json(args.out.with_suffix(".json"), numbers)
-        atomic.write_text(args.out, "\n".join(lines) + "\n")
+    numbers = {**host, "rounds": args.rounds, "rows": found}
+    pages.leave(args.out, numbers, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

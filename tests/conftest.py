@@ -1,7 +1,9 @@
 """What all tests share."""
 
+import importlib
 import os
 from pathlib import Path
+from types import ModuleType
 
 import chest
 import flax.linen as nn
@@ -17,6 +19,13 @@ from twostage_jax.models import layers
 from twostage_jax.report import write_report
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+def experiment(name: str) -> ModuleType:
+    """Returns a script of `experiments/` as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REPOSITORY / "experiments")
+        return importlib.import_module(name)
 
 
 class Tiny(nn.Module):

@@ -1,6 +1,5 @@
 """Damaged files are read right or refused: the small form of experiments/fuzz_dicom.py."""
 
-import importlib
 import shutil
 from dataclasses import replace
 
@@ -8,7 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 from chest import STUDY
-from conftest import REPOSITORY
+from conftest import experiment
 from ct_files import write_ct, write_enhanced
 from test_roi_formats import cut, phantom, write, write_slices
 
@@ -24,9 +23,7 @@ __all__ = ["phantom"]
 @pytest.fixture(scope="module")
 def fuzzer():
     """The experiment, as a module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(REPOSITORY / "experiments")
-        yield importlib.import_module("fuzz_dicom")
+    return experiment("fuzz_dicom")
 
 
 def test_damaged_slices_are_read_right_or_refused(fuzzer, tmp_path):

@@ -140,7 +140,10 @@ def test_local_response_norm_and_its_gradient(channels):
     ],
 )
 def test_convolution_and_its_gradients(image, size, strides, pad, groups):
-    x, kernel = normal(2, *image, 8), normal(size, size, 8 // groups, 4 * groups, seed=1)
+    x, kernel = (
+        normal(2, *image, 8),
+        normal(size, size, 8 // groups, 4 * groups, seed=1),
+    )
 
     def ours(x, kernel):
         return layers.convolve(x, kernel, strides=strides, pad=pad, groups=groups)

@@ -1,13 +1,11 @@
 """Intervals, paired tests, size study: against hand computation and simulation."""
 
 import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import experiment
 from scipy import stats
 from sklearn import metrics as sk
 from sklearn.isotonic import isotonic_regression
@@ -261,17 +259,8 @@ def test_what_cannot_be_paired_is_named():
         resampling.count({"a": arm, "b": []})
 
 
-def simulation():
-    path = Path(__file__).parents[1] / "experiments" / "coverage.py"
-    spec = importlib.util.spec_from_file_location("coverage_simulation", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_intervals_cover_and_the_test_keeps_its_level():
-    module = simulation()
+    module = experiment("simulated_studies")
     scenario = module.Scenario()
     known = module.measure(scenario, "balanced_accuracy", 400, 500, seed=1)
     null = module.measure(
