@@ -52,7 +52,9 @@ def main() -> None:
     options, began = (arguments.repeats, arguments.resamples), time.monotonic()
     rows = []
     cases = [(name, "balanced_accuracy") for name in SCENARIOS]
-    cases += [("17 patients, 5 seeds", m) for m in ("accuracy", "macro_f1")]
+    cases += [
+        ("17 patients, 5 seeds", m) for m in ("accuracy", "macro_f1", "auroc", "brier")
+    ]
     for name, metric in cases:
         scenario = SCENARIOS[name]
         same = dataclasses.replace(scenario, level=(scenario.level[0],) * 2)

@@ -8,7 +8,9 @@ import dataclasses
 
 import numpy as np
 
-from twostage_jax import resampling, size_study, statistics
+from twostage_jax import additive, size_study, statistics
+from twostage_jax.paired import Paired
+from twostage_jax.resampling import Resampler
 
 NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 NODE_WEIGHTS = NODE_WEIGHTS / NODE_WEIGHTS.sum()
@@ -89,31 +91,40 @@ def simulate(
     return patches, logits
 
 
-def counts_of(
+def predicted(
     scenario: Scenario,
     generator: np.random.Generator,
     patches: np.ndarray,
     logits: np.ndarray,
-) -> resampling.Counts:
-    """Returns the confusion counts of one simulated study."""
+) -> Paired:
+    """Returns the predictions of one simulated study.
+
+    What is not given to the true class is given to the next one.
+    """
     groups, classes = (np.repeat(axis.ravel(), patches.ravel())
                        for axis in np.indices(patches.shape))  # fmt: skip
     hard = scenario.patch * generator.normal(size=len(groups))
-    chance = 1 / (1 + np.exp(-(logits[:, :, groups, classes] + hard)))
-    right = generator.random(chance.shape) < chance
-    predicted = np.where(right, classes, (classes + 1) % scenario.classes)
-    cells = np.zeros((*logits.shape, scenario.classes))
+    margin = logits[:, :, groups, classes] + hard
+    # Positive with the probability whose logit the margin was.
+    margin = margin + generator.logistic(size=margin.shape)
+    chance = 1 / (1 + np.exp(-margin))
+    probabilities = np.zeros((*margin.shape, scenario.classes))
     arms, seeds = np.ogrid[: logits.shape[0], : logits.shape[1]]
-    where = (arms[..., None], seeds[..., None], groups, classes, predicted)
-    np.add.at(cells, where, 1)
+    examples = np.arange(len(groups))
+    where = arms[..., None], seeds[..., None], examples
+    probabilities[*where, classes] = chance
+    probabilities[*where, (classes + 1) % scenario.classes] = 1 - chance
     names = [tuple(map(str, range(length))) for length in logits.shape[:3]]
-    return resampling.Counts(
-        names[0], tuple(range(scenario.seeds)), names[2], cells, right
-    )
+    seed_names = tuple(range(scenario.seeds))
+    return Paired(names[0], seed_names, names[2], groups, classes, probabilities)
 
 
 def truth(scenario: Scenario, metric: str) -> np.ndarray:
-    """Returns the scores `[A]` over all patients and seeds, to about 0.001."""
+    """Returns the scores `[A]` over all patients and seeds, to about 0.001.
+
+    A metric of counts is integrated over the chance in patches; others are those of
+    many patches.
+    """
     generator = np.random.default_rng(99)
     matrix = np.zeros((2, scenario.classes, scenario.classes))
     many = dataclasses.replace(
@@ -122,6 +133,14 @@ def truth(scenario: Scenario, metric: str) -> np.ndarray:
         seeds=100 if scenario.seeds > 1 else 1,
         folds=3000 if scenario.folds else 0,  # Over all training sets, too.
     )
+    if metric not in additive.OF_COUNTS:
+        part = dataclasses.replace(many, seeds=max(many.seeds // 10, 1))
+        found = []
+        for _ in range(10):
+            study = predicted(part, generator, *simulate(part, generator))
+            one = additive.metric(study, metric)
+            found.append(one.score(one.sums.sum(2)).mean(1))
+        return np.mean(found, axis=0)
     for _ in range(10):
         patches, logits = simulate(many, generator)
         chance = sum(
@@ -134,7 +153,7 @@ def truth(scenario: Scenario, metric: str) -> np.ndarray:
             matrix[:, k, (k + 1) % scenario.classes] += (
                 patches[:, k].sum() - right[:, k]
             )
-    return resampling.METRICS[metric](matrix)
+    return additive.OF_COUNTS[metric](matrix)
 
 
 def measure(
@@ -150,8 +169,8 @@ def measure(
     found: dict[str, list[float]] = {}
     for repeat in range(repeats):
         generator = np.random.default_rng((seed, repeat))
-        counts = counts_of(scenario, generator, *simulate(scenario, generator))
-        sampler = resampling.Resampler(counts, metric, resamples, seed=repeat)
+        study = predicted(scenario, generator, *simulate(scenario, generator))
+        sampler = Resampler(additive.metric(study, metric), resamples, seed=repeat)
         one = statistics.score_interval(sampler, np.array([1.0, 0.0]))
         two, p_value = statistics.difference_interval(sampler, np.array([1.0, -1.0]))
         plain = np.quantile(sampler.resampled @ [1, -1], [0.025, 0.975])
@@ -164,7 +183,7 @@ def measure(
         if p_value is not None:
             note("rejected", []).append(p_value <= 0.05)
         note("percentile", []).append(plain[0] <= gap <= plain[1])
-        mcnemar = statistics.mcnemar(counts.right[0], counts.right[1])
+        mcnemar = statistics.mcnemar(*study.right)
         note("mcnemar", []).append(mcnemar <= 0.05)
     shares = {name: float(np.mean(values)) for name, values in found.items()}
     return shares | {"gap": float(gap), "given": len(found["difference"]) / repeats}
@@ -203,8 +222,9 @@ def measure_sizes(repeats: int, resamples: int, seed: int = 0) -> list[float]:
     gain, hits = areas @ (true[1] - true[0]), []
     for repeat in range(repeats):
         generator = np.random.default_rng((seed, repeat))
-        counts = counts_of(scenario, generator, *simulate_sizes(scenario, generator))
-        sampler = resampling.Resampler(counts, "balanced_accuracy", resamples, repeat)
+        study = predicted(scenario, generator, *simulate_sizes(scenario, generator))
+        balanced = additive.metric(study, "balanced_accuracy")
+        sampler = Resampler(balanced, resamples, repeat)
         weights = np.concatenate([-areas, areas])
         area, _ = statistics.difference_interval(sampler, weights)
         matches = size_study.matches(sampler, SIZES, 0, 1)

@@ -12,9 +12,9 @@ from test_config import config_file
 
 from twostage_jax import config as configs
 from twostage_jax import placement, plan
+from twostage_jax.additive import MIN_GROUPS_A_CLASS
 from twostage_jax.ct.phantom import CLASS_NAMES, DISEASES
 from twostage_jax.errors import UserError
-from twostage_jax.resampling import MIN_GROUPS_A_CLASS
 from twostage_jax.stage_run import split_of
 
 

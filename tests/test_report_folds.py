@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from study_files import read_results, write_study
 
+from twostage_jax.additive import OF_COUNTS
 from twostage_jax.errors import UserError
 from twostage_jax.report import analysis, load
 from twostage_jax.report.folds import by_seed
@@ -63,7 +64,7 @@ def test_scores_are_those_of_the_report(tmp_path):
     write_study(tmp_path, {"scratch": 0.7, "natural": 0.8}, folds=4, seeds=(0, 1))
     pooled = by_seed(tmp_path, read_results(tmp_path)["rows"], 4)
     scores = analysis.analyse(load.load([tmp_path]), 200).full.scores
-    for metric, by_arm in scores.intervals.items():
-        for arm, interval in by_arm.items():
+    for metric in OF_COUNTS:
+        for arm, interval in scores.intervals[metric].items():
             seeds = [row["metrics"][metric] for row in pooled if row["arm"] == arm]
             assert np.mean(seeds) == pytest.approx(interval.estimate, abs=1e-12)

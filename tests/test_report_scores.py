@@ -10,6 +10,7 @@ from study_files import CLASSES, write_study
 
 from twostage_jax import metrics, statistics
 from twostage_jax.metrics import Predictions
+from twostage_jax.paired import pair
 from twostage_jax.report import analysis, classes_content, formats, load, scores_content
 
 CHANCES = {"scratch": 0.7, "two_stage": 0.85}
@@ -60,7 +61,7 @@ def test_both_levels_have_every_score_of_their_predictions(study, found, level):
         "Brier": "brier",
     }.items():
         assert float(of_arm[title]) == pytest.approx(mean[name], abs=1e-9), title
-    for title in ("balanced accuracy", "accuracy", "macro-F1"):
+    for title in ("balanced accuracy", "accuracy", "macro-F1", "AUROC", "Brier"):
         low, high = (float(of_arm[f"{title} {end}"]) for end in ("low", "high"))
         assert low < float(of_arm[title]) < high
 
@@ -83,9 +84,9 @@ def test_both_levels_have_every_score_of_each_class(study, found, level):
             assert float(line[title]) == pytest.approx(np.mean(seeds))
         areas = [sk.roc_auc_score(p.labels == k, p.probabilities[:, k]) for p in given]
         assert float(line["AUROC"]) == pytest.approx(np.mean(areas))
-        assert float(line["AUROC sd"]) == pytest.approx(np.std(areas, ddof=1))
-        assert float(line["recall low"]) < float(line["recall"])
-        assert float(line["recall"]) < float(line["recall high"])
+        for title in ("precision", "recall", "F1", "AUROC"):
+            low, high = (float(line[f"{title} {end}"]) for end in ("low", "high"))
+            assert low < float(line[title]) < high
         counted = "test patches" if level == 0 else "test patients"
         assert int(line[counted]) == (given[0].labels == k).sum()
 
@@ -120,10 +121,8 @@ def test_notes_say_what_has_an_interval_and_what_a_spread(study, found, level):
     )
     for table in tables:
         assert f"{('patch', 'patient')[level]} level" in table.caption
-        assert "± standard deviation over seeds; there is no interval" in table.note
-        assert "other test patients" in table.note
-    for table in tables[:2]:
         assert "95 % confidence intervals, over test patients and seeds" in table.note
+    assert "ECE: mean ± standard deviation over seeds; no interval" in tables[2].note
 
 
 def test_recall_is_the_accuracy_of_the_patients_that_have_the_class():
@@ -137,8 +136,8 @@ def test_recall_is_the_accuracy_of_the_patients_that_have_the_class():
         ]
         for arm, chance in (("a", 0.6), ("b", 0.8))
     }
-    found = statistics.recall_intervals(arms, resamples=500)
-    for arm, seeds in arms.items():
+    found = statistics.class_intervals(pair(arms), resamples=500)
+    for a, seeds in enumerate(arms.values()):
         for k in range(3):
             alone = [
                 predictions(
@@ -150,9 +149,10 @@ def test_recall_is_the_accuracy_of_the_patients_that_have_the_class():
                 for one in seeds
             ]
             expected = statistics.interval(alone, "accuracy", resamples=500)
-            assert found[arm][k].estimate == pytest.approx(expected.estimate)
+            recall = found[k]["recall"][a]
+            assert recall.estimate == pytest.approx(expected.estimate)
             # The resamples are the same ones for all arms.
-            assert (found[arm][k].low, found[arm][k].high) == pytest.approx(
+            assert (recall.low, recall.high) == pytest.approx(
                 (expected.low, expected.high)
             )
 
@@ -161,11 +161,12 @@ def test_recall_of_a_class_of_few_patients_or_none_has_no_interval():
     groups = np.repeat(np.arange(8), 6)
     labels = np.where(groups < 4, np.arange(48) % 2, 0)
     right = np.random.default_rng(0).random(48) < 0.7
-    (of_arm,) = statistics.recall_intervals(
-        {"a": [predictions(labels, groups, right)]}, resamples=200
-    ).values()
-    assert of_arm[0].low < of_arm[0].estimate < of_arm[0].high
-    assert of_arm[1].estimate == pytest.approx(right[labels == 1].mean())
-    assert of_arm[1].low is None
-    assert of_arm[1].reason.startswith("class 1 occurs in 4 test groups")
-    assert of_arm[2] is None
+    paired = pair({"a": [predictions(labels, groups, right)]})
+    often, rarely, never = statistics.class_intervals(paired, resamples=200)
+    (recall,) = often["recall"]
+    assert recall.low < recall.estimate < recall.high
+    (recall,) = rarely["recall"]
+    assert recall.estimate == pytest.approx(right[labels == 1].mean())
+    assert recall.low is None
+    assert recall.reason.startswith("class 1 occurs in 4 test groups")
+    assert "recall" not in never and "auroc" not in never

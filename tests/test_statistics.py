@@ -10,9 +10,11 @@ from scipy import stats
 from sklearn import metrics as sk
 from sklearn.isotonic import isotonic_regression
 
-from twostage_jax import resampling, size_study, statistics
+from twostage_jax import additive, size_study, statistics
 from twostage_jax.errors import UserError
 from twostage_jax.metrics import Predictions
+from twostage_jax.paired import pair
+from twostage_jax.resampling import Resampler
 
 ALL = np.ones(1)
 
@@ -37,33 +39,38 @@ def study(generator, chance, seeds=3, patients=12, patches=20):
     ]
 
 
+def accuracy_of(arm, resamples):
+    """The resamples of an arm's accuracy."""
+    return Resampler(additive.metric(pair({"arm": arm}), "accuracy"), resamples)
+
+
 @pytest.mark.parametrize("shape", [(2,), (5,)])
 def test_metrics_of_counts_agree_with_scikit_learn(shape):
     generator = np.random.default_rng(0)
     labels, predicted = generator.integers(shape[0], size=(2, 200))
     matrix = sk.confusion_matrix(labels, predicted)
-    assert resampling.accuracy(matrix) == pytest.approx(
+    assert additive.accuracy(matrix) == pytest.approx(
         sk.accuracy_score(labels, predicted)
     )
-    assert resampling.balanced_accuracy(matrix) == pytest.approx(
+    assert additive.balanced_accuracy(matrix) == pytest.approx(
         sk.balanced_accuracy_score(labels, predicted)
     )
-    assert resampling.macro_f1(matrix) == pytest.approx(
+    assert additive.macro_f1(matrix) == pytest.approx(
         sk.f1_score(labels, predicted, average="macro")
     )
 
 
 def test_a_class_that_does_not_occur_is_left_out():
     matrix = np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
-    assert resampling.balanced_accuracy(matrix) == pytest.approx((3 / 4 + 1) / 2)
-    assert resampling.macro_f1(matrix) == pytest.approx((6 / 7 + 4 / 5) / 2)
+    assert additive.balanced_accuracy(matrix) == pytest.approx((3 / 4 + 1) / 2)
+    assert additive.macro_f1(matrix) == pytest.approx((6 / 7 + 4 / 5) / 2)
 
 
 def test_counts_by_hand():
     arm = predictions([1, 0, 1, 1], ["p", "p", "q", "q"], [0, 1, 1, 0])
-    counts = resampling.count({"arm": [arm]})
-    assert counts.groups == ("p", "q")
-    assert counts.cells[0, 0].tolist() == [[[1, 0], [1, 0]], [[1, 0], [0, 1]]]
+    paired = pair({"arm": [arm]})
+    assert paired.groups == ("p", "q")
+    assert paired.cells[0, 0].tolist() == [[[1, 0], [1, 0]], [[1, 0], [0, 1]]]
 
 
 def test_examples_are_paired_by_id_not_by_position():
@@ -71,16 +78,15 @@ def test_examples_are_paired_by_id_not_by_position():
     order = [2, 0, 3, 1]
     fields = ("ids", "groups", "labels", "probabilities")
     other = Predictions(*(getattr(one, field)[order] for field in fields))
-    counts = resampling.count({"a": [one], "b": [other]})
-    np.testing.assert_array_equal(counts.cells[0], counts.cells[1])
-    np.testing.assert_array_equal(counts.right[0], counts.right[1])
+    paired = pair({"a": [one], "b": [other]})
+    np.testing.assert_array_equal(paired.cells[0], paired.cells[1])
+    np.testing.assert_array_equal(paired.right[0], paired.right[1])
 
 
 def test_resamples_agree_with_scipy():
     generator = np.random.default_rng(1)
     right = generator.random(60) < 0.7
-    counts = resampling.count({"arm": [predictions(right)]})
-    sampler = resampling.Resampler(counts, "accuracy", 20_000)
+    sampler = accuracy_of([predictions(right)], 20_000)
     reference = stats.bootstrap(
         (right,), np.mean, n_resamples=20_000, method="percentile", rng=generator
     )
@@ -95,16 +101,14 @@ def test_patients_are_resampled_whole():
     # Two kinds of patients, all right or all wrong: n patients are n values.
     right = np.repeat([1, 1, 1, 0, 0, 1, 0, 1], 50)
     groups = np.repeat(np.arange(8), 50)
-    counts = resampling.count({"arm": [predictions(right, groups)]})
-    sampler = resampling.Resampler(counts, "accuracy", 20_000)
+    sampler = accuracy_of([predictions(right, groups)], 20_000)
     expected = np.sqrt(5 / 8 * 3 / 8 / 8)
     assert sampler.resampled.std() == pytest.approx(expected, rel=0.03)
 
 
 def test_jackknife_of_equal_groups_is_the_textbook_variance():
     right = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 1])
-    counts = resampling.count({"arm": [predictions(right)]})
-    sampler = resampling.Resampler(counts, "accuracy", 100)
+    sampler = accuracy_of([predictions(right)], 100)
     effective = 1 / (sampler.shares**2).sum()
     variance, freedom = statistics._variance(sampler, ALL, effective)
     assert variance == pytest.approx(right.var(ddof=1) / 10)
@@ -118,7 +122,7 @@ def test_seeds_alone_give_the_variance_of_their_mean():
         predictions(np.tile(np.arange(4) < level, 6), groups, seed=seed)
         for seed, level in enumerate(levels)
     ]
-    sampler = resampling.Resampler(resampling.count({"arm": arm}), "accuracy", 100)
+    sampler = accuracy_of(arm, 100)
     variance, freedom = statistics._variance(sampler, ALL, 6)
     assert variance == pytest.approx(np.var(np.array(levels) / 4, ddof=1) / 4)
     assert freedom == pytest.approx(3)
@@ -247,16 +251,16 @@ def test_perfect_and_equal_arms_have_no_interval():
 def test_what_cannot_be_paired_is_named():
     arm = study(np.random.default_rng(0), 0.8)
     with pytest.raises(UserError, match=r"seeds \[2\]"):
-        resampling.count({"a": arm, "b": arm[:2]})
+        pair({"a": arm, "b": arm[:2]})
     with pytest.raises(UserError, match="same seed twice"):
-        resampling.count({"a": [arm[0], arm[0]]})
+        pair({"a": [arm[0], arm[0]]})
     with pytest.raises(UserError, match="another split"):
         moved = dataclasses.replace(arm[1], groups=np.roll(arm[1].groups, 3))
-        resampling.count({"a": [arm[0], moved]})
+        pair({"a": [arm[0], moved]})
     with pytest.raises(UserError, match="Did you mean 'macro_f1'"):
         statistics.interval(arm, "macrof1")
     with pytest.raises(UserError, match="No predictions of b"):
-        resampling.count({"a": arm, "b": []})
+        pair({"a": arm, "b": []})
 
 
 def test_intervals_cover_and_the_test_keeps_its_level():

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
+from twostage_jax import additive
 from twostage_jax.errors import UserError
 from twostage_jax.metrics import Predictions
-from twostage_jax.resampling import RESAMPLES, Resampler, count
+from twostage_jax.paired import pair
+from twostage_jax.resampling import RESAMPLES, Resampler
 from twostage_jax.statistics import (
     LEVEL,
     Interval,
@@ -115,7 +117,7 @@ def size_study(
 
     Args:
       arms: Arm -> size (number of target training patches) -> predictions of its seeds.
-      metric: A key of `resampling.METRICS`.
+      metric: A key of `additive.METRICS`.
       baseline: The arm that the others are compared with.
       resamples, seed: Of the bootstrap.
 
@@ -134,7 +136,7 @@ def size_study(
                 f"on {list(n)}: the sizes must be the same. Run what is missing."
             )
     flat = {f"{arm}, n={size:g}": arms[arm][size] for arm in arms for size in n}
-    sampler = Resampler(count(flat), metric, resamples, seed)
+    sampler = Resampler(additive.metric(pair(flat), metric), resamples, seed)
     weights = np.eye(len(flat)).reshape(len(arms), len(n), -1)
     over_sizes = np.einsum("f,afi->ai", _area_weights(n), weights)
     names = list(arms)

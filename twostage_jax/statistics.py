@@ -17,8 +17,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
+from twostage_jax import additive
 from twostage_jax.metrics import Predictions
-from twostage_jax.resampling import RESAMPLES, Counts, Resampler, count
+from twostage_jax.paired import Paired, pair
+from twostage_jax.resampling import RESAMPLES, Resampler
 
 LEVEL = 0.95
 # Resamples that a tail must hold to be read off them.
@@ -74,41 +76,30 @@ def interval(
     With one seed the interval holds for that seed: it knows nothing of others.
 
     Raises:
-      UserError: As `count`, or the metric is unknown.
+      UserError: As `paired.pair`, or the metric is unknown.
     """
-    counts = count({"arm": predictions})
-    return score_interval(Resampler(counts, metric, resamples, seed), np.ones(1))
+    of_arm = additive.metric(pair({"arm": predictions}), metric)
+    return score_interval(Resampler(of_arm, resamples, seed), np.ones(1))
 
 
-def recall_intervals(
-    arms: Mapping[str, Sequence[Predictions]],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, list[Interval | None]]:
-    """Returns arm -> recall of each class, mean over seeds, and its 95 % interval.
+def class_intervals(
+    paired: Paired, *, resamples: int = RESAMPLES, seed: int = 0
+) -> list[dict[str, list[Interval | None]]]:
+    """Returns, for each class, metric -> the mean over seeds of each arm, and interval.
 
-    It is the accuracy on the examples of the class, so that patients without the class
-    do not count. None stands for a class that does not occur.
-
-    Raises:
-      UserError: As `count`.
+    The metrics are those of `additive.of_class`. None stands for what some seed of the
+    arm does not define.
     """
-    first = next(iter(arms.values()))[0]
-    found: dict[str, list[Interval | None]] = {arm: [] for arm in arms}
-    for k in range(first.probabilities.shape[1]):
-        if not (first.labels == k).any():
-            for of_arm in found.values():
-                of_arm.append(None)
-            continue
-        counts = count(
-            {arm: [_of_class(one, k) for one in seeds] for arm, seeds in arms.items()}
-        )
-        sampler = Resampler(counts, "accuracy", resamples, seed)
-        if sampler.reason:
-            sampler.reason = f"class {k} occurs in {sampler.reason}"
-        for of_arm, weights in zip(found.values(), np.eye(len(arms)), strict=True):
-            of_arm.append(score_interval(sampler, weights))
+    found = []
+    for k in range(paired.probabilities.shape[-1]):
+        found.append({})
+        for name, one in additive.of_class(paired, k).items():
+            intervals = score_intervals(Resampler(one, resamples, seed))
+            defined = np.ones(len(intervals)) if one.defined is None else one.defined
+            found[-1][name] = [
+                interval if there else None
+                for interval, there in zip(intervals, defined, strict=True)
+            ]
     return found
 
 
@@ -122,30 +113,31 @@ def compare(
     """Returns the paired difference of every pair of arms, later minus earlier.
 
     Raises:
-      UserError: As `count`, or the metric is unknown.
+      UserError: As `paired.pair`, or the metric is unknown.
     """
-    counts = count(arms)
-    return differences(counts, Resampler(counts, metric, resamples, seed), metric)
+    paired = pair(arms)
+    sampler = Resampler(additive.metric(paired, metric), resamples, seed)
+    return differences(paired, sampler, metric)
 
 
-def differences(counts: Counts, sampler: Resampler, metric: str) -> list[Difference]:
-    """Returns what `compare` does, from counts and resamples that are there already."""
+def differences(paired: Paired, sampler: Resampler, metric: str) -> list[Difference]:
+    """Returns what `compare` does, from resamples that are there already."""
     found = []
-    for second, first in itertools.combinations(range(len(counts.arms)), 2):
-        weights = np.zeros(len(counts.arms))
+    for second, first in itertools.combinations(range(len(paired.arms)), 2):
+        weights = np.zeros(len(paired.arms))
         weights[first], weights[second] = 1, -1
         difference, p_value = difference_interval(sampler, weights)
         found.append(
             Difference(
-                counts.arms[first],
-                counts.arms[second],
+                paired.arms[first],
+                paired.arms[second],
                 metric,
                 difference.estimate,
                 difference.low,
                 difference.high,
                 p_value,
                 None,
-                mcnemar(counts.right[first], counts.right[second]),
+                mcnemar(paired.right[first], paired.right[second]),
                 difference.reason,
             )
         )
@@ -156,24 +148,30 @@ def differences(counts: Counts, sampler: Resampler, metric: str) -> list[Differe
     ]
 
 
-def score_interval(sampler: Resampler, weights: np.ndarray) -> Interval:
-    """Returns the interval of a mean `[A]`-weighted score between 0 and 1.
+def score_intervals(sampler: Resampler) -> list[Interval]:
+    """Returns the interval of each arm."""
+    return [score_interval(sampler, one) for one in np.eye(len(sampler.sample))]
 
-    On the logit scale, where scores near 1 are less skewed: the t quantile times the
-    larger of the bootstrap and the jackknife standard error.
+
+def score_interval(sampler: Resampler, weights: np.ndarray) -> Interval:
+    """Returns the interval of a mean `[A]`-weighted score.
+
+    On the logit scale of its range, where scores near the ends are less skewed: the t
+    quantile times the larger of the bootstrap and the jackknife standard error.
     """
     estimate = float(weights @ sampler.sample.mean(1))
     if sampler.reason:
         return Interval(estimate, None, None, sampler.reason)
     effective = max(1 / (sampler.shares**2).sum(), 2.0)
     variance, freedom = _variance(sampler, weights, effective)
-    if not variance or not 0 < estimate < 1:
+    share = estimate / sampler.largest
+    if not variance or not 0 < share < 1:
         reason = "the score is the same in every patient"
         return Interval(estimate, None, None, reason)
     error = max(np.sqrt(variance), (sampler.resampled @ weights).std())
-    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error / (estimate * (1 - estimate))
-    centre = np.log(estimate / (1 - estimate))
-    low, high = 1 / (1 + np.exp(-(centre + half * np.array([-1, 1]))))
+    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error / sampler.largest
+    half, centre = half / (share * (1 - share)), np.log(share / (1 - share))
+    low, high = sampler.largest / (1 + np.exp(-(centre + half * np.array([-1, 1]))))
     return Interval(estimate, float(low), float(high))
 
 
@@ -242,18 +240,6 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, (len(known) - rank) * p))
         corrected[i] = largest
     return corrected
-
-
-def _of_class(given: Predictions, k: int) -> Predictions:
-    """Returns the predictions of the examples of one class."""
-    chosen = np.asarray(given.labels) == k
-    return dataclasses.replace(
-        given,
-        ids=given.ids[chosen],
-        groups=None if given.groups is None else given.groups[chosen],
-        labels=given.labels[chosen],
-        probabilities=given.probabilities[chosen],
-    )
 
 
 def _variance(

@@ -1,42 +1,33 @@
 """The tables of classes, of confusion and of calibration, at either level."""
 
-import statistics
-from collections.abc import Sequence
-
 import numpy as np
 
-from twostage_jax import metrics
 from twostage_jax.report.formats import Column, Table
 from twostage_jax.report.joining import Study
 from twostage_jax.report.scores import Scores
-from twostage_jax.report.scores_content import (
-    SPREAD,
-    auroc_note,
-    how,
-    seed_count,
-    units,
-)
+from twostage_jax.report.scores_content import auroc_note, how, seed_count
+
+# Metric of `additive.of_class` -> title and kind of its column.
+OF_CLASS = {
+    "precision": ("precision", "score"),
+    "recall": ("recall", "score"),
+    "f1": ("F1", "score"),
+    "auroc": ("AUROC", "interval"),
+}
 
 
 def per_class(study: Study, scores: Scores) -> Table:
     """Returns precision, recall, F1 and AUROC of each class and arm."""
-    rows = []
-    by_arm = {
-        arm: [
-            metrics.per_class(one.labels, one.probabilities, scores.class_names)
-            for one in seeds
-        ]
-        for arm, seeds in scores.arms.items()
-    }
-    for k, name in enumerate(scores.class_names):
-        for arm, seeds in by_arm.items():
-            precision, f1, auroc = ([one[k][key] for one in seeds]
-                                    for key in ("precision", "f1", "auroc"))  # fmt: skip
-            recall, support = scores.recalls[arm][k], seeds[0][k]["support"]
-            rows.append(
-                [name, arm, _mean(precision), recall, _mean(f1), auroc, support]
-            )
-    recalls = [one for by_class in scores.recalls.values() for one in by_class]
+    support = scores.paired.supports.sum(0).astype(int).tolist()
+    rows = [
+        [name, arm, *(of_class.get(key, {}).get(arm) for key in OF_CLASS), count]
+        for name, of_class, count in zip(
+            scores.class_names, scores.of_classes, support, strict=True
+        )
+        for arm in scores.arms
+    ]
+    intervals = [cell for row in rows for cell in row[2:-1]]
+    counted = "test patches" if scores.level == "patch" else "test patients"
     return Table(
         scores.named("per_class"),
         f"Scores of each class in per cent, {scores.level} level, mean of "
@@ -44,18 +35,13 @@ def per_class(study: Study, scores: Scores) -> Table:
         [
             Column("class"),
             Column("arm", "arm"),
-            Column("precision", "percent"),
-            Column("recall", "score"),
-            Column("F1", "percent"),
-            Column("AUROC", "spread"),
-            Column(
-                "test patches" if scores.level == "patch" else "test patients", "count"
-            ),
+            *(Column(title, kind) for title, kind in OF_CLASS.values()),
+            Column(counted, "count"),
         ],
         rows,
         "A dash stands for what a seed does not define, such as the precision of a class "
-        f"never predicted. {how(scores, recalls)} "
-        f"{auroc_note(study, scores, 'the class')}",
+        f"never predicted. {how(scores, intervals)} "
+        f"{auroc_note(study, 'the class')}",
     )
 
 
@@ -84,18 +70,17 @@ def calibration(scores: Scores) -> Table:
     few = " The seeds are pooled in the figure."
     if scores.level == "patient":
         few = " With predictions as few as these, chance alone makes the ECE larger."
+    brier = scores.intervals["brier"]
     return Table(
         scores.named("calibration"),
         f"Calibration, {scores.level} level: expected calibration error (15 bins) and "
         "Brier score (0 to 2); lower is better.",
-        [Column("arm", "arm"), Column("ECE", "spread"), Column("Brier", "spread")],
+        [Column("arm", "arm"), Column("ECE", "spread"), Column("Brier", "interval")],
         [
-            [arm, *([one[key] for one in seeds] for key in ("ece", "brier"))]
+            [arm, [one["ece"] for one in seeds], brier[arm]]
             for arm, seeds in scores.of_seeds.items()
         ],
-        f"ECE and Brier: {SPREAD.format(units=units(scores))}{few}",
+        f"Brier: {how(scores, brier.values())} ECE: mean ± standard deviation over seeds; "
+        "no interval, as it is biased by the number of patches, and more so in "
+        f"resamples.{few}",
     )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    return None if None in values else statistics.fmean(values)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from twostage_jax import metrics
+from twostage_jax.additive import OF_COUNTS
 from twostage_jax.errors import UserError
 from twostage_jax.metrics import Predictions
 from twostage_jax.report.load import read_arrays
-from twostage_jax.resampling import METRICS
 
 
 def by_seed(
@@ -66,4 +66,4 @@ def _scores(workdir: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, float
         matrix = metrics.confusion(whole.labels, whole.probabilities)
     except UserError as error:
         raise UserError(f"{workdir / rows[0]['predictions']}: {error}") from None
-    return {name: float(score(matrix)) for name, score in METRICS.items()}
+    return {name: float(score(matrix)) for name, score in OF_COUNTS.items()}

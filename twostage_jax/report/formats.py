@@ -44,12 +44,14 @@ Kind = Literal[
     "number",  # float, or None: four significant digits
     "percent",  # float in [0, 1], or None
     "score",  # Interval of a score in [0, 1], shown in per cent
+    "interval",  # Interval of anything, shown as it is
     "points",  # Interval of a difference, shown in points (hundredths)
     "p",  # p-value, or None
     "spread",  # scores of seeds, or None among them: mean and deviation
     "match",  # size_study.Match
 ]
 TEXT_KINDS = ("text", "arm")
+INTERVAL_KINDS = ("score", "interval", "points")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +102,11 @@ def show(kind: Kind, value: Any) -> str:
     if kind == "percent":
         return f"{100 * value:.1f}"
     if kind == "score":
-        return _interval(value, "{:.1f}")
+        return _interval(value, "{:.1f}", 100)
+    if kind == "interval":
+        return _interval(value, "{:.3f}", 1)
     if kind == "points":
-        return _interval(value, "{:+.1f}")
+        return _interval(value, "{:+.1f}", 100)
     if kind == "p":
         return p_text(value)
     if kind == "spread":
@@ -220,9 +224,9 @@ def latex_text(text: object) -> str:
     return "".join(LATEX.get(mark, mark) for mark in line)
 
 
-def _interval(value: Interval, style: str) -> str:
+def _interval(value: Interval, style: str, scale: float) -> str:
     estimate, *ends = (
-        None if x is None else minus(style.format(100 * x))
+        None if x is None else minus(style.format(scale * x))
         for x in (value.estimate, value.low, value.high)
     )
     return estimate if None in ends else f"{estimate} ({ends[0]} to {ends[1]})"
@@ -239,7 +243,7 @@ def _csv_header(columns: Sequence[Column]) -> list[str]:
     titles = []
     for column in columns:
         titles.append(safe(column.title))
-        if column.kind in ("score", "points", "match"):
+        if column.kind in (*INTERVAL_KINDS, "match"):
             titles += [f"{safe(column.title)} {end}" for end in ("low", "high")]
         if column.kind == "spread":
             titles += [f"{safe(column.title)} sd"]
@@ -248,7 +252,7 @@ def _csv_header(columns: Sequence[Column]) -> list[str]:
 
 def _csv(kind: Kind, value: Any) -> list[Any]:
     """Returns the cells of a value: as many as it has titles."""
-    if kind in ("score", "points"):
+    if kind in INTERVAL_KINDS:
         ends = (value.estimate, value.low, value.high) if value else (None,) * 3
         return ["" if end is None else end for end in ends]
     if kind == "match":

@@ -8,9 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from twostage_jax import metrics, statistics
+from twostage_jax import additive, metrics, statistics
 from twostage_jax.metrics import Predictions
-from twostage_jax.resampling import METRICS, Resampler, count
+from twostage_jax.paired import Paired, pair
+from twostage_jax.resampling import Resampler
 from twostage_jax.statistics import Difference, Interval
 
 ArmPredictions = Mapping[str, Sequence[Predictions]]
@@ -24,9 +25,10 @@ class Scores:
     Attributes:
       level: What an example is: a patch, or a patient's patches of one true class.
       arms: Arm -> the predictions of its seeds, folds joined.
-      seeds: The seeds.
+      paired: The same, paired.
       class_names: K names.
-      intervals: Metric -> arm -> score, mean over seeds, and interval.
+      intervals: Metric -> arm -> score, mean over seeds, and interval; no AUROC where a
+        class does not occur.
       differences: Metric -> every pair of arms.
       examples: Number of test examples.
       groups: Number of test patients, or None if the set has none.
@@ -35,13 +37,18 @@ class Scores:
 
     level: Level
     arms: ArmPredictions
-    seeds: tuple[int, ...]
+    paired: Paired
     class_names: tuple[str, ...]
     intervals: Mapping[str, Mapping[str, Interval]]
     differences: Mapping[str, Sequence[Difference]]
     examples: int
     groups: int | None
     resamples: int
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds."""
+        return self.paired.seeds
 
     def named(self, what: str) -> str:
         """Returns the name of a table or figure: 'patient_...' at patient level."""
@@ -64,13 +71,20 @@ class Scores:
         }
 
     @functools.cached_property
-    def recalls(self) -> Mapping[str, Sequence[Interval | None]]:
-        """Arm -> recall of each class (see `statistics.recall_intervals`)."""
-        found = statistics.recall_intervals(self.arms, resamples=self.resamples)
-        return {
-            arm: [one and _with_names(one, self.class_names) for one in intervals]
-            for arm, intervals in found.items()
-        }
+    def of_classes(self) -> Sequence[Mapping[str, Mapping[str, Interval | None]]]:
+        """For each class, metric -> arm -> score (see `statistics.class_intervals`)."""
+        return [
+            {
+                metric: {
+                    arm: one and _with_names(one, self.class_names)
+                    for arm, one in zip(self.arms, intervals, strict=True)
+                }
+                for metric, intervals in of_class.items()
+            }
+            for of_class in statistics.class_intervals(
+                self.paired, resamples=self.resamples
+            )
+        ]
 
 
 def of_arms(
@@ -82,31 +96,34 @@ def of_arms(
     """Returns the scores of arms.
 
     Raises:
-      UserError: As `resampling.count`.
+      UserError: As `paired.pair`.
     """
-    counts = count(arms)
+    paired = pair(arms)
     intervals, pairs = {}, {}
-    for metric in METRICS:
-        sampler = Resampler(counts, metric, resamples)
-        weights = np.eye(len(counts.arms))
+    for metric in additive.METRICS:
+        if metric == "auroc" and not paired.supports.any(0).all():
+            continue
+        sampler = Resampler(additive.metric(paired, metric), resamples)
         intervals[metric] = {
-            arm: _with_names(statistics.score_interval(sampler, one), class_names)
-            for arm, one in zip(counts.arms, weights, strict=True)
+            arm: _with_names(one, class_names)
+            for arm, one in zip(
+                paired.arms, statistics.score_intervals(sampler), strict=True
+            )
         }
         pairs[metric] = [
             _with_names(one, class_names)
-            for one in statistics.differences(counts, sampler, metric)
+            for one in statistics.differences(paired, sampler, metric)
         ]
     first = next(iter(arms.values()))[0]
     return Scores(
         level,
         arms,
-        counts.seeds,
+        paired,
         tuple(class_names),
         intervals,
         pairs,
-        len(first.labels),
-        None if first.groups is None else len(counts.groups),
+        len(paired.labels),
+        None if first.groups is None else len(paired.groups),
         resamples,
     )
 

@@ -20,10 +20,6 @@ ONE_PREDICTION = (
     " The mean probabilities of a patient's patches of one true class count as one "
     "prediction."
 )
-SPREAD = (
-    "mean ± standard deviation over seeds; there is no interval, so nothing is said of "
-    "other test {units}."
-)
 POOLED_AUROC = (
     " It ranks the predictions of all folds together, by probabilities of different "
     "models: models that are calibrated differently lower it."
@@ -68,19 +64,19 @@ def main(study: Study, analysis: Analysis, scores: Scores) -> Table:
             Column("balanced accuracy", "score"),
             Column("accuracy", "score"),
             Column("macro-F1", "score"),
-            Column("AUROC", "spread"),
+            Column("AUROC", "interval"),
         ],
         [
             [
                 arm,
                 " > ".join(study.arms[arm]),
                 *(scores.intervals[name][arm] for name in SCORED),
-                [one["auroc"] for one in scores.of_seeds[arm]],
+                scores.intervals.get("auroc", {}).get(arm),
             ]
             for arm in scores.arms
         ],
         f"{_predictions(scores) if by_patient else ''}{how(scores)} "
-        f"{auroc_note(study, scores, 'every class, averaged')}",
+        f"{auroc_note(study, 'every class, averaged')}",
     )
 
 
@@ -198,11 +194,10 @@ def units(scores: Scores) -> str:
     return "patients" if scores.groups else "patches"
 
 
-def auroc_note(study: Study, scores: Scores, what: str) -> str:
-    """Returns what the AUROC is, one-vs-rest of `what`, and what its spread is."""
+def auroc_note(study: Study, what: str) -> str:
+    """Returns what the AUROC is, one-vs-rest of `what`."""
     folds = POOLED_AUROC if len(study.folds) > 1 else ""
-    spread = SPREAD.format(units=units(scores))
-    return f"AUROC: one-vs-rest of {what}, from 0 to 1; {spread}{folds}"
+    return f"AUROC: one-vs-rest of {what}, from 0 to 1.{folds}"
 
 
 def _predictions(scores: Scores) -> str:
