@@ -11,8 +11,9 @@ from PIL import Image
 from prepare_runs import rows_of, run
 
 from twostage_jax.ct.dicom import patient_hash
-from twostage_jax.data import hiding, prepared_folder
+from twostage_jax.data import hiding, prepared_folder, sources
 from twostage_jax.data.prepare import prepare
+from twostage_jax.settings import DataConfig, ModelConfig
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,18 @@ def test_odd_series_are_told_and_listed(odd_archive, tmp_path, show):
     assert row["remarks"] == "mixed kernels: 'B30f', 'B70f'"
     text = f"  odd, {row['series']}: {row['notes']}; {row['remarks']}\n"
     assert text in result.stdout
+
+
+def test_odd_series_are_told_when_a_stage_prepares_them(odd_archive, tmp_path, capsys):
+    options = {"path": str(odd_archive), "classes": "a", "stride": 8}
+    data, model = DataConfig("dicom", options=options), ModelConfig(image_size=8)
+    sources.load(data, model, tmp_path / "prepared")
+    told = capsys.readouterr().out
+    assert "1 missing between slices 2 and 3; mixed kernels: 'B30f', 'B70f'" in told
+    assert "Data set 'dicom': odd, series-" in told
+    assert "Anna" not in told and SERIES not in told
+    sources.load(data, model, tmp_path / "prepared")
+    assert "odd" not in capsys.readouterr().out
 
 
 def test_refused_file_is_named_by_its_hash_or_on_request_by_its_path(

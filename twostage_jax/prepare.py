@@ -23,7 +23,6 @@ folder as its path. Patches are kept in HU: one window, or three as the three ch
 the network, is the stage's setting `window`.
 """
 
-import collections
 import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
@@ -83,8 +82,6 @@ SHOW_PATHS = flags.DEFINE_boolean(
     "Name files in errors and in the list of what was left out; paths may hold "
     "patients' names.",
 )
-# Odd series that are printed.
-MOST_ODD = 8
 
 
 def main() -> None:
@@ -149,14 +146,8 @@ def _report(
         own = made.labels == label
         patients = len(np.unique(made.groups[own]))
         print(f"  {inert(name)[:80]}: {own.sum()} of {patients} patients")
-    for reason, count in collections.Counter(why for _, why in skipped).most_common(8):
-        print(f"  left out, {count} files: {reason}")
-    odd = [row for row in series if row["notes"] or row["remarks"]]
-    for row in odd[:MOST_ODD]:
-        text = "; ".join(filter(None, (row["notes"], row["remarks"])))
-        print(f"  odd, {row['series']}: {text[:300]}")
-    if len(odd) > MOST_ODD:
-        print(f"  odd, {len(odd) - MOST_ODD} more series: see series.csv")
+    for note in prepared_files.notes(skipped, series):
+        print(f"  {note}")
     print(f"Written to {OUT.value}; the files left out are in skipped.csv.")
 
 

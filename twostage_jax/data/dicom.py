@@ -14,12 +14,19 @@ found beside them, or in a folder of their own (see `annotations.find`):
 import dataclasses
 import functools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from twostage_jax.ct.dicom import Header, patient_hash
 from twostage_jax.ct.series import Series, Skipped, files_below, group, scan
-from twostage_jax.data import annotations, class_names, dicom_patches, files
+from twostage_jax.data import (
+    annotations,
+    class_names,
+    dicom_patches,
+    files,
+    hiding,
+    prepared_files,
+)
 from twostage_jax.data.cut import Cut, check
 from twostage_jax.data.dataset import Made, Recipe, digest
 from twostage_jax.data.dicom_patches import Patient
@@ -118,6 +125,15 @@ def recipe(
         ),
         resumable=True,
     )
+
+
+def notes(recipe: Recipe) -> Iterator[str]:
+    """Yields lines on what is left out of the folder, and on what is odd in it."""
+    salt, roots = (recipe.make.keywords[key] for key in ("salt", "roots"))
+    patients = recipe.tasks
+    skipped = hiding.hide(patients.skipped, roots, salt)
+    series = prepared_files.about_series(patients.series, salt, show_paths=False)
+    return prepared_files.notes(skipped, series)
 
 
 def patient_examples(

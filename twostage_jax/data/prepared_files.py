@@ -1,8 +1,9 @@
 """What `python -m twostage_jax.prepare` writes beside the patches."""
 
+import collections
 import csv
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ COLUMNS = (
     "coverage",
 )
 SERIES_COLUMNS = ("series", "patient", "slices", "step_mm", "notes", "remarks")
+# Lines told of what is left out and of what is odd.
+MOST_REASONS, MOST_ODD = 8, 8
 # Centre and width in HU of the preview: the usual lung window.
 PREVIEW_WINDOW = (-600.0, 1500.0)
 PREVIEW_COLUMNS, PREVIEW_ROWS = 12, 2
@@ -104,6 +107,24 @@ def about_series(
         )
         rows.append(dict(zip(SERIES_COLUMNS, values, strict=True)))
     return rows
+
+
+def notes(skipped: hiding.Hidden, series: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Yields lines on what was left out, and on series that are odd.
+
+    Args:
+      skipped: (file, reason).
+      series: Rows of `about_series`.
+    """
+    reasons = collections.Counter(why for _, why in skipped)
+    for reason, count in reasons.most_common(MOST_REASONS):
+        yield f"left out, {count} files: {reason}"
+    odd = [row for row in series if row["notes"] or row["remarks"]]
+    for row in odd[:MOST_ODD]:
+        text = "; ".join(filter(None, (row["notes"], row["remarks"])))
+        yield f"odd, {row['series']}: {text[:300]}"
+    if len(odd) > MOST_ODD:
+        yield f"odd, {len(odd) - MOST_ODD} more series: `prepare` writes series.csv"
 
 
 def _write_patches(path: Path, recipe: Recipe, metadata: Mapping[str, Any]) -> None:
