@@ -28,7 +28,7 @@ import jax
 import numpy as np
 import pages
 
-from twostage_jax import fit, models, training
+from twostage_jax import compiled, fit, models, training
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.feed import feed, order
 from twostage_jax.placement import alone
@@ -127,7 +127,7 @@ def jax_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
         transferred=frozenset(),
     )
     placement = alone()
-    programs = training.compiled(settings, placement.axis_name)
+    programs = compiled.programs(settings, placement.axis_name)
     source = feed(dataset, placement.devices)
     moments = [np.full(case.channels, value, np.float32) for value in (0.5, 0.25)]
     run = fit.Run(

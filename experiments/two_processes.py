@@ -46,7 +46,7 @@ def run(workdir: Path, processes: int, devices: int, flags: list[str]) -> float:
     # Every stage run over all devices; otherwise each device has stage runs of its own.
     command = [
         sys.executable, "-m", "twostage_jax.main", f"--workdir={workdir}",
-        "--config.study.side_by_side=1", *flags,
+        *flags, "--config.study.side_by_side=1",
     ]  # fmt: skip
     began = time.monotonic()
     started = []

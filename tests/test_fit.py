@@ -8,7 +8,7 @@ import pytest
 from conftest import make_dataset
 from test_training import constants, fresh, step_settings
 
-from twostage_jax import checkpoint, fit, runtime, training
+from twostage_jax import checkpoint, compiled, fit, runtime, training
 from twostage_jax.data import feed
 from twostage_jax.errors import UserError
 from twostage_jax.placement import alone, side_by_side
@@ -49,7 +49,7 @@ def run(
     stores = [checkpoint.StateStore(folder / f"states{i}") for i in range(width)]
     task = fit.Task(
         settings=train,
-        programs=training.compiled(settings, placement.axis_name),
+        programs=compiled.programs(settings, placement.axis_name),
         feed=feed.feed(dataset, placement.devices),
         placement=placement,
         runs=[

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from conftest import REPOSITORY, make_dataset
 
-from twostage_jax import models, training
+from twostage_jax import compiled, models, training
 from twostage_jax import placement as placements
 from twostage_jax.data import feed
 from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig
@@ -60,14 +60,14 @@ def side_by_side(settings, runs, dataset, width, constant=None):
     placement = placements.side_by_side(width) if width > 1 else placements.alone()
     states = [training.create_state(settings, variables) for variables, _, _ in runs]
     keys = [np.asarray(jax.random.key_data(jax.random.key(k))) for _, _, k in runs]
-    state, metrics = training.compiled(settings, placement.axis_name).train(
+    state, metrics = compiled.programs(settings, placement.axis_name).train(
         placement.put(states),
         feed.feed(dataset, placement.devices).data,
         placement.arrange(np.stack([indices for _, indices, _ in runs])),
         placement.put(keys),
         placement.put([constant or constants()] * len(runs)),
     )
-    metrics = training.read_metrics(metrics, placement)
+    metrics = compiled.read_metrics(metrics, placement)
     return [
         (placement.take(state, i), {name: m[i] for name, m in metrics.items()})
         for i in range(len(runs))
@@ -147,7 +147,7 @@ def test_padded_evaluation_equals_unpadded(tiny):
     variables = fresh(settings)
     placement = placements.alone()
     source = feed.feed(dataset, placement.devices)
-    programs = training.compiled(settings, placement.axis_name)
+    programs = compiled.programs(settings, placement.axis_name)
 
     def probabilities(batch):
         batches = feed.eval_batches([np.arange(10)], batch)
@@ -177,11 +177,11 @@ import numpy as np
 sys.path.insert(0, {tests!r})
 from conftest import Tiny, make_dataset
 from test_training import fresh, step_settings, train
-from twostage_jax import models, training
+from twostage_jax import compiled, models, training
 from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig
 import jax
 assert jax.device_count() == {devices}
-training._on_cpu = lambda: {on_cpu}
+training.on_cpu = lambda: {on_cpu}
 models.MODELS["tiny"], models.NORMS["tiny"] = Tiny, ("batch",)
 settings = step_settings(
     model=ModelConfig(name="tiny", image_size=8, dropout=0.5),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from twostage_jax import training
+from twostage_jax import compiled, training
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.feed import Feed, eval_batches
 from twostage_jax.placement import Placement
@@ -15,7 +15,7 @@ EVAL_BATCH = 256
 
 
 def predict(
-    programs: training.Programs,
+    programs: compiled.Programs,
     source: Feed,
     placement: Placement,
     constants: training.Constants,

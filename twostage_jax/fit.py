@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from twostage_jax import runtime, training
+from twostage_jax import compiled, runtime, training
 from twostage_jax.checkpoint import StateStore
 from twostage_jax.data.feed import Feed, order
 from twostage_jax.errors import UserError
@@ -55,7 +55,7 @@ class Task(NamedTuple):
     """
 
     settings: TrainConfig
-    programs: training.Programs
+    programs: compiled.Programs
     feed: Feed
     placement: Placement
     runs: Sequence[Run]
@@ -230,7 +230,7 @@ def _collect(task: Task, pending: Any, progress: list[_Progress], watch: Watch) 
     if pending is None:
         return
     step, chunk, metrics = pending
-    metrics = training.read_metrics(metrics, task.placement)
+    metrics = compiled.read_metrics(metrics, task.placement)
     for place, run in enumerate(task.runs):
         losses = metrics["loss"][place]
         bad = np.flatnonzero(~np.isfinite(losses))

@@ -15,6 +15,7 @@ import numpy as np
 from twostage_jax import (
     atomic,
     checkpoint,
+    compiled,
     evaluation,
     fit,
     lineage,
@@ -134,7 +135,7 @@ def run_stages(
             progress.say(f"  {one.run}: {one.report.summary()}")
     stage, dataset = runs[0].settings(config), materials.datasets[runs[0].stage]
     settings = step_settings(config, stage, dataset.num_classes, ready[0].report)
-    programs = training.compiled(settings, placement.axis_name)
+    programs = compiled.programs(settings, placement.axis_name)
     source = materials.feed(runs[0].stage, placement.devices)
     constants = placement.put([one.constants for one in ready])
 

@@ -1,13 +1,11 @@
-"""Train and evaluation steps, and the one place where `pmap` wraps them.
+"""The steps of training and evaluation: pure functions of the arrays of one stage run.
 
-Inside, a step is a pure function of the arrays of one stage run, with collectives over
-the axis that its batch is spread over, if it is. Outside, the program sees host trees,
-one a run: `Placement.put` going in, `Placement.take` coming out.
+Collectives go over the axis that its batch is spread over, if it is; `compiled` wraps
+the steps in `pmap`.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import flax.struct
@@ -18,7 +16,6 @@ import optax
 
 from twostage_jax import models, optim
 from twostage_jax.data import augment
-from twostage_jax.placement import AXIS, Placement
 from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig
 
 PyTree = Any
@@ -67,25 +64,6 @@ class StepSettings:
     transferred: frozenset[str]
 
 
-class Programs(NamedTuple):
-    """The compiled functions of a stage.
-
-    Attributes:
-      train: `(states, data, items, keys, constants) -> (states, metrics)`: one step for
-        each of the S items; `read_metrics` reads the metrics. States are donated.
-      evaluate: `(variables, data, items, constants) -> probabilities`
-        `[D, L, b, K]`; `Placement.joined` puts them together.
-
-    All but data have the leading axes of `placement`, `[D, L]`; data is replicated,
-    `[D, ...]`. Items are `[D, L, S, b]` (training) and `[D, L, b]` (evaluation):
-    indices into data, or, where data is empty, the batches themselves. Keys are raw
-    key data.
-    """
-
-    train: Callable
-    evaluate: Callable
-
-
 def create_state(settings: StepSettings, variables: PyTree) -> TrainState:
     """Returns the host state before the first step, from host or device variables."""
     params = jax.tree.map(jnp.asarray, variables["params"])
@@ -93,7 +71,7 @@ def create_state(settings: StepSettings, variables: PyTree) -> TrainState:
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=_optimiser(settings).init(params),
+        opt_state=optimiser_of(settings).init(params),
     )
     return jax.tree.map(np.asarray, state)
 
@@ -193,80 +171,10 @@ def eval_step(
     return jax.nn.softmax(logits)
 
 
-@functools.lru_cache(maxsize=32)
-def compiled(settings: StepSettings, axis_name: str | None) -> Programs:
-    """Returns the pmapped programs; stage runs that are alike share them."""
-    model = build_model(settings.model, settings.num_classes, axis_name)
-    step = functools.partial(
-        train_step,
-        settings=settings,
-        model=model,
-        optimiser=_optimiser(settings),
-        axis_name=axis_name,
-    )
-    evaluation = functools.partial(eval_step, settings=settings, model=model)
-
-    def train_one(
-        state: TrainState, data: Any, item: Any, key: Any, constants: Any
-    ) -> Any:
-        key = jax.random.wrap_key_data(key)
-        return step(state, _fetch(data, item), key, constants)
-
-    def train_all(
-        state: TrainState, data: Any, items: Any, key: Any, constants: Any
-    ) -> Any:
-        def body(state: TrainState, item: Any) -> Any:
-            return train_one(state, data, item, key, constants)
-
-        return jax.lax.scan(body, state, items)
-
-    def evaluate(variables: PyTree, data: Any, items: Any, constants: Any) -> Any:
-        return evaluation(variables, _fetch(data, items), constants)
-
-    # XLA's CPU convolutions are an order of magnitude slower inside a loop, and a call
-    # costs next to nothing there: the host loops instead.
-    on_cpu = _on_cpu()
-    over_runs = jax.vmap(train_one if on_cpu else train_all, in_axes=(0, None, 0, 0, 0))
-    train = jax.pmap(over_runs, axis_name=AXIS, donate_argnums=0)
-    return Programs(
-        train=_host_loop(train, axis_name) if on_cpu else train,
-        evaluate=jax.pmap(jax.vmap(evaluate, in_axes=(0, None, 0, 0)), axis_name=AXIS),
-    )
-
-
-def read_metrics(metrics: Any, placement: Placement) -> dict[str, np.ndarray]:
-    """Returns the metrics of one call of `Programs.train`, `[runs, S]` host arrays."""
-    if isinstance(metrics, list):
-        steps = [placement.host(step) for step in metrics]
-        return {name: np.stack([s[name] for s in steps], 1) for name in steps[0]}
-    return placement.host(metrics)
-
-
-def _host_loop(one_step: Callable, axis_name: str | None) -> Callable:
-    def train(
-        state: TrainState, data: Any, items: Any, key: Any, constants: Any
-    ) -> Any:
-        metrics = []
-        devices, _, steps = jax.tree.leaves(items)[0].shape[:3]
-        meet = axis_name is not None and devices * jax.process_count() > 1
-        for i in range(steps):
-            item = jax.tree.map(lambda array, i=i: array[:, :, i], items)
-            state, step_metrics = one_step(state, data, item, key, constants)
-            if meet:
-                # Of two programs under way whose parts wait for each other, as this
-                # step and the next or a look at the stop flag, each can hold the
-                # processor's threads that the other waits for.
-                jax.block_until_ready(state)
-            metrics.append(step_metrics)
-        return state, metrics
-
-    return train
-
-
 def _total(tree: PyTree, axis_name: str | None) -> PyTree:
     if axis_name is None:
         return tree
-    if not _on_cpu():
+    if not on_cpu():
         return jax.lax.psum(tree, axis_name)
     # Processors add in the order in which parts arrive, and training makes the last
     # digit matter: in the order of the devices, their processes make no difference.
@@ -274,14 +182,6 @@ def _total(tree: PyTree, axis_name: str | None) -> PyTree:
         lambda leaf: functools.reduce(jnp.add, jax.lax.all_gather(leaf, axis_name)),
         tree,
     )
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
-def _fetch(data: Any, item: Any) -> dict[str, jax.Array]:
-    return jax.tree.map(lambda array: array[item], data) if data else item
 
 
 def _augmented(
@@ -301,6 +201,11 @@ def _augmented(
     return jax.vmap(one)(keys, images)
 
 
+def on_cpu() -> bool:
+    """Returns whether the steps run on processors."""
+    return jax.default_backend() == "cpu"
+
+
 def build_model(model: ModelConfig, num_classes: int, axis_name: str | None) -> Any:
     """Returns the Linen module of these settings."""
     return models.build(
@@ -313,7 +218,8 @@ def build_model(model: ModelConfig, num_classes: int, axis_name: str | None) -> 
     )
 
 
-def _optimiser(settings: StepSettings) -> optax.GradientTransformation:
+def optimiser_of(settings: StepSettings) -> optax.GradientTransformation:
+    """Returns the optimiser of these settings."""
     return optim.optimiser(
         settings.optim, settings.steps, transferred=settings.transferred
     )

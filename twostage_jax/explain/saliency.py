@@ -192,7 +192,7 @@ def _mean_gradient(module, variables, labels, images_of, count: int) -> jax.Arra
     """Returns the mean gradient over `images_of(i)` for i below `count`.
 
     One compiled call over all of them would hold them all; a loop inside a compiled
-    function is slow on a CPU (see `training.compiled`). So the host loops.
+    function is slow on a CPU (see `compiled.programs`). So the host loops.
     """
     total = 0.0
     for i in range(count):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from twostage_jax import checkpoint, training
+from twostage_jax import checkpoint, compiled, training
 from twostage_jax.ct import maps, patches
 from twostage_jax.ct.dicom import AIR_HU
 from twostage_jax.errors import UserError
@@ -88,7 +88,7 @@ class Classifier:
                 f"{run.folder}: {self.classes} classes; maps hold {MOST_CLASSES}."
             )
         self.size = run.model.image_size
-        self._programs = training.compiled(
+        self._programs = compiled.programs(
             training.StepSettings(
                 model=run.model,
                 # Nothing is trained here.
