@@ -48,6 +48,8 @@ CHANGES = {
     "target: learning rate / 4": {"target": {"optim.learning_rate": "* 0.25"}},
     "textures before natural images": {"chain": "texture > natural > target"},
 }
+# What says how a stage takes over from the one before.
+TAKING_OVER = {"transfer.reinitialise", "optim.head_steps", "optim.l2_sp"}
 
 
 def changed(config: Config, change: dict) -> Config:
@@ -56,15 +58,20 @@ def changed(config: Config, change: dict) -> Config:
     for name in change.keys() & stages.keys():
         for setting, value in change[name].items():
             stages[name] = _with(stages[name], setting, value)
-    touched = change.keys() & stages.keys()
     arms = {
         name: chain
         for name, chain in config.arms.items()
-        if not change or (len(chain) > 1 and touched & set(chain))
+        if not change or any(_concerns(change, chain, k) for k in range(len(chain)))
     }
     if "chain" in change:
         arms = {"two_stage": tuple(change["chain"].split(" > "))}
     return dataclasses.replace(config, stages=stages, arms=arms)
+
+
+def _concerns(change: dict, chain: tuple[str, ...], place: int) -> bool:
+    """Returns whether a change makes another stage of the one at a place of a chain."""
+    settings = set(change.get(chain[place], ()))
+    return bool(settings - TAKING_OVER if place == 0 else settings)
 
 
 def _with(stage: StageConfig, setting: str, value: Any) -> StageConfig:
