@@ -66,7 +66,12 @@ onload = () => {{
       }}
     }});
   }}
+  // Tables that scroll although the window has room for them.
+  const cut = [...page.document.querySelectorAll(".scroll")].filter((one) =>
+    one.scrollWidth > one.clientWidth
+    && one.getBoundingClientRect().right < root.clientWidth - 60);
   const told = {{
+    cut: cut.map((one) => one.getAttribute("aria-label")),
     width: root.clientWidth,
     scroll: root.scrollWidth,
     ground: page.getComputedStyle(page.document.body).backgroundColor,
@@ -195,4 +200,5 @@ def test_the_page_follows_a_dark_scheme_on_a_laptop(server, tmp_path):
     flag = "--blink-settings=preferredColorScheme=0"
     told, _ = browse(server, tmp_path, 1280, flag)
     assert told["width"] == told["scroll"] and told["width"] > 1200
+    assert told["cut"] == []
     assert told["ground"] == "rgb(20, 24, 29)"
