@@ -146,11 +146,15 @@ def _segmentation(
         device_serial_number=model_hash[:12],
         content_description=NOTICE,
         content_label="DISEASE_MAP",
-        series_description=f"Disease map. {NOTICE}",
+        # Viewers' lists show its beginning only.
+        series_description="Not for diagnosis: disease map, research use only",
         # Names of classes may hold any letter.
         specific_character_set="ISO_IR 192",
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
+    # By these archives sort the maps of a series.
+    segmentation.SeriesDate = segmentation.ContentDate
+    segmentation.SeriesTime = segmentation.ContentTime
     scheme = pydicom.Dataset()
     scheme.CodingSchemeDesignator = SCHEME
     scheme.CodingSchemeName = "Class names of the training data"
