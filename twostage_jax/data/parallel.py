@@ -77,7 +77,7 @@ def _in_workers(recipe: Recipe, workers: int) -> Iterator[list[Example]]:
 
     try:
         for task in recipe.tasks:
-            with _light_main(recipe):
+            with _uninterrupted(), _light_main(recipe):
                 pending.append((task, pool.submit(recipe.make, task)))
             if len(pending) >= AHEAD * workers:
                 yield result()
@@ -107,8 +107,9 @@ def _named(recipe: Recipe, task: Any) -> Iterator[None]:
 
 
 def _start_worker() -> None:
-    # The parent ends the workers on Ctrl-C.
+    # The parent ends the workers on Ctrl-C, which a terminal sends to all.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # A pool's worker outlives a parent that is killed, unless it looks after itself.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -118,6 +119,32 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Puts signals off to the end of the block, which may start workers.
+
+    One cut off while it starts, by its parent's end or by Ctrl-C, complains at length.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    # What is started inherits it, until it knows what to do.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        for number in came:
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager
