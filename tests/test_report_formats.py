@@ -80,9 +80,3 @@ def test_values_are_shown_rounded_and_stored_whole():
     ]  # fmt: skip
     assert len(header) == len(line) == len(empty) and set(empty) == {""}
     assert "| –" in formats.markdown(table)
-
-
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@a", "\t=1", " =1", "\r=1"])
-def test_text_never_becomes_a_formula(text):
-    assert formats.safe(text) == f"'{text}"
-    assert formats.safe("a=1") == "a=1"

@@ -32,12 +32,12 @@ import numpy as np
 from absl import flags
 
 from twostage_jax import cli
-from twostage_jax.ct.files import inert
 from twostage_jax.ct.series import files_below
 from twostage_jax.data import beam, dicom, hiding, prepared_files
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.prepare import folder_of, metadata_of, prepare
 from twostage_jax.errors import UserError
+from twostage_jax.spreadsheet import inert
 
 SOURCE = flags.DEFINE_string("source", None, "Folder of DICOM files, in any order.")
 ROIS = flags.DEFINE_string(

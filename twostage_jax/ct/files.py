@@ -12,6 +12,7 @@ import numpy as np
 from twostage_jax.ct.series import Series
 from twostage_jax.ct.volumes import Measure
 from twostage_jax.errors import UserError
+from twostage_jax.spreadsheet import inert
 
 COLUMNS = (
     "patient",
@@ -147,12 +148,6 @@ def read_report(path: Path) -> list[dict[str, str]]:
     """Returns the lines that `write_report` wrote."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def inert(text: str) -> str:
-    """Returns a text as one line that no spreadsheet takes for a formula."""
-    line = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
-    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 
 def _number(value: float | None, digits: int) -> str:

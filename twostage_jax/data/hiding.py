@@ -8,9 +8,9 @@ from pathlib import Path
 
 from twostage_jax import atomic
 from twostage_jax.ct.dicom import patient_hash
-from twostage_jax.ct.files import inert
 from twostage_jax.ct.series import files_below
 from twostage_jax.errors import UserError
+from twostage_jax.spreadsheet import inert
 
 # (name of the file, reason)
 Hidden = list[tuple[str, str]]

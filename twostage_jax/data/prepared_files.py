@@ -12,13 +12,13 @@ from PIL import Image, ImageDraw
 
 from twostage_jax import atomic
 from twostage_jax.ct.dicom import window
-from twostage_jax.ct.files import inert
 from twostage_jax.ct.palette import NOTICE
 from twostage_jax.ct.series import Series
 from twostage_jax.data import hiding
 from twostage_jax.data.dataset import Dataset, Recipe
 from twostage_jax.data.dicom_patches import series_hash
 from twostage_jax.data.prepared_folder import DESCRIPTION
+from twostage_jax.spreadsheet import inert
 
 COLUMNS = (
     "id",

@@ -15,11 +15,10 @@ from typing import Any, Literal
 from twostage_jax.report import tables
 from twostage_jax.report.figures import arm_label
 from twostage_jax.size_study import Match
+from twostage_jax.spreadsheet import inert
 from twostage_jax.statistics import Interval
 
 NOTHING = "–"
-# Spreadsheets take text that begins like this for a formula (OWASP, "CSV injection").
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 LATEX = {
     "\\": r"\textbackslash{}",
     **{mark: f"\\{mark}" for mark in "&%$#_{}"},
@@ -242,11 +241,11 @@ def _spread(values: Sequence[float | None]) -> str:
 def _csv_header(columns: Sequence[Column]) -> list[str]:
     titles = []
     for column in columns:
-        titles.append(safe(column.title))
+        titles.append(inert(column.title))
         if column.kind in (*INTERVAL_KINDS, "match"):
-            titles += [f"{safe(column.title)} {end}" for end in ("low", "high")]
+            titles += [f"{inert(column.title)} {end}" for end in ("low", "high")]
         if column.kind == "spread":
-            titles += [f"{safe(column.title)} sd"]
+            titles += [f"{inert(column.title)} sd"]
     return titles
 
 
@@ -265,10 +264,4 @@ def _csv(kind: Kind, value: Any) -> list[Any]:
         return [statistics.fmean(value), deviation]
     if value is None:
         return [""]
-    return [safe(value)] if isinstance(value, str) else [value]
-
-
-def safe(text: str) -> str:
-    """Returns text that a spreadsheet does not run."""
-    begins = text.startswith(FORMULA_STARTS) or text.lstrip().startswith(FORMULA_STARTS)
-    return f"'{text}" if begins else text
+    return [inert(value)] if isinstance(value, str) else [value]
