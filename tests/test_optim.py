@@ -19,12 +19,17 @@ def params():
 
 def run(settings, steps=1, gradient=1.0, transferred=(), total=10):
     tx = optim.optimiser(settings, total, transferred=transferred)
+
+    @jax.jit
+    def step(now, state):
+        gradients = jax.tree.map(lambda p: jnp.full_like(p, gradient), now)
+        updates, state = tx.update(gradients, state, now)
+        return optim.apply_updates(now, updates, settings.freeze), state
+
     now = params()
     state = tx.init(now)
     for _ in range(steps):
-        gradients = jax.tree.map(lambda p: jnp.full_like(p, gradient), now)
-        updates, state = tx.update(gradients, state, now)
-        now = optim.apply_updates(now, updates, settings.freeze)
+        now, state = step(now, state)
     return jax.tree.map(np.asarray, now)
 
 
