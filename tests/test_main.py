@@ -34,6 +34,14 @@ def run(environment, *flags, config=None):
     )  # fmt: skip
 
 
+@pytest.fixture
+def heeding_ctrl_c():
+    """Lets programs that a test starts heed SIGINT; in the background all ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def finished(environment, tmp_path_factory):
     """The workdir of a finished smoke run, and what it printed."""
@@ -111,7 +119,9 @@ def test_sigterm_saves_and_the_next_run_ends_the_same(finished, environment, tmp
         np.testing.assert_array_equal(one["ids"], other["ids"])
 
 
-def test_signals_while_data_is_prepared_say_how_to_go_on(environment, tmp_path):
+def test_signals_while_data_is_prepared_say_how_to_go_on(
+    environment, tmp_path, heeding_ctrl_c
+):
     for number in (signal.SIGTERM, signal.SIGINT):
         data = tmp_path / f"data{number}"
         with subprocess.Popen(
