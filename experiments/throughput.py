@@ -317,10 +317,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def heading(rounds: int, host: dict[str, Any]) -> str:
+def heading(rounds: int, large: bool, host: dict[str, Any]) -> str:
     """Returns the title, what the columns mean, and on what they were measured."""
     versions = ", ".join(f"{name} {is_}" for name, is_ in host["versions"].items())
+    flags = f"{'--large ' * large}--rounds={rounds} --out=experiments/throughput.md"
     return f"""# Training speed
+
+    python experiments/throughput.py {flags}
 
 Images per second, median of {rounds} rounds and (best); ratios of the two within a \
 round, median [range]; above 1, jax is faster. "Step" has the data on the device; "epoch" \
@@ -353,7 +356,7 @@ def main() -> None:
     args = parser.parse_args()
     accelerator = jax.default_backend() != "cpu"
     host, found = machine(), []
-    lines = [heading(args.rounds, host), "", HEADER]
+    lines = [heading(args.rounds, args.large, host), "", HEADER]
     for case in cases(args.batch, args.large_batch, args.large, accelerator):
         found.append(measure(case, args.rounds, args.seconds))
         lines.append(row(found[-1]))
