@@ -92,6 +92,7 @@ def test_it_says_what_made_it_and_what_it_is_not_for(tmp_path):
     assert "feed" * 16 in algorithm.AlgorithmParameters
     # Viewers' lists cut the end of a long title off.
     assert found.SeriesDescription.startswith("Not for diagnosis")
+    assert "research use only" in found.SeriesDescription
     for text in (found.ContentDescription, segment.SegmentDescription):
         assert "Research use only, not for diagnosis" in text
     assert (found.SeriesDate, found.SeriesTime) == (
