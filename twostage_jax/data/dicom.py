@@ -32,7 +32,7 @@ from twostage_jax.data.dataset import Made, Recipe, digest
 from twostage_jax.data.dicom_patches import Patient
 from twostage_jax.errors import UserError
 
-VERSION = 2
+VERSION = 3
 
 
 def recipe(
