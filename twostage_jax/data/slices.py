@@ -23,7 +23,7 @@ from twostage_jax.data.dataset import Example, Recipe, digest
 from twostage_jax.data.dicom_patches import slice_hash
 from twostage_jax.errors import UserError
 
-VERSION = 1
+VERSION = 2
 Task = tuple[str, tuple[str, ...]]
 
 
