@@ -193,7 +193,7 @@ def make(root: str, cut: Cut, files: tuple[File, ...]) -> Made:
                 )
             images = [Image.fromarray(patch) for patch in values]
         else:
-            images = [image_files.read(path, cut.channels)]
+            images = [image_files.read(path, cut.channels, tables.shown(path))]
         for index, image in enumerate(images):
             id = f"{file.id}#{index:05d}" if len(images) > 1 else file.id
             made.notes.add("images")
