@@ -28,7 +28,7 @@ from twostage_jax.data import (
     prepared_files,
 )
 from twostage_jax.data.cut import Cut, check
-from twostage_jax.data.dataset import Made, Recipe, digest
+from twostage_jax.data.dataset import Facts, Made, Recipe, digest
 from twostage_jax.data.dicom_patches import Patient
 from twostage_jax.errors import UserError
 
@@ -130,12 +130,18 @@ def recipe(
 
 
 def _remarks(
-    skipped: hiding.Hidden, *, patients: "Patients", roots: Sequence[Path], salt: str
+    skipped: hiding.Hidden,
+    facts: Facts,
+    *,
+    patients: "Patients",
+    roots: Sequence[Path],
+    salt: str,
 ) -> Iterator[str]:
     """Yields lines on what is left out of the folder, and on what is odd in it."""
+    yield from dicom_patches.remarks(facts)
     skipped = [*skipped, *hiding.hide(patients.skipped, roots, salt)]
     series = prepared_files.about_series(patients.series, salt, show_paths=False)
-    return prepared_files.notes(skipped, series)
+    yield from prepared_files.notes(skipped, series)
 
 
 def patient_examples(

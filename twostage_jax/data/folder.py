@@ -13,7 +13,15 @@ from PIL import Image
 from twostage_jax import tables
 from twostage_jax.data import class_folders, hu_files, image_files
 from twostage_jax.data.class_folders import Stamp
-from twostage_jax.data.dataset import SPLITS, Example, Kind, Made, Recipe, digest
+from twostage_jax.data.dataset import (
+    SPLITS,
+    Example,
+    Facts,
+    Kind,
+    Made,
+    Recipe,
+    digest,
+)
 from twostage_jax.errors import UserError
 
 # Bump when the same files and settings give other examples.
@@ -307,7 +315,9 @@ def _common_side(
     return min(sides, default=1)
 
 
-def _remarks(notes: Iterable[str], skipped: Sequence[tuple[str, str]]) -> Iterable[str]:
+def _remarks(
+    notes: Iterable[str], skipped: Sequence[tuple[str, str]], facts: Facts
+) -> Iterable[str]:
     return notes
 
 
