@@ -106,15 +106,15 @@ def remarks(facts: Facts) -> Iterator[str]:
     for row in numbered[:MOST_NUMBERED]:
         instance = row["instance_number"]
         yield (
-            f"numbered masks, {row['series']}: number {row['number']} of {row['masks']} "
-            f"of {row['kind']} is the slice with InstanceNumber "
+            f"{row['masks']} numbered masks of {row['kind']}, {row['series']}: number "
+            f"{row['number']} is the slice with InstanceNumber "
             f"{'unknown' if instance is None else instance} at z = "
             f"{'unknown' if row['z_mm'] is None else row['z_mm']} mm, by "
             f"{', '.join(row['clues'])}."
         )
     if len(numbered) > MOST_NUMBERED:
         yield (
-            f"numbered masks, {len(numbered) - MOST_NUMBERED} more series: `prepare` "
+            f"numbered masks of {len(numbered) - MOST_NUMBERED} more series: `prepare` "
             "lists them in dataset.json."
         )
 
