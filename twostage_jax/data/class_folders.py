@@ -26,9 +26,10 @@ from twostage_jax.tables import alike, composed, shown
 
 # Size in bytes and modification time in ns.
 Stamp = tuple[int, int]
-PICTURES = ".apng .avif .bmp .dib .gif .j2k .jfif .jif .jp2 .jpe .jpeg .jpg .pbm .pgm"
-PICTURES += " .png .pnm .ppm .tga .tif .tiff .webp"
-SUFFIXES = frozenset((*PICTURES.split(), ".npy", ".nii", ".nii.gz"))
+_PICTURES = ".apng .avif .bmp .dib .gif .j2k .jfif .jif .jp2 .jpe .jpeg .jpg .pbm .pgm"
+_PICTURES += " .png .pnm .ppm .tga .tif .tiff .webp"
+PICTURES = frozenset(_PICTURES.split())
+SUFFIXES = PICTURES | {".npy", ".nii", ".nii.gz"}
 # Images, too: without them a class would be incomplete.
 UNREADABLE = (
     ".arw .cr2 .dcm .dicom .dng .exr .heic .heif .ima .mha .mhd .nef .npz .nrrd"

@@ -79,6 +79,14 @@ def recipe(data: DataConfig, model: ModelConfig) -> Recipe:
 def load(data: DataConfig, model: ModelConfig, data_dir: Path) -> Dataset:
     """Returns the stage's data set, prepared now if it is not yet; prints its notes."""
     made = prepare(recipe(data, model), data_dir)
+    side = min(made.images.shape[1:3])
+    if side < model.image_size:
+        raise UserError(
+            f"the images of data set '{made.name}' are {side} pixels high and wide, fewer "
+            f"than config.model.image_size = {model.image_size}: set "
+            f"--config.model.image_size={side}, or a larger size for the data.",
+            where="config.model.image_size",
+        )
     if runtime.is_main():
         for note in made.notes:
             print(f"Data set '{made.name}': {note}", flush=True)
