@@ -88,6 +88,13 @@ def load(data: DataConfig, model: ModelConfig, data_dir: Path) -> Dataset:
             where="config.model.image_size",
         )
     if runtime.is_main():
+        if made.kind == "ct" and side > model.image_size:
+            seen = f"{model.image_size} x {model.image_size}"
+            print(
+                f"Data set '{made.name}': the network sees {seen} of {side} pixels, at "
+                "random places in training and the centre in tests.",
+                flush=True,
+            )
         for note in made.notes:
             print(f"Data set '{made.name}': {note}", flush=True)
     return made
