@@ -11,7 +11,7 @@ from PIL import Image
 
 from twostage_jax import config as configs
 from twostage_jax.config import config_file
-from twostage_jax.data import folder, sources
+from twostage_jax.data import folder, sources, splits
 from twostage_jax.data.prepare import prepare
 from twostage_jax.errors import UserError
 from twostage_jax.mapping import trained
@@ -392,3 +392,19 @@ def test_the_config_needs_paths_and_the_rule_of_groups_only(tmp_path, side, coun
     found = sources.load(data, config.model, tmp_path)
     assert found.images.shape == (2 * count, side, side, 1)
     assert found.units == "hu" and len(np.unique(found.groups)) == count
+
+
+@pytest.mark.parametrize("patients", [{"fibrosis": 1}, {"fibrosis": 1, "emphysema": 1}])
+def test_a_class_of_too_few_patients_is_counted(tmp_path, patients):
+    root = write(tmp_path / "set", count=0)
+    for label, name in enumerate(CLASSES):
+        for i in range(12):
+            patient = i % patients.get(name, 12)
+            path = root / name / f"{name[0]}{patient}_{i}.npy"
+            np.save(path, hu(20 * label + i).astype(np.int16))
+    recipe = folder.recipe(path=str(root), size=0, group_regex=r"([ef]\d+)_")
+    with pytest.raises(UserError) as error:
+        splits.split(prepare(recipe, tmp_path, workers=1), seed=0)
+    if len(patients) == 1:
+        assert "'emphysema' has 12" in str(error.value)
+        assert "'fibrosis' has 1" in str(error.value)
