@@ -20,15 +20,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from twostage_jax import walk
 from twostage_jax.data.files import split_names
 from twostage_jax.errors import UserError
 from twostage_jax.tables import alike, composed, shown
 
 # Size in bytes and modification time in ns.
 Stamp = tuple[int, int]
-PICTURES = ".apng .avif .bmp .dib .gif .j2k .jfif .jif .jp2 .jpe .jpeg .jpg .pbm .pgm"
-PICTURES += " .png .pnm .ppm .tga .tif .tiff .webp"
-SUFFIXES = frozenset((*PICTURES.split(), ".npy", ".nii", ".nii.gz"))
+_PICTURES = ".apng .avif .bmp .dib .gif .j2k .jfif .jif .jp2 .jpe .jpeg .jpg .pbm .pgm"
+_PICTURES += " .png .pnm .ppm .tga .tif .tiff .webp"
+PICTURES = frozenset(_PICTURES.split())
+SUFFIXES = PICTURES | {".npy", ".nii", ".nii.gz"}
 # Images, too: without them a class would be incomplete.
 UNREADABLE = (
     ".arw .cr2 .dcm .dicom .dng .exr .heic .heif .ima .mha .mhd .nef .npz .nrrd"
@@ -132,8 +134,9 @@ def find(root: Path, classes: str = "") -> Found:
         raise UserError(
             f"data folder {shown(root)} does not exist or is not a folder.", where=root
         )
-    skipped: list[str] = []
-    tree = _read(root, "", skipped, ())
+    skipped: dict[str, str] = {}
+    tree = _read(root, skipped)
+    _check_empty(root, tree)
     notes: list[str] = []
     wanted = set(split_names(classes, "classes")) if classes else set()
     parts = _parts(tree, root, wanted, notes)
@@ -155,17 +158,18 @@ def find(root: Path, classes: str = "") -> Found:
                 where=at,
             )
         own = list(part.folder.all_images())
-        others = [s for s in skipped if s.startswith(f"{part.folder.path}/")]
-        unread = [path for path in others if suffix(path) in UNREADABLE]
+        within = f"{part.folder.path}/"
+        others = [kind for path, kind in skipped.items() if path.startswith(within)]
+        unread = [kind for kind in others if kind in UNREADABLE]
         if unread:
             raise UserError(
-                f"class folder {at}: {_by_suffix(unread)} files cannot be read as images. "
+                f"class folder {at}: {_counted(unread)} files cannot be read as images. "
                 "Convert them to PNG, TIFF, .npy or NIfTI, or remove them; DICOM is read "
                 "by python -m twostage_jax.prepare.",
                 where=at,
             )
         if not own:
-            held = f", but {_by_suffix(others)} files" if others else ""
+            held = f", but {_counted(others)} files" if others else ""
             raise UserError(
                 f"class folder {at} has no images{held}: add some, or remove it.",
                 where=at,
@@ -180,7 +184,7 @@ def find(root: Path, classes: str = "") -> Found:
     if outside:
         notes.append(f"{len(outside)} images outside the class folders are skipped.")
     if skipped:
-        notes.append(f"{len(skipped)} files are skipped: {_by_suffix(skipped)}.")
+        notes.append(f"{len(skipped)} files are skipped: {_counted(skipped.values())}.")
     if skipped or outside:
         listed = [shown(path) for path in sorted([*outside, *skipped])]
         log.warning(
@@ -190,30 +194,59 @@ def find(root: Path, classes: str = "") -> Found:
     return Found(class_names, images, tuple(notes))
 
 
-def _read(root: Path, path: str, skipped: list[str], above: tuple[str, ...]) -> _Folder:
-    """Returns the folder `path` below `root`; adds paths of other files to `skipped`."""
-    folder = _Folder(path)
-    real = os.path.realpath(root / path)
-    for entry in sorted(os.scandir(root / path), key=lambda entry: entry.name):
-        below = folder.below(entry.name)
-        if entry.name.startswith((".", "__MACOSX")):
-            skipped.append(below)
-        elif entry.is_dir():
-            if os.path.realpath(entry.path) in (*above, real):
-                skipped.append(below)
-            else:
-                folder.folders[entry.name] = _read(root, below, skipped, (*above, real))
-        elif suffix(entry.name) not in SUFFIXES:
-            skipped.append(below)
+def _read(root: Path, skipped: dict[str, str]) -> _Folder:
+    """Returns the tree below `root`; adds (path, kind) of what it lacks to `skipped`.
+
+    Raises:
+      UserError: An image cannot be read.
+    """
+    walked = walk.walk(root)
+    home = _Folder("")
+    start = len(f"{root}/") if str(root) != "." else 0
+    for path in walked.files:
+        below = str(path)[start:]
+        folder = _folder(home, below)
+        if suffix(below) in SUFFIXES:
+            status = path.stat()
+            folder.images[path.name] = (status.st_size, status.st_mtime_ns)
         else:
-            try:
-                status = entry.stat()
-            except OSError as error:
+            skipped[below] = suffix(below) or "without a suffix"
+    for path, why in walked.litter:
+        below = str(path)[start:]
+        _folder(home, below)
+        skipped[below] = "hidden" if path.name.startswith(".") else "of the system"
+        if "read already" in why:
+            skipped[below] = "linked twice"
+    for path, why in walked.lost:
+        if os.path.isdir(path) or suffix(path.name) in SUFFIXES:
+            raise UserError(
+                f"{shown(path)}: {why}: fetch it, or remove it.", where=shown(path)
+            )
+        skipped[str(path)[start:]] = "unreadable"
+    return home
+
+
+def _check_empty(root: Path, tree: _Folder) -> None:
+    """Raises a UserError for an empty folder where the classes may be."""
+    for folder in (tree, *tree.folders.values()):
+        if folder.images or not folder.folders:
+            continue
+        with os.scandir(root / folder.path) as entries:
+            names = sorted(e.name for e in entries if e.is_dir() and not e.is_symlink())
+        for name in names:
+            empty = name not in folder.folders and not name.startswith(".")
+            if empty and not os.listdir(root / folder.path / name):
+                at = shown(root / folder.path / name)
                 raise UserError(
-                    f"image {shown(root / below)} cannot be read: {error.strerror}.",
-                    where=shown(root / below),
-                ) from None
-            folder.images[entry.name] = (status.st_size, status.st_mtime_ns)
+                    f"class folder {at} is empty: add images, or remove it.", where=at
+                )
+
+
+def _folder(home: _Folder, below: str) -> _Folder:
+    """Returns the folder of a file, which is made if it is not in the tree."""
+    folder = home
+    for name in below.split("/")[:-1]:
+        folder = folder.folders.setdefault(name, _Folder(folder.below(name)))
     return folder
 
 
@@ -428,17 +461,10 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join([*names[:6], *more])
 
 
-def _by_suffix(paths: Iterable[str]) -> str:
-    """Returns '3 .txt, 1 hidden' for files."""
-    kinds = Counter(
-        "hidden"
-        if os.path.basename(path).startswith(".")
-        else suffix(path) or "without a suffix"
-        for path in paths
-    )
-    return ", ".join(
-        f"{count} {shown(kind)[:20]}" for kind, count in kinds.most_common(8)
-    )
+def _counted(kinds: Iterable[str]) -> str:
+    """Returns '3 .txt, 1 hidden' for kinds of files."""
+    common = Counter(kinds).most_common(8)
+    return ", ".join(f"{count} {shown(kind)[:20]}" for kind, count in common)
 
 
 def suffix(path: str) -> str:

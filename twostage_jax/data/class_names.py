@@ -54,7 +54,9 @@ def check(names: Sequence[str], regions: Sequence[RoiFile]) -> None:
     for name in names:
         if clean_label(name) not in labels:
             hint = did_you_mean(name, labels)
-            raise UserError(f"classes: no region is labelled '{name}'.{hint}")
+            raise UserError(
+                f"classes: no region is labelled '{name}'.{hint}", where="classes"
+            )
 
 
 def _read(path: Path) -> tuple[str, ...]:

@@ -124,6 +124,11 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def units(self) -> Literal["hu", "grey"]:
+        """Returns 'hu' for Hounsfield units, to which a window applies, or 'grey'."""
+        return "hu" if self.images.dtype == np.int16 else "grey"
+
 
 def digest(*parts: Any) -> str:
     """Returns a hex SHA-256 of arrays, strings and other values' `repr`s, in order."""
