@@ -55,6 +55,7 @@ class Header:
       kernel: ConvolutionKernel; '' if not given.
       thickness: SliceThickness, mm; None if not given.
       reference: FrameOfReferenceUID, the name of the patient's axes; '' if not given.
+      study: StudyInstanceUID; '' if not given.
       lossy: Was once compressed with loss, which smooths texture.
     """
 
@@ -73,11 +74,15 @@ class Header:
     thickness: float | None = None
     reference: str = ""
     lossy: bool = False
+    study: str = ""
 
     @property
-    def key(self) -> tuple[str, int]:
-        """What names the slice: SOPInstanceUID and frame."""
-        return self.sop_uid, self.frame
+    def key(self) -> tuple[str, str, int]:
+        """SeriesInstanceUID, SOPInstanceUID and frame, which together name the slice.
+
+        SOPInstanceUIDs should do so alone, but anonymised series repeat each other's.
+        """
+        return self.series_uid, self.sop_uid, self.frame
 
 
 def patient_hash(patient_id: str, salt: str = "") -> str:
@@ -85,7 +90,9 @@ def patient_hash(patient_id: str, salt: str = "") -> str:
 
     Without a secret salt, somebody with a list of ids can find theirs again.
     """
-    digits = hashlib.sha256((salt + patient_id).encode()).hexdigest()[:10]
+    digits = hashlib.sha256(
+        (salt + patient_id).encode(errors="surrogateescape")
+    ).hexdigest()[:10]
     return f"patient-{digits}"
 
 
@@ -105,8 +112,7 @@ def series_uid(path: Path) -> str:
     tag = "SeriesInstanceUID"
     try:
         with refusing(path):
-            found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[tag])
-            return str(found.get(tag) or "")
+            return str(loading.peek(path, tag).get(tag) or "")
     except UserError:
         return ""
 
@@ -229,6 +235,7 @@ def _header(
         thickness=(thickness[0] or None) if thickness else None,
         reference=str(dataset.get("FrameOfReferenceUID") or ""),
         lossy=dataset.get("LossyImageCompression") == "01",
+        study=str(dataset.get("StudyInstanceUID") or ""),
     )
 
 
