@@ -54,7 +54,7 @@ def walk(folder: Path, leave_out: Sequence[str] = ()) -> Tree:
       UserError: The folder does not exist or cannot be read.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: this folder does not exist.", where=folder)
+        raise UserError(f"{folder}: there is no such folder.", where=folder)
     tree, links = Tree([], [], []), [folder]
     above = {_identity(parent) for parent in folder.resolve().parents}
     seen: dict[tuple[int, int], Path] = {}

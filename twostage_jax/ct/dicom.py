@@ -30,6 +30,7 @@ UNMEASURED_BELOW_HU, MOST_UNMEASURED = -1500, 0.01
 # Padding that is tagged with a value above this could be confused with tissue.
 TISSUE_HU = -900
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+CT_CLASSES = (CT_IMAGE, *frames.ENHANCED_CT)
 
 
 class NotCTError(UserError):
@@ -56,6 +57,7 @@ class Header:
       thickness: SliceThickness, mm; None if not given.
       reference: FrameOfReferenceUID, the name of the patient's axes; '' if not given.
       study: StudyInstanceUID; '' if not given.
+      repeated: Whether another series has a slice of the same SOPInstanceUID.
       lossy: Was once compressed with loss, which smooths texture.
     """
 
@@ -75,14 +77,17 @@ class Header:
     reference: str = ""
     lossy: bool = False
     study: str = ""
+    repeated: bool = False
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        """SeriesInstanceUID, SOPInstanceUID and frame, which together name the slice.
+    def key(self) -> tuple[str, int]:
+        """Name of the slice, its SOPInstanceUID, and frame.
 
-        SOPInstanceUIDs should do so alone, but anonymised series repeat each other's.
+        Where series repeat each other's SOPInstanceUIDs, the name is that of the series
+        and the slice: 'SeriesInstanceUID/SOPInstanceUID'.
         """
-        return self.series_uid, self.sop_uid, self.frame
+        name = f"{self.series_uid}/{self.sop_uid}" if self.repeated else self.sop_uid
+        return name, self.frame
 
 
 def patient_hash(patient_id: str, salt: str = "") -> str:
@@ -245,7 +250,7 @@ def _check_is_ct(dataset: pydicom.Dataset, path: Path) -> None:
         raise UserError(f"{path}: a CT image whose Modality is not given.")
     if modality != "CT":
         raise NotCTError(f"{path}: modality {modality or 'not given'}, not CT.")
-    if sop_class != CT_IMAGE and sop_class not in frames.ENHANCED_CT:
+    if sop_class not in CT_CLASSES:
         name = pydicom.uid.UID(sop_class).name
         raise NotCTError(f"{path}: not a CT image but {name}.")
     if dataset.get("BurnedInAnnotation") == "YES":

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import zlib
+from collections.abc import Container
 from pathlib import Path
 
 import pydicom
@@ -40,6 +41,8 @@ _KINDS = (
     (0, b"NRRD000", "an NRRD volume, not DICOM"),
     (0, b"DICM", "DICOM whose 128 bytes before 'DICM' are missing: export it again"),
 )
+# Reasons of `why_not_dicom` for files whose content never came.
+EMPTY = ("empty", "holds nothing but zeros: was it copied completely?")
 # Formats that are ZIP files inside, and are not meant to be unpacked.
 _ZIPPED = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".jar", ".apk", ".npz", ".pt")
 _TYPES = {str(vr) for vr in VR if len(vr) == 2}
@@ -63,7 +66,7 @@ def why_not_dicom(path: Path) -> str:
     if head[128:132] == b"DICM" or _is_bare(path, head):
         return ""
     if not head.strip(b"\0"):
-        return "holds nothing but zeros: was it copied completely?" if head else "empty"
+        return EMPTY[bool(head)]
     for offset, start, kind in _KINDS:
         if head[offset:].startswith(start):
             if path.name.lower().endswith((".nii.gz", ".nii.zip")):
@@ -85,8 +88,7 @@ def _is_bare(path: Path, head: bytes) -> bool:
     try:
         with quiet():
             found = peek(path, "SOPClassUID")
-        uid = pydicom.uid.UID(str(found.get("SOPClassUID") or ""))
-        return uid.name.endswith("Storage") and not uid.is_private
+        return _is_storage(pydicom.uid.UID(str(found.get("SOPClassUID") or "")))
     # Random bytes make pydicom raise nearly everything.
     except Exception:
         return False
@@ -101,6 +103,25 @@ def peek(path: Path, *keywords: str) -> pydicom.Dataset:
         return pydicom.dcmread(
             file, force=True, stop_before_pixels=True, specific_tags=list(keywords)
         )
+
+
+def other_class(path: Path, classes: Container[str]) -> str:
+    """Returns the name of a file's storage class, by its meta information.
+
+    '' if it is one of `classes`, or is not named, or not one of the standard's. The meta
+    information comes first in a file, and is whole in most damaged ones.
+    """
+    try:
+        with quiet():
+            uid = pydicom.uid.UID(_meta(path)[1].get("MediaStorageSOPClassUID") or "")
+    # Broken files raise nearly everything in pydicom.
+    except Exception:
+        return ""
+    return uid.name if uid not in classes and _is_storage(uid) else ""
+
+
+def _is_storage(uid: pydicom.uid.UID) -> bool:
+    return uid.name.endswith("Storage") and not uid.is_private
 
 
 def load(path: Path, *, pixels: bool) -> pydicom.Dataset:
