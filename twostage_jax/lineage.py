@@ -66,12 +66,14 @@ def lineage(
         "data": {
             "name": dataset.name,
             "fingerprint": dataset.fingerprint,
+            "units": dataset.units,
             "class_names": list(dataset.class_names),
             "examples": {name: len(part) for name, part in parts.items()},
             "groups": None
             if groups is None
             else {name: len(np.unique(groups[part])) for name, part in parts.items()},
             "copies": copies(dataset, splits),
+            "notes": list(dataset.notes),
             "mean": constants.mean.tolist(),
             "deviation": constants.deviation.tolist(),
         },

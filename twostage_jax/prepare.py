@@ -25,19 +25,18 @@ the network, is the stage's setting `window`.
 
 import contextlib
 import shlex
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from twostage_jax import cli
-from twostage_jax.ct.series import files_below
 from twostage_jax.data import beam, dicom, hiding, prepared_files
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.prepare import folder_of, metadata_of, prepare
 from twostage_jax.errors import UserError
 from twostage_jax.spreadsheet import inert
+from twostage_jax.walk import walk
 
 SOURCE = flags.DEFINE_string("source", None, "Folder of DICOM files, in any order.")
 ROIS = flags.DEFINE_string(
@@ -135,18 +134,16 @@ def _prepare() -> None:
         recipe.tasks.series, SALT.value, show_paths=SHOW_PATHS.value
     )
     prepared_files.write(out, recipe, made, metadata, shown, series)
-    _report(made, skipped, series)
+    _report(made)
 
 
-def _report(
-    made: Dataset, skipped: hiding.Hidden, series: Sequence[Mapping[str, str]]
-) -> None:
+def _report(made: Dataset) -> None:
     print(f"{len(made)} patches of {len(np.unique(made.groups))} patients:")
     for label, name in enumerate(made.class_names):
         own = made.labels == label
         patients = len(np.unique(made.groups[own]))
         print(f"  {inert(name)[:80]}: {own.sum()} of {patients} patients")
-    for note in prepared_files.notes(skipped, series):
+    for note in made.notes:
         print(f"  {note}")
     print(f"Written to {OUT.value}; the files left out are in skipped.csv.")
 
@@ -161,7 +158,9 @@ def _paths() -> dict[str, str]:
     """Returns the path of each file's hash."""
     found = {}
     for root in _roots().values():
-        for path in files_below(root) if root.is_dir() else [root]:
+        tree = walk(root) if root.is_dir() else None
+        skipped = [path for path, _ in tree.skipped] if tree else []
+        for path in [*tree.files, *skipped] if tree else [root]:
             found[hiding.file_hash(path, SALT.value)] = str(path)
     return found
 

@@ -8,8 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from twostage_jax.notes import Notes
+
 Kind = Literal["natural", "texture", "ct"]
 SPLITS = ("train", "validation", "test")
+Facts = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +42,17 @@ class Made(list[Example]):
 
     Attributes:
       skipped: (hash of a file, reason) of what was left out of them.
+      notes: Counts of what the user should know about the files; those of all tasks
+        are added up.
+      facts: Name of a table -> its rows, of values that JSON knows; those of all tasks
+        are joined, and kept with the set.
     """
 
     def __init__(self, examples: Iterable[Example] = ()) -> None:
         super().__init__(examples)
         self.skipped: list[tuple[str, str]] = []
+        self.notes = Notes()
+        self.facts: dict[str, list[dict[str, Any]]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +68,8 @@ class Recipe:
         means that the set is prepared anew.
       tasks: Picklable units of work.
       make: A picklable function from a task to its examples.
+      remarks: A function from what the tasks skipped and the facts that they found, as
+        in `Made`, to sentences about the set as a whole; called when all are through.
       resumable: Keep the results of finished tasks until all are there: for tasks that
         take long.
       prepared_in: The data folder that holds the set already, if the set is not to be
@@ -71,6 +82,7 @@ class Recipe:
     key: str
     tasks: Sequence[Any]
     make: Callable[[Any], list[Example]]
+    remarks: Callable[[Sequence[tuple[str, str]], Facts], Iterable[str]] | None = None
     resumable: bool = False
     prepared_in: Path | None = None
 
@@ -91,6 +103,7 @@ class Dataset:
       ids: `[N]` strings, unique.
       splits: `[N]` strings out of `SPLITS`, as the set's authors split it.
       fingerprint: Digest of the content (see `fingerprint`).
+      notes: Sentences on what the user should know about the files.
     """
 
     name: str
@@ -102,6 +115,7 @@ class Dataset:
     ids: np.ndarray
     splits: np.ndarray
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -109,6 +123,11 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def units(self) -> Literal["hu", "grey"]:
+        """Returns 'hu' for Hounsfield units, to which a window applies, or 'grey'."""
+        return "hu" if self.images.dtype == np.int16 else "grey"
 
 
 def digest(*parts: Any) -> str:
@@ -119,7 +138,10 @@ def digest(*parts: Any) -> str:
             header, body = f"{part.dtype.str}{part.shape}", np.ascontiguousarray(part)
         else:
             value = part.tolist() if isinstance(part, np.ndarray) else part
-            header, body = type(part).__name__, repr(value).encode()
+            header, body = (
+                type(part).__name__,
+                repr(value).encode(errors="surrogateescape"),
+            )
         hasher.update(f"{header}:{len(memoryview(body).cast('B'))};".encode())
         hasher.update(body)
     return hasher.hexdigest()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from twostage_jax import runtime
 from twostage_jax.data import (
     dicom,
     folder,
@@ -16,7 +17,7 @@ from twostage_jax.data import (
     tfds_sets,
 )
 from twostage_jax.data.dataset import Dataset, Recipe
-from twostage_jax.data.prepare import folder_of, prepare
+from twostage_jax.data.prepare import prepare
 from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.settings import DataConfig, ModelConfig
 
@@ -76,16 +77,26 @@ def recipe(data: DataConfig, model: ModelConfig) -> Recipe:
 
 
 def load(data: DataConfig, model: ModelConfig, data_dir: Path) -> Dataset:
-    """Returns the stage's data set, prepared now if it is not yet.
-
-    What was found odd in a folder of DICOM is told when it is prepared.
-    """
-    chosen = recipe(data, model)
-    there = chosen.prepared_in or folder_of(chosen, data_dir).exists()
-    made = prepare(chosen, data_dir)
-    if not there and isinstance(chosen.tasks, dicom.Patients):
-        for note in dicom.notes(chosen):
-            print(f"Data set '{chosen.name}': {note}", flush=True)
+    """Returns the stage's data set, prepared now if it is not yet; prints its notes."""
+    made = prepare(recipe(data, model), data_dir)
+    side = min(made.images.shape[1:3])
+    if side < model.image_size:
+        raise UserError(
+            f"the images of data set '{made.name}' are {side} pixels high and wide, fewer "
+            f"than config.model.image_size = {model.image_size}: set "
+            f"--config.model.image_size={side}, or a larger size for the data.",
+            where="config.model.image_size",
+        )
+    if runtime.is_main():
+        if made.kind == "ct" and side > model.image_size:
+            seen = f"{model.image_size} x {model.image_size}"
+            print(
+                f"Data set '{made.name}': the network sees {seen} of {side} pixels, at "
+                "random places in training and the centre in tests.",
+                flush=True,
+            )
+        for note in made.notes:
+            print(f"Data set '{made.name}': {note}", flush=True)
     return made
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from twostage_jax import atomic
 from twostage_jax.ct import files
-from twostage_jax.ct.dicom import patient_hash, series_uid
+from twostage_jax.ct.dicom import patient_hash
 from twostage_jax.ct.series import Series, find_series
 from twostage_jax.data import hiding
 from twostage_jax.errors import UserError
@@ -51,16 +51,16 @@ def map_folder(
     if not show_paths:
         listed = hiding.hide(skipped, [root], salt)
     _say_skipped(listed, show_paths)
-    left_out = Counter(series_uid(path) for path, _ in skipped)
     if not found:
         hiding.write_skipped(out, listed)
-        raise UserError(f"{root}: no CT series to map.")
+        reasons = hiding.counted(listed) or "The folder holds no files."
+        raise UserError(f"{root}: CT series were not found. {reasons}", where=root)
     done = 0
     with atomic.locked(out / ".lock", str(out)):
         for number, series in enumerate(found, start=1):
             name = series_name(series, salt)
             try:
-                said = _map(series, classifier, how, out / name, left_out[series.uid])
+                said = _map(series, classifier, how, out / name)
                 done += 1
             except UserError as error:
                 said = f"refused: {error}"
@@ -68,8 +68,6 @@ def map_folder(
                     paths = [header.path for header in series.headers]
                     said = f"refused: {without_names(str(error), root, paths)}"
                 listed.append((name, said))
-            if left_out[series.uid]:
-                said += f"; {left_out[series.uid]} of its files left out"
             print(f"{number}/{len(found)} {name}: {said}", flush=True)
         hiding.write_skipped(out, listed)
         _join_reports(out)
@@ -77,7 +75,12 @@ def map_folder(
     if listed:
         print(f"What was left out and refused: {out / 'skipped.csv'}")
     if not done:
-        raise UserError("no series could be mapped.")
+        refused = [entry for entry in listed if entry[1].startswith("refused: ")]
+        raise UserError(
+            f"{root}: none of the {len(found)} series could be mapped. "
+            f"{hiding.counted(refused)}",
+            where=root,
+        )
 
 
 def series_name(series: Series, salt: str) -> str:
@@ -101,12 +104,10 @@ def without_names(text: str, root: Path, paths: Sequence[Path]) -> str:
     return plain
 
 
-def _map(
-    series: Series, classifier: Classifier, how: How, folder: Path, left_out: int
-) -> str:
+def _map(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
     if is_made(folder, series, classifier.run, how):
         return "is there already"
-    return make(series, classifier, how, folder, left_out=left_out)
+    return make(series, classifier, how, folder)
 
 
 def _join_reports(out: Path) -> None:
