@@ -25,6 +25,10 @@ most are the same lungs again, with another kernel or on another day, so choose 
 `files_left_out` counts files of the series that could not be used: a first or last slice
 among them leaves no gap and is not missed otherwise.
 
+Lungs are found by threshold and morphology; `remarks` says where that is uncertain. With
+--lungs=FOLDER they are those of masks made elsewhere: NIfTI or DICOM SEG, such as
+TotalSegmentator and lungmask write. A series without a mask there is then refused.
+
 A series that is there already, made by the same model in the same way, is not made again.
 Research use only, not for diagnosis.
 """
@@ -36,6 +40,7 @@ from absl import flags
 from twostage_jax import cli
 from twostage_jax.ct import files
 from twostage_jax.ct.palette import NOTICE
+from twostage_jax.data import lung_files
 from twostage_jax.errors import UserError
 from twostage_jax.mapping import trained
 from twostage_jax.mapping.classify import Classifier, How
@@ -58,6 +63,9 @@ SPACING = flags.DEFINE_float(
     "Millimetres a pixel of the training images, to which slices are resampled; 0: "
     "pixels as they are; default: as in the training.",
 )
+LUNGS = flags.DEFINE_string(
+    "lungs", "", "Folder of lung masks made elsewhere; default: lungs are found."
+)
 SALT = flags.DEFINE_string("salt", "", "Secret mixed into the hashes of identifiers.")
 SHOW_PATHS = flags.DEFINE_boolean(
     "show_paths",
@@ -73,6 +81,12 @@ def main() -> None:
             raise UserError(f"--{flag.name} is missing.")
     if STRIDE.value < 1:
         raise UserError(f"--stride={STRIDE.value}: it must be at least 1 pixel.")
+    masks = lung_files.folder(LUNGS.value)
+    if masks is None and LUNGS.value not in ("", "found"):
+        raise UserError(
+            f"--lungs={LUNGS.value}: give a folder of lung masks, or 'found'.",
+            where="--lungs",
+        )
     files.check_installed()
     cli.use_cores()
     run = trained.find(Path(RUN.value), ARM.value)
@@ -87,6 +101,7 @@ def main() -> None:
         Path(OUT.value),
         Classifier(run, how.window),
         how,
+        lungs=masks,
         salt=SALT.value,
         show_paths=SHOW_PATHS.value,
     )

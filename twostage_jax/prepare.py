@@ -31,7 +31,7 @@ import numpy as np
 from absl import flags
 
 from twostage_jax import cli
-from twostage_jax.data import beam, dicom, hiding, prepared_files
+from twostage_jax.data import beam, dicom, hiding, lung_files, prepared_files
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.prepare import folder_of, metadata_of, prepare
 from twostage_jax.errors import UserError
@@ -55,8 +55,11 @@ COVERAGE = flags.DEFINE_float("coverage", 0.75, "Least share of a patch in its r
 OVERLAP = flags.DEFINE_float(
     "overlap", 1.0, "Largest share of a patch that another of its slice may cover."
 )
-LUNGS = flags.DEFINE_enum(
-    "lungs", "given", ["given", "found", "off"], "Lung masks that patches must lie in."
+LUNGS = flags.DEFINE_string(
+    "lungs",
+    "given",
+    "Lung masks that patches must lie in: given, found, off, or a folder of masks made "
+    "elsewhere.",
 )
 PER_ROI = flags.DEFINE_integer("per_roi", 0, "Most patches of a region; 0 = all.")
 PER_CLASS = flags.DEFINE_integer(
@@ -150,8 +153,10 @@ def _report(made: Dataset) -> None:
 
 def _roots() -> dict[str, Path]:
     """Returns the files and folders that are read, by flag."""
-    given = [flag for flag in (SOURCE, ROIS) if flag.value]
-    return {f"--{f.name}": Path(f.value).expanduser().absolute() for f in given}
+    given = {f"--{flag.name}": flag.value for flag in (SOURCE, ROIS) if flag.value}
+    if lung_files.folder(LUNGS.value):
+        given["--lungs"] = LUNGS.value
+    return {name: Path(path).expanduser().absolute() for name, path in given.items()}
 
 
 def _paths() -> dict[str, str]:

@@ -17,6 +17,7 @@ and tested on others: see experiments/lung_masks.md.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -64,8 +65,7 @@ LARGEST_AIRWAY_MM2 = 900.0
 SMALLEST_SHARE = 0.01
 
 
-@dataclasses.dataclass(frozen=True)
-class Lungs:
+class Lungs(NamedTuple):
     """Lungs of some slices.
 
     Attributes:
@@ -86,6 +86,7 @@ class _Piece:
 
     Attributes:
       label: Its number in the slice's array of pieces.
+      at: (row, column) of one of its pixels.
       area: mm^2.
       core: Median HU away from its edge.
       rim: Pixels of its outline.
@@ -94,6 +95,7 @@ class _Piece:
     """
 
     label: int
+    at: tuple[int, int]
     area: float
     core: float
     rim: int
@@ -271,7 +273,7 @@ def _lungs_of(
         # A section of a volume may be small: `_lung_pieces` looks at the whole of it.
         fewest = SMALLEST_SECTION_MM2 if step is None else 4 * pixel**2
         found = _measured(labels, image, near, pixel, fewest)
-        _judge(found)
+        _judge(labels, found)
         sections.append(labels)
         pieces.append(found)
     # Dark gas is taken out first: through a thin wall it would join bowel to lung.
@@ -285,10 +287,9 @@ def _lungs_of(
     volumes, count = ndimage.label(lung)
     total, beside = np.zeros(count + 1), np.zeros(count + 1)
     members = []
-    for z, (labels, found) in enumerate(zip(sections, pieces, strict=True)):
+    for z, found in enumerate(pieces):
         for piece in found:
-            where = labels == piece.label
-            number = int(volumes[z][where].max())
+            number = int(volumes[z][piece.at])
             if number:
                 total[number] += piece.area
                 beside[number] += piece.area * piece.lung
@@ -318,22 +319,26 @@ def _measured(
         count = np.count_nonzero(rim)
         near = count if ribs is None else np.count_nonzero(rim & ribs[box])
         median = float(np.median(image[box][core]))
-        found.append(_Piece(index, area, median, count, near))
+        row, column = np.unravel_index(depth.argmax(), depth.shape)
+        at = (box[0].start + int(row), box[1].start + int(column))
+        found.append(_Piece(index, at, area, median, count, near))
     return found
 
 
-def _judge(pieces: list[_Piece]) -> None:
+def _judge(labels: np.ndarray, pieces: list[_Piece]) -> None:
     """Decides which pieces of one slice are lung, by themselves and by each other."""
     for piece in pieces:
         least = DARK_BESIDE_RIBS if piece.dark else BESIDE_RIBS
         large = not piece.dark and piece.area >= LARGEST_GREY_BOWEL_MM2
         piece.lung = large or piece.beside_ribs >= least
     sure = [piece for piece in pieces if piece.lung and not piece.dark]
-    if not sure:
+    if not sure or len(sure) == len(pieces):
         return
     darkest = np.average([p.core for p in sure], weights=[p.area for p in sure])
+    hull = morphology.convex_hull_image(_chosen(labels, sure))
     for piece in pieces:
-        piece.lung |= not piece.dark and piece.core > darkest - ISLAND_HU
+        island = not piece.dark and piece.core > darkest - ISLAND_HU
+        piece.lung |= island and bool(hull[piece.at])
 
 
 def _chosen(labels: np.ndarray, pieces: list[_Piece]) -> np.ndarray:

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ MAX_VOXELS = 2**31
 SAME_VOXELS = 0.1
 # Farther apart, they put marks on other pixels.
 OTHER_VOXELS = 0.5
+# Read by a pattern: a parser of XML would follow entities.
+_LABEL = re.compile(
+    r'<Label\b[^>]*?\bKey="(\d{1,9})"[^>]*>\s*(?:<!\[CDATA\[)?([^<\]]*)'
+)
 
 
 def is_pair(path: Path) -> bool:
@@ -64,6 +69,50 @@ def read(path: Path, headers: Sequence[Header]) -> dict[Key, Load]:
         if volume.dtype.kind not in "bui":
             raise UserError(f"{path}: a mask must hold whole numbers.", where=path)
         return _slices(volume, to_mm, path, stack)
+
+
+def fits(path: Path, headers: Sequence[Header]) -> bool:
+    """Whether a volume's voxels are the pixels of the slices of one series.
+
+    By its header alone, under one of its matrices.
+
+    Raises:
+      UserError: nibabel is not installed, or the file is not NIfTI.
+    """
+    try:
+        stack = geometry.Stack(headers)
+    except UserError:
+        return False
+    with refusing(path, "NIfTI"), _opened(path) as image:
+        matrices = (
+            image.header.get_sform(coded=True),
+            image.header.get_qform(coded=True),
+        )
+        for matrix, code in matrices:
+            if code and np.isfinite(matrix).all() and np.linalg.det(matrix):
+                to_mm = np.diag([-1, -1, 1, 1]) @ matrix
+                if _is_grid(to_mm, image.shape[:3], stack):
+                    return True
+    return False
+
+
+def label_names(path: Path) -> dict[int, str]:
+    """Returns the names of a volume's labels where the file has a table of them.
+
+    The table is the XML of Caret and Connectome Workbench, which TotalSegmentator
+    writes into the header's extensions as well.
+
+    Raises:
+      UserError: nibabel is not installed, or the file is not NIfTI.
+    """
+    found = {}
+    with refusing(path, "NIfTI"), _opened(path) as image:
+        for extension in image.header.extensions:
+            content = extension.get_content()
+            if isinstance(content, bytes) and b"<LabelTable" in content:
+                text = content.decode("utf-8", "replace")
+                found |= {int(key): name.strip() for key, name in _LABEL.findall(text)}
+    return found
 
 
 @contextlib.contextmanager

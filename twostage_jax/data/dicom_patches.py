@@ -17,6 +17,7 @@ from twostage_jax.data import annotation_masks, hiding
 from twostage_jax.data.annotations import RoiFile
 from twostage_jax.data.cut import Cut
 from twostage_jax.data.dataset import Example, Facts, Made
+from twostage_jax.data.lung_files import Matched
 from twostage_jax.errors import UserError
 from twostage_jax.walk import Skipped
 
@@ -33,13 +34,15 @@ class Patient:
       name: Salted hash.
       headers: Of the slices, of any number of series.
       regions: Files of regions.
-      lungs: Files of lung masks.
+      lungs: Files of lung masks next to the slices.
+      masks: Lung masks made elsewhere, which then take the place of `lungs`.
     """
 
     name: str
     headers: tuple[Header, ...]
     regions: tuple[RoiFile, ...]
     lungs: tuple[RoiFile, ...]
+    masks: Matched | None = None
 
     def __repr__(self) -> str:
         # Paths may hold the patient's name.
@@ -142,6 +145,8 @@ def _patches(
     headers = _with_air(headers, patient, go_on, skipped)
     if cut.lungs == "off":
         given = {}
+    if patient.masks is not None:
+        given, headers = _given(patient, headers, go_on, skipped)
     found, marked, overlaps = [], Counter(), defaultdict(Counter)
     for number, lungs in _lungs(headers, given, cut, go_on, skipped):
         header = headers[number]
@@ -177,6 +182,24 @@ def _patches(
     for number, hu in _read(headers, by_slice, go_on, skipped):
         for place in by_slice[number]:
             made.append(_example(hu, headers[number], place, patient.name, cut, salt))
+
+
+def _given(
+    patient: Patient, headers: Sequence[Header], go_on: bool, skipped: Skipped
+) -> tuple[dict[Key, Load], list[Header]]:
+    """Returns the lung masks made elsewhere, and the slices of series that have one."""
+    found: dict[Key, Load] = {}
+    for uid in dict.fromkeys(header.series_uid for header in headers):
+        own = [header for header in patient.headers if header.series_uid == uid]
+        try:
+            masks = patient.masks.of(uid).read(own)
+        except UserError as error:
+            if not go_on:
+                raise
+            skipped.append((own[0].path, str(error)))
+            continue
+        found |= {key: lambda mask=mask: mask for key, mask in masks.items()}
+    return found, [header for header in headers if header.key in found]
 
 
 def _numbered(
