@@ -44,6 +44,8 @@ RIB_MM = 12.0
 # Fractions of a piece's outline with a rib outside it: of lung, and of lung as dark as
 # gas (median away from its edge, HU).
 BESIDE_RIBS, DARK_BESIDE_RIBS, DARK_BELOW_HU = 0.02, 0.10, -900
+# Colon under the ribs: as above, of what is as dark as bowel and no larger.
+BOWEL_BESIDE_RIBS = 0.30
 # The median counts pixels further than this from the edge, mm.
 CORE_MM = 3.0
 # Lung away from all ribs: an island between consolidations, no darker than the lung of
@@ -296,7 +298,8 @@ def _lungs_of(
                 members.append((z, piece, number))
     # What continues lung from slice to slice is lung.
     kept = beside > 0.5 * total
-    return kept[volumes], _doubts(members, kept, ribs, step)
+    areas = [sum(piece.area for piece in found) for found in pieces]
+    return kept[volumes], _doubts(members, kept, ribs, areas, step)
 
 
 def _measured(
@@ -329,6 +332,8 @@ def _judge(labels: np.ndarray, pieces: list[_Piece]) -> None:
     """Decides which pieces of one slice are lung, by themselves and by each other."""
     for piece in pieces:
         least = DARK_BESIDE_RIBS if piece.dark else BESIDE_RIBS
+        if piece.core < BOWEL_BELOW_HU and piece.area < LARGEST_BOWEL_MM2:
+            least = BOWEL_BESIDE_RIBS
         large = not piece.dark and piece.area >= LARGEST_GREY_BOWEL_MM2
         piece.lung = large or piece.beside_ribs >= least
     sure = [piece for piece in pieces if piece.lung and not piece.dark]
@@ -349,6 +354,7 @@ def _doubts(
     members: list[tuple[int, _Piece, int]],
     kept: np.ndarray,
     ribs: Sequence[np.ndarray | None],
+    areas: Sequence[float],
     step: float | None,
 ) -> list[str]:
     """Returns why the lungs of each slice are uncertain, '' where they are not.
@@ -357,6 +363,7 @@ def _doubts(
       members: (slice, piece, number of the volume that it belongs to).
       kept: For each volume, whether it is lung.
       ribs: For each slice, `_ribs`.
+      areas: Area of all pieces of each slice, mm^2.
       step: As in `_lungs_of`.
     """
     doubts = []
@@ -366,16 +373,14 @@ def _doubts(
         dark = sum(piece.area for piece in own if piece.dark)
         away = sum(piece.area for piece in own if piece.beside_ribs < BESIDE_RIBS)
         reasons = []
-        if not own:
-            pass
-        elif near is None:
-            reasons.append("no bone is visible")
-        elif away > DOUBTFUL_SHARE * area:
+        if near is not None and away > DOUBTFUL_SHARE * area > 0:
             reasons.append("no rib lies next to it")
         if dark > DOUBTFUL_SHARE * area > 0:
             reasons.append("it is nearly as dark as gas")
         if step is None and 0 < area < LITTLE_MM2:
             reasons.append(f"it covers only {area / 100:.1f} cm2")
+        elif step is None and 0 < area < areas[z] / 2:
+            reasons.append("most air next to it looks like gas in stomach or bowel")
         doubts.append(" and ".join(reasons))
     return doubts
 
