@@ -90,6 +90,7 @@ class _Piece:
       label: Its number in the slice's array of pieces.
       at: (row, column) of one of its pixels.
       area: mm^2.
+      median: Median HU.
       core: Median HU away from its edge.
       rim: Pixels of its outline.
       ribs: Those of them with a rib close outside; `rim` if the slice shows no bone.
@@ -99,6 +100,7 @@ class _Piece:
     label: int
     at: tuple[int, int]
     area: float
+    median: float
     core: float
     rim: int
     ribs: int
@@ -321,10 +323,12 @@ def _measured(
         core = depth * pixel > min(CORE_MM, 0.7 * pixel * depth.max())
         count = np.count_nonzero(rim)
         near = count if ribs is None else np.count_nonzero(rim & ribs[box])
-        median = float(np.median(image[box][core]))
+        values, inside = image[box], piece[1:-1, 1:-1]
+        median = float(np.median(values[inside]))
+        middle = float(np.median(values[core]))
         row, column = np.unravel_index(depth.argmax(), depth.shape)
         at = (box[0].start + int(row), box[1].start + int(column))
-        found.append(_Piece(index, at, area, median, count, near))
+        found.append(_Piece(index, at, area, median, middle, count, near))
     return found
 
 
@@ -336,6 +340,7 @@ def _judge(labels: np.ndarray, pieces: list[_Piece]) -> None:
             least = BOWEL_BESIDE_RIBS
         large = not piece.dark and piece.area >= LARGEST_GREY_BOWEL_MM2
         piece.lung = large or piece.beside_ribs >= least
+        piece.lung &= piece.median >= GAS_HU
     sure = [piece for piece in pieces if piece.lung and not piece.dark]
     if not sure or len(sure) == len(pieces):
         return
