@@ -107,8 +107,8 @@ class GivenLungs:
             before = sum(int(mask.sum()) for mask in found.values())
             if shared > _MOST_SHARED * min(size, before):
                 raise UserError(
-                    f"{file.path}: marks the same lung as another file for this series, "
-                    f"such as {self.files[0].path}. Keep one of them.",
+                    f"{file.path}: marks the same lung as another file for this series. "
+                    f"Keep one of them. The other could be {self.files[0].path}.",
                     where=file.path,
                 )
             for key, mask in new.items():
@@ -141,7 +141,7 @@ class Matched:
         """
         if series_uid not in self._found:
             raise UserError(
-                f"{self.folder}: a lung mask of the series was not found. "
+                "A lung mask for the series was not found among the given ones. "
                 f"{self._reasons[series_uid]}",
                 where=self.folder,
             )
@@ -372,8 +372,8 @@ def _chosen(files: Sequence[LungFile]) -> tuple[LungFile, ...]:
     chosen = healthy or lung or list(files)
     if len(folders) > 1 or (len(chosen) > 1 and not lung):
         raise UserError(
-            f"It could be any of {len(files)} files, such as {files[0].path} and "
-            f"{files[-1].path}. Keep one, or name each after its SeriesInstanceUID.",
+            "Several files could be its mask. Keep one, or name each after its "
+            f"SeriesInstanceUID: {files[0].path}, {files[-1].path}.",
             where=files[0].path,
         )
     return tuple(chosen)
