@@ -151,6 +151,7 @@ def _read(recipe: Recipe, folder: Path) -> Dataset:
         ids=ids[order],
         splits=np.array(metadata["splits"])[order],
         fingerprint=metadata["fingerprint"],
+        notes=tuple(metadata.get("notes", ())),
     )
 
 
