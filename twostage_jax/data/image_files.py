@@ -191,12 +191,10 @@ def _decoded(
     # Pillow turns TIFFs itself.
     if image.format != "TIFF":
         orientation = _exif_orientation(image)
-        if orientation in TURNS:
-            made = made.transpose(TURNS[orientation])
+        made = upright(made, orientation)
     if orientation in TURNS:
         notes.add("images", TURNED)
-    brightest = made.getextrema()
-    if np.max(brightest) <= DARK:
+    if np.max(made.getextrema()) <= DARK:
         notes.add("images", DARK_IMAGES)
     notes.add("images")
     return made
@@ -243,6 +241,18 @@ def _has_transparency(image: Image.Image) -> bool:
     if image.mode in GREY_16:
         return bool((np.asarray(image) == image.info["transparency"]).any())
     return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+
+
+def upright(image: Image.Image, orientation: int | None = None) -> Image.Image:
+    """Returns a loaded image rotated and mirrored as viewers show it.
+
+    Args:
+      image: Image; Pillow has turned it already if it comes from a TIFF.
+      orientation: EXIF orientation, 1 to 8; None: that of the image.
+    """
+    if orientation is None:
+        orientation = _exif_orientation(image)
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def _exif_orientation(image: Image.Image) -> int:
