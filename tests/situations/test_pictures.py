@@ -5,10 +5,12 @@ import struct
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 import tifffile
 from PIL import Image, ImageOps
+from tensorflow_datasets.core.features import image_feature
 
-from twostage_jax.data import folder, image_files
+from twostage_jax.data import folder, image_files, tfds_sets
 from twostage_jax.data.dataset import largest
 from twostage_jax.data.prepare import prepare
 from twostage_jax.errors import UserError
@@ -313,3 +315,118 @@ def test_several_pages_or_frames_are_refused_by_name(tmp_path, name):
 
 def test_measures_are_the_largest_of_all_files():
     assert largest([{"a": 1, "b": 5}, {}, {"a": 3}]) == {"a": 3, "b": 5}
+
+
+@pytest.fixture
+def tfds_set(tmp_path, monkeypatch):
+    """Returns a function that writes a TFDS set of encoded images, of two classes."""
+    encoders = (image_feature._ImageEncoder, image_feature._FloatImageEncoder)
+    for encoder in encoders:
+        # Its own encoding of arrays needs TensorFlow.
+        monkeypatch.setattr(encoder, "encode_image_or_path", lambda self, data: data)
+
+    def write(encoded, image):
+        class Deep(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+            VERSION = tfds.core.Version("1.0.0")
+            pkg_dir_path = None
+
+            def _info(self):
+                label = tfds.features.ClassLabel(names=["cat", "dog"])
+                features = tfds.features.FeaturesDict({"image": image, "label": label})
+                return tfds.core.DatasetInfo(builder=self, features=features)
+
+            def _split_generators(self, dl_manager):
+                return {"train": self._generate_examples()}
+
+            def _generate_examples(self):
+                for i, data in enumerate(encoded):
+                    yield i, {"image": data, "label": i % 2}
+
+        Deep(data_dir=tmp_path / "tfds").download_and_prepare(
+            file_format="array_record",
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        )
+        return image
+
+    return write
+
+
+def read_tfds(tmp_path, **options):
+    recipe = tfds_sets.recipe(
+        name="deep", size=16, tfds_dir=str(tmp_path / "tfds"), **options
+    )
+    return prepare(recipe, tmp_path / "prepared", workers=1)
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def float_png(values):
+    return png(values.astype("<f4")[..., None].view(np.uint8))
+
+
+UNIT = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_tfds_float_images_are_read_as_numbers(tmp_path, tfds_set, white):
+    shares = (1, 0.5, 0.003, 0)
+    encoded = [float_png(UNIT * white * share) for share in shares]
+    image = tfds.features.Image(shape=(None, None, 1), dtype=np.float32)
+    tfds_set(encoded, image)
+    # TFDS's own decoder is the judge of the numbers.
+    np.testing.assert_array_equal(
+        image.decode_example_np(encoded[1])[..., 0], UNIT * white * 0.5
+    )
+    made = read_tfds(tmp_path)
+    found = sorted(image[..., 0].tobytes() for image in made.images)
+    wanted = [
+        np.rint(UNIT * white * s * (255 / white)).astype(np.uint8) for s in shares
+    ]
+    assert found == sorted(image.tobytes() for image in wanted)
+    assert read_tfds(tmp_path, channels=3).images.shape == (4, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "values", [UNIT - 0.5, UNIT * 3, UNIT * 4095, UNIT * np.nan, UNIT - 1024]
+)
+def test_tfds_float_images_of_other_ranges_are_refused(tmp_path, tfds_set, values):
+    image = tfds.features.Image(shape=(None, None, 1), dtype=np.float32)
+    tfds_set([float_png(UNIT), float_png(values)], image)
+    with pytest.raises(UserError) as error:
+        read_tfds(tmp_path)
+    assert error.value.where == str(tmp_path / "tfds" / "deep" / "1.0.0")
+
+
+def test_tfds_16_bit_images_are_read_by_the_bits_that_they_use(tmp_path, tfds_set):
+    image = tfds.features.Image(shape=(None, None, 1), dtype=np.uint16)
+    tfds_set([png(16 * RAMP), png(8 * RAMP)], image)
+    made = read_tfds(tmp_path)
+    tops = sorted(made.images.max(axis=(1, 2, 3)).tolist())
+    assert tops == [127, 254]
+    assert made.notes == (f"2 of 2 images {image_files.USED_BITS.format(4095)}",)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_tfds_channels_after_the_colours_are_dropped_and_told(
+    tmp_path, tfds_set, channels
+):
+    grey = RAMP.astype(np.uint8)
+    colours = [grey] * (1 if channels < 3 else 3)
+    layers = colours + [grey.T] * (channels % 2 == 0)
+    pixels = np.dstack(layers) if channels > 1 else grey
+    tfds_set([png(pixels)] * 2, tfds.features.Image(shape=(None, None, channels)))
+    made = read_tfds(tmp_path)
+    np.testing.assert_array_equal(made.images[0, ..., 0], grey)
+    told = (f"2 of 2 images {image_files.TRANSPARENT}",)
+    assert made.notes == (told if channels % 2 == 0 else ())
+
+
+def test_tfds_arrays_that_are_not_images_are_refused_by_name(tmp_path, tfds_set):
+    tfds_set([UNIT] * 2, tfds.features.Tensor(shape=(16, 16), dtype=np.float32))
+    with pytest.raises(UserError) as error:
+        read_tfds(tmp_path)
+    assert error.value.where == "deep"

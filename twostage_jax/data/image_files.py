@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import get_args
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from twostage_jax.data.dataset import Kind
 from twostage_jax.errors import UserError
@@ -130,8 +130,11 @@ def read(
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(f"image {name} is too large: {error}", where=name) from error
     except Exception as error:
+        # Pillow's own message names the object that it read from.
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = "its format is not known" if unknown else error
         raise UserError(
-            f"image {name} cannot be decoded ({error}): save it again as an 8-bit or "
+            f"image {name} cannot be decoded ({why}): save it again as an 8-bit or "
             "16-bit PNG, or remove it.",
             where=name,
         ) from error
