@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import get_args
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from twostage_jax.data.dataset import Kind
 from twostage_jax.errors import UserError
@@ -22,6 +22,10 @@ DEPTH = "bits"
 # TIFF and EXIF tags, and values of theirs (TIFF 6.0).
 BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339
 WHITE_IS_ZERO, SIGNED = 0, 2
+# Big-endian TIFFs of 16 bits in which white is 0; Pillow opens little-endian ones only.
+TiffImagePlugin.OPEN_INFO.setdefault(
+    (b"MM", WHITE_IS_ZERO, (1,), 1, (16,), ()), ("I;16B", "I;16B")
+)
 # What makes an image upright, by orientation.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
