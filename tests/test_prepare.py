@@ -1,5 +1,6 @@
 """Preparing a data set once, whole or not at all, and reading it back."""
 
+import dataclasses
 import functools
 import multiprocessing
 import os
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from twostage_jax.data import prepare as prepare_module
-from twostage_jax.data.dataset import Example, Recipe
+from twostage_jax.data.dataset import Example, Made, Recipe
 from twostage_jax.data.prepare import prepare
 from twostage_jax.errors import UserError
 
@@ -41,6 +42,18 @@ def make_slowly(task):
 def make_counted(folder, task):
     (folder / f"{task}_{os.getpid()}_{time.monotonic_ns()}").touch()
     return make_slowly(task)
+
+
+def make_noted(task):
+    made = Made(make_plain("uint8", task))
+    made.notes.add("images", count=3)
+    made.notes.add("images", "are upside\x1b down.", task)
+    made.skipped.append((f"file-{task}", "broken"))
+    return made
+
+
+def remarks(skipped):
+    yield f"{len(skipped)} files are broken."
 
 
 def make_error(error, task):
@@ -130,6 +143,17 @@ def test_fingerprint_follows_every_part_of_the_content(tmp_path):
     assert prepare(other_names, tmp_path, workers=1).fingerprint not in prints
     turned = prepare(given(base[::-1], key="turned"), tmp_path, workers=1)
     assert turned.fingerprint in prints
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_notes_of_all_tasks_are_added_up_and_kept(tmp_path, workers):
+    noted = dataclasses.replace(recipe(make_noted), remarks=remarks)
+    for _ in range(2):
+        made = prepare(noted, tmp_path, workers=workers)
+        assert made.notes == (
+            "6 of 12 images are upside down.",
+            "4 files are broken.",
+        )
 
 
 def test_sets_without_groups_have_none(tmp_path):

@@ -292,12 +292,13 @@ def test_kept_results_read_back_as_they_were(tmp_path):
     image = np.arange(4, dtype=np.int16).reshape(2, 2, 1)
     made = Made([Example("a", image, 1, "g", "test", {"row": 3, "slice": "s"})])
     made.skipped = [("file-1", "broken")]
+    made.notes.add("masks", "are cut at half.", 2)
     resume.save(tmp_path / "x.npz", made)
     again = resume.load(tmp_path / "x.npz")
     np.testing.assert_array_equal(again[0].image, image)
     assert (again[0].id, again[0].label, again[0].group) == ("a", 1, "g")
     assert (again[0].split, again[0].details) == ("test", {"row": 3, "slice": "s"})
-    assert again.skipped == made.skipped
+    assert again.skipped == made.skipped and again.notes == made.notes
     resume.save(tmp_path / "none.npz", Made())
     assert resume.load(tmp_path / "none.npz") == []
 

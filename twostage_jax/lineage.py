@@ -72,6 +72,7 @@ def lineage(
             if groups is None
             else {name: len(np.unique(groups[part])) for name, part in parts.items()},
             "copies": copies(dataset, splits),
+            "notes": list(dataset.notes),
             "mean": constants.mean.tolist(),
             "deviation": constants.deviation.tolist(),
         },

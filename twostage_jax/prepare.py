@@ -25,7 +25,6 @@ the network, is the stage's setting `window`.
 
 import contextlib
 import shlex
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -135,18 +134,16 @@ def _prepare() -> None:
         recipe.tasks.series, SALT.value, show_paths=SHOW_PATHS.value
     )
     prepared_files.write(out, recipe, made, metadata, shown, series)
-    _report(made, skipped, series)
+    _report(made)
 
 
-def _report(
-    made: Dataset, skipped: hiding.Hidden, series: Sequence[Mapping[str, str]]
-) -> None:
+def _report(made: Dataset) -> None:
     print(f"{len(made)} patches of {len(np.unique(made.groups))} patients:")
     for label, name in enumerate(made.class_names):
         own = made.labels == label
         patients = len(np.unique(made.groups[own]))
         print(f"  {inert(name)[:80]}: {own.sum()} of {patients} patients")
-    for note in prepared_files.notes(skipped, series):
+    for note in made.notes:
         print(f"  {note}")
     print(f"Written to {OUT.value}; the files left out are in skipped.csv.")
 

@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 
 from twostage_jax.data.dataset import SPLITS, Example, Recipe, digest
 from twostage_jax.errors import UserError
+from twostage_jax.notes import Notes, plain
 
 DTYPES = ("uint8", "int16", "float32")
 
@@ -25,8 +26,9 @@ class Collector:
         TFDS split must not be empty.
       metadata: Filled when the last part is through: 'key', 'kind', 'class_names',
         'fingerprint', and in the order of the records 'ids', 'labels', 'groups',
-        'splits'; where examples have them, 'details'; and 'skipped', pairs of a
-        file's hash and why it was left out.
+        'splits'; where examples have them, 'details'; 'skipped', pairs of a
+        file's hash and why it was left out; and 'notes', sentences on what the user
+        should know about the files.
     """
 
     parts: list[Callable[[], Iterator[dict[str, Any]]]]
@@ -75,11 +77,13 @@ class Collector:
         self.metadata = tfds.core.MetadataDict(lists)
         self._details: list[dict[str, Any]] = []
         self._skipped: list[tuple[str, str]] = []
+        self._notes = Notes()
 
     def _part(self, tasks: int, *, last: bool) -> Iterator[dict[str, Any]]:
         empty = True
         for examples in itertools.islice(self._results, tasks):
             self._skipped += getattr(examples, "skipped", ())
+            self._notes.update(getattr(examples, "notes", ()))
             for example in examples:
                 empty = False
                 self._check(example)
@@ -162,6 +166,8 @@ class Collector:
             data["details"] = self._details
         if self._skipped:
             data["skipped"] = [list(entry) for entry in self._skipped]
+        remarks = recipe.remarks(self._skipped) if recipe.remarks else ()
+        data["notes"] = [*self._notes.lines(), *map(plain, remarks)]
         data["key"] = recipe.key
         data["kind"] = recipe.kind
         data["class_names"] = list(recipe.class_names)

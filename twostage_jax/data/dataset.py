@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from twostage_jax.notes import Notes
+
 Kind = Literal["natural", "texture", "ct"]
 SPLITS = ("train", "validation", "test")
 
@@ -39,11 +41,14 @@ class Made(list[Example]):
 
     Attributes:
       skipped: (hash of a file, reason) of what was left out of them.
+      notes: Counts of what the user should know about the files; those of all tasks
+        are added up.
     """
 
     def __init__(self, examples: Iterable[Example] = ()) -> None:
         super().__init__(examples)
         self.skipped: list[tuple[str, str]] = []
+        self.notes = Notes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +64,11 @@ class Recipe:
         means that the set is prepared anew.
       tasks: Picklable units of work.
       make: A picklable function from a task to its examples.
+      measure: A picklable function from a task to numbers that must be known of the
+        whole set before the first example is made: `make(task, found=...)` is then
+        given the largest of each.
+      remarks: A function from what the tasks skipped, as in `Made.skipped`, to sentences
+        about the set as a whole; called when all tasks are through.
       resumable: Keep the results of finished tasks until all are there: for tasks that
         take long.
       prepared_in: The data folder that holds the set already, if the set is not to be
@@ -70,7 +80,9 @@ class Recipe:
     class_names: tuple[str, ...]
     key: str
     tasks: Sequence[Any]
-    make: Callable[[Any], list[Example]]
+    make: Callable[..., list[Example]]
+    measure: Callable[[Any], Mapping[str, float]] | None = None
+    remarks: Callable[[Sequence[tuple[str, str]]], Iterable[str]] | None = None
     resumable: bool = False
     prepared_in: Path | None = None
 
@@ -91,6 +103,7 @@ class Dataset:
       ids: `[N]` strings, unique.
       splits: `[N]` strings out of `SPLITS`, as the set's authors split it.
       fingerprint: Digest of the content (see `fingerprint`).
+      notes: Sentences on what the user should know about the files.
     """
 
     name: str
@@ -102,6 +115,7 @@ class Dataset:
     ids: np.ndarray
     splits: np.ndarray
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -109,6 +123,15 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+
+def largest(results: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Returns the largest value of each measure (see `Recipe.measure`)."""
+    found: dict[str, float] = {}
+    for result in results:
+        for name, value in result.items():
+            found[name] = max(value, found.get(name, value))
+    return found
 
 
 def digest(*parts: Any) -> str:

@@ -112,6 +112,7 @@ def recipe(
         marked = files_below(given) if given.is_dir() else [given]
         stamps += files.stamps(above, marked)
     settings = {"class_names": names, "cut": cut, "salt": salt, "go_on": go_on}
+    roots = [root, *([given] if given else [])]
     return Recipe(
         name="dicom",
         kind="ct",
@@ -121,17 +122,18 @@ def recipe(
         make=functools.partial(
             dicom_patches.make,
             **settings,
-            roots=[root, *([given] if given else [])],
+            roots=roots,
         ),
+        remarks=functools.partial(_remarks, patients=patients, roots=roots, salt=salt),
         resumable=True,
     )
 
 
-def notes(recipe: Recipe) -> Iterator[str]:
+def _remarks(
+    skipped: hiding.Hidden, *, patients: "Patients", roots: Sequence[Path], salt: str
+) -> Iterator[str]:
     """Yields lines on what is left out of the folder, and on what is odd in it."""
-    salt, roots = (recipe.make.keywords[key] for key in ("salt", "roots"))
-    patients = recipe.tasks
-    skipped = hiding.hide(patients.skipped, roots, salt)
+    skipped = [*skipped, *hiding.hide(patients.skipped, roots, salt)]
     series = prepared_files.about_series(patients.series, salt, show_paths=False)
     return prepared_files.notes(skipped, series)
 

@@ -6,15 +6,24 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from twostage_jax.data import image_files
-from twostage_jax.data.dataset import SPLITS, Example, Kind, Recipe, digest
+from twostage_jax.data.dataset import (
+    SPLITS,
+    Example,
+    Kind,
+    Made,
+    Recipe,
+    digest,
+    largest,
+)
 from twostage_jax.errors import UserError
 
 # Raised when the same files and settings give other examples.
-VERSION = 1
+VERSION = 2
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"}
 SUFFIXES |= {".tif", ".tiff", ".webp"}
 SPLIT_FOLDERS = {
@@ -107,21 +116,33 @@ def recipe(
         key=digest("folder", VERSION, settings, kind, classes, files),
         tasks=tasks,
         make=functools.partial(make, str(root), *settings),
+        measure=functools.partial(measure, str(root)),
     )
 
 
+def measure(root: str, files: tuple[File, ...]) -> dict[str, float]:
+    """Returns the largest of each measure of some files (see `image_files.measure`)."""
+    return largest(image_files.measure(Path(root) / file.path) for file in files)
+
+
 def make(
-    root: str, size: int, channels: int, crop: int, stride: int, files: tuple[File, ...]
-) -> list[Example]:
-    """Returns the examples of some files.
+    root: str,
+    size: int,
+    channels: int,
+    crop: int,
+    stride: int,
+    files: tuple[File, ...],
+    found: Mapping[str, float] = MappingProxyType({}),
+) -> Made:
+    """Returns the examples of some files; `found` holds the whole set's measures.
 
     Raises:
       UserError: An image cannot be decoded or is smaller than the crop.
     """
-    examples = []
+    examples = Made()
     for file in files:
         path = Path(root) / file.path
-        image = image_files.read(path, channels)
+        image = image_files.read(path, channels, found=found, notes=examples.notes)
         if not crop:
             cut = {file.path: image_files.whole(image, size)}
         elif min(image.size) < crop:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from twostage_jax.data.dataset import Example, Made, Recipe, digest
+from twostage_jax.notes import Notes
 
 
 def kept(recipe: Recipe, folder: Path) -> Recipe:
@@ -36,7 +37,9 @@ def save(path: Path, examples: list[Example]) -> None:
     """Writes examples, and what was left out, without pickle; all or nothing."""
     rest = [[e.id, int(e.label), e.group, e.split, dict(e.details)] for e in examples]
     skipped = [list(entry) for entry in getattr(examples, "skipped", ())]
-    text = json.dumps({"examples": rest, "skipped": skipped}).encode()
+    notes = getattr(examples, "notes", Notes()).to_json()
+    told = {"examples": rest, "skipped": skipped, "notes": notes}
+    text = json.dumps(told).encode()
     images = {f"image_{i}": e.image for i, e in enumerate(examples)}
     if len({(e.image.shape, e.image.dtype) for e in examples}) == 1:
         images = {"images": np.stack([e.image for e in examples])}
@@ -60,4 +63,5 @@ def load(path: Path) -> Made:
             image = arrays[f"image_{index}"] if images is None else images[index]
             made.append(Example(name, image, label, group, split, details))
     made.skipped = [(name, why) for name, why in text["skipped"]]
+    made.notes = Notes.from_json(text["notes"])
     return made

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from twostage_jax import runtime
 from twostage_jax.data import (
     dicom,
     folder,
@@ -16,7 +17,7 @@ from twostage_jax.data import (
     tfds_sets,
 )
 from twostage_jax.data.dataset import Dataset, Recipe
-from twostage_jax.data.prepare import folder_of, prepare
+from twostage_jax.data.prepare import prepare
 from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.settings import DataConfig, ModelConfig
 
@@ -76,16 +77,11 @@ def recipe(data: DataConfig, model: ModelConfig) -> Recipe:
 
 
 def load(data: DataConfig, model: ModelConfig, data_dir: Path) -> Dataset:
-    """Returns the stage's data set, prepared now if it is not yet.
-
-    What was found odd in a folder of DICOM is told when it is prepared.
-    """
-    chosen = recipe(data, model)
-    there = chosen.prepared_in or folder_of(chosen, data_dir).exists()
-    made = prepare(chosen, data_dir)
-    if not there and isinstance(chosen.tasks, dicom.Patients):
-        for note in dicom.notes(chosen):
-            print(f"Data set '{chosen.name}': {note}", flush=True)
+    """Returns the stage's data set, prepared now if it is not yet; prints its notes."""
+    made = prepare(recipe(data, model), data_dir)
+    if runtime.is_main():
+        for note in made.notes:
+            print(f"Data set '{made.name}': {note}", flush=True)
     return made
 
 

@@ -136,6 +136,12 @@ def _stages(study: Study, notes: list[str]) -> dict[str, StageRecord]:
         if line := one.lineage["data"].get("copies"):
             shared.setdefault(one.lineage["stage"], f"{one.path}, {line}")
     notes += shared.values()
+    about_files = {}
+    for one in found.values():
+        for line in one.lineage["data"].get("notes", ()):
+            name = one.lineage["data"].get("name")
+            about_files[f"Data set '{name}': {line}"] = None
+    notes += about_files
     if absent:
         more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
         notes.append(
