@@ -213,7 +213,7 @@ def test_classes_that_look_unusual_stay_classes(tmp_path, paths):
 
 def test_patients_within_classes_are_told(tmp_path):
     for name in ("fibrosis", "normal"):
-        put(tmp_path / "set", f"{name}/p1/1.png", f"{name}/p2/1.png")
+        put(tmp_path / "set", f"{name}/p1/1.png", f"{name}/p2/1.png", value=99)
     made = prepare(
         folder.recipe(path=str(tmp_path / "set"), size=8), tmp_path, workers=1
     )
