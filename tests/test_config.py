@@ -33,6 +33,7 @@ def test_every_config_of_the_project_parses(name):
         ("two_stage.py", "study"),
         ("two_stage.py", "smoke"),
         ("folders.py", "texture_only"),
+        ("patches.py", "smoke"),
         ("../experiments/covid.py", "DATA"),
         ("../experiments/covid.py", "DATA,texture_only"),
     ],

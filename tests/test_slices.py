@@ -132,7 +132,7 @@ def test_key_follows_settings_and_files_and_the_recipe_travels(tmp_path):
         ("patient,slice\na,../1.png\n", "leads out"),
         ("patient,slice\na,1.png\nb,1.png\n", "line 3.*twice"),
         ("patient,slice\na,\n", "line 2"),
-        ("name,slice\na,1.png\n", "line 2"),
+        ("name,slice\na,1.png\n", "patient"),
         ("patient,slice\n", "no slices"),
         ("patient,slice\na,1.png\na,2.dcm\n", "both"),
     ],

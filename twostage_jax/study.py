@@ -92,7 +92,9 @@ def _load(config: Config, data_dir: Path) -> dict[str, Any]:
                 try:
                     datasets[name] = sources.load(data, config.model, data_dir)
                 except UserError as error:
-                    raise UserError(f"config.stages.{name}.data: {error}") from error
+                    raise UserError(
+                        f"config.stages.{name}.data: {error}", where=error.where
+                    ) from error
         runtime.barrier(f"data-{turn}")
     return datasets
 

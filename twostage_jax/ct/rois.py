@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from twostage_jax import tables
 from twostage_jax.ct.dicom import Header
 from twostage_jax.ct.pixels import MAX_SIDE
 from twostage_jax.ct.series import sort_series
@@ -22,8 +23,8 @@ Key = tuple[str, int]
 
 
 def clean_label(text: str) -> str:
-    """Returns a region's label as classes are named: one line, lower case."""
-    return " ".join(text.split()).lower()
+    """Returns a region's label as classes are named: one line, lower case, NFC."""
+    return " ".join(tables.composed(text).split()).lower()
 
 
 def read_mask(path: Path) -> np.ndarray:

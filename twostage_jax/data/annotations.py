@@ -144,7 +144,7 @@ def _recognised(path: Path, home: Path, marked: bool) -> RoiFile | None:
     if marked and name.endswith(roi_nifti.SUFFIXES):
         return RoiFile(path, "nifti", home)
     if marked and name.endswith(".csv") and name != "classes.csv":
-        rows = list(roi_table.rows_of(path))
+        rows = [row.values for row in roi_table.rows_of(path)]
         series = sorted({row["series"] for row in rows})
         labels = sorted({rois.clean_label(row["label"]) for row in rows})
         return RoiFile(path, "csv", home, tuple(series), tuple(labels))

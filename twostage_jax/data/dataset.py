@@ -124,6 +124,11 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def units(self) -> Literal["hu", "grey"]:
+        """Returns 'hu' for Hounsfield units, to which a window applies, or 'grey'."""
+        return "hu" if self.images.dtype == np.int16 else "grey"
+
 
 def largest(results: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Returns the largest value of each measure (see `Recipe.measure`)."""

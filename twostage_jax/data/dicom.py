@@ -32,7 +32,7 @@ from twostage_jax.data.dataset import Made, Recipe, digest
 from twostage_jax.data.dicom_patches import Patient
 from twostage_jax.errors import UserError
 
-VERSION = 2
+VERSION = 3
 
 
 def recipe(
@@ -104,7 +104,7 @@ def recipe(
     names = class_names.given(root, classes)
     if not names:
         names = class_names.occurring(root, patients.regions)
-    elif classes and not classes.endswith((".json", ".csv")):
+    else:
         class_names.check(names, patients.regions)
     stamps = files.stamps(root, files_below(root))
     if given is not None:

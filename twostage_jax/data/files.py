@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from twostage_jax import tables
 from twostage_jax.errors import UserError
 
 Stamp = tuple[str, int, int]
@@ -43,7 +44,7 @@ def split_names(names: str, setting: str) -> tuple[str, ...]:
     Raises:
       UserError: A name is empty or doubled.
     """
-    parts = tuple(part.strip() for part in names.split(","))
+    parts = tuple(tables.composed(part).strip() for part in names.split(","))
     if not all(parts) or len(set(parts)) != len(parts):
         raise UserError(f"{setting} = '{names}': names, all unlike, between commas.")
     return parts

@@ -272,7 +272,10 @@ def _exif_orientation(image: Image.Image) -> int:
 
 
 def whole(image: Image.Image, size: int) -> np.ndarray:
-    """Returns the largest centred square, resized to `[size, size, C]` uint8."""
+    """Returns the largest centred square, resized to `[size, size, C]`.
+
+    uint8, or float32 of an image of mode 'F'.
+    """
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return _resized(image, (left, top, left + side, top + side), size)
@@ -281,7 +284,7 @@ def whole(image: Image.Image, size: int) -> np.ndarray:
 def crops(
     image: Image.Image, size: int, crop: int, stride: int
 ) -> list[tuple[int, int, np.ndarray]]:
-    """Returns (top, left, `[size, size, C]` uint8) of a centred grid of square crops.
+    """Returns (top, left, `[size, size, C]`) of a centred grid of square crops.
 
     Args:
       image: At least `crop` pixels high and wide.
@@ -306,4 +309,4 @@ def _resized(
     square = image.crop(box)
     if square.width != size:
         square = square.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(square, np.uint8).reshape(size, size, -1)
+    return np.asarray(square).reshape(size, size, -1)

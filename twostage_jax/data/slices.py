@@ -10,13 +10,12 @@ Masks are PNG, TIFF or NumPy files without loss.
 
 import functools
 from collections import defaultdict
-from csv import DictReader
-from csv import Error as CsvError
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
+from twostage_jax import tables
 from twostage_jax.ct import patches, rois
 from twostage_jax.ct.dicom import patient_hash, read_slice
 from twostage_jax.ct.foreground import foreground
@@ -101,7 +100,7 @@ def recipe(
     read = [root / csv]
     for _, slices in tasks:
         for name in slices:
-            read.append(root / images / name)
+            read.append(tables.on_disk(root / images / name))
             read += [_mask(root / f, name) for f in (labels, lungs) if f]
     settings = {
         "classes": len(class_names),
@@ -211,7 +210,7 @@ def _patient_examples(
     for index in chosen:
         by_slice[found[index][:2]].append(found[index][2:])
     for (name, shape), cuts in by_slice.items():
-        pixels = _read_image(root / images / name, shape)
+        pixels = _read_image(tables.on_disk(root / images / name), shape)
         prefix = f"{group}/{slice_hash(name, salt)}"
         for row, column, label in cuts:
             patch = pixels[row : row + size, column : column + size, None].copy()
@@ -223,20 +222,8 @@ def _patient_examples(
 def _read_table(path: Path) -> tuple[Task, ...]:
     """Returns (patient, file names of the slices), by patient, in the table's order."""
     by_patient, seen = defaultdict(list), set()
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(DictReader(file))
-    except (OSError, UnicodeDecodeError, CsvError) as error:
-        raise UserError(
-            f"{path}: cannot be read as a table: {error}", where=path
-        ) from error
-    for line, row in enumerate(rows, start=2):
-        patient, name = (row.get(key) or "" for key in ("patient", "slice"))
-        patient, name = patient.strip(), name.strip()
-        if not patient or not name:
-            raise UserError(
-                f"{path}, line {line}: patient or slice is missing.", where=path
-            )
+    for line, row in tables.read(path, ("patient", "slice")):
+        patient, name = row["patient"], row["slice"]
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts:
             raise UserError(
@@ -262,7 +249,7 @@ def _is_dicom(name: str) -> bool:
 def _mask(folder: Path, name: str) -> Path:
     """Returns a slice's mask: of the same name, or for DICOM and JPEG `<stem>.png`."""
     path = folder / name
-    return (
+    return tables.on_disk(
         path if path.suffix.lower() in rois.MASK_SUFFIXES else path.with_suffix(".png")
     )
 

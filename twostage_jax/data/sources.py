@@ -79,7 +79,22 @@ def recipe(data: DataConfig, model: ModelConfig) -> Recipe:
 def load(data: DataConfig, model: ModelConfig, data_dir: Path) -> Dataset:
     """Returns the stage's data set, prepared now if it is not yet; prints its notes."""
     made = prepare(recipe(data, model), data_dir)
+    side = min(made.images.shape[1:3])
+    if side < model.image_size:
+        raise UserError(
+            f"the images of data set '{made.name}' are {side} pixels high and wide, fewer "
+            f"than config.model.image_size = {model.image_size}: set "
+            f"--config.model.image_size={side}, or a larger size for the data.",
+            where="config.model.image_size",
+        )
     if runtime.is_main():
+        if made.kind == "ct" and side > model.image_size:
+            seen = f"{model.image_size} x {model.image_size}"
+            print(
+                f"Data set '{made.name}': the network sees {seen} of {side} pixels, at "
+                "random places in training and the centre in tests.",
+                flush=True,
+            )
         for note in made.notes:
             print(f"Data set '{made.name}': {note}", flush=True)
     return made

@@ -93,14 +93,15 @@ def split(
         raise UserError(
             f"data set '{dataset.name}': no training example of class "
             f"{', '.join(absent)} is left (seed {seed}, fold {fold}): hold out less, "
-            "or give that class more groups."
+            f"or give that class more groups. {_groups_of_classes(dataset)}"
         )
     for name in ("validation", "test"):
         if len(np.unique(dataset.labels[parts[name]])) < 2:
             raise UserError(
                 f"data set '{dataset.name}': the {name} split has examples of only one "
                 f"class (seed {seed}, fold {fold}), so a score on it would mean nothing: "
-                "hold out more, or use fewer folds."
+                "hold out more, use fewer folds, or give the classes more groups. "
+                f"{_groups_of_classes(dataset)}"
             )
     return Splits(**{name: np.sort(indices) for name, indices in parts.items()})
 
@@ -137,6 +138,17 @@ def _assert_disjoint(dataset: Dataset, parts: dict[str, np.ndarray]) -> None:
                     f"{seen[unit]} and {name}."
                 )
             seen[unit] = name
+
+
+def _groups_of_classes(dataset: Dataset) -> str:
+    """Returns a sentence on how many groups, or else examples, each class has."""
+    units = np.arange(len(dataset)) if dataset.groups is None else dataset.groups
+    counts = [
+        f"'{name}' has {len(np.unique(units[dataset.labels == label]))}"
+        for label, name in enumerate(dataset.class_names)
+    ]
+    kind = "examples" if dataset.groups is None else "groups (patients, samples)"
+    return f"Each class needs 3 or more {kind}: {', '.join(counts)}."
 
 
 def _require_units(

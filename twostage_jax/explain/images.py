@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from twostage_jax.data import augment, folder, image_files, sources
+from twostage_jax.data import augment, class_folders, image_files, sources
 from twostage_jax.data.dataset import Dataset, largest
 from twostage_jax.errors import UserError
 from twostage_jax.explain import runs
@@ -113,12 +113,13 @@ def folder_examples(path: Path, network: Network) -> tuple[Examples, list[str]]:
         file
         for file in path.rglob("*")
         if file.is_file()
-        and file.suffix.lower() in folder.SUFFIXES
+        and file.suffix.lower() in class_folders.PICTURES
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
     if not files:
+        known = ", ".join(sorted(class_folders.PICTURES))
         raise UserError(
-            f"--images={path}: no image in it ({', '.join(sorted(folder.SUFFIXES))})."
+            f"--images={path}: the folder has no images ({known}).", where="--images"
         )
     files = [files[i] for i in _spread(len(files))]
     found, notes = largest(map(image_files.measure, files)), Notes()

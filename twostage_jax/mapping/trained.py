@@ -9,7 +9,7 @@ from typing import Any
 from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.settings import ModelConfig
 
-# Data sources whose images are in HU, so that the window they trained with applies.
+# Data sources whose images are in HU, for stage runs whose lineage does not say so.
 HU_SOURCES = ("dicom", "phantoms", "prepared")
 PREFERRED_ARM = "two_stage"
 
@@ -153,7 +153,8 @@ def _described(folder: Path, arm: str) -> Trained:
     try:
         lineage = json.loads(path.read_text(encoding="utf-8"))
         data, settings = lineage["data"], lineage["settings"]["data"]
-        in_hu = settings["source"] in HU_SOURCES
+        units = "hu" if settings["source"] in HU_SOURCES else "grey"
+        in_hu = data.get("units", units) == "hu"
         return Trained(
             folder=folder,
             hash=str(lineage["hash"]),

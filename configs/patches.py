@@ -1,0 +1,63 @@
+r"""Two-stage feature transfer to your own patches: images > textures > CT patches.
+
+    python -m twostage_jax.main --config=configs/patches.py \
+        --config.stages.natural.data.path=IMAGES \
+        --config.stages.texture.data.path=TEXTURES \
+        --config.stages.target.data.path=PATCHES \
+        --config.stages.target.data.group_regex='(patient\d+)'
+
+Each folder holds a sub-folder for each class. PATCHES are small square images, in HU
+(signed TIFF, .npy, NIfTI) or grey (8- or 16-bit PNG, TIFF), 32 pixels or more. They are
+not resized: the network sees 32 x 32 pixels of a larger patch, at random places while it
+trains and the centre in tests; `--config.model.image_size=61` lets it see patches of 61
+pixels whole. The regular expression finds the patient in 'class/file'; a table can give
+the patients instead (`group_csv`, columns path and group).
+`--config=configs/patches.py:smoke` is the smallest size that still runs every part.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from twostage_jax.config import config_file
+
+two_stage = config_file(Path(__file__).with_name("two_stage.py"))
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the settings of `two_stage.py` with the data of folders.
+
+    Args:
+      variant: '' or 'smoke'.
+    """
+    if variant not in ("", "smoke"):
+        raise ValueError(
+            f"configs/patches.py has no variant '{variant}', only 'smoke'."
+        )
+    config = two_stage.get_config(variant)
+    config.name = f"patches_{variant}" if variant else "patches"
+
+    natural = config.stages.natural.data = two_stage.data("folder")
+    natural.path = ""  # folder of class sub-folders, optionally below train/ and test/
+
+    texture = config.stages.texture.data = two_stage.data("folder")
+    texture.path = ""  # folder of class sub-folders
+    texture.name = "texture_folder"  # names the prepared set
+    texture.kind = "texture"
+    texture.crop = 64  # side of the crops cut from an image, pixels
+    texture.stride = 32  # distance between crops, pixels
+    texture.group_regex = ""  # its first group, in 'class/file', is the sample
+
+    target = config.stages.target.data = two_stage.data("folder")
+    target.path = ""  # folder of class sub-folders of patches
+    target.name = "patches"
+    target.kind = "ct"
+    target.size = 0  # 0 = as the patches are; else resized to so many pixels
+    target.group_regex = ""  # its first group, in 'class/file', is the patient
+    target.group_csv = ""  # or a table with the columns path and group
+    target.units = ""  # hu, grey, or '' to find out
+    target.offset = 0.0  # added to the values of files to get HU, such as -1024
+
+    if not variant:
+        config.study.seeds = (0, 1, 2)
+    return config

@@ -1,0 +1,282 @@
+"""Patches in Hounsfield units: TIFF, NumPy and NIfTI files, and 16-bit PNG and PGM.
+
+A file holds one patch, or several of one label and one patient:
+
+    TIFF     pages; signed 16 or 32 bits, or floating point; the calibration of ImageJ,
+             which stores signed pixels as unsigned ones, is applied
+    .npy     `[H, W]`, `[N, H, W]`, and both with a last axis of 1
+    NIfTI    `[X, Y]` or `[X, Y, 1]`: rows are Y, columns X; slope and intercept applied
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from twostage_jax.errors import UserError
+from twostage_jax.tables import shown
+
+# Suffixes of files that may hold values below 0.
+SIGNED_SUFFIXES = (".npy", ".nii", ".nii.gz", ".tif", ".tiff")
+UNSIGNED_SUFFIXES = (".png", ".pgm", ".pnm")
+# Only air and lung lie below it in HU. Grey values that were centred (-128 to 127, or
+# less the mean of ImageNet) and standardised ones do not reach it.
+PROOF = -150
+# CT scanners store 12 bits, from -1024; 16 bits of the extended scale reach 30,710.
+# Padding lies at -2000, -2048 or -3024.
+LOWEST, HIGHEST = -4096, 32767
+# Soft tissue with contrast medium is below it. Without a value below 0, more than this
+# is bone or, in patches of lung, a lost RescaleIntercept (-1024).
+LOST_INTERCEPT = 600
+MIN_SIDE, MAX_SIDE = 4, 4096
+# A stack of larger images is a volume, not several patches.
+MAX_STACK_SIDE = 128
+
+
+def shape(path: Path) -> tuple[int, int, int]:
+    """Returns (patches, height, width) of a file.
+
+    Raises:
+      UserError: The file cannot be read, or is not of patches.
+    """
+    if path.suffix.lower() == ".npy":
+        with _explained(path):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return _patches(array, path).shape
+    if path.suffix.lower() in UNSIGNED_SUFFIXES:
+        with _explained(path), Image.open(path) as image:
+            return 1, image.height, image.width
+    if path.suffix.lower() in (".tif", ".tiff"):
+        with _explained(path), tifffile.TiffFile(path) as tiff:
+            page = tiff.pages.first
+            height, width = page.imagelength, page.imagewidth
+            return len(tiff.pages), height, width
+    return read(path).shape
+
+
+def read(path: Path) -> np.ndarray:
+    """Returns the values of a file's patches `[N, H, W]`, in the type they have there.
+
+    Raises:
+      UserError: The file cannot be read, or is not of patches of single numbers.
+    """
+    suffix = path.suffix.lower()
+    with _explained(path):
+        if suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+        elif suffix in (".tif", ".tiff"):
+            array = _read_tiff(path)
+        elif suffix in UNSIGNED_SUFFIXES:
+            with Image.open(path) as image:
+                array = np.asarray(image)
+        else:
+            array = _read_nifti(path)
+    return _patches(array, path)
+
+
+def is_signed(path: Path) -> bool:
+    """Whether a file's type of numbers has values below 0.
+
+    Raises:
+      UserError: The file cannot be read.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        with _explained(path):
+            dtype = np.load(path, mmap_mode="r", allow_pickle=False).dtype
+    elif suffix in (".tif", ".tiff"):
+        with _explained(path), tifffile.TiffFile(path) as tiff:
+            page = tiff.pages.first
+            dtype = np.dtype(np.int16) if _calibration(tiff) else page.dtype
+    else:
+        dtype = read(path).dtype
+    return dtype is not None and dtype.kind in "if"
+
+
+def prove(root: Path, paths: Sequence[str], offset: float, *, said: bool) -> None:
+    """Returns if the values of a set are Hounsfield units.
+
+    They are where a value lies below `PROOF`. Reading stops at the first file with one.
+
+    Args:
+      root: Folder of the files.
+      paths: Files below it.
+      offset: Number to add to what the files hold.
+      said: The user says that they are; only what cannot be is refused.
+
+    Raises:
+      UserError: They are not, or it must be said.
+    """
+    low, high = np.inf, -np.inf
+    for path in paths:
+        values = read(root / path).astype(np.float64) + offset
+        values = values[np.isfinite(values)]
+        low, high = values.min(initial=low), values.max(initial=high)
+        if low < PROOF:
+            return
+    seen = f"the values of {len(paths)} files in {shown(root)} run from {low:g} to {high:g}"
+    if not said:
+        raise UserError(
+            f"units is not set, and {seen}: nothing below {PROOF} shows that they are "
+            "Hounsfield units. Set units='hu' if they are, with offset=-1024 if the "
+            "RescaleIntercept was not applied. Save grey values as 8- or 16-bit images "
+            "without sign.",
+            where="units",
+        )
+    if low >= 0 and high >= LOST_INTERCEPT:
+        raise UserError(
+            f"units is 'hu', but {seen}: CT of lung reaches below -500 HU. The "
+            "RescaleIntercept seems to be lost: set offset, the number to add "
+            "(offset=-1024 for most scanners).",
+            where="units",
+        )
+    if abs(low) <= 20 and abs(high) <= 20:
+        raise UserError(
+            f"units is 'hu', but {seen}, as if they had been scaled: save them in HU.",
+            where="units",
+        )
+
+
+def in_hu(path: Path, offset: float) -> np.ndarray:
+    """Returns the patches of a file in HU, `[N, H, W]` float32 of whole numbers.
+
+    Args:
+      path: The file.
+      offset: Number to add to what the file holds.
+
+    Raises:
+      UserError: The file cannot be read, or holds other values than HU.
+    """
+    values = read(path)
+    name = shown(path)
+    if values.dtype.kind not in "iuf" or values.dtype.itemsize == 1:
+        raise UserError(
+            f"{name}: holds {values.dtype.name} values in a set of images in HU: keep "
+            "grey images and images in HU in separate sets.",
+            where=name,
+        )
+    values = values.astype(np.float64) + offset
+    wrong = int((~np.isfinite(values)).sum())
+    if wrong:
+        raise UserError(
+            f"{name}: {wrong:,} of {values.size:,} values are not finite (NaN or "
+            "infinity): cut the patch again without them, or remove it.",
+            where=name,
+        )
+    if values.min() < LOWEST or values.max() > HIGHEST:
+        raise UserError(
+            f"{name}: the values run from {values.min():g} to {values.max():g}; HU lie "
+            f"between {LOWEST} and {HIGHEST}. Cut the patch again, or remove it.",
+            where=name,
+        )
+    return np.rint(values).astype(np.float32)
+
+
+def _patches(array: np.ndarray, path: Path) -> np.ndarray:
+    """Returns `[N, H, W]` of an array in one of the accepted shapes."""
+    given = list(array.shape)
+    if array.ndim >= 3 and given[-1] == 1:
+        array = array[..., 0]
+    if array.ndim == 4 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim == 2:
+        array = array[None]
+    most = MAX_SIDE if array.shape[:1] == (1,) else MAX_STACK_SIDE
+    sides = array.shape[1:]
+    sound = array.ndim == 3 and array.size and MIN_SIDE <= min(sides)
+    if not sound or max(sides) > most:
+        raise UserError(
+            f"{shown(path)}: is {given}, but patches are [H, W] or, several in a file, "
+            f"[N, H, W] of up to {MAX_STACK_SIDE} pixels. Cut volumes into patches.",
+            where=shown(path),
+        )
+    if array.dtype.kind not in "iuf":
+        raise UserError(
+            f"{shown(path)}: holds {array.dtype} values, not numbers in HU.",
+            where=shown(path),
+        )
+    return array
+
+
+def _read_tiff(path: Path) -> np.ndarray:
+    with tifffile.TiffFile(path) as tiff:
+        pages = list(tiff.pages)
+        first = pages[0]
+        calibration = _calibration(tiff)
+        for page in pages:
+            if page.shape != first.shape or page.dtype != first.dtype:
+                raise ValueError("its pages are of different sizes or types")
+        if first.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+            raise ValueError("its values are inverted (WhiteIsZero)")
+        if first.samplesperpixel != 1:
+            raise ValueError(f"it has {first.samplesperpixel} channels")
+        try:
+            array = np.stack([page.asarray() for page in pages])
+        # tifffile needs a further package for some compressions, such as LZW.
+        except (KeyError, ValueError, ImportError):
+            array = _read_compressed(path, first.dtype)
+    if calibration:
+        # Of unsigned 16 bits, by default -32768 and 1.
+        intercept, slope = calibration
+        array = intercept + slope * array.astype(np.float64)
+    return array
+
+
+def _read_compressed(path: Path, dtype: np.dtype) -> np.ndarray:
+    if dtype not in (np.int16, np.uint16, np.int32, np.float32):
+        raise ValueError(f"its compression of {dtype} values is not supported")
+    with Image.open(path) as image:
+        frames = []
+        for i in range(getattr(image, "n_frames", 1)):
+            image.seek(i)
+            frames.append(np.array(image))
+    return np.stack(frames).astype(dtype)
+
+
+def _calibration(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
+    """Returns the (intercept, slope) of a linear calibration by ImageJ."""
+    about = tiff.imagej_metadata or {}
+    if about.get("cf") != 0 or "c0" not in about or "c1" not in about:
+        return None
+    return float(about["c0"]), float(about["c1"])
+
+
+def _read_nifti(path: Path) -> np.ndarray:
+    try:
+        import nibabel
+    except ImportError:
+        raise UserError(
+            f"{shown(path)}: NIfTI files need nibabel: pip install 'twostage_jax[dicom]'.",
+            where=shown(path),
+        ) from None
+    image = nibabel.load(path)
+    given = image.shape
+    while len(given) > 2 and given[-1] == 1:
+        given = given[:-1]
+    if len(given) != 2:
+        raise UserError(
+            f"{shown(path)}: is {list(image.shape)}, a volume, but a patch is [X, Y] or "
+            "[X, Y, 1]. Cut volumes into patches.",
+            where=shown(path),
+        )
+    return np.asanyarray(image.dataobj).reshape(given).T
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns what broken files raise in the decoders into a UserError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{shown(path)}: cannot be read ({str(error)[:200]}): replace or remove it.",
+            where=shown(path),
+        ) from None

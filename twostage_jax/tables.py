@@ -1,0 +1,230 @@
+"""CSV tables as people and spreadsheets write them, and names compared as text.
+
+A table has a line of column names and is separated by commas, semicolons or tabs,
+whichever yields the columns that are needed. Names of columns are compared without case
+and surrounding blanks. The text is UTF-8, or UTF-16 or UTF-32 with a byte order mark;
+other encodings cannot be told apart with certainty and are refused.
+"""
+
+import codecs
+import csv
+import io
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from twostage_jax.errors import UserError
+
+DELIMITERS = ",;\t"
+_MARKS = (
+    # UTF-32's mark begins with that of UTF-16.
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
+# Excel reads, and some programs write, the delimiter in a line before the header.
+_SEPARATOR_LINE = re.compile(r'"?sep=([^"\r\n])"?(?:\r\n|\r|\n)', re.IGNORECASE)
+
+
+class Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+      line: Number of the line on which the row ends, from 1.
+      values: Stripped text in Unicode NFC by column; '' for an empty cell.
+    """
+
+    line: int
+    values: dict[str, str]
+
+
+def read(
+    path: Path, columns: Sequence[str], *, may_be_empty: Sequence[str] = ()
+) -> list[Row]:
+    """Returns the rows of a CSV file; rows of which all cells are empty are skipped.
+
+    Args:
+      path: The file.
+      columns: Names of the needed columns, in lower case; others are ignored.
+      may_be_empty: Names of the columns whose cells may be empty.
+
+    Raises:
+      UserError: The file cannot be read, is not a table in a known encoding, lacks a
+        column or has it twice, or a row has an empty cell or more cells than columns.
+    """
+    name, text = shown(path), decoded(path)
+    delimiters, above = DELIMITERS, 0
+    if given := _SEPARATOR_LINE.match(text):
+        delimiters, above, text = given[1], 1, text[given.end() :]
+    if not text.strip():
+        raise UserError(f"{name}: the table is empty.", where=name)
+    headers = {delimiter: _header(text, delimiter) for delimiter in delimiters}
+    delimiter = max(headers, key=lambda d: len({*columns} & {*headers[d]}))
+    header = headers[delimiter]
+    _check_header(header, columns, name)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows = []
+    try:
+        for cells in reader:
+            line = above + reader.line_num
+            if rows or any(cell.strip() for cell in cells):
+                rows.append((line, [composed(cell).strip() for cell in cells]))
+    except csv.Error as error:
+        line = above + reader.line_num
+        raise UserError(
+            f"{name}, line {line}: cannot be read as CSV ({error}).", where=name
+        ) from None
+    # The first row is the header.
+    return [
+        Row(line, _values(cells, header, columns, may_be_empty, (name, line)))
+        for line, cells in rows[1:]
+        if any(cells)
+    ]
+
+
+def decoded(path: Path) -> str:
+    """Returns the text of a file in UTF-8, or in UTF-16 or UTF-32 with its mark.
+
+    Raises:
+      UserError: The file cannot be read, or has another encoding.
+    """
+    name = shown(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{name}: cannot be read: {error.strerror}.", where=name
+        ) from None
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    if b"\0" in data and encoding.startswith("utf-8"):
+        kind = "a workbook" if data.startswith(b"PK") else "UTF-16 without its mark"
+        raise UserError(
+            f"{name}: holds zero bytes, as {kind} does: save it as CSV in UTF-8 ('CSV "
+            "UTF-8' in Excel).",
+            where=name,
+        )
+    try:
+        return data.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{name}, line {line}: the byte 0x{data[error.start]:02X} is not valid "
+            f"{encoding.upper()}. The file seems to have another encoding, such as "
+            "Windows-1252 (Latin-1) or Shift-JIS: save it as UTF-8 ('CSV UTF-8' in "
+            "Excel).",
+            where=name,
+        ) from None
+
+
+def composed(text: str) -> str:
+    """Returns a text in Unicode NFC, so that equal texts are equal strings.
+
+    macOS decomposes the names of files ('u' and a combining diaeresis); keyboards and
+    spreadsheets write composed letters.
+    """
+    return unicodedata.normalize("NFC", text)
+
+
+def on_disk(path: Path) -> Path:
+    """Returns the file whose name is the text of a path, whatever its normalisation.
+
+    Args:
+      path: A file's path; returned as it is if there is no such file.
+
+    Raises:
+      UserError: Two files have names that are the same text.
+    """
+    forms = {unicodedata.normalize(form, str(path)) for form in ("NFC", "NFD")}
+    # A file system such as APFS takes both forms for one name.
+    found = [Path(form) for form in sorted(forms) if os.path.exists(form)]
+    if len(found) == 2 and not found[0].samefile(found[1]):
+        raise UserError(
+            f"{shown(path)}: two files have this name, in composed and in decomposed "
+            "Unicode characters (NFC and NFD): rename or remove one.",
+            where=shown(path),
+        )
+    return found[0] if found else path
+
+
+def shown(path: str | Path) -> str:
+    r"""Returns a path as text that can be printed and stored.
+
+    Bytes of a name that are not UTF-8 become '\xf6' and the like.
+    """
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def alike(names: Iterable[str]) -> dict[str, str]:
+    """Returns the names by their printable NFC form.
+
+    Raises:
+      UserError: Two names are the same text in different normalisation.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        key = composed(shown(name))
+        if found.setdefault(key, name) != name:
+            raise UserError(
+                f"'{key}' occurs twice, spelled with different Unicode characters "
+                f"({ascii(found[key])} and {ascii(name)}): rename or remove one.",
+                where=key,
+            )
+    return found
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    """Returns the names in the first line that is not blank."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        cells = next((row for row in reader if any(c.strip() for c in row)), [])
+    except csv.Error:
+        return []
+    return [composed(cell).strip("\ufeff \t\r\n\xa0").lower() for cell in cells]
+
+
+def _check_header(header: list[str], columns: Sequence[str], name: str) -> None:
+    missing = [column for column in columns if column not in header]
+    if missing:
+        found = ", ".join(f"'{column[:40]}'" for column in header if column) or "none"
+        raise UserError(
+            f"{name}: the column {', '.join(missing)} is missing. The first line must "
+            f"name {', '.join(columns)}, separated by commas, semicolons or tabs; it "
+            f"names {found}.",
+            where=name,
+        )
+    doubled = [column for column in columns if header.count(column) > 1]
+    if doubled:
+        raise UserError(
+            f"{name}: the first line names the column {', '.join(doubled)} twice: "
+            "rename or remove one.",
+            where=name,
+        )
+
+
+def _values(
+    cells: list[str],
+    header: list[str],
+    columns: Sequence[str],
+    may_be_empty: Sequence[str],
+    place: tuple[str, int],
+) -> dict[str, str]:
+    name, line = place
+    named = [i < len(header) and header[i] != "" for i in range(len(cells))]
+    if any(cell and not has_name for cell, has_name in zip(cells, named, strict=True)):
+        raise UserError(
+            f"{name}, line {line}: the row has more cells than the first line has "
+            "names. A cell that holds the separator must stand in double quotes.",
+            where=name,
+        )
+    row = dict(zip(header, cells, strict=False))
+    for column in columns:
+        if not row.get(column) and column not in may_be_empty:
+            raise UserError(
+                f"{name}, line {line}: the cell of '{column}' is empty.", where=name
+            )
+    return {column: row.get(column, "") for column in columns}
