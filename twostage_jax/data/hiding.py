@@ -8,6 +8,7 @@ from pathlib import Path
 
 from twostage_jax import atomic
 from twostage_jax.ct.dicom import patient_hash
+from twostage_jax.ct.series import TOGETHER
 from twostage_jax.errors import UserError
 from twostage_jax.spreadsheet import inert
 from twostage_jax.walk import walk
@@ -51,8 +52,12 @@ def counted(listed: Hidden) -> str:
     """Returns the commonest reasons of what was left out, each with a name, in words."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in listed:
-        by_reason.setdefault(reason.rstrip("."), []).append(name)
-    order = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+        reason = reason if reason.endswith("...") else reason.removesuffix(".")
+        by_reason.setdefault(reason, []).append(name)
+    # The reason of a series comes before the sound slices that it takes along.
+    order = sorted(
+        by_reason.items(), key=lambda item: (item[0] in TOGETHER, -len(item[1]))
+    )
     parts = [
         f"{len(names)} because: {reason} (such as {names[0]})"
         for reason, names in order[:_MOST_REASONS]

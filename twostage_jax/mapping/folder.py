@@ -17,6 +17,7 @@ from twostage_jax.data import hiding
 from twostage_jax.errors import UserError
 from twostage_jax.mapping.classify import Classifier, How
 from twostage_jax.mapping.series import is_made, make
+from twostage_jax.walk import shown
 
 
 def map_folder(
@@ -47,7 +48,9 @@ def map_folder(
     """
     root = root.absolute()
     found, skipped = find_series(root, salt=salt, go_on=True)
-    listed = [(str(path), why.removeprefix(f"{path}: ")) for path, why in skipped]
+    listed = [
+        (shown(path), shown(why.removeprefix(f"{path}: "))) for path, why in skipped
+    ]
     if not show_paths:
         listed = hiding.hide(skipped, [root], salt)
     _say_skipped(listed, show_paths)
