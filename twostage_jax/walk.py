@@ -114,7 +114,7 @@ def _folders(folder: Path, tree: Tree, leave_out: Sequence[str]) -> list[Path]:
             if name.startswith("."):
                 tree.litter.append((path, "a hidden file"))
             elif path.is_symlink() and isinstance(error, FileNotFoundError):
-                reason = "a link to a file that is not here (not fetched?)"
+                reason = "a link to what is not here (not fetched?)"
                 tree.lost.append((path, reason))
             else:
                 tree.lost.append((path, f"cannot be read: {error.strerror}"))

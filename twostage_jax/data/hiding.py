@@ -39,17 +39,19 @@ def hide(
 
 
 def first_reasons(skipped: Sequence[tuple[Path, str]], roots: Sequence[Path]) -> str:
-    """Returns the commonest reasons why files were left out, each with one file.
+    """Returns how many files were left out, and the commonest reasons; '' for none.
 
     Args:
       skipped: (path, reason).
       roots: Folders below which the paths lie.
     """
-    return counted([(str(path), _plain(path, why, roots)) for path, why in skipped])
+    listed = [(str(path), _plain(path, why, roots)) for path, why in skipped]
+    verb = "files were" if len(listed) > 1 else "file was"
+    return f"{len(listed)} {verb} left out: {counted(listed)}." if listed else ""
 
 
 def counted(listed: Hidden) -> str:
-    """Returns the commonest reasons of what was left out, each with a name, in words."""
+    """Returns the commonest reasons, each with how many and the first name, in words."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in listed:
         reason = reason if reason.endswith("...") else reason.removesuffix(".")
@@ -65,8 +67,7 @@ def counted(listed: Hidden) -> str:
     if len(order) > _MOST_REASONS:
         rest = sum(len(names) for _, names in order[_MOST_REASONS:])
         parts.append(f"{rest} for other reasons")
-    verb = "files were" if len(listed) > 1 else "file was"
-    return f"{len(listed)} {verb} left out: {'; '.join(parts)}." if listed else ""
+    return "; ".join(parts)
 
 
 def write_skipped(out: Path, skipped: Hidden) -> None:

@@ -56,7 +56,9 @@ def map_folder(
     _say_skipped(listed, show_paths)
     if not found:
         hiding.write_skipped(out, listed)
-        reasons = hiding.counted(listed) or "The folder holds no files."
+        reasons = f"Left out: {hiding.counted(listed)}."
+        if not listed:
+            reasons = "The folder holds no files."
         raise UserError(f"{root}: CT series were not found. {reasons}", where=root)
     done = 0
     with atomic.locked(out / ".lock", str(out)):
@@ -78,10 +80,9 @@ def map_folder(
     if listed:
         print(f"What was left out and refused: {out / 'skipped.csv'}")
     if not done:
-        refused = [entry for entry in listed if entry[1].startswith("refused: ")]
         raise UserError(
-            f"{root}: none of the {len(found)} series could be mapped. "
-            f"{hiding.counted(refused)}",
+            f"{root}: none of the {len(found)} series could be mapped: "
+            f"{hiding.counted(listed[-len(found) :])}.",
             where=root,
         )
 
