@@ -81,7 +81,7 @@ def map_folder(
         print(f"What was left out and refused: {out / 'skipped.csv'}")
     if not done:
         raise UserError(
-            f"{root}: none of the {len(found)} series could be mapped: "
+            f"none of the {len(found)} series could be mapped: "
             f"{hiding.counted(listed[-len(found) :])}.",
             where=root,
         )
