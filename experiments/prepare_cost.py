@@ -115,8 +115,10 @@ def searched(source: Path) -> float:
     from twostage_jax.ct.series import scan
 
     began = time.process_time()
-    headers, left_out = scan(source)
-    return 1000 * (time.process_time() - began) / (len(headers) + len(left_out))
+    found = scan(source)
+    return (
+        1000 * (time.process_time() - began) / (len(found.headers) + len(found.others))
+    )
 
 
 if __name__ == "__main__":

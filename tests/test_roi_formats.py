@@ -120,7 +120,8 @@ def test_regions_are_found_among_the_slices(phantom, expected, tmp_path, form):
 
 def masks_of(folder, names, rois=None):
     """The label masks of all slices of one patient, by z."""
-    headers, left_out = scan(folder)
+    found = scan(folder)
+    headers, left_out = found.headers, found.others
     regions, _, _ = annotations.find(folder, rois, left_out)
     loads = annotation_masks.labelled(regions, headers, names)
     return {

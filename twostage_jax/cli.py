@@ -52,6 +52,8 @@ def run(main: Callable[[], None]) -> None:
 
     Exit status: 2 after a `UserError`, 128 + the signal after an interruption.
     """
+    # Names of files need not be UTF-8.
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         flags.FLAGS(sys.argv)
     except flags.Error as error:

@@ -31,12 +31,12 @@ import numpy as np
 from absl import flags
 
 from twostage_jax import cli
-from twostage_jax.ct.series import files_below
 from twostage_jax.data import beam, dicom, hiding, prepared_files
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.prepare import folder_of, metadata_of, prepare
 from twostage_jax.errors import UserError
 from twostage_jax.spreadsheet import inert
+from twostage_jax.walk import shown, walk
 
 SOURCE = flags.DEFINE_string("source", None, "Folder of DICOM files, in any order.")
 ROIS = flags.DEFINE_string(
@@ -158,8 +158,10 @@ def _paths() -> dict[str, str]:
     """Returns the path of each file's hash."""
     found = {}
     for root in _roots().values():
-        for path in files_below(root) if root.is_dir() else [root]:
-            found[hiding.file_hash(path, SALT.value)] = str(path)
+        tree = walk(root) if root.is_dir() else None
+        skipped = [path for path, _ in tree.skipped] if tree else []
+        for path in [*tree.files, *skipped] if tree else [root]:
+            found[hiding.file_hash(path, SALT.value)] = shown(path)
     return found
 
 

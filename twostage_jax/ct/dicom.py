@@ -30,6 +30,7 @@ UNMEASURED_BELOW_HU, MOST_UNMEASURED = -1500, 0.01
 # Padding that is tagged with a value above this could be confused with tissue.
 TISSUE_HU = -900
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+CT_CLASSES = (CT_IMAGE, *frames.ENHANCED_CT)
 
 
 class NotCTError(UserError):
@@ -55,6 +56,8 @@ class Header:
       kernel: ConvolutionKernel; '' if not given.
       thickness: SliceThickness, mm; None if not given.
       reference: FrameOfReferenceUID, the name of the patient's axes; '' if not given.
+      study: StudyInstanceUID; '' if not given.
+      repeated: Whether another series has a slice of the same SOPInstanceUID.
       lossy: Was once compressed with loss, which smooths texture.
     """
 
@@ -73,11 +76,18 @@ class Header:
     thickness: float | None = None
     reference: str = ""
     lossy: bool = False
+    study: str = ""
+    repeated: bool = False
 
     @property
     def key(self) -> tuple[str, int]:
-        """What names the slice: SOPInstanceUID and frame."""
-        return self.sop_uid, self.frame
+        """Name of the slice, its SOPInstanceUID, and frame.
+
+        Where series repeat each other's SOPInstanceUIDs, the name is that of the series
+        and the slice: 'SeriesInstanceUID/SOPInstanceUID'.
+        """
+        name = f"{self.series_uid}/{self.sop_uid}" if self.repeated else self.sop_uid
+        return name, self.frame
 
 
 def patient_hash(patient_id: str, salt: str = "") -> str:
@@ -85,7 +95,9 @@ def patient_hash(patient_id: str, salt: str = "") -> str:
 
     Without a secret salt, somebody with a list of ids can find theirs again.
     """
-    digits = hashlib.sha256((salt + patient_id).encode()).hexdigest()[:10]
+    digits = hashlib.sha256(
+        (salt + patient_id).encode(errors="surrogateescape")
+    ).hexdigest()[:10]
     return f"patient-{digits}"
 
 
@@ -105,8 +117,7 @@ def series_uid(path: Path) -> str:
     tag = "SeriesInstanceUID"
     try:
         with refusing(path):
-            found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[tag])
-            return str(found.get(tag) or "")
+            return str(loading.peek(path, tag).get(tag) or "")
     except UserError:
         return ""
 
@@ -229,6 +240,7 @@ def _header(
         thickness=(thickness[0] or None) if thickness else None,
         reference=str(dataset.get("FrameOfReferenceUID") or ""),
         lossy=dataset.get("LossyImageCompression") == "01",
+        study=str(dataset.get("StudyInstanceUID") or ""),
     )
 
 
@@ -238,7 +250,7 @@ def _check_is_ct(dataset: pydicom.Dataset, path: Path) -> None:
         raise UserError(f"{path}: a CT image whose Modality is not given.")
     if modality != "CT":
         raise NotCTError(f"{path}: modality {modality or 'not given'}, not CT.")
-    if sop_class != CT_IMAGE and sop_class not in frames.ENHANCED_CT:
+    if sop_class not in CT_CLASSES:
         name = pydicom.uid.UID(sop_class).name
         raise NotCTError(f"{path}: not a CT image but {name}.")
     if dataset.get("BurnedInAnnotation") == "YES":

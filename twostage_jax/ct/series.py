@@ -1,24 +1,44 @@
 """A folder tree of DICOM files -> series of slices, in order."""
 
 import dataclasses
-import os
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import filecmp
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from twostage_jax.ct.dicom import Header, NotCTError, read_headers, read_slices
+from twostage_jax.ct import loading
+from twostage_jax.ct.dicom import (
+    AIR_HU,
+    CT_CLASSES,
+    Header,
+    NotCTError,
+    read_headers,
+    read_slices,
+    series_uid,
+)
 from twostage_jax.errors import UserError
+from twostage_jax.walk import Skipped, walk
 
-Skipped = list[tuple[Path, str]]
+# Reason of slices that are sound, in a series that is refused for another one.
+TOGETHER = "left out with the other slices of its series, one of which is refused."
 # Direction cosines and positions are written with a few decimals only.
 ORIENTATION_TOLERANCE = 1e-3
 POSITION_TOLERANCE_MM = 0.01
-# Steps that differ from the median by more than this share are reported.
+# Writers round the spacing: over the whole image, this part of a pixel does not matter.
+FIELD_TOLERANCE = 0.1
+THICKNESS_TOLERANCE_MM = 0.005
+# Relative difference from the median step above which a step is reported.
 STEP_TOLERANCE = 0.05
 # Between the way from slice to slice and their normal: a tilted gantry.
 TILT_TOLERANCE_DEGREES = 0.5
+# Fat lies at -100 HU, lung and the air around the patient far below.
+NO_AIR_ABOVE_HU, MOST_BELOW = -100, 1e-3
+# Where the rescale is lost, water lies at 1024 HU, and at least so much of the image is
+# brighter than this, which little but dense bone is.
+BRIGHT_HU, LEAST_BRIGHT = 700, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +57,10 @@ class Series:
         unevenly spaced ones, by their numbers in this order, from 1, and then, in
         brackets, by the names of their files.
       remarks: What else is odd: a tilted gantry, mixed kernels or slice thicknesses,
-        compression with loss.
+        compression with loss, files that may belong to it and were not read.
+      left_out: Number of files that belong to the series, or may belong to it because
+        they lie in its folders and cannot be read, and are not among its slices.
+        Copies of its slices do not count.
     """
 
     uid: str
@@ -46,6 +69,7 @@ class Series:
     step: float | None
     notes: tuple[str, ...]
     remarks: tuple[str, ...] = ()
+    left_out: int = 0
 
     @property
     def plain_notes(self) -> tuple[str, ...]:
@@ -69,15 +93,20 @@ def find_series(
       UserError: A CT file cannot be trusted, or a series has mixed orientations, shapes
         or patients, or slices without a position.
     """
-    headers, skipped = scan(folder, salt=salt, go_on=go_on)
-    found, refused = group(headers, go_on=go_on)
-    return found, skipped + refused
+    found = scan(folder, salt=salt, go_on=go_on)
+    series, refused = group(found.headers, found.lost, go_on=go_on)
+    return series, found.unread + found.others + refused
 
 
 def group(
-    headers: Sequence[Header], *, go_on: bool = False
+    headers: Sequence[Header], lost: Sequence[Path] = (), *, go_on: bool = False
 ) -> tuple[list[Series], Skipped]:
     """Returns the series that slices belong to, and (path, reason) of those left out.
+
+    Args:
+      headers: Headers of the slices.
+      lost: Files that may hold slices and were not read; see `Scan`.
+      go_on: Leave out, and list, what would be refused.
 
     Raises:
       UserError: Slices of a series do not fit together, and `go_on` is false.
@@ -94,15 +123,80 @@ def group(
             if not go_on:
                 raise
             skipped += _refused(by_uid[uid], str(error))
-    return found, skipped
+    return list(_with_parts(_with_left_out(found, lost))), skipped
+
+
+def _with_left_out(found: Sequence[Series], lost: Sequence[Path]) -> Iterator[Series]:
+    """Yields the series, with the number of files that may be missing in them."""
+    named, unnamed = Counter(), Counter()
+    for path in lost:
+        uid = series_uid(path)
+        if uid:
+            named[uid] += 1
+        else:
+            unnamed[path.parent] += 1
+    for series in found:
+        folders = {header.path.parent for header in series.headers}
+        count = named[series.uid] + sum(unnamed[folder] for folder in folders)
+        if count:
+            remark = (
+                f"perhaps incomplete: {count} files with its UID or in its folders "
+                "could not be used"
+            )
+            remarks = (*series.remarks, remark)
+            series = dataclasses.replace(series, left_out=count, remarks=remarks)
+        yield series
+
+
+def _with_parts(found: Iterable[Series]) -> Iterator[Series]:
+    """Yields the series, with a remark where single slices look like one scan."""
+    found = list(found)
+    alike = defaultdict(set)
+
+    def scan_of(series: Series) -> tuple | None:
+        first = series.headers[0]
+        if len(series.headers) > 1 or not (first.study or first.reference):
+            return None
+        if first.position is None or first.orientation is None:
+            return None
+        return _geometry(first), first.study, first.reference
+
+    for series in found:
+        if scan_of(series) is not None:
+            alike[scan_of(series)].add(tuple(series.headers[0].position))
+    for series in found:
+        count = len(alike.get(scan_of(series), ()))
+        if count > 1:
+            remark = (
+                f"a single slice that looks like one of {count} of one scan: they share "
+                "study and frame of reference, but each has its own SeriesInstanceUID"
+            )
+            series = dataclasses.replace(series, remarks=(*series.remarks, remark))
+        yield series
 
 
 def _refused(headers: Sequence[Header], reason: str) -> Skipped:
     """Returns what to list where the slices of a series are refused together."""
     paths = dict.fromkeys(header.path for header in headers)
     culprit = next((p for p in paths if reason.startswith(f"{p}: ")), next(iter(paths)))
-    why = "left out with the other slices of its series, one of which is refused."
-    return [(path, reason if path == culprit else why) for path in paths]
+    return [(path, reason if path == culprit else TOGETHER) for path in paths]
+
+
+class Scan(NamedTuple):
+    """Result of searching a folder for CT slices.
+
+    Attributes:
+      headers: Headers of the slices.
+      others: (path, reason) of the files that hold no slices, or refused ones.
+      unread: (path, reason) of what cannot or should not be opened; see `walk`.
+      lost: Those paths of both that may hold slices: refused CT files, links to nothing,
+        unreadable and empty files.
+    """
+
+    headers: list[Header]
+    others: Skipped
+    unread: Skipped
+    lost: list[Path]
 
 
 def scan(
@@ -111,14 +205,15 @@ def scan(
     salt: str = "",
     go_on: bool = False,
     leave_out: Sequence[str] = (),
-) -> tuple[list[Header], Skipped]:
+) -> Scan:
     """Returns the headers of all CT slices below a folder, and what was left out.
 
     Localisers, secondary captures, other modalities and files that are not DICOM are
-    left out; so is a second copy of the same SOPInstanceUID.
+    left out; so is a copy of a slice: of the same series, SOPInstanceUID, place and
+    pixels.
 
     Args:
-      folder: Searched with its sub-folders, in the order of names.
+      folder: Searched with its sub-folders, in the order of names; see `walk`.
       salt: For the patient hash.
       go_on: Leave out, and list, what would be refused.
       leave_out: Sub-folders of `folder` that are not searched.
@@ -126,33 +221,124 @@ def scan(
     Raises:
       UserError: A CT file cannot be trusted.
     """
-    headers: dict[tuple[str, int], Header] = {}
+    tree = walk(folder, leave_out)
+    by_uid: dict[tuple, list[Header]] = defaultdict(list)
+    headers: list[Header] = []
     skipped: Skipped = []
-    for path in files_below(folder, leave_out):
+    unread, lost = tree.skipped, [path for path, _ in tree.lost]
+    for path in tree.files:
         try:
-            if not is_dicom(path):
-                if path.suffix.lower() in (".dcm", ".dicom"):
-                    raise UserError(f"{path}: is no DICOM file, in spite of its name.")
-                skipped.append((path, "not a DICOM file"))
+            reason = _not_dicom(path)
+            if reason:
+                skipped.append((path, reason))
+                if reason in loading.EMPTY and _may_be_dicom(path):
+                    lost.append(path)
                 continue
             found = read_headers(path, salt)
+            first = _copied(found, by_uid[_uids(found[0])])
+            if first is not None:
+                reason = f"doubled: a copy of {first.path}"
+                if first.patient != found[0].patient:
+                    # Which of them a mask or a reference means is not known.
+                    raise UserError(
+                        f"{path}: {reason}, of another patient.", where=path
+                    )
+                skipped.append((path, reason))
+                continue
+        except OSError as error:
+            unread.append((path, f"cannot be read: {error.strerror}"))
+            lost.append(path)
+        except NotCTError as error:
+            skipped.append((path, str(error)))
         except UserError as error:
-            if not (go_on or isinstance(error, NotCTError)):
+            other = loading.other_class(path, CT_CLASSES)
+            if other:
+                skipped.append((path, f"damaged, and not a CT image but {other}"))
+                continue
+            if not go_on:
                 raise
             skipped.append((path, str(error)))
+            lost.append(path)
+        else:
+            by_uid[_uids(found[0])].append(found[0])
+            headers += found
+    series = Counter(sop_uid for _, sop_uid, _ in by_uid)
+    headers = [
+        dataclasses.replace(header, repeated=series[header.sop_uid] > 1)
+        for header in headers
+    ]
+    return Scan(headers, skipped, unread, lost)
+
+
+def _uids(header: Header) -> tuple[str, str, int]:
+    """Returns what only copies of a slice share: both its UIDs, and the frame."""
+    return header.series_uid, header.sop_uid, header.frame
+
+
+def _not_dicom(path: Path) -> str:
+    """Returns why a file is no DICOM file and may be left out; '' if it is DICOM.
+
+    Raises:
+      UserError: By its name the file should be DICOM.
+    """
+    if path.name.upper() == "DICOMDIR":
+        return "a DICOMDIR, the table of contents of a medium"
+    reason = loading.why_not_dicom(path)
+    if reason and path.suffix.lower() in (".dcm", ".dicom"):
+        raise UserError(f"{path}: {reason}, despite its name.", where=path)
+    return reason
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """Whether a file has a name that DICOM files have: no extension, or a number."""
+    return path.suffix[1:].isdigit() or not path.suffix
+
+
+def _copied(found: Sequence[Header], known: Sequence[Header]) -> Header | None:
+    """Returns the header of which a file is a copy, or None.
+
+    Args:
+      found: Headers of the file's frames.
+      known: First headers of other files with the same `_uids`.
+
+    Raises:
+      UserError: One of the files cannot be decoded.
+    """
+    for first in known:
+        if filecmp.cmp(first.path, found[0].path, shallow=False):
+            return first
+        frames = [header.frame for header in found]
+        others = read_headers(first.path)
+        if len(others) != len(found) or not all(map(_same_place, found, others)):
             continue
-        first = headers.get(found[0].key)
-        if first is not None:
-            why = f"doubled: the same SOPInstanceUID as {first.path}"
-            if first.patient != found[0].patient:
-                # Which of them a mask or a reference means cannot be told.
-                why = f"{path}: {why}, of another patient."
-                if not go_on:
-                    raise UserError(why)
-            skipped.append((path, why))
-            continue
-        headers |= {header.key: header for header in found}
-    return list(headers.values()), skipped
+        slices = (read_slices(header.path, frames) for header in (first, found[0]))
+        if all(np.array_equal(a, b) for (_, a), (_, b) in zip(*slices, strict=True)):
+            return first
+    return None
+
+
+def _same_place(one: Header, other: Header) -> bool:
+    if one.shape != other.shape:
+        return False
+    pairs = (
+        (one.position, other.position, POSITION_TOLERANCE_MM),
+        (one.orientation, other.orientation, ORIENTATION_TOLERANCE),
+    )
+    for a, b, tolerance in pairs:
+        if (a is None) != (b is None):
+            return False
+        if a is not None and np.abs(np.subtract(a, b)).max() > tolerance:
+            return False
+    return _same_spacing(one, other)
+
+
+def _same_spacing(one: Header, other: Header) -> bool:
+    if one.spacing is None or other.spacing is None:
+        return one.spacing == other.spacing
+    away = np.abs(np.subtract(one.spacing, other.spacing)) * one.shape
+    return bool(
+        (away <= FIELD_TOLERANCE * np.minimum(one.spacing, other.spacing)).all()
+    )
 
 
 def sort_series(headers: Sequence[Header]) -> Series:
@@ -191,7 +377,8 @@ def read_volume(series: Series) -> np.ndarray:
     if series.notes:
         raise UserError(
             f"{series.headers[0].path.parent}: the slices make no even volume: "
-            f"{'; '.join(series.notes)}."
+            f"{'; '.join(series.notes)}.",
+            where=series.headers[0].path.parent,
         )
     volume = np.empty((len(series.headers), *series.headers[0].shape), np.int16)
     for index, hu in read_in_turn(series.headers):
@@ -214,52 +401,62 @@ def read_in_turn(headers: Sequence[Header]) -> Iterator[tuple[int, np.ndarray]]:
         frames = [headers[index].frame for index in indices]
         slices = read_slices(path, frames)
         for index, (header, hu) in zip(indices, slices, strict=True):
-            if header.key != headers[index].key:
-                raise UserError(f"{path}: has changed since the folder was searched.")
+            if _uids(header) != _uids(headers[index]):
+                raise UserError(
+                    f"{path}: has changed since the folder was searched.", where=path
+                )
             yield index, hu
 
 
-def files_below(folder: Path, leave_out: Sequence[str] = ()) -> Iterator[Path]:
-    """Yields the files below a folder, in the order of names.
+def check_air(slices: Iterable[np.ndarray], path: Path) -> None:
+    """Raises a UserError if a series has no air in it: its values are not HU.
+
+    Around every patient, and in every lung, there is air. A series without it has lost
+    its RescaleIntercept, or shows no chest.
 
     Args:
-      folder: Searched with its sub-folders.
-      leave_out: Sub-folders of `folder` that are not searched.
-
-    Raises:
-      UserError: There is no such folder.
+      slices: HU `[H, W]` of the slices of one series; only as many are taken as it
+        takes to find air.
+      path: File of one of them, for the message.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder.")
-    for root, folders, names in os.walk(folder):
-        if Path(root) == folder:
-            folders[:] = [name for name in folders if name not in leave_out]
-        folders.sort()
-        for name in sorted(names):
-            path = Path(root, name)
-            if path.is_file():  # not a pipe or a broken link
-                yield path
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM files do, whatever its name."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    total = below = bright = padding = 0
+    for hu in slices:
+        measured = hu[hu != AIR_HU]
+        total += measured.size
+        padding += hu.size - measured.size
+        below += np.count_nonzero(measured < NO_AIR_ABOVE_HU)
+        bright += np.count_nonzero(measured > BRIGHT_HU)
+        if below > MOST_BELOW * total:
+            return
+        # What is exactly air may be air of its own, or have been made so as padding.
+        if padding > MOST_BELOW * total and bright <= LEAST_BRIGHT * total:
+            return
+    if total:
+        raise UserError(
+            f"{path}: no slice of its series has air in it: its values are not HU. Was "
+            "RescaleIntercept lost (usually -1024)? Export the series again.",
+            where=path,
+        )
 
 
 def _normal(header: Header) -> np.ndarray:
     if header.orientation is None or header.position is None:
         raise UserError(
             f"{header.path}: ImageOrientationPatient or ImagePositionPatient is "
-            "missing: the slices of its series cannot be ordered."
+            "missing: the slices of its series cannot be ordered.",
+            where=header.path,
         )
-    return np.cross(*np.reshape(header.orientation, (2, 3)))
+    normal = np.cross(*np.reshape(header.orientation, (2, 3)))
+    return normal / np.linalg.norm(normal)
 
 
 def _check_alike(headers: Sequence[Header]) -> None:
     if len(headers) < 2:
         return
-    first = headers[0]
+    # Compared with what most slices have in common, so that the odd one is named.
+    common = Counter(map(_geometry, headers)).most_common(1)[0][0]
+    first = next(header for header in headers if _geometry(header) == common)
+    named: dict[tuple, Header] = {}
     for header in headers:
         _normal(header)
         turn = np.subtract(header.orientation, first.orientation)
@@ -270,13 +467,30 @@ def _check_alike(headers: Sequence[Header]) -> None:
             reason = "image sizes"
         elif header.patient != first.patient:
             reason = "patients"
-        elif header.spacing != first.spacing:
+        elif not _same_spacing(header, first):
             reason = "pixel spacings"
         if reason:
             raise UserError(
-                f"{header.path}: the series has mixed {reason}: this file and "
-                f"{first.path} cannot belong to one scan."
+                f"{header.path}: the series has mixed {reason}, which cannot belong to "
+                f"one scan: compare {first.path}.",
+                where=header.path,
             )
+        other = named.setdefault(_uids(header), header)
+        if other is not header:
+            differ = "pixels" if _same_place(header, other) else "positions"
+            raise UserError(
+                f"{header.path}: has the same SOPInstanceUID as another file of its "
+                f"series, but their {differ} differ, so neither is a copy, and regions "
+                "cannot name one of them. Anonymise or export the series again, with a "
+                f"UID for each slice. The other file is {other.path}.",
+                where=header.path,
+            )
+
+
+def _geometry(header: Header) -> tuple:
+    """Returns what all slices of a scan share, but for the spacing's rounding."""
+    turn = tuple(round(v, 2) + 0.0 for v in header.orientation or ())
+    return turn, header.shape, header.patient
 
 
 def _notes(steps: np.ndarray, headers: Sequence[Header]) -> Iterator[str]:
@@ -312,8 +526,10 @@ def _remarks(headers: Sequence[Header]) -> Iterator[str]:
     if len(kernels) > 1:
         yield f"mixed kernels: {', '.join(map(repr, kernels))}"
     thick = sorted({header.thickness or 0.0 for header in headers})
-    if len(thick) > 1:
+    if thick[-1] - thick[0] > THICKNESS_TOLERANCE_MM:
         yield f"mixed slice thicknesses: {thick[0]:g} to {thick[-1]:g} mm"
+    if len({header.reference for header in headers}) > 1:
+        yield "mixed frames of reference"
     lossy = sum(header.lossy for header in headers)
     if lossy:
         yield f"compressed with loss: {lossy} of {len(headers)} slices"

@@ -5,8 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import pydicom
-
 from twostage_jax.ct import (
     loading,
     roi_nifti,
@@ -17,8 +15,8 @@ from twostage_jax.ct import (
 )
 from twostage_jax.ct.dicom import Header
 from twostage_jax.ct.refusing import refusing
-from twostage_jax.ct.series import Skipped, files_below, is_dicom
 from twostage_jax.errors import UserError
+from twostage_jax.walk import Skipped, walk
 
 ROIS, LUNGS = "rois", "lungs"
 
@@ -61,20 +59,29 @@ def find(
     lungs: list[RoiFile] = []
     rest: Skipped = []
     if given is None:
+        above = root
         places = [(path, _home(path, root, root), why) for path, why in left_out]
     else:
+        paths = [given]
+        if given.is_dir():
+            tree = walk(given)
+            paths, rest = tree.files, tree.skipped
         above = given if given.is_dir() else given.parent
-        paths = files_below(given) if given.is_dir() else [given]
         why = "no file of regions"
         places = [(path, _home(path, above, root), why) for path in paths]
-        rest += [entry for entry in left_out if not _is_in(entry[0], root, LUNGS)]
+        listed = {*paths, *(path for path, _ in rest)}
+        rest += [
+            (path, why)
+            for path, why in left_out
+            if not _is_in(path, root, LUNGS) and path not in listed
+        ]
         places += [
             (path, _home(path, root, root), why)
             for path, why in left_out
             if _is_in(path, root, LUNGS)
         ]
     for path, home, why in places:
-        within = root if path.is_relative_to(root) else given
+        within = root if path.is_relative_to(root) else above
         marked = _is_in(path, within, ROIS) or given is not None
         file = _recognised(path, home, marked or _is_in(path, within, LUNGS))
         if file is None:
@@ -93,10 +100,11 @@ def assign(
       UserError: A file names a series that is not there, or could belong to several
         patients or to none, and `go_on` is false.
     """
-    by_uid: dict[str, str] = {}
+    by_uid = defaultdict(set)
     by_folder = defaultdict(set)
     for header in headers:
-        by_uid[header.sop_uid] = by_uid[header.series_uid] = header.patient
+        for uid in (header.sop_uid, header.series_uid):
+            by_uid[uid].add(header.patient)
         by_folder[header.path.parent].add(header.patient)
     for folder in list(by_folder):
         for above in folder.parents:
@@ -151,17 +159,14 @@ def _recognised(path: Path, home: Path, marked: bool) -> RoiFile | None:
     if name.endswith(".txt") and rois.is_medgift(path):
         labels = sorted({region[0] for region in rois.read_medgift(path)[1]})
         return RoiFile(path, "medgift", home, (), tuple(labels))
-    if path.is_file() and is_dicom(path):
+    if loading.is_dicom(path):
         return _recognised_dicom(path, home)
     return None
 
 
 def _recognised_dicom(path: Path, home: Path) -> RoiFile | None:
     with refusing(path):
-        dataset = pydicom.dcmread(
-            path, specific_tags=["SOPClassUID"], stop_before_pixels=True
-        )
-        sop_class = str(dataset.get("SOPClassUID") or "")
+        sop_class = str(loading.peek(path, "SOPClassUID").get("SOPClassUID") or "")
         if sop_class in roi_seg.SEGMENTATION:
             kind, module = "seg", roi_seg
         elif sop_class == roi_rtstruct.STRUCTURE_SET:
@@ -174,17 +179,19 @@ def _recognised_dicom(path: Path, home: Path) -> RoiFile | None:
     return RoiFile(path, kind, home, series, tuple(labels))
 
 
-def _patients(file: RoiFile, by_uid: dict[str, str], by_folder: dict) -> list[str]:
+def _patients(
+    file: RoiFile, by_uid: dict[str, set[str]], by_folder: dict[Path, set[str]]
+) -> list[str]:
     missing = [uid for uid in file.series if uid not in by_uid]
     if missing:
         raise UserError(
             f"{file.path}: marks series {', '.join(missing)}, which is not there."
         )
     if file.series:
-        return sorted({by_uid[uid] for uid in file.series})
+        return sorted(set.union(*(by_uid[uid] for uid in file.series)))
     for uid in (stem(file.path), file.path.parent.name):
-        if uid in by_uid:
-            return [by_uid[uid]]
+        if len(by_uid.get(uid, ())) == 1:
+            return sorted(by_uid[uid])
     patients = by_folder.get(file.home, set())
     if len(patients) != 1:
         raise UserError(

@@ -147,7 +147,10 @@ def digest(*parts: Any) -> str:
             header, body = f"{part.dtype.str}{part.shape}", np.ascontiguousarray(part)
         else:
             value = part.tolist() if isinstance(part, np.ndarray) else part
-            header, body = type(part).__name__, repr(value).encode()
+            header, body = (
+                type(part).__name__,
+                repr(value).encode(errors="surrogateescape"),
+            )
         hasher.update(f"{header}:{len(memoryview(body).cast('B'))};".encode())
         hasher.update(body)
     return hasher.hexdigest()

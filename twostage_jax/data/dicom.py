@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from twostage_jax.ct.dicom import Header, patient_hash
-from twostage_jax.ct.series import Series, Skipped, files_below, group, scan
+from twostage_jax.ct.series import Series, group, scan
 from twostage_jax.data import (
     annotations,
     class_names,
@@ -31,8 +31,18 @@ from twostage_jax.data.cut import Cut, check
 from twostage_jax.data.dataset import Made, Recipe, digest
 from twostage_jax.data.dicom_patches import Patient
 from twostage_jax.errors import UserError
+from twostage_jax.walk import Skipped, walk
 
 VERSION = 3
+# PatientIDs that anonymisers write into the files of everybody (lower case).
+CONSTANT_IDS = (
+    *("anon", "anonym", "anonymous", "anonymized", "anonymised", "anonymize"),
+    *("deidentified", "de-identified", "removed", "redacted", "unknown", "none"),
+    *("nobody", "noname", "no name", "noid", "patient", "patientid", "patient id"),
+    *("subject", "test", "id", "na", "n/a", "null", "nil", "xxx", "xxxx", "xxxxx"),
+    *("0", "00", "000", "0000", "00000", "000000", "0000000", "00000000", "1"),
+    *("123", "1234", "12345", "123456", "12345678", "99999", "999999", "-", "--"),
+)
 
 
 def recipe(
@@ -106,10 +116,10 @@ def recipe(
         names = class_names.occurring(root, patients.regions)
     else:
         class_names.check(names, patients.regions)
-    stamps = files.stamps(root, files_below(root))
+    stamps = files.stamps(root, walk(root).files)
     if given is not None:
         above = given if given.is_dir() else given.parent
-        marked = files_below(given) if given.is_dir() else [given]
+        marked = walk(given).files if given.is_dir() else [given]
         stamps += files.stamps(above, marked)
     settings = {"class_names": names, "cut": cut, "salt": salt, "go_on": go_on}
     roots = [root, *([given] if given else [])]
@@ -135,7 +145,8 @@ def _remarks(
     """Yields lines on what is left out of the folder, and on what is odd in it."""
     skipped = [*skipped, *hiding.hide(patients.skipped, roots, salt)]
     series = prepared_files.about_series(patients.series, salt, show_paths=False)
-    return prepared_files.notes(skipped, series)
+    yield from patients.notes
+    yield from prepared_files.notes(skipped, series)
 
 
 def patient_examples(
@@ -190,17 +201,48 @@ class Patients(Sequence[Patient]):
         """The series of the annotated patients, with what is odd about them."""
         return self._found[3]
 
+    @property
+    def notes(self) -> list[str]:
+        """Lines on patients who may be several people under one PatientID."""
+        constants = {
+            patient_hash(form, self._salt)
+            for name in CONSTANT_IDS
+            for form in (name, name.upper(), name.capitalize())
+        }
+        found = []
+        for patient in self:
+            studies = {header.study for header in patient.headers}
+            axes = {header.reference for header in patient.headers}
+            constant = patient.name in constants
+            if len(studies) > 1 and (constant or len(self) == 1):
+                found.append(
+                    f"one patient, {len(studies)} studies in {len(axes)} frames of "
+                    f"reference: {patient.name}. Is the PatientID a constant that an "
+                    "anonymiser wrote (or, without a PatientID, the outermost folder "
+                    "not the patient's)? Patients under one name count as one: they "
+                    "cannot be split between training and test."
+                )
+        return found
+
     @functools.cached_property
     def _found(
         self,
     ) -> tuple[list[Patient], list[annotations.RoiFile], Skipped, list[Series]]:
-        headers, left_out = scan(self.root, salt=self._salt, go_on=self._go_on)
-        headers = [_named(header, self.root, self._salt) for header in headers]
-        series, refused = group(headers, go_on=self._go_on)
+        found = scan(self.root, salt=self._salt, go_on=self._go_on)
+        headers = [_named(header, self.root, self._salt) for header in found.headers]
+        series, refused = group(headers, found.lost, go_on=self._go_on)
         # Not in the order of the series: random draws depend on that of the files.
         unfit = {path for path, _ in refused}
         headers = [header for header in headers if header.path not in unfit]
-        regions, lungs, rest = annotations.find(self.root, self._given, left_out)
+        if not headers:
+            left_out = refused + found.unread + found.others
+            reasons = hiding.first_reasons(left_out, [self.root])
+            raise UserError(
+                f"{self.root}: CT slices that can be used were not found. "
+                f"{reasons or 'The folder holds no files.'}",
+                where=self.root,
+            )
+        regions, lungs, rest = annotations.find(self.root, self._given, found.others)
         by_region, wrong = annotations.assign(regions, headers, go_on=self._go_on)
         by_lung, wrong_lungs = annotations.assign(lungs, headers, go_on=self._go_on)
         by_patient = defaultdict(list)
@@ -216,14 +258,20 @@ class Patients(Sequence[Patient]):
             for name in by_patient
             if name in by_region
         ]
+        skipped = found.unread + rest
+        unusable = refused + wrong + wrong_lungs
         if not patients:
+            roots = [self.root, *([self._given] if self._given else [])]
+            reasons = (hiding.first_reasons(s, roots) for s in (unusable, skipped))
             raise UserError(
-                f"{self._given or self.root}: no regions of the {len(headers)} CT "
-                "slices were found: masks in folders named 'rois', MedGIFT .txt files, "
-                "SEG or RTSTRUCT objects, or what the setting 'rois' names."
+                f"{self._given or self.root}: regions of the {len(headers)} CT slices "
+                "were not found. Masks in folders named 'rois', MedGIFT .txt files, SEG "
+                "and RTSTRUCT objects are read, and what the setting 'rois' names. "
+                f"{' '.join(filter(None, reasons))}".rstrip(),
+                where=self._given or self.root,
             )
         series = [one for one in series if one.patient in by_region]
-        return patients, regions, rest + refused + wrong + wrong_lungs, series
+        return patients, regions, skipped + unusable, series
 
 
 def _named(header: Header, root: Path, salt: str) -> Header:

@@ -11,12 +11,13 @@ from twostage_jax.ct import patches
 from twostage_jax.ct.dicom import Header, patient_hash
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.rois import Key, Load
-from twostage_jax.ct.series import Skipped, read_in_turn
+from twostage_jax.ct.series import check_air, read_in_turn
 from twostage_jax.data import annotation_masks, hiding
 from twostage_jax.data.annotations import RoiFile
 from twostage_jax.data.cut import Cut
 from twostage_jax.data.dataset import Example, Made
 from twostage_jax.errors import UserError
+from twostage_jax.walk import Skipped
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -90,6 +91,7 @@ def _patches(
     )
     given = annotation_masks.masks(patient.lungs, patient.headers)
     headers = [header for header in patient.headers if header.key in loads]
+    headers = _with_air(headers, patient, go_on, skipped)
     if cut.lungs == "off":
         given = {}
     found = []
@@ -113,6 +115,29 @@ def _patches(
         for number, hu in _read(headers, by_slice, go_on, skipped)
         for place in by_slice[number]
     ]
+
+
+def _with_air(
+    headers: Sequence[Header], patient: Patient, go_on: bool, skipped: Skipped
+) -> list[Header]:
+    """Returns the slices without those of series that are not in HU; see `check_air`."""
+    by_series: dict[str, list[Header]] = defaultdict(list)
+    for header in headers:
+        by_series[header.series_uid].append(header)
+    refused = set()
+    for uid, marked in by_series.items():
+        keys = {header.key for header in marked}
+        rest = [h for h in patient.headers if h.series_uid == uid and h.key not in keys]
+        try:
+            # Files that cannot be decoded are refused or listed where they are used.
+            slices = (hu for _, hu in _read([*marked, *rest], go_on=True))
+            check_air(slices, marked[0].path)
+        except UserError as error:
+            if not go_on:
+                raise
+            skipped.append((marked[0].path, str(error)))
+            refused.add(uid)
+    return [header for header in headers if header.series_uid not in refused]
 
 
 def _culprit(patient: Patient, reason: str) -> Path | None:
@@ -222,11 +247,13 @@ def _lungs(
 
 def _read(
     headers: Sequence[Header],
-    numbers: Sequence[int],
-    go_on: bool,
-    skipped: Skipped,
+    numbers: Sequence[int] | None = None,
+    go_on: bool = False,
+    skipped: Skipped | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (number, HU) of some slices, file by file."""
+    """Yields (number, HU) of some slices, or of all, file by file."""
+    numbers = range(len(headers)) if numbers is None else numbers
+    skipped = [] if skipped is None else skipped
     by_path: dict[Path, list[int]] = defaultdict(list)
     for number in numbers:
         by_path[headers[number].path].append(number)
@@ -241,13 +268,18 @@ def _read(
 
 
 def _example(
-    hu: np.ndarray, header: Header, place: Place, patient: str, cut: Cut, salt: str
+    hu: np.ndarray,
+    header: Header,
+    place: Place,
+    patient: str,
+    cut: Cut,
+    salt: str,
 ) -> Example:
     row, column, label, share, _ = place
     shape = _shape(header, cut.spacing)
     if shape != hu.shape:
         hu = np.rint(patches.resample_image(hu, shape)).astype(np.int16)
-    uid = header.sop_uid + (f"/{header.frame}" if header.frame else "")
+    uid = header.key[0] + (f"/{header.frame}" if header.frame else "")
     name = slice_hash(uid, salt)
     patch = hu[row : row + cut.size, column : column + cut.size, None]
     return Example(

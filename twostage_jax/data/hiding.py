@@ -8,12 +8,15 @@ from pathlib import Path
 
 from twostage_jax import atomic
 from twostage_jax.ct.dicom import patient_hash
-from twostage_jax.ct.series import files_below
+from twostage_jax.ct.series import TOGETHER
 from twostage_jax.errors import UserError
 from twostage_jax.spreadsheet import inert
+from twostage_jax.walk import walk
 
 # (name of the file, reason)
 Hidden = list[tuple[str, str]]
+# Reasons that a message gives for what was left out.
+_MOST_REASONS = 3
 _UID = re.compile(r"\b[0-2](\.\d+){4,}\b")
 
 
@@ -35,10 +38,45 @@ def hide(
     return [(file_hash(path, salt), _plain(path, why, roots)) for path, why in skipped]
 
 
+def first_reasons(skipped: Sequence[tuple[Path, str]], roots: Sequence[Path]) -> str:
+    """Returns how many files were left out, and the commonest reasons; '' for none.
+
+    Args:
+      skipped: (path, reason).
+      roots: Folders below which the paths lie.
+    """
+    listed = [(str(path), _plain(path, why, roots)) for path, why in skipped]
+    verb = "files were" if len(listed) > 1 else "file was"
+    return f"{len(listed)} {verb} left out: {counted(listed)}." if listed else ""
+
+
+def counted(listed: Hidden) -> str:
+    """Returns the commonest reasons, each with how many and the first name, in words."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in listed:
+        reason = reason if reason.endswith("...") else reason.removesuffix(".")
+        by_reason.setdefault(reason, []).append(name)
+    # The reason of a series comes before the sound slices that it takes along.
+    order = sorted(
+        by_reason.items(), key=lambda item: (item[0] in TOGETHER, -len(item[1]))
+    )
+    parts = [
+        f"{len(names)} because: {reason} (such as {names[0]})"
+        for reason, names in order[:_MOST_REASONS]
+    ]
+    if len(order) > _MOST_REASONS:
+        rest = sum(len(names) for _, names in order[_MOST_REASONS:])
+        parts.append(f"{rest} for other reasons")
+    return "; ".join(parts)
+
+
 def write_skipped(out: Path, skipped: Hidden) -> None:
     """Writes `out/skipped.csv`: what was left out, a file a line, and why."""
     with atomic.replacing(out / "skipped.csv") as path:
-        with path.open("w", newline="", encoding="utf-8") as file:
+        # Names of files need not be UTF-8.
+        with path.open(
+            "w", newline="", encoding="utf-8", errors="backslashreplace"
+        ) as file:
             writer = csv.writer(file)
             writer.writerow(["file", "reason"])
             writer.writerows([inert(name), inert(why)] for name, why in skipped)
@@ -63,7 +101,8 @@ def errors(roots: Mapping[str, Path], salt: str) -> Iterator[None]:
         text = without_paths(str(error), roots, salt)
         if text != str(error):
             text = f"{_ended(text)} Run again with --show_paths to see the names."
-        raise UserError(text) from None
+        where = without_paths(error.where, roots, salt)
+        raise UserError(text, where=where) from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             name = without_paths(str(error.filename), roots, salt)
@@ -84,7 +123,9 @@ def without_paths(text: str, roots: Mapping[str, Path], salt: str) -> str:
     """
     names = {path: flag for flag, path in roots.items()}
     for root in roots.values():
-        for path in files_below(root) if root.is_dir() else ():
+        tree = walk(root) if root.is_dir() else None
+        skipped = [path for path, _ in tree.skipped] if tree else []
+        for path in [*tree.files, *skipped] if tree else ():
             for place in (path, *path.parents):
                 if place.is_relative_to(root):
                     names.setdefault(place, file_hash(place, salt))

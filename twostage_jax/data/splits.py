@@ -156,10 +156,18 @@ def _require_units(
 ) -> None:
     units = indices if dataset.groups is None else np.unique(dataset.groups[indices])
     if len(units) < count:
+        hint = ""
+        if dataset.groups is not None and len(units) == 1:
+            hint = (
+                f" All examples belong to '{units[0]}', and a group (a patient, a "
+                "sample) is never split. If these are several patients, their files "
+                "give them one name: often a PatientID that an anonymiser wrote into "
+                "all of them. Give each patient an ID, and prepare the data again."
+            )
         raise UserError(
             f"data set '{dataset.name}' has {len(units)} "
             f"{'examples' if dataset.groups is None else 'groups'} for {purpose}, "
-            f"fewer than {count}."
+            f"fewer than {count}.{hint}"
         )
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from twostage_jax import atomic
 from twostage_jax.ct import files
-from twostage_jax.ct.dicom import patient_hash, series_uid
+from twostage_jax.ct.dicom import patient_hash
 from twostage_jax.ct.series import Series, find_series
 from twostage_jax.data import hiding
 from twostage_jax.errors import UserError
 from twostage_jax.mapping.classify import Classifier, How
 from twostage_jax.mapping.series import is_made, make
+from twostage_jax.walk import shown
 
 
 def map_folder(
@@ -47,20 +48,24 @@ def map_folder(
     """
     root = root.absolute()
     found, skipped = find_series(root, salt=salt, go_on=True)
-    listed = [(str(path), why.removeprefix(f"{path}: ")) for path, why in skipped]
+    listed = [
+        (shown(path), shown(why.removeprefix(f"{path}: "))) for path, why in skipped
+    ]
     if not show_paths:
         listed = hiding.hide(skipped, [root], salt)
     _say_skipped(listed, show_paths)
-    left_out = Counter(series_uid(path) for path, _ in skipped)
     if not found:
         hiding.write_skipped(out, listed)
-        raise UserError(f"{root}: no CT series to map.")
+        reasons = f"Left out: {hiding.counted(listed)}."
+        if not listed:
+            reasons = "The folder holds no files."
+        raise UserError(f"{root}: CT series were not found. {reasons}", where=root)
     done = 0
     with atomic.locked(out / ".lock", str(out)):
         for number, series in enumerate(found, start=1):
             name = series_name(series, salt)
             try:
-                said = _map(series, classifier, how, out / name, left_out[series.uid])
+                said = _map(series, classifier, how, out / name)
                 done += 1
             except UserError as error:
                 said = f"refused: {error}"
@@ -68,8 +73,6 @@ def map_folder(
                     paths = [header.path for header in series.headers]
                     said = f"refused: {without_names(str(error), root, paths)}"
                 listed.append((name, said))
-            if left_out[series.uid]:
-                said += f"; {left_out[series.uid]} of its files left out"
             print(f"{number}/{len(found)} {name}: {said}", flush=True)
         hiding.write_skipped(out, listed)
         _join_reports(out)
@@ -77,7 +80,11 @@ def map_folder(
     if listed:
         print(f"What was left out and refused: {out / 'skipped.csv'}")
     if not done:
-        raise UserError("no series could be mapped.")
+        raise UserError(
+            f"none of the {len(found)} series could be mapped: "
+            f"{hiding.counted(listed[-len(found) :])}.",
+            where=root,
+        )
 
 
 def series_name(series: Series, salt: str) -> str:
@@ -101,12 +108,10 @@ def without_names(text: str, root: Path, paths: Sequence[Path]) -> str:
     return plain
 
 
-def _map(
-    series: Series, classifier: Classifier, how: How, folder: Path, left_out: int
-) -> str:
+def _map(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
     if is_made(folder, series, classifier.run, how):
         return "is there already"
-    return make(series, classifier, how, folder, left_out=left_out)
+    return make(series, classifier, how, folder)
 
 
 def _join_reports(out: Path) -> None:

@@ -17,7 +17,7 @@ from twostage_jax.ct import files, overlay, volumes
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.palette import NOTICE, printable
 from twostage_jax.ct.segmentation import write_segmentation
-from twostage_jax.ct.series import Series, read_volume
+from twostage_jax.ct.series import Series, check_air, read_volume
 from twostage_jax.data.dataset import digest
 from twostage_jax.errors import UserError
 from twostage_jax.mapping.classify import Classifier, How, Maps, classify
@@ -60,9 +60,7 @@ class Mapped(NamedTuple):
     about: dict[str, str]
 
 
-def make(
-    series: Series, classifier: Classifier, how: How, folder: Path, *, left_out: int = 0
-) -> str:
+def make(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
     """Makes all maps of a series in `folder`, whole or not at all.
 
     Args:
@@ -71,7 +69,6 @@ def make(
       how: How it is applied.
       folder: `PATIENT_SERIES`, by its two names, and nothing that identifies the
         patient: both appear in the files.
-      left_out: Files of the series that are not among its slices.
 
     Returns:
       What was done, in a line.
@@ -83,12 +80,13 @@ def make(
     key = _key(series, run, how)
     series = from_feet(series)
     hu = read_volume(series)
+    check_air(hu, series.headers[0].path)
     spacing = series.headers[0].spacing
     lungs = lung_mask(hu, (series.step, *spacing))
     if not lungs.any():
         raise UserError("no lung was found in it.")
     maps = classify(hu, lungs, spacing, classifier, how)
-    about = _about(series, run, how, folder.name, left_out)
+    about = _about(series, run, how, folder.name)
     mapped = Mapped(series, hu, lungs, maps, run, how, about)
     with _replacing_folder(folder) as temporary:
         _write_arrays(temporary, mapped)
@@ -123,15 +121,13 @@ def from_feet(series: Series) -> Series:
     return dataclasses.replace(series, headers=series.headers[::-1])
 
 
-def _about(
-    series: Series, run: Trained, how: How, name: str, left_out: int
-) -> dict[str, str]:
+def _about(series: Series, run: Trained, how: How, name: str) -> dict[str, str]:
     patient, series_hash = name.split("_")
     return {
         "patient": patient,
         "series": series_hash,
         "slices": str(len(series.headers)),
-        "files_left_out": str(left_out),
+        "files_left_out": str(series.left_out),
         "step_mm": "" if series.step is None else f"{series.step:.3f}",
         "remarks": printable("; ".join(series.remarks), 500),
         "model": run.hash,
@@ -218,7 +214,9 @@ def _write_dicom(folder: Path, mapped: Mapped) -> str:
 
 def _key(series: Series, run: Trained, how: How) -> str:
     slices = [header.key for header in series.headers]
-    return digest(VERSION, run.hash, how.stride, how.window, how.spacing, slices)
+    # Files that appear or get lost beside the slices change the remarks alone.
+    about = series.remarks, series.left_out
+    return digest(VERSION, run.hash, how.stride, how.window, how.spacing, slices, about)
 
 
 @contextlib.contextmanager
