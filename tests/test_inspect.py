@@ -1,6 +1,7 @@
 """What a study would do, shown without training."""
 
 import pytest
+from flax import serialization
 from test_plan import parsed
 
 from twostage_jax import checkpoint, plan
@@ -67,6 +68,23 @@ def test_colour_source_needs_the_rule_that_makes_it_grey(shapes_alone, tmp_path)
     assert plan.transfer_from(config, folder / "variables", "target") == table
 
 
+def test_source_of_another_program_is_planned_and_its_place_is_named(
+    shapes_alone, tmp_path
+):
+    config = parsed()
+    variables = plan.fresh_variables(config, 5)
+    params = {"state": {"params": variables["params"]}, "step": 3}
+    (tmp_path / "saved").write_bytes(serialization.to_bytes(params))
+    place, table = plan.transfer_from(config, tmp_path / "saved", "target").split(
+        "\n", 1
+    )
+    assert "state/params" in place
+    own = exported(tmp_path / "own", **{"model.channels": 1})
+    rows = plan.transfer_from(config, own, "target").splitlines()
+    copied = {row.split()[0] for row in rows if " copy " in row}
+    assert copied == {row.split()[0] for row in table.splitlines() if " copy " in row}
+
+
 def test_source_of_another_image_size_needs_a_rule_for_its_grid(shapes_alone, tmp_path):
     folder = exported(tmp_path, **{"model.image_size": 48})
     with pytest.raises(UserError, match="fc6/kernel.*resize_dense:C"):
@@ -85,4 +103,5 @@ def test_unknown_stage_is_asked_back(tmp_path):
 def test_folder_without_variables_is_named_in_one_line(tmp_path):
     with pytest.raises(UserError) as refused:
         plan.transfer_from(parsed(), tmp_path / "nothing", "target")
-    assert str(refused.value) == f"{tmp_path}/nothing: no exported variables here."
+    assert refused.value.where == str(tmp_path / "nothing")
+    assert "\n" not in str(refused.value)

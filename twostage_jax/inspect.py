@@ -23,7 +23,8 @@ def inspect(config: ConfigDict, *, source: str = "", stage: str = TARGET) -> Non
 
     Args:
       config: Settings that `get_config` of a config file returns.
-      source: Parameters to plan the transfer of: the folder of a finished stage run.
+      source: Parameters to plan the transfer of: the folder of a finished stage run, an
+        Orbax checkpoint, or a msgpack file of Flax.
       stage: Stage that --source would go into.
 
     Raises:

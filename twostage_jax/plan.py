@@ -291,18 +291,24 @@ def tree(config: Config) -> str:
     return "\n".join(lines)
 
 
-def transfer_from(config: Config, folder: Path, stage: str) -> str:
-    """Returns the table of the transfer of exported variables into `stage`."""
+def transfer_from(config: Config, path: Path, stage: str) -> str:
+    """Returns the table of the transfer of a source's variables into `stage`.
+
+    Args:
+      config: The settings.
+      path: The source; see `checkpoint.load_source`.
+      stage: Name of the stage.
+    """
     if stage not in config.stages:
         raise UserError(
             f"--stage: unknown stage '{stage}'.{did_you_mean(stage, config.stages)}",
             where="--stage",
         )
-    exported = folder / "variables" if (folder / "variables").is_dir() else folder
-    source = checkpoint.load_variables(exported)
+    source, place = checkpoint.load_source(path)
     target = _initialised(config, num_classes(config, stage))
-    settings, path = config.stages[stage].transfer, f"config.stages.{stage}"
-    return planned_transfer(settings, path, source, target).table()
+    settings = config.stages[stage].transfer
+    report = planned_transfer(settings, f"config.stages.{stage}", source, target)
+    return f"Parameters of {place}\n{report.table()}" if place else report.table()
 
 
 def num_classes(config: Config, stage: str) -> int:
