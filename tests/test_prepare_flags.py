@@ -101,8 +101,8 @@ def test_frames_of_an_enhanced_ct_become_patches(tmp_path):
 
 def test_command_of_the_readme(tmp_path):
     lines = (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()
-    (line,) = [line for line in lines if "-m twostage_jax.prepare" in line]
-    arguments = line.split("twostage_jax.prepare")[1]
+    (line,) = [line for line in lines if "    twostage prepare" in line]
+    arguments = line.split("twostage prepare")[1]
     for name in ("DICOM", "ROIS", "PATCHES"):
         arguments = arguments.replace(name, str(tmp_path / name.lower()))
     (tmp_path / "dicom").mkdir()
