@@ -134,8 +134,9 @@ def run(
 
 def show(text: str) -> None:
     """Prints a text of the command line, of which a pipe may read the head alone."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     print(text, flush=True)
+    signal.signal(signal.SIGPIPE, before)
 
 
 def _parsed(
