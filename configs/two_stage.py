@@ -43,8 +43,12 @@ def get_config(variant: str = "") -> ConfigDict:
     texture.augment.contrast = 0.2
 
     target = config.stages.target = stage("phantoms", steps=400)
-    target.data.patients = 28  # phantom patients; each has up to three diseases
-    target.data.per_class = 40  # most patches of one class and patient
+    # Many patients of one section each: intervals need every class in three patients
+    # or more of a split, and a section costs the same whoever it is of.
+    target.data.patients = 72  # phantom patients; each has up to three diseases
+    target.data.slices = 1  # sections per patient
+    target.data.per_class = 24  # most patches of one class and patient
+    target.data.validation = 0.25
     target.augment.flip = "dihedral"
     target.augment.window = 0.1
     target.train.class_weights = "balanced"
@@ -76,9 +80,9 @@ def get_config(variant: str = "") -> ConfigDict:
         config.study.fractions = (1.0, 0.5, 0.25, 0.1)
         # A disease is in a third of the patients: a tenth of these would lack some.
         config.study.draw = "patch"
-        # Enough that the test split has each disease in 3 of them: else no intervals.
         target.data.patients = 48
-        target.data.per_class = 24
+        target.data.slices = 3
+        target.data.validation = 0.2
 
     if variant == "smoke":
         config.name = "two_stage_smoke"

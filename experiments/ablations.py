@@ -14,17 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
 from twostage_jax import atomic, cli, results, study
 from twostage_jax.config import with_values
 from twostage_jax.report.tables import markdown_table
 from twostage_jax.settings import Config, StageConfig
 from twostage_jax.stage import read_lineage
-
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE[:VARIANT].")
-WORKDIR = flags.DEFINE_string("workdir", "runs/ablations", "Folder of the runs.")
 
 EARLY = ("conv1/.*", "conv2/.*")
 # Name -> changes of settings, {stage: {setting: value}}, or of the chain, {'chain': ...}.
@@ -86,15 +82,23 @@ def _with(stage: StageConfig, setting: str, value: Any) -> StageConfig:
     return dataclasses.replace(stage, data=data)
 
 
-def main() -> None:
-    """Trains every change and writes the table."""
-    base = cli.parsed_config(CONFIG)
+def ablate(
+    config: ConfigDict, *, workdir: str = "runs/ablations", data_dir: str = ""
+) -> None:
+    """Trains every change and writes the table.
+
+    Args:
+      config: Settings that `get_config` of a config file returns.
+      workdir: Folder of the runs.
+      data_dir: Folder of prepared data sets; default: data/ in the user's cache folder.
+    """
+    base = cli.parsed_config(config)
     cli.use_cores()
-    workdir, lines, found = Path(WORKDIR.value), [], {}
+    out, lines, found = Path(workdir), [], {}
     for name, change in CHANGES.items():
-        config = changed(base, change)
+        variant = changed(base, change)
         scores: dict[str, list[float]] = {}
-        with study.trained(config, workdir, cli.data_dir()) as (materials, rows):
+        with study.trained(variant, out, cli.data_dir(data_dir)) as (materials, rows):
             for row in rows:
                 run = results.chosen_run(materials, row)
                 score = read_lineage(materials, run)["validation"]
@@ -104,9 +108,9 @@ def main() -> None:
         found[name] = scores
         cells = (_cell(scores.get(arm), found["as it is"][arm]) for arm in base.arms)
         lines.append([name, *cells])
-        atomic.write_json(workdir / "ablations.json", found)
+        atomic.write_json(out / "ablations.json", found)
         table = markdown_table(["change", *base.arms], lines)
-        atomic.write_text(workdir / "ablations.md", table + "\n")
+        atomic.write_text(out / "ablations.md", table + "\n")
     print(table)
 
 
@@ -123,4 +127,4 @@ def _cell(scores: list[float] | None, before: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(ablate)

@@ -10,6 +10,7 @@ from ct_files import SERIES, write_ct, write_enhanced
 from PIL import Image
 from prepare_runs import rows_of, run
 
+from twostage_jax import prepare as command
 from twostage_jax.ct.dicom import patient_hash
 from twostage_jax.data import hiding, prepared_folder, sources
 from twostage_jax.data.prepare import prepare
@@ -101,8 +102,8 @@ def test_frames_of_an_enhanced_ct_become_patches(tmp_path):
 
 def test_command_of_the_readme(tmp_path):
     lines = (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()
-    (line,) = [line for line in lines if "-m twostage_jax.prepare" in line]
-    arguments = line.split("twostage_jax.prepare")[1]
+    (line,) = [line for line in lines if "    twostage prepare" in line]
+    arguments = line.split("twostage prepare")[1]
     for name in ("DICOM", "ROIS", "PATCHES"):
         arguments = arguments.replace(name, str(tmp_path / name.lower()))
     (tmp_path / "dicom").mkdir()
@@ -181,3 +182,13 @@ def test_refused_file_is_named_by_its_hash_or_on_request_by_its_path(
     )
     result = run(*arguments, "--show_paths", check=False)
     assert result.stderr.startswith(f"error: {wrong}: goes by the order")
+
+
+def test_python_program_prepares_with_plain_arguments(halves, tmp_path, capsys):
+    slices, rois = halves
+    command.prepare(
+        source=str(slices), rois=str(rois), out=str(tmp_path), classes="a,b",
+        patch=4, stride=2, spacing=1.0, per_class=41, lungs="off", workers=1,
+    )  # fmt: skip
+    assert len(rows_of(tmp_path / "patches.csv")) == 4 * 41
+    assert "164 patches of 2 patients" in capsys.readouterr().out

@@ -18,7 +18,8 @@ from study_files import ARMS, HOSTILE, read_results, write_results, write_study
 
 from twostage_jax import atomic
 from twostage_jax.errors import UserError
-from twostage_jax.report import figures, montages, write_report
+from twostage_jax.report import figures, montages
+from twostage_jax.report.write import write_report
 
 
 class Page(html.parser.HTMLParser):

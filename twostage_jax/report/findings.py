@@ -62,9 +62,9 @@ def sentence(one: Difference, scores: Scores) -> str:
     sure = surely(as_told(one), pairs)
     if len(scores.seeds) == 1:
         return (
-            f"With one seed the method cannot be told from luck: {fact} in this one "
-            f"training of each ({sure}; over patients only). Run more seeds to judge "
-            "the methods."
+            f"{capital(fact)} in a single training of each ({sure}; over patients only). "
+            "With a single seed, the effect cannot be separated from chance: run more "
+            "seeds to judge the methods."
         )
     found = verdict(one, one.p_holm)
     if found == "better":
