@@ -250,7 +250,9 @@ def test_a_fold_without_a_class_has_no_area():
     assert statistics.interval([one], "auroc").estimate == pytest.approx(1)
     never = dataclasses.replace(one, labels=given.folds)
     assert not additive.has_auroc(pair({"a": [never]}))
-    assert metrics.scores(never.labels, never.probabilities, never.folds)["auroc"] is None
+    assert (
+        metrics.scores(never.labels, never.probabilities, never.folds)["auroc"] is None
+    )
 
 
 def test_patients_of_two_folds_are_refused():
@@ -305,3 +307,17 @@ def test_regions_are_chosen_by_their_true_label_and_patients_are_not():
     regions = statistics.interval([metrics.regions(one)], "accuracy").estimate
     patients = statistics.interval([one], "patient_accuracy").estimate
     assert (regions, patients) == pytest.approx((1, 2 / 3))
+
+
+def test_a_patient_without_examples_has_sums_of_zero():
+    groups = np.repeat([f"p{k}" for k in range(5)], 3)
+    labels = np.tile([0, 1, 1], 5)
+    ids = np.array([f"e{i:02}" for i in range(15)])
+    one = Predictions(ids, groups, labels, np.eye(2)[labels], 0)
+    paired = pair({"a": [one]})
+    more = dataclasses.replace(
+        paired, groups=("none", *paired.groups, "last"), codes=paired.codes + 1
+    )
+    values = np.arange(15.0)[None, None]
+    expected = [0, *paired.by_group(values)[0, 0], 0]
+    assert more.by_group(values)[0, 0].tolist() == expected

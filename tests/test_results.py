@@ -8,7 +8,6 @@ from twostage_jax import atomic, plan, results
 from twostage_jax import config as configs
 from twostage_jax.stage import Materials
 
-
 GRID = (("optim.learning_rate", (0.1, 0.2, 0.3)),)
 
 

@@ -423,7 +423,9 @@ def test_variance_of_training_sets_by_its_definition():
     def by_hand(scores):
         scores = (scores - scores.mean(1, keepdims=True)).ravel()
         products = np.outer(scores, scores)
-        rows = np.array([[f[pair] for f in (effect, noise, products)] for pair in pairs])
+        rows = np.array(
+            [[f[pair] for f in (effect, noise, products)] for pair in pairs]
+        )
         rows *= np.array(weights)[:, None]
         return trained * np.linalg.lstsq(rows[:, :2], rows[:, 2], rcond=None)[0][0]
 

@@ -62,8 +62,11 @@ class Paired:
     def by_group(self, values: np.ndarray) -> np.ndarray:
         """Returns the sums `[A, S, P, ...]` over the examples of each patient."""
         order = np.argsort(self.codes, kind="stable")
-        starts = np.searchsorted(self.codes[order], np.arange(len(self.groups)))
-        return np.add.reduceat(values[:, :, order], starts, axis=2)
+        present, starts = np.unique(self.codes[order], return_index=True)
+        shape = (*values.shape[:2], len(self.groups), *values.shape[3:])
+        found = np.zeros(shape, values.dtype)
+        found[:, :, present] = np.add.reduceat(values[:, :, order], starts, axis=2)
+        return found
 
 
 def pair(arms: Mapping[str, Sequence[Predictions]]) -> Paired:

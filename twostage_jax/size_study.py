@@ -54,6 +54,8 @@ class SizeStudy:
       scores: Arm -> an interval at each size.
       areas: Arm -> area under its curve (see `area_under_curve`).
       area_gains: Arm -> its area minus that of the baseline, and the p-value.
+      trends: Arm -> its gain over the baseline at the smallest size minus that at the
+        largest, and the p-value.
       matches: Arm -> size at which the baseline matches it, at each size.
     """
 
@@ -61,6 +63,7 @@ class SizeStudy:
     scores: dict[str, list[Interval]]
     areas: dict[str, Interval]
     area_gains: dict[str, tuple[Interval, float | None]]
+    trends: dict[str, tuple[Interval, float | None]]
     matches: dict[str, list[Match]]
 
 
@@ -155,6 +158,13 @@ def size_study(
         {arm: score_interval(sampler, over_sizes[a]) for a, arm in enumerate(names)},
         {
             names[a]: difference_interval(sampler, over_sizes[a] - over_sizes[base])
+            for a in others
+        },
+        {
+            names[a]: difference_interval(
+                sampler,
+                (weights[a] - weights[base])[0] - (weights[a] - weights[base])[-1],
+            )
             for a in others
         },
         {names[a]: matches(sampler, n, base, a) for a in others},

@@ -77,6 +77,18 @@ class Difference(Interval):
     p_holm: float | None = None
     mcnemar: float = 1.0
 
+    def turned(self) -> "Difference":
+        """Returns the same difference, second arm minus first."""
+        return dataclasses.replace(
+            self,
+            first=self.second,
+            second=self.first,
+            estimate=-self.estimate,
+            low=None if self.high is None else -self.high,
+            high=None if self.low is None else -self.low,
+            these=self.these and (-self.these[1], -self.these[0]),
+        )
+
 
 def interval(
     predictions: Sequence[Predictions],
