@@ -1,5 +1,9 @@
 """From finished stage runs to rows: which candidate is chosen."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from test_plan import datasets, parsed
@@ -168,3 +172,19 @@ def test_grid_is_every_combination_first_setting_slowest():
         for place in [(0.1, 0.0), (0.1, 0.3), (0.2, 0.0), (0.2, 0.3)]
     ]
     assert configs.grid(parsed().study) == [()]
+
+
+def test_ablations_keep_the_last_checkpoint_whatever_the_settings_say():
+    # In a process of its own: the script defines flags.
+    code = (
+        "import sys; sys.path[:0] = ['experiments', 'tests']\n"
+        "import ablations\n"
+        "from test_plan import parsed\n"
+        "config = parsed(**{f'stages.{stage}.train.select': 'best' "
+        "for stage in ('natural', 'texture', 'target')})\n"
+        "for change in ({}, {'texture': {'train.steps': '* 2'}}):\n"
+        "    stages = ablations.changed(config, change).stages.values()\n"
+        "    assert {stage.train.select for stage in stages} == {'last'}, change\n"
+    )
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

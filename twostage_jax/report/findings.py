@@ -13,6 +13,7 @@ from twostage_jax.statistics import LEVEL, Difference, Interval, holm
 
 ALPHA = round(1 - LEVEL, 9)
 SCORE = "balanced accuracy"
+NAMED_BEFORE = "This is the primary endpoint, named before the run."
 
 
 def champion_pairs(analysis: Analysis, metric: str = METRIC) -> list[Difference]:
@@ -45,38 +46,37 @@ def primary_words(primary: Primary, scores: Scores) -> str:
     one = primary.difference
     score = one.metric.replace("_", " ")
     first, second = show("arm", one.first), show("arm", one.second)
-    named = (
-        f"Primary endpoint, named before the run: {first} minus {second}, {score}"
-        f"{' over all sizes' if primary.sizes > 1 else ''}"
-    )
+    if primary.sizes > 1:
+        score += f", mean over {primary.sizes} sizes"
     if primary.reason:
-        return f"{named}. It cannot be computed: {primary.reason}."
-    over = (
-        f"{score}, mean over all {primary.sizes} sizes" * (primary.sizes > 1) or score
-    )
-    fact = scored(one, f" of {over}")
+        return (
+            f"The primary endpoint, {first} minus {second} in {score}, cannot be "
+            f"computed: {primary.reason}."
+        )
+    fact = scored(one, f" of {score}")
     if one.low is None:
         return (
             f"{capital(fact)} on {tested(scores)}. Whether this holds for other "
-            f"patients is unknown: {one.reason}. ({named}.)"
+            f"patients is unknown: {one.reason}. {NAMED_BEFORE}"
         )
-    sure = readings(as_told(one))
-    if one.p_value is not None:
-        sure += f"; p {equals(one.p_value)}"
+    p_value = f"; p {equals(one.p_value)}" if one.p_value is not None else ""
+    sure = f"{readings(as_told(one))}{p_value}"
     if len(primary.seeds) == 1:
-        return f"{_single(fact, sure)} ({named}.)"
+        return f"{_single(fact, sure)} {NAMED_BEFORE}"
     found = verdict(one, one.p_value)
-    if found == "better":
-        answer = f"{capital(first)} beats {second} by {points(one)} of {over} ({sure})."
-    elif found == "worse":
-        answer = f"{capital(first)} is worse than {second} by {points(one)} of {over} ({sure})."
+    if found in ("better", "worse"):
+        verb = "beats" if found == "better" else "is worse than"
+        answer = (
+            f"{capital(first)} {verb} {second} by {points(one)} of {score} ({sure})."
+        )
     else:
         answer = (
             f"No difference between {first} and {second} is shown: {first} minus "
-            f"{second} is {_signed(one.estimate)} points of {over} "
-            f"({readings(one)}; p {equals(one.p_value)}). {compatible(one)}"
+            f"{second} is {_signed(one.estimate)} points of {score} "
+            f"({readings(one)}{p_value}). {compatible(one)}"
         )
-    return f"{answer} {detectable(one)} ({named}.)".replace("  ", " ")
+    parts = (answer, detectable(one), NAMED_BEFORE)
+    return " ".join(part for part in parts if part)
 
 
 def detectable(one: Interval) -> str:
