@@ -126,8 +126,7 @@ def sentence(one: Difference, scores: Scores) -> str:
         )
     return (
         f"No difference between {first} and {second} is shown: {first} minus {second} "
-        f"is {_signed(one.estimate)} points of {score} ({surely(one, pairs)}). "
-        f"{compatible(one)}"
+        f"is {_signed(one.estimate)} points of {score} ({surely(one, pairs)})."
     )
 
 

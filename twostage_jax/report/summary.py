@@ -8,6 +8,7 @@ from twostage_jax.report.findings import (
     as_told,
     capital,
     champion_pairs,
+    compatible,
     ends,
     equals,
     points,
@@ -43,6 +44,8 @@ def summary(study: Study, analysis: Analysis) -> list[str]:
     else:
         first, *pairs = pairs
         paragraphs.append(sentence(first, scores))
+        if verdict(first, first.p_holm) == "not shown" and len(scores.seeds) > 1:
+            paragraphs[0] += f" {compatible(first)}"
     if all(one.low is None for one in scores.differences[METRIC]):
         paragraphs.append(_by_accuracy(analysis))
     others = " ".join(_other(one, scores) for one in pairs)
