@@ -51,6 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
     target.stride = 8  # distance between patches, pixels
     target.per_class = 200  # most patches of one class and patient
 
+    two_stage.add_long_natural(config)
     config.study.seeds = (0, 1, 2)
 
     if variant == "texture_only":

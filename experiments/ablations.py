@@ -6,7 +6,9 @@ takes the flags of `twostage_jax.main` and trains, for each change below, the ar
 can make a difference to. It prints and writes (`WORKDIR/ablations.md`, and `.json` with
 each value) the mean balanced accuracy on the validation groups over seeds and folds, and
 its difference from no change with the standard error; the test examples are not looked
-at. Stage runs that changes have in common are trained once.
+at. Every stage keeps its last parameters: the best of its checkpoints on the validation
+groups would be the largest of more numbers for a longer training than for a shorter one.
+Stage runs that changes have in common are trained once.
 """
 
 import dataclasses
@@ -49,8 +51,11 @@ TAKING_OVER = {"transfer.reinitialise", "optim.head_steps", "optim.l2_sp"}
 
 
 def changed(config: Config, change: dict) -> Config:
-    """Returns the settings with one change, and the arms that it makes another of."""
-    stages = dict(config.stages)
+    """Returns the settings with one change, and the arms that it changes."""
+    stages = {
+        name: with_values(stage, [("train.select", "last")])
+        for name, stage in config.stages.items()
+    }
     for name in change.keys() & stages.keys():
         for setting, value in change[name].items():
             stages[name] = _with(stages[name], setting, value)
@@ -99,9 +104,9 @@ def ablate(
         variant = changed(base, change)
         scores: dict[str, list[float]] = {}
         with study.trained(variant, out, cli.data_dir(data_dir)) as (materials, rows):
+            chosen = results.chosen_runs(materials, rows)
             for row in rows:
-                run = results.chosen_run(materials, row)
-                score = read_lineage(materials, run)["validation"]
+                score = read_lineage(materials, chosen[row.name])["validation"]
                 scores.setdefault(row.arm, []).append(
                     score["validation_balanced_accuracy"]
                 )

@@ -63,6 +63,7 @@ def write_study(
     arms=ARMS,
     rich=False,
     anew=False,
+    primary=None,
     **target,
 ):
     """Writes a run folder and returns it.
@@ -74,11 +75,14 @@ def write_study(
       patients: Test patients over all folds, or None for a set without groups.
       patches: Of each patient.
       anew: Whether each seed has folds of its own.
+      primary: The primary endpoint in the settings, if any.
       rich: Whether stages, examples, mistakes and an explanation are written too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arms = {name: chain for name, chain in arms.items() if name in chances}
     settings = config(arms, seeds, fractions, folds, **target)
+    if primary:
+        settings["study"]["primary"] = list(primary)
     rows = []
     for seed in seeds:
         for fraction in fractions:
@@ -126,6 +130,9 @@ def _row(folder, place, chance, folds, anew, patients, patches, classes):
     arrays = _predicted(place, chance, folds, anew, patients, patches, classes)
     name = f"predictions/{arm}-seed{seed}-fraction{fraction:g}-fold{fold}.npz"
     (folder / "predictions").mkdir(exist_ok=True)
+    # Folds of one study train on its own patients.
+    others = patients - patients // folds if patients and folds and anew else 20
+    trained = int(others * fraction) or 1
     np.savez_compressed(folder / name, **arrays)
     return {
         "arm": arm,
@@ -134,9 +141,7 @@ def _row(folder, place, chance, folds, anew, patients, patches, classes):
         "fold": fold,
         "n_train": int(1600 * fraction),
         "n_test": len(arrays["ids"]),
-        "groups": {"train": int(20 * fraction) or 1, "validation": 4, "test": 16}
-        if patients
-        else None,
+        "groups": {"train": trained, "validation": 4, "test": 16} if patients else None,
         "metrics": metrics.scores(arrays["labels"], arrays["probabilities"]),
         "predictions": name,
         "stage_runs": [],

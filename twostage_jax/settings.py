@@ -117,7 +117,8 @@ class TrainConfig:
       batch_size: Examples a step, over all devices.
       eval_every: Steps between scores on the validation split.
       save_every: Steps between saved states; what a killed run loses at most.
-      select: Keep the parameters of the 'best' validation score or the 'last'.
+      select: Keep the 'last' parameters, or those of the 'best' validation score: of few
+        validation groups the best checkpoint is mostly the luckiest.
       label_smoothing: Share of the target probability spread over all classes.
       class_weights: 'balanced' weighs a class by the inverse of its frequency.
     """
@@ -126,7 +127,7 @@ class TrainConfig:
     batch_size: int = 64
     eval_every: int = 50
     save_every: int = 100
-    select: Literal["best", "last"] = "best"
+    select: Literal["best", "last"] = "last"
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
 
@@ -176,9 +177,12 @@ class StudyConfig:
         every group once. 0 = one split, the same for every seed.
       split_seed: Seed of the splits into train, validation and test.
       grid: (setting, values) pairs, such as ('optim.learning_rate', (0.001, 0.003)):
-        every row trains the target with each combination and keeps the best on its
-        validation groups. Not its steps and batch size, which are equal across arms.
-        Empty = the stage's own settings.
+        every row trains the target with each combination, and each arm keeps one for the
+        whole study, the best on the validation groups of all its rows. Not its steps and
+        batch size, which are equal across arms. Empty = the stage's own settings.
+      primary: The primary endpoint, named before the run: (arm, arm it is compared with,
+        metric). It is the first minus the second over all sizes (area under the learning
+        curve); every other comparison is exploratory.
       side_by_side: Stage runs trained at once; 0 = one on each device, 1 = one after
         the other, each spread over all devices.
     """
@@ -190,6 +194,7 @@ class StudyConfig:
     folds: int = 0
     split_seed: int = 0
     grid: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    primary: tuple[str, str, str] = ("two_stage", "scratch", "balanced_accuracy")
     side_by_side: int = 0
 
 

@@ -6,6 +6,7 @@ other predictions, or settings that differ end the report, by name. Rows that ar
 there are named and averaged over by nothing.
 """
 
+import dataclasses
 import itertools
 import json
 import math
@@ -153,7 +154,10 @@ def _record(folder: Path, row: Mapping[str, Any]) -> tuple[Record, tuple[str, ..
     saved = read_arrays(path, ARRAYS)
     names = tuple(str(name) for name in saved["class_names"])
     try:
-        predictions = _predictions(saved, place.seed)
+        predictions = dataclasses.replace(
+            _predictions(saved, place.seed),
+            trained=(row.get("groups") or {}).get("train"),
+        )
         scores = metrics.scores(predictions.labels, predictions.probabilities)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
