@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from twostage_jax.ct.lungs import lung_mask
+from twostage_jax.ct.lungs import find_lungs, lung_mask
 from twostage_jax.ct.phantom import phantom_slices
 
 PIXEL_MM = 1.4
@@ -29,6 +30,51 @@ def chest(noise=0):
     if noise:
         hu += np.random.default_rng(0).normal(0, noise, hu.shape)
     return hu
+
+
+def trunk(ribs=8, gas=(), lungs=()):
+    """An axial slice of a body with spine and ribs, `[H, W]` float, and its lungs.
+
+    Args:
+      ribs: Number of ribs on each side.
+      gas: Masks of gas in stomach and bowel.
+      lungs: Masks of lung, 3 mm within the ribs at most.
+    """
+    hu = np.full((SIDE, SIDE), float(AIR_HU))
+    hu[ellipse(0, 0, 150, 110)] = -90
+    hu[ellipse(0, 0, 128, 90)] = TISSUE_HU
+    hu[ellipse(0, 62, 20, 18)] = 400
+    for turn in np.linspace(-1.2, 1.2, ribs):
+        for side in (-1, 1):
+            x, y = side * 116 * np.cos(turn), 80 * np.sin(turn)
+            hu[ellipse(x, y, 5, 5)] = 700
+    inside = np.zeros((SIDE, SIDE), bool)
+    for mask in lungs:
+        inside |= mask
+    hu[inside] = LUNG_HU
+    for mask in gas:
+        hu[mask & ~inside] = AIR_HU
+    # As a scanner does: the values of small pockets of gas are those of lung.
+    hu = ndimage.gaussian_filter(hu, 1.0)
+    return hu + np.random.default_rng(1).normal(0, 15, hu.shape), inside
+
+
+BASES = ellipse(-75, 55, 40, 14), ellipse(75, 55, 40, 14)
+CHEST = ellipse(-62, 0, 48, 66), ellipse(62, 0, 48, 66)
+STOMACH = ellipse(50, -30, 26, 14)
+BOWEL = (
+    ellipse(-60, -45, 26, 12),
+    ellipse(0, -55, 30, 11),
+    ellipse(55, -40, 30, 16),
+    ellipse(-70, 5, 6, 6),
+    ellipse(35, 0, 4, 6),
+)
+
+
+def found(hu, spacing=(PIXEL_MM, PIXEL_MM)):
+    """`find_lungs` of slices or of one slice."""
+    hu = np.rint(np.atleast_3d(hu.T).T).astype(np.int16)
+    return find_lungs(hu, spacing)
 
 
 def masked(hu, spacing=(PIXEL_MM, PIXEL_MM)):
@@ -147,3 +193,115 @@ def test_impossible_spacing_is_an_error(spacing):
 def test_flat_array_is_an_error():
     with pytest.raises(ValueError, match="Z, H, W"):
         lung_mask(np.zeros((8, 8), np.int16), (1.0, 1.0))
+
+
+@pytest.mark.parametrize("prone", [False, True])
+@pytest.mark.parametrize("step", [None, 3.0])
+def test_bowel_full_of_gas_is_not_lung(prone, step):
+    hu, _ = trunk(gas=BOWEL)
+    hu = hu[::-1] if prone else hu
+    lungs = found(np.stack([hu] * 4), (step, PIXEL_MM, PIXEL_MM))
+    assert not lungs.mask.any()
+    assert lungs.gas == (1.0,) * 4
+    assert lungs.doubts == ("",) * 4
+
+
+def test_bowel_that_fills_the_abdomen_is_not_lung():
+    hu, _ = trunk(gas=[ellipse(-40, -20, 50, 45), ellipse(48, -20, 36, 45)])
+    assert not found(hu).mask.any()
+
+
+@pytest.mark.parametrize("step", [None, 1.0, 5.0])
+def test_stomach_gas_next_to_the_bases_of_the_lungs_is_left_out(step):
+    hu, lungs = trunk(gas=[STOMACH, ellipse(20, -10, 5, 4)], lungs=BASES)
+    mask = found(np.stack([hu] * 3), (step, PIXEL_MM, PIXEL_MM)).mask
+    assert not (mask & STOMACH).any() and not mask[:, ellipse(20, -10, 5, 4)].any()
+    assert all(dice(image, lungs) > 0.93 for image in mask)
+
+
+def test_gas_that_reaches_lung_in_the_next_slice_stays_out():
+    below, _ = trunk(gas=[ellipse(70, 30, 30, 30)])
+    above, lungs = trunk(lungs=CHEST)
+    hu = np.stack([below] * 4 + [above] * 4)
+    mask = found(hu, (2.5, PIXEL_MM, PIXEL_MM)).mask
+    assert not mask[:4].any()
+    assert all(dice(image, lungs) > 0.97 for image in mask[4:])
+
+
+def test_gas_over_fluid_with_contrast_medium_is_not_lung():
+    hu, _ = trunk(gas=[STOMACH])
+    hu[ellipse(50, -14, 24, 10) & ~STOMACH] = 500
+    assert not found(hu).mask.any()
+
+
+def test_air_between_arm_and_chest_is_not_lung():
+    hu, lungs = trunk(lungs=CHEST)
+    arm = ellipse(-157, 0, 14, 30)
+    hu[arm] = TISSUE_HU
+    hu[ellipse(-157, 0, 5, 5)] = 800
+    gap = ellipse(-143, 0, 3, 14)
+    hu[gap] = AIR_HU
+    mask = found(hu).mask[0]
+    assert not mask[gap].any()
+    assert dice(mask, lungs) > 0.97
+
+
+def test_lungs_of_all_kinds_stay_whole_next_to_ribs():
+    apex = ellipse(-45, -5, 22, 30), ellipse(45, -5, 22, 30)
+    for lungs in (CHEST, CHEST[:1], BASES, apex):
+        # The chest is narrow around the apex.
+        hu, inside = trunk(lungs=lungs)
+        if lungs is apex:
+            for turn in (-0.6, 0.0, 0.6):
+                for side in (-1, 1):
+                    hu[ellipse(side * 74 * np.cos(turn), 45 * np.sin(turn), 5, 5)] = 700
+        result = found(hu)
+        assert dice(result.mask[0], inside) > 0.93
+        assert result.doubts == ("",)
+
+
+def test_emphysema_nearly_as_dark_as_gas_is_lung_in_doubt():
+    hu, lungs = trunk(lungs=CHEST)
+    hu[lungs] -= 90
+    vessels = np.random.default_rng(2).random(hu.shape) < 0.01
+    hu[ndimage.binary_dilation(vessels) & lungs] = -600
+    result = found(hu)
+    assert dice(result.mask[0], lungs) > 0.97
+    assert "gas" in result.doubts[0]
+
+
+def test_islands_of_air_in_consolidated_lungs_are_lung():
+    hu, lungs = trunk(lungs=CHEST)
+    solid = lungs & (Y > -35)
+    islands = ellipse(-60, 10, 14, 9) | ellipse(55, 15, 12, 10)
+    hu[solid] = 20
+    hu[islands] = -550
+    hu = ndimage.gaussian_filter(hu, 0.7)
+    assert not found(hu).doubts[0]
+    # The hull of what has air holds the islands if the edge of a lung has air as well.
+    hu[lungs & (X > 100)] = -600
+    hu[lungs & (X < -100)] = -600
+    assert found(hu).mask[0][islands].mean() > 0.9
+
+
+def test_single_section_of_little_lung_is_in_doubt_and_of_a_volume_is_not():
+    sliver = ellipse(-95, 50, 16, 6)
+    hu, lungs = trunk(lungs=[sliver])
+    alone = found(hu)
+    assert dice(alone.mask[0], lungs) > 0.7 and "cm2" in alone.doubts[0]
+    whole, _ = trunk(lungs=CHEST)
+    joined = found(np.stack([hu, whole, whole]), (2.0, PIXEL_MM, PIXEL_MM))
+    assert joined.mask[0].any() and joined.doubts == ("",) * 3
+
+
+def test_lungs_away_from_all_ribs_are_in_doubt():
+    hu, _ = trunk(lungs=[ellipse(-45, -5, 36, 50), ellipse(45, -5, 36, 50)])
+    result = found(hu)
+    assert result.mask.any() and "rib" in result.doubts[0]
+
+
+def test_streaks_of_metal_are_not_lung():
+    hu, _ = trunk()
+    hu[ellipse(-100, 10, 9, 12)] = 3000
+    hu[ellipse(-82, 10, 8, 4)] = -700
+    assert not found(hu).mask.any()

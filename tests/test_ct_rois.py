@@ -10,6 +10,7 @@ from twostage_jax.ct.rois import (
     draw_regions,
     fill_contour,
     mask_of,
+    merge,
     read_mask,
     read_medgift,
 )
@@ -39,8 +40,9 @@ def save_mask(path, mask=MASK):
         Image.fromarray(mask).save(path)
 
 
-def key(z):
-    return f"{SERIES}.{z + 1}", 0
+def headers_key(headers, z):
+    (found,) = [header.key for header in headers if header.position[2] == z]
+    return found
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".npy"])
@@ -48,9 +50,11 @@ def key(z):
 def test_mask_is_found_by_uid_or_by_slice_order(tmp_path, suffix, stem):
     headers = three_slices(tmp_path)
     save_mask(tmp_path / "rois" / f"{stem}{suffix}")
-    masks = mask_of(tmp_path / "rois" / f"{stem}{suffix}", headers)
-    assert list(masks) == [key(5)]
-    assert masks[key(5)]().tolist() == MASK.tolist()
+    masks, placed = mask_of(tmp_path / "rois" / f"{stem}{suffix}", headers)
+    (by_key,) = masks.items()
+    assert by_key[0] == headers_key(headers, 5)
+    assert by_key[1]().tolist() == MASK.tolist()
+    assert (placed is None) == (stem == f"{SERIES}.6")
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".npy"])
@@ -66,20 +70,25 @@ def test_one_file_may_hold_the_masks_of_all_slices(tmp_path, suffix, stem):
         first, *rest = [Image.fromarray(page) for page in stack]
         first.save(path, save_all=True, append_images=rest)
     if stem == "all":
-        with pytest.raises(UserError, match="several series"):
+        with pytest.raises(UserError, match="several series") as error:
             mask_of(path, headers + other)
+        assert error.value.where == str(path)
         other = []
-    masks = mask_of(path, headers + other)
+    masks, placed = mask_of(path, headers + other)
     for number, z in enumerate([0, 5, 10]):
-        assert masks[key(z)]().tolist() == stack[number].tolist()
+        mask = masks[headers_key(headers, z)]()
+        assert mask.tolist() == stack[number].tolist()
+    assert (placed.number, placed.header.position[2], placed.masks) == (1, 0, 3)
 
 
-@pytest.mark.parametrize("name", ["0.png", "4.png", "other.png", "1.2.3.png"])
+@pytest.mark.parametrize("name", ["4.png", "other.png", "1.2.3.png"])
 def test_mask_of_no_slice_is_refused(tmp_path, name):
     headers = three_slices(tmp_path)
-    save_mask(tmp_path / "rois" / name)
-    with pytest.raises(UserError, match=f"{name}.*no slice"):
-        mask_of(tmp_path / "rois" / name, headers)
+    path = tmp_path / "rois" / name
+    save_mask(path)
+    with pytest.raises(UserError) as error:
+        mask_of(path, headers)
+    assert error.value.where == str(path)
 
 
 @pytest.mark.parametrize(
@@ -95,30 +104,40 @@ def test_masks_by_order_are_refused_where_the_order_is_not_certain(
 ):
     for number, z in enumerate(heights, start=1):
         tags = {"ImagePositionPatient": [0, 0, z]}
-        write_ct(tmp_path / f"{number}", np.zeros((2, 3), np.int16), uid=number, **tags)
+        write_ct(
+            tmp_path / "abcd"[number - 1],
+            np.zeros((2, 3), np.int16),
+            uid=number,
+            **tags,
+        )
     headers = scan(tmp_path)[0]
     (tmp_path / "rois").mkdir()
     for name in ("2.png", "all.npy", f"{SERIES}.2.png"):
         stack = np.stack([MASK] * len(heights)) if name == "all.npy" else MASK
         save_mask(tmp_path / "rois" / name, stack)
         if name.startswith(SERIES):
-            assert list(mask_of(tmp_path / "rois" / name, headers)) == [(name[:-4], 0)]
+            masks, _ = mask_of(tmp_path / "rois" / name, headers)
+            (header,) = [h for h in headers if h.key in masks]
+            assert header.sop_uid == name[:-4]
         else:
-            with pytest.raises(UserError, match=rf"{name}: .*{reason}"):
+            with pytest.raises(UserError, match=reason) as error:
                 mask_of(tmp_path / "rois" / name, headers)
+            assert error.value.where == str(tmp_path / "rois" / name)
 
 
 def test_two_masks_of_one_slice_and_a_wrong_shape_are_refused(tmp_path):
     headers = three_slices(tmp_path)
     path = tmp_path / "rois" / "1.png"
     save_mask(path, MASK[:, :2])
-    found = mask_of(path, headers)
-    with pytest.raises(UserError, match=r"1\.png.*\[2, 2\].*\[2, 3\]"):
-        found[key(0)]()
+    found, _ = mask_of(path, headers)
+    with pytest.raises(UserError, match=r"\[2, 2\].*\[2, 3\]") as error:
+        found[headers_key(headers, 0)]()
+    assert error.value.where == str(path)
     other = tmp_path / "rois" / f"{SERIES}.1.png"
     save_mask(other)
-    with pytest.raises(UserError, match="two masks"):
-        add_masks(found, mask_of(other, headers), other)
+    with pytest.raises(UserError) as error:
+        add_masks(found, mask_of(other, headers)[0], other)
+    assert error.value.where == str(other)
 
 
 def test_broken_and_unsuitable_masks_are_refused(tmp_path):
@@ -131,8 +150,9 @@ def test_broken_and_unsuitable_masks_are_refused(tmp_path):
     pickled = tmp_path / "d.npy"
     np.save(pickled, np.array([{}], object), allow_pickle=True)
     for path in (broken, colour, floats, pickled):
-        with pytest.raises(UserError, match=path.name):
+        with pytest.raises(UserError) as error:
             read_mask(path)
+        assert error.value.where == str(path)
 
 
 def test_contour_takes_the_pixels_whose_centres_lie_inside():
@@ -149,12 +169,15 @@ def test_contour_takes_the_pixels_whose_centres_lie_inside():
     assert fill_contour(big, (3, 4)).all()
 
 
-def test_pixels_of_two_classes_belong_to_none():
+def test_pixels_of_two_classes_belong_to_none_and_are_counted():
     def square(low, high):
         return np.array([[low, -1], [high, -1], [high, 9], [low, 9]], float)
 
-    labels = draw_regions([(0, square(-0.5, 2.5)), (1, square(1.5, 4.5))], (1, 6))
-    assert labels.tolist() == [[1, 1, 0, 2, 2, 0]]
+    regions = [(0, square(-0.5, 2.5)), (1, square(1.5, 4.5)), (0, square(-0.5, 1.5))]
+    labels = merge(draw_regions(regions, (1, 6)), (1, 6))
+    assert labels.mask.tolist() == [[1, 1, 0, 2, 2, 0]]
+    assert labels.marked == {0: 3, 1: 3}
+    assert labels.overlaps == {(0, 1): 1}
 
 
 def test_medgift_contours_come_in_pixels(tmp_path):
@@ -187,5 +210,6 @@ def test_medgift_contours_come_in_pixels(tmp_path):
 def test_broken_contour_files_are_refused(tmp_path, text):
     path = tmp_path / "CT.txt"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"CT\.txt"):
+    with pytest.raises(UserError) as error:
         read_medgift(path)
+    assert error.value.where == str(path)

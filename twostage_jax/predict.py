@@ -27,6 +27,10 @@ most are the same lungs again, with another kernel or on another day, so choose 
 `files_left_out` counts files of the series that could not be used: a first or last slice
 among them leaves no gap and is not missed otherwise.
 
+Lungs are found by threshold and morphology; `remarks` says where that is uncertain. With
+--lungs=FOLDER they are those of masks made elsewhere: NIfTI or DICOM SEG, such as
+TotalSegmentator and lungmask write. A series without a mask there is then refused.
+
 A series that the same model has mapped in the same way already is skipped.
 Research use only, not for diagnosis.
 """
@@ -47,6 +51,7 @@ def predict(
     stride: int = 8,
     window: str = "",
     spacing: float | None = None,
+    lungs: str = "",
     salt: str = "",
     show_paths: bool = False,
 ) -> None:
@@ -62,6 +67,7 @@ def predict(
         the training images were not in HU.
       spacing: Millimetres per pixel of the training images, to which slices are
         resampled; 0: pixels as they are; default: as in the training.
+      lungs: Folder of lung masks made elsewhere; default: lungs are found.
       salt: Secret mixed into the hashes of identifiers.
       show_paths: Name the skipped files, also in skipped.csv; paths may hold patients'
         names.
@@ -76,7 +82,14 @@ def predict(
     # Not before jax is set up, nor for --help.
     from twostage_jax.ct import files
     from twostage_jax.ct.palette import NOTICE
+    from twostage_jax.data import lung_files
 
+    masks = lung_files.folder(lungs)
+    if masks is None and lungs not in ("", "found"):
+        raise UserError(
+            f"--lungs={lungs}: give a folder of lung masks, or 'found'.",
+            where="--lungs",
+        )
     files.check_installed()
     cli.use_cores()
     from twostage_jax.mapping import trained
@@ -95,6 +108,7 @@ def predict(
         Path(out),
         Classifier(found, how.window),
         how,
+        lungs=masks,
         salt=salt,
         show_paths=show_paths,
     )

@@ -29,7 +29,7 @@ import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from twostage_jax import cli
 from twostage_jax.errors import UserError
@@ -49,7 +49,7 @@ def prepare(
     spacing: float | None = None,
     coverage: float = 0.75,
     overlap: float = 1.0,
-    lungs: Literal["given", "found", "off"] = "given",
+    lungs: str = "given",
     per_roi: int = 0,
     per_class: int = 100,
     per_patient: int = 0,
@@ -72,7 +72,8 @@ def prepare(
       spacing: Millimetres per pixel to resample to; default: pixels as they are.
       coverage: Smallest fraction of a patch that its region covers.
       overlap: Largest fraction of a patch that another of its slice may cover.
-      lungs: Lung masks that patches must lie in.
+      lungs: Lung masks that patches must lie in: given, found, off, or a folder of masks
+        made elsewhere.
       per_roi: Most patches of a region; 0 = all.
       per_class: Most patches of a class and patient; 0 = all.
       per_patient: Most patches of a patient; 0 = all.
@@ -88,13 +89,15 @@ def prepare(
     Raises:
       UserError: A setting, or what the folders hold, cannot be used.
     """
-    from twostage_jax.data import hiding
+    from twostage_jax.data import hiding, lung_files
 
     if workers is not None and workers < 1:
         raise UserError(
             f"--workers={workers}: at least 1 process is needed.", where="--workers"
         )
     given = {"--source": source, "--rois": rois}
+    if lung_files.folder(lungs):
+        given["--lungs"] = lungs
     roots = {f: Path(p).expanduser().absolute() for f, p in given.items() if p}
     hidden = hiding.errors(roots, salt)
     with contextlib.nullcontext() if show_paths else hidden:

@@ -27,6 +27,7 @@ COLUMNS = (
     "slices",
     "files_left_out",
     "step_mm",
+    "lungs",
     "remarks",
     "model",
     "arm",

@@ -5,17 +5,22 @@ A pixel's centre has whole-numbered coordinates.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
+import pydicom
 
 from twostage_jax.ct.dicom import Header
+from twostage_jax.ct.series import POSITION_TOLERANCE_MM
 from twostage_jax.errors import UserError
 
-# A drawn plane must be this near to its slice, as a share of the distance to the next
+# A drawn plane must be this near to its slice, as a fraction of the distance to the next
 # slice; where there is no other slice, this near in mm.
 PLANE_SHARE, PLANE_MM = 0.25, 0.5
+# Positions are written with a few decimals only.
+EDGE_PIXELS = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,8 @@ def plane(header: Header) -> Plane:
     if header.spacing is None or header.position is None or header.orientation is None:
         raise UserError(
             f"{header.path}: PixelSpacing, ImagePositionPatient or "
-            "ImageOrientationPatient is missing: no region can be placed on it."
+            "ImageOrientationPatient is missing: no region can be placed on it.",
+            where=header.path,
         )
     return Plane(header.shape, header.spacing, header.position, header.orientation)
 
@@ -94,8 +100,40 @@ def sampled(image: np.ndarray, on: Plane, at: Plane) -> np.ndarray:
     return found
 
 
+def inside(points: np.ndarray, on: Plane) -> np.ndarray:
+    """Returns which points `[..., 3]` in mm lie over the pixels of a plane, bool."""
+    flat = to_pixels(points, on)
+    rows, columns = on.shape
+    over = abs(flat[..., 0] - (columns - 1) / 2) <= columns / 2 + EDGE_PIXELS
+    return over & (abs(flat[..., 1] - (rows - 1) / 2) <= rows / 2 + EDGE_PIXELS)
+
+
+def corners(of: Plane) -> np.ndarray:
+    """Returns the centres of a plane's four corner pixels, `[4, 3]` mm."""
+    return centres(of)[[0, 0, -1, -1], [0, -1, 0, -1]]
+
+
+def named_by(reference: pydicom.Dataset) -> set[tuple[str, int | None]]:
+    """Returns the slices that an image reference names, as `Stack.place` takes them."""
+    uid = str(reference.get("ReferencedSOPInstanceUID") or "")
+    numbers = reference.get("ReferencedFrameNumber")
+    if numbers is None or not uid:
+        return {(uid, None)} if uid else set()
+    return {(uid, int(number) - 1) for number in np.ravel(numbers)}
+
+
+def height_text(header: Header) -> str:
+    """Returns 'z = -75 mm' for a slice's first pixel, or that it is not known."""
+    return f"z = {header.position[2]:g} mm" if header.position else "z unknown"
+
+
 class Stack:
-    """The slices of a series, to find the one that a point or a plane belongs to."""
+    """The slices of one or more series, to find those that regions were drawn on.
+
+    Attributes:
+      headers: One per slice.
+      planes: One per slice.
+    """
 
     def __init__(self, headers: Sequence[Header]) -> None:
         """Takes slices, at least one.
@@ -105,36 +143,153 @@ class Stack:
         """
         self.headers = headers
         self.planes = [plane(header) for header in headers]
-        first = self.planes[0]
-        self._heights = np.array([p.position for p in self.planes]) @ first.normal
-        steps = np.diff(np.unique(np.round(self._heights, 3)))
-        self._near = PLANE_SHARE * steps.min() if len(steps) else PLANE_MM
+        self._positions = np.array([p.position for p in self.planes])
+        self._normals = np.array([p.normal for p in self.planes])
+        self._heights = np.sum(self._positions * self._normals, axis=1)
+        self._by_uid = defaultdict(list)
+        for index, header in enumerate(headers):
+            self._by_uid[header.sop_uid].append(index)
+        self._near = np.zeros(len(headers))
+        series = np.array([header.series_uid for header in headers])
+        for uid in set(series):
+            of_series = series == uid
+            steps = np.diff(np.sort(self._heights[of_series]))
+            steps = steps[steps > POSITION_TOLERANCE_MM]
+            near = PLANE_SHARE * steps.min() if len(steps) else PLANE_MM
+            self._near[of_series] = near
 
-    def at(self, point: np.ndarray) -> int | None:
-        """Returns the index of the slice whose plane holds a point in mm, or None."""
-        away = np.abs(self._heights - point @ self.planes[0].normal)
-        index = int(away.argmin())
-        return index if away[index] <= self._near else None
+    def place(
+        self,
+        points: np.ndarray,
+        names: Collection[tuple[str, int | None]],
+        what: str,
+        path: Path,
+        *,
+        reference: str = "",
+        listed: Collection[str] = (),
+        named_only: bool = False,
+    ) -> int | None:
+        """Returns the index of the slice that a region was drawn on.
+
+        It must hold all points. Where the region names its slice, the two must agree.
+
+        Args:
+          points: Points of the region or corners of its frame, `[n, 3]` mm.
+          names: Slices that the region names: SOPInstanceUID, and index of the frame or
+            None.
+          what: Subject of the error message: "ROI 'a' has a contour that".
+          path: The file of regions.
+          reference: FrameOfReferenceUID of the points; '' if not given.
+          listed: SOPInstanceUIDs that the file as a whole refers to: they choose where
+            several slices lie at one position and the region names none.
+          named_only: Refuse regions that do not name their slice.
+
+        Returns:
+          None if there is no slice at the points, nor one that the region names.
+
+        Raises:
+          UserError: Name and position contradict each other, or fit several slices, or
+            the points were drawn in another frame of reference.
+        """
+        away = np.abs(points @ self._normals.T - self._heights).max(axis=0)
+        near = np.flatnonzero(away <= self._near)
+        named = np.array(
+            [
+                index
+                for uid, frame in names
+                for index in self._by_uid.get(uid, ())
+                if frame in (None, self.headers[index].frame)
+            ],
+            int,
+        )
+        if names:
+            found = np.intersect1d(near, named)
+            if not len(found) and len(near) + len(named):
+                raise UserError(
+                    f"{path}: {what} {self._contradiction(points, near, named)}",
+                    where=path,
+                )
+        else:
+            found = near
+            if len(found) > 1:
+                by_list = [i for i in near if self.headers[i].sop_uid in listed]
+                found = np.array(by_list or near)
+        if not len(found):
+            return None
+        same = [i for i in found if self._shares_axes(i, reference)]
+        if not same:
+            raise UserError(
+                f"{path}: {what} was drawn in another frame of reference than the "
+                f"slices of {self.headers[found[0]].path.parent}.",
+                where=path,
+            )
+        if named_only and not names:
+            raise UserError(
+                f"{path}: {what} does not name its slice. The file refers to several "
+                "series, not all of which are there, so that it could belong to any of "
+                "them.",
+                where=path,
+            )
+        if len(same) > 1:
+            first, second = (self.headers[i] for i in same[:2])
+            raise UserError(
+                f"{path}: {what} could belong to several slices that lie at one "
+                f"position, {height_text(first)}: {first.path} and {second.path}. "
+                "Remove the series or phase that the regions were not drawn on.",
+                where=path,
+            )
+        return int(same[0])
+
+    def turned(self, on: Plane) -> float:
+        """Returns the angle in degrees between a plane and the slices, however it faces.
+
+        That to the nearest series, if they differ.
+        """
+        cosines = np.abs(self._normals @ on.normal)
+        return float(np.degrees(np.arccos(min(1.0, cosines.max()))))
+
+    def doubled(self, index: int) -> int | None:
+        """Returns another slice at the position of a slice, or None."""
+        away = np.abs(self._positions[index] @ self._normals.T - self._heights)
+        others = np.flatnonzero(away <= POSITION_TOLERANCE_MM)
+        return next((int(i) for i in others if i != index), None)
 
     def holds(self, points: np.ndarray) -> np.ndarray:
-        """Returns which points `[n, 3]` in mm lie on a slice, `[n]` bool."""
-        flat = to_pixels(points, self.planes[0])
-        heights = flat[:, 2] + self._heights[0]
-        order = np.sort(self._heights)
-        right = np.clip(np.searchsorted(order, heights), 0, len(order) - 1)
-        left = np.maximum(right - 1, 0)
-        away = np.minimum(abs(order[right] - heights), abs(order[left] - heights))
-        rows, columns = self.planes[0].shape
-        inside = (abs(flat[:, 0] - (columns - 1) / 2) <= columns / 2) & (
-            abs(flat[:, 1] - (rows - 1) / 2) <= rows / 2
-        )
-        return inside & (away <= self._near)
+        """Returns which points `[n, 3]` in mm lie on a slice, `[n]` bool.
 
-    def check_reference(self, reference: str, path: Path) -> None:
-        """Raises a UserError if the axes of a file of regions are not the series'."""
-        own = self.headers[0].reference
-        if reference and own and reference != own:
-            raise UserError(
-                f"{path}: was drawn in another frame of reference than the slices of "
-                f"{self.headers[0].path.parent}."
-            )
+        For slices of one series, which are parallel.
+        """
+        heights = points @ self._normals[0]
+        along = self._positions @ self._normals[0]
+        order = np.argsort(along)
+        rank = np.searchsorted(along[order], heights)
+        right = order[np.minimum(rank, len(order) - 1)]
+        left = order[np.maximum(rank - 1, 0)]
+        closer = abs(along[left] - heights) < abs(along[right] - heights)
+        nearest = np.where(closer, left, right)
+        found = abs(along[nearest] - heights) <= self._near[0]
+        for index in np.unique(nearest):
+            own = nearest == index
+            found[own] &= inside(points[own], self.planes[index])
+        return found
+
+    def _shares_axes(self, index: int, reference: str) -> bool:
+        own = self.headers[index].reference
+        return not (reference and own and reference != own)
+
+    def _contradiction(
+        self, points: np.ndarray, near: np.ndarray, named: np.ndarray
+    ) -> str:
+        at = f"z = {points[:, 2].mean():g} mm"
+        if len(near):
+            header = self.headers[near[0]]
+            on = f"lies at {at} on the slice {header.path}"
+            if not len(named):
+                return f"{on}, but names an image that is not among the slices."
+            header = self.headers[named[0]]
+            return f"{on}, but names the slice {header.path} ({height_text(header)})."
+        header = self.headers[named[0]]
+        return (
+            f"names the slice {header.path} ({height_text(header)}), but lies where "
+            f"there is no slice, at {at}."
+        )

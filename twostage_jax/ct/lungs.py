@@ -1,14 +1,23 @@
 """Lung masks by threshold and morphology, without any training.
 
 Slice by slice, because high-resolution protocols leave centimetres between sections;
-slices that lie close together are joined, so that gas outside the lungs is told by
-having no connection to them. The steps are those of the rule-based methods since Hu,
-Hoffman and Reinhardt 2001 (doi:10.1109/42.929615): air inside the body, without the
-airways, smoothed and filled; dense disease under the chest wall is filled up to the
-convex hull of its lung, on the costal side only.
+slices that lie close together are joined, so that a piece is judged with what continues
+it. The steps are those of the rule-based methods since Hu, Hoffman and Reinhardt 2001
+(doi:10.1109/42.929615): air inside the body, without the airways, smoothed and filled;
+dense disease under the chest wall is filled up to the convex hull of its lung, on the
+costal side only.
+
+Gas in stomach and bowel is distinguished from lung by the ribs: lung reaches the chest
+wall, and a rib lies close outside part of its outline in every section; the abdominal
+wall, fat, the liver or the diaphragm keeps gas in the abdomen away from them. Darkness
+alone does not decide, since blur makes small gas pockets as bright as lung, and
+emphysema makes lung nearly as dark as gas. The thresholds were chosen on some patients
+and tested on others: see experiments/lung_masks.md.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -27,6 +36,25 @@ GAS_HU = -985
 # Blur makes the median of small gas pockets (mm^2) say little, their darkest tenth not.
 POCKET_MM2, POCKET_BELOW_HU = 1500.0, -975
 BONE_ABOVE_HU = 200
+# Blocks of pixels blur a rib: it is looked for above this, and nothing else is. What is
+# brighter than any bone is metal, whose streaks look like air.
+RIB_ABOVE_HU, METAL_ABOVE_HU = 180, 2500
+# A rib this near, mm, lies beside lung.
+RIB_MM = 12.0
+# Fractions of a piece's outline with a rib outside it: of lung, and of lung as dark as
+# gas (median away from its edge, HU).
+BESIDE_RIBS, DARK_BESIDE_RIBS, DARK_BELOW_HU = 0.02, 0.10, -900
+# Colon under the ribs: as above, of what is as dark as bowel and no larger.
+BOWEL_BESIDE_RIBS = 0.30
+# The median counts pixels further than this from the edge, mm.
+CORE_MM = 3.0
+# Lung away from all ribs: an island between consolidations, no darker than the lung of
+# its slice by more than this; or larger than bowel that is not dark, mm^2.
+ISLAND_HU, LARGEST_GREY_BOWEL_MM2 = 50.0, 3000.0
+# A single section of less lung than this could be something else, mm^2.
+LITTLE_MM2 = 1000.0
+# Two thirds of such lung is too dark to be sure.
+DOUBTFUL_SHARE = 2 / 3
 # The shapes looked for are centimetres large: they are found on pixels of about this.
 WORKING_MM = 1.4
 # Slices further apart do not show the same piece of bowel twice.
@@ -39,13 +67,66 @@ LARGEST_AIRWAY_MM2 = 900.0
 SMALLEST_SHARE = 0.01
 
 
-def lung_mask(hu: np.ndarray, spacing: Sequence[float | None]) -> np.ndarray:
-    """Returns where the lungs are, `[Z, H, W]` bool.
+class Lungs(NamedTuple):
+    """Lungs of some slices.
 
-    Trachea, main bronchi, table and bowel gas are left out; vessels inside the lungs
-    and dense disease that lung surrounds, or that lies between lung and chest wall,
-    are left in. A lobe without any air in it cannot be told from the chest wall and
-    is lost, and so is a lung that the border of the image cuts open.
+    Attributes:
+      mask: `[Z, H, W]` bool.
+      doubts: For each of the Z slices, why its mask is uncertain; '' where it is not.
+      gas: Fraction of the air inside the body, in each of the Z slices, that was taken
+        for gas in stomach or bowel.
+    """
+
+    mask: np.ndarray
+    doubts: tuple[str, ...]
+    gas: tuple[float, ...]
+
+
+@dataclasses.dataclass
+class _Piece:
+    """Connected air in one slice.
+
+    Attributes:
+      label: Its number in the slice's array of pieces.
+      at: (row, column) of one of its pixels.
+      area: mm^2.
+      median: Median HU.
+      core: Median HU away from its edge.
+      rim: Pixels of its outline.
+      ribs: Those of them with a rib close outside; `rim` if the slice shows no bone.
+      lung: Whether it counts as lung.
+    """
+
+    label: int
+    at: tuple[int, int]
+    area: float
+    median: float
+    core: float
+    rim: int
+    ribs: int
+    lung: bool = True
+
+    @property
+    def dark(self) -> bool:
+        return self.core < DARK_BELOW_HU
+
+    @property
+    def beside_ribs(self) -> float:
+        return self.ribs / self.rim
+
+
+def lung_mask(hu: np.ndarray, spacing: Sequence[float | None]) -> np.ndarray:
+    """Returns where the lungs are, `[Z, H, W]` bool: the mask of `find_lungs`."""
+    return find_lungs(hu, spacing).mask
+
+
+def find_lungs(hu: np.ndarray, spacing: Sequence[float | None]) -> Lungs:
+    """Returns where the lungs are, and where that is uncertain.
+
+    Trachea, main bronchi, table, and gas in stomach and bowel are left out; vessels
+    inside the lungs and dense disease that lung surrounds, or that lies between lung
+    and chest wall, are left in. A lobe without any air in it cannot be told from the
+    chest wall and is lost, and so is a lung that the border of the image cuts open.
 
     Args:
       hu: `[Z, H, W]` Hounsfield units of axial slices, in the order of a series.
@@ -64,20 +145,30 @@ def lung_mask(hu: np.ndarray, spacing: Sequence[float | None]) -> np.ndarray:
     factor = max(1, round(WORKING_MM / max(row_mm, column_mm)))
     pixel = factor * (row_mm * column_mm) ** 0.5
     if not hu.size:
-        return np.zeros(hu.shape, bool)
+        return Lungs(np.zeros(hu.shape, bool), ("",) * len(hu), (0.0,) * len(hu))
     small = np.stack([_shrunk(image, factor) for image in hu])
-    air = np.stack([_air_in_body(image, pixel) for image in small])
+    inside = [_air_in_body(image, pixel) for image in small]
+    air = np.stack([found for found, _ in inside])
+    ribs = [
+        _ribs(image, body, pixel)
+        for image, (_, body) in zip(small, inside, strict=True)
+    ]
+    gas = np.zeros(len(hu))
+    doubts = [""] * len(hu)
     joined = step is not None and step <= JOINED_MM
     stacks = [slice(None)] if joined else [slice(z, z + 1) for z in range(len(hu))]
     for stack in stacks:
-        depth_mm = step if joined else None
-        air[stack] = _lung_pieces(air[stack], small[stack], pixel, depth_mm)
+        whole = air[stack].sum((1, 2))
+        air[stack], doubts[stack] = _lungs_of(
+            air[stack], small[stack], ribs[stack], pixel, step if joined else None
+        )
+        gas[stack] = 1 - air[stack].sum((1, 2)) / np.maximum(whole, 1)
     mask = np.zeros(hu.shape, bool)
-    for index, (image, inside) in enumerate(zip(small, air, strict=True)):
-        if inside.any():
-            filled = _filled(image, inside, pixel)
-            mask[index] = _refined(hu[index], inside, filled, factor)
-    return mask
+    for index, (image, lung) in enumerate(zip(small, air, strict=True)):
+        if lung.any():
+            filled = _filled(image, lung, pixel)
+            mask[index] = _refined(hu[index], lung, filled, factor)
+    return Lungs(mask, tuple(doubts), tuple(gas.tolist()))
 
 
 def _shrunk(image: np.ndarray, factor: int) -> np.ndarray:
@@ -89,14 +180,14 @@ def _shrunk(image: np.ndarray, factor: int) -> np.ndarray:
     return ndimage.gaussian_filter(means, 0.6)
 
 
-def _air_in_body(image: np.ndarray, pixel: float) -> np.ndarray:
-    """Returns the air inside the body, without the airways, `[H, W]` bool."""
+def _air_in_body(image: np.ndarray, pixel: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the air inside the body, without the airways, and the body, `[H, W]`."""
     tissue = image >= AIR_BELOW_HU
     # Filled first: the chest wall is too thin to be opened. Opened, so that the table
     # and clothes that touch the skin fall off.
     solid, count = ndimage.label(_opened(ndimage.binary_fill_holes(tissue), 5 / pixel))
     if not count:
-        return np.zeros(image.shape, bool)
+        return np.zeros(image.shape, bool), np.zeros(image.shape, bool)
     body = solid == 1 + np.bincount(solid.ravel())[1:].argmax()
     columns = np.flatnonzero(body.any(0))
     middle, width = (columns[0] + columns[-1]) / 2, columns[-1] - columns[0] + 1
@@ -105,7 +196,7 @@ def _air_in_body(image: np.ndarray, pixel: float) -> np.ndarray:
     air = ~tissue & inside
     for threshold in (GAS_BELOW_HU, AIR_BELOW_HU):
         _remove_airways(air, image, (image < threshold) & inside, middle, width, pixel)
-    return air
+    return air, body
 
 
 def _remove_airways(
@@ -136,6 +227,167 @@ def _remove_airways(
         # Lung that is cut tangentially is flat; an airway's section is compact.
         if wall > 0.6 and piece.solidity > 0.75:
             air[box] &= distance > 2.5
+
+
+def _ribs(image: np.ndarray, body: np.ndarray, pixel: float) -> np.ndarray | None:
+    """Returns which pixels have a rib near and outside of them; None without bone.
+
+    Outside: nearer to the skin. A rib or another bone of the chest wall, that is; the
+    spine lies behind the lungs, and bowel in front of it.
+
+    Args:
+      image: `[H, W]` HU.
+      body: `[H, W]` bool.
+      pixel: Millimetres per pixel.
+    """
+    pieces, count = ndimage.label((image > RIB_ABOVE_HU) & body)
+    if not count:
+        return None
+    # A single pixel is noise.
+    bone = np.bincount(pieces.ravel()) > 1
+    bone[0] = False
+    bone[np.unique(pieces[image > METAL_ABOVE_HU])] = False
+    bone = bone[pieces]
+    if not bone.any():
+        return None
+    depth = ndimage.distance_transform_edt(body)
+    away, nearest = ndimage.distance_transform_edt(~bone, return_indices=True)
+    return (away * pixel < RIB_MM) & (depth[tuple(nearest)] < depth)
+
+
+def _lungs_of(
+    air: np.ndarray,
+    hu: np.ndarray,
+    ribs: Sequence[np.ndarray | None],
+    pixel: float,
+    step: float | None,
+) -> tuple[np.ndarray, list[str]]:
+    """Returns the lungs in `air`, `[Z, H, W]` bool, and the doubts about each slice.
+
+    Args:
+      air: `[Z, H, W]` bool.
+      hu: `[Z, H, W]`.
+      ribs: For each slice, `_ribs`.
+      pixel: Millimetres per pixel.
+      step: Millimetres between slices; None if this is one slice.
+    """
+    sections, pieces = [], []
+    for image, inside, near in zip(hu, air, ribs, strict=True):
+        labels, _ = ndimage.label(inside)
+        # A section of a volume may be small: `_lung_pieces` looks at the whole of it.
+        fewest = SMALLEST_SECTION_MM2 if step is None else 4 * pixel**2
+        found = _measured(labels, image, near, pixel, fewest)
+        _judge(labels, found)
+        sections.append(labels)
+        pieces.append(found)
+    # Dark gas is taken out first: through a thin wall it would join bowel to lung.
+    lung = np.stack(
+        [
+            _chosen(labels, [p for p in found if p.lung or not p.dark])
+            for labels, found in zip(sections, pieces, strict=True)
+        ]
+    )
+    lung = _lung_pieces(lung, hu, pixel, step)
+    volumes, count = ndimage.label(lung)
+    total, beside = np.zeros(count + 1), np.zeros(count + 1)
+    members = []
+    for z, found in enumerate(pieces):
+        for piece in found:
+            number = int(volumes[z][piece.at])
+            if number:
+                total[number] += piece.area
+                beside[number] += piece.area * piece.lung
+                members.append((z, piece, number))
+    # What continues lung from slice to slice is lung.
+    kept = beside > 0.5 * total
+    areas = [sum(piece.area for piece in found) for found in pieces]
+    return kept[volumes], _doubts(members, kept, ribs, areas, step)
+
+
+def _measured(
+    labels: np.ndarray,
+    image: np.ndarray,
+    ribs: np.ndarray | None,
+    pixel: float,
+    fewest: float,
+) -> list[_Piece]:
+    """Returns the pieces of one slice that have at least `fewest` mm^2."""
+    found = []
+    for index, box in enumerate(ndimage.find_objects(labels), start=1):
+        piece = np.pad(labels[box] == index, 1)
+        area = np.count_nonzero(piece) * pixel**2
+        if area < fewest:
+            continue
+        depth = ndimage.distance_transform_edt(piece)[1:-1, 1:-1]
+        rim = depth == 1
+        core = depth * pixel > min(CORE_MM, 0.7 * pixel * depth.max())
+        count = np.count_nonzero(rim)
+        near = count if ribs is None else np.count_nonzero(rim & ribs[box])
+        values, inside = image[box], piece[1:-1, 1:-1]
+        median = float(np.median(values[inside]))
+        middle = float(np.median(values[core]))
+        row, column = np.unravel_index(depth.argmax(), depth.shape)
+        at = (box[0].start + int(row), box[1].start + int(column))
+        found.append(_Piece(index, at, area, median, middle, count, near))
+    return found
+
+
+def _judge(labels: np.ndarray, pieces: list[_Piece]) -> None:
+    """Decides which pieces of one slice are lung, by themselves and by each other."""
+    for piece in pieces:
+        least = DARK_BESIDE_RIBS if piece.dark else BESIDE_RIBS
+        if piece.core < BOWEL_BELOW_HU and piece.area < LARGEST_BOWEL_MM2:
+            least = BOWEL_BESIDE_RIBS
+        large = not piece.dark and piece.area >= LARGEST_GREY_BOWEL_MM2
+        piece.lung = large or piece.beside_ribs >= least
+        piece.lung &= piece.median >= GAS_HU
+    sure = [piece for piece in pieces if piece.lung and not piece.dark]
+    if not sure or len(sure) == len(pieces):
+        return
+    darkest = np.average([p.core for p in sure], weights=[p.area for p in sure])
+    hull = morphology.convex_hull_image(_chosen(labels, sure))
+    for piece in pieces:
+        island = not piece.dark and piece.core > darkest - ISLAND_HU
+        piece.lung |= island and bool(hull[piece.at])
+
+
+def _chosen(labels: np.ndarray, pieces: list[_Piece]) -> np.ndarray:
+    return np.isin(labels, [piece.label for piece in pieces])
+
+
+def _doubts(
+    members: list[tuple[int, _Piece, int]],
+    kept: np.ndarray,
+    ribs: Sequence[np.ndarray | None],
+    areas: Sequence[float],
+    step: float | None,
+) -> list[str]:
+    """Returns why the lungs of each slice are uncertain, '' where they are not.
+
+    Args:
+      members: (slice, piece, number of the volume that it belongs to).
+      kept: For each volume, whether it is lung.
+      ribs: For each slice, `_ribs`.
+      areas: Area of all pieces of each slice, mm^2.
+      step: As in `_lungs_of`.
+    """
+    doubts = []
+    for z, near in enumerate(ribs):
+        own = [piece for at, piece, number in members if at == z and kept[number]]
+        area = sum(piece.area for piece in own)
+        dark = sum(piece.area for piece in own if piece.dark)
+        away = sum(piece.area for piece in own if piece.beside_ribs < BESIDE_RIBS)
+        reasons = []
+        if near is not None and away > DOUBTFUL_SHARE * area > 0:
+            reasons.append("no rib lies next to it")
+        if dark > DOUBTFUL_SHARE * area > 0:
+            reasons.append("it is nearly as dark as gas")
+        if step is None and 0 < area < LITTLE_MM2:
+            reasons.append(f"it covers only {area / 100:.1f} cm2")
+        elif step is None and 0 < area < areas[z] / 2:
+            reasons.append("most air next to it looks like gas in stomach or bowel")
+        doubts.append(" and ".join(reasons))
+    return doubts
 
 
 def _lung_pieces(
@@ -253,16 +505,13 @@ def _refined(
 
 def _dilated(mask: np.ndarray, radius: float) -> np.ndarray:
     """Returns the pixels within `radius` pixels of the mask: a disc of any size."""
-    if not mask.any():
-        return mask.copy()
-    return ndimage.distance_transform_edt(~mask) <= radius
+    # Without any pixel there is no distance to it, and the result would be arbitrary.
+    return morphology.isotropic_dilation(mask, radius) if mask.any() else mask.copy()
 
 
 def _eroded(mask: np.ndarray, radius: float) -> np.ndarray:
     # What lies beyond the border of the image counts as mask: a cut body is no edge.
-    if mask.all():
-        return mask.copy()
-    return ndimage.distance_transform_edt(mask) > radius
+    return mask.copy() if mask.all() else morphology.isotropic_erosion(mask, radius)
 
 
 def _opened(mask: np.ndarray, radius: float) -> np.ndarray:

@@ -18,8 +18,12 @@ _QUOTED = re.compile(r"(['\"]).*?\1")
 
 
 @contextlib.contextmanager
-def refusing(path: Path) -> Iterator[None]:
+def refusing(path: Path, form: str = "DICOM") -> Iterator[None]:
     """Turns whatever a broken file makes the decoders raise into a refusal, quietly.
+
+    Args:
+      path: The file.
+      form: Name of its format, for the message.
 
     Raises:
       UserError: In place of any other exception; it names the file.
@@ -33,7 +37,9 @@ def refusing(path: Path) -> Iterator[None]:
     except Exception as error:
         text = _QUOTED.sub("'...'", " ".join(str(error).split()))
         why = text or type(error).__name__
-        raise UserError(f"{path}: cannot be read as DICOM: {why}") from error
+        raise UserError(
+            f"{path}: cannot be read as {form}: {why}", where=path
+        ) from error
 
 
 @contextlib.contextmanager

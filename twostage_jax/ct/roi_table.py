@@ -10,7 +10,7 @@ import numpy as np
 
 from twostage_jax import tables
 from twostage_jax.ct.dicom import Header, patient_hash
-from twostage_jax.ct.rois import Key, Load, clean_label, draw_regions
+from twostage_jax.ct.rois import Draw, Key, clean_label, draw_regions
 from twostage_jax.errors import UserError
 
 COLUMNS = ("patient", "series", "slice", "label", "points")
@@ -38,8 +38,8 @@ def read(
     headers: Sequence[Header],
     class_names: Sequence[str],
     salt: str = "",
-) -> dict[Key, Load]:
-    """Returns the label masks of slices; rows of other series or labels are skipped.
+) -> dict[Key, Draw]:
+    """Returns the regions of slices; rows of other series or labels are skipped.
 
     Raises:
       UserError: A row names a slice that is not in its series, another patient, or no

@@ -3,23 +3,68 @@
 A label mask is `[H, W]` int: 0 outside all regions, 1 + class index inside.
 """
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from twostage_jax import tables
 from twostage_jax.ct.dicom import Header
+from twostage_jax.ct.geometry import height_text
 from twostage_jax.ct.pixels import MAX_SIDE
 from twostage_jax.ct.series import sort_series
 from twostage_jax.errors import UserError
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
+# A slice; see `Header.key`.
+Key = tuple
+# Reads the mask `[H, W]` of a slice.
 Load = Callable[[], np.ndarray]
-# A slice: SOPInstanceUID and frame; see `Header.key`.
-Key = tuple[str, int]
+# Class index, and the pixels `[H, W]` bool that a region of this class marks.
+Claim = tuple[int, np.ndarray]
+# Draws the regions of a slice.
+Draw = Callable[[], list[Claim]]
+# Suffixes of DICOM files that are not part of the file's name.
+_SUFFIX = re.compile(r"\.[A-Za-z]\w{0,5}$")
+_RESOLVE = (
+    "Name masks after the SOPInstanceUIDs of their slices or after the slices' files "
+    "(im001.png for im001.dcm)"
+)
+
+
+class Labels(NamedTuple):
+    """The label mask of a slice.
+
+    Attributes:
+      mask: `[H, W]` int.
+      marked: Class index -> number of pixels that its regions mark.
+      overlaps: Two class indices, the smaller first -> number of pixels that regions of
+        both mark, and which are 0 in the mask.
+    """
+
+    mask: np.ndarray
+    marked: dict[int, int]
+    overlaps: dict[tuple[int, int], int]
+
+
+class Numbered(NamedTuple):
+    """How a mask was placed that is not named after the UID of its slice.
+
+    Attributes:
+      number: Number in the mask's name, or of a page, from 1.
+      header: Its slice.
+      clues: Names of what agrees about that, such as 'InstanceNumber'.
+      masks: Number of masks in the file.
+    """
+
+    number: int
+    header: Header
+    clues: tuple[str, ...]
+    masks: int = 1
 
 
 def clean_label(text: str) -> str:
@@ -41,45 +86,96 @@ def read_mask(path: Path) -> np.ndarray:
         raise
     # Broken images raise nearly everything in the decoders.
     except Exception as error:
-        raise UserError(f"{path}: cannot be read as a mask: {error}") from error
+        raise UserError(
+            f"{path}: cannot be read as a mask: {error}", where=path
+        ) from error
     if mask.dtype.kind not in "bui" or mask.ndim not in (2, 3):
         raise UserError(
             f"{path}: a mask must be [H, W] or [D, H, W] whole numbers, not "
-            f"{list(mask.shape)} {mask.dtype}."
+            f"{list(mask.shape)} {mask.dtype}.",
+            where=path,
         )
     if max(mask.shape[-2:]) > MAX_SIDE:
-        raise UserError(f"{path}: {list(mask.shape)} is larger than any CT slice.")
+        raise UserError(
+            f"{path}: {list(mask.shape)} is larger than any CT slice.", where=path
+        )
     return mask
 
 
-def mask_of(path: Path, headers: Sequence[Header]) -> dict[Key, Load]:
-    """Returns what reads the masks `[H, W]` of a PNG, TIFF or NumPy file.
+def mask_of(
+    path: Path, headers: Sequence[Header], beside: Sequence[Path] = ()
+) -> tuple[dict[Key, Load], Numbered | None]:
+    """Returns the readers of the masks of a PNG, TIFF or NumPy file, and how it was placed.
 
-    A file is named after the SOPInstanceUID of its slice, or ends with the number of
-    the slice (from 1, in the order of `series.sort_series`: from the feet to the head),
-    or holds one mask for every slice in that order. The last two need slices of one
-    series, or the file to be in a folder named after the SeriesInstanceUID, or, if it
-    holds all masks, to be named after it; and evenly spaced slices.
+    A mask belongs to the slice whose SOPInstanceUID or file name it bears, with or
+    without further words ('im001.png', 'im001_mask.png' for 'im001.dcm'). Otherwise it
+    goes by the number in its name, or by the order of its pages. Numbers may follow
+    InstanceNumber, the numbers in the names of the slices' files, or the slices' positions
+    from the feet to the head, which many programs go by. Those that are possible must
+    agree; and the slices must be of one series (or the mask be named after its
+    SeriesInstanceUID, or lie in a folder named so), evenly spaced.
 
     Args:
-      path: Of the mask file.
-      headers: Of the slices that it may belong to.
+      path: The mask file.
+      headers: The slices that it may belong to.
+      beside: All mask files that are numbered together with this one. A 0 among their
+        numbers means that they count from 0.
 
     Raises:
       UserError: The mask belongs to no slice, or could belong to several; or it goes
         by the order of slices of which some are missing, doubled or unevenly spaced.
     """
-    single = [h for h in headers if h.sop_uid == path.stem]
-    if len(single) == 1:
-        return {single[0].key: _reader(path, None, single[0])}
-    if single:
-        headers = single
-    else:
-        of_series = [
-            h for h in headers if h.series_uid in (path.stem, path.parent.name)
-        ]
-        headers = of_series or headers
-    return dict(_by_order(path, headers))
+    stem = file_stem(path)
+    named = _named_after(stem, headers)
+    if len(named) == 1 and not (stem.isdigit() and named[0].sop_uid != stem):
+        number = None if named[0].sop_uid in stem else file_number(path)
+        placed = None if number is None else Numbered(number, named[0], ("file names",))
+        return {named[0].key: _reader(path, None, named[0])}, placed
+    of_series = [h for h in headers if h.series_uid in (stem, path.parent.name)]
+    everything, headers = headers, named or of_series or headers
+    if len({header.series_uid for header in headers}) > 1:
+        raise UserError(
+            f"{path}: is not named after a single slice, and could belong to any of "
+            f"several series. {_RESOLVE}, or put them into a folder named after the "
+            "SeriesInstanceUID.",
+            where=path,
+        )
+    if len(named) == 1:
+        uid = named[0].series_uid
+        of_series = [header for header in everything if header.series_uid == uid]
+        return _by_number(path, of_series, named, [path])
+    mask = read_mask(path)
+    if mask.ndim == 3:
+        return _by_page(path, headers, len(mask))
+    others = [p for p in beside if not _named_after(file_stem(p), headers)]
+    return _by_number(path, headers, [], others or [path])
+
+
+def file_stem(path: Path) -> str:
+    """Returns a file's name, in lower case, without suffix; a part of a UID is none."""
+    return tables.composed(_SUFFIX.sub("", path.name)).casefold()
+
+
+def file_number(path: Path) -> int | None:
+    """Returns the number at the end of a file's name; None for a UID or without one."""
+    found = re.search(r"(?<![\d.])(\d{1,6})[^\d.]*$", file_stem(path))
+    return int(found[1]) if found else None
+
+
+def numbers_of(headers: Sequence[Header]) -> dict[str, dict[int, Header]]:
+    """Returns the numbers that slices bear, by their source.
+
+    'InstanceNumber' and 'file names'; each only if all slices have one of their own.
+    """
+    found = {
+        "InstanceNumber": {header.number: header for header in headers},
+        "file names": {file_number(header.path): header for header in headers},
+    }
+    return {
+        source: by_number
+        for source, by_number in found.items()
+        if None not in by_number and len(by_number) == len(headers)
+    }
 
 
 def add_masks(found: dict[Key, Load], new: dict[Key, Load], path: Path) -> None:
@@ -90,7 +186,9 @@ def add_masks(found: dict[Key, Load], new: dict[Key, Load], path: Path) -> None:
     """
     for key in new:
         if key in found:
-            raise UserError(f"{path}: slice {key[0]} has two masks.")
+            raise UserError(
+                f"{path}: its slice has a second mask, in another file.", where=path
+            )
     found |= new
 
 
@@ -109,7 +207,9 @@ def read_medgift(path: Path) -> tuple[tuple[float, float], list[tuple]]:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return _parse_medgift(lines)
     except (ValueError, IndexError, KeyError, OSError) as error:
-        raise UserError(f"{path}: not a MedGIFT contour file: {error}") from error
+        raise UserError(
+            f"{path}: not a MedGIFT contour file: {error}", where=path
+        ) from error
 
 
 def is_medgift(path: Path) -> bool:
@@ -145,28 +245,34 @@ def fill_contour(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def draw_regions(
     regions: Sequence[tuple[int, np.ndarray]], shape: tuple[int, int]
-) -> np.ndarray:
-    """Returns the label mask of (class index, contour) pairs.
+) -> list[Claim]:
+    """Returns the pixels of each of some (class index, contour `[n, 2]`) pairs."""
+    return [(index, fill_contour(points, shape)) for index, points in regions]
 
-    Pixels that regions of two classes claim are left out: they show neither for sure.
+
+def merge(claims: Sequence[Claim], shape: tuple[int, int]) -> Labels:
+    """Returns the label mask of the regions of a slice.
+
+    Pixels that regions of two classes claim are 0: they show neither for sure.
     """
-    return merge([(k, fill_contour(points, shape)) for k, points in regions], shape)
-
-
-def merge(
-    masks: Sequence[tuple[int, np.ndarray]], shape: tuple[int, int]
-) -> np.ndarray:
-    """Returns the label mask of (class index, mask `[H, W]` bool) pairs.
-
-    Pixels that masks of two classes claim are left out: they show neither for sure.
-    """
+    by_class: dict[int, np.ndarray] = {}
+    for index, inside in claims:
+        by_class[index] = by_class.get(index, False) | inside
     labels = np.zeros(shape, np.int64)
-    claimed_twice = np.zeros(shape, bool)
-    for index, inside in masks:
-        claimed_twice |= inside & (labels != 0) & (labels != index + 1)
+    times = np.zeros(shape, np.int64)
+    for index, inside in by_class.items():
         labels[inside] = index + 1
-    labels[claimed_twice] = 0
-    return labels
+        times += inside
+    labels[times > 1] = 0
+    overlaps = {
+        (a, b): int(np.sum(by_class[a] & by_class[b]))
+        for a, b in itertools.combinations(sorted(by_class), 2)
+    }
+    return Labels(
+        labels,
+        {index: int(inside.sum()) for index, inside in by_class.items()},
+        {pair: pixels for pair, pixels in overlaps.items() if pixels},
+    )
 
 
 def _read_numpy(path: Path) -> np.ndarray:
@@ -180,11 +286,14 @@ def _read_pages(path: Path) -> np.ndarray:
         for page in range(getattr(image, "n_frames", 1)):
             image.seek(page)
             if max(image.size) > MAX_SIDE:
-                raise UserError(f"{path}: {image.size} is larger than any CT slice.")
+                raise UserError(
+                    f"{path}: {image.size} is larger than any CT slice.", where=path
+                )
             if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
                 raise UserError(
                     f"{path}: has mode {image.mode}; a mask has one channel of whole "
-                    "numbers."
+                    "numbers.",
+                    where=path,
                 )
             pages.append(np.array(image))
     return pages[0] if len(pages) == 1 else np.stack(pages)
@@ -197,44 +306,132 @@ def _reader(path: Path, page: int | None, header: Header) -> Load:
         if mask.shape != header.shape:
             raise UserError(
                 f"{path}: the mask is {list(mask.shape)}, its slice {header.path} is "
-                f"{list(header.shape)}."
+                f"{list(header.shape)}.",
+                where=path,
             )
         return np.asarray(mask)
 
     return load
 
 
-def _by_order(path: Path, headers: Sequence[Header]) -> Iterator[tuple[Key, Load]]:
-    if len({header.series_uid for header in headers}) > 1:
-        raise UserError(
-            f"{path}: is not named after a SOPInstanceUID, and the folder has several "
-            "series: by order it could belong to any of them."
-        )
+def _named_after(stem: str, headers: Sequence[Header]) -> list[Header]:
+    """Returns the slices whose UID or file name a mask's name is, or contains.
+
+    What the name has in addition must be words of its own, without a digit.
+    """
+    for exact in (True, False):
+        for name_of in (lambda h: h.sop_uid, lambda h: file_stem(h.path)):
+            found = [h for h in headers if _bears(stem, name_of(h), exact)]
+            if found:
+                return found
+    return []
+
+
+def _bears(stem: str, name: str, exact: bool) -> bool:
+    if exact or not name or name not in stem:
+        return stem == name
+    before, _, after = stem.partition(name)
+    apart = not before[-1:].isalnum() and not after[:1].isalnum()
+    return apart and not re.search(r"\d", before + after)
+
+
+def _orders(
+    path: Path, headers: Sequence[Header]
+) -> dict[str, tuple[Header, ...] | list[Header]]:
+    """Returns the orders in which slices may have been counted, by their names.
+
+    Raises:
+      UserError: The order is not certain, as slices are missing or doubled.
+    """
     series = sort_series(headers)
     if series.notes:
         # The number that a mask was given need not be the one that its slice has now.
         raise UserError(
             f"{path}: goes by the order of its slices, which is not certain: "
-            f"{series.plain_notes[0]}. Name masks after their SOPInstanceUIDs."
+            f"{series.plain_notes[0]}. {_RESOLVE}.",
+            where=path,
         )
-    ordered = series.headers
-    mask = read_mask(path)
-    if mask.ndim == 3:
-        if len(mask) != len(ordered):
-            raise UserError(
-                f"{path}: holds {len(mask)} masks for {len(ordered)} slices."
-            )
-        for page, header in enumerate(ordered):
-            yield header.key, _reader(path, page, header)
-        return
-    number = re.fullmatch(r"[^0-9.]*(\d{1,6})", path.stem)
-    if number is None or not 1 <= int(number[1]) <= len(ordered):
+    orders = {"position from the feet": series.headers}
+    for source, numbers in numbers_of(headers).items():
+        orders[f"order of {source}"] = [numbers[number] for number in sorted(numbers)]
+    return orders
+
+
+def _by_number(
+    path: Path,
+    headers: Sequence[Header],
+    named: Sequence[Header],
+    beside: Sequence[Path],
+) -> tuple[dict[Key, Load], Numbered]:
+    number = file_number(path)
+    used = {file_number(p) for p in beside} - {None}
+    readings = [
+        (source, numbers)
+        for source, numbers in numbers_of(headers).items()
+        if used <= numbers.keys()
+    ]
+    if named:
+        # A bare number that is also the name of a slice's file: no need to count.
+        readings = [r for r in readings if r[0] != "file names"]
+        readings.append(("file names", {number: named[0]}))
+    else:
+        orders = _orders(path, headers)
+        first = 0 if 0 in used else 1
+        for source, ordered in orders.items():
+            counted = dict(enumerate(ordered, start=first))
+            known = any(counted == numbers for _, numbers in readings)
+            if used <= counted.keys() and not known:
+                readings.append((source, counted))
+    if number is None or not readings:
         raise UserError(
-            f"{path}: belongs to no slice: name it after the SOPInstanceUID or the "
-            f"number of its slice (1 to {len(ordered)}, from the feet to the head)."
+            f"{path}: belongs to no slice. {_RESOLVE}, or give them the numbers of the "
+            f"slices (1 to {len(headers)}).",
+            where=path,
         )
-    header = ordered[int(number[1]) - 1]
-    yield header.key, _reader(path, None, header)
+    _check_agreed(path, used if not named else {number}, readings)
+    header = readings[0][1][number]
+    clues = tuple(source for source, _ in readings)
+    return {header.key: _reader(path, None, header)}, Numbered(number, header, clues)
+
+
+def _by_page(
+    path: Path, headers: Sequence[Header], pages: int
+) -> tuple[dict[Key, Load], Numbered]:
+    orders = _orders(path, headers)
+    if pages != len(headers):
+        raise UserError(
+            f"{path}: holds {pages} masks for {len(headers)} slices.", where=path
+        )
+    readings = [
+        (source, dict(enumerate(ordered, start=1)))
+        for source, ordered in orders.items()
+    ]
+    _check_agreed(path, set(range(1, pages + 1)), readings)
+    (clue, ordered), *_ = readings
+    found = {
+        header.key: _reader(path, number - 1, header)
+        for number, header in ordered.items()
+    }
+    clues = tuple(source for source, _ in readings)
+    return found, Numbered(1, ordered[1], clues, pages)
+
+
+def _check_agreed(
+    path: Path, numbers: set[int], readings: Sequence[tuple[str, dict[int, Header]]]
+) -> None:
+    """Raises a UserError if two readings put a number on different slices."""
+    (first, by_first), *others = readings
+    for number in sorted(numbers):
+        for other, by_other in others:
+            one, two = by_first[number], by_other[number]
+            if one.key != two.key:
+                raise UserError(
+                    f"{path}: number {number} could mean either of two slices. By "
+                    f"{first} it is {one.path} ({height_text(one)}), by {other} it is "
+                    f"{two.path} ({height_text(two)}). {_RESOLVE}; instead of one file "
+                    "for all slices, give a NIfTI volume, which says where it lies.",
+                    where=path,
+                )
 
 
 def _parse_medgift(lines: list[str]) -> tuple[tuple[float, float], list[tuple]]:

@@ -31,6 +31,7 @@ class RoiFile:
       home: The folder in whose slices its regions lie, if it does not name the series.
       series: SeriesInstanceUIDs that it names.
       labels: What it calls its regions; none if it numbers them.
+      empty: Number of its regions that enclose nothing, such as points.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class RoiFile:
     home: Path
     series: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    empty: int = 0
 
 
 def find(
@@ -84,8 +86,12 @@ def find(
         within = root if path.is_relative_to(root) else above
         marked = _is_in(path, within, ROIS) or given is not None
         file = _recognised(path, home, marked or _is_in(path, within, LUNGS))
+        if marked and file is None and roi_nifti.is_pair(path.with_suffix(".hdr")):
+            continue  # voxels of a pair of files
         if file is None:
             rest.append((path, why))
+        elif file.empty and not file.labels:
+            rest.append((path, "none of its regions encloses an area"))
         else:
             (lungs if _is_in(path, within, LUNGS) else regions).append(file)
     return regions, lungs, rest
@@ -101,10 +107,12 @@ def assign(
         patients or to none, and `go_on` is false.
     """
     by_uid = defaultdict(set)
+    by_name = defaultdict(list)
     by_folder = defaultdict(set)
     for header in headers:
         for uid in (header.sop_uid, header.series_uid):
             by_uid[uid].add(header.patient)
+        by_name[rois.file_stem(header.path)].append(header)
         by_folder[header.path.parent].add(header.patient)
     for folder in list(by_folder):
         for above in folder.parents:
@@ -113,7 +121,7 @@ def assign(
     skipped: Skipped = []
     for file in files:
         try:
-            for patient in _patients(file, by_uid, by_folder):
+            for patient in _patients(file, by_uid, by_name, by_folder):
                 found[patient].append(file)
         except UserError as error:
             if not go_on:
@@ -149,7 +157,7 @@ def _recognised(path: Path, home: Path, marked: bool) -> RoiFile | None:
     name = path.name.lower()
     if marked and path.suffix.lower() in rois.MASK_SUFFIXES:
         return RoiFile(path, "mask", home)
-    if marked and name.endswith(roi_nifti.SUFFIXES):
+    if marked and (name.endswith(roi_nifti.SUFFIXES) or roi_nifti.is_pair(path)):
         return RoiFile(path, "nifti", home)
     if marked and name.endswith(".csv") and name != "classes.csv":
         rows = [row.values for row in roi_table.rows_of(path)]
@@ -175,28 +183,41 @@ def _recognised_dicom(path: Path, home: Path) -> RoiFile | None:
             return None
         dataset = loading.load(path, pixels=False)
         series = module.referenced_series(dataset)
-        labels = sorted(set(module.labels(dataset).values()))
-    return RoiFile(path, kind, home, series, tuple(labels))
+        labels = module.labels(dataset)
+        empty = 0
+        if kind == "rtstruct":
+            empty = len(dataset.get("StructureSetROISequence") or ()) - len(labels)
+    return RoiFile(path, kind, home, series, tuple(sorted({*labels.values()})), empty)
 
 
 def _patients(
-    file: RoiFile, by_uid: dict[str, set[str]], by_folder: dict[Path, set[str]]
+    file: RoiFile,
+    by_uid: dict[str, set[str]],
+    by_name: dict[str, list[Header]],
+    by_folder: dict[Path, set[str]],
 ) -> list[str]:
-    missing = [uid for uid in file.series if uid not in by_uid]
-    if missing:
-        raise UserError(
-            f"{file.path}: marks series {', '.join(missing)}, which is not there."
-        )
     if file.series:
-        return sorted(set.union(*(by_uid[uid] for uid in file.series)))
+        # Regions on a series that is not there are found when they are read; rows of a
+        # table would be skipped.
+        missing = [uid for uid in file.series if uid not in by_uid]
+        if len(missing) == len(file.series) or (missing and file.kind == "csv"):
+            raise UserError(
+                f"{file.path}: marks series {', '.join(missing)}, which is not there.",
+                where=file.path,
+            )
+        return sorted(set.union(*(by_uid.get(uid, set()) for uid in file.series)))
     for uid in (stem(file.path), file.path.parent.name):
         if len(by_uid.get(uid, ())) == 1:
             return sorted(by_uid[uid])
     patients = by_folder.get(file.home, set())
+    if len(patients) != 1 and file.kind == "mask":
+        named = by_name.get(rois.file_stem(file.path), ())
+        patients = {h.patient for h in named if h.path.is_relative_to(file.home)}
     if len(patients) != 1:
         raise UserError(
-            f"{file.path}: there are slices of {len(patients)} patients in "
-            f"{file.home}, and the file does not name a series: name it after the "
-            "SOPInstanceUID or the SeriesInstanceUID."
+            f"{file.path}: there are slices of {len(by_folder.get(file.home, ()))} "
+            f"patients in {file.home}, and the file does not name a series: name it "
+            "after the SOPInstanceUID or the SeriesInstanceUID.",
+            where=file.path,
         )
     return sorted(patients)

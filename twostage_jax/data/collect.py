@@ -27,8 +27,8 @@ class Collector:
       metadata: Filled when the last part is through: 'key', 'kind', 'class_names',
         'fingerprint', and in the order of the records 'ids', 'labels', 'groups',
         'splits'; where examples have them, 'details'; 'skipped', pairs of a
-        file's hash and why it was left out; and 'notes', sentences on what the user
-        should know about the files.
+        file's hash and why it was left out; 'facts', tables that the tasks filled; and
+        'notes', sentences on what the user should know about the files.
     """
 
     parts: list[Callable[[], Iterator[dict[str, Any]]]]
@@ -47,13 +47,22 @@ class Collector:
           UserError: There is no example.
         """
         self._recipe = recipe
+        self._skipped: list[tuple[str, str]] = []
+        self._notes = Notes()
+        self._facts: dict[str, list[dict[str, Any]]] = {}
         begun: list[list[Example]] = []
         for examples in results:
             begun.append(examples)
             if examples:
                 break
         if not begun or not begun[-1]:
-            raise UserError(f"data set '{recipe.name}' has no examples.")
+            for examples in begun:
+                self._gather(examples)
+            why = "; ".join([*self._notes.lines(), *self._remarks()])
+            raise UserError(
+                f"data set '{recipe.name}' has no examples"
+                + (f": {why}" if why else ".")
+            )
         self._first = begun[-1][0]
         self._results = itertools.chain(begun, results)
         self.shape, self.dtype = self._first.image.shape, self._first.image.dtype
@@ -76,14 +85,21 @@ class Collector:
         lists = {name: [] for name in ("ids", "labels", "groups", "splits")}
         self.metadata = tfds.core.MetadataDict(lists)
         self._details: list[dict[str, Any]] = []
-        self._skipped: list[tuple[str, str]] = []
-        self._notes = Notes()
+
+    def _gather(self, examples: list[Example]) -> None:
+        self._skipped += getattr(examples, "skipped", ())
+        self._notes.update(getattr(examples, "notes", ()))
+        for table, rows in getattr(examples, "facts", {}).items():
+            self._facts.setdefault(table, []).extend(rows)
+
+    def _remarks(self) -> list[str]:
+        remarks = self._recipe.remarks
+        return list(map(plain, remarks(self._skipped, self._facts) if remarks else ()))
 
     def _part(self, tasks: int, *, last: bool) -> Iterator[dict[str, Any]]:
         empty = True
         for examples in itertools.islice(self._results, tasks):
-            self._skipped += getattr(examples, "skipped", ())
-            self._notes.update(getattr(examples, "notes", ()))
+            self._gather(examples)
             for example in examples:
                 empty = False
                 self._check(example)
@@ -142,10 +158,13 @@ class Collector:
         real = [i for i, name in enumerate(data["ids"]) if name]
         present = {data["labels"][i] for i in real}
         empty = [c for i, c in enumerate(recipe.class_names) if i not in present]
+        remarks = self._remarks()
         if empty:
+            names = [repr(name) for name in empty]
+            why = [line for line in remarks if any(name in line for name in names)]
             raise UserError(
-                f"data set '{recipe.name}': no examples of class "
-                f"{', '.join(repr(name) for name in empty)}."
+                f"data set '{recipe.name}': no examples of class {', '.join(names)}. "
+                f"{' '.join(why)}".strip()
             )
         if len({bool(data["groups"][i]) for i in real}) > 1:
             without = next(data["ids"][i] for i in real if not data["groups"][i])
@@ -166,8 +185,9 @@ class Collector:
             data["details"] = self._details
         if self._skipped:
             data["skipped"] = [list(entry) for entry in self._skipped]
-        remarks = recipe.remarks(self._skipped) if recipe.remarks else ()
-        data["notes"] = [*self._notes.lines(), *map(plain, remarks)]
+        if self._facts:
+            data["facts"] = self._facts
+        data["notes"] = [*self._notes.lines(), *remarks]
         data["key"] = recipe.key
         data["kind"] = recipe.kind
         data["class_names"] = list(recipe.class_names)

@@ -12,6 +12,7 @@ from twostage_jax.notes import Notes
 
 Kind = Literal["natural", "texture", "ct"]
 SPLITS = ("train", "validation", "test")
+Facts = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +44,15 @@ class Made(list[Example]):
       skipped: (hash of a file, reason) of what was left out of them.
       notes: Counts of what the user should know about the files; those of all tasks
         are added up.
+      facts: Name of a table -> its rows, of values that JSON knows; those of all tasks
+        are joined, and kept with the set.
     """
 
     def __init__(self, examples: Iterable[Example] = ()) -> None:
         super().__init__(examples)
         self.skipped: list[tuple[str, str]] = []
         self.notes = Notes()
+        self.facts: dict[str, list[dict[str, Any]]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +71,8 @@ class Recipe:
       measure: A picklable function from a task to numbers that must be known of the
         whole set before the first example is made: `make(task, found=...)` is then
         given the largest of each.
-      remarks: A function from what the tasks skipped, as in `Made.skipped`, to sentences
-        about the set as a whole; called when all tasks are through.
+      remarks: A function from what the tasks skipped and the facts that they found, as
+        in `Made`, to sentences about the set as a whole; called when all are through.
       resumable: Keep the results of finished tasks until all are there: for tasks that
         take long.
       prepared_in: The data folder that holds the set already, if the set is not to be
@@ -82,7 +86,7 @@ class Recipe:
     tasks: Sequence[Any]
     make: Callable[..., list[Example]]
     measure: Callable[[Any], Mapping[str, float]] | None = None
-    remarks: Callable[[Sequence[tuple[str, str]]], Iterable[str]] | None = None
+    remarks: Callable[[Sequence[tuple[str, str]], Facts], Iterable[str]] | None = None
     resumable: bool = False
     prepared_in: Path | None = None
 

@@ -25,10 +25,11 @@ from twostage_jax.data import (
     dicom_patches,
     files,
     hiding,
+    lung_files,
     prepared_files,
 )
 from twostage_jax.data.cut import Cut, check
-from twostage_jax.data.dataset import Made, Recipe, digest
+from twostage_jax.data.dataset import Facts, Made, Recipe, digest
 from twostage_jax.data.dicom_patches import Patient
 from twostage_jax.errors import UserError
 from twostage_jax.walk import Skipped, walk
@@ -79,7 +80,9 @@ def recipe(
       coverage: Share of a patch that its region must cover at least.
       overlap: Largest share of a patch that another of its slice may cover.
       lungs: 'given': count only what lies inside the lung masks, where there are any;
-        'found': find lungs where there is no mask; 'off': count everything.
+        'found': find lungs where there is no mask; 'off': count everything. Or a
+        folder or file of lung masks made elsewhere (see `lung_files`), one for each
+        series with regions.
       per_roi: Most patches of one region of a slice, drawn at random; 0 = all.
       per_class: Most patches of one class and patient, drawn at random; 0 = all.
       per_patient: Most patches of a patient, drawn at random; 0 = all.
@@ -97,12 +100,13 @@ def recipe(
     given = Path(rois).expanduser().absolute() if rois else None
     if given is not None and not given.exists():
         raise UserError(f"rois = '{rois}': there is no such file or folder.")
+    masks = lung_files.folder(lungs)
     cut = Cut(
         size=size,
         stride=stride,
         coverage=coverage,
         overlap=overlap,
-        lungs=lungs,
+        lungs="given" if masks else lungs,
         spacing=spacing,
         per_roi=per_roi,
         per_class=per_class,
@@ -110,7 +114,7 @@ def recipe(
         seed=seed,
     )
     check(cut)
-    patients = Patients(root, given, salt, go_on)
+    patients = Patients(root, given, salt, go_on, masks)
     names = class_names.given(root, classes)
     if not names:
         names = class_names.occurring(root, patients.regions)
@@ -121,8 +125,11 @@ def recipe(
         above = given if given.is_dir() else given.parent
         marked = walk(given).files if given.is_dir() else [given]
         stamps += files.stamps(above, marked)
+    if masks is not None:
+        above = masks if masks.is_dir() else masks.parent
+        stamps += files.stamps(above, walk(masks).files if masks.is_dir() else [masks])
     settings = {"class_names": names, "cut": cut, "salt": salt, "go_on": go_on}
-    roots = [root, *([given] if given else [])]
+    roots = [root, *filter(None, (given, masks))]
     return Recipe(
         name="dicom",
         kind="ct",
@@ -140,12 +147,18 @@ def recipe(
 
 
 def _remarks(
-    skipped: hiding.Hidden, *, patients: "Patients", roots: Sequence[Path], salt: str
+    skipped: hiding.Hidden,
+    facts: Facts,
+    *,
+    patients: "Patients",
+    roots: Sequence[Path],
+    salt: str,
 ) -> Iterator[str]:
     """Yields lines on what is left out of the folder, and on what is odd in it."""
+    yield from patients.notes
+    yield from dicom_patches.remarks(facts)
     skipped = [*skipped, *hiding.hide(patients.skipped, roots, salt)]
     series = prepared_files.about_series(patients.series, salt, show_paths=False)
-    yield from patients.notes
     yield from prepared_files.notes(skipped, series)
 
 
@@ -176,9 +189,17 @@ class Patients(Sequence[Patient]):
       root: Folder of the slices.
     """
 
-    def __init__(self, root: Path, given: Path | None, salt: str, go_on: bool) -> None:
+    def __init__(
+        self,
+        root: Path,
+        given: Path | None,
+        salt: str,
+        go_on: bool,
+        masks: Path | None = None,
+    ) -> None:
         self.root = root
         self._given, self._salt, self._go_on = given, salt, go_on
+        self._masks = masks
 
     def __len__(self) -> int:
         return len(self._found[0])
@@ -245,6 +266,9 @@ class Patients(Sequence[Patient]):
         regions, lungs, rest = annotations.find(self.root, self._given, found.others)
         by_region, wrong = annotations.assign(regions, headers, go_on=self._go_on)
         by_lung, wrong_lungs = annotations.assign(lungs, headers, go_on=self._go_on)
+        matched = None
+        if self._masks is not None:
+            matched = lung_files.match(self._masks, self.root, series, salt=self._salt)
         by_patient = defaultdict(list)
         for header in headers:
             by_patient[header.patient].append(header)
@@ -254,12 +278,14 @@ class Patients(Sequence[Patient]):
                 tuple(by_patient[name]),
                 tuple(by_region[name]),
                 tuple(by_lung.get(name, ())),
+                matched,
             )
             for name in by_patient
             if name in by_region
         ]
         skipped = found.unread + rest
         unusable = refused + wrong + wrong_lungs
+        unusable += matched.skipped if matched else []
         if not patients:
             roots = [self.root, *([self._given] if self._given else [])]
             reasons = (hiding.first_reasons(s, roots) for s in (unusable, skipped))

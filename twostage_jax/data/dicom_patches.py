@@ -1,23 +1,29 @@
 """The patches of one patient's annotated CT slices."""
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from twostage_jax.ct import patches
 from twostage_jax.ct.dicom import Header, patient_hash
 from twostage_jax.ct.lungs import lung_mask
-from twostage_jax.ct.rois import Key, Load
+from twostage_jax.ct.rois import Key, Load, Numbered
 from twostage_jax.ct.series import check_air, read_in_turn
 from twostage_jax.data import annotation_masks, hiding
 from twostage_jax.data.annotations import RoiFile
 from twostage_jax.data.cut import Cut
-from twostage_jax.data.dataset import Example, Made
+from twostage_jax.data.dataset import Example, Facts, Made
+from twostage_jax.data.lung_files import Matched
 from twostage_jax.errors import UserError
 from twostage_jax.walk import Skipped
+
+EMPTY = "of structure sets are points or have no contour: they enclose nothing."
+# Series of which a remark says how their numbered masks were placed.
+MOST_NUMBERED = 8
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -28,13 +34,15 @@ class Patient:
       name: Salted hash.
       headers: Of the slices, of any number of series.
       regions: Files of regions.
-      lungs: Files of lung masks.
+      lungs: Files of lung masks next to the slices.
+      masks: Lung masks made elsewhere, which then take the place of `lungs`.
     """
 
     name: str
     headers: tuple[Header, ...]
     regions: tuple[RoiFile, ...]
     lungs: tuple[RoiFile, ...]
+    masks: Matched | None = None
 
     def __repr__(self) -> str:
         # Paths may hold the patient's name.
@@ -68,8 +76,10 @@ def make(
       UserError: A file cannot be trusted, or regions do not fit the slices.
     """
     made, skipped = Made(), []
+    if empty := sum(file.empty for file in patient.regions):
+        made.notes.add("regions", EMPTY, empty)
     try:
-        made += _patches(patient, class_names, cut, salt, go_on, skipped)
+        _patches(patient, class_names, cut, salt, go_on, made, skipped)
     except UserError as error:
         if not go_on:
             raise
@@ -78,27 +88,71 @@ def make(
     return made
 
 
+def remarks(facts: Facts) -> Iterator[str]:
+    """Yields sentences on the facts that `make` finds, over all patients."""
+    marked, overlaps = Counter(), defaultdict(Counter)
+    for row in facts.get("marked", ()):
+        marked[row["class"]] += row["pixels"]
+    for row in facts.get("overlaps", ()):
+        counts = {name: row[name] for name in ("pixels", "slices")}
+        overlaps[tuple(row["classes"])].update(patients=1, **counts)
+    for names, count in overlaps.items():
+        shares = [
+            f"{100 * count['pixels'] / marked[name]:.0f} % of {name!r}"
+            for name in names
+        ]
+        yield (
+            f"{names[0]!r} and {names[1]!r}: {count['pixels']:,} pixels on "
+            f"{count['slices']:,} slices of {count['patients']:,} patients are marked "
+            f"as both and count for neither ({' and '.join(shares)})."
+        )
+    numbered = facts.get("numbered_masks", ())
+    for row in numbered[:MOST_NUMBERED]:
+        instance = row["instance_number"]
+        yield (
+            f"{row['masks']} numbered masks of {row['kind']}, {row['series']}: number "
+            f"{row['number']} is the slice with InstanceNumber "
+            f"{'unknown' if instance is None else instance} at z = "
+            f"{'unknown' if row['z_mm'] is None else row['z_mm']} mm, by "
+            f"{', '.join(row['clues'])}."
+        )
+    if len(numbered) > MOST_NUMBERED:
+        yield (
+            f"numbered masks of {len(numbered) - MOST_NUMBERED} more series: `prepare` "
+            "lists them in dataset.json."
+        )
+
+
 def _patches(
     patient: Patient,
     class_names: Sequence[str],
     cut: Cut,
     salt: str,
     go_on: bool,
+    made: Made,
     skipped: Skipped,
-) -> list[Example]:
-    loads = annotation_masks.labelled(
+) -> None:
+    """Adds patches, and facts about the regions, to `made`."""
+    loads, numbered = annotation_masks.labelled(
         patient.regions, patient.headers, class_names, salt
     )
-    given = annotation_masks.masks(patient.lungs, patient.headers)
+    given, numbered_lungs = annotation_masks.masks(patient.lungs, patient.headers)
+    made.facts["numbered_masks"] = [
+        *_numbered(numbered, "regions", patient.name, salt),
+        *_numbered(numbered_lungs, "lungs", patient.name, salt),
+    ]
     headers = [header for header in patient.headers if header.key in loads]
     headers = _with_air(headers, patient, go_on, skipped)
     if cut.lungs == "off":
         given = {}
-    found = []
+    if patient.masks is not None:
+        given, headers = _given(patient, headers, go_on, skipped)
+    found, marked, overlaps = [], Counter(), defaultdict(Counter)
     for number, lungs in _lungs(headers, given, cut, go_on, skipped):
         header = headers[number]
         try:
-            places = _places(header, loads[header.key], lungs, len(class_names), cut)
+            labels = loads[header.key]()
+            places = _places(header, labels.mask, lungs, len(class_names), cut)
         except UserError as error:
             if not go_on:
                 raise
@@ -106,15 +160,72 @@ def _patches(
             skipped.append((culprit, str(error)))
             continue
         found += [(number, *place) for place in places]
+        marked.update(labels.marked)
+        for pair, pixels in labels.overlaps.items():
+            overlaps[pair].update(pixels=pixels, slices=1)
+    made.facts["marked"] = [
+        {"patient": patient.name, "class": class_names[label], "pixels": pixels}
+        for label, pixels in sorted(marked.items())
+    ]
+    made.facts["overlaps"] = [
+        {
+            "patient": patient.name,
+            "classes": [class_names[label] for label in pair],
+            **counts,
+        }
+        for pair, counts in sorted(overlaps.items())
+    ]
     chosen = _chosen(found, cut, patient.name)
     by_slice = defaultdict(list)
     for index in chosen:
         by_slice[found[index][0]].append(found[index][1:])
-    return [
-        _example(hu, headers[number], place, patient.name, cut, salt)
-        for number, hu in _read(headers, by_slice, go_on, skipped)
-        for place in by_slice[number]
-    ]
+    for number, hu in _read(headers, by_slice, go_on, skipped):
+        for place in by_slice[number]:
+            made.append(_example(hu, headers[number], place, patient.name, cut, salt))
+
+
+def _given(
+    patient: Patient, headers: Sequence[Header], go_on: bool, skipped: Skipped
+) -> tuple[dict[Key, Load], list[Header]]:
+    """Returns the lung masks made elsewhere, and the slices of series that have one."""
+    found: dict[Key, Load] = {}
+    for uid in dict.fromkeys(header.series_uid for header in headers):
+        own = [header for header in patient.headers if header.series_uid == uid]
+        try:
+            masks = patient.masks.of(uid).read(own)
+        except UserError as error:
+            if not go_on:
+                raise
+            skipped.append((own[0].path, str(error)))
+            continue
+        found |= {key: lambda mask=mask: mask for key, mask in masks.items()}
+    return found, [header for header in headers if header.key in found]
+
+
+def _numbered(
+    placed: Sequence[Numbered], kind: str, patient: str, salt: str
+) -> list[dict[str, Any]]:
+    """Returns, for each series, the slice of the mask with the smallest number."""
+    by_series = defaultdict(list)
+    for one in placed:
+        by_series[one.header.series_uid].append(one)
+    rows = []
+    for uid, own in by_series.items():
+        first = min(own, key=lambda one: one.number)
+        position = first.header.position
+        rows.append(
+            {
+                "patient": patient,
+                "series": series_hash(uid, salt),
+                "kind": kind,
+                "masks": sum(one.masks for one in own),
+                "number": first.number,
+                "instance_number": first.header.number,
+                "z_mm": None if position is None else round(position[2], 3),
+                "clues": list(first.clues),
+            }
+        )
+    return rows
 
 
 def _with_air(
@@ -171,7 +282,7 @@ Place = tuple[int, int, int, float, int]
 
 def _places(
     header: Header,
-    load: Load,
+    mask: np.ndarray,
     lungs: np.ndarray | None,
     num_classes: int,
     cut: Cut,
@@ -179,7 +290,7 @@ def _places(
     """Returns the patches of a slice that coverage and overlap allow."""
     shape = _shape(header, cut.spacing)
     patches.check_size(shape, cut.size, header.path)
-    labels = patches.resample_mask(load(), shape)
+    labels = patches.resample_mask(mask, shape)
     if lungs is not None:
         labels = np.where(patches.resample_mask(lungs, shape), labels, 0)
     cuts, shares = patches.covered(

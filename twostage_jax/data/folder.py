@@ -17,6 +17,7 @@ from twostage_jax.data.class_folders import Stamp
 from twostage_jax.data.dataset import (
     SPLITS,
     Example,
+    Facts,
     Kind,
     Made,
     Recipe,
@@ -332,7 +333,9 @@ def _common_side(
     return min(sides, default=1)
 
 
-def _remarks(notes: Iterable[str], skipped: Sequence[tuple[str, str]]) -> Iterable[str]:
+def _remarks(
+    notes: Iterable[str], skipped: Sequence[tuple[str, str]], facts: Facts
+) -> Iterable[str]:
     return notes
 
 

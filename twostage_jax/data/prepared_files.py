@@ -69,6 +69,8 @@ def write(
         "fingerprint": made.fingerprint,
         "notice": NOTICE,
         "settings": dataclasses.asdict(recipe.make.keywords["cut"]),
+        # Pixels that two classes mark, and how numbered masks were placed.
+        "facts": metadata.get("facts", {}),
     }
     with atomic.replacing(out / "patches.csv") as path:
         _write_patches(path, recipe, metadata)

@@ -38,7 +38,8 @@ def save(path: Path, examples: list[Example]) -> None:
     rest = [[e.id, int(e.label), e.group, e.split, dict(e.details)] for e in examples]
     skipped = [list(entry) for entry in getattr(examples, "skipped", ())]
     notes = getattr(examples, "notes", Notes()).to_json()
-    told = {"examples": rest, "skipped": skipped, "notes": notes}
+    facts = getattr(examples, "facts", {})
+    told = {"examples": rest, "skipped": skipped, "notes": notes, "facts": facts}
     text = json.dumps(told).encode()
     images = {f"image_{i}": e.image for i, e in enumerate(examples)}
     if len({(e.image.shape, e.image.dtype) for e in examples}) == 1:
@@ -64,4 +65,5 @@ def load(path: Path) -> Made:
             made.append(Example(name, image, label, group, split, details))
     made.skipped = [(name, why) for name, why in text["skipped"]]
     made.notes = Notes.from_json(text["notes"])
+    made.facts = text["facts"]
     return made

@@ -13,7 +13,7 @@ from twostage_jax import atomic
 from twostage_jax.ct import files
 from twostage_jax.ct.dicom import patient_hash
 from twostage_jax.ct.series import Series, find_series
-from twostage_jax.data import hiding
+from twostage_jax.data import hiding, lung_files
 from twostage_jax.errors import UserError
 from twostage_jax.mapping.classify import Classifier, How
 from twostage_jax.mapping.series import is_made, make
@@ -26,6 +26,7 @@ def map_folder(
     classifier: Classifier,
     how: How,
     *,
+    lungs: Path | None = None,
     salt: str = "",
     show_paths: bool = False,
 ) -> None:
@@ -40,6 +41,8 @@ def map_folder(
       out: Folder of the maps.
       classifier: The network.
       how: How it is applied.
+      lungs: Folder or file of lung masks; series without one are refused. None to find
+        the lungs.
       salt: Secret mixed into the hashes of identifiers.
       show_paths: Name files in skipped.csv and in what is printed.
 
@@ -60,18 +63,27 @@ def map_folder(
         if not listed:
             reasons = "The folder holds no files."
         raise UserError(f"{root}: CT series were not found. {reasons}", where=root)
+    masks = None
+    if lungs is not None:
+        masks = lung_files.match(lungs, root, found, salt=salt)
+        unread = [(str(path), why) for path, why in masks.skipped]
+        listed += unread if show_paths else hiding.hide(masks.skipped, [lungs], salt)
     done = 0
     with atomic.locked(out / ".lock", str(out)):
         for number, series in enumerate(found, start=1):
             name = series_name(series, salt)
             try:
-                said = _map(series, classifier, how, out / name)
+                given = masks and masks.of(series.uid)
+                said = _map(series, classifier, how, out / name, given)
                 done += 1
             except UserError as error:
                 said = f"refused: {error}"
                 if not show_paths:
                     paths = [header.path for header in series.headers]
-                    said = f"refused: {without_names(str(error), root, paths)}"
+                    said = without_names(str(error), root, paths)
+                    if lungs is not None:
+                        ((_, said),) = hiding.hide([(lungs, said)], [lungs], salt="")
+                    said = f"refused: {said}"
                 listed.append((name, said))
             print(f"{number}/{len(found)} {name}: {said}", flush=True)
         hiding.write_skipped(out, listed)
@@ -108,10 +120,16 @@ def without_names(text: str, root: Path, paths: Sequence[Path]) -> str:
     return plain
 
 
-def _map(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
-    if is_made(folder, series, classifier.run, how):
+def _map(
+    series: Series,
+    classifier: Classifier,
+    how: How,
+    folder: Path,
+    given: lung_files.GivenLungs | None,
+) -> str:
+    if is_made(folder, series, classifier.run, how, given):
         return "is there already"
-    return make(series, classifier, how, folder)
+    return make(series, classifier, how, folder, given)
 
 
 def _join_reports(out: Path) -> None:

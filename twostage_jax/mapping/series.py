@@ -14,26 +14,33 @@ import numpy as np
 
 from twostage_jax import atomic
 from twostage_jax.ct import files, overlay, volumes
-from twostage_jax.ct.lungs import lung_mask
+from twostage_jax.ct.lungs import Lungs, find_lungs
 from twostage_jax.ct.palette import NOTICE, printable
 from twostage_jax.ct.segmentation import write_segmentation
 from twostage_jax.ct.series import Series, check_air, read_volume
 from twostage_jax.data.dataset import digest
+from twostage_jax.data.lung_files import GivenLungs, air_remark
 from twostage_jax.errors import UserError
 from twostage_jax.mapping.classify import Classifier, How, Maps, classify
 from twostage_jax.mapping.trained import Trained
 
 # Raised when the same model and settings give other files.
-VERSION = 2
+VERSION = 3
 # Slices whose normal leaves the body's long axis by more than about 37 degrees.
 LEAST_AXIAL = 0.8
 
 
-def is_made(folder: Path, series: Series, run: Trained, how: How) -> bool:
+def is_made(
+    folder: Path,
+    series: Series,
+    run: Trained,
+    how: How,
+    given: GivenLungs | None = None,
+) -> bool:
     """Whether the folder holds the maps of this series, by this model, made this way."""
     try:
         made = json.loads((folder / "series.json").read_text(encoding="utf-8"))
-        return made["key"] == _key(series, run, how)
+        return made["key"] == _key(series, run, how, given)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -45,6 +52,7 @@ class Mapped(NamedTuple):
       series: From the feet to the head.
       hu: `[Z, H, W]` int16.
       lungs: `[Z, H, W]` bool.
+      doubts: For each slice, why its lungs are uncertain, or ''.
       maps: What the windows say.
       run: What made the maps.
       how: How they were made.
@@ -54,13 +62,20 @@ class Mapped(NamedTuple):
     series: Series
     hu: np.ndarray
     lungs: np.ndarray
+    doubts: tuple[str, ...]
     maps: Maps
     run: Trained
     how: How
     about: dict[str, str]
 
 
-def make(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
+def make(
+    series: Series,
+    classifier: Classifier,
+    how: How,
+    folder: Path,
+    given: GivenLungs | None = None,
+) -> str:
     """Makes all maps of a series in `folder`, whole or not at all.
 
     Args:
@@ -69,6 +84,7 @@ def make(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
       how: How it is applied.
       folder: `PATIENT_SERIES`, by its two names, and nothing that identifies the
         patient: both appear in the files.
+      given: Lung mask made elsewhere; None to find the lungs.
 
     Returns:
       What was done, in a line.
@@ -77,17 +93,19 @@ def make(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
       UserError: The series cannot be trusted or has no lung in it.
     """
     began, run = time.monotonic(), classifier.run
-    key = _key(series, run, how)
+    key = _key(series, run, how, given)
     series = from_feet(series)
     hu = read_volume(series)
     check_air(hu, series.headers[0].path)
     spacing = series.headers[0].spacing
-    lungs = lung_mask(hu, (series.step, *spacing))
-    if not lungs.any():
-        raise UserError("no lung was found in it.")
+    (lungs, doubts, _), remarks = _lungs(hu, series, given)
     maps = classify(hu, lungs, spacing, classifier, how)
     about = _about(series, run, how, folder.name)
-    mapped = Mapped(series, hu, lungs, maps, run, how, about)
+    about["lungs"] = (
+        "found by threshold and morphology" if given is None else str(given)
+    )
+    about["remarks"] = printable("; ".join((*remarks, *series.remarks)), 500)
+    mapped = Mapped(series, hu, lungs, doubts, maps, run, how, about)
     with _replacing_folder(folder) as temporary:
         _write_arrays(temporary, mapped)
         _draw(temporary, mapped)
@@ -99,6 +117,41 @@ def make(series: Series, classifier: Classifier, how: How, folder: Path) -> str:
     slices = f"{len(hu)} slice{'s' if len(hu) > 1 else ''}"
     text = f"{slices}, {maps.windows} windows in {seconds:.1f} s"
     return "; ".join(filter(None, (text, about["remarks"], note)))
+
+
+def _lungs(
+    hu: np.ndarray, series: Series, given: GivenLungs | None
+) -> tuple[Lungs, list[str]]:
+    """Returns the lungs of a series, and remarks on them.
+
+    Raises:
+      UserError: There are none, or the given mask does not fit.
+    """
+    if given is not None:
+        masks = given.read(series.headers)
+        mask = np.stack([masks[header.key] for header in series.headers])
+        remark = air_remark(hu, mask)
+        sure = ("",) * len(hu)
+        return Lungs(mask, sure, (0.0,) * len(hu)), [remark] if remark else []
+    found = find_lungs(hu, (series.step, *series.headers[0].spacing))
+    if not found.mask.any():
+        gas = "; what air it holds looks like gas in stomach or bowel"
+        raise UserError(f"no lung was found in it{gas if any(found.gas) else ''}.")
+    by_doubt: dict[str, list[int]] = {}
+    for z, doubt in enumerate(found.doubts):
+        if doubt:
+            by_doubt.setdefault(doubt, []).append(len(hu) - z)
+    return found, [
+        f"lung on {_numbers_text(numbers)} is uncertain: {doubt}"
+        for doubt, numbers in by_doubt.items()
+    ]
+
+
+def _numbers_text(numbers: list[int]) -> str:
+    """Returns 'slice 3' or '14 slices (3 to 20 from the head)'."""
+    if len(numbers) == 1:
+        return f"slice {numbers[0]}"
+    return f"{len(numbers)} slices ({min(numbers)} to {max(numbers)} from the head)"
 
 
 def from_feet(series: Series) -> Series:
@@ -181,6 +234,8 @@ def _draw(folder: Path, mapped: Mapped) -> None:
     def draw(z: int) -> None:
         number = len(hu) - z
         name = f"slice {number} of {len(hu)}"
+        if doubt := mapped.doubts[z]:
+            name += f"; lung is uncertain: {doubt}"
         picture = overlay.draw_slice(hu[z], labels[z], lungs[z], style, name)
         # Fast and a little larger: hundreds of these are written.
         picture.save(folder / "overlays" / f"{number:04d}.png", compress_level=3)
@@ -212,10 +267,10 @@ def _write_dicom(folder: Path, mapped: Mapped) -> str:
     return ""
 
 
-def _key(series: Series, run: Trained, how: How) -> str:
+def _key(series: Series, run: Trained, how: How, given: GivenLungs | None) -> str:
     slices = [header.key for header in series.headers]
     # Files that appear or get lost beside the slices change the remarks alone.
-    about = series.remarks, series.left_out
+    about = series.remarks, series.left_out, "" if given is None else given.digest
     return digest(VERSION, run.hash, how.stride, how.window, how.spacing, slices, about)
 
 
