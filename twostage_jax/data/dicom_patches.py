@@ -99,9 +99,10 @@ def remarks(facts: Facts) -> Iterator[str]:
             for name in names
         ]
         yield (
-            f"{names[0]!r} and {names[1]!r}: {count['pixels']:,} pixels on "
-            f"{count['slices']:,} slices of {count['patients']:,} patients are marked "
-            f"as both and count for neither ({' and '.join(shares)})."
+            f"{names[0]!r} and {names[1]!r}: {count['pixels']:,} pixels "
+            f"({' and '.join(shares)}), on {count['slices']:,} slices, are marked as both "
+            f"and count for neither (patients: {count['patients']:,}). To use one of "
+            "them, name it without the other in 'classes'."
         )
     numbered = facts.get("numbered_masks", ())
     for row in numbered[:MOST_NUMBERED]:
