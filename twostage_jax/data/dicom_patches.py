@@ -20,7 +20,7 @@ from twostage_jax.data.dataset import Example, Facts, Made
 from twostage_jax.errors import UserError
 from twostage_jax.walk import Skipped
 
-EMPTY = "of structure sets are points or have no contour: they enclose nothing."
+EMPTY = "of structure sets enclose nothing, being points or lines or without contour."
 # Series of which a remark says how their numbered masks were placed.
 MOST_NUMBERED = 8
 
@@ -74,7 +74,7 @@ def make(
     """
     made, skipped = Made(), []
     if empty := sum(file.empty for file in patient.regions):
-        made.notes.add("regions", EMPTY, empty)
+        made.notes.add("ROIs or contours", EMPTY, empty)
     try:
         _patches(patient, class_names, cut, salt, go_on, made, skipped)
     except UserError as error:
