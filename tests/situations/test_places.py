@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pydicom
 import pytest
-from ct_files import SERIES
+from ct_files import SERIES, write_enhanced
 from PIL import Image
 
 from twostage_jax.ct import files
@@ -162,6 +162,19 @@ class TestNumberedMasks:
         path = tmp_path / "rois" / "all.npy"
         save(path, np.stack([square()] * 6))
         refused(path, tmp_path / "ct", ["a"], tmp_path / "rois")
+
+    def test_pages_named_after_a_file_of_frames_follow_its_frames(self, tmp_path):
+        (tmp_path / "ct").mkdir()
+        stored = np.zeros((3, SIDE, SIDE), np.int16)
+        write_enhanced(tmp_path / "ct" / "exam.dcm", stored, [10, 5, 0])
+        stack = np.stack([square(1), square(0), square(2)])
+        save(tmp_path / "named" / "exam.npy", stack)
+        found = masks_of(tmp_path / "ct", ["a", "b"], tmp_path / "named")
+        assert {n: mask.max() for n, mask in found.items()} == {1: 1, 3: 2}
+        path = tmp_path / "r" / "all.npy"
+        save(path, stack)
+        text = refused(path, tmp_path / "ct", ["a", "b"], path.parent)
+        assert "z = 10 mm" in text and "z = 0 mm" in text
 
     def test_two_phases_at_one_position_need_names(self, tmp_path):
         write_series(tmp_path / "ct")
