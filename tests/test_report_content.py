@@ -162,6 +162,18 @@ def test_copies_in_the_test_set_are_warned_of_once(tmp_path):
     assert sum("2 of 480 test images" in line for line in warnings) == 1
 
 
+def test_notes_on_the_files_of_a_data_set_are_given_once(tmp_path):
+    folder = write_study(tmp_path, TWO, rich=True)
+    for path in folder.glob("stages/target-*/lineage.json"):
+        lineage = json.loads(path.read_text())
+        lineage["data"]["notes"] = ["12 of 40 images are <i>turned</i>."]
+        path.write_text(json.dumps(lineage))
+    study = load.load([folder])
+    made, _ = report(study)
+    assert sum("12 of 40 images" in line for line in made.warnings) == 1
+    assert "<i>turned" not in write.html(made, study)
+
+
 def test_the_patient_level_is_said_to_be_no_diagnosis(of_folds):
     assert "no diagnosis of a patient" in tables_of(of_folds[0])["patient_scores"].note
 

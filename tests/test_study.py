@@ -354,6 +354,7 @@ def test_lineage_says_what_a_run_came_from(tiny_study, tmp_path, capsys):
     )  # fmt: skip
     made = tiny_study.made["target"]
     assert last["data"]["fingerprint"] == made.fingerprint
+    assert last["data"]["notes"] == list(made.notes)
     assert sum(last["data"]["examples"].values()) == len(made)
     assert sum(last["data"]["groups"].values()) == len(np.unique(made.groups))
     assert last["settings"]["train"]["steps"] == 18

@@ -68,6 +68,9 @@ class Recipe:
         means that the set is prepared anew.
       tasks: Picklable units of work.
       make: A picklable function from a task to its examples.
+      measure: A picklable function from a task to numbers that must be known of the
+        whole set before the first example is made: `make(task, found=...)` is then
+        given the largest of each.
       remarks: A function from what the tasks skipped and the facts that they found, as
         in `Made`, to sentences about the set as a whole; called when all are through.
       resumable: Keep the results of finished tasks until all are there: for tasks that
@@ -81,7 +84,8 @@ class Recipe:
     class_names: tuple[str, ...]
     key: str
     tasks: Sequence[Any]
-    make: Callable[[Any], list[Example]]
+    make: Callable[..., list[Example]]
+    measure: Callable[[Any], Mapping[str, float]] | None = None
     remarks: Callable[[Sequence[tuple[str, str]], Facts], Iterable[str]] | None = None
     resumable: bool = False
     prepared_in: Path | None = None
@@ -128,6 +132,15 @@ class Dataset:
     def units(self) -> Literal["hu", "grey"]:
         """Returns 'hu' for Hounsfield units, to which a window applies, or 'grey'."""
         return "hu" if self.images.dtype == np.int16 else "grey"
+
+
+def largest(results: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Returns the largest value of each measure (see `Recipe.measure`)."""
+    found: dict[str, float] = {}
+    for result in results:
+        for name, value in result.items():
+            found[name] = max(value, found.get(name, value))
+    return found
 
 
 def digest(*parts: Any) -> str:

@@ -23,14 +23,19 @@ AHEAD = 3
 
 
 def run(
-    recipe: Recipe, *, workers: int | None = None, progress: bool = True
-) -> Iterator[list[Example]]:
+    recipe: Recipe,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    verb: str = "preparing",
+) -> Iterator[Any]:
     """Yields the examples of each task, in the order of the tasks.
 
     Args:
       recipe: What to make.
       workers: Processes to use; None for one a core, 1 for none but this one.
       progress: Show a progress bar, if standard error is a terminal.
+      verb: What the bar says is done.
 
     Raises:
       UserError: What a task raised as such, or a worker that was killed.
@@ -39,7 +44,7 @@ def run(
     workers = min(workers or _cores(), len(recipe.tasks))
     results = _here(recipe) if workers <= 1 else _in_workers(recipe, workers)
     bar = tqdm(
-        desc=f"preparing {recipe.name}",
+        desc=f"{verb} {recipe.name}",
         total=len(recipe.tasks),
         unit="task",
         disable=None if progress else True,
