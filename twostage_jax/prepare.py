@@ -36,7 +36,7 @@ from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.prepare import folder_of, metadata_of, prepare
 from twostage_jax.errors import UserError
 from twostage_jax.spreadsheet import inert
-from twostage_jax.walk import walk
+from twostage_jax.walk import shown, walk
 
 SOURCE = flags.DEFINE_string("source", None, "Folder of DICOM files, in any order.")
 ROIS = flags.DEFINE_string(
@@ -161,7 +161,7 @@ def _paths() -> dict[str, str]:
         tree = walk(root) if root.is_dir() else None
         skipped = [path for path, _ in tree.skipped] if tree else []
         for path in [*tree.files, *skipped] if tree else [root]:
-            found[hiding.file_hash(path, SALT.value)] = str(path)
+            found[hiding.file_hash(path, SALT.value)] = shown(path)
     return found
 
 

@@ -17,6 +17,7 @@ from twostage_jax.data import hiding
 from twostage_jax.errors import UserError
 from twostage_jax.mapping.classify import Classifier, How
 from twostage_jax.mapping.series import is_made, make
+from twostage_jax.walk import shown
 
 
 def map_folder(
@@ -47,13 +48,17 @@ def map_folder(
     """
     root = root.absolute()
     found, skipped = find_series(root, salt=salt, go_on=True)
-    listed = [(str(path), why.removeprefix(f"{path}: ")) for path, why in skipped]
+    listed = [
+        (shown(path), shown(why.removeprefix(f"{path}: "))) for path, why in skipped
+    ]
     if not show_paths:
         listed = hiding.hide(skipped, [root], salt)
     _say_skipped(listed, show_paths)
     if not found:
         hiding.write_skipped(out, listed)
-        reasons = hiding.counted(listed) or "The folder holds no files."
+        reasons = f"Left out: {hiding.counted(listed)}."
+        if not listed:
+            reasons = "The folder holds no files."
         raise UserError(f"{root}: CT series were not found. {reasons}", where=root)
     done = 0
     with atomic.locked(out / ".lock", str(out)):
@@ -75,10 +80,9 @@ def map_folder(
     if listed:
         print(f"What was left out and refused: {out / 'skipped.csv'}")
     if not done:
-        refused = [entry for entry in listed if entry[1].startswith("refused: ")]
         raise UserError(
-            f"{root}: none of the {len(found)} series could be mapped. "
-            f"{hiding.counted(refused)}",
+            f"none of the {len(found)} series could be mapped: "
+            f"{hiding.counted(listed[-len(found) :])}.",
             where=root,
         )
 
