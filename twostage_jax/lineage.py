@@ -66,6 +66,7 @@ def lineage(
         "data": {
             "name": dataset.name,
             "fingerprint": dataset.fingerprint,
+            "synthetic": dataset.synthetic,
             "class_names": list(dataset.class_names),
             "examples": {name: len(part) for name, part in parts.items()},
             "groups": None

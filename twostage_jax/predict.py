@@ -5,8 +5,9 @@
 finds the CT series below FOLDER, masks the lungs, classifies overlapping windows, and
 writes a folder a series (`maps/<patient hash>_<series hash>/`):
 
-    probabilities.npz     class probabilities, class and lung masks, geometry
+    probabilities.npz     class probabilities; class, lung and unlike masks, geometry
     probabilities.nii.gz  class probabilities; classes.nii.gz: 1 + class index
+    unlike_training.nii.gz  1 where the lung is unlike the training images
     segmentation.dcm      DICOM SEG over the source images; carries their identity
     overlays/*.png        each slice with lung, plain and in colour
     contact_sheet.png     the whole series on one sheet
@@ -25,6 +26,13 @@ most are the same lungs again, with another kernel or on another day, so choose 
 `files_left_out` counts files of the series that could not be used: a first or last slice
 among them leaves no gap and is not missed otherwise.
 
+Lung whose windows lie further from the training images than 99 % of the patches of other
+training patients do, in features of the network, is hatched in the pictures, counted in
+`fraction_unlike_training`, and has no class in the DICOM SEG. A series is refused if this
+is more than half of its lung, or if the model was trained on synthetic images and the
+series does not say that it is synthetic; --go_on maps it all the same. The measure finds
+gross differences (another window, another kind of tissue), not subtle ones.
+
 A series that is there already, made by the same model in the same way, is not made again.
 Research use only, not for diagnosis.
 """
@@ -35,7 +43,7 @@ from absl import flags
 
 from twostage_jax import cli
 from twostage_jax.ct import files
-from twostage_jax.ct.palette import NOTICE
+from twostage_jax.ct.palette import UNLIKE
 from twostage_jax.errors import UserError
 from twostage_jax.mapping import trained
 from twostage_jax.mapping.classify import Classifier, How
@@ -58,6 +66,7 @@ SPACING = flags.DEFINE_float(
     "Millimetres a pixel of the training images, to which slices are resampled; 0: "
     "pixels as they are; default: as in the training.",
 )
+GO_ON = flags.DEFINE_boolean("go_on", False, "Map what is unlike the training images.")
 SALT = flags.DEFINE_string("salt", "", "Secret mixed into the hashes of identifiers.")
 SHOW_PATHS = flags.DEFINE_boolean(
     "show_paths",
@@ -81,14 +90,18 @@ def main() -> None:
         window=trained.parse_window(WINDOW.value, run),
         spacing=trained.parse_spacing(SPACING.value, run),
     )
-    print(f"{run}\n{how}\n{NOTICE}", flush=True)
+    classifier = Classifier(run, how.window)
+    unlike = classifier.reference or "not judged, as the stage run has no novelty.npz"
+    print(f"{run}\n{how}\n{UNLIKE}: {unlike}")
+    print("\n".join(run.notices), flush=True)
     map_folder(
         Path(DICOM.value),
         Path(OUT.value),
-        Classifier(run, how.window),
+        classifier,
         how,
         salt=SALT.value,
         show_paths=SHOW_PATHS.value,
+        go_on=GO_ON.value,
     )
 
 

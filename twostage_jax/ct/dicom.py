@@ -30,6 +30,9 @@ UNMEASURED_BELOW_HU, MOST_UNMEASURED = -1500, 0.01
 # Padding that is tagged with a value above this could be confused with tissue.
 TISSUE_HU = -900
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+# PS3.3 C.12.1 and C.7.6.1: 'YES' for images that were made artificially or are of a
+# phantom.
+NOT_A_PATIENT = ("SyntheticData", "QualityControlImage")
 
 
 class NotCTError(UserError):
@@ -56,6 +59,8 @@ class Header:
       thickness: SliceThickness, mm; None if not given.
       reference: FrameOfReferenceUID, the name of the patient's axes; '' if not given.
       lossy: Was once compressed with loss, which smooths texture.
+      synthetic: SyntheticData (0008,001C) or QualityControlImage (0028,0300) says that
+        the image shows no patient: it is generated, or that of a phantom.
     """
 
     path: Path
@@ -73,6 +78,7 @@ class Header:
     thickness: float | None = None
     reference: str = ""
     lossy: bool = False
+    synthetic: bool = False
 
     @property
     def key(self) -> tuple[str, int]:
@@ -229,6 +235,7 @@ def _header(
         thickness=(thickness[0] or None) if thickness else None,
         reference=str(dataset.get("FrameOfReferenceUID") or ""),
         lossy=dataset.get("LossyImageCompression") == "01",
+        synthetic="YES" in [dataset.get(keyword) for keyword in NOT_A_PATIENT],
     )
 
 

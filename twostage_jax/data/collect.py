@@ -25,8 +25,8 @@ class Collector:
         TFDS split must not be empty.
       metadata: Filled when the last part is through: 'key', 'kind', 'class_names',
         'fingerprint', and in the order of the records 'ids', 'labels', 'groups',
-        'splits'; where examples have them, 'details'; and 'skipped', pairs of a
-        file's hash and why it was left out.
+        'splits'; 'synthetic', whether any example is; where examples have them,
+        'details'; and 'skipped', pairs of a file's hash and why it was left out.
     """
 
     parts: list[Callable[[], Iterator[dict[str, Any]]]]
@@ -74,6 +74,7 @@ class Collector:
         lists = {name: [] for name in ("ids", "labels", "groups", "splits")}
         self.metadata = tfds.core.MetadataDict(lists)
         self._details: list[dict[str, Any]] = []
+        self._synthetic = recipe.synthetic
         self._skipped: list[tuple[str, str]] = []
 
     def _part(self, tasks: int, *, last: bool) -> Iterator[dict[str, Any]]:
@@ -99,6 +100,7 @@ class Collector:
         self.metadata["groups"].append(example.group)
         self.metadata["splits"].append(example.split)
         self._details.append(dict(example.details))
+        self._synthetic |= example.synthetic
         return {
             "image": image,
             "label": label,
@@ -162,6 +164,8 @@ class Collector:
             data["details"] = self._details
         if self._skipped:
             data["skipped"] = [list(entry) for entry in self._skipped]
+        # Not part of the fingerprint, which is that of the content.
+        data["synthetic"] = self._synthetic
         data["key"] = recipe.key
         data["kind"] = recipe.kind
         data["class_names"] = list(recipe.class_names)

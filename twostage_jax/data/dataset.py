@@ -24,6 +24,7 @@ class Example:
         sample); empty if the set has no groups.
       split: The split that the data set's authors gave it; 'train' if they gave none.
       details: Where it comes from, for the table of a prepared set; numbers and strings.
+      synthetic: Whether the image was generated instead of acquired.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Example:
     group: str = ""
     split: str = "train"
     details: Mapping[str, str | int | float] = dataclasses.field(default_factory=dict)
+    synthetic: bool = False
 
 
 class Made(list[Example]):
@@ -63,6 +65,8 @@ class Recipe:
         take long.
       prepared_in: The data folder that holds the set already, if the set is not to be
         made in the caller's.
+      synthetic: Whether all images are generated. Where files decide, as for DICOM, the
+        examples say so themselves (`Example.synthetic`).
     """
 
     name: str
@@ -73,6 +77,7 @@ class Recipe:
     make: Callable[[Any], list[Example]]
     resumable: bool = False
     prepared_in: Path | None = None
+    synthetic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +96,7 @@ class Dataset:
       ids: `[N]` strings, unique.
       splits: `[N]` strings out of `SPLITS`, as the set's authors split it.
       fingerprint: Digest of the content (see `fingerprint`).
+      synthetic: Whether any image was generated instead of acquired.
     """
 
     name: str
@@ -102,6 +108,7 @@ class Dataset:
     ids: np.ndarray
     splits: np.ndarray
     fingerprint: str
+    synthetic: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)

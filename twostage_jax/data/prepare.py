@@ -151,6 +151,8 @@ def _read(recipe: Recipe, folder: Path) -> Dataset:
         ids=ids[order],
         splits=np.array(metadata["splits"])[order],
         fingerprint=metadata["fingerprint"],
+        # Sets prepared by earlier versions do not say.
+        synthetic=bool(metadata.get("synthetic", recipe.synthetic)),
     )
 
 

@@ -68,6 +68,7 @@ def write(
         "count": len(made),
         "fingerprint": made.fingerprint,
         "notice": NOTICE,
+        "synthetic": made.synthetic,
         "settings": dataclasses.asdict(recipe.make.keywords["cut"]),
     }
     with atomic.replacing(out / "patches.csv") as path:

@@ -27,6 +27,7 @@ def map_folder(
     *,
     salt: str = "",
     show_paths: bool = False,
+    go_on: bool = False,
 ) -> None:
     """Maps every CT series below `root` into a folder of `out`, unless it is there.
 
@@ -41,6 +42,7 @@ def map_folder(
       how: How it is applied.
       salt: Secret mixed into the hashes of identifiers.
       show_paths: Name files in skipped.csv and in what is printed.
+      go_on: Map series even if most of their lung is unlike the training images.
 
     Raises:
       UserError: There is no CT series, or none could be mapped.
@@ -60,7 +62,8 @@ def map_folder(
         for number, series in enumerate(found, start=1):
             name = series_name(series, salt)
             try:
-                said = _map(series, classifier, how, out / name, left_out[series.uid])
+                odd = left_out[series.uid]
+                said = _map(series, classifier, how, out / name, odd, go_on)
                 done += 1
             except UserError as error:
                 said = f"refused: {error}"
@@ -102,11 +105,16 @@ def without_names(text: str, root: Path, paths: Sequence[Path]) -> str:
 
 
 def _map(
-    series: Series, classifier: Classifier, how: How, folder: Path, left_out: int
+    series: Series,
+    classifier: Classifier,
+    how: How,
+    folder: Path,
+    left_out: int,
+    go_on: bool,
 ) -> str:
-    if is_made(folder, series, classifier.run, how):
+    if is_made(folder, series, classifier, how):
         return "is there already"
-    return make(series, classifier, how, folder, left_out=left_out)
+    return make(series, classifier, how, folder, left_out=left_out, go_on=go_on)
 
 
 def _join_reports(out: Path) -> None:

@@ -102,6 +102,17 @@ def build(
     )
 
 
+def penultimate(taps: dict[str, jax.Array]) -> jax.Array:
+    """Returns the features `[N, D]` that the head sees, float32, before dropout.
+
+    Args:
+      taps: In the order in which the network computes them.
+    """
+    before = [name for name in taps if name != HEAD]
+    features = taps[before[-1] if before else HEAD].astype(jnp.float32)
+    return features.mean((1, 2)) if features.ndim == 4 else features
+
+
 def init(
     module: nn.Module, key: jax.Array, image_size: int, channels: int
 ) -> dict[str, Any]:
