@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ct_files import write_ct
 
-from twostage_jax import checkpoint
+from twostage_jax import checkpoint, novelty
 from twostage_jax.mapping.classify import How
 
 PIXEL_MM, SIZE = 3.0, 96
@@ -99,8 +99,19 @@ def write_chest(folder, slices=3, *, series=1, gap=10.0, names="IM-{:04d}.dcm", 
     return hu
 
 
-def write_run(workdir, *, class_names=("normal", "ground_glass"), **changes):
-    """Writes the stage run of `Brightness` and its study's row; returns its folder."""
+def write_run(
+    workdir,
+    *,
+    class_names=("normal", "ground_glass"),
+    synthetic=False,
+    known=None,
+    **changes,
+):
+    """Writes the stage run of `Brightness` and its study's row; returns its folder.
+
+    `known` names the classes of which it has training images to compare windows with:
+    0 is healthy lung, 1 diseased; None: the run has nothing to compare with.
+    """
     folder = workdir / "stages" / "target-0123456789ab"
     folder.mkdir(parents=True)
     steepness = np.asarray(1000, np.float32)
@@ -117,11 +128,18 @@ def write_run(workdir, *, class_names=("normal", "ground_glass"), **changes):
             "name": "dicom",
             "fingerprint": "feed" * 16,
             "class_names": list(class_names),
+            **({} if synthetic is None else {"synthetic": synthetic}),
             "mean": [0.5],
             "deviation": [0.25],
         },
     }
     (folder / "lineage.json").write_text(json.dumps(lineage))
+    if known is not None:
+        # The logits, the last features that there are, are [0, x]: scaled to length 1
+        # healthy lung lies at [0, -1] and diseased lung at [0, 1], 2 apart.
+        points = [[0, 2 * label - 1] for label in known]
+        made = novelty.Reference(np.array(points, np.float16), 0.5, 3)
+        novelty.save(folder, made, lineage["hash"])
     row = {"arm": "two_stage", "seed": 0, "fraction": 1.0, "fold": 0}
     row["stage_runs"] = lineage["chain"]
     (workdir / "rows").mkdir()

@@ -127,7 +127,8 @@ def load(folder: Path, run_hash: str) -> Reference | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as saved:
+        # Of a damaged file NumPy would leave open what it opened itself.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             made = Reference(
                 saved["features"], float(saved["threshold"]), int(saved["groups"])
             )
