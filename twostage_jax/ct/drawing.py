@@ -15,7 +15,7 @@ GROUND, INK, DIM = (16, 16, 18), (235, 235, 235), (150, 150, 150)
 WARNING, OUTLINE = (255, 190, 60), (255, 255, 255)
 # Pixels: width of the legend, of margins, height of its lines, width of a stripe,
 # distance between the lines of the hatch.
-LEGEND, MARGIN, LINE, STRIPE, HATCH = 330, 16, 30, 5, 9
+LEGEND, MARGIN, LINE, STRIPE, HATCH = 330, 16, 30, 5, 11
 SHORT_NAME = 30
 
 

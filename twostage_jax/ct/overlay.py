@@ -185,8 +185,8 @@ def _coloured(
 ) -> np.ndarray:
     """Returns `[H, W, 3]` uint8: tinted classes in their own outline, lungs in white.
 
-    What is unlike the training images is hatched in white on black, to be seen on any
-    colour. Masks are those of the slice, in its own pixels.
+    What is unlike the training images is outlined and hatched in white on black, to be
+    seen on any colour. Masks are those of the slice, in its own pixels.
     """
     picture = plain.astype(np.float32)
     labels, lungs = _nearest(labels, plain), _nearest(lungs, plain)
@@ -208,7 +208,7 @@ def _coloured(
         picture[region & (np.roll(lines, 1, 1) | np.roll(lines, -1, 1))] = (
             drawing.GROUND
         )
-        picture[region & lines] = drawing.OUTLINE
+        picture[region & lines | _edge(region)] = drawing.OUTLINE
     return np.rint(picture).astype(np.uint8)
 
 

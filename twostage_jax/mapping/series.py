@@ -136,6 +136,8 @@ def make(
     slices = f"{len(hu)} slice{'s' if len(hu) > 1 else ''}"
     text = f"{slices}, {maps.windows} windows in {seconds:.1f} s"
     told = "" if maps.unlike is None else f"{_percent(maps)} of the lung is {UNLIKE}"
+    if foreign and measured is not None:
+        told += f" ({100 * measured:.0f} % by features alone)"
     return "; ".join(filter(None, (text, told, about["remarks"], note)))
 
 
