@@ -56,7 +56,7 @@ LAST, PHANTOMS, REAL = "last features", "new phantom patients", "real CT"
 
 TEXT = """# What a model never saw
 
-PLACEHOLDER
+{command} {phantom} {real} {rows} {others} {shown} {auc} {spread}
 """
 
 

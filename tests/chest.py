@@ -135,10 +135,12 @@ def write_run(
     }
     (folder / "lineage.json").write_text(json.dumps(lineage))
     if known is not None:
-        # The logits, the last features that there are, are [0, x]: scaled to length 1
-        # healthy lung lies at [0, -1] and diseased lung at [0, 1], 2 apart.
-        points = [[0, 2 * label - 1] for label in known]
-        made = novelty.Reference(np.array(points, np.float16), 0.5, 3)
+        # Of the logits [0, x], which are all its features, x is about -100,000 for healthy
+        # lung, and more for diseased lung and where a window shows the chest wall, too.
+        line = [x for label in known for x in ((1, 3, 5, 7) if label else (-1,))]
+        points = np.array([[0, x] for x in line], np.float16)
+        scale = np.array([1, 1e5], np.float32)
+        made = novelty.Reference(points, np.zeros(2, np.float32), scale, 1.001, 3)
         novelty.save(folder, made, lineage["hash"])
     row = {"arm": "two_stage", "seed": 0, "fraction": 1.0, "fold": 0}
     row["stage_runs"] = lineage["chain"]

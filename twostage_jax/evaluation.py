@@ -51,7 +51,7 @@ def features(
     images: Any,
     num_classes: int,
 ) -> np.ndarray:
-    """Returns the features `[N, D]` of images, see `models.penultimate`.
+    """Returns the features `[N, D]` of images, see `models.descriptor`.
 
     One device of this process computes them: no other process need take part.
 

@@ -1,23 +1,24 @@
 """Novelty: which images are unlike those that a network was trained on.
 
-The distance of an image is that to its nearest training image, between the network's
-last features before the head, scaled to length 1: deep nearest neighbours, Sun, Ming,
-Zhu, Li 2022 (arXiv 2204.06507). They take the 1,000th of 1.28 million training images;
-of two thousand the first is in proportion.
+The distance of an image is that to its nearest training image, as deep nearest
+neighbours have it (Sun, Ming, Zhu, Li 2022, arXiv 2204.06507), between what the network
+sees first and last of them (`models.descriptor`; Lee et al. 2018, arXiv 1807.03888, join
+early and late layers for the same purpose). Features are standardised by the training
+images and keep their length: scaled to length 1, as Sun et al. do, lung shown through a
+window for soft tissue, all black, was like the training images; `experiments/unseen.md`
+has the numbers.
 
 An image is unlike the training images where its distance exceeds the threshold: the
 `QUANTILE` of the distances of training images from those of other groups (patients), so
-that about 1 % of the patches of a new patient like the training's lie beyond it. Images
-within it are not thereby known to be like the training's: see `experiments/unseen.md`.
+that about 1 % of the patches of a new patient lie beyond it where they are cut like the
+training's. An image within it may still show what no training image shows.
 """
 
-import math
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from twostage_jax import atomic
@@ -27,6 +28,9 @@ FILE = "novelty.npz"
 # Most training images that distances are taken to.
 MOST_IMAGES = 2000
 QUANTILE = 0.99
+# Added to each standard deviation, as a fraction of that of all features together: a
+# channel that is dead on the training images must not decide alone.
+FLOOR = 1e-3
 # With fewer groups the distances between them are those of one or two pairs.
 FEWEST_GROUPS = 3
 
@@ -35,14 +39,17 @@ class Reference(NamedTuple):
     """Training images as points, and the distance up to which others are like them.
 
     Attributes:
-      features: `[N, D]` float16, rows of length 1.
-      threshold: Distance, 0 to 2.
+      features: `[N, D]` float16, standardised.
+      mean, scale: `[D]` float32: standardised is (features - mean) / scale.
+      threshold: Distance between standardised features.
       groups: Number of groups each of which was held out to find the threshold; 0 if the
         images were held out one by one, because there are fewer than `FEWEST_GROUPS`.
         Patches of one patient resemble each other: the threshold is then too low.
     """
 
     features: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
     threshold: float
     groups: int
 
@@ -55,7 +62,7 @@ class Reference(NamedTuple):
         )
         return (
             f"nearest of {len(self.features)} training images at a distance above "
-            f"{self.threshold:.4f}, which {100 * QUANTILE:g} % of them have from {of_what}"
+            f"{self.threshold:.2f}, which {100 * QUANTILE:g} % of them have from {of_what}"
         )
 
 
@@ -68,41 +75,45 @@ def reference(features: np.ndarray, groups: np.ndarray | None) -> Reference:
     """Returns the reference of training images.
 
     Args:
-      features: `[N, D]`.
+      features: `[N, D]`, see `models.descriptor`; N is at least 2.
       groups: `[N]`, the group of each image; None if there are none.
     """
-    points = np.asarray(_unit(features)).astype(np.float16)
+    exact = np.asarray(features, np.float64)
+    mean, scale = exact.mean(0), exact.std(0) + FLOOR * exact.std() + 1e-12
+    points = ((exact - mean) / scale).astype(np.float16)
     count = 0 if groups is None else len(np.unique(groups))
     if count < FEWEST_GROUPS:
         groups, count = np.arange(len(points)), 0
-    exact = points.astype(np.float32)
-    cosines = exact @ exact.T
-    cosines[groups[:, None] == groups] = -1
-    threshold = np.quantile(_distance(cosines.max(1)), QUANTILE)
-    return Reference(points, float(threshold), count)
+    stored = points.astype(np.float32)
+    squares = _squares(stored, stored)
+    squares[groups[:, None] == groups] = np.inf
+    threshold = np.quantile(np.sqrt(squares.min(1)), QUANTILE)
+    scales = mean.astype(np.float32), scale.astype(np.float32)
+    return Reference(points, *scales, float(threshold), count)
 
 
-def distances(features: jax.Array, points: jax.Array) -> jax.Array:
-    """Returns the distance `[b]` of features `[b, D]` to the nearest of `[N, D]` points.
+def is_unlike(
+    features: jax.Array,
+    points: jax.Array,
+    mean: jax.Array,
+    scale: jax.Array,
+    threshold: jax.Array,
+) -> jax.Array:
+    """Returns which of the images `[b]` with features `[b, D]` are unlike the training's.
 
     Args:
-      features: Scaled to length 1 here.
-      points: Of length 1.
+      features: As `models.descriptor` gives them.
+      points, mean, scale, threshold: Fields of `Reference`.
     """
-    cosines = _unit(features) @ jnp.asarray(points, jnp.float32).T
-    return _distance(cosines.max(-1))
+    standardised = (features - mean) / scale
+    squares = _squares(standardised, points.astype(np.float32))
+    return squares.min(1) > threshold**2
 
 
-def _distance(cosine: Any) -> Any:
-    """Returns the distance of points of length 1; the largest cosine has the smallest."""
-    return (2 - 2 * cosine).clip(0) ** 0.5
-
-
-def _unit(features: Any) -> jax.Array:
-    """Returns features `[b, D]` scaled to length 1; zeros stay zeros."""
-    features = jnp.asarray(features, jnp.float32)
-    length = jnp.linalg.norm(features, axis=-1, keepdims=True)
-    return features / jnp.maximum(length, 1e-12)
+def _squares(first: Any, second: Any) -> Any:
+    """Returns the squared distances `[b, N]` of points `[b, D]` and `[N, D]`."""
+    squares = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
+    return squares.clip(0)
 
 
 def save(folder: Path, made: Reference, run_hash: str) -> None:
@@ -110,9 +121,7 @@ def save(folder: Path, made: Reference, run_hash: str) -> None:
     with atomic.replacing(folder / FILE) as temporary:
         np.savez_compressed(
             temporary,
-            features=made.features,
-            threshold=made.threshold,
-            groups=made.groups,
+            **made._asdict(),
             run=np.array(run_hash),
         )
 
@@ -129,13 +138,13 @@ def load(folder: Path, run_hash: str) -> Reference | None:
     try:
         # Of a damaged file NumPy would leave open what it opened itself.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            made = Reference(
-                saved["features"], float(saved["threshold"]), int(saved["groups"])
-            )
+            arrays = [saved[name] for name in ("features", "mean", "scale")]
+            made = Reference(*arrays, float(saved["threshold"]), int(saved["groups"]))
             run = str(saved["run"])
-        if made.features.ndim != 2 or not len(made.features):
-            raise ValueError("its features are not a table")
-        if not (np.isfinite(made.features).all() and math.isfinite(made.threshold)):
+        shapes = [array.shape for array in arrays]
+        if len(shapes[0]) != 2 or not shapes[0][0] or shapes[1:] != [shapes[0][1:]] * 2:
+            raise ValueError(f"its arrays have shapes {shapes}")
+        if not all(np.isfinite(array).all() for array in (*arrays, made.threshold)):
             raise ValueError("it holds values that are not finite")
     except (
         OSError,

@@ -197,7 +197,7 @@ def forward(
     images = augment.centre_crop(images, network.image_size)
     images = augment.normalise(images, normalise, mean, deviation)
     logits, taps = model.apply(variables, images, train=False)
-    return jax.nn.softmax(logits), models.penultimate(taps)
+    return jax.nn.softmax(logits), models.descriptor(taps)
 
 
 def _total(tree: PyTree, axis_name: str | None) -> PyTree:

@@ -109,14 +109,13 @@ class Classifier:
         )
         variables = checkpoint.load_variables(run.folder / "variables")
         scale = np.asarray(run.mean, np.float32), np.asarray(run.deviation, np.float32)
-        points = None if self.reference is None else self.reference.features
-        self._held = replicate((variables, scale, points), jax.local_device_count())
+        known = self.reference and tuple(map(np.asarray, self.reference[:-1]))
+        self._held = replicate((variables, scale, known), jax.local_device_count())
         self._answer = jax.pmap(
             functools.partial(
                 _answer,
                 forward=forward,
                 size=self.size,
-                threshold=self.reference and self.reference.threshold,
             )
         )
 
@@ -161,27 +160,26 @@ def _answer(
     *,
     forward: Callable,
     size: int,
-    threshold: float | None,
 ) -> jax.Array:
     """Returns what `Classifier.start` waits for, of this device's windows.
 
     Args:
-      held: Variables; mean and deviation; features of training images, or `None`.
+      held: Variables; mean and deviation; what `novelty.is_unlike` compares with, or
+        `None`.
       slices: `[Z, H, W]`.
       corners: `[b, 3]` slice, first row, first column.
       forward: `training.forward` with its settings.
       size: Side of a window, pixels.
-      threshold: Largest distance of what is like the training images, or `None`.
     """
-    variables, scale, points = held
+    variables, scale, known = held
 
     def cut(corner: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice(slices, corner, (1, size, size))[0, :, :, None]
 
     probabilities, features = forward(variables, jax.vmap(cut)(corners), *scale)
-    if points is None:
+    if known is None:
         return probabilities
-    unlike = novelty.distances(features, points) > threshold
+    unlike = novelty.is_unlike(features, *known)
     return jnp.concatenate([probabilities, unlike[:, None]], axis=1)
 
 
