@@ -26,12 +26,12 @@ most are the same lungs again, with another kernel or on another day, so choose 
 `files_left_out` counts files of the series that could not be used: a first or last slice
 among them leaves no gap and is not missed otherwise.
 
-Lung whose windows lie further from the training images than 99 % of the patches of other
-training patients do, in features of the network, is hatched in the pictures, counted in
-`fraction_unlike_training`, and has no class in the DICOM SEG. A series is refused if this
-is more than half of its lung, or if the model was trained on synthetic images and the
-series does not say that it is synthetic; --go_on maps it all the same. The measure finds
-gross differences (another window, another kind of tissue), not subtle ones.
+Lung whose windows are unlike the training images (see `novelty.py`) is hatched in the
+pictures, counted in `fraction_unlike_training`, as a fraction of the region's classified
+lung, and has no class in the DICOM SEG. A series is refused if this is more than half of
+its lung, or if the model was trained on synthetic images and the series does not say that
+it is synthetic; --go_on maps it all the same. Lung that is not marked may be misjudged,
+too: the measure finds another window, not every disease that the training lacks.
 
 A series that is there already, made by the same model in the same way, is not made again.
 Research use only, not for diagnosis.
