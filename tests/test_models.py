@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from twostage_jax.errors import UserError
-from twostage_jax.models import HEAD, MODELS, NORMS, build, init
+from twostage_jax.models import HEAD, MODELS, NORMS, build, descriptor, init
 
 
 def shapes(name, size, channels, classes, **options):
@@ -286,3 +286,22 @@ def test_smallest_images_go_through():
     apply_shapes("caffenet", 11, 1)
     apply_shapes("caffenet_small", 1, 1)
     apply_shapes("resnet18", 1, 1)
+
+
+@pytest.mark.parametrize("name", ["caffenet_small", "resnet18"])
+def test_descriptor_is_what_the_network_sees_first_and_last(name):
+    module = build(name, num_classes=3, norm=None)
+    variables = init(module, jax.random.key(0), 32, 1)
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 1))
+    _, taps = module.apply(variables, images, train=False)
+    first, last = {
+        "caffenet_small": ("relu1", "relu7"),
+        "resnet18": ("stem_relu", "mean"),
+    }[name]
+    expected = np.concatenate([np.mean(taps[first], (1, 2)), taps[last]], axis=1)
+    np.testing.assert_allclose(descriptor(taps), expected, rtol=1e-5, atol=1e-6)
+    # Under jit, too, where taps come in the order of computation.
+    found = jax.jit(lambda x: descriptor(module.apply(variables, x, train=False)[1]))(
+        images
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)

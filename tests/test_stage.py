@@ -8,7 +8,7 @@ from conftest import make_dataset
 from test_plan import datasets, parsed, runs_of
 from transfer_trees import network
 
-from twostage_jax import checkpoint, stage
+from twostage_jax import checkpoint, models, novelty, stage, training
 from twostage_jax.stage_run import split_of
 
 # Two images to train on, of values 0 and 102 and of 51 and 255; two that must not count.
@@ -140,3 +140,27 @@ def test_report_of_a_transfer_notes_another_normalisation(
     np.testing.assert_array_equal(
         variables["params"]["fc7"]["kernel"], network(9, 1)["params"]["fc7"]["kernel"]
     )
+
+
+def test_target_run_leaves_what_its_training_images_look_like(tmp_path, tiny):
+    config = parsed(
+        **{"model.name": "tiny", "model.image_size": 8, "study.arms": ("scratch",)}
+    )
+    made = datasets()
+    [run] = runs_of(config)
+    materials = stage.Materials(config, made, tmp_path)
+    one = stage._prepare(materials, run)
+    materials.folder(run).mkdir(parents=True)
+    stage._export_novelty(materials, one, one.variables)
+    found = novelty.load(materials.folder(run), run.hash)
+    # By hand: the images as the network takes them, and what it sees of them.
+    dataset, train = made["target"], one.splits.train
+    images = (dataset.images[train] / 255 - 0.5) / 0.25
+    module = training.build_model(config.model, dataset.num_classes, None)
+    _, taps = module.apply(one.variables, images.astype(np.float32), train=False)
+    features = np.asarray(models.descriptor(taps))
+    expected = novelty.reference(features, dataset.groups[train])
+    assert found.groups == len(np.unique(dataset.groups[train])) >= 3
+    assert len(found.features) == len(train)
+    np.testing.assert_allclose(found.features, expected.features, atol=0.01)
+    assert found.threshold == pytest.approx(expected.threshold, rel=0.01)

@@ -7,8 +7,9 @@
 finds the CT series below FOLDER, masks the lungs, classifies overlapping windows, and
 writes a folder per series (`maps/<patient hash>_<series hash>/`):
 
-    probabilities.npz     class probabilities, class and lung masks, geometry
+    probabilities.npz     class probabilities; class, lung and unlike masks, geometry
     probabilities.nii.gz  class probabilities; classes.nii.gz: 1 + class index
+    unlike_training.nii.gz  1 where the lung is unlike the training images
     segmentation.dcm      DICOM SEG over the source images; carries their identity
     overlays/*.png        each slice with lung, plain and in colour
     contact_sheet.png     the whole series on one sheet
@@ -31,6 +32,13 @@ Lungs are found by threshold and morphology; `remarks` says where that is uncert
 --lungs=FOLDER they are those of masks made elsewhere: NIfTI or DICOM SEG, such as
 TotalSegmentator and lungmask write. A series without a mask there is then refused.
 
+Lung whose windows are unlike the training images (see `novelty.py`) is hatched in the
+pictures, counted in `fraction_unlike_training`, as a fraction of the region's classified
+lung, and has no class in the DICOM SEG. A series is refused if this is more than half of
+its lung, or if the model was trained on synthetic images and the series does not say that
+it is synthetic; --go_on maps it all the same. Lung that is not marked may be misjudged,
+too: the measure finds another window, not every disease that the training lacks.
+
 A series that the same model has mapped in the same way already is skipped.
 Research use only, not for diagnosis.
 """
@@ -52,6 +60,7 @@ def predict(
     window: str = "",
     spacing: float | None = None,
     lungs: str = "",
+    go_on: bool = False,
     salt: str = "",
     show_paths: bool = False,
 ) -> None:
@@ -68,6 +77,7 @@ def predict(
       spacing: Millimetres per pixel of the training images, to which slices are
         resampled; 0: pixels as they are; default: as in the training.
       lungs: Folder of lung masks made elsewhere; default: lungs are found.
+      go_on: Map what is unlike the training images, too.
       salt: Secret mixed into the hashes of identifiers.
       show_paths: Name the skipped files, also in skipped.csv; paths may hold patients'
         names.
@@ -81,7 +91,7 @@ def predict(
         )
     # Not before jax is set up, nor for --help.
     from twostage_jax.ct import files
-    from twostage_jax.ct.palette import NOTICE
+    from twostage_jax.ct.palette import UNLIKE
     from twostage_jax.data import lung_files
 
     masks = lung_files.folder(lungs)
@@ -102,15 +112,19 @@ def predict(
         window=trained.parse_window(window, found),
         spacing=trained.parse_spacing(spacing, found),
     )
-    print(f"{found}\n{how}\n{NOTICE}", flush=True)
+    classifier = Classifier(found, how.window)
+    unlike = classifier.reference or "not judged, as the stage run has no novelty.npz"
+    print(f"{found}\n{how}\n{UNLIKE}: {unlike}")
+    print("\n".join(found.notices), flush=True)
     map_folder(
         Path(dicom),
         Path(out),
-        Classifier(found, how.window),
+        classifier,
         how,
         lungs=masks,
         salt=salt,
         show_paths=show_paths,
+        go_on=go_on,
     )
 
 

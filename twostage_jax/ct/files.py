@@ -27,6 +27,7 @@ COLUMNS = (
     "fraction_of_region",
     "mean_probability",
     "region_volume_ml",
+    "fraction_unlike_training",
     "series_of_patient",
     "slices",
     "files_left_out",
@@ -132,6 +133,7 @@ def report_rows(
             "fraction_of_region": _number(m.fraction, 5),
             "mean_probability": _number(m.probability, 5),
             "region_volume_ml": _number(m.region_ml, 2),
+            "fraction_unlike_training": _number(m.unlike, 5),
             **common,
         }
         for m in measures

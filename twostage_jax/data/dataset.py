@@ -27,6 +27,7 @@ class Example:
         sample); empty if the set has no groups.
       split: The split that the data set's authors gave it; 'train' if they gave none.
       details: Where it comes from, for the table of a prepared set; numbers and strings.
+      synthetic: Whether the image was generated instead of acquired.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Example:
     group: str = ""
     split: str = "train"
     details: Mapping[str, str | int | float] = dataclasses.field(default_factory=dict)
+    synthetic: bool = False
 
 
 class Made(list[Example]):
@@ -77,6 +79,8 @@ class Recipe:
         take long.
       prepared_in: The data folder that holds the set already, if the set is not to be
         made in the caller's.
+      synthetic: Whether all images are generated. Where files decide, as for DICOM, the
+        examples say so themselves (`Example.synthetic`).
     """
 
     name: str
@@ -89,6 +93,7 @@ class Recipe:
     remarks: Callable[[Sequence[tuple[str, str]], Facts], Iterable[str]] | None = None
     resumable: bool = False
     prepared_in: Path | None = None
+    synthetic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +113,7 @@ class Dataset:
       splits: `[N]` strings out of `SPLITS`, as the set's authors split it.
       fingerprint: Digest of the content (see `fingerprint`).
       notes: Sentences on what the user should know about the files.
+      synthetic: Whether any image was generated instead of acquired.
     """
 
     name: str
@@ -120,6 +126,7 @@ class Dataset:
     splits: np.ndarray
     fingerprint: str
     notes: tuple[str, ...] = ()
+    synthetic: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)

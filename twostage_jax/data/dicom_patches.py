@@ -400,6 +400,7 @@ def _example(
         label=label,
         group=patient,
         details=_details(header, name, place, shape, share, salt),
+        synthetic=header.synthetic,
     )
 
 

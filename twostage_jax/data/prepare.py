@@ -168,6 +168,8 @@ def _read(recipe: Recipe, folder: Path) -> Dataset:
         splits=np.array(metadata["splits"])[order],
         fingerprint=metadata["fingerprint"],
         notes=tuple(metadata.get("notes", ())),
+        # Sets prepared by earlier versions do not say.
+        synthetic=bool(metadata.get("synthetic", recipe.synthetic)),
     )
 
 

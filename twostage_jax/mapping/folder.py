@@ -29,6 +29,7 @@ def map_folder(
     lungs: Path | None = None,
     salt: str = "",
     show_paths: bool = False,
+    go_on: bool = False,
 ) -> None:
     """Maps every CT series below `root` into a folder of `out`, unless it is there.
 
@@ -45,6 +46,7 @@ def map_folder(
         the lungs.
       salt: Secret mixed into the hashes of identifiers.
       show_paths: Name files in skipped.csv and in what is printed.
+      go_on: Map series even if most of their lung is unlike the training images.
 
     Raises:
       UserError: There is no CT series, or none could be mapped.
@@ -74,7 +76,7 @@ def map_folder(
             name = series_name(series, salt)
             try:
                 given = masks and masks.of(series.uid)
-                said = _map(series, classifier, how, out / name, given)
+                said = _map(series, classifier, how, out / name, given, go_on)
                 done += 1
             except UserError as error:
                 said = f"refused: {error}"
@@ -126,10 +128,11 @@ def _map(
     how: How,
     folder: Path,
     given: lung_files.GivenLungs | None,
+    go_on: bool,
 ) -> str:
-    if is_made(folder, series, classifier.run, how, given):
+    if is_made(folder, series, classifier, how, given):
         return "is there already"
-    return make(series, classifier, how, folder, given)
+    return make(series, classifier, how, folder, given, go_on=go_on)
 
 
 def _join_reports(out: Path) -> None:

@@ -17,6 +17,7 @@ from twostage_jax.report.formats import Table
 from twostage_jax.report.joining import NAMED, Study
 from twostage_jax.report.parts import Details, Part, Saved, Section, Text
 from twostage_jax.report.summary import summary
+from twostage_jax.settings import TARGET
 
 METHOD = (
     "Every score is computed from the predictions of the test examples that are stored "
@@ -91,11 +92,26 @@ def build(study: Study, analysis: Analysis, artefacts: Artefacts) -> Report:
     ]
     return Report(
         study.name,
-        summary(study, analysis),
+        [*summary(study, analysis), *_synthetic(artefacts)],
         [*_missing(study, analysis), *analysis.notes, *artefacts.notes],
         [section for section in sections if section.parts],
         scores_content.result(analysis),
     )
+
+
+def _synthetic(artefacts: Artefacts) -> Iterable[str]:
+    """Returns that scores are of synthetic images, where a lineage says so."""
+    names = {
+        str(record.lineage["data"].get("name"))
+        for record in artefacts.stages.values()
+        if record.lineage["stage"] == TARGET
+        and record.lineage["data"].get("synthetic") is True
+    }
+    for name in sorted(names):
+        yield (
+            f"The target images (data set '{name}') are synthetic: no score and no "
+            "disease map of these models says anything about patients."
+        )
 
 
 def _method(study: Study, analysis: Analysis) -> list[Part]:
