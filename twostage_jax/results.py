@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from twostage_jax import atomic, metrics, plan
+from twostage_jax.baselines import run as baselines
 from twostage_jax.data import examples
 from twostage_jax.data.dataset import digest
 from twostage_jax.plan import Row
@@ -46,11 +47,13 @@ def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
     found.sort(
         key=lambda r: (r["seed"], -r["fraction"], r["fold"], arms.index(r["arm"]))
     )
+    places = [plan.row(config, materials.datasets, *_place(row)) for row in found]
     results = {
         "schema": SCHEMA,
         "protocol": protocol,
         "config": as_json(config),
         "rows": found,
+        "baselines": baselines.results(materials, places),
     }
     path = workdir / "results.json"
     if not path.is_file() or json.loads(path.read_text()) != results:
@@ -60,11 +63,16 @@ def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
     return results
 
 
-def tabulate(materials: Materials, found: list[dict[str, Any]]) -> str:
-    """Writes `results.md`, and returns its table of the rows of `results.json`."""
+def tabulate(materials: Materials, collected: dict[str, Any]) -> str:
+    """Writes `results.md`, and returns its tables of the rows of `results.json`."""
     config = materials.config
-    pooled = folds.by_seed(materials.workdir, found, config.study.folds)
+    pooled = folds.by_seed(materials.workdir, collected["rows"], config.study.folds)
     table = tables.results_table(pooled)
+    if collected["baselines"]:
+        others = folds.by_seed(
+            materials.workdir, collected["baselines"], config.study.folds
+        )
+        table += f"\n\n{tables.results_table(others, first='baseline')}"
     page = f"# {config.name}\n\n{table}\n\n{_explained(config, pooled)}\n"
     atomic.write_text(materials.workdir / "results.md", page)
     return table
@@ -172,17 +180,20 @@ def _tried(materials: Materials, run: StageRun, chosen: StageRun) -> dict[str, A
 
 def _belongs(materials: Materials, row: dict[str, Any]) -> bool:
     """Whether these settings and data would make the very stage runs of a row."""
-    place = (row[name] for name in ("arm", "seed", "fraction", "fold"))
-    made = plan.row(materials.config, materials.datasets, *place)
+    made = plan.row(materials.config, materials.datasets, *_place(row))
     return row["stage_runs"] in [
         [run.folder_name for run in candidate.chain] for candidate in made.candidates
     ]
 
 
+def _place(row: dict[str, Any]) -> tuple[str, int, float, int]:
+    return row["arm"], row["seed"], row["fraction"], row["fold"]
+
+
 def _protocol(config: Config) -> dict[str, Any]:
     """Returns the settings that rows must share to be compared."""
     settings = as_json(config)
-    for field in ("seeds", "arms", "fractions", "side_by_side"):
+    for field in ("seeds", "arms", "fractions", "baselines", "side_by_side"):
         del settings["study"][field]
     for stage in settings["stages"].values():
         del stage["train"]["save_every"]
