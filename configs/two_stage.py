@@ -26,6 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.channels = 1  # of the whole chain: 1 = grey, 3 = RGB
     config.model.image_size = 32  # input height and width, pixels
     config.model.norm = ""  # '' = the network's own; resnets: batch or group
+    config.model.head = ""  # '' = the network's own; Caffe networks: orderless or dense
     config.model.dropout = 0.2  # of the fully connected layers
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16
 
@@ -72,6 +73,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.study.grid = ()
     # Primary endpoint, named before the run: first arm minus second, over all sizes.
     config.study.primary = ("two_stage", "scratch", "balanced_accuracy")
+    # On the same splits: majority, mean_grey, descriptors (texture), frozen (networks of
+    # the source stages and a random one), each with a linear classifier. () = none.
+    config.study.baselines = ("majority", "mean_grey", "descriptors", "frozen")
     config.study.side_by_side = (
         0  # runs at once; 0: one a device, 1: all devices for one
     )

@@ -86,11 +86,12 @@ def test_source_of_another_program_is_planned_and_its_place_is_named(
 
 
 def test_source_of_another_image_size_needs_a_rule_for_its_grid(shapes_alone, tmp_path):
-    folder = exported(tmp_path, **{"model.image_size": 48})
+    dense = {"model.head": "dense"}
+    folder = exported(tmp_path, **dense, **{"model.image_size": 48})
     with pytest.raises(UserError, match="fc6/kernel.*resize_dense:C"):
-        plan.transfer_from(parsed(), folder, "target")
+        plan.transfer_from(parsed(**dense), folder, "target")
     rules = (("params/fc6/kernel", "resize_dense:96"),)
-    config = parsed(**{"stages.target.transfer.rules": rules})
+    config = parsed(**dense, **{"stages.target.transfer.rules": rules})
     table = plan.transfer_from(config, folder, "target")
     assert "changed 1 (fc6: resize_dense:96)" in table
 

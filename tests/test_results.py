@@ -151,7 +151,9 @@ def test_the_page_counts_the_test_examples_of_all_folds(tmp_path, folds, words):
              "n_test": 12, "metrics": {"accuracy": 1.0}, "predictions": name}
         )  # fmt: skip
     config = parsed(**{"study.folds": folds})
-    table = results.tabulate(Materials(config, datasets(), tmp_path), rows)
+    table = results.tabulate(
+        Materials(config, datasets(), tmp_path), {"rows": rows, "baselines": []}
+    )
     page = (tmp_path / "results.md").read_text()
     assert f"{words} examples, 1 seed." in page
     assert " 100.0 |" in table and table in page

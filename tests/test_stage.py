@@ -29,7 +29,7 @@ def with_images(images, labels=(0, 1, 0, 1)):
 def test_mean_and_deviation_of_the_set_are_those_of_the_training_images():
     dataset = with_images(VALUES.reshape(4, 1, 2, 1))
     how = settings(**{"data.normalise": "dataset"})
-    found = stage._constants(how, 1, dataset, TRAIN)
+    found = stage.constants_of(how, 1, dataset, TRAIN)
     unit = [0, 0.4, 0.2, 1.0]
     mean = sum(unit) / 4
     deviation = (sum((value - mean) ** 2 for value in unit) / 4) ** 0.5
@@ -42,7 +42,7 @@ def test_mean_and_deviation_are_those_of_each_channel_after_its_window():
     hu = np.array([-1000, -500, 0, 500, 3000, 3000], np.int16).reshape(3, 2, 1, 1)
     windows = (0.0, 2000.0, 250.0, 500.0, 0.0, 2000.0)
     how = settings(**{"data.normalise": "dataset", "data.window": windows})
-    found = stage._constants(how, 3, with_images(hu, (0, 1, 0)), TRAIN)
+    found = stage.constants_of(how, 3, with_images(hu, (0, 1, 0)), TRAIN)
     wide, narrow = [0, 0.25, 0.5, 0.75], [0, 0, 0, 1]
     np.testing.assert_allclose(found.mean, [0.375, 0.25, 0.375], rtol=1e-6)
     spread = [np.std(values) for values in (wide, narrow, wide)]
@@ -51,7 +51,7 @@ def test_mean_and_deviation_are_those_of_each_channel_after_its_window():
 
 def test_fixed_mean_and_no_weights_are_the_default():
     how = settings(**{"data.normalise": "fixed", "train.class_weights": "none"})
-    found = stage._constants(how, 3, with_images(VALUES.reshape(4, 1, 2, 1)), TRAIN)
+    found = stage.constants_of(how, 3, with_images(VALUES.reshape(4, 1, 2, 1)), TRAIN)
     assert found.mean.tolist() == [0.5] * 3 and found.deviation.tolist() == [0.25] * 3
     assert found.class_weights.tolist() == [1, 1]
 
@@ -69,7 +69,7 @@ def test_balanced_weights_are_the_inverse_of_the_frequency_in_training():
     )  # Trained on: three of class 0 and one of class 1.
     dataset = with_images(np.zeros((8, 1, 1, 1), np.uint8), labels)
     how = settings(**{"train.class_weights": "balanced"})
-    found = stage._constants(how, 1, dataset, np.arange(4))
+    found = stage.constants_of(how, 1, dataset, np.arange(4))
     np.testing.assert_allclose(found.class_weights, [4 / (2 * 3), 4 / (2 * 1)])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from twostage_jax import atomic, metrics, plan
+from twostage_jax.baselines import run as baselines
 from twostage_jax.data import examples
 from twostage_jax.data.dataset import digest
 from twostage_jax.plan import Row
@@ -37,11 +38,13 @@ def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
         [*found, *kept],
         key=lambda r: (r["seed"], -r["fraction"], r["fold"], arms.index(r["arm"])),
     )
+    places = [plan.row(config, materials.datasets, *_place(row)) for row in found]
     results = {
         "schema": SCHEMA,
         "protocol": protocol,
         "config": as_json(config),
         "rows": found,
+        "baselines": baselines.results(materials, places),
     }
     path = workdir / "results.json"
     if not path.is_file() or json.loads(path.read_text()) != results:
@@ -66,8 +69,7 @@ def _every_row(
         saved = json.loads(path.read_text())
         if saved.pop("protocol") != protocol or saved["arm"] not in config.arms:
             continue
-        place = (saved[name] for name in ("arm", "seed", "fraction", "fold"))
-        row = plan.row(config, materials.datasets, *place)
+        row = plan.row(config, materials.datasets, *_place(saved))
         chains = [[run.folder_name for run in one.chain] for one in row.candidates]
         if row.name in every or saved["stage_runs"] not in chains:
             continue
@@ -78,11 +80,16 @@ def _every_row(
     return list(every.values()), kept
 
 
-def tabulate(materials: Materials, found: list[dict[str, Any]]) -> str:
-    """Writes `results.md`, and returns its table of the rows of `results.json`."""
+def tabulate(materials: Materials, collected: dict[str, Any]) -> str:
+    """Writes `results.md`, and returns its tables of the rows of `results.json`."""
     config = materials.config
-    pooled = folds.by_seed(materials.workdir, found, config.study.folds)
+    pooled = folds.by_seed(materials.workdir, collected["rows"], config.study.folds)
     table = tables.results_table(pooled)
+    if collected["baselines"]:
+        others = folds.by_seed(
+            materials.workdir, collected["baselines"], config.study.folds
+        )
+        table += f"\n\n{tables.results_table(others, first='baseline')}"
     page = f"# {config.name}\n\n{table}\n\n{_explained(config, pooled)}\n"
     atomic.write_text(materials.workdir / "results.md", page)
     return table
@@ -203,10 +210,14 @@ def _tried(materials: Materials, run: StageRun, chosen: StageRun) -> dict[str, A
     }
 
 
+def _place(row: dict[str, Any]) -> tuple[str, int, float, int]:
+    return row["arm"], row["seed"], row["fraction"], row["fold"]
+
+
 def _protocol(config: Config) -> dict[str, Any]:
     """Returns the settings that rows must share to be compared."""
     settings = as_json(config)
-    for field in ("seeds", "arms", "fractions", "side_by_side"):
+    for field in ("seeds", "arms", "fractions", "baselines", "side_by_side"):
         del settings["study"][field]
     for stage in settings["stages"].values():
         del stage["train"]["save_every"]

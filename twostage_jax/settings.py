@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 TARGET = "target"
+BASELINES = ("majority", "mean_grey", "descriptors", "frozen")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,9 @@ class ModelConfig:
       channels: Input channels; every image is brought to this number.
       image_size: Input height and width, pixels.
       norm: Normalisation layers; '' = the network's own (see `models.NORMS`).
+      head: 'orderless' (moments of the last convolutions, wherever a texture lies) or
+        'dense' (hidden dense layers, as in the paper); '' = the network's own (see
+        `models.HEADS`).
       dropout: Probability of dropping a unit of the fully connected layers.
       dtype: Of the computation; parameters are always float32.
     """
@@ -29,6 +33,7 @@ class ModelConfig:
     channels: Literal[1, 3] = 1
     image_size: int = 32
     norm: Literal["", "local", "batch", "group"] = ""
+    head: Literal["", "orderless", "dense"] = ""
     dropout: float = 0.5
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -183,6 +188,9 @@ class StudyConfig:
       primary: The primary endpoint, named before the run: (arm, arm it is compared with,
         metric). It is the first minus the second over all sizes (area under the learning
         curve); every other comparison is exploratory.
+      baselines: Out of `BASELINES`: what is fitted without a network of one's own to the
+        same training examples (see `baselines.run`); 'frozen' is one baseline per
+        chain of source stages.
       side_by_side: Stage runs trained at once; 0 = one on each device, 1 = one after
         the other, each spread over all devices.
     """
@@ -195,6 +203,7 @@ class StudyConfig:
     split_seed: int = 0
     grid: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     primary: tuple[str, str, str] = ("two_stage", "scratch", "balanced_accuracy")
+    baselines: tuple[str, ...] = BASELINES
     side_by_side: int = 0
 
 

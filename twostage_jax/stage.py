@@ -225,7 +225,7 @@ def _prepare(materials: Materials, run: StageRun) -> Prepared:
     if run.parent:
         variables, report = _carry_over(materials, run, variables)
     optim.check_patterns(stage.optim, variables, f"config.stages.{run.stage}.optim")
-    constants = _constants(stage, config.model.channels, dataset, splits.train)
+    constants = constants_of(stage, config.model.channels, dataset, splits.train)
     return Prepared(run, splits, variables, report, train_key, constants)
 
 
@@ -253,9 +253,10 @@ def _carry_over(
     )
 
 
-def _constants(
+def constants_of(
     stage: StageConfig, channels: int, dataset: Dataset, train: np.ndarray
 ) -> training.Constants:
+    """Returns the class weights and the image statistics of training examples."""
     weights = np.ones(dataset.num_classes, np.float32)
     if stage.train.class_weights == "balanced":
         counts = np.bincount(dataset.labels[train], minlength=dataset.num_classes)

@@ -242,6 +242,7 @@ def build_model(model: ModelConfig, num_classes: int, axis_name: str | None) -> 
         num_classes=num_classes,
         dropout=model.dropout,
         norm=model.norm or None,
+        head=model.head or None,
         dtype=jnp.dtype(model.dtype),
         axis_name=axis_name,
     )
