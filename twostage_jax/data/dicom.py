@@ -4,6 +4,8 @@ Slices may lie below the folder in any order, mixed by series and patient. Regio
 found beside them, or in a folder of their own (see `annotations.find`):
 
     rois/<SOPInstanceUID>.png      0, or 1 + class index; TIFF and NumPy too
+    rois/im001.png                 the same, for the slice im001.dcm; numbers and pages
+                                   where they can be counted in one way only
     rois/<SeriesInstanceUID>.nii.gz   a NIfTI volume of the same numbers
     *.txt                          MedGIFT contours, beside `CT-*-NNNN.dcm`
     SEG and RTSTRUCT objects       anywhere, under any name
