@@ -64,6 +64,7 @@ def write_study(
     rich=False,
     anew=False,
     primary=None,
+    baselines=None,
     **target,
 ):
     """Writes a run folder and returns it.
@@ -76,6 +77,7 @@ def write_study(
       patches: Of each patient.
       anew: Whether each seed has folds of its own.
       primary: The primary endpoint in the settings, if any.
+      baselines: Baseline -> chance, likewise.
       rich: Whether stages, examples, mistakes and an explanation are written too.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,20 +85,23 @@ def write_study(
     settings = config(arms, seeds, fractions, folds, **target)
     if primary:
         settings["study"]["primary"] = list(primary)
-    rows = []
+    rows, others = [], []
     for seed in seeds:
         for fraction in fractions:
             for fold in range(max(folds, 1)):
+                shape = folds, anew, patients, patches, classes
+                lost = 0.08 * np.log2(1 / fraction)
                 for arm in arms:
                     place = (arm, seed, fraction, fold)
-                    chance = chances[arm] - 0.08 * np.log2(1 / fraction)
-                    shape = folds, anew, patients, patches, classes
-                    rows.append(_row(folder, place, chance, *shape))
+                    rows.append(_row(folder, place, chances[arm] - lost, *shape))
+                for name, chance in (baselines or {}).items():
+                    place = (name, seed, fraction, fold)
+                    others.append(_row(folder, place, chance - lost, *shape))
     if rich:
         _stages(folder, rows, arms, classes)
         _images(folder, rows, classes)
         write_explanation(folder / "explain")
-    write_results(folder, settings, rows)
+    write_results(folder, settings, rows, baselines=others)
     return folder
 
 
@@ -160,7 +165,8 @@ def _predicted(place, chance, folds, anew, patients, patches, classes):
     if anew:
         shared = np.random.default_rng(seed).permutation(shared)
     keep = shared[patient] % max(folds, 1) == fold
-    key = [list(ARMS).index(arm), seed, int(1000 * fraction)]
+    names = [*ARMS, "majority", "mean_grey", "descriptors"]
+    key = [names.index(arm), seed, int(1000 * fraction)]
     random = np.random.default_rng(key)
     luck = random.normal(0, 0.01)
     right = random.random(count) < np.clip(chance + harder + luck, 0.02, 0.98)

@@ -295,3 +295,53 @@ def test_missing_rows_are_part_of_the_first_words(tmp_path):
     assert "2 seeds" in text and "1 row is missing; see below." in text
     report = content.build(study, found, gather(study))
     assert "Nothing is averaged over them" in report.warnings[0]
+
+
+def test_two_stage_is_compared_with_the_best_baseline(tmp_path):
+    chances = {"scratch": 0.75, "two_stage": 0.75}
+    others = {"majority": 0.34, "descriptors": 0.9}
+    paragraphs, found = told(tmp_path, chances, baselines=others)
+    best, worst = found.full.baselines
+    assert (best.name, worst.name) == ("descriptors", "majority")
+    assert best.difference.first == "two_stage"
+    assert 0.85 < best.score.estimate < 0.95
+    assert -0.2 < best.difference.estimate < -0.1 and best.difference.high < 0
+    assert paragraphs[1].startswith("A baseline beats two-stage: ")
+    assert f"{-100 * best.difference.estimate:.1f} points" in paragraphs[1]
+
+
+def test_a_baseline_that_is_far_behind_is_beaten(tmp_path):
+    chances = {"scratch": 0.75, "two_stage": 0.9}
+    others = {"mean_grey": 0.4, "descriptors": 0.6}
+    (_, beaten, *_), found = told(tmp_path, chances, baselines=others)
+    assert found.full.baselines[0].difference.p_value < 0.001
+    assert beaten.startswith("Two-stage scored ") and "more than descriptors" in beaten
+
+
+def test_baselines_are_a_table_at_every_size(tmp_path):
+    chances = {"scratch": 0.75, "two_stage": 0.9}
+    folder = write_study(
+        tmp_path, chances, fractions=(1.0, 0.5), baselines={"descriptors": 0.6}
+    )
+    study = load.load([folder])
+    found = analysis.analyse(study, 500)
+    report = content.build(study, found, gather(study))
+    (table,) = (
+        part
+        for section in report.sections
+        for part in section.parts
+        if getattr(part, "name", "") == "baselines"
+    )
+    assert [row[:2] for row in table.rows] == [
+        [1.0, "descriptors"],
+        [0.5, "descriptors"],
+    ]
+    # Holm over two comparisons: the smaller p-value is doubled.
+    raw, corrected = zip(*(row[-2:] for row in table.rows), strict=True)
+    assert corrected == tuple(holm(raw))
+
+
+def test_a_study_without_baselines_says_nothing_of_them(tmp_path):
+    paragraphs, found = told(tmp_path, {"scratch": 0.7, "two_stage": 0.8})
+    assert not found.full.baselines
+    assert not any("baseline" in text for text in paragraphs)

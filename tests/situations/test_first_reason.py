@@ -136,13 +136,14 @@ def test_archives_are_named(tmp_path, classifier, kind, word):
 @pytest.mark.parametrize(
     ("name", "content", "word"),
     [
-        ("a.nii.gz", gzip.compress(b"\0" * 400), "NIfTI"),
+        ("a.nii.gz", gzip.compress(b"\0" * 400, mtime=0), "NIfTI"),
         ("a.nii", b"\x5c\x01\0\0" + b"\1" * 340 + b"n+1\0", "NIfTI"),
         ("a.nrrd", b"NRRD0005\ntype: short\n", "NRRD"),
         ("a.xlsx", b"PK\x03\x04" + b"x" * 100, "not a DICOM file"),
         ("IM1", b"", "empty"),
         ("IM1", b"\0" * 4096, "zeros"),
     ],
+    ids=["gzip", "nifti", "nrrd", "workbook", "empty", "zeros"],
 )
 def test_other_files_are_named(tmp_path, name, content, word):
     (tmp_path / name).write_bytes(content)

@@ -7,6 +7,7 @@ differences there; those of the size study are shared by all sizes.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,26 +19,42 @@ from twostage_jax.report.joining import Place, Record, Study
 from twostage_jax.report.scores import Scores
 from twostage_jax.resampling import RESAMPLES
 from twostage_jax.size_study import SizeStudy
-from twostage_jax.statistics import Difference
+from twostage_jax.statistics import Difference, Interval
 
 METRIC = "balanced_accuracy"
 
 
+class Baseline(NamedTuple):
+    """A baseline on the test examples of the arms.
+
+    Attributes:
+      name: Such as 'descriptors'.
+      score: Balanced accuracy, mean over seeds, and interval.
+      difference: The champion minus the baseline, not corrected for others.
+    """
+
+    name: str
+    score: Interval
+    difference: Difference
+
+
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What was found at one fraction of the target training set.
+    """Results at one fraction of the target training set.
 
     Attributes:
       fraction: The fraction.
       patches: Target training patches of each seed and fold.
       patients: Patients they are of, likewise; empty if the set names none.
-      scores: Of the arms there.
+      scores: Scores of the arms there.
+      baselines: Baselines of which all seeds of the arms are there, the best first.
     """
 
     fraction: float
     patches: tuple[int, ...]
     patients: tuple[int, ...]
     scores: Scores
+    baselines: tuple[Baseline, ...] = ()
 
     @property
     def n(self) -> float:
@@ -136,6 +153,12 @@ def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
         baseline, champion = primary.difference.second, primary.difference.first
     by_size, reason = _size_study(study, sizes, baseline, resamples)
     notes += [reason] if reason else []
+    sizes = [
+        dataclasses.replace(
+            size, baselines=tuple(_baselines(study, size, champion, resamples))
+        )
+        for size in sizes
+    ]
     return Analysis(
         tuple(sizes),
         scores.by_region(sizes[0].scores),
@@ -201,6 +224,27 @@ def _size(
         tuple(record.groups["train"] for record in trained if record.groups),
         scores.of_arms(predictions, study.class_names, resamples),
     )
+
+
+def _baselines(
+    study: Study, size: Size, champion: str, resamples: int
+) -> list[Baseline]:
+    """Returns the baselines at a size, each against the champion, the best first."""
+    arms, seeds = size.scores.arms, size.scores.seeds
+    if champion not in arms:
+        return []
+    found = []
+    for name in study.whole_baselines(size.fraction, seeds):
+        own = [study.joined(name, seed, size.fraction) for seed in seeds]
+        both = scores.of_arms(
+            {champion: arms[champion], name: own},
+            study.class_names,
+            resamples,
+            named=(METRIC,),
+        )
+        (difference,) = both.differences[METRIC]
+        found.append(Baseline(name, both.intervals[METRIC][name], difference))
+    return sorted(found, key=lambda one: -one.score.estimate)
 
 
 def _trained(

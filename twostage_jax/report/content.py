@@ -155,6 +155,8 @@ def _scores(study: Study, analysis: Analysis) -> list[Part]:
             parts.append(scores_content.pairs(scores))
         if scores.level == "patch":
             parts += scores_content.patients(scores)
+        if scores.level == "patch":
+            parts += scores_content.baselines(analysis)
     return [*parts, Details("Every row", [scores_content.rows(study)])]
 
 

@@ -125,17 +125,26 @@ def of_arms(
     class_names: Sequence[str],
     resamples: int,
     level: Level = "patch",
+    named: Sequence[str] = (),
 ) -> Scores:
     """Returns the scores of arms.
+
+    Args:
+      arms: Predictions of each arm.
+      class_names: K names.
+      resamples: Number of resamples of an interval.
+      level: Kind of the examples.
+      named: Metrics; empty for all that are defined.
 
     Raises:
       UserError: As `paired.pair`.
     """
     paired = pair(arms)
     first = next(iter(arms.values()))[0]
-    named = additive.OF_PATCHES
-    if level == "patch" and first.groups is not None:
-        named += OF_PATIENTS
+    if not named:
+        named = additive.OF_PATCHES
+        if level == "patch" and first.groups is not None:
+            named += OF_PATIENTS
     intervals, pairs = {}, {}
     for metric in named:
         if metric == "auroc" and not additive.has_auroc(paired):

@@ -6,7 +6,7 @@ from twostage_jax.report.analysis import METRIC, Analysis, Size
 from twostage_jax.report.formats import Column, Table, mean_and_range, show
 from twostage_jax.report.joining import Study
 from twostage_jax.report.scores import OF_PATIENTS, Scores
-from twostage_jax.statistics import Interval
+from twostage_jax.statistics import Interval, holm
 
 SCORED = (METRIC, "accuracy", "macro_f1")
 HOW = "In brackets 95 % confidence intervals, over test {units} and seeds{new}."
@@ -82,6 +82,45 @@ def main(study: Study, analysis: Analysis, scores: Scores) -> Table:
         ],
         f"{counted}{how(scores)} {auroc_note(study, 'every class, averaged')}",
     )
+
+
+def baselines(analysis: Analysis) -> list[Table]:
+    """Returns the baselines at every size, each against the champion."""
+    pairs = [(size, one) for size in analysis.sizes for one in size.baselines]
+    if not pairs:
+        return []
+    corrected = holm([one.difference.p_value for _, one in pairs])
+    champion = show("arm", analysis.champion)
+    several = len(analysis.sizes) > 1
+    table = Table(
+        "baselines",
+        "Baselines on the same splits: balanced accuracy in per cent, and how much more "
+        f"{champion} reaches; mean of {seed_count(analysis.full.scores)}.",
+        [
+            *([Column("fraction", "number")] if several else []),
+            Column("baseline", "arm"),
+            Column("balanced accuracy", "score"),
+            Column(f"{champion} minus baseline", "points"),
+            Column("p", "p"),
+            Column("p, corrected", "p"),
+        ],
+        [
+            [
+                *([size.fraction] if several else []),
+                one.name,
+                one.score,
+                one.difference,
+                one.difference.p_value,
+                p_value,
+            ]
+            for (size, one), p_value in zip(pairs, corrected, strict=True)
+        ],
+        "Texture descriptors (local binary patterns, co-occurrence, histogram), the mean "
+        "grey level and the features of frozen networks, each with a logistic regression "
+        "tuned on training groups; frozen networks are named by the stages that trained "
+        f"them. Corrected p-values are Holm's over {len(pairs)} comparisons.",
+    )
+    return [table]
 
 
 def patients(scores: Scores) -> list[Table]:

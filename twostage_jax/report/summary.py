@@ -1,5 +1,7 @@
 """The head of the report: the answer of the study, in paragraphs."""
 
+import dataclasses
+
 from twostage_jax.report.analysis import METRIC, Analysis, Primary
 from twostage_jax.report.findings import (
     ALPHA,
@@ -25,7 +27,7 @@ from twostage_jax.report.formats import listed, mean_and_range, minus, show
 from twostage_jax.report.joining import Study
 from twostage_jax.report.scores import Scores
 from twostage_jax.size_study import describe_size
-from twostage_jax.statistics import Difference, Interval
+from twostage_jax.statistics import Difference, Interval, holm
 
 
 def summary(study: Study, analysis: Analysis) -> list[str]:
@@ -46,6 +48,7 @@ def summary(study: Study, analysis: Analysis) -> list[str]:
         paragraphs.append(sentence(first, scores))
         if verdict(first, first.p_holm) == "not shown" and len(scores.seeds) > 1:
             paragraphs[0] += f" {compatible(first)}"
+    paragraphs.append(against_baselines(analysis))
     if all(one.low is None for one in scores.differences[METRIC]):
         paragraphs.append(_by_accuracy(analysis))
     others = " ".join(_other(one, scores) for one in pairs)
@@ -53,6 +56,32 @@ def summary(study: Study, analysis: Analysis) -> list[str]:
         paragraphs.append(f"{_exploratory(primary)}{others}")
     paragraphs += [_basis(study, analysis), by_size(analysis), over_sizes(analysis)]
     return [text for text in paragraphs if text]
+
+
+def against_baselines(analysis: Analysis) -> str:
+    """Returns how the champion compares with the best baseline, at full size."""
+    full = analysis.full
+    if not full.baselines:
+        return ""
+    best, count = full.baselines[0], len(full.baselines)
+    one = best.difference
+    champion, name = show("arm", analysis.champion), show("arm", best.name)
+    (p_holm, *_) = holm([b.difference.p_value for b in full.baselines])
+    sure = surely(dataclasses.replace(as_told(one), p_holm=p_holm), count)
+    fact = (
+        f"{scored(one, f' of {SCORE}')}, the best of {count} "
+        f"baseline{'s' if count > 1 else ''} without training a network on the target"
+    )
+    if len(full.scores.seeds) == 1:
+        return f"{capital(fact)} ({sure})."
+    found = verdict(one, p_holm)
+    if found == "better":
+        return f"{capital(fact)} ({sure})."
+    lead = {
+        "worse": f"A baseline beats {champion}: ",
+        "unknown": "",
+    }.get(found, f"{capital(champion)} is not shown to beat the baseline {name}: ")
+    return f"{lead}{fact if lead else capital(fact)} ({sure})."
 
 
 def _exploratory(primary: Primary | None) -> str:
