@@ -243,6 +243,8 @@ def _baselines(
             named=(METRIC,),
         )
         (difference,) = both.differences[METRIC]
+        if difference.first != champion:
+            difference = difference.turned()
         found.append(Baseline(name, both.intervals[METRIC][name], difference))
     return sorted(found, key=lambda one: -one.score.estimate)
 
