@@ -1,6 +1,5 @@
 """Baselines: descriptors, a linear classifier tuned inside training, the study's splits."""
 
-
 import numpy as np
 import pytest
 from skimage.feature import graycomatrix, graycoprops
