@@ -331,8 +331,8 @@ def test_descriptor_is_what_the_network_sees_first_and_last(name):
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 1))
     _, taps = module.apply(variables, images, train=False)
     first, last = {
-        "caffenet_small": ("relu1", "relu7"),
-        "resnet18": ("stem_relu", "mean"),
+        "caffenet_small": ("pool1", "relu7"),
+        "resnet18": ("stem_pool", "mean"),
     }[name]
     expected = np.concatenate([np.mean(taps[first], (1, 2)), taps[last]], axis=1)
     np.testing.assert_allclose(descriptor(taps), expected, rtol=1e-5, atol=1e-6)

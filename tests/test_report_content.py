@@ -238,3 +238,17 @@ def test_any_shape_of_study_has_a_whole_report(tmp_path, arms, patients, folds):
     for arm in arms:
         interval = found.full.scores.intervals["balanced_accuracy"][arm]
         assert interval.low < interval.estimate < interval.high
+
+
+def test_report_says_at_its_head_that_the_target_images_are_synthetic(tmp_path):
+    folder = write_study(tmp_path / "run", TWO, rich=True)
+    made, _ = report(load.load([folder]))
+    assert not any("synthetic" in text for text in made.summary)
+    for path in folder.glob("stages/*/lineage.json"):
+        lineage = json.loads(path.read_text())
+        lineage["data"]["synthetic"] = lineage["stage"] != "texture"
+        lineage["data"]["name"] = f"{lineage['stage']}_set"
+        path.write_text(json.dumps(lineage))
+    made, _ = report(load.load([folder]))
+    (text,) = [text for text in made.summary if "synthetic" in text]
+    assert "target_set" in text and "natural_set" not in text

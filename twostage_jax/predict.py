@@ -37,7 +37,8 @@ pictures, counted in `fraction_unlike_training`, as a fraction of the region's c
 lung, and has no class in the DICOM SEG. A series is refused if this is more than half of
 its lung, or if the model was trained on synthetic images and the series does not say that
 it is synthetic; --go_on maps it all the same. Lung that is not marked may be misjudged,
-too: the measure finds another window, not every disease that the training lacks.
+too: the measure finds gross differences, not every disease that the training lacks
+(`experiments/unseen.md`).
 
 A series that the same model has mapped in the same way already is skipped.
 Research use only, not for diagnosis.
