@@ -61,8 +61,9 @@ def _forward(
 ) -> dict[str, jax.Array]:
     images = augment.normalise(jnp.asarray(images), normalise, mean, deviation)
     _, taps = module.apply(variables, images, train=False)
+    # A network without such layers is described by what its head sees.
+    names = [name for name in taps if LAYERS.fullmatch(name)] or list(taps)[-2:][:1]
     return {
-        name: layers.moments(value)
-        for name, value in taps.items()
-        if LAYERS.fullmatch(name) and value.ndim == 4
+        name: layers.moments(taps[name]) if taps[name].ndim == 4 else taps[name]
+        for name in names
     }

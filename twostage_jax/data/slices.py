@@ -28,7 +28,7 @@ from twostage_jax.data.image_files import upright
 from twostage_jax.errors import UserError
 from twostage_jax.notes import Notes
 
-VERSION = 2
+VERSION = 3
 Task = tuple[str, tuple[str, ...]]
 
 
@@ -66,8 +66,8 @@ def recipe(
         (see `ct.foreground`).
       stride: Distance between neighbouring patches, pixels.
       coverage: Share of a patch that a labelled class must cover at least.
-      lung_coverage: Share of a healthy patch that must be lung; no pixel of it may
-        be labelled.
+      lung_coverage: With lung masks, fraction of a patch of any class that must be lung
+        or labelled; no pixel of a healthy patch may be labelled.
       per_class: Most patches of one class and patient, drawn at random; 0 = all.
       salt: Secret mixed into the patients' hashes.
       seed: Of the random draw.
@@ -198,7 +198,12 @@ def _patient_examples(
             + [coverage] * (classes - 1),
             pure=(0,) if lungs else (),
         )
-        found += [(name, label_map.shape, *map(int, cut)) for cut in cuts]
+        # One rule for every class: how much of a patch is lung must not tell them apart.
+        found += [
+            (name, label_map.shape, *map(int, cut))
+            for cut in cuts
+            if not lungs or _inside(label_map, cut, size) >= lung_coverage
+        ]
     group = patient_hash(patient, salt)
     chosen = patches.choose(
         np.array([cut[-1] for cut in found], int),
@@ -217,6 +222,14 @@ def _patient_examples(
             uid = f"{prefix}/r{row:04d}c{column:04d}"
             examples.append(Example(id=uid, image=patch, label=label, group=group))
     return examples
+
+
+def _inside(label_map: np.ndarray, cut: np.ndarray, size: int) -> float:
+    """Returns the fraction of a patch that is lung, labelled or not."""
+    row, column = cut[:2]
+    return (
+        np.count_nonzero(label_map[row : row + size, column : column + size]) / size**2
+    )
 
 
 def _read_table(path: Path) -> tuple[Task, ...]:
