@@ -249,7 +249,7 @@ def write_studies(root, patients, *, studies=1):
 @pytest.mark.parametrize("patient", ["ANON", "X-77"])
 def test_many_studies_of_one_patient_are_noticed(tmp_path, patient):
     recipe = write_studies(tmp_path / "ct", [patient], studies=6)
-    (note,) = [note for note in dicom.notes(recipe) if "studies" in note]
+    (note,) = [note for note in recipe.remarks([], {}) if "studies" in note]
     assert "6 studies in 6 frames of reference" in note
 
 
