@@ -324,16 +324,19 @@ def test_smallest_images_go_through():
     apply_shapes("resnet18", 1, 1)
 
 
-@pytest.mark.parametrize("name", ["caffenet_small", "resnet18"])
-def test_descriptor_is_what_the_network_sees_first_and_last(name):
-    module = build(name, num_classes=3, norm=None)
+@pytest.mark.parametrize(
+    "name, head, first, last",
+    [
+        ("caffenet_small", "dense", "pool1", "relu7"),
+        ("caffenet_small", "orderless", "pool1", "moments"),
+        ("resnet18", None, "stem_pool", "mean"),
+    ],
+)
+def test_descriptor_is_what_the_network_sees_first_and_last(name, head, first, last):
+    module = build(name, num_classes=3, norm=None, head=head)
     variables = init(module, jax.random.key(0), 32, 1)
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 1))
     _, taps = module.apply(variables, images, train=False)
-    first, last = {
-        "caffenet_small": ("pool1", "relu7"),
-        "resnet18": ("stem_pool", "mean"),
-    }[name]
     expected = np.concatenate([np.mean(taps[first], (1, 2)), taps[last]], axis=1)
     np.testing.assert_allclose(descriptor(taps), expected, rtol=1e-5, atol=1e-6)
     # Under jit, too, where taps come in the order of computation.
