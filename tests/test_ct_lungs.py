@@ -289,8 +289,10 @@ def test_single_section_of_little_lung_is_in_doubt_and_of_a_volume_is_not():
     hu, lungs = trunk(lungs=[sliver])
     alone = found(hu)
     assert dice(alone.mask[0], lungs) > 0.7 and "cm2" in alone.doubts[0]
+    tips = found(np.stack([hu, hu]), (2.0, PIXEL_MM, PIXEL_MM))
+    assert all("ml" in doubt for doubt in tips.doubts)
     whole, _ = trunk(lungs=CHEST)
-    joined = found(np.stack([hu, whole, whole]), (2.0, PIXEL_MM, PIXEL_MM))
+    joined = found(np.stack([hu, whole, whole]), (3.0, PIXEL_MM, PIXEL_MM))
     assert joined.mask[0].any() and joined.doubts == ("",) * 3
 
 

@@ -51,8 +51,8 @@ CORE_MM = 3.0
 # Lung away from all ribs: an island between consolidations, no darker than the lung of
 # its slice by more than this; or larger than bowel that is not dark, mm^2.
 ISLAND_HU, LARGEST_GREY_BOWEL_MM2 = 50.0, 3000.0
-# A single section of less lung than this could be something else, mm^2.
-LITTLE_MM2 = 1000.0
+# Less lung than this in a single section (mm^2) or volume (mm^3) could be something else.
+LITTLE_MM2, LITTLE_MM3 = 1000.0, 20e3
 # Two thirds of such lung is too dark to be sure.
 DOUBTFUL_SHARE = 2 / 3
 # The shapes looked for are centimetres large: they are found on pixels of about this.
@@ -371,6 +371,7 @@ def _doubts(
       areas: Area of all pieces of each slice, mm^2.
       step: As in `_lungs_of`.
     """
+    volume = step and step * sum(p.area for _, p, number in members if kept[number])
     doubts = []
     for z, near in enumerate(ribs):
         own = [piece for at, piece, number in members if at == z and kept[number]]
@@ -384,6 +385,8 @@ def _doubts(
             reasons.append("it is nearly as dark as gas")
         if step is None and 0 < area < LITTLE_MM2:
             reasons.append(f"it covers only {area / 100:.1f} cm2")
+        elif step is not None and area > 0 and volume < LITTLE_MM3:
+            reasons.append(f"the series holds only {volume / 1000:.1f} ml of it")
         elif step is None and 0 < area < areas[z] / 2:
             reasons.append("most air next to it looks like gas in stomach or bowel")
         doubts.append(" and ".join(reasons))

@@ -99,10 +99,6 @@ class GivenLungs:
         for file in self.files:
             new = _read(file, headers)
             size = sum(int(mask.sum()) for mask in new.values())
-            if not size:
-                raise UserError(
-                    f"{file.path}: marks no lung on the slices.", where=file.path
-                )
             shared = sum(int((found[key] & new[key]).sum()) for key in new)
             before = sum(int(mask.sum()) for mask in found.values())
             if shared > _MOST_SHARED * min(size, before):
@@ -113,6 +109,12 @@ class GivenLungs:
                 )
             for key, mask in new.items():
                 found[key] |= mask
+        # A single lobe may be empty: a file is written for each.
+        if not any(mask.any() for mask in found.values()):
+            raise UserError(
+                f"{self.files[0].path}: no lung is marked on the slices.",
+                where=self.files[0].path,
+            )
         return found
 
 
