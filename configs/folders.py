@@ -50,7 +50,10 @@ def get_config(variant: str = "") -> ConfigDict:
     target.classes = "healthy,infected"  # names of label values 0, 1, ...
     target.stride = 8  # distance between patches, pixels
     target.per_class = 200  # most patches of one class and patient
+    # Fewer steps leave the network behind texture descriptors: experiments/heads.md.
+    config.stages.target.train.steps = 600
 
+    two_stage.add_long_natural(config)
     config.study.seeds = (0, 1, 2)
 
     if variant == "texture_only":

@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     config.model.name = "caffenet"
     config.model.channels = 3
     config.model.image_size = 227
+    config.model.head = "dense"  # the paper's network
     config.model.dropout = 0.5
     config.model.dtype = "bfloat16"
 

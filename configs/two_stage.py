@@ -26,6 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.channels = 1  # of the whole chain: 1 = grey, 3 = RGB
     config.model.image_size = 32  # input height and width, pixels
     config.model.norm = ""  # '' = the network's own; resnets: batch or group
+    config.model.head = ""  # '' = the network's own; Caffe networks: orderless or dense
     config.model.dropout = 0.2  # of the fully connected layers
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16
 
@@ -43,8 +44,12 @@ def get_config(variant: str = "") -> ConfigDict:
     texture.augment.contrast = 0.2
 
     target = config.stages.target = stage("phantoms", steps=400)
-    target.data.patients = 28  # phantom patients; each has up to three diseases
-    target.data.per_class = 40  # most patches of one class and patient
+    # Many patients of one section each: intervals need every class in three patients
+    # or more of a split, and a section costs the same whoever it is of.
+    target.data.patients = 72  # phantom patients; each has up to three diseases
+    target.data.slices = 1  # sections per patient
+    target.data.per_class = 24  # most patches of one class and patient
+    target.data.validation = 0.25
     target.augment.flip = "dihedral"
     target.augment.window = 0.1
     target.train.class_weights = "balanced"
@@ -63,22 +68,28 @@ def get_config(variant: str = "") -> ConfigDict:
     config.study.draw = "group"  # fractions by whole 'group' (patient) or by 'patch'
     config.study.folds = 0  # of the target by group, new ones each seed; 0 = one split
     config.study.split_seed = 0  # of the splits into train, validation, test
-    # Settings of the target stage to choose among, on validation groups, for every row:
+    # Settings of the target stage to choose among on validation groups, once per arm:
     # (('optim.learning_rate', (0.001, 0.003)), ...). Empty = none.
     config.study.grid = ()
+    # Primary endpoint, named before the run: first arm minus second, over all sizes.
+    config.study.primary = ("two_stage", "scratch", "balanced_accuracy")
+    # On the same splits: majority, mean_grey, descriptors (texture), frozen (networks of
+    # the source stages and a random one), each with a linear classifier. () = none.
+    config.study.baselines = ("majority", "mean_grey", "descriptors", "frozen")
     config.study.side_by_side = (
         0  # runs at once; 0: one a device, 1: all devices for one
     )
 
     if variant == "study":
         config.name = "two_stage_study"
+        add_long_natural(config)
         config.study.seeds = (0, 1, 2, 3, 4)
         config.study.fractions = (1.0, 0.5, 0.25, 0.1)
         # A disease is in a third of the patients: a tenth of these would lack some.
         config.study.draw = "patch"
-        # Enough that the test split has each disease in 3 of them: else no intervals.
         target.data.patients = 48
-        target.data.per_class = 24
+        target.data.slices = 3
+        target.data.validation = 0.2
 
     if variant == "smoke":
         config.name = "two_stage_smoke"
@@ -94,6 +105,25 @@ def get_config(variant: str = "") -> ConfigDict:
             config.stages[name].train.batch_size = 16
             config.stages[name].optim.warmup_steps = 2
     return config
+
+
+def add_long_natural(config: ConfigDict) -> None:
+    """Adds the compute-matched control of two-stage: one source stage, as many steps.
+
+    Two-stage is trained longer than the arms of one source stage. What it gains over
+    `natural_long` is not the gain of longer training.
+    """
+    stages = config.stages
+    stages.natural_long = stages.natural.copy_and_resolve_references()
+    # The same objects: the control follows every override of the two stages.
+    for block in ("data", "transfer", "optim", "augment"):
+        stages.natural_long[block] = stages.natural[block]
+    for name in set(stages.natural.train) - {"steps"}:
+        stages.natural_long.train[name] = stages.natural.train.get_ref(name)
+    stages.natural_long.train.steps = stages.natural.train.get_ref(
+        "steps"
+    ) + stages.texture.train.get_ref("steps")
+    config.arms.natural_long = "natural_long > target"
 
 
 def stage(source: str, steps: int) -> ConfigDict:
@@ -124,7 +154,7 @@ def stage(source: str, steps: int) -> ConfigDict:
     train.batch_size = 64  # over all devices
     train.eval_every = 50  # steps between scores on the validation split
     train.save_every = 100  # steps between saved states
-    train.select = "best"  # parameters kept: best on validation, or last
+    train.select = "last"  # parameters kept: last, or best on validation
     train.label_smoothing = 0.0  # share of the target spread over all classes
     train.class_weights = "none"  # none, or balanced: inverse class frequency
 

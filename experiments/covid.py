@@ -22,6 +22,8 @@ def get_config(variant: str) -> ConfigDict:
     data, _, kind = variant.partition(",")
     config = folders.get_config(kind)
     config.name = f"covid_{kind}" if kind else "covid"
+    # That of the committed results.
+    config.model.head = "dense"
 
     config.stages.natural.data.path = f"{data}/cifar10"
     config.stages.texture.data.path = f"{data}/kth_tips_gray"

@@ -58,7 +58,8 @@ def measure(run: Path, arm: str, dicom: Path, options: How) -> dict[str, Any]:
         out = Path(name)
         # What is printed would name series by their hashes.
         with contextlib.redirect_stdout(io.StringIO()):
-            map_folder(dicom, out, Classifier(model, options.window), options)
+            classifier = Classifier(model, options.window)
+            map_folder(dicom, out, classifier, options, go_on=True)
         found, empty = shares(out)
         refused = reasons(out)
     series, _ = find_series(dicom.absolute(), go_on=True)

@@ -1,10 +1,14 @@
 """Simulated studies whose true scores are known.
 
 Patients of very different sizes, each with its own difficulty and its own difference
-between the arms, seeds that differ, patches that are easy or hard for every arm and seed.
+between the arms, seeds that differ, patches that are easy or hard for every arm and seed,
+and models that are trained on patients of the same study.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +18,10 @@ from twostage_jax.resampling import Resampler
 
 NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 NODE_WEIGHTS = NODE_WEIGHTS / NODE_WEIGHTS.sum()
+# Effects of training sets at which true scores are computed; read off between them.
+SHIFTS = np.linspace(-2, 2, 9)
+# Of metrics that are not counts, which take longer.
+FEW_SHIFTS = np.linspace(-1, 1, 5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,20 +29,21 @@ class Scenario:
     """A population of studies; effects are standard deviations in logits.
 
     Attributes:
-      patients, seeds, classes: How many.
+      patients, seeds, classes: Their numbers.
       level: Logit of a right prediction, of each of the two arms.
       patient: Difficulty of a (patient, class), for both arms.
       patient_arm: Difference between the arms in a (patient, class).
       seed, seed_arm: Effect of a seed on both arms, and on each.
       cell: Effect of (arm, seed, patient, class).
       patch: Difficulty of a patch.
-      folds: How many folds share out the patients; 0 for one test set of one model.
-      fold_arm: Effect of the training set of a fold on each arm: what the patients whom
-        that model tests have in common.
-      anew: Whether each seed shares out the patients in its own way, as the program
-        does; otherwise folds and their effects are the same for every seed.
-      spread: Deviation of the log of the number of patches of a patient.
-      patches: Their median.
+      folds: Number of folds, drawn again for each seed; 0 for one test set of one model.
+      training: Effect of a training set on each arm: the sum of the effects of the
+        patients in it, who are patients of the study, for every fold and seed.
+      validation: Fraction of the patients outside the test fold who are not trained on.
+      anew: Whether each seed draws its own folds, as the program does; otherwise all
+        seeds have the same.
+      spread: Standard deviation of the log of the number of patches of a patient.
+      patches: Median number of patches of a patient.
       mixed: Patients have patches of all classes, or of one only.
     """
 
@@ -49,11 +58,30 @@ class Scenario:
     cell: float = 0.3
     patch: float = 0.7
     folds: int = 0
-    fold_arm: float = 0.0
+    training: float = 0.0
+    validation: float = 0.0
     anew: bool = True
     spread: float = 1.0
     patches: float = 30.0
     mixed: bool = True
+
+
+class Simulated(NamedTuple):
+    """One study.
+
+    Attributes:
+      patches: `[P, K]`.
+      logits: `[A, S, P, K]` of a right prediction.
+      folds: `[S, P]`, or None.
+      trained: Fraction of the patients that a model is trained on; NaN without folds.
+      shift: `[A]`: mean effect of the training sets that these patients can make.
+    """
+
+    patches: np.ndarray
+    logits: np.ndarray
+    folds: np.ndarray | None
+    trained: float
+    shift: np.ndarray
 
 
 # Sizes of a study, and the logits of a right prediction at each, of two arms.
@@ -61,10 +89,8 @@ SIZES = (100, 300, 900, 2700)
 CURVES = ((0.6, 1.2, 1.8, 2.2), (1.0, 1.6, 2.2, 2.6))
 
 
-def simulate(
-    scenario: Scenario, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns patches `[P, K]` and logits `[A, S, P, K]` of one study."""
+def simulate(scenario: Scenario, generator: np.random.Generator) -> Simulated:
+    """Returns one study."""
     p, s, k = scenario.patients, scenario.seeds, scenario.classes
     sizes = scenario.patches * np.exp(scenario.spread * generator.normal(size=p))
     shares = (
@@ -82,25 +108,42 @@ def simulate(
         + scenario.seed_arm * draw(size=(2, s, 1, 1))
         + scenario.cell * draw(size=(2, s, p, k))
     )
-    if scenario.folds:
-        drawn = s if scenario.anew else 1
-        fold = np.tile(np.arange(p) % scenario.folds, (drawn, 1))  # [S or 1, P]
-        fold = generator.permuted(fold, axis=1)
-        effects = scenario.fold_arm * draw(size=(2, drawn, scenario.folds, 1))
-        logits = logits + np.take_along_axis(effects, fold[None, :, :, None], axis=2)
-    return patches, logits
+    if not scenario.folds:
+        return Simulated(patches, logits, None, np.nan, np.zeros(2))
+    drawn = s if scenario.anew else 1
+    folds = np.tile(np.arange(p) % scenario.folds, (drawn, 1))  # [S or 1, P]
+    folds = np.broadcast_to(generator.permuted(folds, axis=1), (s, p))
+    effects = scenario.training * draw(size=(2, p))
+    of_sets, sizes = np.zeros((2, s, scenario.folds)), []
+    for place in np.ndindex(drawn, scenario.folds):
+        rest = generator.permutation(np.flatnonzero(folds[place[0]] != place[1]))
+        held = round(scenario.validation * len(rest))
+        chosen = rest[held:]
+        sizes.append(len(chosen))
+        where = place[0] if scenario.anew else slice(None)
+        of_set = effects[:, chosen].sum(1) / np.sqrt(len(chosen))
+        of_sets[:, where, place[1]] = of_set if scenario.anew else of_set[:, None]
+    size = np.mean(sizes)
+    of_patients = np.take_along_axis(of_sets, np.stack([folds] * 2), axis=2)
+    return Simulated(
+        patches,
+        logits + of_patients[..., None],
+        folds,
+        size / p,
+        effects.mean(1) * np.sqrt(size),
+    )
 
 
 def predicted(
     scenario: Scenario,
     generator: np.random.Generator,
-    patches: np.ndarray,
-    logits: np.ndarray,
+    simulated: Simulated,
 ) -> Paired:
     """Returns the predictions of one simulated study.
 
-    What is not given to the true class is given to the next one.
+    The probability that the true class does not get goes to the next one.
     """
+    patches, logits = simulated.patches, simulated.logits
     groups, classes = (np.repeat(axis.ravel(), patches.ravel())
                        for axis in np.indices(patches.shape))  # fmt: skip
     hard = scenario.patch * generator.normal(size=len(groups))
@@ -116,43 +159,76 @@ def predicted(
     probabilities[*where, (classes + 1) % scenario.classes] = 1 - chance
     names = [tuple(map(str, range(length))) for length in logits.shape[:3]]
     seed_names = tuple(range(scenario.seeds))
-    return Paired(names[0], seed_names, names[2], groups, classes, probabilities)
+    trained = np.full(len(logits), simulated.trained)
+    return Paired(
+        names[0], seed_names, names[2], groups, classes, probabilities,
+        simulated.folds, trained,
+    )  # fmt: skip
 
 
-def truth(scenario: Scenario, metric: str) -> np.ndarray:
-    """Returns the scores `[A]` over all patients and seeds, to about 0.001.
+def truth(scenario: Scenario, metric: str) -> Callable[[np.ndarray, float], np.ndarray]:
+    """Returns a function from effects of training sets to the scores `[A]`.
+
+    Its arguments are the mean `[A]` of these effects and their standard deviation, both
+    in logits. The scores are over all patients and seeds, to about 0.001.
+    """
+    shifts = np.zeros(1)
+    if scenario.training:
+        shifts = SHIFTS if metric in additive.OF_COUNTS else FEW_SHIFTS
+    # Neither depends on how many patients and seeds a study has of the population.
+    many = dataclasses.replace(
+        scenario, folds=0, training=0.0, validation=0.0, anew=True, patients=3000,
+        seeds=100 if scenario.seeds > 1 else 1,
+    )  # fmt: skip
+    curve = np.array([_true(_shifted(many, shift), metric) for shift in shifts])
+
+    def score(mean: np.ndarray, spread: float) -> np.ndarray:
+        if not scenario.training:
+            return curve[0]
+        return np.array(
+            [
+                NODE_WEIGHTS @ np.interp(mean[a] + spread * NODES, shifts, curve[:, a])
+                for a in range(2)
+            ]
+        )
+
+    return score
+
+
+def _shifted(scenario: Scenario, shift: float) -> Scenario:
+    return dataclasses.replace(
+        scenario, level=tuple(level + shift for level in scenario.level)
+    )
+
+
+@functools.cache
+def _true(many: Scenario, metric: str) -> np.ndarray:
+    """Returns the scores `[A]` of a study of very many patients and seeds.
 
     A metric of counts is integrated over the chance in patches; others are those of
     many patches.
     """
     generator = np.random.default_rng(99)
-    matrix = np.zeros((2, scenario.classes, scenario.classes))
-    many = dataclasses.replace(
-        scenario,
-        patients=3000,
-        seeds=100 if scenario.seeds > 1 else 1,
-        folds=3000 if scenario.folds else 0,  # Over all training sets, too.
-    )
+    matrix = np.zeros((2, many.classes, many.classes))
     if metric not in additive.OF_COUNTS:
-        part = dataclasses.replace(many, seeds=max(many.seeds // 10, 1))
+        part = dataclasses.replace(many, seeds=max(many.seeds // 20, 1))
         found = []
         for _ in range(10):
-            study = predicted(part, generator, *simulate(part, generator))
+            study = predicted(part, generator, simulate(part, generator))
             one = additive.metric(study, metric)
             found.append(one.score(one.sums.sum(2)).mean(1))
         return np.mean(found, axis=0)
     for _ in range(10):
-        patches, logits = simulate(many, generator)
+        simulated = simulate(many, generator)
+        patches, logits = simulated.patches, simulated.logits
         chance = sum(
-            weight / (1 + np.exp(-(logits + scenario.patch * node)))
+            weight / (1 + np.exp(-(logits + many.patch * node)))
             for node, weight in zip(NODES, NODE_WEIGHTS, strict=True)
         )
         right = (patches * chance.mean(1)).sum(1)
-        for k in range(scenario.classes):
+        for k in range(many.classes):
             matrix[:, k, k] += right[:, k]
-            matrix[:, k, (k + 1) % scenario.classes] += (
-                patches[:, k].sum() - right[:, k]
-            )
+            matrix[:, k, (k + 1) % many.classes] += patches[:, k].sum() - right[:, k]
     return additive.OF_COUNTS[metric](matrix)
 
 
@@ -163,57 +239,84 @@ def measure(
     resamples: int,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Returns shares: what intervals cover, and how often p is at most 0.05."""
-    true = truth(scenario, metric)
-    gap = true[0] - true[1] if scenario.level[0] != scenario.level[1] else 0.0
+    """Returns the coverage of intervals, and how often p is at most 0.05.
+
+    'these' is the reading for the training patients of a study, whose true scores are
+    those of the training sets that these patients can make. The reading for new ones is
+    missing if the study does not give it (see `statistics`). Without effects of training
+    sets both are the same.
+    """
+    score, contrast = np.array([1.0, 0.0]), np.array([1.0, -1.0])
+    true_score = truth(scenario, metric)
+    new = true_score(np.zeros(2), scenario.training)
+    if scenario.level[0] == scenario.level[1]:
+        new = new.mean() * np.ones(2)
     found: dict[str, list[float]] = {}
     for repeat in range(repeats):
         generator = np.random.default_rng((seed, repeat))
-        study = predicted(scenario, generator, *simulate(scenario, generator))
+        simulated = simulate(scenario, generator)
+        study = predicted(scenario, generator, simulated)
+        # The effects of training sets of the same patients scatter less.
+        within = scenario.training * np.sqrt(1 - np.nan_to_num(simulated.trained))
+        these = true_score(simulated.shift, within)
         sampler = Resampler(additive.metric(study, metric), resamples, seed=repeat)
-        one = statistics.score_interval(sampler, np.array([1.0, 0.0]))
-        two, p_value = statistics.difference_interval(sampler, np.array([1.0, -1.0]))
+        one = statistics.score_interval(sampler, score)
+        two, p_value = statistics.difference_interval(sampler, contrast)
         plain = np.quantile(sampler.resampled @ [1, -1], [0.025, 0.975])
+        gap = contrast @ new
         note = found.setdefault
-        if one.low is not None:
-            note("score", []).append(one.low <= true[0] <= one.high)
-        if two.low is not None:
-            note("difference", []).append(two.low <= gap <= two.high)
-            note("width", []).append(two.high - two.low)
+        for name, weights, interval in (
+            ("score", score, one),
+            ("difference", contrast, two),
+        ):
+            if interval.low is None:
+                continue
+            low, high = interval.these or (interval.low, interval.high)
+            note(f"{name}_these", []).append(low <= weights @ these <= high)
+            note(f"{name}_width_these", []).append(high - low)
+            if interval.these or not scenario.training:
+                note(name, []).append(interval.low <= weights @ new <= interval.high)
+                note(f"{name}_width", []).append(interval.high - interval.low)
         if p_value is not None:
             note("rejected", []).append(p_value <= 0.05)
+            if two.these:
+                beyond = two.these[0] > 0 or two.these[1] < 0
+                note("rejected_these", []).append(beyond)
         note("percentile", []).append(plain[0] <= gap <= plain[1])
         mcnemar = statistics.mcnemar(*study.right)
         note("mcnemar", []).append(mcnemar <= 0.05)
     shares = {name: float(np.mean(values)) for name, values in found.items()}
-    return shares | {"gap": float(gap), "given": len(found["difference"]) / repeats}
+    given = len(found["difference_these"]) / repeats
+    return shares | {"gap": float(gap), "given": given}
 
 
-def simulate_sizes(
-    scenario: Scenario, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns patches `[P, K]` and logits `[A * F, S, P, K]` of one size study."""
-    patches, logits = simulate(scenario, generator)
+def simulate_sizes(scenario: Scenario, generator: np.random.Generator) -> Simulated:
+    """Returns one size study: its arms are (arm, size), sizes fastest."""
+    simulated = simulate(scenario, generator)
     p, s, k = scenario.patients, scenario.seeds, scenario.classes
     f, draw = len(SIZES), generator.normal
     # The same arm at another size has effects of its own, too.
-    return patches, (
-        np.reshape(CURVES, (-1, 1, 1, 1))
-        + np.repeat(logits, f, axis=0)
+    return simulated._replace(
+        logits=np.reshape(CURVES, (-1, 1, 1, 1))
+        + np.repeat(simulated.logits, f, axis=0)
         + 0.3 * draw(size=(2 * f, 1, p, k))
         + scenario.seed_arm * draw(size=(2 * f, s, 1, 1))
         + scenario.cell * draw(size=(2 * f, s, p, k))
     )
 
 
-def measure_sizes(repeats: int, resamples: int, seed: int = 0) -> list[float]:
-    """Returns what intervals of the area gained and of the matching sizes cover."""
-    scenario = Scenario(level=(0.0, 0.0), patch=0.0)
-    many = dataclasses.replace(scenario, patients=3000, seeds=20)
+def measure_sizes(
+    scenario: Scenario, repeats: int, resamples: int, seed: int = 0
+) -> list[float]:
+    """Returns the coverage of intervals of the area gained and of the matching sizes."""
+    scenario = dataclasses.replace(scenario, level=(0.0, 0.0), patch=0.0)
+    many = dataclasses.replace(scenario, patients=3000, seeds=20, folds=0)
     generator = np.random.default_rng(99)
     right, total = 0.0, 0.0
     for _ in range(10):
-        patches, logits = simulate_sizes(many, generator)
+        patches, logits, *_ = simulate_sizes(many, generator)
+        of_sets = generator.normal(size=(2, *logits.shape[1:3], 1))
+        logits = logits + scenario.training * np.repeat(of_sets, len(SIZES), axis=0)
         right = right + (patches / (1 + np.exp(-logits))).mean(1).sum(1)
         total = total + patches.sum(0)
     true = (right / total).mean(1).reshape(2, -1)
@@ -222,7 +325,7 @@ def measure_sizes(repeats: int, resamples: int, seed: int = 0) -> list[float]:
     gain, hits = areas @ (true[1] - true[0]), []
     for repeat in range(repeats):
         generator = np.random.default_rng((seed, repeat))
-        study = predicted(scenario, generator, *simulate_sizes(scenario, generator))
+        study = predicted(scenario, generator, simulate_sizes(scenario, generator))
         balanced = additive.metric(study, "balanced_accuracy")
         sampler = Resampler(balanced, resamples, repeat)
         weights = np.concatenate([-areas, areas])

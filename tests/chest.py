@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ct_files import write_ct
 
-from twostage_jax import checkpoint
+from twostage_jax import checkpoint, novelty
 from twostage_jax.mapping.classify import How
 
 PIXEL_MM, SIZE = 3.0, 96
@@ -99,8 +99,19 @@ def write_chest(folder, slices=3, *, series=1, gap=10.0, names="IM-{:04d}.dcm", 
     return hu
 
 
-def write_run(workdir, *, class_names=("normal", "ground_glass"), **changes):
-    """Writes the stage run of `Brightness` and its study's row; returns its folder."""
+def write_run(
+    workdir,
+    *,
+    class_names=("normal", "ground_glass"),
+    synthetic=False,
+    known=None,
+    **changes,
+):
+    """Writes the stage run of `Brightness` and its study's row; returns its folder.
+
+    `known` names the classes of which it has training images to compare windows with:
+    0 is healthy lung, 1 diseased; None: the run has nothing to compare with.
+    """
     folder = workdir / "stages" / "target-0123456789ab"
     folder.mkdir(parents=True)
     steepness = np.asarray(1000, np.float32)
@@ -117,11 +128,20 @@ def write_run(workdir, *, class_names=("normal", "ground_glass"), **changes):
             "name": "dicom",
             "fingerprint": "feed" * 16,
             "class_names": list(class_names),
+            **({} if synthetic is None else {"synthetic": synthetic}),
             "mean": [0.5],
             "deviation": [0.25],
         },
     }
     (folder / "lineage.json").write_text(json.dumps(lineage))
+    if known is not None:
+        # Of the logits [0, x], which are all its features, x is about -100,000 for healthy
+        # lung, and more for diseased lung and where a window shows the chest wall, too.
+        line = [x for label in known for x in ((1, 3, 5, 7) if label else (-1,))]
+        points = np.array([[0, x] for x in line], np.float16)
+        scale = np.array([1, 1e5], np.float32)
+        made = novelty.Reference(points, np.zeros(2, np.float32), scale, 1.001, 3)
+        novelty.save(folder, made, lineage["hash"])
     row = {"arm": "two_stage", "seed": 0, "fraction": 1.0, "fold": 0}
     row["stage_runs"] = lineage["chain"]
     (workdir / "rows").mkdir()

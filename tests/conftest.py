@@ -16,7 +16,7 @@ from twostage_jax.data.dataset import Dataset, digest
 from twostage_jax.mapping import trained
 from twostage_jax.mapping.classify import Classifier
 from twostage_jax.models import layers
-from twostage_jax.report import write_report
+from twostage_jax.report.write import write_report
 
 REPOSITORY = Path(__file__).parent.parent
 

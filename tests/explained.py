@@ -15,7 +15,7 @@ from twostage_jax.models import CaffeNet
 CLASSES = ("across", "along", "plain")
 # Of the stage runs of `write_stage`.
 MODEL = {
-    "name": "caffenet_small", "channels": 1, "image_size": 18, "norm": "",
+    "name": "caffenet_small", "channels": 1, "image_size": 18, "norm": "", "head": "dense",
     "dropout": 0.0, "dtype": "float32",
 }  # fmt: skip
 

@@ -6,9 +6,70 @@ import highdicom as hd
 import nibabel
 import numpy as np
 import pydicom
+from ct_files import SERIES, write_ct
 from pydicom.sr.codedict import codes
 
 VERSION = "1"
+SIDE, MM = 32, 0.8
+
+
+def write_series(
+    folder,
+    count=6,
+    *,
+    phase=1,
+    series=SERIES,
+    numbers=None,
+    names=None,
+    start=(-10.0, -12.0, -100.0),
+    step=(0.0, 0.0, 5.0),
+    **tags,
+):
+    """Writes axial slices from the feet to the head; returns their data sets.
+
+    Args:
+      folder: Made if missing.
+      count: Number of slices.
+      phase: Makes SOPInstanceUIDs and HU (100 per phase, 10 per slice) distinct.
+      series: SeriesInstanceUID.
+      numbers: InstanceNumbers; from 1 at the feet if not given.
+      names: Names of the files; 'a.dcm' ... if not given.
+      start: Position of the first pixel of the first slice, mm.
+      step: From slice to slice, mm.
+      tags: Of all slices; see `write_ct`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    images = []
+    for index in range(count):
+        stored = np.full((SIDE, SIDE), 1024 - 900 + 100 * phase + 10 * index, np.int16)
+        path = folder / (names[index] if names else f"{chr(ord('a') + index)}.dcm")
+        values = {
+            "SeriesInstanceUID": series,
+            "StudyInstanceUID": f"{SERIES}.7",
+            "FrameOfReferenceUID": f"{SERIES}.8",
+            "PatientName": "Nobody^Nora",
+            "PatientBirthDate": "",
+            "PatientSex": "",
+            "StudyDate": "",
+            "StudyTime": "",
+            "StudyID": "",
+            "AccessionNumber": "",
+            "ReferringPhysicianName": "",
+            "InstanceNumber": numbers[index] if numbers else index + 1,
+            "ImagePositionPatient": np.add(start, np.multiply(step, index)).tolist(),
+            "PixelSpacing": [MM, MM],
+            "SliceThickness": 5,
+        }
+        uid = f"9.{phase}.{index + 1}"
+        write_ct(path, stored, uid=uid, **{**values, **tags})
+        images.append(pydicom.dcmread(path))
+    return images
+
+
+def box(top, left, bottom, right):
+    """Corners (column, row) around pixels top..bottom-1, left..right-1."""
+    corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
+    return np.array(corners) - 0.5
 
 
 def runs(mask):
@@ -30,8 +91,12 @@ def polygons(labels, names):
                 yield z, name, np.array(points)
 
 
-def write_seg(path, images, labels, names, *, kind="BINARY"):
-    """Writes a DICOM segmentation by highdicom."""
+def write_seg(path, images, labels, names, *, kind="BINARY", **options):
+    """Writes a DICOM segmentation by highdicom.
+
+    `labels`: `[Z, H, W]` 1 + class index, or `[Z, H, W, K]` bool of segments that may
+    overlap.
+    """
     segments = [
         hd.seg.SegmentDescription(
             segment_number=index + 1,
@@ -47,6 +112,7 @@ def write_seg(path, images, labels, names, *, kind="BINARY"):
         pixels = np.stack([labels == k + 1 for k in range(len(names))], -1).astype(
             float
         )
+    path.parent.mkdir(parents=True, exist_ok=True)
     hd.seg.Segmentation(
         source_images=images,
         pixel_array=pixels,
@@ -60,11 +126,12 @@ def write_seg(path, images, labels, names, *, kind="BINARY"):
         manufacturer_model_name="test",
         software_versions=VERSION,
         device_serial_number="1",
+        **options,
     ).save_as(path)
 
 
 def write_rtstruct(path, images, drawn, names):
-    """Writes a structure set of (slice index, class name, polygon)."""
+    """Writes a structure set of (slice index, class name, polygon, type or none)."""
     meta = pydicom.dataset.FileMetaDataset()
     meta.MediaStorageSOPClassUID = pydicom.uid.RTStructureSetStorage
     meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
@@ -91,7 +158,7 @@ def write_rtstruct(path, images, drawn, names):
         for number, name in enumerate(names, start=1)
     ]
     contours = {name: [] for name in names}
-    for z, name, points in drawn:
+    for z, name, points, *kind in drawn:
         source = images[z]
         spacing = [float(v) for v in source.PixelSpacing]
         origin = [float(v) for v in source.ImagePositionPatient]
@@ -106,7 +173,7 @@ def write_rtstruct(path, images, drawn, names):
         image = item(ReferencedSOPInstanceUID=source.SOPInstanceUID)
         contours[name].append(
             item(
-                ContourGeometricType="CLOSED_PLANAR",
+                ContourGeometricType=kind[0] if kind else "CLOSED_PLANAR",
                 NumberOfContourPoints=len(mm),
                 ContourData=[round(v, 4) for v in mm.ravel()],
                 ContourImageSequence=[image],
@@ -116,6 +183,7 @@ def write_rtstruct(path, images, drawn, names):
         item(ReferencedROINumber=number, ContourSequence=contours[name])
         for number, name in enumerate(names, start=1)
     ]
+    path.parent.mkdir(parents=True, exist_ok=True)
     file.save_as(path, enforce_file_format=True)
 
 

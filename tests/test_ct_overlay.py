@@ -145,7 +145,7 @@ def test_hostile_names_do_not_break_the_picture():
     hu, labels, lungs = slices()
     names = ("normal", "\x00\x1b[31m<script>\n../../x\u202e" * 20, "漢" * 300)
     plain = overlay.draw_slice(hu[0], labels[0], lungs[0], style(), "1")
-    hostile = style(class_names=names, title="x" * 500, made_by=("y\n" * 300,))
+    hostile = style(class_names=names, title="x" * 500, made_by=("y\n" * 300, "z"))
     picture = overlay.draw_slice(hu[0], labels[0], lungs[0], hostile, "1")
     assert picture.size == plain.size
     margin = np.asarray(picture)[:, -drawing.MARGIN + 2 :]
@@ -163,4 +163,4 @@ def test_legend_of_many_classes_is_not_cut():
     picture = overlay.draw_slice(
         hu[0], labels[0], lungs[0], style(class_names=names), "1"
     )
-    assert picture.height >= overlay.HEAD + drawing.LINE * 42 + overlay.FOOT
+    assert picture.height >= overlay.HEAD + drawing.LINE * 43 + style().foot

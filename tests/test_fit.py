@@ -1,5 +1,6 @@
 """The loop: resuming, stopping, selecting, and losses that are not finite."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -129,12 +130,11 @@ def test_runs_side_by_side_resume_at_the_newest_step_that_all_have(tiny, tmp_pat
     )
 
 
-def test_best_on_validation_is_kept(tiny, tmp_path):
-    short = TrainConfig(steps=12, batch_size=8, eval_every=6, save_every=100)
-    [(early, _)] = run(tmp_path / "a", train=short, scores=[0.9, 0.1])
-    last = TrainConfig(
-        steps=12, batch_size=8, eval_every=6, save_every=100, select="last"
-    )
+def test_best_on_validation_is_kept_if_asked(tiny, tmp_path):
+    last = TrainConfig(steps=12, batch_size=8, eval_every=6, save_every=100)
+    assert last.select == "last"
+    best = dataclasses.replace(last, select="best")
+    [(early, _)] = run(tmp_path / "a", train=best, scores=[0.9, 0.1])
     [(late, history)] = run(tmp_path / "b", train=last, scores=[0.9, 0.1])
     assert [entry["step"] for entry in history] == [6, 12]
     assert (early["params"]["head"]["kernel"] != late["params"]["head"]["kernel"]).any()
@@ -172,7 +172,7 @@ def test_damaged_export_is_named(tmp_path):
     for file in (tmp_path / "variables").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load_variables(tmp_path / "variables")
-    with pytest.raises(UserError, match="no exported variables"):
-        checkpoint.load_variables(tmp_path / "nothing")
+    for name in ("variables", "nothing"):
+        with pytest.raises(UserError) as refused:
+            checkpoint.load_variables(tmp_path / name)
+        assert refused.value.where == str(tmp_path / name)

@@ -154,15 +154,6 @@ def test_formats_and_modes_become_8_bit_grey_or_rgb(tmp_path):
     np.testing.assert_array_equal(read("1.png", 1), 255 * np.eye(6))
 
 
-def test_exif_rotation_is_ignored(tmp_path):
-    pixels = grey(0, 8, 16)
-    pixels[:, 8:] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    save(tmp_path / "x.png", pixels, exif=exif)
-    np.testing.assert_array_equal(image_files.read(tmp_path / "x.png", 1), pixels)
-
-
 def test_groups_by_regex_and_by_csv(root, tmp_path):
     by_name = folder.recipe(path=str(root), group_regex=r"(p\d)_")
     assert {e.group for e in examples(by_name).values()} == {"p0", "p1", "p2"}

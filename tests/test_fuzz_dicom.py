@@ -107,7 +107,7 @@ def test_fuzz_finds_what_fails_after_reading(fuzzer, tmp_path, monkeypatch):
     "form", ["tiff", "npy", "nifti", "seg", "rtstruct", "csv", "medgift"]
 )
 def test_damaged_regions_are_read_or_refused(phantom, tmp_path, form):
-    write_slices(phantom, tmp_path)
+    write_slices(phantom, tmp_path, from_feet=form in ("tiff", "npy"))
     regions = tmp_path / "regions"
     regions.mkdir()
     write(form, phantom, regions)

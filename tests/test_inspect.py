@@ -1,9 +1,10 @@
 """What a study would do, shown without training."""
 
 import pytest
+from flax import serialization
 from test_plan import parsed
 
-from twostage_jax import checkpoint, inspect, plan
+from twostage_jax import checkpoint, plan
 from twostage_jax.errors import UserError
 
 GREY = ("params/conv1/kernel", "rgb_to_grey")
@@ -12,7 +13,7 @@ GREY = ("params/conv1/kernel", "rgb_to_grey")
 def exported(folder, **changes):
     """Exports variables of the natural stage's shapes; returns the run's folder."""
     config = parsed(**changes)
-    classes = inspect.num_classes(config, "natural")
+    classes = plan.num_classes(config, "natural")
     checkpoint.export_variables(
         folder / "variables", plan.fresh_variables(config, classes)
     )
@@ -22,12 +23,12 @@ def exported(folder, **changes):
 @pytest.fixture
 def shapes_alone(monkeypatch):
     """No random numbers are drawn: the network's shapes decide."""
-    monkeypatch.setattr(inspect, "_initialised", plan.fresh_variables)
+    monkeypatch.setattr(plan, "_initialised", plan.fresh_variables)
 
 
 def test_tree_shows_every_arm_and_each_hand_over_once(tiny):
     config = parsed(**{"model.name": tiny})
-    arms, *hand_overs = inspect.tree(config).split("\n\n")
+    arms, *hand_overs = plan.tree(config).split("\n\n")
     assert arms.splitlines() == [
         "scratch: target",
         "natural: natural > target",
@@ -58,31 +59,50 @@ def test_tree_shows_every_arm_and_each_hand_over_once(tiny):
 def test_colour_source_needs_the_rule_that_makes_it_grey(shapes_alone, tmp_path):
     folder = exported(tmp_path, **{"model.channels": 3})
     with pytest.raises(UserError, match="conv1/kernel.*rgb_to_grey") as refused:
-        inspect.transfer_from(parsed(), folder, "target")
+        plan.transfer_from(parsed(), folder, "target")
     assert str(refused.value).startswith("config.stages.target.transfer: ")
     config = parsed(**{"stages.target.transfer.rules": (GREY,)})
-    table = inspect.transfer_from(config, folder, "target")
+    table = plan.transfer_from(config, folder, "target")
     assert "changed 1 (conv1: rgb_to_grey)" in table
     # The folder of the variables themselves does as well.
-    assert inspect.transfer_from(config, folder / "variables", "target") == table
+    assert plan.transfer_from(config, folder / "variables", "target") == table
+
+
+def test_source_of_another_program_is_planned_and_its_place_is_named(
+    shapes_alone, tmp_path
+):
+    config = parsed()
+    variables = plan.fresh_variables(config, 5)
+    params = {"state": {"params": variables["params"]}, "step": 3}
+    (tmp_path / "saved").write_bytes(serialization.to_bytes(params))
+    place, table = plan.transfer_from(config, tmp_path / "saved", "target").split(
+        "\n", 1
+    )
+    assert "state/params" in place
+    own = exported(tmp_path / "own", **{"model.channels": 1})
+    rows = plan.transfer_from(config, own, "target").splitlines()
+    copied = {row.split()[0] for row in rows if " copy " in row}
+    assert copied == {row.split()[0] for row in table.splitlines() if " copy " in row}
 
 
 def test_source_of_another_image_size_needs_a_rule_for_its_grid(shapes_alone, tmp_path):
-    folder = exported(tmp_path, **{"model.image_size": 48})
+    dense = {"model.head": "dense"}
+    folder = exported(tmp_path, **dense, **{"model.image_size": 48})
     with pytest.raises(UserError, match="fc6/kernel.*resize_dense:C"):
-        inspect.transfer_from(parsed(), folder, "target")
+        plan.transfer_from(parsed(**dense), folder, "target")
     rules = (("params/fc6/kernel", "resize_dense:96"),)
-    config = parsed(**{"stages.target.transfer.rules": rules})
-    table = inspect.transfer_from(config, folder, "target")
+    config = parsed(**dense, **{"stages.target.transfer.rules": rules})
+    table = plan.transfer_from(config, folder, "target")
     assert "changed 1 (fc6: resize_dense:96)" in table
 
 
 def test_unknown_stage_is_asked_back(tmp_path):
     with pytest.raises(UserError, match="--stage: unknown stage 'targt'.*'target'"):
-        inspect.transfer_from(parsed(), tmp_path, "targt")
+        plan.transfer_from(parsed(), tmp_path, "targt")
 
 
 def test_folder_without_variables_is_named_in_one_line(tmp_path):
     with pytest.raises(UserError) as refused:
-        inspect.transfer_from(parsed(), tmp_path / "nothing", "target")
-    assert str(refused.value) == f"{tmp_path}/nothing: no exported variables here."
+        plan.transfer_from(parsed(), tmp_path / "nothing", "target")
+    assert refused.value.where == str(tmp_path / "nothing")
+    assert "\n" not in str(refused.value)

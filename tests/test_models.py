@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from twostage_jax.errors import UserError
-from twostage_jax.models import HEAD, MODELS, NORMS, build, init
+from twostage_jax.models import HEAD, MODELS, NORMS, build, descriptor, init, layers
 
 
 def shapes(name, size, channels, classes, **options):
@@ -31,9 +31,9 @@ COUNTS = {
     ("resnet18", 224, 3): 11_689_512,
     ("resnet50", 224, 3): 25_557_032,
     # conv1 5*5*1*48+48, conv2 5*5*24*96+96, conv3 3*3*96*128+128, conv4
-    # 3*3*64*128+128, conv5 3*3*64*96+96, fc6 2*2*96*256+256, fc7 256*256+256, head.
+    # 3*3*64*128+128, conv5 3*3*64*96+96, head 2*(128+128+96)*1000+1000.
     ("caffenet_small", 32, 1): 1_248 + 57_696 + 110_720 + 73_856 + 55_392
-    + 98_560 + 65_792 + 257_000,
+    + 705_000,
 }  # fmt: skip
 
 
@@ -94,15 +94,15 @@ def test_convolution_parameters_do_not_depend_on_the_size_of_the_image(name):
 
 
 @functools.cache
-def ready(name, size=32, norm=None, dtype="float32"):
-    module = build(name, num_classes=4, norm=norm, dtype=dtype)
+def ready(name, size=32, norm=None, dtype="float32", head=None):
+    module = build(name, num_classes=4, norm=norm, dtype=dtype, head=head)
     return module, init(module, jax.random.key(0), size, 1)
 
 
 @functools.cache
-def evaluate(name, dtype="float32"):
+def evaluate(name, dtype="float32", head=None):
     """Logits and taps of two images."""
-    module, variables = ready(name, dtype=dtype)
+    module, variables = ready(name, dtype=dtype, head=head)
     return jax.jit(functools.partial(module.apply, train=False))(variables, images(2))
 
 
@@ -133,7 +133,7 @@ def train_step(module, variables, x, labels):
     "name, size, options",
     [
         ("caffenet_small", 32, {}),
-        ("caffenet_small", 45, {}),
+        ("caffenet_small", 45, {"head": "dense"}),
         ("caffenet", 67, {}),
         ("caffenet", 99, {}),
         ("resnet18", 32, {}),
@@ -162,8 +162,8 @@ def test_loss_and_gradients_are_finite(name, size, options):
 
 
 def test_dense_layer_reads_the_image_by_row_column_channel():
-    _, variables = ready("caffenet_small")
-    _, taps = evaluate("caffenet_small")
+    _, variables = ready("caffenet_small", head="dense")
+    _, taps = evaluate("caffenet_small", head="dense")
     kernel = np.asarray(variables["params"]["fc6"]["kernel"])
     height, width, channels = taps["pool5"].shape[1:]
     expected = np.einsum(
@@ -172,8 +172,15 @@ def test_dense_layer_reads_the_image_by_row_column_channel():
     np.testing.assert_allclose(taps["fc6"], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_taps_come_in_the_order_of_computation():
-    module, variables = ready("caffenet_small")
+@pytest.mark.parametrize(
+    "head, last",
+    [
+        ("dense", ["pool5", "fc6", "relu6", "fc7", "relu7", HEAD]),
+        ("orderless", ["moments", HEAD]),
+    ],
+)
+def test_taps_come_in_the_order_of_computation(head, last):
+    module, variables = ready("caffenet_small", head=head)
     names = []
 
     def note(x):
@@ -182,9 +189,36 @@ def test_taps_come_in_the_order_of_computation():
     jax.eval_shape(note, images(2))
     assert names == [
         "conv1", "relu1", "pool1", "norm1", "conv2", "relu2", "pool2", "norm2",
-        "conv3", "relu3", "conv4", "relu4", "conv5", "relu5", "pool5",
-        "fc6", "relu6", "fc7", "relu7", HEAD,
+        "conv3", "relu3", "conv4", "relu4", "conv5", "relu5", *last,
     ]  # fmt: skip
+
+
+def test_orderless_head_reads_mean_and_standard_deviation_of_each_channel():
+    _, variables = ready("caffenet_small")
+    logits, taps = evaluate("caffenet_small")
+    features = []
+    for layer in ("relu3", "relu4", "relu5"):
+        values = np.asarray(taps[layer], np.float64)
+        # A silent channel has the square root of 1e-5, which keeps its gradient finite.
+        spread = np.sqrt(values.var((1, 2)) + 1e-5)
+        features += [values.mean((1, 2)), spread]
+    weights = variables["params"][HEAD]
+    expected = np.concatenate(features, axis=1) @ weights["kernel"] + weights["bias"]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_orderless_head_does_not_see_where_a_feature_lies():
+    values = np.random.default_rng(0).standard_normal((2, 4, 4, 3)).astype(np.float32)
+    shuffled = values.reshape(2, 16, 3)[:, ::-1].reshape(values.shape)
+    np.testing.assert_allclose(
+        layers.moments(values), layers.moments(shuffled), rtol=1e-5
+    )
+    assert layers.moments(values).shape == (2, 6)
+
+
+def test_orderless_head_does_not_depend_on_the_size_of_the_image():
+    small, large = (shapes("caffenet_small", size, 1, 3) for size in (32, 64))
+    assert small == large
 
 
 def test_the_tap_of_the_head_is_the_logits():
@@ -196,7 +230,7 @@ def test_logits_and_parameters_are_float32_when_the_computation_is_not():
     _, variables = ready("caffenet_small", dtype="bfloat16")
     logits, taps = evaluate("caffenet_small", "bfloat16")
     assert logits.dtype == jnp.float32
-    assert taps["conv1"].dtype == taps["relu7"].dtype == jnp.bfloat16
+    assert taps["conv1"].dtype == taps["relu5"].dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     exact, _ = evaluate("caffenet_small")
     np.testing.assert_allclose(logits, exact, atol=0.05)
@@ -265,6 +299,8 @@ def test_training_pass_is_the_same_on_one_device_and_on_all(name):
         ({"name": "cafenet"}, "Did you mean 'caffenet'?"),
         ({"name": "resnet18", "norm": "grup"}, "Did you mean 'group'?"),
         ({"name": "caffenet_small", "norm": "batch"}, "model.norm"),
+        ({"head": "densed"}, "Did you mean 'dense'?"),
+        ({"name": "resnet18", "head": "dense"}, "model.head"),
         ({"dtype": "float23"}, "model.dtype"),
         ({"dropout": 1.0}, "model.dropout"),
         ({"num_classes": 0}, "class"),
@@ -286,3 +322,25 @@ def test_smallest_images_go_through():
     apply_shapes("caffenet", 11, 1)
     apply_shapes("caffenet_small", 1, 1)
     apply_shapes("resnet18", 1, 1)
+
+
+@pytest.mark.parametrize(
+    "name, head, first, last",
+    [
+        ("caffenet_small", "dense", "pool1", "relu7"),
+        ("caffenet_small", "orderless", "pool1", "moments"),
+        ("resnet18", None, "stem_pool", "mean"),
+    ],
+)
+def test_descriptor_is_what_the_network_sees_first_and_last(name, head, first, last):
+    module = build(name, num_classes=3, norm=None, head=head)
+    variables = init(module, jax.random.key(0), 32, 1)
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 1))
+    _, taps = module.apply(variables, images, train=False)
+    expected = np.concatenate([np.mean(taps[first], (1, 2)), taps[last]], axis=1)
+    np.testing.assert_allclose(descriptor(taps), expected, rtol=1e-5, atol=1e-6)
+    # Under jit, too, where taps come in the order of computation.
+    found = jax.jit(lambda x: descriptor(module.apply(variables, x, train=False)[1]))(
+        images
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)

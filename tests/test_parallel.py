@@ -1,11 +1,14 @@
 """Workers that make tasks, and the signals that end them."""
 
+import contextlib
+import io
 import signal
 import threading
 
 import pytest
 
 from twostage_jax.data import parallel
+from twostage_jax.data.dataset import Recipe
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -56,3 +59,19 @@ def test_other_threads_than_the_main_one_may_start_workers():
     thread.start()
     thread.join()
     assert entered == [True]
+
+
+def test_without_a_terminal_lines_say_how_far_it_is(monkeypatch, capsys):
+    """They reach the user although the writer of the set silences its libraries."""
+    monkeypatch.setattr(parallel, "LINE_EVERY", -1.0)
+    recipe = Recipe("made", "ct", ("a",), "key", (0, 1), lambda task: [])
+    results = parallel.run(recipe, workers=1)
+    with contextlib.redirect_stdout(io.StringIO()) as silenced:
+        assert list(results) == [[], []]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all("'made'" in line for line in lines)
+    assert "2 tasks" in lines[0]
+    assert "1 of 2" in lines[1] and "2 of 2" in lines[2]
+    assert not silenced.getvalue()
+    assert list(parallel.run(recipe, workers=1, progress=False)) == [[], []]
+    assert not capsys.readouterr().out

@@ -333,9 +333,10 @@ def phantoms(patients):
 def test_the_embedded_data_can_be_split_as_the_study_of_it_asks():
     config = configs.parse(config_file("two_stage.py", "study"))
     made = datasets(target=phantoms(config.stages["target"].data.options["patients"]))
+    made["natural_long"] = made["natural"]
     rows = plan.rows(config, made)
     plan.check_data(config, made, rows)
-    assert len(rows) == 4 * 5 * 4
+    assert len(rows) == 5 * 5 * 4
     target = made["target"]
     test = split_of(config, target, rows[0].candidates[0]).test
     held = {(target.labels[i], target.groups[i]) for i in test}

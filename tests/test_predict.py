@@ -309,8 +309,9 @@ def test_refused_series_do_not_stop_the_others(classifier, tmp_path, capsys):
     assert "1 missing between slices 3 and 4 (a file and a file)" in said
     assert "1 of 4 series mapped" in said
     assert "jane" not in said.lower() and "smith" not in said.lower()
-    with pytest.raises(UserError, match="no series could be mapped"):
+    with pytest.raises(UserError, match="not axial") as error:
         map_folder(root / "sagittal", tmp_path / "none", classifier, how())
+    assert error.value.where == str(root / "sagittal")
 
 
 def test_slices_numbered_from_the_head_are_turned(classifier, tmp_path):

@@ -135,7 +135,7 @@ def test_slices_left_out_are_listed_and_counted(classifier, tmp_path, capsys):
     write_chest(tmp_path / "dicom" / "other", 2, series=2, names="OTHER{}")
     map_folder(root, tmp_path / "maps", classifier, how(), salt="pepper")
     said = capsys.readouterr().out
-    assert "1 of its files left out" in said and "skipped.csv" in said
+    assert "1 files with its UID" in said and "skipped.csv" in said
     rows = rows_of(tmp_path / "maps" / "skipped.csv")
     assert all(re.fullmatch("file-[0-9a-f]{10}", row["file"]) for row in rows)
     broken_one, other = sorted((row["reason"] for row in rows), key=len, reverse=True)
@@ -161,8 +161,10 @@ def test_refused_series_are_listed_by_their_hashes(classifier, tmp_path):
 
 def test_what_was_left_out_is_listed_where_no_series_is_found(classifier, tmp_path):
     write_chest(tmp_path / "dicom", 1, Modality="MR")
-    with pytest.raises(UserError, match="no CT series"):
+    with pytest.raises(UserError) as error:
         map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())
+    assert error.value.where == str(tmp_path / "dicom")
+    assert "modality MR" in str(error.value)
     (row,) = rows_of(tmp_path / "maps" / "skipped.csv")
     assert row["reason"] == "modality MR, not CT."
 

@@ -199,10 +199,10 @@ COMMAND = """
 import sys
 sys.path.insert(0, "tests")
 from chest import Brightness
-from twostage_jax import cli, models
+from twostage_jax import models
 models.MODELS["brightness"], models.NORMS["brightness"] = Brightness, ("none",)
 from twostage_jax import predict
-cli.run(predict.main)
+predict.main()
 """
 
 
@@ -249,7 +249,7 @@ def test_command_gives_the_same_maps_on_three_devices(tmp_path, brightness):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], "--run is missing"),
+        (["--out=y"], "--run is missing"),
         (["--run=RUN", "--dicom=x", "--out=y"], "x: there is no such folder"),
     ],
 )

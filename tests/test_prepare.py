@@ -52,7 +52,7 @@ def make_noted(task):
     return made
 
 
-def remarks(skipped):
+def remarks(skipped, facts):
     yield f"{len(skipped)} files are broken."
 
 

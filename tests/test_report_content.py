@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from study_files import write_study
 
@@ -121,35 +122,42 @@ def test_the_size_axis_is_of_the_seeds_on_it(tmp_path):
     assert "whole at every size are drawn: 0, 1." in write.markdown(made)
 
 
-def level(name):
-    """The column 'level' of a row of experiments/coverage.md."""
-    page = Path(__file__).parents[1] / "experiments" / "coverage.md"
-    (line,) = re.findall(rf"^\| {name} .*", page.read_text(), re.M)
-    return f"{float(line.split(' | ')[7])} %"
-
-
-def test_notes_say_what_folds_do_to_intervals_and_auroc(of_folds, tmp_path):
-    made, _ = of_folds
+def test_the_method_says_which_training_patients_intervals_hold_for(of_folds, tmp_path):
+    made, found = of_folds
     text = write.markdown(made)
-    assert "as the folds were drawn only once" in text
-    assert level("the same 5 folds each seed") in text
-    assert "by probabilities of different models" in tables_of(made)["scores"].note
+    intervals = found.full.scores.intervals["balanced_accuracy"].values()
+    assert all(one.these is None for one in intervals)
+    assert content.ONE_READING in text
+    assert "within their fold" in tables_of(made)["scores"].note
     write_study(tmp_path, TWO, seeds=(0,), patches=6)
     text = write.markdown(report(load.load([tmp_path]))[0])
-    assert "over test patients and seeds" in text
-    assert "share its training set" not in text and "different models" not in text
+    assert content.ONE_READING not in text and "within their fold" not in text
 
 
-def test_folds_of_each_seed_may_be_its_own(tmp_path):
+def test_folds_drawn_again_for_each_seed_give_two_readings(tmp_path):
     folder = write_study(tmp_path, TWO, folds=2, seeds=(0, 1), patches=12, anew=True)
     made, found = report(load.load([folder]))
     text = write.markdown(made)
-    assert "So the folds are drawn anew for each seed" in text
-    assert level("5 folds that differ by 0.5") in text
-    assert level("the same 5 folds each seed") in text
-    assert "in 2 folds, new ones each seed, and" in made.summary[1]
-    assert "of one fold for independent" not in made.summary[1]
+    assert content.TWO_READINGS.format(**content.REJECTED) in text
+    assert "in 2 folds, drawn again for each seed, and" in made.summary[1]
     assert found.full.scores.groups == 16
+    (one,) = found.full.scores.differences["balanced_accuracy"]
+    assert one.low < one.these[0] < one.these[1] < one.high
+    table = tables_of(made)["differences"]
+    (wide,) = column(table, "for new training patients")
+    (narrow,) = column(table, "for those of this study")
+    assert (wide.low, wide.high) == (one.low, one.high)
+    assert (narrow.low, narrow.high) == one.these
+
+
+def test_what_the_method_quotes_is_in_the_page_of_coverage():
+    page = Path(__file__).parents[1] / "experiments" / "coverage.md"
+    name = "17 patients, 5 seeds, 2 folds, 0.5 logits"
+    (line,) = re.findall(rf"^\| {name} \| balanced .*", page.read_text(), re.M)
+    head = re.search(r"^\| scenario .*", page.read_text(), re.M)[0]
+    cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
+    assert cells["level"] == content.REJECTED["new"]
+    assert cells["level, these"] == content.REJECTED["these"]
 
 
 def test_copies_in_the_test_set_are_warned_of_once(tmp_path):
@@ -162,8 +170,42 @@ def test_copies_in_the_test_set_are_warned_of_once(tmp_path):
     assert sum("2 of 480 test images" in line for line in warnings) == 1
 
 
-def test_the_patient_level_is_said_to_be_no_diagnosis(of_folds):
-    assert "no diagnosis of a patient" in tables_of(of_folds[0])["patient_scores"].note
+def test_notes_on_the_files_of_a_data_set_are_given_once(tmp_path):
+    folder = write_study(tmp_path, TWO, rich=True)
+    for path in folder.glob("stages/target-*/lineage.json"):
+        lineage = json.loads(path.read_text())
+        lineage["data"]["notes"] = ["12 of 40 images are <i>turned</i>."]
+        path.write_text(json.dumps(lineage))
+    study = load.load([folder])
+    made, _ = report(study)
+    assert sum("12 of 40 images" in line for line in made.warnings) == 1
+    assert "<i>turned" not in write.html(made, study)
+
+
+def test_patients_have_scores_that_no_label_selects(of_folds):
+    made, found = of_folds
+    tables = tables_of(made)
+    assert "not a diagnosis" in tables["region_scores"].note
+    paired = found.full.scores.paired
+    right = paired.right[1].mean(0)  # Of two-stage, over seeds.
+    patients = [right[paired.codes == p].mean() for p in range(16)]
+    (_, of_arm) = column(tables["patient_scores"], "accuracy")
+    assert of_arm.estimate == pytest.approx(np.mean(patients))
+    assert of_arm.low < of_arm.estimate < of_arm.high
+    said = paired.probabilities.argmax(-1)
+    shares = tables["patient_shares"]
+    for row in shares.rows:
+        k = found.full.scores.class_names.index(row[0])
+        a = paired.arms.index(row[1])
+        true, predicted = (
+            np.array([(x == k)[..., paired.codes == p].mean(-1) for p in range(16)])
+            for x in (paired.labels, said[a])
+        )
+        assert row[2] == pytest.approx(true.mean())
+        assert row[3].estimate == pytest.approx(
+            np.abs(predicted - true[:, None]).mean()
+        )
+        assert -1 <= row[4].low < row[4].estimate < row[4].high
 
 
 @pytest.mark.parametrize("arms", [{"natural": 0.8}, TWO])
@@ -178,9 +220,10 @@ def test_any_shape_of_study_has_a_whole_report(tmp_path, arms, patients, folds):
     made, found = report(study)
     levels = {"scores", "per_class", "confusion", "calibration"}
     names = levels | {"sizes", "areas", "rows"}
-    names |= {f"patient_{name}" for name in levels} if patients else set()
+    names |= {f"region_{name}" for name in levels} if patients else set()
+    names |= {"patient_scores", "patient_shares"} if patients else set()
     pairs = {"differences", "size_differences", "matches"}
-    pairs |= {"patient_differences"} if patients else set()
+    pairs |= {"region_differences"} if patients else set()
     tables = tables_of(made)
     assert set(tables) == names | (pairs if len(arms) > 1 else set()) | {"settings"}
     for table in tables.values():
@@ -195,3 +238,17 @@ def test_any_shape_of_study_has_a_whole_report(tmp_path, arms, patients, folds):
     for arm in arms:
         interval = found.full.scores.intervals["balanced_accuracy"][arm]
         assert interval.low < interval.estimate < interval.high
+
+
+def test_report_says_at_its_head_that_the_target_images_are_synthetic(tmp_path):
+    folder = write_study(tmp_path / "run", TWO, rich=True)
+    made, _ = report(load.load([folder]))
+    assert not any("synthetic" in text for text in made.summary)
+    for path in folder.glob("stages/*/lineage.json"):
+        lineage = json.loads(path.read_text())
+        lineage["data"]["synthetic"] = lineage["stage"] != "texture"
+        lineage["data"]["name"] = f"{lineage['stage']}_set"
+        path.write_text(json.dumps(lineage))
+    made, _ = report(load.load([folder]))
+    (text,) = [text for text in made.summary if "synthetic" in text]
+    assert "target_set" in text and "natural_set" not in text

@@ -1,4 +1,4 @@
-"""Scores at patch and at patient level, and what the tables say of them."""
+"""Scores at patch and at region level, and what the tables say of them."""
 
 import csv
 import io
@@ -45,7 +45,7 @@ def stored(table):
 def test_both_levels_have_every_score_of_their_predictions(study, found, level):
     given = [study.joined("two_stage", seed, 1.0) for seed in (0, 1)]
     if level == 1:
-        given = [metrics.grouped(one) for one in given]
+        given = [metrics.regions(one) for one in given]
     expected = [metrics.scores(one.labels, one.probabilities) for one in given]
     mean = {name: np.mean([one[name] for one in expected]) for name in expected[0]}
     scores = found.levels[level]
@@ -87,7 +87,7 @@ def test_both_levels_have_every_score_of_each_class(study, found, level):
         for title in ("precision", "recall", "F1", "AUROC"):
             low, high = (float(line[f"{title} {end}"]) for end in ("low", "high"))
             assert low < float(line[title]) < high
-        counted = "test patches" if level == 0 else "test patients"
+        counted = "test patches" if level == 0 else "test regions"
         assert int(line[counted]) == (given[0].labels == k).sum()
 
 
@@ -120,7 +120,7 @@ def test_notes_say_what_has_an_interval_and_what_a_spread(study, found, level):
         classes_content.calibration(scores),
     )
     for table in tables:
-        assert f"{('patch', 'patient')[level]} level" in table.caption
+        assert f"{('patch', 'region')[level]} level" in table.caption
         assert "95 % confidence intervals, over test patients and seeds" in table.note
     assert "ECE: mean ± standard deviation over seeds; no interval" in tables[2].note
 

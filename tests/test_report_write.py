@@ -18,7 +18,8 @@ from study_files import ARMS, HOSTILE, read_results, write_results, write_study
 
 from twostage_jax import atomic
 from twostage_jax.errors import UserError
-from twostage_jax.report import figures, montages, write_report
+from twostage_jax.report import figures, montages
+from twostage_jax.report.write import write_report
 
 
 class Page(html.parser.HTMLParser):
@@ -55,7 +56,7 @@ def test_every_figure_is_there_as_png_and_pdf_with_text(study_report):
     names = {path.stem for path in (study_report / "figures").glob("*.png")}
     assert names == {path.stem for path in (study_report / "figures").glob("*.pdf")}
     assert names == {
-        "size_curve", "confusion_matrices", "patient_confusion_matrices",
+        "size_curve", "confusion_matrices", "region_confusion_matrices",
         "calibration", "learning_curves",
         *(f"examples_{stage}" for stage in ("natural", "texture", "target")),
         *(f"mistakes_{arm}" for arm in ARMS),

@@ -1,5 +1,9 @@
 """From finished stage runs to rows: which candidate is chosen."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from test_plan import datasets, parsed
@@ -7,6 +11,35 @@ from test_plan import datasets, parsed
 from twostage_jax import atomic, plan, results
 from twostage_jax import config as configs
 from twostage_jax.stage import Materials
+
+GRID = (("optim.learning_rate", (0.1, 0.2, 0.3)),)
+
+
+def trained(folder, rows, scores):
+    """Materials of rows whose candidates have validation scores (accuracy, loss)."""
+    config, made, _ = rows
+    materials = Materials(config, made, folder)
+    for row, of_row in zip(rows[2], scores, strict=True):
+        for run, (accuracy, loss) in zip(row.candidates, of_row, strict=True):
+            lineage = {
+                "validation": {
+                    "validation_balanced_accuracy": accuracy,
+                    "validation_loss": loss,
+                },
+                "scores": {"balanced_accuracy": 1 - accuracy},
+                "data": {"examples": {"train": 9, "test": 6}, "groups": None},
+                "chain": [one.folder_name for one in run.chain],
+            }
+            atomic.write_json(materials.folder(run) / "lineage.json", lineage)
+            np.savez(materials.folder(run) / "predictions.npz", accuracy=accuracy)
+    return materials
+
+
+def of_one_arm(**settings):
+    """The settings, the data and the rows of a study of one arm."""
+    config = parsed(**{"study.grid": GRID, "study.arms": ("scratch",), **settings})
+    made = datasets()
+    return config, made, plan.rows(config, made)
 
 
 @pytest.mark.parametrize(
@@ -18,20 +51,45 @@ from twostage_jax.stage import Materials
     ],
 )
 def test_choice_looks_at_validation_alone(tmp_path, scores, chosen):
-    grid = (("optim.learning_rate", (0.1, 0.2, 0.3)),)
-    config, made = parsed(**{"study.grid": grid}), datasets()
-    row = plan.rows(config, made)[0]
-    materials = Materials(config, made, tmp_path)
-    for run, (accuracy, loss) in zip(row.candidates, scores, strict=True):
-        told = {
-            "validation": {
-                "validation_balanced_accuracy": accuracy,
-                "validation_loss": loss,
-            },
-            "scores": {"balanced_accuracy": 1 - accuracy},
-        }
-        atomic.write_json(materials.folder(run) / "lineage.json", told)
-    assert results.chosen_run(materials, row) is row.candidates[chosen]
+    study = of_one_arm()
+    (row,) = study[2]
+    materials = trained(tmp_path, study, [scores])
+    assert results.chosen_runs(materials, [row])[row.name] is row.candidates[chosen]
+
+
+def test_an_arm_has_one_setting_for_all_its_rows(tmp_path):
+    study = of_one_arm(**{"study.seeds": (0, 1)})
+    # Row by row the first and the last would be chosen; on average it is the second.
+    scores = [
+        [(0.80, 1.0), (0.79, 1.0), (0.6, 1.0)],
+        [(0.60, 1.0), (0.79, 1.0), (0.8, 1.0)],
+    ]
+    materials = trained(tmp_path, study, scores)
+    found = results.collect(materials, study[2])
+    chosen = [[one["chosen"] for one in row["tried"]] for row in found["rows"]]
+    assert chosen == [[False, True, False]] * 2
+    for row in found["rows"]:
+        assert np.load(tmp_path / row["predictions"])["accuracy"] == 0.79
+    # A run of the second seed alone knows of the first, and chooses as before.
+    again = results.collect(materials, study[2][1:])
+    assert again["rows"] == found["rows"]
+    # Rows whose stage runs were removed since then stay.
+    for run in study[2][0].candidates:
+        (materials.folder(run) / "lineage.json").unlink()
+    kept = results.collect(materials, study[2][1:])["rows"]
+    assert kept[0] == found["rows"][0] and len(kept) == 2
+
+
+def test_the_primary_endpoint_is_part_of_the_protocol(tmp_path):
+    digests = set()
+    for number, metric in enumerate(("accuracy", "macro_f1")):
+        study = of_one_arm(**{"study.primary": ("natural", "scratch", metric)})
+        folder = tmp_path / str(number)
+        scores = [[(0.7, 1.0)] * 3]
+        found = results.collect(trained(folder, study, scores), study[2])
+        assert found["config"]["study"]["primary"] == ["natural", "scratch", metric]
+        digests.add(found["protocol"])
+    assert len(digests) == 2
 
 
 def test_figures_are_of_the_largest_fraction_alone(tmp_path, monkeypatch):
@@ -93,7 +151,9 @@ def test_the_page_counts_the_test_examples_of_all_folds(tmp_path, folds, words):
              "n_test": 12, "metrics": {"accuracy": 1.0}, "predictions": name}
         )  # fmt: skip
     config = parsed(**{"study.folds": folds})
-    table = results.tabulate(Materials(config, datasets(), tmp_path), rows)
+    table = results.tabulate(
+        Materials(config, datasets(), tmp_path), {"rows": rows, "baselines": []}
+    )
     page = (tmp_path / "results.md").read_text()
     assert f"{words} examples, 1 seed." in page
     assert " 100.0 |" in table and table in page
@@ -114,3 +174,19 @@ def test_grid_is_every_combination_first_setting_slowest():
         for place in [(0.1, 0.0), (0.1, 0.3), (0.2, 0.0), (0.2, 0.3)]
     ]
     assert configs.grid(parsed().study) == [()]
+
+
+def test_ablations_keep_the_last_checkpoint_whatever_the_settings_say():
+    # In a process of its own: the script defines flags.
+    code = (
+        "import sys; sys.path[:0] = ['experiments', 'tests']\n"
+        "import ablations\n"
+        "from test_plan import parsed\n"
+        "config = parsed(**{f'stages.{stage}.train.select': 'best' "
+        "for stage in ('natural', 'texture', 'target')})\n"
+        "for change in ({}, {'texture': {'train.steps': '* 2'}}):\n"
+        "    stages = ablations.changed(config, change).stages.values()\n"
+        "    assert {stage.train.select for stage in stages} == {'last'}, change\n"
+    )
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

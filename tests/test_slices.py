@@ -182,3 +182,22 @@ def test_real_slices_give_both_classes_by_patient():
     assert {e.label for e in found} == {0, 1}
     assert len({e.group for e in found}) == 3
     assert {e.image.shape for e in found} == {(32, 32, 1)}
+
+
+def test_one_lung_coverage_holds_for_every_class(tmp_path):
+    # A labelled region that reaches over the edge of the lung: one patch of it is half
+    # outside, the other inside.
+    lungs = np.full((8, 8), 255, np.uint8)
+    lungs[6:, 4:] = 0
+    labels = np.zeros((8, 8), np.uint8)
+    labels[0:4, 4:] = 255
+    labels[4:6, 4:] = 255
+    write_set(tmp_path, lungs=lungs, labels=labels)
+    (found, _) = make_all(tmp_path, coverage=0.5)
+    assert [(e.label, int(e.image[0, 0, 0])) for e in found] == [
+        (0, 0),
+        (1, 4),
+        (0, 32),
+    ]
+    (found, _) = make_all(tmp_path, coverage=0.5, lung_coverage=0.5)
+    assert [(e.label, int(e.image[0, 0, 0])) for e in found][-1] == (1, 36)

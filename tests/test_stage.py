@@ -8,7 +8,7 @@ from conftest import make_dataset
 from test_plan import datasets, parsed, runs_of
 from transfer_trees import network
 
-from twostage_jax import checkpoint, stage
+from twostage_jax import checkpoint, models, novelty, stage, training
 from twostage_jax.stage_run import split_of
 
 # Two images to train on, of values 0 and 102 and of 51 and 255; two that must not count.
@@ -29,7 +29,7 @@ def with_images(images, labels=(0, 1, 0, 1)):
 def test_mean_and_deviation_of_the_set_are_those_of_the_training_images():
     dataset = with_images(VALUES.reshape(4, 1, 2, 1))
     how = settings(**{"data.normalise": "dataset"})
-    found = stage._constants(how, 1, dataset, TRAIN)
+    found = stage.constants_of(how, 1, dataset, TRAIN)
     unit = [0, 0.4, 0.2, 1.0]
     mean = sum(unit) / 4
     deviation = (sum((value - mean) ** 2 for value in unit) / 4) ** 0.5
@@ -42,7 +42,7 @@ def test_mean_and_deviation_are_those_of_each_channel_after_its_window():
     hu = np.array([-1000, -500, 0, 500, 3000, 3000], np.int16).reshape(3, 2, 1, 1)
     windows = (0.0, 2000.0, 250.0, 500.0, 0.0, 2000.0)
     how = settings(**{"data.normalise": "dataset", "data.window": windows})
-    found = stage._constants(how, 3, with_images(hu, (0, 1, 0)), TRAIN)
+    found = stage.constants_of(how, 3, with_images(hu, (0, 1, 0)), TRAIN)
     wide, narrow = [0, 0.25, 0.5, 0.75], [0, 0, 0, 1]
     np.testing.assert_allclose(found.mean, [0.375, 0.25, 0.375], rtol=1e-6)
     spread = [np.std(values) for values in (wide, narrow, wide)]
@@ -51,7 +51,7 @@ def test_mean_and_deviation_are_those_of_each_channel_after_its_window():
 
 def test_fixed_mean_and_no_weights_are_the_default():
     how = settings(**{"data.normalise": "fixed", "train.class_weights": "none"})
-    found = stage._constants(how, 3, with_images(VALUES.reshape(4, 1, 2, 1)), TRAIN)
+    found = stage.constants_of(how, 3, with_images(VALUES.reshape(4, 1, 2, 1)), TRAIN)
     assert found.mean.tolist() == [0.5] * 3 and found.deviation.tolist() == [0.25] * 3
     assert found.class_weights.tolist() == [1, 1]
 
@@ -69,7 +69,7 @@ def test_balanced_weights_are_the_inverse_of_the_frequency_in_training():
     )  # Trained on: three of class 0 and one of class 1.
     dataset = with_images(np.zeros((8, 1, 1, 1), np.uint8), labels)
     how = settings(**{"train.class_weights": "balanced"})
-    found = stage._constants(how, 1, dataset, np.arange(4))
+    found = stage.constants_of(how, 1, dataset, np.arange(4))
     np.testing.assert_allclose(found.class_weights, [4 / (2 * 3), 4 / (2 * 1)])
 
 
@@ -140,3 +140,27 @@ def test_report_of_a_transfer_notes_another_normalisation(
     np.testing.assert_array_equal(
         variables["params"]["fc7"]["kernel"], network(9, 1)["params"]["fc7"]["kernel"]
     )
+
+
+def test_target_run_leaves_what_its_training_images_look_like(tmp_path, tiny):
+    config = parsed(
+        **{"model.name": "tiny", "model.image_size": 8, "study.arms": ("scratch",)}
+    )
+    made = datasets()
+    [run] = runs_of(config)
+    materials = stage.Materials(config, made, tmp_path)
+    one = stage._prepare(materials, run)
+    materials.folder(run).mkdir(parents=True)
+    stage._export_novelty(materials, one, one.variables)
+    found = novelty.load(materials.folder(run), run.hash)
+    # By hand: the images as the network takes them, and what it sees of them.
+    dataset, train = made["target"], one.splits.train
+    images = (dataset.images[train] / 255 - 0.5) / 0.25
+    module = training.build_model(config.model, dataset.num_classes, None)
+    _, taps = module.apply(one.variables, images.astype(np.float32), train=False)
+    features = np.asarray(models.descriptor(taps))
+    expected = novelty.reference(features, dataset.groups[train])
+    assert found.groups == len(np.unique(dataset.groups[train])) >= 3
+    assert len(found.features) == len(train)
+    np.testing.assert_allclose(found.features, expected.features, atol=0.01)
+    assert found.threshold == pytest.approx(expected.threshold, rel=0.01)

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics as sk
 from sklearn.isotonic import isotonic_regression
 
-from twostage_jax import additive, size_study, statistics
+from twostage_jax import additive, size_study, statistics, training_sets
 from twostage_jax.errors import UserError
 from twostage_jax.metrics import Predictions
 from twostage_jax.paired import pair
@@ -167,6 +167,7 @@ def sampled(estimate, error, resampled):
         resampled=np.asarray(resampled)[:, None],
         shares=np.full(8, 1 / 8),
         reason="",
+        training_sets=lambda weights: "one model",
     )
 
 
@@ -311,8 +312,10 @@ def test_the_interval_of_a_matching_size_is_widened_for_few_patients():
     sampler = SimpleNamespace(
         sample=curves[[1000]].T,
         resampled=curves,
+        without=np.tile(curves[[1000]].T, (8, 1, 1)),
         shares=np.full(8, 1 / 8),
         reason="",
+        training_sets=lambda weights: "one model",
     )
     (found, _) = size_study.matches(sampler, [10, 100], 0, 1)
     assert found.value == pytest.approx(10**1.5, rel=0.01)
@@ -362,3 +365,105 @@ def test_sizes_must_be_the_same_for_all_arms():
         size_study.size_study({"scratch": {1: arm, 2: arm}, "b": {1: arm}})
     with pytest.raises(UserError, match="'scratch'"):
         size_study.size_study({"b": {1: arm, 2: arm}})
+
+
+def shared_patients(training, seed, level=(2.0, 2.0), **scenario):
+    """A sampler of a simulated study whose training sets are patients of the study."""
+    module = experiment("simulated_studies")
+    scenario = module.Scenario(level=level, folds=2, training=training, **scenario)
+    generator = np.random.default_rng((11, seed))
+    simulated = module.simulate(scenario, generator)
+    paired = module.predicted(scenario, generator, simulated)
+    return Resampler(additive.metric(paired, "balanced_accuracy"), 200, seed)
+
+
+def test_training_sets_of_the_same_patients_are_in_the_interval():
+    hits = {"these": 0, "new": 0}
+    rejected, studies = 0, 120
+    for seed in range(studies):
+        sampler = shared_patients(0.5, seed, patients=20, seeds=6, patches=15)
+        found, p_value = statistics.difference_interval(sampler, np.array([1, -1]))
+        hits["these"] += found.these[0] <= 0 <= found.these[1]
+        hits["new"] += found.low <= 0 <= found.high
+        rejected += p_value < 0.05
+        assert found.low <= found.these[0] and found.these[1] <= found.high
+        assert (p_value < 0.05) == (found.low > 0 or found.high < 0)
+    # Equal arms. Effects of the patients that every fold and seed trains on are missing
+    # from an interval over test patients and seeds alone; Monte Carlo error 2 points.
+    assert hits["these"] < 0.8 * studies
+    assert 0.90 * studies < hits["new"]
+    assert rejected < 0.1 * studies
+
+
+def test_variance_of_training_sets_by_its_definition():
+    generator = np.random.default_rng(2)
+    seeds, patients, folds, trained = 3, 9, 3, 0.5
+    drawn = generator.permuted(np.tile(np.arange(patients) % folds, (seeds, 1)), axis=1)
+    shares = generator.dirichlet(np.full(patients, 5.0))
+    cells = [(p, s) for p in range(patients) for s in range(seeds)]
+
+    def shared(one, other):
+        """Fraction of patients that two training sets share, by counting."""
+        (p, s), (q, t) = one, other
+        if s == t and drawn[s, p] == drawn[s, q]:
+            return 1.0
+        both = (drawn[s] != drawn[s, p]) & (drawn[t] != drawn[t, q])
+        kept = trained / (1 - 1 / folds)
+        return kept**2 * both.sum() / (trained * patients)
+
+    # Without the mean of each seed, by share, and then without that of each patient.
+    centre = np.kron(
+        np.eye(patients) - shares, np.eye(seeds) - np.full((seeds, seeds), 1 / seeds)
+    )
+    effect = centre @ [[shared(one, other) for other in cells] for one in cells]
+    effect, noise = effect @ centre.T, centre @ centre.T
+    pairs = [(i, j) for i, j in np.ndindex(effect.shape) if cells[i][0] != cells[j][0]]
+    weights = [(shares[cells[i][0]] * shares[cells[j][0]]) ** 0.25 for i, j in pairs]
+
+    def by_hand(scores):
+        scores = (scores - scores.mean(1, keepdims=True)).ravel()
+        products = np.outer(scores, scores)
+        rows = np.array(
+            [[f[pair] for f in (effect, noise, products)] for pair in pairs]
+        )
+        rows *= np.array(weights)[:, None]
+        return trained * np.linalg.lstsq(rows[:, :2], rows[:, 2], rcond=None)[0][0]
+
+    sets = training_sets.TrainingSets(drawn, trained, np.ones(patients, bool), shares)
+    of_sets = generator.normal(size=(seeds, folds))
+    scores = np.take_along_axis(of_sets, drawn, axis=1).T
+    found = sets.variance(shares[:, None] * scores)
+    assert found == pytest.approx(by_hand(scores)) and found > 0
+    # Patients without anything in common: an effect is not ruled out all the same.
+    scores = generator.normal(size=(patients, seeds))
+    found = sets.variance(shares[:, None] * scores)
+    assert by_hand(scores) < found < 10
+
+
+@pytest.mark.parametrize(
+    ("folds", "trained"),
+    [
+        (None, 0.5),
+        (np.zeros((1, 8), int) + np.arange(8) % 2, 0.5),
+        (np.zeros((3, 8), int) + np.arange(8) % 2, 0.5),
+        (np.array([np.arange(8) % 2, np.arange(8) // 4]), None),
+        (np.array([np.arange(8) % 2, np.arange(8) // 4]), 1.2),
+    ],
+)
+def test_new_training_patients_need_folds_of_several_seeds(folds, trained):
+    found = training_sets.training_sets(
+        folds, trained, np.ones(8, bool), np.full(8, 1 / 8)
+    )
+    assert isinstance(found, str) and found
+
+
+def test_the_least_detectable_difference_is_found_four_times_in_five():
+    right = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 1])
+    other = np.array([1, 1, 1, 0, 0, 0, 1, 0, 0, 1])
+    (found,) = statistics.compare(
+        {"a": [predictions(other)], "b": [predictions(right)]}, "accuracy"
+    )
+    error = (right - other).std(ddof=1) / np.sqrt(10)
+    assert found.detectable == pytest.approx(
+        (stats.t.ppf(0.975, 9) + stats.t.ppf(0.8, 9)) * error
+    )

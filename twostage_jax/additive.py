@@ -1,12 +1,14 @@
 """Metrics as functions of sums over patients.
 
-Whoever is drawn twice in a resample, or left out, then only weighs his sums: all
+A patient who is drawn twice in a resample, or excluded, is a weight on these sums: all
 resamples are one matrix product (see `resampling`). Confusion counts are such sums, and
-so is the squared error of probabilities. The area under an ROC curve counts pairs of
-examples, which may be of two patients; here it is its first-order expansion in the
-weights of patients, from the placements of each example among those of the other class
-(DeLong et al. 1988; for patients with several examples, Obuchowski 1997): exact where
-all weigh the same.
+so are the squared error of probabilities and the moments of class shares per patient.
+The area under an ROC curve counts pairs of examples, which may be of two patients; here
+it is its first-order expansion in the weights of patients, from the placements of each
+example among those of the other class (DeLong et al. 1988; for patients with several
+examples, Obuchowski 1997): exact where all weigh the same. Examples are ranked among
+those of their own fold, whose probabilities are of one model, and the areas are averaged
+over the folds.
 """
 
 import dataclasses
@@ -30,13 +32,14 @@ class Additive:
     """A metric of paired predictions.
 
     Attributes:
-      sums: `[A, S, P, ...]`, of each patient.
+      sums: `[A, S, P, ...]`, sums over the examples of each patient.
       score: Sums over patients `[..., A, S, ...]` -> scores `[..., A, S]`.
-      parts: What the score is a mean of, `[P, M]`: how many of the examples of each
-        part are a patient's. One part for accuracy, the classes for a mean over them.
+      parts: `[P, M]`: number of examples that a patient has of each of the M parts of
+        which the score is the mean: one for accuracy, the classes for a mean over them.
       reason: Why no interval can be given, or ''.
-      largest: The largest score there can be.
+      largest: The largest possible score.
       defined: `[A]` bool: whether every seed of an arm defines it; None for all arms.
+      folds, trained: As in `Paired`.
     """
 
     sums: np.ndarray
@@ -45,6 +48,8 @@ class Additive:
     reason: str = ""
     largest: float = 1.0
     defined: np.ndarray | None = None
+    folds: np.ndarray | None = None
+    trained: np.ndarray | None = None
 
     @property
     def shares(self) -> np.ndarray:
@@ -87,15 +92,40 @@ def auroc(paired: Paired) -> Additive:
     """Returns the mean one-vs-rest area under the ROC curve over the classes.
 
     Raises:
-      UserError: A class does not occur.
+      UserError: It is not defined (see `has_auroc`).
     """
-    absent = np.flatnonzero(paired.supports.sum(0) == 0)
-    if len(absent):
-        raise UserError(f"No AUROC: class {absent[0]} does not occur in the test set.")
+    if not has_auroc(paired):
+        raise UserError(
+            "AUROC is not defined: some class never occurs in the test set together "
+            "with another class, within one fold.",
+            where="labels",
+        )
     classes = range(paired.probabilities.shape[-1])
     sums = np.stack([_placements(paired, k) for k in classes], axis=3)
     reason = _too_few(paired, paired.supports)
     return Additive(sums, _areas(sums), paired.supports, reason)
+
+
+def has_auroc(paired: Paired) -> bool:
+    """Whether every class has, for each seed, a fold with it and with another class."""
+    return all(_ranked(paired, k) for k in range(paired.probabilities.shape[-1]))
+
+
+def _ranked(paired: Paired, k: int) -> bool:
+    """Whether class `k` has, for each seed, a fold in which it and others occur."""
+    own, rest = paired.supports[:, k], paired.supports.sum(1) - paired.supports[:, k]
+    return all(
+        any(own[one].any() and rest[one].any() for one in of_seed)
+        for of_seed in _members(paired)
+    )
+
+
+def _members(paired: Paired) -> np.ndarray:
+    """Returns `[S, F, P]` bool: whether a patient was tested in a fold."""
+    folds = paired.folds
+    if folds is None:
+        folds = np.zeros((len(paired.seeds), len(paired.groups)), int)
+    return folds[:, None] == np.arange(folds.max() + 1)[:, None]
 
 
 def brier(paired: Paired) -> Additive:
@@ -107,24 +137,105 @@ def brier(paired: Paired) -> Additive:
     return Additive(sums, _ratio, parts, _too_few(paired, parts), largest=2.0)
 
 
+def patient_accuracy(paired: Paired) -> Additive:
+    """Returns the mean over patients of the accuracy of a patient's patches."""
+    matrix = paired.cells
+    right = np.trace(matrix, axis1=-2, axis2=-1)
+    return _mean_of_patients(paired, right / matrix.sum((-2, -1)))
+
+
+def patient_balanced_accuracy(paired: Paired) -> Additive:
+    """Returns the mean over patients of the balanced accuracy of a patient's patches.
+
+    The balanced accuracy of a patient is the mean recall over the classes that the
+    patient has.
+    """
+    return _mean_of_patients(paired, balanced_accuracy(paired.cells))
+
+
+def share_error(paired: Paired, k: int) -> Additive:
+    """Returns the mean over patients of the absolute error of the share of a class.
+
+    The share of class `k` is the fraction of a patient's patches: those predicted as `k`
+    against those labelled `k`. No label decides which patches are counted.
+    """
+    true, predicted = _class_shares(paired, k)
+    return _mean_of_patients(paired, np.abs(predicted - true))
+
+
+def share_agreement(paired: Paired, k: int) -> Additive:
+    """Returns the intraclass correlation of predicted and true shares of a class.
+
+    ICC(A,1), absolute agreement of single measurements (McGraw & Wong 1996), over
+    patients; from -1 to 1.
+    """
+    true, predicted = _class_shares(paired, k)
+    true = np.broadcast_to(true, predicted.shape)
+    moments = (np.ones_like(predicted), true, predicted, true**2, predicted**2,
+               true * predicted)  # fmt: skip
+    parts = np.ones((len(paired.groups), 1))
+    reason = _too_few(paired, parts)
+    return Additive(np.stack(moments, -1), _agreement, parts, reason)
+
+
+def _class_shares(paired: Paired, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the true share `[P]` of a class, and the predicted ones `[A, S, P]`."""
+    size = paired.supports.sum(1)
+    return paired.supports[:, k] / size, paired.cells[..., k].sum(-1) / size
+
+
+def _agreement(summed: np.ndarray) -> np.ndarray:
+    """Returns ICC(A,1) of sums `[..., 6]`: of 1, x, y, x^2, y^2 and xy."""
+    n, x, y, xx, yy, xy = np.moveaxis(summed, -1, 0)
+    n = np.maximum(n, 2)
+    # Mean squares of two measurements of n subjects.
+    covariance = (xy - x * y / n) / (n - 1)
+    spread = ((xx - x**2 / n) + (yy - y**2 / n)) / (n - 1)
+    rows, error = spread / 2 + covariance, spread / 2 - covariance
+    columns = (x - y) ** 2 / (2 * n)
+    whole = rows + error + 2 * (columns - error) / n
+    return (rows - error) / np.where(whole > 0, whole, 1)
+
+
+def _mean_of_patients(paired: Paired, values: np.ndarray) -> Additive:
+    """Returns the mean over patients of `[A, S, P]` values; every patient counts once."""
+    sums = np.stack([values, np.ones_like(values)], axis=-1)
+    parts = np.ones((len(paired.groups), 1))
+    return Additive(sums, _ratio, parts, _too_few(paired, parts))
+
+
 METRICS: dict[str, Callable[[Paired], Additive]] = {
     **{name: functools.partial(_of_counts, name=name) for name in OF_COUNTS},
     "auroc": auroc,
     "brier": brier,
+    "patient_accuracy": patient_accuracy,
+    "patient_balanced_accuracy": patient_balanced_accuracy,
 }
+# Those of the patches, whatever patients they are of.
+OF_PATCHES = (*OF_COUNTS, "auroc", "brier")
 
 
 def metric(paired: Paired, name: str) -> Additive:
     """Returns a metric of `METRICS`.
 
     Raises:
-      UserError: There is none of this name, or it is not defined.
+      UserError: The name is unknown, or the metric is not defined.
     """
     if name not in METRICS:
         raise UserError(
-            f"No intervals for metric '{name}'.{did_you_mean(name, METRICS)}"
+            f"Metric '{name}' is unknown.{did_you_mean(name, METRICS)}", where=name
         )
-    return METRICS[name](paired)
+    return _with_folds(METRICS[name](paired), paired)
+
+
+def shares_of_class(paired: Paired, k: int) -> tuple[Additive, Additive]:
+    """Returns `share_error` and `share_agreement` of a class."""
+    found = share_error(paired, k), share_agreement(paired, k)
+    return tuple(_with_folds(one, paired) for one in found)
+
+
+def _with_folds(one: Additive, paired: Paired) -> Additive:
+    return dataclasses.replace(one, folds=paired.folds, trained=paired.trained)
 
 
 def of_class(paired: Paired, k: int) -> Mapping[str, Additive]:
@@ -157,51 +268,68 @@ def of_class(paired: Paired, k: int) -> Mapping[str, Additive]:
     if support.any():
         found["recall"] = ratio(right, true, support)
         found["f1"] = ratio(2 * right, true + predicted, support + counted)
-    if support.any() and rest.any():
-        sums = _placements(paired, k)[..., None, :]
+    if _ranked(paired, k):
+        sums = _placements(paired, k)[..., None, :, :]
         parts = np.stack([support, rest], axis=1)
         others = int((rest > 0).sum())
         if others < MIN_GROUPS:
             reason = f"class {k} has others beside it in {_needs_more(others)}"
         found["auroc"] = Additive(sums, _areas(sums), parts, reason)
-    return found
+    return {name: _with_folds(one, paired) for name, one in found.items()}
 
 
 def _placements(paired: Paired, k: int) -> np.ndarray:
-    """Returns sums `[A, S, P, 4]`, of the examples of class `k` and of the others.
+    """Returns sums `[A, S, P, F, 4]` of the examples of class `k` and of the others.
 
-    Their placements, which are the share of the other side that is ranked as it should
-    be (ties half), and their number; first of the class, then of the others.
+    For each of F folds: the placements, which are the fraction of the other side in the
+    same fold that is ranked as it should be (ties half), and their number; first of the
+    class, then of the others. A patient has zeros in the folds of others.
     """
     scores = paired.probabilities[..., k]
     positive = paired.labels == k
-    ranks = stats.rankdata(scores, axis=-1)
-    values = np.zeros((*scores.shape, 4))
-    for side, column in ((positive, 0), (~positive, 2)):
-        # A rank among all less that among its own side: how many of the other are below.
-        below = ranks[..., side] - stats.rankdata(scores[..., side], axis=-1)
-        share = below / (~side).sum()
-        values[..., side, column] = share if column == 0 else 1 - share
-        values[..., side, column + 1] = 1
-    return paired.by_group(values)
+    members = _members(paired)
+    arms, seeds = scores.shape[:2]
+    found = np.zeros((arms, seeds, len(paired.groups), members.shape[1], 4))
+    for s, f in np.ndindex(members.shape[:2]):
+        inside = members[s, f][paired.codes]
+        values = np.zeros((arms, 1, len(positive), 4))
+        sides = (inside & positive, inside & ~positive)
+        if not all(side.any() for side in sides):
+            sides = ()
+        ranks = np.zeros((arms, len(positive)))
+        ranks[:, inside] = stats.rankdata(scores[:, s, inside], axis=-1)
+        for side, column in zip(sides, (0, 2), strict=False):
+            # A rank among all minus that among its own side: how many of the other are
+            # below.
+            own = stats.rankdata(scores[:, s, side], axis=-1)
+            share = (ranks[:, side] - own) / (inside.sum() - side.sum())
+            values[:, 0, side, column] = share if column == 0 else 1 - share
+            values[:, 0, side, column + 1] = 1
+        found[:, s, :, f] = paired.by_group(values)[:, 0]
+    return found
 
 
 def _areas(sums: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns the score of `_placements` `[A, S, P, M, 4]`: the mean of M areas.
+    """Returns the score of `_placements` `[A, S, P, M, F, 4]`.
 
-    Areas without one of their sides, in a resample, are left out; where there is no
-    other, that of the sample stays.
+    It is the mean over M classes of the mean of the areas of F folds. Areas without one
+    of their sides are skipped; if a resample has no other, that of the sample stays.
     """
     total = sums.sum(2)
-    area = total[..., 0] / total[..., 1]
+    counted = total[..., 1] > 0
+    area = total[..., 0] / np.where(counted, total[..., 1], 1)
+    whole = (counted * area).sum(-1) / np.maximum(counted.sum(-1), 1)
 
     def score(summed: np.ndarray) -> np.ndarray:
         up, ups, down, downs = np.moveaxis(summed, -1, 0)
         some = (ups > 0) & (downs > 0)
         ups, downs = np.where(some, ups, 1), np.where(some, downs, 1)
-        found = np.where(some, up / ups + down / downs - area, area)
-        some |= ~some.any(-1, keepdims=True)
-        return (some * found).sum(-1) / some.sum(-1)
+        areas = some * (up / ups + down / downs - area)
+        folds = some.sum(-1)
+        found = np.where(folds > 0, areas.sum(-1) / np.maximum(folds, 1), whole)
+        there = folds > 0
+        there |= ~there.any(-1, keepdims=True)
+        return (there * found).sum(-1) / there.sum(-1)
 
     return score
 

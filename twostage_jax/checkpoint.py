@@ -1,23 +1,34 @@
-"""Orbax, behind one small module: resumable states and exported variables.
+"""Orbax, behind one small module: resumable states, exported and foreign variables.
 
 Everything is saved un-replicated, as host arrays, so that what eight devices saved one
 device resumes. Orbax writes into a temporary folder and renames it, so a process killed
 while saving leaves the save before it intact. Only the first process of a run writes.
 """
 
+import contextlib
+import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import serialization, traverse_util
 from jax.experimental import multihost_utils
 
 from twostage_jax import runtime
 from twostage_jax.errors import UserError
 
 PyTree = Any
+# Names under which programs save a module's parameters, next to other things.
+WRAPPERS = {"default", "state", "model", "module", "network", "variables"}
+EXPECTED = (
+    "Expected: the folder of a finished stage run (WORKDIR/stages/NAME-HASH), an Orbax "
+    "checkpoint with the parameters, the folder of an Orbax CheckpointManager, or a "
+    "msgpack file written by flax.serialization."
+)
 
 
 class StateStore:
@@ -129,7 +140,9 @@ def load_variables(folder: Path) -> PyTree:
       UserError: The folder holds no exported variables.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no exported variables here.")
+        raise UserError(
+            f"{folder}: the folder of exported variables is missing.", where=folder
+        )
     options = _alone("load", process=jax.process_index())
     try:
         with ocp.Checkpointer(
@@ -144,9 +157,206 @@ def load_variables(folder: Path) -> PyTree:
     except (ValueError, OSError, KeyError, AttributeError) as error:
         raise UserError(
             f"{folder}: cannot be read as exported variables "
-            f"({_first_line(error)}). Delete the stage's folder and run again."
+            f"({_first_line(error)}). Delete the stage's folder and run again.",
+            where=folder,
         ) from error
     return {"params": loaded["params"], "batch_stats": loaded.get("batch_stats", {})}
+
+
+def load_source(path: Path) -> tuple[PyTree, str]:
+    """Returns variables that this or another program saved, and where they were found.
+
+    Reads a finished stage run; an Orbax checkpoint (StandardCheckpoint or PyTree), a step
+    of an Orbax CheckpointManager, or its folder, of which the latest step is taken; and a
+    file of `flax.serialization.to_bytes` (msgpack). The parameters may be the whole tree,
+    or lie under 'params', next to 'batch_stats', at any depth, as those of a TrainState.
+    No pickle is read.
+
+    Args:
+      path: The file or the folder.
+
+    Returns:
+      `{'params': ..., 'batch_stats': ...}`, nested dicts of host arrays; and the place in
+      words, '' for a stage run.
+
+    Raises:
+      UserError: It is something else, is damaged, or has parameters in several places.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file or folder.", where=path)
+    saved, tree = _saved_tree(path)
+    tree = _plain(tree)
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"{path}: expected a tree of named arrays, not a {type(tree).__name__}.",
+            where=path,
+        )
+    branch, variables = _variables_in(tree, path)
+    if branch in ("", "params", "variables/params") and saved == path:
+        return variables, ""
+    step = [str(saved.relative_to(path))] * (saved != path)
+    return variables, ": ".join([*step, branch or "the whole tree"])
+
+
+def _saved_tree(path: Path) -> tuple[Path, PyTree]:
+    """Returns the file or folder of a checkpoint, the latest of several, and its tree."""
+    if path.is_file():
+        return path, _from_msgpack(path)
+    if _is_item(path):
+        return path, _from_orbax(path)
+    steps, items = {}, {}
+    for entry in path.iterdir():
+        number = re.fullmatch(r"(?:.*[_-])?(\d+)", entry.name)
+        if ".orbax-checkpoint-tmp" in entry.name:
+            continue  # A save that was interrupted.
+        if number and (entry.is_dir() or entry.name.startswith("checkpoint")):
+            steps[int(number[1])] = entry
+        elif entry.is_dir() and _is_item(entry):
+            items[entry.name] = entry
+    if items:
+        return path, {name: _from_orbax(item) for name, item in items.items()}
+    if steps:
+        return _saved_tree(steps[max(steps)])
+    raise UserError(f"{path}: {_described(path)} {EXPECTED}", where=path)
+
+
+def _described(path: Path) -> str:
+    """Returns what a folder is that holds no variables."""
+    if (path / "stages").is_dir():
+        return (
+            "this is the workdir of a study, which holds several stage runs: name one of "
+            "those in its folder stages/."
+        )
+    if (path / "states").is_dir() or (path / "lineage.json").is_file():
+        return "this is a stage run that is not finished: it has no variables yet."
+    names = sorted(entry.name for entry in path.iterdir())
+    if not names:
+        return "the folder is empty."
+    shown = ", ".join(repr(name) for name in names[:4])
+    return f"the folder holds no checkpoint, but {shown}{' ...' * (len(names) > 4)}."
+
+
+def _is_item(folder: Path) -> bool:
+    """Whether Orbax saved a single tree there."""
+    return any((folder / n).is_file() for n in ("_METADATA", "manifest.ocdbt"))
+
+
+def _from_orbax(folder: Path) -> PyTree:
+    options = _alone("source", process=jax.process_index())
+    as_host = ocp.RestoreArgs(restore_type=np.ndarray)
+    # What Orbax logs of a damaged folder is said below.
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(multiprocessing_options=options),
+            multiprocessing_options=options,
+        ) as checkpointer:
+            found = checkpointer.metadata(folder.absolute()).item_metadata
+            how = jax.tree.map(
+                lambda leaf: as_host if hasattr(leaf, "shape") else ocp.RestoreArgs(),
+                getattr(found, "tree", found),
+            )
+            return checkpointer.restore(
+                folder.absolute(), args=ocp.args.PyTreeRestore(restore_args=how)
+            )
+    except Exception as error:  # A damaged folder fails in any of many libraries.
+        raise UserError(
+            f"{folder}: this looks like an Orbax checkpoint, but it cannot be read "
+            f"({type(error).__name__}: {_first_line(error)}). It may be incomplete, or "
+            "written by another version: save it again.",
+            where=folder,
+        ) from error
+    finally:
+        log.setLevel(level)
+
+
+def _from_msgpack(path: Path) -> PyTree:
+    content = path.read_bytes()
+    try:
+        return serialization.msgpack_restore(content)
+    except Exception as error:  # Any other file: each byte may mean something else.
+        raise UserError(
+            f"{path}: the file cannot be read as msgpack. {EXPECTED}", where=path
+        ) from error
+
+
+def _variables_in(tree: PyTree, path: Path) -> tuple[str, PyTree]:
+    """Returns the branch of a tree that holds the variables, by name; and these.
+
+    The branches nearest to the root count: the state of an optimiser repeats the tree of
+    the parameters further down.
+    """
+    level = {"": tree}
+    while level:
+        found = {
+            name: branch
+            for name, branch in level.items()
+            if isinstance(branch.get("params"), dict) and branch["params"]
+        }
+        if len(found) > 1:
+            names = ", ".join(f"'{name}'" for name in found)
+            raise UserError(
+                f"{path}: there are parameters in {len(found)} places: {names}. Save the "
+                "intended ones by themselves.",
+                where=path,
+            )
+        for name, branch in found.items():
+            # The params of a TrainState may be all variables of the module.
+            inner = branch["params"]
+            branch = inner if isinstance(inner.get("params"), dict) else branch
+            statistics = branch.get("batch_stats", {})
+            name = f"{name}/params".lstrip("/")
+            return name, {"params": branch["params"], "batch_stats": statistics}
+        level = {
+            f"{name}/{key}".lstrip("/"): below
+            for name, branch in level.items()
+            for key, below in branch.items()
+            if isinstance(below, dict) and not key.startswith("opt")
+        }
+    kernels = [keys for keys in _paths(tree) if keys[-1] == "kernel"]
+    outer: tuple[str, ...] = ()
+    while len(names := {keys[len(outer)] for keys in kernels}) == 1:
+        # All lie below one name, which may be a wrapper, or the only layer there is.
+        if not names <= WRAPPERS:
+            break
+        outer += tuple(names)
+        tree = tree[outer[-1]]
+    if not kernels or any(len(keys) < len(outer) + 2 for keys in kernels):
+        keys = ", ".join(f"'{key}'" for key in list(tree)[:4])
+        raise UserError(
+            f"{path}: the tree ({keys or 'empty'}) does not look like the parameters of a "
+            "Flax module: expected a branch 'params', or layers with a 'kernel' each.",
+            where=path,
+        )
+    return "/".join(outer), {"params": tree, "batch_stats": {}}
+
+
+def _paths(tree: PyTree) -> Iterator[tuple[str, ...]]:
+    """Yields the names that lead to each leaf of nested dicts."""
+    for name, below in tree.items():
+        if isinstance(below, dict):
+            yield from ((name, *rest) for rest in _paths(below))
+        else:
+            yield (name,)
+
+
+def _plain(tree: PyTree) -> PyTree:
+    """Returns nested dicts of arrays without what may wrap them.
+
+    An `nnx.Variable` or a boxed parameter is saved as {'value': array}; the names of flat
+    trees are joined by '/'.
+    """
+    if not isinstance(tree, dict):
+        return tree
+    if set(tree) == {"value"} and not isinstance(tree["value"], dict):
+        return tree["value"]
+    tree = {str(name): _plain(below) for name, below in tree.items()}
+    if tree and all("/" in name for name in tree):
+        with contextlib.suppress(TypeError, IndexError):
+            return traverse_util.unflatten_dict(tree, sep="/")
+    return tree
 
 
 def _named(leaves: list[Any]) -> dict[str, np.ndarray]:

@@ -1,25 +1,54 @@
-"""What the commands share: flags, errors in one line, the set-up of jax."""
+"""The command line that the commands share: flags, help, errors in one line, jax.
 
+A command is a function with plain arguments. Its flags are read off its signature, and
+their explanations off the `Args` of its docstring, so a new flag is a new parameter:
+
+    str, int, float, Literal   --name=value or --name value
+    bool                       --name or --noname
+    Sequence[str]              --name=a,b
+    *name: str                 --name=a b, or --name=a --name=b
+    ConfigDict                 --name=FILE[:VARIANT] --name.setting=value
+
+A parameter without a default is a flag that must be given. What the command does, and
+examples, are the docstring of its module.
+"""
+
+import contextlib
 import errno
+import inspect
+import io
 import os
 import re
 import signal
 import sys
+import textwrap
 import traceback
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
+from ml_collections import ConfigDict, config_flags
 
-from twostage_jax.config import parse
-from twostage_jax.errors import UserError
-from twostage_jax.settings import Config
+from twostage_jax import __version__
+from twostage_jax.errors import UserError, did_you_mean
 
-DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder of prepared data sets; default: the user's cache."
-)
+if typing.TYPE_CHECKING:
+    from twostage_jax.settings import Config
 
+# Commands of `twostage`: name -> module, whose `main` takes the arguments.
+COMMANDS = {
+    "train": "twostage_jax.main",
+    "inspect": "twostage_jax.inspect",
+    "prepare": "twostage_jax.prepare",
+    "predict": "twostage_jax.predict",
+    "explain": "twostage_jax.explain",
+    "report": "twostage_jax.report",
+}
+HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
+INDENT = " " * 6  # of what a flag means
 # Cores made into devices, at most: each has a copy of the data.
 MOST_CORES = 8
 # The file system says no, to this user or to this place.
@@ -32,53 +61,68 @@ def cache_dir() -> Path:
     return Path(base) / "twostage_jax"
 
 
-def data_dir() -> Path:
-    """Returns the folder of prepared data sets."""
-    return Path(DATA_DIR.value) if DATA_DIR.value else cache_dir() / "data"
+def data_dir(given: str = "") -> Path:
+    """Returns the folder of prepared data sets: the given one, or one in the cache."""
+    return Path(given) if given else cache_dir() / "data"
 
 
-def parsed_config(holder: flags.FlagHolder) -> Config:
-    """Returns the checked settings of a config flag."""
-    if holder.value is None:
-        raise UserError("--config is missing: give --config=configs/two_stage.py.")
-    try:
-        return parse(holder.value)
-    except (AttributeError, TypeError) as error:
-        raise UserError(f"--config: {error}") from error
+def parsed_config(config: ConfigDict) -> "Config":
+    """Returns the checked settings of a config file's `ConfigDict`.
 
-
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags, runs `main`, and turns expected failures into one line.
-
-    Exit status: 2 after a `UserError`, 128 + the signal after an interruption.
+    Raises:
+      UserError: A setting is unknown, of the wrong type, or impossible.
     """
-    # Names of files need not be UTF-8.
-    sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        flags.FLAGS(sys.argv)
-    except flags.Error as error:
-        _fail(str(error).split("\n")[0])
-    except (AttributeError, KeyError) as error:
-        _fail(_unknown_setting(error))
-    except (FileNotFoundError, ImportError, SyntaxError) as error:
-        _fail(f"--config: {error}")
-    from twostage_jax import runtime
+    # Brings jax, which `--help` does not wait for.
+    from twostage_jax.config import parse
 
+    try:
+        return parse(config)
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"--config: {error}", where="--config") from error
+
+
+def run(
+    command: Callable[..., Any],
+    argv: Sequence[str] | None = None,
+    *,
+    jax: bool = True,
+) -> None:
+    """Calls a command with its flags, and turns expected failures into one line.
+
+    Exit status: 2 for a mistake on the command line or a `UserError`, 128 + the signal
+    after an interruption, 0 for `--help` and `--version`.
+
+    Args:
+      command: Function with plain arguments; see the module.
+      argv: Name of the program, then its arguments; default: those of the process.
+      jax: Whether the command uses jax, which is then set up; see `set_up_jax`.
+    """
+    program, *arguments = argv or [_program(command), *sys.argv[1:]]
+    if any(argument in HELP for argument in arguments):
+        return show(_help(command, program))
+    if "--version" in arguments:
+        return show(f"twostage_jax {__version__}")
+    given, values = _parsed(command, program, arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files need not be UTF-8.
+        sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        set_up_jax()
-        main()
+        if jax:
+            set_up_jax()
+        command(*given, **values)
     except UserError as error:
         _fail(str(error))
-    except runtime.Interrupted as error:
-        _fail(
-            "stopped; the state is saved. Run the same command again to go on.",
-            128 + error.args[0],
-        )
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
-        _fail("interrupted. Run the same command again to go on.", 128 + number)
+        _fail("interrupted. Run the same command again to resume.", 128 + number)
     except Exception as error:
+        runtime = sys.modules.get("twostage_jax.runtime")
+        if runtime is not None and isinstance(error, runtime.Interrupted):
+            _fail(
+                "stopped; the state is saved. Run the same command again to resume.",
+                128 + error.args[0],
+            )
         if _disk_full(error):
             _fail("the disk is full. Earlier saves are intact: free space, run again.")
         if isinstance(error, OSError) and error.errno in NOT_ALLOWED:
@@ -90,6 +134,201 @@ def run(main: Callable[[], None]) -> None:
             traceback.print_exc()
             os._exit(1)
         raise
+
+
+def show(text: str) -> None:
+    """Prints a text of the command line, of which a pipe may read the head alone."""
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    print(text, flush=True)
+    signal.signal(signal.SIGPIPE, before)
+
+
+def _parsed(
+    command: Callable[..., Any], program: str, arguments: list[str]
+) -> tuple[list[str], dict[str, Any]]:
+    """Returns the positional and the keyword arguments that the flags stand for."""
+    parameters = inspect.signature(command).parameters
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    for parameter in parameters.values():
+        _define(values, parameter, _kind(command, parameter), [program, *arguments])
+    if not arguments and any(p.default is p.empty for p in parameters.values()):
+        print(_usage(command, program), file=sys.stderr)
+        _fail("no flags are given; --help explains them.")
+    try:
+        _, *rest = values([program, *arguments])
+    except flags.UnrecognizedFlagError as error:
+        block = error.flagname.partition(".")[0]
+        if block != error.flagname and block in parameters:
+            _fail(f"--{block} is missing: give --{block}=FILE before its settings.")
+        known = (*parameters, "help", "version")
+        name = error.flagname
+        _fail(f"--{name}: unknown flag.{did_you_mean(name, known)}")
+    except flags.IllegalFlagValueError as error:
+        _fail(_impossible_value(error, command))
+    except flags.Error as error:
+        _fail(_first_line(error))
+    except (AttributeError, KeyError) as error:
+        if "no attribute 'get_config'" in str(error):
+            _fail("--config: the file has no function get_config.")
+        _fail(_unknown_setting(error, arguments))
+    except (FileNotFoundError, ImportError, SyntaxError) as error:
+        _fail(f"--config: {error}")
+    positional: list[str] = []
+    keywords = {}
+    for name, parameter in parameters.items():
+        value = values[name].value
+        if _kind(command, parameter) is ConfigDict and value is not None:
+            _check_loaded(name, value, values[name])
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            positional, rest = [*(value or ()), *rest], []
+            value = positional
+        else:
+            keywords[name] = value
+        if parameter.default is parameter.empty and not value:
+            _fail(f"--{name} is missing; --help explains all flags.")
+    if rest:
+        _fail(
+            f"'{rest[0]}': unexpected argument. Flags are written --name=value; --help "
+            "explains them."
+        )
+    return positional, keywords
+
+
+def _check_loaded(name: str, config: Any, flag: flags.Flag) -> None:
+    """Ends the program if a config file could not be read, or returns no settings."""
+    if isinstance(config, ConfigDict):
+        return
+    path = config_flags.get_config_filename(flag).partition(":")[0]
+    if Path(path).is_file():
+        _fail(f"--{name}={path}: get_config does not return a ConfigDict.")
+    _fail(f"--{name}={path}: there is no such file.")
+
+
+def _kind(command: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    """Returns the type of a parameter; of optional ones, without None."""
+    kind = typing.get_type_hints(command)[parameter.name]
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        (kind,) = (arg for arg in typing.get_args(kind) if arg is not type(None))
+    return kind
+
+
+def _define(
+    values: flags.FlagValues, parameter: inspect.Parameter, kind: Any, argv: list[str]
+) -> None:
+    name = parameter.name
+    default = None if parameter.default is parameter.empty else parameter.default
+    common: dict[str, Any] = {"help": "", "flag_values": values}
+    if kind is ConfigDict:
+        # The file of an earlier command of this process would lend it its names.
+        sys.modules.pop(f"{name}_config", None)
+        config_flags.DEFINE_config_file(
+            name, default, sys_argv=argv, flag_values=values
+        )
+    elif typing.get_origin(kind) is typing.Literal:
+        flags.DEFINE_enum(name, default, typing.get_args(kind), **common)
+    elif parameter.kind is parameter.VAR_POSITIONAL:
+        flags.DEFINE_multi_string(name, default, **common)
+    elif typing.get_origin(kind) is Sequence:
+        flags.DEFINE_list(name, default, **common)
+    else:
+        define = {
+            str: flags.DEFINE_string,
+            int: flags.DEFINE_integer,
+            float: flags.DEFINE_float,
+            bool: flags.DEFINE_boolean,
+        }[kind]
+        define(name, default, **common)
+
+
+def _usage(command: Callable[..., Any], program: str) -> str:
+    """Returns the command in one line, with the flags that must be given."""
+    parts = [f"usage: {program}"]
+    for name, parameter in inspect.signature(command).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            parts.append(f"--{name}={name.upper()} [{name.upper()} ...]")
+        elif _kind(command, parameter) is ConfigDict:
+            parts.append(f"--{name}=FILE[:VARIANT] [--{name}.SETTING=VALUE ...]")
+        elif parameter.default is parameter.empty:
+            parts.append(f"--{name}={name.upper()}")
+    return " ".join([*parts, "[FLAGS]"])
+
+
+def _help(command: Callable[..., Any], program: str) -> str:
+    """Returns what `--help` prints: what the command does, examples, the flags."""
+    text = inspect.cleandoc(command.__globals__["__doc__"] or "")
+    if not program.startswith("python"):
+        for name, module in COMMANDS.items():
+            text = re.sub(rf"python -m {re.escape(module)}\b", f"twostage {name}", text)
+    lines = [_usage(command, program), "", text, "", "Flags:"]
+    explained = _explained(command)
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind, default = _kind(command, parameter), parameter.default
+        words = " ".join(explained.get(name, "").split())
+        if default is parameter.empty:
+            words += " Required."
+        elif kind is bool:
+            words += f" Default: {str(default).lower()}."
+        elif default is not None and default != "" and default != ():
+            words += f" Default: {default}."
+        lines.append(f"  --{name}{_form(kind, name)}")
+        lines += textwrap.wrap(
+            words, 84, initial_indent=INDENT, subsequent_indent=INDENT,
+            break_on_hyphens=False,
+        )  # fmt: skip
+    lines += ["  --help, -h", "      Print this text."]
+    lines += ["  --version", "      Print the version."]
+    return "\n".join(lines)
+
+
+def _form(kind: Any, name: str) -> str:
+    """Returns how the value of a flag is written, such as '=NUMBER'."""
+    if kind is bool:
+        return f", --no{name}"
+    if kind is ConfigDict:
+        return "=FILE[:VARIANT]"
+    if typing.get_origin(kind) is typing.Literal:
+        return "=" + "|".join(typing.get_args(kind))
+    if typing.get_origin(kind) is Sequence:
+        return "=NAME,NAME,..."
+    return "=NUMBER" if kind in (int, float) else "=TEXT"
+
+
+def _explained(command: Callable[..., Any]) -> dict[str, str]:
+    """Returns the entries of a docstring's `Args`."""
+    text = inspect.cleandoc(command.__doc__ or "").partition("Args:\n")[2]
+    entries = re.findall(r"^  \*?(\w+): (.*(?:\n    .*)*)", text.split("\n\n")[0], re.M)
+    return dict(entries)
+
+
+def _program(command: Callable[..., Any]) -> str:
+    """Returns how the command was started, as its module tells."""
+    spec = command.__globals__.get("__spec__")
+    return f"python -m {spec.name}" if spec else f"python {sys.argv[0]}"
+
+
+def _impossible_value(
+    error: flags.IllegalFlagValueError, command: Callable[..., Any]
+) -> str:
+    """Returns one line for a value that a flag cannot have."""
+    text = _first_line(error).removeprefix("flag ")
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind = _kind(command, parameter)
+        if not text.startswith(f"--{name}="):
+            continue
+        if kind in (int, float):
+            number = "a whole number" if kind is int else "a number"
+            value = text.removeprefix(f"--{name}=").split(": ")[0]
+            return f"--{name}={value}: expected {number}."
+        if kind is ConfigDict and "Traceback" in str(error):
+            *calls, reason = str(error).strip().split("\n")
+            place = re.findall(r'File "(.*)", line (\d+)', "\n".join(calls))[-1]
+            return f"--{name}: {reason} ({place[0]}, line {place[1]})"
+    return text
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0]
 
 
 def _terminated(number: int, frame: Any) -> None:
@@ -114,7 +353,12 @@ def set_up_jax() -> None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(given[0], int(given[1]), int(given[2]))
     elif any(given):
-        raise UserError(f"set all of {', '.join(names)}, or none.")
+        missing = ", ".join(n for n, v in zip(names, given, strict=True) if not v)
+        raise UserError(
+            f"the environment variables {', '.join(names)} belong together, but {missing} "
+            "is not set: set all of them, or none.",
+            where=missing,
+        )
     elif (
         int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
         or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
@@ -130,25 +374,27 @@ def use_cores() -> None:
     """
     import jax
 
-    flags = os.environ.get("XLA_FLAGS", "")
-    given = "host_platform_device_count" in flags or jax.config.jax_num_cpu_devices > 0
-    if given or jax.distributed.is_initialized():
+    options = os.environ.get("XLA_FLAGS", "")
+    given = "host_platform_device_count" in options
+    if given or jax.config.jax_num_cpu_devices > 0 or jax.distributed.is_initialized():
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    jax.config.update("jax_num_cpu_devices", min(cores, MOST_CORES))
+    # A Python program that has used jax before keeps the devices that it has.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", min(cores, MOST_CORES))
 
 
-def _unknown_setting(error: Exception) -> str:
+def _unknown_setting(error: Exception, arguments: list[str]) -> str:
     """Returns one line for the override that the config does not have."""
     text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
     suggestion = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
     if suggestion:
         known, given = suggestion.groups()
-        wanted = next((a for a in sys.argv if re.search(rf"\b{given}\b", a)), given)
+        wanted = next((a for a in arguments if re.search(rf"\b{given}\b", a)), given)
         return f"{wanted.split('=')[0]}: unknown setting. Did you mean '{known}'?"
     name = text.strip("\"' ")
     wanted = next(
-        (a for a in sys.argv if re.search(rf"\b{re.escape(name)}\b", a)), name
+        (a for a in arguments if re.search(rf"\b{re.escape(name)}\b", a)), name
     )
     return f"{wanted.split('=')[0]}: unknown setting."
 
@@ -163,7 +409,7 @@ def _disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def _fail(message: Any, status: int = 2) -> None:
+def _fail(message: Any, status: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(status) if _distributed() else sys.exit(status)

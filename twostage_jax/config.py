@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from twostage_jax import additive
 from twostage_jax.config_checks import check_values
 from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.settings import (
@@ -62,6 +63,7 @@ def parse(config: ConfigDict) -> Config:
         for name, block in raw["stages"].items()
     }
     study = _build(StudyConfig, raw.get("study", {}), "config.study")
+    _check_primary(study.primary, raw["arms"])
     parsed = Config(
         name=_value(str, raw["name"], "config.name"),
         model=_build(ModelConfig, raw.get("model", {}), "config.model"),
@@ -165,6 +167,26 @@ def _arms(
             arms[arm] = names
     # A ConfigDict forgets the order of its keys: short chains first.
     return dict(sorted(arms.items(), key=lambda item: (len(item[1]), item[0])))
+
+
+def _check_primary(primary: tuple[str, str, str], arms: Mapping[str, Any]) -> None:
+    path, (first, second, metric) = "config.study.primary", primary
+    # The default names arms that not every study has: the report says so.
+    for arm in (first, second) if primary != StudyConfig.primary else ():
+        if arm not in arms:
+            raise UserError(
+                f"{path}: unknown arm '{arm}'.{did_you_mean(arm, arms)}", where=path
+            )
+    if first == second:
+        raise UserError(
+            f"{path} compares '{first}' with itself: name two arms.", where=path
+        )
+    if metric not in additive.METRICS:
+        raise UserError(
+            f"{path}: unknown metric '{metric}'."
+            f"{did_you_mean(metric, additive.METRICS)}",
+            where=path,
+        )
 
 
 def _build(cls: type, raw: Any, path: str) -> Any:

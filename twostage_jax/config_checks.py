@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from twostage_jax.errors import UserError
-from twostage_jax.settings import Config, StageConfig, StudyConfig
+from twostage_jax.errors import UserError, did_you_mean
+from twostage_jax.settings import BASELINES, Config, StageConfig, StudyConfig
 from twostage_jax.transfer import TransferError, check_rules
 
 # How long the target trains, which must be the same for every arm.
@@ -97,6 +97,13 @@ def _check_study(study: StudyConfig) -> None:
             f"config.study.side_by_side is {study.side_by_side}: give 0 (one on each "
             "device), 1 (one at a time), or more."
         )
+    for name in study.baselines:
+        if name not in BASELINES:
+            raise UserError(
+                f"config.study.baselines: '{name}' is not a baseline."
+                f"{did_you_mean(name, BASELINES)}",
+                where="config.study.baselines",
+            )
     if study.folds == 1 or study.folds < 0:
         raise UserError(
             f"config.study.folds is {study.folds}: give 0 for one split, or 2 or more."

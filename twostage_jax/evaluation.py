@@ -1,14 +1,17 @@
-"""Class probabilities of a stage's examples, and the scores that select parameters."""
+"""Class probabilities and features of examples, and the scores that select parameters."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from twostage_jax import compiled, training
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.feed import Feed, eval_batches
 from twostage_jax.placement import Placement
+from twostage_jax.settings import DataConfig, ModelConfig
 
 PyTree = Any
 EVAL_BATCH = 256
@@ -38,6 +41,51 @@ def predict(
     ]
     whole = np.concatenate([placement.joined(part) for part in parts], axis=1)
     return [whole[place, : len(own)] for place, own in enumerate(indices)]
+
+
+def features(
+    network: ModelConfig,
+    data: DataConfig,
+    constants: training.Constants,
+    variables: PyTree,
+    images: Any,
+    num_classes: int,
+) -> np.ndarray:
+    """Returns the features `[N, D]` of images, see `models.descriptor`.
+
+    One device of this process computes them: no other process need take part.
+
+    Args:
+      network, data: Settings of the network, and of how images are scaled for it.
+      constants, variables: Host arrays.
+      images: `[N, H, W, C]` as stored.
+      num_classes: Size of the network's output.
+    """
+    program = _features(network, data.normalise, data.window, num_classes)
+    parts = []
+    for first in range(0, len(images), EVAL_BATCH):
+        part = images[first : first + EVAL_BATCH]
+        # Of one size, so that the program is compiled once.
+        rest = [(0, EVAL_BATCH - len(part)), (0, 0), (0, 0), (0, 0)]
+        found = program(
+            variables, np.pad(part, rest), constants.mean, constants.deviation
+        )
+        parts.append(np.asarray(found)[: len(part)])
+    return np.concatenate(parts)
+
+
+@functools.lru_cache(maxsize=8)
+def _features(
+    network: ModelConfig, normalise: str, window: tuple[float, ...], num_classes: int
+) -> Callable:
+    forward = functools.partial(
+        training.forward,
+        model=training.build_model(network, num_classes, None),
+        network=network,
+        normalise=normalise,
+        window=window,
+    )
+    return jax.jit(lambda *arrays: forward(*arrays)[1])
 
 
 def scorer(

@@ -67,6 +67,7 @@ def lineage(
             "name": dataset.name,
             "fingerprint": dataset.fingerprint,
             "units": dataset.units,
+            "synthetic": dataset.synthetic,
             "class_names": list(dataset.class_names),
             "examples": {name: len(part) for name, part in parts.items()},
             "groups": None

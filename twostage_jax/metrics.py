@@ -23,7 +23,7 @@ SUM_TOLERANCE = 1e-2
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What one seed of one arm predicted; folds are concatenated.
+    """Predictions of one seed of one arm; folds are concatenated.
 
     Attributes:
       ids: `[N]` strings, unique.
@@ -32,6 +32,10 @@ class Predictions:
       labels: `[N]` integers in `[0, K)`.
       probabilities: `[N, K]` floats; rows sum to one.
       seed: The seed; arms are paired by it.
+      folds: `[N]` integers: the fold whose model predicted the example; None if one
+        model predicted all of them.
+      trained: Number of groups (patients) that a model was trained on, mean over folds;
+        None if it is not known.
     """
 
     ids: np.ndarray
@@ -39,20 +43,31 @@ class Predictions:
     labels: np.ndarray
     probabilities: np.ndarray
     seed: int = 0
+    folds: np.ndarray | None = None
+    trained: float | None = None
 
 
-def scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float | None]:
+def scores(
+    labels: ArrayLike, probabilities: ArrayLike, folds: ArrayLike | None = None
+) -> dict[str, float | None]:
     """Returns the scores of a set of predictions.
 
-    - accuracy: share of examples predicted right.
+    - accuracy: fraction of examples predicted right.
     - balanced_accuracy: mean recall over the classes that occur in the labels.
     - macro_f1: mean F1 over the classes that occur in labels or predictions.
-    - auroc: mean one-vs-rest area under the ROC curve over all classes; None unless
-      every class occurs.
+    - auroc: mean one-vs-rest area under the ROC curve over all classes. Examples are
+      ranked among those of their own fold, and the areas averaged over the folds:
+      probabilities of different models have no common scale. None unless every class
+      has a fold in which it and another class occur.
     - ece: expected calibration error of the predicted class, 15 bins of equal width
       (Guo et al. 2017).
     - brier: mean over examples of the sum over classes of squared differences between
       probability and outcome (Brier 1950), from 0 to 2; twice the usual binary score.
+
+    Args:
+      labels, probabilities: See the top of this file.
+      folds: `[N]` integers, the fold whose model predicted an example; None for one
+        model.
 
     Raises:
       UserError: Arrays that do not fit together, or are not labels and probabilities.
@@ -62,7 +77,7 @@ def scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float | Non
     matrix = confusion(labels, probabilities)
     support = matrix.sum(1)
     recalls = np.diag(matrix)[support > 0] / support[support > 0]
-    areas = _areas(labels, probabilities)
+    areas = _areas(labels, probabilities, folds)
     outcome = np.eye(probabilities.shape[1])[labels]
     return {
         "accuracy": float(sk.accuracy_score(labels, predicted)),
@@ -120,27 +135,28 @@ def confusion(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
     )
 
 
-def by_group(
+def by_region(
     labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns patient-level predictions: one for each (patient, true class).
+    """Returns region-level predictions: one for each (patient, true class).
 
     The probabilities of a patient's patches of one true class are averaged (soft vote).
-    A patient with patches of two classes gives two predictions: such a patient has no
-    single label, and the classes are of regions, not of people.
+    The true class selects the patches, so this is a score of regions that somebody has
+    outlined; it is not a diagnosis of a patient, which has to do without the labels.
 
     Returns:
       labels `[M]`, probabilities `[M, K]`, groups `[M]`; sorted by group, then label.
 
     Raises:
-      UserError: As `scores`, or not one group an example.
+      UserError: As `scores`, or the number of groups is not that of the examples.
     """
     labels, probabilities = checked(labels, probabilities)
     groups = np.asarray(groups).astype(str)
     if groups.shape != labels.shape:
         raise UserError(
             f"{len(labels)} predictions but groups of shape {groups.shape}: "
-            "patient-level scores need one group an example."
+            "region-level scores need one group per example.",
+            where="groups",
         )
     names, codes = np.unique(groups, return_inverse=True)
     cells, codes = np.unique(
@@ -153,21 +169,36 @@ def by_group(
     return label, means, names[patient]
 
 
-def grouped(predictions: Predictions) -> Predictions:
-    """Returns the patient-level predictions (see `by_group`) of patch-level ones.
+def regions(predictions: Predictions) -> Predictions:
+    """Returns the region-level predictions (see `by_region`) of patch-level ones.
 
     Raises:
       UserError: The predictions have no groups.
     """
     if predictions.groups is None:
-        raise UserError("The data set has no groups, so no patient-level scores.")
-    labels, probabilities, groups = by_group(
+        raise UserError(
+            "The data set has no groups, so there are no region-level scores.",
+            where="groups",
+        )
+    labels, probabilities, groups = by_region(
         predictions.labels, predictions.probabilities, predictions.groups
     )
     ids = np.array(
         [f"{group}/{label}" for group, label in zip(groups, labels, strict=True)]
     )
-    return Predictions(ids, groups, labels, probabilities, predictions.seed)
+    folds = predictions.folds
+    if folds is not None:
+        # A patient is tested by one model.
+        names, first = np.unique(predictions.groups.astype(str), return_index=True)
+        folds = folds[first][np.searchsorted(names, groups)]
+    return dataclasses.replace(
+        predictions,
+        ids=ids,
+        groups=groups,
+        labels=labels,
+        probabilities=probabilities,
+        folds=folds,
+    )
 
 
 def joined(folds: Sequence[Predictions]) -> Predictions:
@@ -189,6 +220,7 @@ def joined(folds: Sequence[Predictions]) -> Predictions:
             "Folds cannot be joined: they differ in seed, classes or groups, or test "
             "the same example twice. They are of different studies."
         )
+    trained = [fold.trained for fold in folds]
     return Predictions(
         ids,
         None
@@ -197,6 +229,10 @@ def joined(folds: Sequence[Predictions]) -> Predictions:
         np.concatenate([fold.labels for fold in folds]),
         np.concatenate([fold.probabilities for fold in folds]),
         folds[0].seed,
+        np.repeat(np.arange(len(folds)), [len(fold.labels) for fold in folds])
+        if len(folds) > 1
+        else None,
+        None if None in trained else float(np.mean(trained)),
     )
 
 
@@ -273,14 +309,24 @@ def _check(good: np.ndarray, problem: str) -> None:
         )
 
 
-def _areas(labels: np.ndarray, probabilities: np.ndarray) -> list[float | None]:
-    """Returns the one-vs-rest AUROC of each class; None if one side is empty."""
-    return [
-        float(sk.roc_auc_score(labels == k, probabilities[:, k]))
-        if 0 < (labels == k).sum() < len(labels)
-        else None
-        for k in range(probabilities.shape[1])
-    ]
+def _areas(
+    labels: np.ndarray, probabilities: np.ndarray, folds: ArrayLike | None = None
+) -> list[float | None]:
+    """Returns the one-vs-rest AUROC of each class, mean over folds.
+
+    Folds without one of the two sides are skipped; None if no fold has both.
+    """
+    folds = np.zeros(len(labels), int) if folds is None else np.asarray(folds)
+    parts = [folds == fold for fold in np.unique(folds)]
+    found: list[float | None] = []
+    for k in range(probabilities.shape[1]):
+        areas = [
+            sk.roc_auc_score(labels[part] == k, probabilities[part, k])
+            for part in parts
+            if 0 < (labels[part] == k).sum() < part.sum()
+        ]
+        found.append(float(np.mean(areas)) if areas else None)
+    return found
 
 
 def _calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:

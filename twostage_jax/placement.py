@@ -57,7 +57,7 @@ class Placement:
             whole = *shape, *stacked.shape[1:]
             if self.spread:
                 stacked = np.broadcast_to(stacked, whole)
-            return jax.device_put(stacked.reshape(whole), _over(self.devices))
+            return jax.device_put(stacked.reshape(whole), _over(self.devices, whole))
 
         return jax.tree.map(place, *trees)
 
@@ -145,14 +145,22 @@ def made_of_cores() -> bool:
 
 def replicate(tree: PyTree, devices: int) -> PyTree:
     """Puts a copy of every leaf on each of the first devices: `[D, ...]`."""
-    return jax.tree.map(
-        lambda leaf: jax.device_put(
-            np.broadcast_to(leaf, (devices, *np.shape(leaf))), _over(devices)
-        ),
-        tree,
-    )
+
+    def copied(leaf: Any) -> jax.Array:
+        copies = np.broadcast_to(leaf, (devices, *np.shape(leaf)))
+        return jax.device_put(copies, _over(devices, copies.shape))
+
+    return jax.tree.map(copied, tree)
 
 
-def _over(devices: int) -> jax.sharding.NamedSharding:
-    mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:devices]), ("device",))
+def _over(devices: int, shape: tuple[int, ...]) -> jax.sharding.Sharding:
+    """Returns the sharding over the leading axis that `pmap` itself uses.
+
+    Before version 0.8 of jax it is one of its own. There another one would be copied,
+    and in 0.7.2 the gradient of a convolution over it cannot be vectorised.
+    """
+    local = jax.local_devices()[:devices]
+    if jax.__version_info__ < (0, 8):
+        return jax.sharding.PmapSharding.default(shape, 0, local)
+    mesh = jax.sharding.Mesh(np.array(local), ("device",))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("device"))

@@ -2,19 +2,20 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from twostage_jax import fit, optim, training
+from twostage_jax import checkpoint, fit, models, optim, training
 from twostage_jax import transfer as transfers
 from twostage_jax.config import grid, with_values
 from twostage_jax.data import sources
 from twostage_jax.data.copies import copies
 from twostage_jax.data.dataset import Dataset
-from twostage_jax.errors import UserError
+from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.placement import alone
 from twostage_jax.settings import TARGET, Config, TrainConfig, TransferConfig
 from twostage_jax.stage_run import StageRun, identify, split_of
@@ -264,3 +265,61 @@ def fresh_variables(config: Config, num_classes: int) -> PyTree:
             f"({error})."
         ) from error
     return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), dict(shapes))
+
+
+def tree(config: Config) -> str:
+    """Returns the arms, and the table of each planned transfer."""
+    lines = [f"{arm}: {' > '.join(chain)}" for arm, chain in config.arms.items()]
+    hand_overs = {
+        pair: None
+        for chain in config.arms.values()
+        for pair in zip(chain, chain[1:], strict=False)
+    }
+    classes = {
+        name: num_classes(config, name)
+        for chain in config.arms.values()
+        for name in chain
+    }
+    for before, after in hand_overs:
+        report = planned_transfer(
+            config.stages[after].transfer,
+            f"config.stages.{after}",
+            _initialised(config, classes[before]),
+            _initialised(config, classes[after]),
+        )
+        lines += ["", f"{before} > {after}", report.table()]
+    return "\n".join(lines)
+
+
+def transfer_from(config: Config, path: Path, stage: str) -> str:
+    """Returns the table of the transfer of a source's variables into `stage`.
+
+    Args:
+      config: The settings.
+      path: The source; see `checkpoint.load_source`.
+      stage: Name of the stage.
+    """
+    if stage not in config.stages:
+        raise UserError(
+            f"--stage: unknown stage '{stage}'.{did_you_mean(stage, config.stages)}",
+            where="--stage",
+        )
+    source, place = checkpoint.load_source(path)
+    target = _initialised(config, num_classes(config, stage))
+    settings = config.stages[stage].transfer
+    report = planned_transfer(settings, f"config.stages.{stage}", source, target)
+    return f"Parameters of {place}\n{report.table()}" if place else report.table()
+
+
+def num_classes(config: Config, stage: str) -> int:
+    """Returns the number of classes of a stage's data; prepares nothing."""
+    data = config.stages[stage].data
+    return len(sources.recipe(data, config.model).class_names)
+
+
+def _initialised(config: Config, classes: int) -> dict:
+    module = training.build_model(config.model, classes, None)
+    variables = models.init(
+        module, jax.random.key(0), config.model.image_size, config.model.channels
+    )
+    return jax.tree.map(np.asarray, variables)

@@ -1,22 +1,25 @@
 """Maps disease in CT series with a finished stage run.
 
     python -m twostage_jax.predict --run=runs/two_stage --dicom=FOLDER --out=maps
+    python -m twostage_jax.predict --run=runs/two_stage/stages/target-0123456789ab \\
+        --dicom=FOLDER --out=maps --stride=16 --window=-600,1500
 
 finds the CT series below FOLDER, masks the lungs, classifies overlapping windows, and
-writes a folder a series (`maps/<patient hash>_<series hash>/`):
+writes a folder per series (`maps/<patient hash>_<series hash>/`):
 
-    probabilities.npz     class probabilities, class and lung masks, geometry
+    probabilities.npz     class probabilities; class, lung and unlike masks, geometry
     probabilities.nii.gz  class probabilities; classes.nii.gz: 1 + class index
+    unlike_training.nii.gz  1 where the lung is unlike the training images
     segmentation.dcm      DICOM SEG over the source images; carries their identity
     overlays/*.png        each slice with lung, plain and in colour
     contact_sheet.png     the whole series on one sheet
-    report.csv            volume and share of lung of each class, by region
+    report.csv            volume and fraction of lung of each class, by region
     series.json           what was made, with what
 
 and in `maps` itself
 
     report.csv            the reports of all series in `maps`
-    skipped.csv           each file left out, each series refused, and why
+    skipped.csv           each file skipped, each series refused, and why
 
 A row of report.csv is a class in a region (the lungs, or a third of their height or depth)
 of one series: volume in ml and fraction of the region. A patient's rows share the hash in
@@ -29,83 +32,107 @@ Lungs are found by threshold and morphology; `remarks` says where that is uncert
 --lungs=FOLDER they are those of masks made elsewhere: NIfTI or DICOM SEG, such as
 TotalSegmentator and lungmask write. A series without a mask there is then refused.
 
-A series that is there already, made by the same model in the same way, is not made again.
+Lung whose windows are unlike the training images (see `novelty.py`) is hatched in the
+pictures, counted in `fraction_unlike_training`, as a fraction of the region's classified
+lung, and has no class in the DICOM SEG. A series is refused if this is more than half of
+its lung, or if the model was trained on synthetic images and the series does not say that
+it is synthetic; --go_on maps it all the same. Lung that is not marked may be misjudged,
+too: the measure finds gross differences, not every disease that the training lacks
+(`experiments/unseen.md`).
+
+A series that the same model has mapped in the same way already is skipped.
 Research use only, not for diagnosis.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
 from twostage_jax import cli
-from twostage_jax.ct import files
-from twostage_jax.ct.palette import NOTICE
-from twostage_jax.data import lung_files
 from twostage_jax.errors import UserError
-from twostage_jax.mapping import trained
-from twostage_jax.mapping.classify import Classifier, How
-from twostage_jax.mapping.folder import map_folder
-
-RUN = flags.DEFINE_string("run", None, "A study's workdir, or a stage run's folder.")
-ARM = flags.DEFINE_string("arm", "", "Arm of the study; default: two_stage.")
-DICOM = flags.DEFINE_string("dicom", None, "Folder of DICOM files, in any order.")
-OUT = flags.DEFINE_string("out", None, "Folder of the maps.")
-STRIDE = flags.DEFINE_integer("stride", 8, "Pixels between neighbouring windows.")
-WINDOW = flags.DEFINE_string(
-    "window",
-    "",
-    "centre,width in HU that the training images were shown with; needed where the "
-    "training did not see HU.",
-)
-SPACING = flags.DEFINE_float(
-    "spacing",
-    None,
-    "Millimetres a pixel of the training images, to which slices are resampled; 0: "
-    "pixels as they are; default: as in the training.",
-)
-LUNGS = flags.DEFINE_string(
-    "lungs", "", "Folder of lung masks made elsewhere; default: lungs are found."
-)
-SALT = flags.DEFINE_string("salt", "", "Secret mixed into the hashes of identifiers.")
-SHOW_PATHS = flags.DEFINE_boolean(
-    "show_paths",
-    False,
-    "Name the files left out, also in skipped.csv; paths may hold patients' names.",
-)
 
 
-def main() -> None:
-    """Maps every series below the folder."""
-    for flag in (RUN, DICOM, OUT):
-        if not flag.value:
-            raise UserError(f"--{flag.name} is missing.")
-    if STRIDE.value < 1:
-        raise UserError(f"--stride={STRIDE.value}: it must be at least 1 pixel.")
-    masks = lung_files.folder(LUNGS.value)
-    if masks is None and LUNGS.value not in ("", "found"):
+def predict(
+    *,
+    run: str,
+    dicom: str,
+    out: str,
+    arm: str = "",
+    stride: int = 8,
+    window: str = "",
+    spacing: float | None = None,
+    lungs: str = "",
+    go_on: bool = False,
+    salt: str = "",
+    show_paths: bool = False,
+) -> None:
+    """Maps every CT series below a folder; prints what was made.
+
+    Args:
+      run: Workdir of a study, or folder of a stage run.
+      dicom: Folder of DICOM files, in any order.
+      out: Folder of the maps.
+      arm: Arm of the study; default: two_stage.
+      stride: Pixels between neighbouring windows.
+      window: centre,width in HU that the training images were shown with; needed if
+        the training images were not in HU.
+      spacing: Millimetres per pixel of the training images, to which slices are
+        resampled; 0: pixels as they are; default: as in the training.
+      lungs: Folder of lung masks made elsewhere; default: lungs are found.
+      go_on: Map what is unlike the training images, too.
+      salt: Secret mixed into the hashes of identifiers.
+      show_paths: Name the skipped files, also in skipped.csv; paths may hold patients'
+        names.
+
+    Raises:
+      UserError: A setting cannot work, or no series could be mapped.
+    """
+    if stride < 1:
         raise UserError(
-            f"--lungs={LUNGS.value}: give a folder of lung masks, or 'found'.",
+            f"--stride={stride}: it must be at least 1 pixel.", where="--stride"
+        )
+    # Not before jax is set up, nor for --help.
+    from twostage_jax.ct import files
+    from twostage_jax.ct.palette import UNLIKE
+    from twostage_jax.data import lung_files
+
+    masks = lung_files.folder(lungs)
+    if masks is None and lungs not in ("", "found"):
+        raise UserError(
+            f"--lungs={lungs}: give a folder of lung masks, or 'found'.",
             where="--lungs",
         )
     files.check_installed()
     cli.use_cores()
-    run = trained.find(Path(RUN.value), ARM.value)
+    from twostage_jax.mapping import trained
+    from twostage_jax.mapping.classify import Classifier, How
+    from twostage_jax.mapping.folder import map_folder
+
+    found = trained.find(Path(run), arm)
     how = How(
-        stride=STRIDE.value,
-        window=trained.parse_window(WINDOW.value, run),
-        spacing=trained.parse_spacing(SPACING.value, run),
+        stride=stride,
+        window=trained.parse_window(window, found),
+        spacing=trained.parse_spacing(spacing, found),
     )
-    print(f"{run}\n{how}\n{NOTICE}", flush=True)
+    classifier = Classifier(found, how.window)
+    unlike = classifier.reference or "not judged, as the stage run has no novelty.npz"
+    print(f"{found}\n{how}\n{UNLIKE}: {unlike}")
+    print("\n".join(found.notices), flush=True)
     map_folder(
-        Path(DICOM.value),
-        Path(OUT.value),
-        Classifier(run, how.window),
+        Path(dicom),
+        Path(out),
+        classifier,
         how,
         lungs=masks,
-        salt=SALT.value,
-        show_paths=SHOW_PATHS.value,
+        salt=salt,
+        show_paths=show_paths,
+        go_on=go_on,
     )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    cli.run(predict, argv)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

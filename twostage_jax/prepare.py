@@ -1,16 +1,18 @@
 """Cuts patches of annotated regions out of folders of CT series.
 
-    python -m twostage_jax.prepare --source=FOLDER --rois=FOLDER --out=patches \
+    python -m twostage_jax.prepare --source=FOLDER --rois=FOLDER --out=patches \\
         --patch=32 --stride=16 --salt=SECRET
+    python -m twostage_jax.prepare --source=FOLDER --out=patches --spacing=0.7 \\
+        --classes=normal,fibrosis
 
 finds the CT slices below --source, whatever their names, and the regions in --rois (or
-beside the slices): PNG, TIFF, NumPy or NIfTI masks, DICOM SEG, RTSTRUCT, CSV polygons or
+next to the slices): PNG, TIFF, NumPy or NIfTI masks, DICOM SEG, RTSTRUCT, CSV polygons or
 MedGIFT contours; see `data/dicom.py`. It writes
 
     prepared/      the patches in HU, as ArrayRecord
     dataset.json   what they are
     patches.csv    each patch: hashes of patient, series and slice, place, class, coverage
-    skipped.csv    each file that was left out, and why
+    skipped.csv    each file that was skipped, and why
     series.csv     each series of an annotated patient, and what is odd about it
     preview.png    some patches of each class
 
@@ -20,130 +22,168 @@ TotalSegmentator and lungmask write; each series with regions needs one.
 With --beam='--runner=DirectRunner', or a runner of a cluster, an Apache Beam pipeline cuts
 the patches (extra 'beam').
 
-Names, ids, UIDs and dates of patients do not get there: only hashes do. A run that was cut
-off goes on where it was. To train on it, set a stage's data to source 'prepared' with the
-folder as its path. Patches are kept in HU: one window, or three as the three channels of
-the network, is the stage's setting `window`.
+Names, ids, UIDs and dates of patients do not get there: only hashes do. A run that was
+interrupted resumes when the same command is given again. To train on the patches, set a
+stage's data to source 'prepared' with the folder as its path. Patches are kept in HU: one
+window, or three as the three channels of the network, is the stage's setting `window`.
 """
 
 import contextlib
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
-from absl import flags
+from typing import TYPE_CHECKING, Any
 
 from twostage_jax import cli
-from twostage_jax.data import beam, dicom, hiding, lung_files, prepared_files
-from twostage_jax.data.dataset import Dataset
-from twostage_jax.data.prepare import folder_of, metadata_of, prepare
 from twostage_jax.errors import UserError
-from twostage_jax.spreadsheet import inert
-from twostage_jax.walk import walk
 
-SOURCE = flags.DEFINE_string("source", None, "Folder of DICOM files, in any order.")
-ROIS = flags.DEFINE_string(
-    "rois", "", "File or folder of regions; default: those beside the slices."
-)
-OUT = flags.DEFINE_string("out", None, "Folder of the patches.")
-CLASSES = flags.DEFINE_string(
-    "classes", "", "Names of the classes of mask values 1, 2, ...; 'normal,ggo'."
-)
-PATCH = flags.DEFINE_integer("patch", 32, "Height and width of a patch, pixels.")
-STRIDE = flags.DEFINE_integer("stride", 16, "Pixels between neighbouring patches.")
-SPACING = flags.DEFINE_float(
-    "spacing", None, "Millimetres a pixel to resample to; default: pixels as they are."
-)
-COVERAGE = flags.DEFINE_float("coverage", 0.75, "Least share of a patch in its region.")
-OVERLAP = flags.DEFINE_float(
-    "overlap", 1.0, "Largest share of a patch that another of its slice may cover."
-)
-LUNGS = flags.DEFINE_string(
-    "lungs",
-    "given",
-    "Lung masks that patches must lie in: given, found, off, or a folder of masks made "
-    "elsewhere.",
-)
-PER_ROI = flags.DEFINE_integer("per_roi", 0, "Most patches of a region; 0 = all.")
-PER_CLASS = flags.DEFINE_integer(
-    "per_class", 100, "Most patches of a class and patient; 0 = all."
-)
-PER_PATIENT = flags.DEFINE_integer(
-    "per_patient", 0, "Most patches of a patient; 0 = all."
-)
-SALT = flags.DEFINE_string("salt", "", "Secret mixed into the hashes of identifiers.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the random draws.")
-GO_ON = flags.DEFINE_boolean("go_on", False, "Leave out and list what is refused.")
-BEAM = flags.DEFINE_string(
-    "beam",
-    "",
-    "Options of an Apache Beam pipeline that cuts the patches, such as "
-    "'--runner=DirectRunner'; default: processes of this machine.",
-)
-WORKERS = flags.DEFINE_integer("workers", None, "Processes; default: one a core.")
-SHOW_PATHS = flags.DEFINE_boolean(
-    "show_paths",
-    False,
-    "Name files in errors and in the list of what was left out; paths may hold "
-    "patients' names.",
-)
+if TYPE_CHECKING:
+    from twostage_jax.data.dataset import Dataset
 
 
-def main() -> None:
-    """Prepares the patches that the flags ask for."""
-    for flag in (SOURCE, OUT):
-        if not flag.value:
-            raise UserError(f"--{flag.name} is missing.")
-    if WORKERS.value is not None and WORKERS.value < 1:
-        raise UserError(f"--workers={WORKERS.value}: at least 1 is needed.")
-    hidden = hiding.errors(_roots(), SALT.value)
-    with contextlib.nullcontext() if SHOW_PATHS.value else hidden:
-        _prepare()
+def prepare(
+    *,
+    source: str,
+    out: str,
+    rois: str = "",
+    classes: str = "",
+    patch: int = 32,
+    stride: int = 16,
+    spacing: float | None = None,
+    coverage: float = 0.75,
+    overlap: float = 1.0,
+    lungs: str = "given",
+    per_roi: int = 0,
+    per_class: int = 100,
+    per_patient: int = 0,
+    salt: str = "",
+    seed: int = 0,
+    go_on: bool = False,
+    beam: str = "",
+    workers: int | None = None,
+    show_paths: bool = False,
+) -> None:
+    """Cuts the patches of annotated regions and writes them; prints what was made.
+
+    Args:
+      source: Folder of DICOM files, in any order.
+      out: Folder of the patches.
+      rois: File or folder of regions; default: those next to the slices.
+      classes: Names of the classes of mask values 1, 2, ..., such as 'normal,ggo'.
+      patch: Height and width of a patch, pixels.
+      stride: Pixels between neighbouring patches.
+      spacing: Millimetres per pixel to resample to; default: pixels as they are.
+      coverage: Smallest fraction of a patch that its region covers.
+      overlap: Largest fraction of a patch that another of its slice may cover.
+      lungs: Lung masks that patches must lie in: given, found, off, or a folder of masks
+        made elsewhere.
+      per_roi: Most patches of a region; 0 = all.
+      per_class: Most patches of a class and patient; 0 = all.
+      per_patient: Most patches of a patient; 0 = all.
+      salt: Secret mixed into the hashes of identifiers.
+      seed: Seed of the random draws.
+      go_on: Skip and list what is refused.
+      beam: Options of an Apache Beam pipeline that cuts the patches, such as
+        '--runner=DirectRunner'; default: processes of this machine.
+      workers: Number of processes; default: one per core.
+      show_paths: Name files in errors and in the list of skipped files; paths may hold
+        patients' names.
+
+    Raises:
+      UserError: A setting, or what the folders hold, cannot be used.
+    """
+    from twostage_jax.data import hiding, lung_files
+
+    if workers is not None and workers < 1:
+        raise UserError(
+            f"--workers={workers}: at least 1 process is needed.", where="--workers"
+        )
+    given = {"--source": source, "--rois": rois}
+    if lung_files.folder(lungs):
+        given["--lungs"] = lungs
+    roots = {f: Path(p).expanduser().absolute() for f, p in given.items() if p}
+    hidden = hiding.errors(roots, salt)
+    with contextlib.nullcontext() if show_paths else hidden:
+        _prepare(
+            roots,
+            Path(out).expanduser().absolute(),
+            beam,
+            workers,
+            show_paths,
+            path=source,
+            rois=rois,
+            classes=classes,
+            size=patch,
+            stride=stride,
+            spacing=spacing,
+            coverage=coverage,
+            overlap=overlap,
+            lungs=lungs,
+            per_roi=per_roi,
+            per_class=per_class,
+            per_patient=per_patient,
+            salt=salt,
+            seed=seed,
+            go_on=go_on,
+        )
 
 
-def _prepare() -> None:
-    recipe = dicom.recipe(
-        path=SOURCE.value,
-        rois=ROIS.value,
-        classes=CLASSES.value,
-        size=PATCH.value,
-        stride=STRIDE.value,
-        spacing=SPACING.value,
-        coverage=COVERAGE.value,
-        overlap=OVERLAP.value,
-        lungs=LUNGS.value,
-        per_roi=PER_ROI.value,
-        per_class=PER_CLASS.value,
-        per_patient=PER_PATIENT.value,
-        salt=SALT.value,
-        seed=SEED.value,
-        go_on=GO_ON.value,
-    )
-    if not SALT.value:
+def _prepare(
+    roots: Mapping[str, Path],
+    out: Path,
+    pipeline: str,
+    workers: int | None,
+    show_paths: bool,
+    **settings: Any,
+) -> None:
+    """Prepares the patches.
+
+    Args:
+      roots: Files and folders that are read, by flag.
+      out: Folder of the patches.
+      pipeline: Options of an Apache Beam pipeline, or ''.
+      workers: Number of processes, or None for one per core.
+      show_paths: Whether to name files.
+      **settings: Settings of `dicom.recipe`.
+    """
+    # They take a second, which --help does not wait for.
+    from twostage_jax.data import beam, dicom, hiding, prepared_files
+    from twostage_jax.data.prepare import folder_of, metadata_of
+    from twostage_jax.data.prepare import prepare as prepare_set
+
+    salt = settings["salt"]
+    recipe = dicom.recipe(**settings)
+    if not salt:
         print(
             "Note: without --salt, somebody with a list of patient ids can find theirs "
             "again among the hashes.",
             flush=True,
         )
-    out = Path(OUT.value).expanduser().absolute()
-    if out == Path(SOURCE.value).expanduser().absolute():
-        raise UserError("--out is the folder of the slices: give another.")
-    if BEAM.value:
-        beam.run(recipe, out, shlex.split(BEAM.value))
-    made = prepare(recipe, out, workers=WORKERS.value)
+    if out == roots["--source"]:
+        raise UserError(
+            "--out is the folder of the slices: give another.", where="--out"
+        )
+    if pipeline:
+        beam.run(recipe, out, shlex.split(pipeline))
+    made = prepare_set(recipe, out, workers=workers)
     metadata = metadata_of(folder_of(recipe, out))
     skipped = list(map(tuple, metadata.get("skipped", ())))
-    skipped += hiding.hide(recipe.tasks.skipped, list(_roots().values()), SALT.value)
-    names = _paths() if SHOW_PATHS.value else {}
+    skipped += hiding.hide(recipe.tasks.skipped, list(roots.values()), salt)
+    names = _paths(roots, salt) if show_paths else {}
     shown = [(names.get(name, name), why) for name, why in skipped]
     series = prepared_files.about_series(
-        recipe.tasks.series, SALT.value, show_paths=SHOW_PATHS.value
+        recipe.tasks.series, salt, show_paths=show_paths
     )
     prepared_files.write(out, recipe, made, metadata, shown, series)
     _report(made)
+    print(f"Written to {out}; the skipped files are in skipped.csv.")
 
 
-def _report(made: Dataset) -> None:
+def _report(made: "Dataset") -> None:
+    import numpy as np
+
+    from twostage_jax.spreadsheet import inert
+
     print(f"{len(made)} patches of {len(np.unique(made.groups))} patients:")
     for label, name in enumerate(made.class_names):
         own = made.labels == label
@@ -151,27 +191,26 @@ def _report(made: Dataset) -> None:
         print(f"  {inert(name)[:80]}: {own.sum()} of {patients} patients")
     for note in made.notes:
         print(f"  {note}")
-    print(f"Written to {OUT.value}; the files left out are in skipped.csv.")
 
 
-def _roots() -> dict[str, Path]:
-    """Returns the files and folders that are read, by flag."""
-    given = {f"--{flag.name}": flag.value for flag in (SOURCE, ROIS) if flag.value}
-    if lung_files.folder(LUNGS.value):
-        given["--lungs"] = LUNGS.value
-    return {name: Path(path).expanduser().absolute() for name, path in given.items()}
-
-
-def _paths() -> dict[str, str]:
+def _paths(roots: Mapping[str, Path], salt: str) -> dict[str, str]:
     """Returns the path of each file's hash."""
+    from twostage_jax.data import hiding
+    from twostage_jax.walk import shown, walk
+
     found = {}
-    for root in _roots().values():
+    for root in roots.values():
         tree = walk(root) if root.is_dir() else None
         skipped = [path for path, _ in tree.skipped] if tree else []
         for path in [*tree.files, *skipped] if tree else [root]:
-            found[hiding.file_hash(path, SALT.value)] = str(path)
+            found[hiding.file_hash(path, salt)] = shown(path)
     return found
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    cli.run(prepare, argv, jax=False)
+
+
 if __name__ == "__main__":
-    cli.run(main)
+    main()

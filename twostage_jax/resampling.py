@@ -10,6 +10,7 @@ resamples are one matrix product.
 import numpy as np
 
 from twostage_jax.additive import Additive
+from twostage_jax.training_sets import TrainingSets, training_sets
 
 RESAMPLES = 10_000
 # Cells of resampled sums held at once (float64): 64 MiB.
@@ -19,15 +20,15 @@ CHUNK_CELLS = 2**23
 class Resampler:
     """One metric of arms: see the top of this file.
 
-    Patients who have no part in the score are left out.
+    Patients who have no part in the score are excluded.
 
     Attributes:
-      sample: `[A, S]`.
+      sample: `[A, S]`, scores of the sample.
       resampled: `[B, A]`, means over resampled seeds.
-      without: `[P, A, S]`, without one patient each.
+      without: `[P, A, S]`, scores without one patient each.
       shares: `[P]`, the share of each patient in the score.
       reason: Why no interval can be given, or ''.
-      largest: The largest score there can be.
+      largest: The largest possible score.
     """
 
     def __init__(self, metric: Additive, resamples: int = RESAMPLES, seed: int = 0):
@@ -35,6 +36,7 @@ class Resampler:
         total = sums.sum(2)
         self.sample = score(total)
         self.reason, self.largest = metric.reason, metric.largest
+        self._metric, self._training = metric, {}
         taking_part = metric.shares > 0
         self.shares = metric.shares[taking_part]
         if self.reason:
@@ -58,3 +60,19 @@ class Resampler:
                 for i in range(0, resamples, chunk)
             ]
         )
+
+    def training_sets(self, weights: np.ndarray) -> TrainingSets | str:
+        """Returns the training sets behind an `[A]`-weighted score.
+
+        If arms were trained on different numbers of patients, the largest counts: its
+        training sets overlap most. A string says why nothing is known of new patients.
+        """
+        trained = self._metric.trained
+        of_arms = np.nan if trained is None else np.max(trained[weights != 0])
+        key = None if np.isnan(of_arms) else float(of_arms)
+        if key not in self._training:
+            counted = self._metric.shares > 0
+            self._training[key] = training_sets(
+                self._metric.folds, key, counted, self.shares / self.shares.sum()
+            )
+        return self._training[key]

@@ -1,18 +1,20 @@
 """From finished stage runs to `results.json`, the tables and the figures."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from twostage_jax import atomic, metrics, plan
+from twostage_jax.baselines import run as baselines
 from twostage_jax.data import examples
 from twostage_jax.data.dataset import digest
 from twostage_jax.plan import Row
 from twostage_jax.report import figures, folds, montages, tables
 from twostage_jax.settings import TARGET, Config, as_json
-from twostage_jax.stage import Materials, read_lineage
+from twostage_jax.stage import Materials, is_done, read_lineage
 from twostage_jax.stage_run import StageRun
 
 SCHEMA = 1
@@ -23,48 +25,71 @@ def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
     """Writes and returns the results of all finished rows in the workdir.
 
     Rows of other seeds that earlier runs, or runs on other machines, put into the same
-    workdir with otherwise equal settings are part of the results.
+    workdir with otherwise equal settings are part of the results: they have a say in the
+    tuning, too, and are written again if that makes another choice for them.
     """
     workdir, config = materials.workdir, materials.config
     protocol = digest(_protocol(config))
-    for row in rows:
-        _write_row(materials, row, protocol)
-    paths = [
-        path
-        for path in (workdir / "rows").glob("*.json")
-        if not path.name.startswith(".")  # Left by a process killed while writing.
-    ]
-    found = [json.loads(path.read_text()) for path in paths]
+    every, kept = _every_row(materials, rows, protocol)
+    chosen = chosen_runs(materials, every)
+    found = [_write_row(materials, row, chosen[row.name], protocol) for row in every]
     arms = list(config.arms)
-    found = [
-        row
-        for row in found
-        if row.pop("protocol") == protocol
-        and row["arm"] in arms
-        and _belongs(materials, row)
-    ]
-    found.sort(
-        key=lambda r: (r["seed"], -r["fraction"], r["fold"], arms.index(r["arm"]))
+    found = sorted(
+        [*found, *kept],
+        key=lambda r: (r["seed"], -r["fraction"], r["fold"], arms.index(r["arm"])),
     )
+    places = [plan.row(config, materials.datasets, *_place(row)) for row in found]
     results = {
         "schema": SCHEMA,
         "protocol": protocol,
         "config": as_json(config),
         "rows": found,
+        "baselines": baselines.results(materials, places),
     }
     path = workdir / "results.json"
     if not path.is_file() or json.loads(path.read_text()) != results:
-        # Gone before the results change, so that no report is left that shows others.
+        # Removed before the results change, so that no report of others is left.
         (workdir / REPORT).unlink(missing_ok=True)
     atomic.write_json(path, results)
     return results
 
 
-def tabulate(materials: Materials, found: list[dict[str, Any]]) -> str:
-    """Writes `results.md`, and returns its table of the rows of `results.json`."""
+def _every_row(
+    materials: Materials, rows: Sequence[Row], protocol: str
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Returns the rows that these settings and data would make, those given first.
+
+    Also the saved rows whose stage runs are no longer there: these stay as they are.
+    """
     config = materials.config
-    pooled = folds.by_seed(materials.workdir, found, config.study.folds)
+    every, kept = {row.name: row for row in rows}, []
+    for path in sorted((materials.workdir / "rows").glob("*.json")):
+        if path.name.startswith("."):  # Left by a process killed while writing.
+            continue
+        saved = json.loads(path.read_text())
+        if saved.pop("protocol") != protocol or saved["arm"] not in config.arms:
+            continue
+        row = plan.row(config, materials.datasets, *_place(saved))
+        chains = [[run.folder_name for run in one.chain] for one in row.candidates]
+        if row.name in every or saved["stage_runs"] not in chains:
+            continue
+        if all(is_done(materials, run) for run in row.candidates):
+            every[row.name] = row
+        else:
+            kept.append(saved)
+    return list(every.values()), kept
+
+
+def tabulate(materials: Materials, collected: dict[str, Any]) -> str:
+    """Writes `results.md`, and returns its tables of the rows of `results.json`."""
+    config = materials.config
+    pooled = folds.by_seed(materials.workdir, collected["rows"], config.study.folds)
     table = tables.results_table(pooled)
+    if collected["baselines"]:
+        others = folds.by_seed(
+            materials.workdir, collected["baselines"], config.study.folds
+        )
+        table += f"\n\n{tables.results_table(others, first='baseline')}"
     page = f"# {config.name}\n\n{table}\n\n{_explained(config, pooled)}\n"
     atomic.write_text(materials.workdir / "results.md", page)
     return table
@@ -79,9 +104,10 @@ def draw(materials: Materials, rows: list[Row]) -> None:
     """
     folder = materials.workdir / "figures"
     folder.mkdir(exist_ok=True)
+    protocol = digest(_protocol(materials.config))
+    chosen = chosen_runs(materials, _every_row(materials, rows, protocol)[0])
     largest = max(row.fraction for row in rows)
     rows = [row for row in rows if row.fraction == largest]
-    chosen = {row.name: chosen_run(materials, row) for row in rows}
     curves: dict[str, dict] = {}
     matrices: dict[str, Any] = {}
     for row in rows:
@@ -119,44 +145,58 @@ def draw(materials: Materials, rows: list[Row]) -> None:
     examples.save(materials.workdir / "examples" / "mistakes.npz", mistakes)
 
 
-def chosen_run(materials: Materials, row: Row) -> StageRun:
-    """Returns the candidate with the best score on validation examples.
+def chosen_runs(materials: Materials, rows: Sequence[Row]) -> dict[str, StageRun]:
+    """Returns row name -> the candidate that stands for it.
 
-    More balanced accuracy; at a tie, less loss; then the first of the grid.
+    Each arm has one place of the tuning grid for all its rows: the one of the highest
+    mean balanced accuracy on validation examples, over seeds, fractions and folds; at a
+    tie the lowest mean loss, then the first of the grid. The validation groups of a
+    single row are too few to choose by.
     """
+    scores: dict[str, list[list[tuple[float, float]]]] = {}
+    for row in rows:
+        of_row = []
+        for run in row.candidates:
+            found = read_lineage(materials, run)["validation"]
+            of_row.append(
+                (found["validation_balanced_accuracy"], -found["validation_loss"])
+            )
+        scores.setdefault(row.arm, []).append(of_row)
+    places = {}
+    for arm, of_rows in scores.items():
+        # Rounded: the order of the rows must not decide a tie.
+        means = np.mean(of_rows, axis=0).round(12).tolist()
+        places[arm] = max(range(len(means)), key=means.__getitem__)
+    return {row.name: row.candidates[places[row.arm]] for row in rows}
 
-    def rank(run: StageRun) -> tuple[float, float]:
-        scores = read_lineage(materials, run)["validation"]
-        return scores["validation_balanced_accuracy"], -scores["validation_loss"]
 
-    return max(row.candidates, key=rank)
-
-
-def _write_row(materials: Materials, row: Row, protocol: str) -> None:
-    chosen = chosen_run(materials, row)
+def _write_row(
+    materials: Materials, row: Row, chosen: StageRun, protocol: str
+) -> dict[str, Any]:
+    """Writes and returns a row, without its protocol."""
     lineage = read_lineage(materials, chosen)
     predictions = Path("predictions") / f"{row.name}.npz"
     saved = (materials.folder(chosen) / "predictions.npz").read_bytes()
     with atomic.replacing(materials.workdir / predictions) as temporary:
         temporary.write_bytes(saved)
     counts = lineage["data"]["examples"]
-    atomic.write_json(
-        materials.workdir / "rows" / f"{row.name}.json",
-        {
-            "protocol": protocol,
-            "arm": row.arm,
-            "seed": row.seed,
-            "fraction": row.fraction,
-            "fold": row.fold,
-            "n_train": counts["train"],
-            "n_test": counts["test"],
-            "groups": lineage["data"]["groups"],
-            "metrics": lineage["scores"],
-            "predictions": str(predictions),
-            "stage_runs": lineage["chain"],
-            "tried": [_tried(materials, run, chosen) for run in row.candidates],
-        },
-    )
+    found = {
+        "arm": row.arm,
+        "seed": row.seed,
+        "fraction": row.fraction,
+        "fold": row.fold,
+        "n_train": counts["train"],
+        "n_test": counts["test"],
+        "groups": lineage["data"]["groups"],
+        "metrics": lineage["scores"],
+        "predictions": str(predictions),
+        "stage_runs": lineage["chain"],
+        "tried": [_tried(materials, run, chosen) for run in row.candidates],
+    }
+    path = materials.workdir / "rows" / f"{row.name}.json"
+    atomic.write_json(path, {"protocol": protocol, **found})
+    # As it will be read: tuples of the settings that were tried become lists.
+    return json.loads(json.dumps(found))
 
 
 def _tried(materials: Materials, run: StageRun, chosen: StageRun) -> dict[str, Any]:
@@ -170,19 +210,14 @@ def _tried(materials: Materials, run: StageRun, chosen: StageRun) -> dict[str, A
     }
 
 
-def _belongs(materials: Materials, row: dict[str, Any]) -> bool:
-    """Whether these settings and data would make the very stage runs of a row."""
-    place = (row[name] for name in ("arm", "seed", "fraction", "fold"))
-    made = plan.row(materials.config, materials.datasets, *place)
-    return row["stage_runs"] in [
-        [run.folder_name for run in candidate.chain] for candidate in made.candidates
-    ]
+def _place(row: dict[str, Any]) -> tuple[str, int, float, int]:
+    return row["arm"], row["seed"], row["fraction"], row["fold"]
 
 
 def _protocol(config: Config) -> dict[str, Any]:
     """Returns the settings that rows must share to be compared."""
     settings = as_json(config)
-    for field in ("seeds", "arms", "fractions", "side_by_side"):
+    for field in ("seeds", "arms", "fractions", "baselines", "side_by_side"):
         del settings["study"][field]
     for stage in settings["stages"].values():
         del stage["train"]["save_every"]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 TARGET = "target"
+BASELINES = ("majority", "mean_grey", "descriptors", "frozen")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,9 @@ class ModelConfig:
       channels: Input channels; every image is brought to this number.
       image_size: Input height and width, pixels.
       norm: Normalisation layers; '' = the network's own (see `models.NORMS`).
+      head: 'orderless' (moments of the last convolutions, wherever a texture lies) or
+        'dense' (hidden dense layers, as in the paper); '' = the network's own (see
+        `models.HEADS`).
       dropout: Probability of dropping a unit of the fully connected layers.
       dtype: Of the computation; parameters are always float32.
     """
@@ -29,6 +33,7 @@ class ModelConfig:
     channels: Literal[1, 3] = 1
     image_size: int = 32
     norm: Literal["", "local", "batch", "group"] = ""
+    head: Literal["", "orderless", "dense"] = ""
     dropout: float = 0.5
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -117,7 +122,8 @@ class TrainConfig:
       batch_size: Examples a step, over all devices.
       eval_every: Steps between scores on the validation split.
       save_every: Steps between saved states; what a killed run loses at most.
-      select: Keep the parameters of the 'best' validation score or the 'last'.
+      select: Keep the 'last' parameters, or those of the 'best' validation score: of few
+        validation groups the best checkpoint is mostly the luckiest.
       label_smoothing: Share of the target probability spread over all classes.
       class_weights: 'balanced' weighs a class by the inverse of its frequency.
     """
@@ -126,7 +132,7 @@ class TrainConfig:
     batch_size: int = 64
     eval_every: int = 50
     save_every: int = 100
-    select: Literal["best", "last"] = "best"
+    select: Literal["best", "last"] = "last"
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
 
@@ -176,9 +182,15 @@ class StudyConfig:
         every group once. 0 = one split, the same for every seed.
       split_seed: Seed of the splits into train, validation and test.
       grid: (setting, values) pairs, such as ('optim.learning_rate', (0.001, 0.003)):
-        every row trains the target with each combination and keeps the best on its
-        validation groups. Not its steps and batch size, which are equal across arms.
-        Empty = the stage's own settings.
+        every row trains the target with each combination, and each arm keeps one for the
+        whole study, the best on the validation groups of all its rows. Not its steps and
+        batch size, which are equal across arms. Empty = the stage's own settings.
+      primary: The primary endpoint, named before the run: (arm, arm it is compared with,
+        metric). It is the first minus the second over all sizes (area under the learning
+        curve); every other comparison is exploratory.
+      baselines: Out of `BASELINES`: what is fitted without a network of one's own to the
+        same training examples (see `baselines.run`); 'frozen' is one baseline per
+        chain of source stages.
       side_by_side: Stage runs trained at once; 0 = one on each device, 1 = one after
         the other, each spread over all devices.
     """
@@ -190,6 +202,8 @@ class StudyConfig:
     folds: int = 0
     split_seed: int = 0
     grid: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    primary: tuple[str, str, str] = ("two_stage", "scratch", "balanced_accuracy")
+    baselines: tuple[str, ...] = BASELINES
     side_by_side: int = 0
 
 

@@ -22,12 +22,13 @@ from twostage_jax.statistics import (
     difference_interval,
     patients_of_contrast,
     score_interval,
+    widening,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """How many patches the baseline needs to do as well as the arm at `n`.
+    """Number of patches that the baseline needs to score as well as the arm at `n`.
 
     Attributes:
       n: Size at which the arm is matched.
@@ -52,14 +53,17 @@ class SizeStudy:
       n: Sizes, ascending.
       scores: Arm -> an interval at each size.
       areas: Arm -> area under its curve (see `area_under_curve`).
-      area_gains: Arm -> its area less that of the baseline, and the p-value.
-      matches: Arm -> what the baseline needs to match it, at each size.
+      area_gains: Arm -> its area minus that of the baseline, and the p-value.
+      trends: Arm -> its gain over the baseline at the smallest size minus that at the
+        largest, and the p-value.
+      matches: Arm -> size at which the baseline matches it, at each size.
     """
 
     n: tuple[float, ...]
     scores: dict[str, list[Interval]]
     areas: dict[str, Interval]
     area_gains: dict[str, tuple[Interval, float | None]]
+    trends: dict[str, tuple[Interval, float | None]]
     matches: dict[str, list[Match]]
 
 
@@ -119,21 +123,24 @@ def size_study(
       arms: Arm -> size (number of target training patches) -> predictions of its seeds.
       metric: A key of `additive.METRICS`.
       baseline: The arm that the others are compared with.
-      resamples, seed: Of the bootstrap.
+      resamples, seed: Number of resamples of the bootstrap, and its seed.
 
     Raises:
       UserError: Arms of different sizes, no baseline, fewer than two sizes, or
         predictions that cannot be paired.
     """
     if baseline not in arms:
-        raise UserError(f"The size study needs arm '{baseline}' to compare with.")
+        raise UserError(
+            f"The size study needs arm '{baseline}' to compare with.", where=baseline
+        )
     n = tuple(sorted(arms[baseline]))
     _ascending(n)
     for arm, by_size in arms.items():
         if set(by_size) != set(n):
             raise UserError(
                 f"Arm '{arm}' was trained on {sorted(by_size)} patches, '{baseline}' "
-                f"on {list(n)}: the sizes must be the same. Run what is missing."
+                f"on {list(n)}: the sizes must be the same. Run what is missing.",
+                where=arm,
             )
     flat = {f"{arm}, n={size:g}": arms[arm][size] for arm in arms for size in n}
     sampler = Resampler(additive.metric(pair(flat), metric), resamples, seed)
@@ -153,6 +160,13 @@ def size_study(
             names[a]: difference_interval(sampler, over_sizes[a] - over_sizes[base])
             for a in others
         },
+        {
+            names[a]: difference_interval(
+                sampler,
+                (weights[a] - weights[base])[0] - (weights[a] - weights[base])[-1],
+            )
+            for a in others
+        },
         {names[a]: matches(sampler, n, base, a) for a in others},
     )
 
@@ -165,17 +179,19 @@ def describe_size(value: float, n: Sequence[float]) -> str:
 
 
 def matches(sampler: Resampler, n: Sequence[float], base: int, arm: int) -> list[Match]:
-    """Returns what arm `base` needs to match arm `arm` at each size.
+    """Returns the sizes at which arm `base` matches arm `arm` at each size.
 
-    The number is no smooth function of the scores, so the intervals are percentile
+    The number is not a smooth function of the scores, so the intervals are percentile
     intervals. Their level is that which would make the percentile interval of a mean
     over so many patients as wide as its t interval (Hesterberg 2015, "expanded
-    percentile"): plain ones cover far too little with few patients.
+    percentile"): plain ones cover far too little with few patients. For new training
+    patients they reach farther by the factor by which the interval of the difference at
+    that size is wider.
 
     Args:
       sampler: Of scores whose arms are (arm, size), sizes fastest.
       n: The sizes.
-      base, arm: Places of the arms.
+      base, arm: Positions of the arms.
     """
 
     def curve(scores: np.ndarray, place: int) -> np.ndarray:
@@ -193,9 +209,14 @@ def matches(sampler: Resampler, n: Sequence[float], base: int, arm: int) -> list
     )
     patients, freedom = len(sampler.shares), patients_of_contrast(sampler) - 1
     reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(patients / (patients - 1))
-    tails = stats.norm.cdf([-reach, reach])
-    # A quantile that is one of the values: between a number and infinity is neither.
-    low, high = np.quantile(resampled, tails, axis=0, method="inverted_cdf")
+    ends = []
+    for j in range(len(n)):
+        contrast = np.zeros(len(sampler.sample))
+        contrast[[arm * len(n) + j, base * len(n) + j]] = 1, -1
+        far = reach * widening(sampler, contrast)
+        # A quantile that is one of the values: between a number and infinity is neither.
+        tails = stats.norm.cdf([-far, far])
+        ends.append(np.quantile(resampled[:, j], tails, method="inverted_cdf"))
     return [
         Match(
             size,
@@ -205,7 +226,7 @@ def matches(sampler: Resampler, n: Sequence[float], base: int, arm: int) -> list
             f"{describe_size(value, n)} ({describe_size(a, n)} to "
             f"{describe_size(b, n)})",
         )
-        for size, value, a, b in zip(n, values, low, high, strict=True)
+        for size, value, (a, b) in zip(n, values, ends, strict=True)
     ]
 
 

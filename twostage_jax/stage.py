@@ -20,6 +20,7 @@ from twostage_jax import (
     fit,
     lineage,
     models,
+    novelty,
     optim,
     runtime,
     training,
@@ -31,7 +32,7 @@ from twostage_jax.data.feed import Feed, feed
 from twostage_jax.data.splits import Splits
 from twostage_jax.placement import alone, side_by_side
 from twostage_jax.progress import Progress
-from twostage_jax.settings import Config, StageConfig
+from twostage_jax.settings import TARGET, Config, StageConfig
 from twostage_jax.stage_run import StageRun, code, keys, split_of
 
 PyTree = Any
@@ -113,9 +114,10 @@ def run_stages(
     """Trains, exports and evaluates stage runs that are alike; resumes what was cut off.
 
     Writes into the folder of each: `variables/`, `transfer.json` (if it has a parent),
-    `predictions.npz` and, last, `lineage.json`. Until all runs have theirs there are
-    also `states/`, saved on the way, and `under_way.json`, which names the runs, so
-    that those begun together are resumed together.
+    `predictions.npz`, `novelty.npz` (of a target stage) and, last, `lineage.json`. Until
+    all runs have theirs there are also `states/`, saved on the way, and
+    `under_way.json`, which names the runs, so that those begun together are resumed
+    together.
 
     Args:
       materials: What they share.
@@ -223,7 +225,7 @@ def _prepare(materials: Materials, run: StageRun) -> Prepared:
     if run.parent:
         variables, report = _carry_over(materials, run, variables)
     optim.check_patterns(stage.optim, variables, f"config.stages.{run.stage}.optim")
-    constants = _constants(stage, config.model.channels, dataset, splits.train)
+    constants = constants_of(stage, config.model.channels, dataset, splits.train)
     return Prepared(run, splits, variables, report, train_key, constants)
 
 
@@ -251,9 +253,10 @@ def _carry_over(
     )
 
 
-def _constants(
+def constants_of(
     stage: StageConfig, channels: int, dataset: Dataset, train: np.ndarray
 ) -> training.Constants:
+    """Returns the class weights and the image statistics of training examples."""
     weights = np.ones(dataset.num_classes, np.float32)
     if stage.train.class_weights == "balanced":
         counts = np.bincount(dataset.labels[train], minlength=dataset.num_classes)
@@ -286,8 +289,29 @@ def _export(
     lineage.save_predictions(
         folder / "predictions.npz", dataset, one.splits.test, probabilities
     )
+    if one.run.stage == TARGET:
+        _export_novelty(materials, one, fitted.variables)
     told = lineage.lineage(
         materials.config, dataset, one.run, one.splits, one.constants, fitted,
         probabilities, seconds,
     )  # fmt: skip
     atomic.write_json(folder / "lineage.json", told)
+
+
+def _export_novelty(materials: Materials, one: Prepared, variables: PyTree) -> None:
+    """Writes what tells other images from the training's; see `novelty`."""
+    config, dataset = materials.config, materials.datasets[one.run.stage]
+    indices = novelty.chosen(one.splits.train)
+    if len(indices) < 2:
+        return
+    features = evaluation.features(
+        config.model,
+        one.run.settings(config).data,
+        one.constants,
+        variables,
+        dataset.images[indices],
+        dataset.num_classes,
+    )
+    groups = None if dataset.groups is None else dataset.groups[indices]
+    made = novelty.reference(features, groups)
+    novelty.save(materials.folder(one.run), made, one.run.hash)

@@ -12,8 +12,8 @@ from twostage_jax.data.dataset import Dataset, digest
 from twostage_jax.data.splits import Splits, split, subset
 from twostage_jax.settings import TARGET, Config, StageConfig, as_json
 
-# Raised when the code changes what the same settings give.
-RESULT_VERSION = 2
+# Bump when the code changes what the same settings give.
+RESULT_VERSION = 3
 # The same for the way in which folds are drawn.
 FOLDS_VERSION = 1
 
@@ -82,22 +82,28 @@ def identify(
     del settings["data"]["options"]
     if parent is None:
         del settings["transfer"]
-    study = config.study
-    place: tuple[Any, ...] = (seed, study.split_seed)
-    if stage == TARGET:
-        place += (fraction, fold, study.folds, study.draw if fraction < 1 else "")
-        place += (_split_seed(config, run),)
-        if study.folds:
-            place += (FOLDS_VERSION,)
     identity = digest(
         RESULT_VERSION,
         settings,
         as_json(config.model),
         dataset.fingerprint,
-        place,
+        place_of(config, run),
         parent.hash if parent else "",
     )
     return dataclasses.replace(run, hash=identity)
+
+
+def place_of(config: Config, run: StageRun) -> tuple[Any, ...]:
+    """Returns what determines the seed and the examples of a stage run."""
+    study = config.study
+    place: tuple[Any, ...] = (run.seed, study.split_seed)
+    if run.stage == TARGET:
+        drawn = study.draw if run.fraction < 1 else ""
+        place += (run.fraction, run.fold, study.folds, drawn)
+        place += (_split_seed(config, run),)
+        if study.folds:
+            place += (FOLDS_VERSION,)
+    return place
 
 
 def keys(seed: int, stage: str) -> tuple[jax.Array, jax.Array]:

@@ -6,8 +6,13 @@ patches dominates (Owen 2007, "The pigeonhole bootstrap"). So the level is set b
 distribution (Hesterberg 2015, "What teachers should know about the bootstrap"), with a
 jackknife variance over patients and seeds (MacKinnon et al. 2023, "Cluster-robust
 inference"; two ways as in Cameron et al. 2011), Satterthwaite's degrees of freedom, and
-the effective number of patients, given their sizes. `experiments/coverage.md` has what
-this covers.
+the effective number of patients, given their sizes.
+
+There are two readings. For the training patients of the study, the interval is over test
+patients and seeds. For new training patients, it also holds the variance of
+`training_sets`; cross-validation with two or more seeds is needed to know it. Without
+it, only the first reading is available. `experiments/coverage.md` has the coverage of
+both.
 """
 
 import dataclasses
@@ -23,45 +28,66 @@ from twostage_jax.paired import Paired, pair
 from twostage_jax.resampling import RESAMPLES, Resampler
 
 LEVEL = 0.95
-# Resamples that a tail must hold to be read off them.
+# Of the least detectable difference.
+POWER = 0.8
+# Smallest number of resamples in a tail that is read off them.
 MIN_BEYOND = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A score and its 95 % interval; None, and why, where there is none to give."""
+    """A score, or a difference of scores, and its 95 % interval.
+
+    Attributes:
+      estimate: The score.
+      low, high: Ends of the interval: for new training patients if `these` is given,
+        else for the training patients of the study. None if there is no interval.
+      reason: Why there is no interval, or ''.
+      these: Ends of the interval for the training patients of the study; None if `low`
+        and `high` are those.
+      detectable: Smallest true difference that such a study finds with power 0.8 (two-
+        sided test at the level of the interval); None for a score.
+    """
 
     estimate: float
     low: float | None
     high: float | None
     reason: str = ""
+    these: tuple[float, float] | None = None
+    detectable: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
+class Difference(Interval):
     """First arm minus second, paired.
 
     Attributes:
       first, second: The arms.
-      metric: Of what.
-      estimate, low, high: The difference and its 95 % interval.
-      p_value: Two-sided, of no difference, from the same resamples as the interval.
+      metric: Name of the score.
+      p_value: Two-sided p-value of no difference, for the reading of `low` and `high`.
       p_holm: The same, corrected over all pairs (Holm 1979).
       mcnemar: Exact McNemar p-value of the pooled patches. It takes patches for
-        independent, which those of one patient are not: far too small as a rule.
-      reason: Why there is no interval, if there is none.
+        independent, which those of one patient are not: usually far too small.
     """
 
-    first: str
-    second: str
-    metric: str
-    estimate: float
-    low: float | None
-    high: float | None
-    p_value: float | None
-    p_holm: float | None
-    mcnemar: float
-    reason: str = ""
+    first: str = ""
+    second: str = ""
+    metric: str = ""
+    p_value: float | None = None
+    p_holm: float | None = None
+    mcnemar: float = 1.0
+
+    def turned(self) -> "Difference":
+        """Returns the same difference, second arm minus first."""
+        return dataclasses.replace(
+            self,
+            first=self.second,
+            second=self.first,
+            estimate=-self.estimate,
+            low=None if self.high is None else -self.high,
+            high=None if self.low is None else -self.low,
+            these=self.these and (-self.these[1], -self.these[0]),
+        )
 
 
 def interval(
@@ -129,16 +155,12 @@ def differences(paired: Paired, sampler: Resampler, metric: str) -> list[Differe
         difference, p_value = difference_interval(sampler, weights)
         found.append(
             Difference(
-                paired.arms[first],
-                paired.arms[second],
-                metric,
-                difference.estimate,
-                difference.low,
-                difference.high,
-                p_value,
-                None,
-                mcnemar(paired.right[first], paired.right[second]),
-                difference.reason,
+                **vars(difference),
+                first=paired.arms[first],
+                second=paired.arms[second],
+                metric=metric,
+                p_value=p_value,
+                mcnemar=mcnemar(paired.right[first], paired.right[second]),
             )
         )
     corrected = holm([one.p_value for one in found])
@@ -168,11 +190,20 @@ def score_interval(sampler: Resampler, weights: np.ndarray) -> Interval:
     if not variance or not 0 < share < 1:
         reason = "the score is the same in every patient"
         return Interval(estimate, None, None, reason)
-    error = max(np.sqrt(variance), (sampler.resampled @ weights).std())
-    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error / sampler.largest
-    half, centre = half / (share * (1 - share)), np.log(share / (1 - share))
-    low, high = sampler.largest / (1 + np.exp(-(centre + half * np.array([-1, 1]))))
-    return Interval(estimate, float(low), float(high))
+
+    def ends(variance: float, freedom: float) -> tuple[float, float]:
+        half = stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance)
+        half = half / sampler.largest / (share * (1 - share))
+        centre = np.log(share / (1 - share))
+        low, high = sampler.largest / (1 + np.exp(-(centre + half * np.array([-1, 1]))))
+        return float(low), float(high)
+
+    variance = max(variance, float((sampler.resampled @ weights).var()))
+    these = ends(variance, freedom)
+    wider = _over_training(sampler, weights, variance, freedom)
+    if wider is None:
+        return Interval(estimate, *these)
+    return Interval(estimate, *ends(*wider), these=these)
 
 
 def difference_interval(
@@ -180,12 +211,13 @@ def difference_interval(
 ) -> tuple[Interval, float | None]:
     """Returns the interval of a `[A]`-weighted contrast, and the p-value of zero.
 
-    A percentile interval whose level makes it as wide as a t interval with the
-    jackknife variance, were the resamples normal; p is the level at which it just
-    reaches zero. Tails of fewer than `MIN_BEYOND` resamples are taken as normal, but
-    for what the farthest tail that can be read says: an interval is never narrower
-    than that of a lower level, and p never larger than that of an interval without
-    zero.
+    For the training patients of the study it is a percentile interval whose level makes
+    it as wide as a t interval with the jackknife variance, were the resamples normal; p
+    is the level at which it just reaches zero. Tails of fewer than `MIN_BEYOND`
+    resamples are taken as normal, but for what the farthest tail that can be read says:
+    an interval is never narrower than that of a lower level, and p never larger than
+    that of an interval without zero. For new training patients it is a t interval, never
+    narrower than the other.
     """
     estimate = float(weights @ sampler.sample.mean(1))
     if sampler.reason:
@@ -201,7 +233,7 @@ def difference_interval(
     tail = stats.norm.cdf(-half / spread)
     farthest = min(MIN_BEYOND / len(resampled), 0.5)
     read = max(tail, farthest)
-    low, high = np.quantile(resampled, [read, 1 - read])
+    low, high = (float(x) for x in np.quantile(resampled, [read, 1 - read]))
     if tail < farthest:
         low, high = min(low, estimate - half), max(high, estimate + half)
     beyond = min((resampled <= 0).sum(), (resampled >= 0).sum())
@@ -210,11 +242,58 @@ def difference_interval(
     if beyond < MIN_BEYOND:
         reach = max(reach, abs(estimate) / error)
     p_value = float(2 * stats.t.sf(reach, freedom))
-    return Interval(estimate, float(low), float(high)), p_value
+    wider = _over_training(sampler, weights, variance, freedom)
+    if wider is None:
+        found = _detectable(variance, freedom)
+        return Interval(estimate, low, high, detectable=found), p_value
+    error, freedom = np.sqrt(wider[0]), wider[1]
+    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
+    p_value = max(p_value, float(2 * stats.t.sf(abs(estimate) / error, freedom)))
+    return Interval(
+        estimate,
+        min(low, estimate - half),
+        max(high, estimate + half),
+        these=(low, high),
+        detectable=_detectable(*wider),
+    ), p_value
+
+
+def widening(sampler: Resampler, weights: np.ndarray) -> float:
+    """Returns the factor, 1 or more, by which new training patients widen an interval.
+
+    1 if the study does not tell how much they matter.
+    """
+    variance, freedom = _variance(sampler, weights, patients_of_contrast(sampler))
+    wider = _over_training(sampler, weights, variance, freedom) if variance else None
+    if wider is None:
+        return 1.0
+    reach = stats.t.ppf((1 + LEVEL) / 2, [wider[1], freedom])
+    return float(max(reach[0] / reach[1] * np.sqrt(wider[0] / variance), 1.0))
+
+
+def _detectable(variance: float, freedom: float) -> float:
+    """Returns the true difference that a t test finds with `POWER`, to first order."""
+    quantiles = stats.t.ppf([(1 + LEVEL) / 2, POWER], freedom)
+    return float(quantiles.sum() * np.sqrt(variance))
+
+
+def _over_training(
+    sampler: Resampler, weights: np.ndarray, variance: float, freedom: float
+) -> tuple[float, float] | None:
+    """Returns variance and degrees of freedom over new training patients, too.
+
+    None if the study does not tell how much they matter.
+    """
+    sets = sampler.training_sets(weights)
+    if isinstance(sets, str):
+        return None
+    more = sets.variance(_pulls(sampler, weights))
+    whole = variance + more
+    return whole, whole**2 / (variance**2 / freedom + more**2 / sets.freedom)
 
 
 def patients_of_contrast(sampler: Resampler) -> float:
-    """Returns how many patients of equal size tell as much of a difference of arms.
+    """Returns the effective number of patients of equal size for a difference of arms.
 
     What patients have in common cancels in a difference. What is left is partly chance
     in single patches, which large patients even out: they weigh less than their size
@@ -242,15 +321,22 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
+def _pulls(sampler: Resampler, weights: np.ndarray) -> np.ndarray:
+    """Returns `[P, S]`: change of a weighted score of each seed without a patient."""
+    return np.einsum("pas,a->ps", sampler.without, weights) - weights @ sampler.sample
+
+
 def _variance(
     sampler: Resampler, weights: np.ndarray, effective: float
 ) -> tuple[float, float]:
     """Returns the jackknife variance of a weighted score and its degrees of freedom.
 
-    `effective` is the number of patients of equal size that tell as much.
+    Args:
+      sampler, weights: The score.
+      effective: Effective number of patients of equal size.
     """
     sample = weights @ sampler.sample  # [S]
-    pulls = np.einsum("pas,a->ps", sampler.without, weights) - sample
+    pulls = _pulls(sampler, weights)
     groups, seeds = pulls.shape
     pulls = pulls * np.sqrt((groups - 1) / groups)
     by_group = pulls.mean(1)

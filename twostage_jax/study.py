@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twostage_jax import atomic, plan, results, runtime
+from twostage_jax.baselines import run as baselines
 from twostage_jax.data import sources
 from twostage_jax.errors import UserError
 from twostage_jax.progress import Progress
@@ -39,8 +40,9 @@ def run(config: Config, workdir: Path, data_dir: Path) -> Any:
     with trained(config, workdir, data_dir) as (materials, rows):
         if not runtime.is_main():
             return None
+        baselines.run_missing(materials, rows)
         collected = results.collect(materials, rows)
-        table = results.tabulate(materials, collected["rows"])
+        table = results.tabulate(materials, collected)
         page = workdir / results.REPORT
         if not page.is_file():
             results.draw(materials, rows)

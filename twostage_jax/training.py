@@ -160,15 +160,44 @@ def eval_step(
     Nothing is gathered from other devices here: programs that do, and do not depend on
     one another, can wait for each other for ever on several CPU devices.
     """
-    images = augment.to_unit(batch["images"], settings.window, settings.model.channels)
-    images = augment.normalise(
-        augment.centre_crop(images, settings.model.image_size),
-        settings.normalise,
+    return forward(
+        variables,
+        batch["images"],
         constants.mean,
         constants.deviation,
-    )
-    logits, _ = model.apply(variables, images, train=False)
-    return jax.nn.softmax(logits)
+        model=model,
+        network=settings.model,
+        normalise=settings.normalise,
+        window=settings.window,
+    )[0]
+
+
+def forward(
+    variables: PyTree,
+    images: jax.Array,
+    mean: jax.Array,
+    deviation: jax.Array,
+    *,
+    model: Any,
+    network: ModelConfig,
+    normalise: Literal["fixed", "dataset", "patch"],
+    window: tuple[float, ...],
+) -> tuple[jax.Array, jax.Array]:
+    """Returns class probabilities `[b, K]` and features `[b, D]` of stored images.
+
+    Args:
+      variables: Parameters, and running statistics if there are any.
+      images: `[b, H, W, C]` as stored; cut to the network's size around the centre.
+      mean, deviation: `[C]`, see `augment.normalise`.
+      model: The Linen module.
+      network: Its settings.
+      normalise, window: How images are scaled, see `data.augment`.
+    """
+    images = augment.to_unit(images, window, network.channels)
+    images = augment.centre_crop(images, network.image_size)
+    images = augment.normalise(images, normalise, mean, deviation)
+    logits, taps = model.apply(variables, images, train=False)
+    return jax.nn.softmax(logits), models.descriptor(taps)
 
 
 def _total(tree: PyTree, axis_name: str | None) -> PyTree:
@@ -213,6 +242,7 @@ def build_model(model: ModelConfig, num_classes: int, axis_name: str | None) -> 
         num_classes=num_classes,
         dropout=model.dropout,
         norm=model.norm or None,
+        head=model.head or None,
         dtype=jnp.dtype(model.dtype),
         axis_name=axis_name,
     )

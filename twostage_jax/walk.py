@@ -53,8 +53,7 @@ def walk(folder: Path, leave_out: Sequence[str] = ()) -> Tree:
     Raises:
       UserError: The folder does not exist or cannot be read.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: this folder does not exist.", where=folder)
+    check_folder(folder)
     tree, links = Tree([], [], []), [folder]
     above = {_identity(parent) for parent in folder.resolve().parents}
     seen: dict[tuple[int, int], Path] = {}
@@ -83,6 +82,21 @@ def walk(folder: Path, leave_out: Sequence[str] = ()) -> Tree:
     return tree
 
 
+def check_folder(folder: Path, setting: str = "") -> None:
+    """Raises a UserError if a path, which a setting may have given, is no folder."""
+    if folder.is_dir():
+        return
+    wrong = "this is a file, but a folder is needed"
+    if not folder.exists():
+        wrong = "there is no such folder"
+    raise UserError(f"{setting or folder}: {wrong}.", where=setting or folder)
+
+
+def shown(path: Path | str) -> str:
+    """Returns a path as text that can be printed and written, whatever its bytes."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def _folders(folder: Path, tree: Tree, leave_out: Sequence[str]) -> list[Path]:
     """Returns the folders in a folder, and adds everything else in it to `tree`."""
     found = []
@@ -100,7 +114,7 @@ def _folders(folder: Path, tree: Tree, leave_out: Sequence[str]) -> list[Path]:
             if name.startswith("."):
                 tree.litter.append((path, "a hidden file"))
             elif path.is_symlink() and isinstance(error, FileNotFoundError):
-                reason = "a link to a file that is not here (not fetched?)"
+                reason = "a link to what is not here (not fetched?)"
                 tree.lost.append((path, reason))
             else:
                 tree.lost.append((path, f"cannot be read: {error.strerror}"))

@@ -138,6 +138,26 @@ def test_nearly_the_same_classes_are_refused_too(tmp_path):
     assert where_refused(tmp_path) == str(tmp_path)
 
 
+def test_splits_next_to_another_folder_are_refused(tmp_path):
+    tree(tmp_path, "seg_train", "seg_test")
+    tree(tmp_path, "more", classes=("x", "y"))
+    assert where_refused(tmp_path) == str(tmp_path)
+
+
+def test_an_image_that_was_not_fetched_is_named(tmp_path):
+    put(tmp_path, "a/1.png", "b/1.png")
+    os.symlink("../.git/annex/objects/x", tmp_path / "b" / "2.png")
+    assert where_refused(tmp_path) == str(tmp_path / "b" / "2.png")
+
+
+def test_linked_class_folders_are_read(tmp_path):
+    put(tmp_path / "store", "a/1.png", "b/1.png")
+    (tmp_path / "set").mkdir()
+    for name in "ab":
+        os.symlink(tmp_path / "store" / name, tmp_path / "set" / name)
+    assert splits_of(tmp_path / "set") == {"train": ("a", "b")}
+
+
 def test_unlabelled_images_next_to_splits_are_refused(tmp_path):
     tree(tmp_path / "intel", "seg_train/seg_train", "seg_test/seg_test")
     put(tmp_path / "intel", "seg_pred/seg_pred/1.png")
@@ -213,12 +233,13 @@ def test_classes_that_look_unusual_stay_classes(tmp_path, paths):
 
 def test_patients_within_classes_are_told(tmp_path):
     for name in ("fibrosis", "normal"):
-        put(tmp_path / "set", f"{name}/p1/1.png", f"{name}/p2/1.png")
+        put(tmp_path / "set", f"{name}/p1/1.png", f"{name}/p2/1.png", value=99)
     made = prepare(
         folder.recipe(path=str(tmp_path / "set"), size=8), tmp_path, workers=1
     )
     (note,) = made.notes
-    assert "fibrosis, normal" in note and "p1, p2" in note
+    assert "fibrosis, normal" in note and "2 folders" in note
+    assert "p1" not in note
 
 
 def test_classes_may_be_said(tmp_path):

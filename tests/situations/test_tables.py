@@ -9,7 +9,7 @@ from PIL import Image
 
 from twostage_jax import tables
 from twostage_jax.ct import dicom as ct_dicom
-from twostage_jax.ct import roi_table
+from twostage_jax.ct import roi_table, rois
 from twostage_jax.data import class_names, dicom, slices
 from twostage_jax.errors import UserError
 
@@ -210,8 +210,9 @@ def polygons(tmp_path, *texts):
     lines = [f'Smith^1;{SERIES};{i + 1};a;"{t}"' for i, t in enumerate(texts)]
     path = tmp_path / "rois.csv"
     path.write_text("\n".join(["patient;series;slice;label;points", *lines]))
-    masks = roi_table.read(path, headers, ["a"])
-    return np.stack([masks[header.key]() for header in headers])
+    draws = roi_table.read(path, headers, ["a"])
+    found = [rois.merge(draws[h.key](), h.shape) for h in headers]
+    return np.stack([labels.mask for labels in found])
 
 
 # Columns 2 to 8 and rows 2 to 5, by hand.

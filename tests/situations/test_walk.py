@@ -3,10 +3,19 @@
 import os
 import socket
 
+import numpy as np
+import pydicom
 import pytest
+from chest import how, write_chest
+from ct_files import SERIES, write_ct
+from PIL import Image
+from prepare_runs import rows_of, run
 
 from twostage_jax import walk
+from twostage_jax.ct import files
+from twostage_jax.data import dicom
 from twostage_jax.errors import UserError
+from twostage_jax.mapping.folder import map_folder
 
 
 @pytest.fixture
@@ -174,3 +183,142 @@ def test_names_that_are_not_utf8_are_names(tree):
 def test_folders_left_out_are_not_searched(tree):
     root = tree("rois/1", "a/rois/1")
     assert names(root, walk.walk(root, ("rois",)).files) == ["a/rois/1"]
+
+
+def write_study(folder, count=5, *, patient="AA", series=1):
+    """Slices from the feet, and a mask of two classes on two of them."""
+    (folder / "rois").mkdir(parents=True)
+    for z in range(count):
+        uid = 10 * series + z + 1
+        write_ct(
+            folder / f"im{z}.dcm",
+            np.full((16, 16), 100 + z, np.int16),
+            uid=uid,
+            PatientID=patient,
+            SeriesInstanceUID=f"{SERIES}.8.{series}",
+            ImagePositionPatient=[0, 0, 5 * z],
+        )
+        if z in (1, 2):
+            mask = np.full((16, 16), z, np.uint8)
+            Image.fromarray(mask).save(folder / "rois" / f"{SERIES}.{uid}.png")
+
+
+def patches_of(root, **settings):
+    recipe = dicom.recipe(path=str(root), classes="a,b", size=8, stride=8, **settings)
+    return recipe, [recipe.make(task) for task in recipe.tasks]
+
+
+def test_linked_patients_are_prepared(tmp_path):
+    for number, name in enumerate(("AA", "BB", "CC"), start=1):
+        write_study(tmp_path / "store" / name, patient=name, series=number)
+    (tmp_path / "study").mkdir()
+    os.rename(tmp_path / "store" / "AA", tmp_path / "study" / "AA")
+    for name in ("BB", "CC"):
+        os.symlink(tmp_path / "store" / name, tmp_path / "study" / name)
+    _, made = patches_of(tmp_path / "study")
+    assert [len(part) for part in made] == [8, 8, 8]
+
+
+def test_hidden_companions_of_slices_and_masks_are_listed(tmp_path):
+    write_study(tmp_path)
+    for path in [*tmp_path.glob("im*"), *(tmp_path / "rois").iterdir()]:
+        path.with_name(f"._{path.name}").write_bytes(
+            b"\0\5\x16\7\0\2\0\0" + b"\0" * 200
+        )
+    recipe, (made,) = patches_of(tmp_path)
+    assert len(made) == 8
+    skipped = recipe.tasks.skipped
+    assert len(skipped) == 7
+    assert all(path.name.startswith("._") for path, _ in skipped)
+    assert recipe.tasks.series[0].left_out == 0
+
+
+def test_hidden_masks_in_a_folder_of_their_own_are_listed(tmp_path):
+    write_study(tmp_path / "ct")
+    os.rename(tmp_path / "ct" / "rois", tmp_path / "rois")
+    (tmp_path / "rois" / "._1.png").write_bytes(b"x")
+    os.symlink("nowhere", tmp_path / "rois" / "2.png")
+    recipe, (made,) = patches_of(tmp_path / "ct", rois=str(tmp_path / "rois"))
+    assert len(made) == 8
+    assert {path.name for path, _ in recipe.tasks.skipped} == {"._1.png", "2.png"}
+
+
+def break_links(folder, names):
+    for name in names:
+        (folder / name).unlink()
+        os.symlink("../.git/annex/objects/xx/missing", folder / name)
+
+
+def test_prepare_lists_dead_links_and_marks_the_series(tmp_path):
+    write_study(tmp_path / "ct")
+    break_links(tmp_path / "ct", ["im3.dcm", "im4.dcm"])
+    result = run(
+        *(f"--source={tmp_path / 'ct'}", f"--out={tmp_path / 'out'}"),
+        *("--classes=a,b", "--patch=8", "--stride=8"),
+    )
+    assert "2 files" in result.stdout
+    rows = rows_of(tmp_path / "out" / "skipped.csv")
+    assert len(rows) == 2
+    (series,) = rows_of(tmp_path / "out" / "series.csv")
+    assert series["slices"] == "3" and "2 files" in series["remarks"]
+
+
+def emptied(folder):
+    (folder / "IM-0005.dcm").write_bytes(b"")
+
+
+def pointed(folder):
+    (folder / "IM-0005.dcm").write_bytes(b"/annex/objects/MD5E-s1--0.dcm\n")
+
+
+def linked(folder):
+    break_links(folder, ["IM-0005.dcm"])
+
+
+def cut_short(folder):
+    whole = (folder / "IM-0005.dcm").read_bytes()
+    (folder / "IM-0005.dcm").write_bytes(whole[:200])
+
+
+def without_rescale(folder):
+    image = pydicom.dcmread(folder / "IM-0005.dcm")
+    del image.RescaleSlope
+    image.save_as(folder / "IM-0005.dcm")
+
+
+@pytest.mark.parametrize("harm", [emptied, pointed, linked, cut_short, without_rescale])
+def test_a_map_counts_the_files_that_may_be_missing(tmp_path, classifier, harm):
+    root = tmp_path / "dicom"
+    write_chest(root / "one", 5, gap=5.0)
+    write_chest(root / "two", 2, gap=5.0, series=2)
+    harm(root / "one")
+    (root / "one" / "README").write_text("x")
+    map_folder(root, tmp_path / "maps", classifier, how())
+    report = files.read_report(tmp_path / "maps" / "report.csv")
+    counts = {row["slices"]: row["files_left_out"] for row in report}
+    assert counts == {"4": "1", "2": "0"}
+    assert all(bool(row["remarks"]) == (row["slices"] == "4") for row in report)
+    assert len(rows_of(tmp_path / "maps" / "skipped.csv")) == 2
+
+
+def test_a_map_is_made_again_when_files_get_lost_beside_it(
+    tmp_path, classifier, capsys
+):
+    root = tmp_path / "dicom"
+    write_chest(root, 2)
+    for lost in (False, True, True):
+        if lost and not (root / "x.dcm").is_symlink():
+            os.symlink("nowhere", root / "x.dcm")
+        map_folder(root, tmp_path / "maps", classifier, how())
+        report = files.read_report(tmp_path / "maps" / "report.csv")
+        assert {row["files_left_out"] for row in report} == {str(int(lost))}
+    assert "there already" in capsys.readouterr().out
+
+
+def test_unreadable_files_are_listed_and_counted(tmp_path, monkeypatch):
+    write_study(tmp_path)
+    refuse(monkeypatch, os, "access", tmp_path / "im4.dcm", False)
+    recipe, (made,) = patches_of(tmp_path)
+    assert len(made) == 8
+    assert [path.name for path, _ in recipe.tasks.skipped] == ["im4.dcm"]
+    assert recipe.tasks.series[0].left_out == 1

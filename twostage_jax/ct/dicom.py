@@ -31,6 +31,9 @@ UNMEASURED_BELOW_HU, MOST_UNMEASURED = -1500, 0.01
 TISSUE_HU = -900
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 CT_CLASSES = (CT_IMAGE, *frames.ENHANCED_CT)
+# PS3.3 C.12.1 and C.7.6.1: 'YES' for images that were made artificially or are of a
+# phantom.
+NOT_A_PATIENT = ("SyntheticData", "QualityControlImage")
 
 
 class NotCTError(UserError):
@@ -59,6 +62,8 @@ class Header:
       study: StudyInstanceUID; '' if not given.
       repeated: Whether another series has a slice of the same SOPInstanceUID.
       lossy: Was once compressed with loss, which smooths texture.
+      synthetic: SyntheticData (0008,001C) or QualityControlImage (0028,0300) says that
+        the image shows no patient: it is generated, or that of a phantom.
     """
 
     path: Path
@@ -78,6 +83,7 @@ class Header:
     lossy: bool = False
     study: str = ""
     repeated: bool = False
+    synthetic: bool = False
 
     @property
     def key(self) -> tuple[str, int]:
@@ -241,6 +247,7 @@ def _header(
         reference=str(dataset.get("FrameOfReferenceUID") or ""),
         lossy=dataset.get("LossyImageCompression") == "01",
         study=str(dataset.get("StudyInstanceUID") or ""),
+        synthetic="YES" in [dataset.get(keyword) for keyword in NOT_A_PATIENT],
     )
 
 

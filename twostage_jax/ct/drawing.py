@@ -8,19 +8,20 @@ import matplotlib
 import numpy as np
 from PIL import ImageDraw, ImageFont
 
-from twostage_jax.ct.palette import NOTICE, colour, is_striped, printable
+from twostage_jax.ct.palette import UNLIKE, colour, is_striped, printable
 from twostage_jax.ct.volumes import UNCLASSIFIED
 
 GROUND, INK, DIM = (16, 16, 18), (235, 235, 235), (150, 150, 150)
 WARNING, OUTLINE = (255, 190, 60), (255, 255, 255)
-# Pixels: width of the legend, of margins, height of its lines, width of a stripe.
-LEGEND, MARGIN, LINE, STRIPE = 330, 16, 30, 5
+# Pixels: width of the legend, of margins, height of its lines, width of a stripe,
+# distance between the lines of the hatch.
+LEGEND, MARGIN, LINE, STRIPE, HATCH = 330, 16, 30, 5, 11
 SHORT_NAME = 30
 
 
 def legend_height(class_names: Sequence[str]) -> int:
-    """Returns the pixels that `legend` takes: its head, the classes, and no class."""
-    return LINE * (len(class_names) + 2)
+    """Returns the pixels that `legend` takes: its head, classes, no class, the hatch."""
+    return LINE * (len(class_names) + 3)
 
 
 def legend(
@@ -29,8 +30,9 @@ def legend(
     class_names: Sequence[str],
     counts: np.ndarray,
     of_what: str,
+    unlike: int | None,
 ) -> None:
-    """Draws the colours of the classes and their shares.
+    """Draws the colours of the classes, the hatch, and their shares.
 
     Args:
       pen: Draws.
@@ -38,18 +40,35 @@ def legend(
       class_names: Of the K classes.
       counts: `[1 + K]` pixels without a class and of each class.
       of_what: What the shares are shares of.
+      unlike: Pixels that are hatched; `None` if that was not judged.
     """
     left, top = corner
     right, total = left + LEGEND - MARGIN, max(1, counts.sum())
     write(pen, (right, top), of_what, 13, DIM, "ra")
-    for line, index in enumerate((*range(1, len(counts)), 0), start=1):
+
+    def entry(line: int, name: str, count: int | None) -> tuple[int, int, int, int]:
         y = top + LINE * line - 4
-        _sample(pen, (left, y, left + 22, y + 18), index, class_names)
-        name = class_names[index - 1] if index else UNCLASSIFIED
         text = printable(name.replace("_", " "), SHORT_NAME)
         write(pen, (left + 32, y), text, 15 if len(text) <= 18 else 12)
-        share = f"{100 * counts[index] / total:.1f} %"
-        write(pen, (right, y), share, 15, INK, "ra")
+        share = "not judged" if count is None else f"{100 * count / total:.1f} %"
+        write(pen, (right, y), share, 15 if count is not None else 12, INK, "ra")
+        return left, y, left + 22, y + 18
+
+    for line, index in enumerate((*range(1, len(counts)), 0), start=1):
+        name = class_names[index - 1] if index else UNCLASSIFIED
+        box = entry(line, name, counts[index])
+        _sample(pen, box, index, class_names)
+    box = entry(len(counts) + 1, UNLIKE, unlike)
+    pen.rectangle(box, fill=(70, 70, 70), outline=OUTLINE)
+    lines = np.argwhere(hatch((box[3] - box[1] - 1, box[2] - box[0] - 1)))
+    points = [(box[0] + 1 + x, box[1] + 1 + y) for y, x in lines.tolist()]
+    pen.point(points, fill=OUTLINE)
+
+
+def hatch(shape: tuple[int, int]) -> np.ndarray:
+    """Returns the lines, `[H, W]` bool, that mark what is unlike the training images."""
+    rows, columns = np.indices(shape)
+    return ((rows + columns) % HATCH == 0) | ((rows - columns) % HATCH == 0)
 
 
 def _sample(
@@ -75,13 +94,32 @@ def _sample(
         pen.rectangle(box, fill=rgb)
 
 
+def foot_height(notices: Sequence[str], made_by: Sequence[str]) -> int:
+    """Returns the pixels that `foot` takes, with a margin above and below it."""
+    return 22 + 24 * len(notices) + 18 * len(made_by)
+
+
 def foot(
-    pen: ImageDraw.ImageDraw, top: int, width: int, made_by: Sequence[str]
+    pen: ImageDraw.ImageDraw,
+    top: int,
+    width: int,
+    notices: Sequence[str],
+    made_by: Sequence[str],
 ) -> None:
-    """Writes the notice and what made the picture, a text a line; `width`: its own."""
-    write(pen, (MARGIN, top), NOTICE, 16, WARNING)
+    """Writes the notices and what made the picture, each on its own line.
+
+    Args:
+      pen: Draws.
+      top: Upper edge of the first line.
+      width: Width of the picture.
+      notices: Texts in the colour of a warning.
+      made_by: Texts in small grey letters, cut to the width.
+    """
+    for line, text in enumerate(notices):
+        write(pen, (MARGIN, top + 24 * line), text, 16, WARNING)
+    top += 24 * len(notices)
     for line, text in enumerate(made_by):
-        write(pen, (MARGIN, top + 24 + 18 * line), text, 12, DIM, room=width)
+        write(pen, (MARGIN, top + 18 * line), text, 12, DIM, room=width)
 
 
 def bar(pen: ImageDraw.ImageDraw, left: int, bottom: int, mm: float, room: int) -> None:

@@ -3,6 +3,7 @@
 import collections
 import csv
 import importlib.util
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from twostage_jax.ct.volumes import Measure
 from twostage_jax.errors import UserError
 from twostage_jax.spreadsheet import inert
 
+# A qform that puts corner voxels farther from where they are, in voxels, is not written.
+QFORM_VOXELS = 0.05
+
 COLUMNS = (
     "patient",
     "series",
@@ -23,6 +27,7 @@ COLUMNS = (
     "fraction_of_region",
     "mean_probability",
     "region_volume_ml",
+    "fraction_unlike_training",
     "series_of_patient",
     "slices",
     "files_left_out",
@@ -56,11 +61,12 @@ def affine(series: Series) -> np.ndarray:
 
     DICOM's axes point to the patient's left, back and head, NIfTI's to right, front
     and head. What the series does not say is taken as axial, at the origin, 1 mm thick.
+    The matrix of a series with tilted gantry is sheared.
     """
     first, last = series.headers[0], series.headers[-1]
     row, column = np.reshape(first.orientation or (1, 0, 0, 0, 1, 0), (2, 3))
     row_mm, column_mm = first.spacing or (1.0, 1.0)
-    through = np.cross(row, column)
+    through = np.cross(row, column) * (first.thickness or 1.0)
     if len(series.headers) > 1:
         # Not always along the normal: a tilted gantry shears the volume.
         through = np.subtract(last.position, first.position) / (len(series.headers) - 1)
@@ -83,6 +89,11 @@ def write_nifti(
 ) -> None:
     """Writes `[Z, H, W]` or `[K, Z, H, W]` uint8 as NIfTI, `[W, H, Z]` or `[W, H, Z, K]`.
 
+    A qform holds rotations only (nifti1.h), so a sheared matrix is in the sform alone and
+    the qform has code 0. Readers of the sform, such as nibabel, FSL and `prepare`, place
+    its voxels right; ITK (SimpleITK, ITK-SNAP, 3D Slicer) refuses the file. With a qform it
+    would take that and put the voxels elsewhere.
+
     Args:
       path: Ends in `.nii.gz`.
       volume: What is stored.
@@ -100,8 +111,13 @@ def write_nifti(
     image.header["descrip"] = text.encode("ascii", "replace")[:79]
     image.header.set_slope_inter(scale, 0)
     image.header.set_xyzt_units("mm")
-    image.set_qform(matrix, 1)
     image.set_sform(matrix, 1)
+    image.set_qform(matrix, 1)
+    ends = [(0, size - 1) for size in image.shape[:3]]
+    corners = np.array([(*corner, 1) for corner in itertools.product(*ends)])
+    away = np.linalg.norm(corners @ (matrix - image.get_qform()).T, axis=1)
+    if away.max() > QFORM_VOXELS * min(image.header.get_zooms()[:3]):
+        image.header["qform_code"] = 0
     nibabel.save(image, path)
 
 
@@ -117,6 +133,7 @@ def report_rows(
             "fraction_of_region": _number(m.fraction, 5),
             "mean_probability": _number(m.probability, 5),
             "region_volume_ml": _number(m.region_ml, 2),
+            "fraction_unlike_training": _number(m.unlike, 5),
             **common,
         }
         for m in measures

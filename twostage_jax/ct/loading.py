@@ -39,6 +39,7 @@ _KINDS = (
     (344, b"ni1\0", "a NIfTI volume, not DICOM"),
     (4, b"n+2\0\r\n", "a NIfTI volume, not DICOM"),
     (0, b"NRRD000", "an NRRD volume, not DICOM"),
+    (0, b"ObjectType", "a MetaImage volume, not DICOM"),
     (0, b"DICM", "DICOM whose 128 bytes before 'DICM' are missing: export it again"),
 )
 # Reasons of `why_not_dicom` for files whose content never came.
@@ -63,8 +64,14 @@ def why_not_dicom(path: Path) -> str:
     """
     with path.open("rb") as file:
         head = file.read(512)
-    if head[128:132] == b"DICM" or _is_bare(path, head):
+    if head[128:132] == b"DICM":
         return ""
+    if head[:2] in _FIRST_GROUPS:
+        bare = _bare(path)
+        if _is_storage(pydicom.uid.UID(str(bare.get("SOPClassUID") or ""))):
+            return ""
+        if bare.get("Modality") and bare.get("Rows") and bare.get("Columns"):
+            return "looks like DICOM, but lacks its header and SOPClassUID: export it again"
     if not head.strip(b"\0"):
         return EMPTY[bool(head)]
     for offset, start, kind in _KINDS:
@@ -81,17 +88,16 @@ def is_dicom(path: Path) -> bool:
     return not why_not_dicom(path)
 
 
-def _is_bare(path: Path, head: bytes) -> bool:
-    """Whether a file holds a data set without the 128 bytes and 'DICM' before it."""
-    if head[:2] not in _FIRST_GROUPS:
-        return False
+def _bare(path: Path) -> pydicom.Dataset:
+    """Returns some attributes of what may be a data set without a header, or nothing."""
     try:
         with quiet():
-            found = peek(path, "SOPClassUID")
-        return _is_storage(pydicom.uid.UID(str(found.get("SOPClassUID") or "")))
+            found = peek(path, "SOPClassUID", "Modality", "Rows", "Columns")
+            # Values are parsed only now.
+            return pydicom.Dataset({e.tag: e for e in found})
     # Random bytes make pydicom raise nearly everything.
     except Exception:
-        return False
+        return pydicom.Dataset()
 
 
 def peek(path: Path, *keywords: str) -> pydicom.Dataset:

@@ -12,13 +12,13 @@ from PIL import Image, ImageDraw
 
 from twostage_jax.ct import drawing
 from twostage_jax.ct.dicom import window as windowed
-from twostage_jax.ct.palette import colour, is_striped
+from twostage_jax.ct.palette import NOTICE, colour, is_striped
 
 LUNG_WINDOW = (-600.0, 1500.0)
 # Share of a class's colour over the grey of the slice.
 TINT = 0.42
-# Pixels: longer side of a slice, above and below it; sheet and its slices.
-PANEL, HEAD, FOOT = 560, 44, 82
+# Pixels: longer side of a slice, above it; sheet and its slices.
+PANEL, HEAD = 560, 44
 SHEET_WIDTH, LARGEST_THUMB, SMALLEST_THUMB = 2400, 380, 150
 
 
@@ -32,6 +32,7 @@ class Style:
       sides: Letters at the left, right, top and bottom, such as 'RLAP'; see `sides`.
       title: What the series is, without anything that identifies the patient.
       made_by: What made the picture, a text a line.
+      notices: Texts in the colour of a warning, a text a line.
     """
 
     class_names: tuple[str, ...]
@@ -39,10 +40,21 @@ class Style:
     sides: str
     title: str
     made_by: tuple[str, ...]
+    notices: tuple[str, ...] = (NOTICE,)
+
+    @property
+    def foot(self) -> int:
+        """Pixels below a picture."""
+        return drawing.foot_height(self.notices, self.made_by)
 
 
 def draw_slice(
-    hu: np.ndarray, labels: np.ndarray, lungs: np.ndarray, style: Style, name: str
+    hu: np.ndarray,
+    labels: np.ndarray,
+    lungs: np.ndarray,
+    style: Style,
+    name: str,
+    unlike: np.ndarray | None = None,
 ) -> Image.Image:
     """Returns the slice twice, plain and with its classes in colour, and the legend.
 
@@ -52,13 +64,15 @@ def draw_slice(
       lungs: `[H, W]` bool.
       style: Of the series.
       name: Of the slice.
+      unlike: `[H, W]` bool, hatched: what is unlike the training images; `None`: not
+        judged.
     """
     high, wide = _shown(hu.shape, style.pixel_mm, PANEL)
     plain = _grey(hu, (high, wide))
-    coloured = _coloured(plain, _nearest(labels, plain), _nearest(lungs, plain), style)
+    coloured = _coloured(plain, labels, lungs, style, unlike)
     width = 2 * wide + drawing.LEGEND + 4 * drawing.MARGIN
     tall = max(high, drawing.legend_height(style.class_names))
-    canvas = Image.new("RGB", (width, tall + HEAD + FOOT), drawing.GROUND)
+    canvas = Image.new("RGB", (width, tall + HEAD + style.foot), drawing.GROUND)
     pen = ImageDraw.Draw(canvas)
     for left, panel in ((drawing.MARGIN, plain), (2 * drawing.MARGIN + wide, coloured)):
         canvas.paste(Image.fromarray(panel), (left, HEAD))
@@ -73,13 +87,24 @@ def draw_slice(
     drawing.write(pen, (drawing.MARGIN, 14), f"{style.title}, {name}", 17, room=width)
     counts = np.bincount(labels[lungs], minlength=1 + len(style.class_names))
     left = 3 * drawing.MARGIN + 2 * wide
-    drawing.legend(pen, (left, HEAD + 4), style.class_names, counts, "of the lung here")
-    drawing.foot(pen, HEAD + tall + 10, width, style.made_by)
+    drawing.legend(
+        pen,
+        (left, HEAD + 4),
+        style.class_names,
+        counts,
+        "of the lung here",
+        None if unlike is None else np.count_nonzero(unlike[lungs]),
+    )
+    drawing.foot(pen, HEAD + tall + 10, width, style.notices, style.made_by)
     return canvas
 
 
 def draw_sheet(
-    hu: np.ndarray, labels: np.ndarray, lungs: np.ndarray, style: Style
+    hu: np.ndarray,
+    labels: np.ndarray,
+    lungs: np.ndarray,
+    style: Style,
+    unlike: np.ndarray | None = None,
 ) -> Image.Image:
     """Returns all slices of a series on one sheet, the head first, cut to the lungs.
 
@@ -88,6 +113,7 @@ def draw_sheet(
       labels: `[Z, H, W]`: 1 + class index, 0 = no class.
       lungs: `[Z, H, W]` bool.
       style: Of the series.
+      unlike: `[Z, H, W]` bool, see `draw_slice`, or `None`.
     """
     rows, columns = _around(lungs, style.pixel_mm)
     shape = (rows.stop - rows.start, columns.stop - columns.start)
@@ -100,15 +126,14 @@ def draw_sheet(
     legend = drawing.legend_height(style.class_names)
     tall = max(down * (high + 4), legend + 60)
     canvas = Image.new(
-        "RGB", (beside + drawing.LEGEND, tall + HEAD + FOOT), drawing.GROUND
+        "RGB", (beside + drawing.LEGEND, tall + HEAD + style.foot), drawing.GROUND
     )
     pen = ImageDraw.Draw(canvas)
     for place, z in enumerate(range(count - 1, -1, -1)):
         part = z, rows, columns
         plain = _grey(hu[part], (high, wide))
-        picture = _coloured(
-            plain, _nearest(labels[part], plain), _nearest(lungs[part], plain), style
-        )
+        hatched = None if unlike is None else unlike[part]
+        picture = _coloured(plain, labels[part], lungs[part], style, hatched)
         left = drawing.MARGIN + place % across * (wide + 4)
         top = HEAD + place // across * (high + 4)
         canvas.paste(Image.fromarray(picture), (left, top))
@@ -120,8 +145,15 @@ def draw_sheet(
     title = f"{style.title}, {numbers}"
     drawing.write(pen, (drawing.MARGIN, 14), title, 17, room=canvas.width)
     counts = np.bincount(labels[lungs], minlength=1 + len(style.class_names))
-    drawing.legend(pen, (beside, HEAD + 4), style.class_names, counts, "of the lungs")
-    drawing.foot(pen, HEAD + tall + 10, canvas.width, style.made_by)
+    drawing.legend(
+        pen,
+        (beside, HEAD + 4),
+        style.class_names,
+        counts,
+        "of the lungs",
+        None if unlike is None else np.count_nonzero(unlike[lungs]),
+    )
+    drawing.foot(pen, HEAD + tall + 10, canvas.width, style.notices, style.made_by)
     return canvas
 
 
@@ -145,10 +177,19 @@ def sides(orientation: Sequence[float] | None) -> str:
 
 
 def _coloured(
-    plain: np.ndarray, labels: np.ndarray, lungs: np.ndarray, style: Style
+    plain: np.ndarray,
+    labels: np.ndarray,
+    lungs: np.ndarray,
+    style: Style,
+    unlike: np.ndarray | None,
 ) -> np.ndarray:
-    """Returns `[H, W, 3]` uint8: tinted classes in their own outline, lungs in white."""
+    """Returns `[H, W, 3]` uint8: tinted classes in their own outline, lungs in white.
+
+    What is unlike the training images is outlined and hatched in white on black, to be
+    seen on any colour. Masks are those of the slice, in its own pixels.
+    """
     picture = plain.astype(np.float32)
+    labels, lungs = _nearest(labels, plain), _nearest(lungs, plain)
     rows, columns = np.indices(labels.shape)
     stripes = (rows + columns) // drawing.STRIPE % 2 == 0
     unknown = lungs & (labels == 0) & ((rows - columns) % (2 * drawing.STRIPE) < 2)
@@ -162,6 +203,12 @@ def _coloured(
         tinted = region & stripes if is_striped(index, style.class_names) else region
         picture[tinted] = (1 - TINT) * picture[tinted] + TINT * np.array(rgb)
         picture[_edge(region)] = rgb
+    if unlike is not None:
+        lines, region = drawing.hatch(labels.shape), _nearest(unlike, plain)
+        picture[region & (np.roll(lines, 1, 1) | np.roll(lines, -1, 1))] = (
+            drawing.GROUND
+        )
+        picture[region & lines | _edge(region)] = drawing.OUTLINE
     return np.rint(picture).astype(np.uint8)
 
 

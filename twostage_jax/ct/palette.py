@@ -3,6 +3,16 @@
 from collections.abc import Sequence
 
 NOTICE = "Research use only, not for diagnosis"
+# Whether the training images were synthetic; None: the model does not say. In full, and
+# for fields of 64 or 79 letters that hold the notice, too.
+ORIGINS = {
+    True: "Model trained on synthetic images, not on patients",
+    None: "Whether the model was trained on synthetic images is not recorded",
+    False: "",
+}
+SHORT_ORIGINS = {True: "synthetic training", None: "training unknown", False: ""}
+# Lung whose windows are unlike the training images; see `novelty`.
+UNLIKE = "unlike the training images"
 NORMAL_NAMES = ("normal", "healthy")
 # Okabe and Ito 2008, "Color Universal Design": told apart in all forms of colour
 # blindness. Neighbours in this order are far apart.

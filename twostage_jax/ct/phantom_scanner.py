@@ -150,6 +150,7 @@ def _empty(patient_id: str, seed: int, index: int) -> pydicom.Dataset:
     image.StudyDate, image.StudyTime, image.StudyID = "20000101", "120000", "1"
     image.AccessionNumber = image.ReferringPhysicianName = ""
     image.Modality, image.PatientPosition = "CT", "HFS"
+    image.SyntheticData = "YES"
     image.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     image.SeriesNumber, image.AcquisitionNumber = 1, 1
     image.InstanceNumber, image.KVP = index + 1, "120"

@@ -40,6 +40,13 @@ def labels(dataset: pydicom.Dataset) -> dict[int, str]:
     return {roi: name for roi, name in names.items() if roi in drawn}
 
 
+def count_empty(dataset: pydicom.Dataset) -> int:
+    """Returns the number of ROIs that enclose nothing, and of such contours of others."""
+    names = labels(dataset)
+    contours = (roi in names and _is_empty(part) for roi, part in _drawn(dataset))
+    return len(_names(dataset)) - len(names) + sum(contours)
+
+
 def read(
     path: Path,
     headers: Sequence[Header],

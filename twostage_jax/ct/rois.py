@@ -109,7 +109,8 @@ def mask_of(
 
     A mask belongs to the slice whose SOPInstanceUID or file name it bears, with or
     without further words ('im001.png', 'im001_mask.png' for 'im001.dcm'). Otherwise it
-    goes by the number in its name, or by the order of its pages. Numbers may follow
+    goes by the number in its name, or by the order of its pages (of a file with frames
+    whose name the mask bears, that of the frames). Numbers may follow
     InstanceNumber, the numbers in the names of the slices' files, or the slices' positions
     from the feet to the head, which many programs go by. Those that are possible must
     agree; and the slices must be of one series (or the mask be named after its
@@ -146,7 +147,7 @@ def mask_of(
         return _by_number(path, of_series, named, [path])
     mask = read_mask(path)
     if mask.ndim == 3:
-        return _by_page(path, headers, len(mask))
+        return _by_page(path, headers, len(mask), of_one_file=bool(named))
     others = [p for p in beside if not _named_after(file_stem(p), headers)]
     return _by_number(path, headers, [], others or [path])
 
@@ -395,9 +396,12 @@ def _by_number(
 
 
 def _by_page(
-    path: Path, headers: Sequence[Header], pages: int
+    path: Path, headers: Sequence[Header], pages: int, *, of_one_file: bool
 ) -> tuple[dict[Key, Load], Numbered]:
-    orders = _orders(path, headers)
+    if of_one_file:  # which the mask is named after: pages follow its frames
+        orders = {"frames": sorted(headers, key=lambda header: header.frame)}
+    else:
+        orders = _orders(path, headers)
     if pages != len(headers):
         raise UserError(
             f"{path}: holds {pages} masks for {len(headers)} slices.", where=path
@@ -407,7 +411,7 @@ def _by_page(
         for source, ordered in orders.items()
     ]
     _check_agreed(path, set(range(1, pages + 1)), readings)
-    (clue, ordered), *_ = readings
+    (_, ordered), *_ = readings
     found = {
         header.key: _reader(path, number - 1, header)
         for number, header in ordered.items()
@@ -427,11 +431,16 @@ def _check_agreed(
             if one.key != two.key:
                 raise UserError(
                     f"{path}: number {number} could mean either of two slices. By "
-                    f"{first} it is {one.path} ({height_text(one)}), by {other} it is "
-                    f"{two.path} ({height_text(two)}). {_RESOLVE}; instead of one file "
-                    "for all slices, give a NIfTI volume, which says where it lies.",
+                    f"{first} it is {_slice_text(one)}, by {other} it is "
+                    f"{_slice_text(two)}. {_RESOLVE}; instead of one file for all "
+                    "slices, give a NIfTI volume, which says where it lies.",
                     where=path,
                 )
+
+
+def _slice_text(header: Header) -> str:
+    number = "" if header.number is None else f", InstanceNumber {header.number}"
+    return f"{header.path} ({height_text(header)}{number})"
 
 
 def _parse_medgift(lines: list[str]) -> tuple[tuple[float, float], list[tuple]]:

@@ -10,7 +10,15 @@ from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from twostage_jax.ct.dicom import Header
-from twostage_jax.ct.palette import NOTICE, colour, is_normal, printable
+from twostage_jax.ct.palette import (
+    NOTICE,
+    ORIGINS,
+    SHORT_ORIGINS,
+    UNLIKE,
+    colour,
+    is_normal,
+    printable,
+)
 from twostage_jax.ct.refusing import quiet
 from twostage_jax.ct.series import sort_series
 from twostage_jax.errors import UserError
@@ -45,6 +53,7 @@ NEEDED = (
 LUNG = ("39607008", "SCT", "Lung structure")
 ANATOMY = ("91723000", "SCT", "Anatomical Structure")
 ABNORMAL = ("49755003", "SCT", "Morphologically Abnormal Structure")
+CONCEPT = ("309825002", "SCT", "Spatial and Relational Concept")
 NEURAL_NETWORK = ("123110", "DCM", "Artificial Intelligence")
 # Classes are the user's own words: a private scheme names them without a guess.
 SCHEME = "99TWOSTAGE"
@@ -62,10 +71,15 @@ def write_segmentation(
     model: str,
     model_hash: str,
     settings: Mapping[str, str],
+    unlike: np.ndarray | None = None,
+    synthetic: bool | None = False,
 ) -> None:
     """Writes a binary segmentation, one segment a class, over its source images.
 
-    It carries the patient's and the study's identity, as DICOM must, but for dates,
+    Pixels that are unlike the training images belong to no class: viewers show segments
+    in calm colours and have no hatch. They are in a segment of their own, the last one.
+
+    The file carries the patient's and the study's identity, as DICOM must, but for dates,
     times, codes and numbers that are none. Segment k is class k, counted from 1; frames
     without a pixel of a class are left out.
 
@@ -77,6 +91,9 @@ def write_segmentation(
       model: What made the masks, in words.
       model_hash: Of its stage run.
       settings: How it was applied: names and values.
+      unlike: `[Z, H, W]` bool, pixels that are unlike the training images; None if that
+        was not judged.
+      synthetic: Whether the model was trained on synthetic images; None: not known.
 
     Raises:
       UserError: No pixel has a class, or the source lacks what a segmentation must
@@ -88,10 +105,13 @@ def write_segmentation(
     try:
         with quiet():
             images = _sources(sources)
+            if unlike is not None:
+                labels = np.where(unlike, np.uint8(len(class_names) + 1), labels)
             if len(images) < len(sources):
                 labels = _in_order_of_frames(images, sources, labels)
             made = (labels, class_names, model, model_hash, settings)
-            _segmentation(images, *made).save_as(path)
+            hatched = unlike is not None
+            _segmentation(images, *made, hatched, synthetic).save_as(path)
     except (UserError, ImportError, OSError):
         raise
     except Exception as error:
@@ -110,9 +130,13 @@ def _segmentation(
     model: str,
     model_hash: str,
     settings: Mapping[str, str],
+    hatched: bool,
+    synthetic: bool | None,
 ) -> pydicom.Dataset:
     import highdicom
 
+    notice = ". ".join(filter(None, (NOTICE, ORIGINS[synthetic])))
+    short = SHORT_ORIGINS[synthetic]
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=MANUFACTURER,
         family=Code(*NEURAL_NETWORK),
@@ -124,18 +148,21 @@ def _segmentation(
                 "model": model,
                 "model hash": model_hash,
                 **settings,
-                "use": NOTICE,
+                "use": notice,
             }.items()
         },
     )
+    segments = [
+        _segment(index, class_names, algorithm, f"{notice}. {_text(model)}")
+        for index in range(len(class_names))
+    ]
+    if hatched:
+        segments.append(_unlike(len(segments) + 1, algorithm, notice))
     segmentation = highdicom.seg.Segmentation(
         source_images=images,
         pixel_array=labels,
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[
-            _segment(index, class_names, algorithm, model)
-            for index in range(len(class_names))
-        ],
+        segment_descriptions=segments,
         series_instance_uid=generate_uid(),
         series_number=SERIES_NUMBER,
         sop_instance_uid=generate_uid(),
@@ -144,10 +171,12 @@ def _segmentation(
         manufacturer_model_name=_text(model, 64),
         software_versions=versions()["twostage_jax"],
         device_serial_number=model_hash[:12],
-        content_description=NOTICE,
+        content_description="; ".join(filter(None, (NOTICE, short))),
         content_label="DISEASE_MAP",
         # Viewers' lists show its beginning only.
-        series_description="Not for diagnosis: disease map, research use only",
+        series_description=f"Not for diagnosis ({short}): map, research use only"
+        if short
+        else "Not for diagnosis: disease map, research use only",
         # Names of classes may hold any letter.
         specific_character_set="ISO_IR 192",
         transfer_syntax_uid=ExplicitVRLittleEndian,
@@ -163,7 +192,7 @@ def _segmentation(
 
 
 def _segment(
-    index: int, class_names: Sequence[str], algorithm: pydicom.Sequence, model: str
+    index: int, class_names: Sequence[str], algorithm: pydicom.Sequence, text: str
 ) -> pydicom.Dataset:
     import highdicom
 
@@ -183,7 +212,27 @@ def _segment(
             *(colour(index, class_names) or (128, 128, 128))
         ),
     )
-    segment.SegmentDescription = f"{NOTICE}. {_text(model)}"
+    segment.SegmentDescription = text
+    return segment
+
+
+def _unlike(number: int, algorithm: pydicom.Sequence, notice: str) -> pydicom.Dataset:
+    """Returns the segment of what is unlike the training images."""
+    import highdicom
+
+    segment = highdicom.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=UNLIKE,
+        segmented_property_category=Code(*CONCEPT),
+        segmented_property_type=Code("UNLIKE", SCHEME, UNLIKE),
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+        anatomic_regions=[Code(*LUNG)],
+        display_color=highdicom.color.CIELabColor.from_rgb(255, 255, 255),
+    )
+    segment.SegmentDescription = (
+        f"{notice}. Lung that is {UNLIKE} of the model: it has no class here"
+    )
     return segment
 
 

@@ -22,6 +22,8 @@ from twostage_jax.ct.dicom import (
 from twostage_jax.errors import UserError
 from twostage_jax.walk import Skipped, walk
 
+# Reason of slices that are sound, in a series that is refused for another one.
+TOGETHER = "left out with the other slices of its series, one of which is refused."
 # Direction cosines and positions are written with a few decimals only.
 ORIENTATION_TOLERANCE = 1e-3
 POSITION_TOLERANCE_MM = 0.01
@@ -157,8 +159,7 @@ def _with_parts(found: Iterable[Series]) -> Iterator[Series]:
             return None
         if first.position is None or first.orientation is None:
             return None
-        turn = tuple(round(v, 2) + 0.0 for v in first.orientation)
-        return first.patient, first.study, first.reference, first.shape, turn
+        return _geometry(first), first.study, first.reference
 
     for series in found:
         if scan_of(series) is not None:
@@ -178,8 +179,7 @@ def _refused(headers: Sequence[Header], reason: str) -> Skipped:
     """Returns what to list where the slices of a series are refused together."""
     paths = dict.fromkeys(header.path for header in headers)
     culprit = next((p for p in paths if reason.startswith(f"{p}: ")), next(iter(paths)))
-    why = "left out with the other slices of its series, one of which is refused."
-    return [(path, reason if path == culprit else why) for path in paths]
+    return [(path, reason if path == culprit else TOGETHER) for path in paths]
 
 
 class Scan(NamedTuple):
@@ -453,7 +453,9 @@ def _normal(header: Header) -> np.ndarray:
 def _check_alike(headers: Sequence[Header]) -> None:
     if len(headers) < 2:
         return
-    first = headers[0]
+    # Compared with what most slices have in common, so that the odd one is named.
+    common = Counter(map(_geometry, headers)).most_common(1)[0][0]
+    first = next(header for header in headers if _geometry(header) == common)
     named: dict[tuple, Header] = {}
     for header in headers:
         _normal(header)
@@ -469,20 +471,26 @@ def _check_alike(headers: Sequence[Header]) -> None:
             reason = "pixel spacings"
         if reason:
             raise UserError(
-                f"{header.path}: the series has mixed {reason}: this file and "
-                f"{first.path} cannot belong to one scan.",
+                f"{header.path}: the series has mixed {reason}, which cannot belong to "
+                f"one scan: compare {first.path}.",
                 where=header.path,
             )
         other = named.setdefault(_uids(header), header)
         if other is not header:
             differ = "pixels" if _same_place(header, other) else "positions"
             raise UserError(
-                f"{header.path}: has the SOPInstanceUID of {other.path}, but their "
-                f"{differ} differ, so neither is a copy. Regions cannot name one of "
-                "them: anonymise or export the series again, with its own UID for each "
-                "slice.",
+                f"{header.path}: has the same SOPInstanceUID as another file of its "
+                f"series, but their {differ} differ, so neither is a copy, and regions "
+                "cannot name one of them. Anonymise or export the series again, with a "
+                f"UID for each slice. The other file is {other.path}.",
                 where=header.path,
             )
+
+
+def _geometry(header: Header) -> tuple:
+    """Returns what all slices of a scan share, but for the spacing's rounding."""
+    turn = tuple(round(v, 2) + 0.0 for v in header.orientation or ())
+    return turn, header.shape, header.patient
 
 
 def _notes(steps: np.ndarray, headers: Sequence[Header]) -> Iterator[str]:

@@ -22,6 +22,8 @@ class Measure(NamedTuple):
       region_ml: Volume of the region's lung; None likewise.
       probability: Mean probability of the class over the region's classified lung;
         None where there is none.
+      unlike: Fraction of the region's classified lung that is unlike the training
+        images, 0 to 1, the same for all classes; None where that was not judged.
     """
 
     region: str
@@ -30,6 +32,7 @@ class Measure(NamedTuple):
     volume_ml: float | None
     region_ml: float | None
     probability: float | None
+    unlike: float | None = None
 
 
 def measure(
@@ -39,6 +42,7 @@ def measure(
     class_names: tuple[str, ...],
     pixel_mm: tuple[float, float],
     step_mm: float | None,
+    unlike: np.ndarray | None = None,
 ) -> list[Measure]:
     """Returns the measures of a series.
 
@@ -54,8 +58,11 @@ def measure(
       class_names: Of the K classes.
       pixel_mm: Distance between rows and between columns.
       step_mm: Distance between slices; None for a single slice.
+      unlike: `[Z, H, W]` bool, classified pixels that are unlike the training images;
+        None if that was not judged.
     """
     classes = len(class_names)
+    hatched = np.zeros((len(HEIGHTS), len(DEPTHS)))
     counts = np.zeros((len(HEIGHTS), len(DEPTHS), 1 + classes))
     sums = np.zeros((len(HEIGHTS), len(DEPTHS), classes))
     filled = np.flatnonzero(lungs.any((1, 2)))
@@ -68,19 +75,29 @@ def measure(
                 labels[z][inside], minlength=1 + classes
             )
             sums[height, third] += probabilities[:, z][:, inside].sum(1, dtype=float)
+            if unlike is not None:
+                hatched[height, third] += np.count_nonzero(unlike[z] & inside)
     voxel_ml = None if step_mm is None else pixel_mm[0] * pixel_mm[1] * step_mm / 1000
-    regions = {"lungs": (counts.sum((0, 1)), sums.sum((0, 1)))}
+    regions = {"lungs": (counts.sum((0, 1)), sums.sum((0, 1)), hatched.sum())}
     if len(filled) >= 3:
         for i in (2, 1, 0):
-            regions[HEIGHTS[i]] = counts[i].sum(0), sums[i].sum(0)
+            regions[HEIGHTS[i]] = counts[i].sum(0), sums[i].sum(0), hatched[i].sum()
     for i in (2, 1, 0):
-        regions[DEPTHS[i]] = counts[:, i].sum(0), sums[:, i].sum(0)
+        regions[DEPTHS[i]] = (
+            counts[:, i].sum(0),
+            sums[:, i].sum(0),
+            hatched[:, i].sum(),
+        )
     names = (UNCLASSIFIED, *class_names)
-    return [
-        _measured(region, names[i], i, count, total, voxel_ml)
-        for region, (count, total) in regions.items()
-        for i in (*range(1, len(names)), 0)
-    ]
+    found = []
+    for region, (count, total, hatch) in regions.items():
+        classified = count[1:].sum()
+        judged = unlike is not None and classified
+        fraction = float(hatch / classified) if judged else None
+        for i in (*range(1, len(names)), 0):
+            measure = _measured(region, names[i], i, count, total, voxel_ml)
+            found.append(measure._replace(unlike=fraction))
+    return found
 
 
 def depth(lungs: np.ndarray, pixel_mm: tuple[float, float]) -> np.ndarray:

@@ -31,7 +31,7 @@ class RoiFile:
       home: The folder in whose slices its regions lie, if it does not name the series.
       series: SeriesInstanceUIDs that it names.
       labels: What it calls its regions; none if it numbers them.
-      empty: Number of its regions that enclose nothing, such as points.
+      empty: Number of its regions and contours that enclose nothing, such as points.
     """
 
     path: Path
@@ -184,9 +184,7 @@ def _recognised_dicom(path: Path, home: Path) -> RoiFile | None:
         dataset = loading.load(path, pixels=False)
         series = module.referenced_series(dataset)
         labels = module.labels(dataset)
-        empty = 0
-        if kind == "rtstruct":
-            empty = len(dataset.get("StructureSetROISequence") or ()) - len(labels)
+        empty = module.count_empty(dataset) if module is roi_rtstruct else 0
     return RoiFile(path, kind, home, series, tuple(sorted({*labels.values()})), empty)
 
 

@@ -12,6 +12,7 @@ be folds, sites, or images and their masks.
 """
 
 import dataclasses
+import itertools
 import logging
 import os
 import re
@@ -32,10 +33,8 @@ _PICTURES += " .png .pnm .ppm .tga .tif .tiff .webp"
 PICTURES = frozenset(_PICTURES.split())
 SUFFIXES = PICTURES | {".npy", ".nii", ".nii.gz"}
 # Images, too: without them a class would be incomplete.
-UNREADABLE = (
-    ".arw .cr2 .dcm .dicom .dng .exr .heic .heif .ima .mha .mhd .nef .npz .nrrd"
-)
-UNREADABLE = frozenset((*UNREADABLE.split(), ".psd", ".svg"))
+_UNREADABLE = ".arw .cr2 .dcm .dicom .dng .exr .heic .heif .ima .mha .mhd .nef .npz"
+UNREADABLE = frozenset((*_UNREADABLE.split(), ".nrrd", ".psd", ".svg"))
 _TAIL = r"(s|set|sets|data|dataset|images?|imgs?|split|folder|patches)?"
 SPLIT_WORDS = {
     "train": re.compile(rf"(train|training){_TAIL}"),
@@ -43,15 +42,17 @@ SPLIT_WORDS = {
     "test": re.compile(rf"(test|testing){_TAIL}"),
 }
 # Words that say nothing about what a folder of images shows.
-PLAIN = (
-    "all data dataset final folder images imgs img image new org original part parts"
+_PLAIN = "all data dataset final folder image images img imgs jpeg jpg new org original"
+_PLAIN += (
+    " part parts patch patches pictures png resized roi rois seg set sets tif tiff"
 )
-PLAIN += " patch patches pictures png jpg jpeg resized roi rois seg set sets split tiff"
+PLAIN = frozenset(_PLAIN.split())
 IMAGES = frozenset("ct hu image images img imgs original picture pictures scan".split())
-MASKS = "annotation annotations gt groundtruth label labels lungs mask masks"
-MASKS = frozenset((*MASKS.split(), "segmentation", "segmentations"))
+_MASKS = "annotation annotations gt groundtruth label labels lungs mask masks"
+MASKS = frozenset((*_MASKS.split(), "segmentation", "segmentations"))
 FOLDS = frozenset("cv fold folds partition split subset".split())
-# Fraction of a folder's folders that others must have as well.
+# Fraction of the folders in a folder that must be in another as well, for the two to be
+# taken for parts of one set.
 SHARED = 2 / 3
 
 log = logging.getLogger(__name__)
@@ -373,28 +374,27 @@ def _check_crossing(
 ) -> None:
     """Raises a UserError for folders over the same folders, which may be the classes."""
     hollow = {n: _inner(f) for n, f in folders.items() if not f.images}
-    counts = Counter(name for inner in hollow.values() for name in inner)
-    shared = {name for name, count in counts.items() if count > 1}
-    crossing = len(shared) > 1 and all(
-        inner and len(inner & shared) >= SHARED * len(inner)
-        for inner in hollow.values()
-    )
+    shared: set[str] = set()
+    for one, other in itertools.combinations(hollow.values(), 2):
+        both = one & other
+        if len(both) > 1 and len(both) >= SHARED * min(len(one), len(other)):
+            shared |= both
     folds = [name for name in folders if FOLDS & set(_words(name))]
     folds = folds if _say_only_splits(folds) else []
-    if not crossing and len(folds) < len(folders):
+    if not shared and len(folds) < len(folders):
         return
     numbered = [name for name in shared if re.search(r"\d", name)]
     known = folds or any(splits[name] for name in hollow)
     if not known and len(numbered) > len(shared) / 2:
+        # Their names may be those of patients.
         notes.append(
-            f"The classes are the folders {_listed(folders)}; the folders "
-            f"{_listed(sorted(shared))} in several of them are taken for patients or the "
-            "like."
+            f"The classes are the folders {_listed(folders)}; {len(shared)} folders that "
+            "several of them have are taken for patients or the like."
         )
         return
     inside = f", which hold folders of the same names ({_listed(sorted(shared))}),"
     raise UserError(
-        f"the folders {_listed(folders)} in {shown(at)}{inside if crossing else ''} do "
+        f"the folders {_listed(folders)} in {shown(at)}{inside if shared else ''} do "
         "not seem to be classes. Name the splits of a set train, validation and test; of "
         "folds or sites, join the class folders or give the path of one. If they are "
         f"classes, set classes='{','.join(sorted(map(composed, folders)))[:80]}'.",
@@ -407,7 +407,7 @@ def _check_masks(classes: Mapping[str, _Folder], root: Path) -> None:
 
     def is_named(name: str, words: frozenset[str]) -> bool:
         own = {word for word in _words(name) if not split_word(word)}
-        return bool(own & words) and own <= words | set(PLAIN.split())
+        return bool(own & words) and own <= words | PLAIN
 
     places = [(root, list(classes))]
     places += [
@@ -449,9 +449,9 @@ def _words(name: str) -> list[str]:
 def _say_only_splits(names: Iterable[str]) -> bool:
     """Whether names hold no word, apart from common ones, but of splits and folds."""
     words = [set(re.findall(r"[^\W\d_]+", name.lower())) for name in names]
-    plain = {*PLAIN.split(), *FOLDS}
+    plain = PLAIN | FOLDS
     if len(words) > 1:
-        plain |= set.intersection(*words)
+        plain = plain | set.intersection(*words)
     return all(w in plain or split_word(w) for own in words for w in own)
 
 

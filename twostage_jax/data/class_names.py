@@ -26,7 +26,7 @@ def given(root: Path, classes: str) -> tuple[str, ...]:
     if not classes:
         found = [f for f in ("classes.json", "classes.csv") if (root / f).is_file()]
         classes = found[0] if found else ""
-    if classes.endswith((".json", ".csv")):
+    if classes.lower().endswith((".json", ".csv")):
         return _read(root / classes)
     return files.split_names(classes, "classes") if classes else ()
 
@@ -61,7 +61,7 @@ def check(names: Sequence[str], regions: Sequence[RoiFile]) -> None:
 
 def _read(path: Path) -> tuple[str, ...]:
     """Returns the names of a JSON list, or of a CSV with columns value, name."""
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         names = _read_json(path)
     else:
         names = _read_table(path)

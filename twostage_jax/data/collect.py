@@ -26,7 +26,8 @@ class Collector:
         TFDS split must not be empty.
       metadata: Filled when the last part is through: 'key', 'kind', 'class_names',
         'fingerprint', and in the order of the records 'ids', 'labels', 'groups',
-        'splits'; where examples have them, 'details'; 'skipped', pairs of a
+        'splits'; 'synthetic', whether any example is; where examples have
+        them, 'details'; 'skipped', pairs of a
         file's hash and why it was left out; 'facts', tables that the tasks filled; and
         'notes', sentences on what the user should know about the files.
     """
@@ -85,6 +86,7 @@ class Collector:
         lists = {name: [] for name in ("ids", "labels", "groups", "splits")}
         self.metadata = tfds.core.MetadataDict(lists)
         self._details: list[dict[str, Any]] = []
+        self._synthetic = recipe.synthetic
 
     def _gather(self, examples: list[Example]) -> None:
         self._skipped += getattr(examples, "skipped", ())
@@ -119,6 +121,7 @@ class Collector:
         self.metadata["groups"].append(example.group)
         self.metadata["splits"].append(example.split)
         self._details.append(dict(example.details))
+        self._synthetic |= example.synthetic
         return {
             "image": image,
             "label": label,
@@ -188,6 +191,8 @@ class Collector:
         if self._facts:
             data["facts"] = self._facts
         data["notes"] = [*self._notes.lines(), *remarks]
+        # Not part of the fingerprint, which is that of the content.
+        data["synthetic"] = self._synthetic
         data["key"] = recipe.key
         data["kind"] = recipe.kind
         data["class_names"] = list(recipe.class_names)

@@ -27,6 +27,7 @@ class Example:
         sample); empty if the set has no groups.
       split: The split that the data set's authors gave it; 'train' if they gave none.
       details: Where it comes from, for the table of a prepared set; numbers and strings.
+      synthetic: Whether the image was generated instead of acquired.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Example:
     group: str = ""
     split: str = "train"
     details: Mapping[str, str | int | float] = dataclasses.field(default_factory=dict)
+    synthetic: bool = False
 
 
 class Made(list[Example]):
@@ -68,12 +70,17 @@ class Recipe:
         means that the set is prepared anew.
       tasks: Picklable units of work.
       make: A picklable function from a task to its examples.
+      measure: A picklable function from a task to numbers that must be known of the
+        whole set before the first example is made: `make(task, found=...)` is then
+        given the largest of each.
       remarks: A function from what the tasks skipped and the facts that they found, as
         in `Made`, to sentences about the set as a whole; called when all are through.
       resumable: Keep the results of finished tasks until all are there: for tasks that
         take long.
       prepared_in: The data folder that holds the set already, if the set is not to be
         made in the caller's.
+      synthetic: Whether all images are generated. Where files decide, as for DICOM, the
+        examples say so themselves (`Example.synthetic`).
     """
 
     name: str
@@ -81,10 +88,12 @@ class Recipe:
     class_names: tuple[str, ...]
     key: str
     tasks: Sequence[Any]
-    make: Callable[[Any], list[Example]]
+    make: Callable[..., list[Example]]
+    measure: Callable[[Any], Mapping[str, float]] | None = None
     remarks: Callable[[Sequence[tuple[str, str]], Facts], Iterable[str]] | None = None
     resumable: bool = False
     prepared_in: Path | None = None
+    synthetic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +113,7 @@ class Dataset:
       splits: `[N]` strings out of `SPLITS`, as the set's authors split it.
       fingerprint: Digest of the content (see `fingerprint`).
       notes: Sentences on what the user should know about the files.
+      synthetic: Whether any image was generated instead of acquired.
     """
 
     name: str
@@ -116,6 +126,7 @@ class Dataset:
     splits: np.ndarray
     fingerprint: str
     notes: tuple[str, ...] = ()
+    synthetic: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -128,6 +139,15 @@ class Dataset:
     def units(self) -> Literal["hu", "grey"]:
         """Returns 'hu' for Hounsfield units, to which a window applies, or 'grey'."""
         return "hu" if self.images.dtype == np.int16 else "grey"
+
+
+def largest(results: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Returns the largest value of each measure (see `Recipe.measure`)."""
+    found: dict[str, float] = {}
+    for result in results:
+        for name, value in result.items():
+            found[name] = max(value, found.get(name, value))
+    return found
 
 
 def digest(*parts: Any) -> str:

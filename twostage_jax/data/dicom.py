@@ -4,6 +4,8 @@ Slices may lie below the folder in any order, mixed by series and patient. Regio
 found beside them, or in a folder of their own (see `annotations.find`):
 
     rois/<SOPInstanceUID>.png      0, or 1 + class index; TIFF and NumPy too
+    rois/im001.png                 the same, for the slice im001.dcm; numbers and pages
+                                   where they can be counted in one way only
     rois/<SeriesInstanceUID>.nii.gz   a NIfTI volume of the same numbers
     *.txt                          MedGIFT contours, beside `CT-*-NNNN.dcm`
     SEG and RTSTRUCT objects       anywhere, under any name
@@ -251,17 +253,18 @@ class Patients(Sequence[Patient]):
     ) -> tuple[list[Patient], list[annotations.RoiFile], Skipped, list[Series]]:
         found = scan(self.root, salt=self._salt, go_on=self._go_on)
         headers = [_named(header, self.root, self._salt) for header in found.headers]
-        if not headers:
-            reasons = hiding.first_reasons(found.unread + found.others, [self.root])
-            raise UserError(
-                f"{self.root}: CT slices were not found. "
-                f"{reasons or 'The folder holds no files.'}",
-                where=self.root,
-            )
         series, refused = group(headers, found.lost, go_on=self._go_on)
         # Not in the order of the series: random draws depend on that of the files.
         unfit = {path for path, _ in refused}
         headers = [header for header in headers if header.path not in unfit]
+        if not headers:
+            left_out = refused + found.unread + found.others
+            reasons = hiding.first_reasons(left_out, [self.root])
+            raise UserError(
+                f"{self.root}: CT slices that can be used were not found. "
+                f"{reasons or 'The folder holds no files.'}",
+                where=self.root,
+            )
         regions, lungs, rest = annotations.find(self.root, self._given, found.others)
         by_region, wrong = annotations.assign(regions, headers, go_on=self._go_on)
         by_lung, wrong_lungs = annotations.assign(lungs, headers, go_on=self._go_on)

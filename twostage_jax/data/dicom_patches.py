@@ -21,7 +21,7 @@ from twostage_jax.data.lung_files import Matched
 from twostage_jax.errors import UserError
 from twostage_jax.walk import Skipped
 
-EMPTY = "of structure sets are points or have no contour: they enclose nothing."
+EMPTY = "of structure sets enclose nothing, being points or lines or without contour."
 # Series of which a remark says how their numbered masks were placed.
 MOST_NUMBERED = 8
 
@@ -77,7 +77,7 @@ def make(
     """
     made, skipped = Made(), []
     if empty := sum(file.empty for file in patient.regions):
-        made.notes.add("regions", EMPTY, empty)
+        made.notes.add("ROIs or contours", EMPTY, empty)
     try:
         _patches(patient, class_names, cut, salt, go_on, made, skipped)
     except UserError as error:
@@ -102,9 +102,10 @@ def remarks(facts: Facts) -> Iterator[str]:
             for name in names
         ]
         yield (
-            f"{names[0]!r} and {names[1]!r}: {count['pixels']:,} pixels on "
-            f"{count['slices']:,} slices of {count['patients']:,} patients are marked "
-            f"as both and count for neither ({' and '.join(shares)})."
+            f"{names[0]!r} and {names[1]!r}: {count['pixels']:,} pixels "
+            f"({' and '.join(shares)}), on {count['slices']:,} slices, are marked as both "
+            f"and count for neither (patients: {count['patients']:,}). To use one of "
+            "them, name it without the other in 'classes'."
         )
     numbered = facts.get("numbered_masks", ())
     for row in numbered[:MOST_NUMBERED]:
@@ -399,6 +400,7 @@ def _example(
         label=label,
         group=patient,
         details=_details(header, name, place, shape, share, salt),
+        synthetic=header.synthetic,
     )
 
 

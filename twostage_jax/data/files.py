@@ -5,6 +5,7 @@ from pathlib import Path
 
 from twostage_jax import tables
 from twostage_jax.errors import UserError
+from twostage_jax.walk import check_folder
 
 Stamp = tuple[str, int, int]
 
@@ -20,7 +21,9 @@ def stamps(root: Path, paths: Iterable[Path]) -> list[Stamp]:
         try:
             status = path.stat()
         except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
+            raise UserError(
+                f"{path}: cannot be read: {error.strerror}.", where=path
+            ) from None
         name = path.relative_to(root).as_posix()
         found.append((name, status.st_size, status.st_mtime_ns))
     return sorted(found)
@@ -33,8 +36,7 @@ def below(root: Path, setting: str) -> Path:
       UserError: There is no such folder.
     """
     folder = Path(root).expanduser().absolute()
-    if not folder.is_dir():
-        raise UserError(f"{setting} = '{root}': there is no such folder.")
+    check_folder(folder, f"{setting} = '{root}'")
     return folder
 
 

@@ -5,6 +5,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from twostage_jax.data.dataset import (
     Made,
     Recipe,
     digest,
+    largest,
 )
 from twostage_jax.errors import UserError
 
@@ -176,12 +178,23 @@ def recipe(
         key=digest("folder", VERSION, cut, kind, found.class_names, files),
         tasks=tasks,
         make=functools.partial(make, str(root), cut),
+        measure=None if in_hu else functools.partial(measure, str(root)),
         remarks=functools.partial(_remarks, notes),
     )
 
 
-def make(root: str, cut: Cut, files: tuple[File, ...]) -> Made:
-    """Returns the examples of some files.
+def measure(root: str, files: tuple[File, ...]) -> dict[str, float]:
+    """Returns the largest of each measure of some files (see `image_files.measure`)."""
+    return largest(image_files.measure(Path(root) / file.path) for file in files)
+
+
+def make(
+    root: str,
+    cut: Cut,
+    files: tuple[File, ...],
+    found: Mapping[str, float] = MappingProxyType({}),
+) -> Made:
+    """Returns the examples of some files; `found` holds the whole set's measures.
 
     Raises:
       UserError: An image cannot be decoded, is smaller than the crop, or is not in the
@@ -200,11 +213,16 @@ def make(root: str, cut: Cut, files: tuple[File, ...]) -> Made:
                     "RescaleIntercept were lost.",
                 )
             images = [Image.fromarray(patch) for patch in values]
+            made.notes.add("images", count=len(images))
         else:
-            images = [image_files.read(path, cut.channels, tables.shown(path))]
+            shown = tables.shown(path)
+            images = [
+                image_files.read(
+                    path, cut.channels, shown, found=found, notes=made.notes
+                )
+            ]
         for index, image in enumerate(images):
             id = f"{file.id}#{index:05d}" if len(images) > 1 else file.id
-            made.notes.add("images")
             for name, pixels in _squares(image, cut, id, path, made):
                 made.append(Example(name, pixels, file.label, file.group, file.split))
     return made

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from twostage_jax import atomic
 from twostage_jax.ct.dicom import patient_hash
+from twostage_jax.ct.series import TOGETHER
 from twostage_jax.errors import UserError
 from twostage_jax.spreadsheet import inert
 from twostage_jax.walk import walk
@@ -38,21 +39,27 @@ def hide(
 
 
 def first_reasons(skipped: Sequence[tuple[Path, str]], roots: Sequence[Path]) -> str:
-    """Returns the commonest reasons why files were left out, each with one file.
+    """Returns how many files were left out, and the commonest reasons; '' for none.
 
     Args:
       skipped: (path, reason).
       roots: Folders below which the paths lie.
     """
-    return counted([(str(path), _plain(path, why, roots)) for path, why in skipped])
+    listed = [(str(path), _plain(path, why, roots)) for path, why in skipped]
+    verb = "files were" if len(listed) > 1 else "file was"
+    return f"{len(listed)} {verb} left out: {counted(listed)}." if listed else ""
 
 
 def counted(listed: Hidden) -> str:
-    """Returns the commonest reasons of what was left out, each with a name, in words."""
+    """Returns the commonest reasons, each with how many and the first name, in words."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in listed:
-        by_reason.setdefault(reason.rstrip("."), []).append(name)
-    order = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+        reason = reason if reason.endswith("...") else reason.removesuffix(".")
+        by_reason.setdefault(reason, []).append(name)
+    # The reason of a series comes before the sound slices that it takes along.
+    order = sorted(
+        by_reason.items(), key=lambda item: (item[0] in TOGETHER, -len(item[1]))
+    )
     parts = [
         f"{len(names)} because: {reason} (such as {names[0]})"
         for reason, names in order[:_MOST_REASONS]
@@ -60,8 +67,7 @@ def counted(listed: Hidden) -> str:
     if len(order) > _MOST_REASONS:
         rest = sum(len(names) for _, names in order[_MOST_REASONS:])
         parts.append(f"{rest} for other reasons")
-    verb = "files were" if len(listed) > 1 else "file was"
-    return f"{len(listed)} {verb} left out: {'; '.join(parts)}." if listed else ""
+    return "; ".join(parts)
 
 
 def write_skipped(out: Path, skipped: Hidden) -> None:

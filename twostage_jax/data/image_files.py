@@ -1,92 +1,274 @@
 """Image files of common formats as 8-bit arrays of one size."""
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import get_args
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from twostage_jax.data.dataset import Kind
 from twostage_jax.errors import UserError
+from twostage_jax.notes import Notes
 
 # 16-bit grey modes; 'I' is how some versions of Pillow open 16-bit PNG and PGM.
 GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+# Measure of a data set: bits that its 16-bit grey images use.
+DEPTH = "bits"
+# TIFF and EXIF tags, and values of theirs (TIFF 6.0).
+BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339
+WHITE_IS_ZERO, SIGNED = 0, 2
+# Big-endian TIFFs of 16 bits in which white is 0; Pillow opens little-endian ones only.
+TiffImagePlugin.OPEN_INFO.setdefault(
+    (b"MM", WHITE_IS_ZERO, (1,), 1, (16,), ()), ("I;16B", "I;16B")
+)
+# What makes an image upright, by orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Images without a brighter value are noted, and 16-bit ones left with as few levels.
+DARK, FEW_LEVELS = 31, 32
+TURNED = "are rotated or mirrored as their EXIF or TIFF orientation says."
+TRANSPARENT = (
+    "have transparent pixels: transparency is ignored, and the colours stored under it "
+    "are used."
+)
+USED_BITS = (
+    "have 16 bits, of which the set uses fewer: they are read with {:,} as white, not "
+    "65,535."
+)
+LOST_LEVELS = (
+    f"have 16 bits and keep {FEW_LEVELS} grey levels or fewer of the many in the file: "
+    "their values take up a small part of the range. Save them with 8 bits, scaled as "
+    "they should be seen."
+)
+DEEP_COLOUR = "have 16 bits per colour channel, of which the upper 8 are used."
+DARK_IMAGES = (
+    f"have no value above {DARK} of 255: if they are not meant to be dark, their range "
+    "is not used."
+)
 
 
 def check(size: int, channels: int, kind: str) -> None:
     """Raises a UserError for settings that no image set can have."""
     if size < 1:
-        raise UserError(f"size is {size}: give a number of pixels, at least 1.")
+        raise UserError(
+            f"size is {size}: give a number of pixels, at least 1.", where="size"
+        )
     if channels not in (1, 3):
-        raise UserError(f"channels is {channels}: use 1 (grey) or 3 (RGB).")
+        raise UserError(
+            f"channels is {channels}: use 1 (grey) or 3 (RGB).", where="channels"
+        )
     if kind not in get_args(Kind):
-        raise UserError(f"kind is '{kind}': use one of {', '.join(get_args(Kind))}.")
+        raise UserError(
+            f"kind is '{kind}': use one of {', '.join(get_args(Kind))}.", where="kind"
+        )
 
 
-def read(source: Path | bytes, channels: int, name: str = "") -> Image.Image:
-    """Decodes an image to 8 bits a channel.
+def measure(source: Path | bytes) -> dict[str, float]:
+    """Returns the bits that a 16-bit grey image uses: {DEPTH: 1 to 16}; or nothing.
 
-    16-bit grey is divided by 257 (65535 becomes 255). Alpha is dropped, a palette is
-    looked up, colour becomes grey by ITU-R 601 (0.299 R + 0.587 G + 0.114 B). EXIF
-    rotation is ignored.
+    Nothing is returned of other images, of files that state how many bits they use,
+    and of files that cannot be decoded, which `read` refuses.
+    """
+    try:
+        with _opened(source) as image:
+            if _stated_depth(image):
+                return {}
+            image.load()
+            return {DEPTH: max(1, int(np.asarray(image).max()).bit_length())}
+    # `read` names the file and the reason.
+    except Exception:
+        return {}
+
+
+def read(
+    source: Path | bytes,
+    channels: int,
+    name: str = "",
+    *,
+    found: Mapping[str, float] = MappingProxyType({}),
+    notes: Notes | None = None,
+) -> Image.Image:
+    """Decodes an image to 8 bits per channel, as a viewer shows it.
+
+    16-bit grey is scaled so that the largest value of its bit depth becomes 255. TIFFs
+    of 12 bits and PGM files state their depth; for others it is that of the data set,
+    `found[DEPTH]`, so that one factor holds for all images of a set. 16-bit colour is
+    cut to the upper 8 bits. Images are rotated and mirrored as their EXIF or TIFF
+    orientation says, TIFFs in which white is 0 are inverted, a palette is looked up,
+    colour becomes grey by ITU-R 601 (0.299 R + 0.587 G + 0.114 B). Alpha is dropped:
+    the colour that is stored under transparent pixels counts.
 
     Args:
-      source: A path, or the encoded bytes.
+      source: Path, or the encoded bytes.
       channels: 1 (grey) or 3 (RGB).
-      name: What to call the image in errors; the path if empty.
+      name: Name of the image in errors; the path if empty.
+      found: Largest value of each of the set's measures (see `measure`); without
+        `DEPTH`, 16 bits are assumed.
+      notes: Counts to which what is unusual about the image is added.
 
     Raises:
       UserError: The image cannot be decoded, has several pages, or has pixels whose
-        range is not known (floating point, 32 bits); or it is larger than
+        range is not known (floating point, 32 bits, signed); or it is larger than
         `Image.MAX_IMAGE_PIXELS`, as a decompression bomb is.
     """
     name = name or str(source)
+    notes = Notes() if notes is None else notes
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(
-                io.BytesIO(source) if isinstance(source, bytes) else source
-            )
-            with opened as image:
-                # A camera's JPEG may carry a preview as a second page.
-                pages = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
-                if pages == 1:
-                    image.load()
-                    image = _to_8_bit(image)
-                    if image is not None:
-                        return image.convert("L" if channels == 1 else "RGB")
+        with _opened(source) as opened:
+            # A camera's JPEG may carry a preview as a second page.
+            pages = getattr(opened, "n_frames", 1) if opened.format != "MPO" else 1
+            kind = opened.mode
+            image = _decoded(opened, found, notes) if pages == 1 else None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UserError(f"image {name} is too large: {error}") from error
+        raise UserError(f"image {name} is too large: {error}", where=name) from error
     except Exception as error:
+        # Pillow's own message names the object that it read from.
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = "its format is not known" if unknown else error
         raise UserError(
-            f"image {name} cannot be decoded ({error}): replace or remove it."
+            f"image {name} cannot be decoded ({why}): save it again as an 8-bit or "
+            "16-bit PNG, or remove it.",
+            where=name,
         ) from error
     if pages > 1:
-        raise UserError(f"image {name} has {pages} pages: save each as a file.")
-    raise UserError(
-        f"image {name} has pixels of mode '{opened.mode}', whose range is not known: "
-        "save it with 8 or 16 bits."
-    )
+        raise UserError(
+            f"image {name} has {pages} pages: save each as a file.", where=name
+        )
+    if image is None:
+        raise UserError(
+            f"image {name} has pixels of mode '{kind}', whose range is not known: "
+            "save it with 8 or 16 bits, unsigned.",
+            where=name,
+        )
+    return image.convert("L" if channels == 1 else "RGB")
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image | None:
+@contextlib.contextmanager
+def _opened(source: Path | bytes) -> Iterator[Image.Image]:
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        # Not by name: Pillow maps such files into memory, and garbles those that are
+        # TIFFs with an orientation.
+        file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+        stack.enter_context(file)
+        yield stack.enter_context(Image.open(file))
+
+
+def _decoded(
+    image: Image.Image, found: Mapping[str, float], notes: Notes
+) -> Image.Image | None:
+    """Returns an opened image with modes L or RGB; None if the range is not known."""
+    tags = getattr(image, "tag_v2", {})
+    depth, deep = _stated_depth(image), ";16" in str(image.tile)
+    white_is_zero = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
+    orientation = tags.get(ORIENTATION, 1)
+    if SIGNED in tags.get(SAMPLE_FORMAT, ()) and image.mode == "L":
+        return None
+    image.load()
+    if _has_transparency(image):
+        notes.add("images", TRANSPARENT)
     if image.mode in GREY_16:
-        values = np.asarray(image).astype(np.int64)
         # A 32-bit TIFF has mode 'I' as well.
         if image.mode == "I" and image.format not in ("PNG", "PPM"):
             return None
-        return Image.fromarray(((values * 2 + 257) // 514).astype(np.uint8))
-    if image.mode == "F":
+        grey = _grey_8_bit(image, int(depth or found.get(DEPTH, 16)), notes)
+        # Pillow inverts TIFFs of 8 bits and fewer itself.
+        made = Image.fromarray(255 - grey if white_is_zero else grey)
+        if not depth and (bits := int(found.get(DEPTH, 16))) < 16:
+            notes.add("images", USED_BITS.format(2**bits - 1))
+    elif image.mode == "F":
         return None
+    else:
+        made = _without_alpha(image)
+        if deep:
+            notes.add("images", DEEP_COLOUR)
+    # Pillow turns TIFFs itself.
+    if image.format != "TIFF":
+        orientation = _exif_orientation(image)
+        made = upright(made, orientation)
+    if orientation in TURNS:
+        notes.add("images", TURNED)
+    if np.max(made.getextrema()) <= DARK:
+        notes.add("images", DARK_IMAGES)
+    notes.add("images")
+    return made
+
+
+def _stated_depth(image: Image.Image) -> int:
+    """Returns the bits per channel that an opened file states; 0 for 16-bit grey.
+
+    Files of 16 bits do not say how many of them are used. PNG's sBIT chunk does not
+    either: the standard has samples scaled to the full range before they are stored.
+    """
+    if image.mode not in GREY_16:
+        return 8
+    if image.format == "PPM":
+        # Pillow scales by the maximum that the file states, if it is not 65,535.
+        return 16 if image.tile[0][0] == "ppm" else 0
+    bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))
+    return bits[0] if bits[0] != 16 else 0
+
+
+def _grey_8_bit(image: Image.Image, bits: int, notes: Notes) -> np.ndarray:
+    values, white = np.asarray(image).astype(np.int64), 2**bits - 1
+    grey = np.minimum((values * 510 + white) // (2 * white), 255).astype(np.uint8)
+    before, after = len(np.unique(values)), len(np.unique(grey))
+    if after <= FEW_LEVELS and before > 2 * after:
+        notes.add("images", LOST_LEVELS)
+    return grey
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
     if image.mode in ("1", "L"):
         return image.convert("L")
-    if image.mode == "LA":
-        return image.getchannel("L")
+    if image.mode in ("LA", "La"):
+        return image.convert("LA").getchannel("L")
     # By way of RGBA a palette's transparency is dropped like any other.
     return image.convert("RGBA").convert("RGB") if image.mode != "RGB" else image
+
+
+def _has_transparency(image: Image.Image) -> bool:
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        return image.getchannel(image.mode[-1]).getextrema()[0] < 255
+    if "transparency" not in image.info:
+        return False
+    if image.mode in GREY_16:
+        return bool((np.asarray(image) == image.info["transparency"]).any())
+    return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+
+
+def upright(image: Image.Image, orientation: int | None = None) -> Image.Image:
+    """Returns a loaded image rotated and mirrored as viewers show it.
+
+    Args:
+      image: Image; Pillow has turned it already if it comes from a TIFF.
+      orientation: EXIF orientation, 1 to 8; None: that of the image.
+    """
+    if orientation is None:
+        orientation = _exif_orientation(image)
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    exif = Image.Exif()
+    # Viewers show an image whose EXIF block is damaged as it is stored.
+    with contextlib.suppress(Exception):
+        exif.load(image.info.get("exif", b""))
+        return int(exif.get(ORIENTATION, 1))
+    return 1
 
 
 def whole(image: Image.Image, size: int) -> np.ndarray:

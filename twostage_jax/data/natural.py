@@ -73,6 +73,7 @@ def recipe(
         ),
         tasks=tasks(classes, per_class, IMAGES_A_TASK),
         make=functools.partial(make, **settings),
+        synthetic=True,
     )
 
 

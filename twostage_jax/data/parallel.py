@@ -6,12 +6,13 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -20,17 +21,25 @@ from twostage_jax.errors import UserError
 
 # Tasks in flight for each worker; it bounds the memory that results take.
 AHEAD = 3
+# Seconds between lines on the progress, where no bar can be shown.
+LINE_EVERY = 30.0
 
 
 def run(
-    recipe: Recipe, *, workers: int | None = None, progress: bool = True
-) -> Iterator[list[Example]]:
-    """Yields the examples of each task, in the order of the tasks.
+    recipe: Recipe,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    verb: str = "preparing",
+) -> Iterator[Any]:
+    """Returns the examples of each task, in the order of the tasks.
 
     Args:
       recipe: What to make.
-      workers: Processes to use; None for one a core, 1 for none but this one.
-      progress: Show a progress bar, if standard error is a terminal.
+      workers: Processes to use; None for one per core, 1 for none but this one.
+      progress: Show a progress bar on standard error or, where that is not a terminal,
+        print a line at the start and every `LINE_EVERY` seconds.
+      verb: The work, in the words of the bar.
 
     Raises:
       UserError: What a task raised as such, or a worker that was killed.
@@ -38,16 +47,27 @@ def run(
     """
     workers = min(workers or _cores(), len(recipe.tasks))
     results = _here(recipe) if workers <= 1 else _in_workers(recipe, workers)
-    bar = tqdm(
-        desc=f"preparing {recipe.name}",
-        total=len(recipe.tasks),
-        unit="task",
-        disable=None if progress else True,
-    )
+    # The caller may redirect standard output while the results are drawn.
+    return _shown(recipe, results, sys.stdout, verb) if progress else results
+
+
+def _shown(
+    recipe: Recipe, results: Generator[Any], out: TextIO, verb: str
+) -> Iterator[Any]:
+    total, name = len(recipe.tasks), recipe.name
+    terminal = sys.stderr.isatty()
+    bar = tqdm(desc=f"{verb} {name}", total=total, unit="task", disable=not terminal)
+    what = f"{verb.capitalize()} data set '{name}'"
+    if not terminal:
+        print(f"{what}: {total} tasks.", file=out, flush=True)
+    told = time.monotonic()
     with bar, contextlib.closing(results):
-        for examples in results:
+        for done, examples in enumerate(results, start=1):
             yield examples
             bar.update()
+            if not terminal and time.monotonic() - told > LINE_EVERY:
+                told = time.monotonic()
+                print(f"{what}: {done} of {total} tasks done.", file=out, flush=True)
 
 
 def _cores() -> int:
@@ -56,14 +76,14 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _here(recipe: Recipe) -> Iterator[list[Example]]:
+def _here(recipe: Recipe) -> Generator[list[Example]]:
     for task in recipe.tasks:
         with _named(recipe, task):
             examples = recipe.make(task)
         yield examples
 
 
-def _in_workers(recipe: Recipe, workers: int) -> Iterator[list[Example]]:
+def _in_workers(recipe: Recipe, workers: int) -> Generator[list[Example]]:
     # Not 'fork': it may deadlock with the threads that jax has running.
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker

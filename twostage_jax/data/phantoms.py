@@ -77,6 +77,7 @@ def recipe(
         key=digest("phantoms", VERSION, CLASS_NAMES, DISEASES, patients, slices, cut),
         tasks=tuple(range(patients)),
         make=functools.partial(_patient, slices=slices, seed=seed, cut=cut),
+        synthetic=True,
     )
 
 

@@ -1,8 +1,10 @@
 """Preparing a data set once, as TFDS records on disk, and reading it into memory."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
+import functools
 import io
 import os
 import re
@@ -18,7 +20,7 @@ from absl import logging as absl_logging
 
 from twostage_jax.data import parallel, resume
 from twostage_jax.data.collect import Collector
-from twostage_jax.data.dataset import Dataset, Recipe
+from twostage_jax.data.dataset import Dataset, Recipe, largest
 from twostage_jax.data.prepared import prepared_dataset_builder as prepared
 from twostage_jax.errors import UserError
 
@@ -74,7 +76,8 @@ def prepare(
             if not folder.exists():
                 _remove_leftovers(folder.parent)
                 parts = tasks_of(recipe, home)
-                made = resume.kept(recipe, parts) if recipe.resumable else recipe
+                made = _measured(recipe, workers, progress)
+                made = resume.kept(made, parts) if recipe.resumable else made
                 _write(made, config, home, workers, progress)
                 if parts.exists():
                     shutil.rmtree(parts)
@@ -95,6 +98,19 @@ def tasks_of(recipe: Recipe, data_dir: Path) -> Path:
 def metadata_of(folder: Path) -> dict[str, Any]:
     """Returns what a prepared set holds beside its images; see `Collector.metadata`."""
     return dict(tfds.builder_from_directory(folder).info.metadata)
+
+
+def _measured(recipe: Recipe, workers: int | None, progress: bool) -> Recipe:
+    """Returns the recipe with the measures of all tasks known to `make`."""
+    if recipe.measure is None:
+        return recipe
+    measuring = dataclasses.replace(recipe, make=recipe.measure)
+    results = parallel.run(
+        measuring, workers=workers, progress=progress, verb="measuring"
+    )
+    with contextlib.closing(results):
+        make = functools.partial(recipe.make, found=largest(results))
+    return dataclasses.replace(recipe, make=make, measure=None)
 
 
 def _write(
@@ -152,6 +168,8 @@ def _read(recipe: Recipe, folder: Path) -> Dataset:
         splits=np.array(metadata["splits"])[order],
         fingerprint=metadata["fingerprint"],
         notes=tuple(metadata.get("notes", ())),
+        # Sets prepared by earlier versions do not say.
+        synthetic=bool(metadata.get("synthetic", recipe.synthetic)),
     )
 
 

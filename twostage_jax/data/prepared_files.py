@@ -68,6 +68,7 @@ def write(
         "count": len(made),
         "fingerprint": made.fingerprint,
         "notice": NOTICE,
+        "synthetic": made.synthetic,
         "settings": dataclasses.asdict(recipe.make.keywords["cut"]),
         # Pixels that two classes mark, and how numbered masks were placed.
         "facts": metadata.get("facts", {}),

@@ -35,7 +35,10 @@ def _made(task: tuple[int, Any], *, make: Any, key: str, folder: Path) -> Made:
 
 def save(path: Path, examples: list[Example]) -> None:
     """Writes examples, and what was left out, without pickle; all or nothing."""
-    rest = [[e.id, int(e.label), e.group, e.split, dict(e.details)] for e in examples]
+    rest = [
+        [e.id, int(e.label), e.group, e.split, dict(e.details), e.synthetic]
+        for e in examples
+    ]
     skipped = [list(entry) for entry in getattr(examples, "skipped", ())]
     notes = getattr(examples, "notes", Notes()).to_json()
     facts = getattr(examples, "facts", {})
@@ -60,9 +63,9 @@ def load(path: Path) -> Made:
         text = json.loads(arrays["text"].tobytes())
         images = arrays["images"] if "images" in arrays else None
         made = Made()
-        for index, (name, label, group, split, details) in enumerate(text["examples"]):
+        for index, (name, *rest) in enumerate(text["examples"]):
             image = arrays[f"image_{index}"] if images is None else images[index]
-            made.append(Example(name, image, label, group, split, details))
+            made.append(Example(name, image, *rest))
     made.skipped = [(name, why) for name, why in text["skipped"]]
     made.notes = Notes.from_json(text["notes"])
     made.facts = text["facts"]

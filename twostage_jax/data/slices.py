@@ -4,6 +4,8 @@
       /ct/<slice>            8-bit grey images, or DICOM files
       /lungs/<slice>         0 outside the lungs
       /infection/<slice>     0 outside all regions, else the region's value
+
+Masks are PNG, TIFF or NumPy files without loss.
 """
 
 import functools
@@ -16,14 +18,17 @@ from PIL import Image
 from twostage_jax import tables
 from twostage_jax.ct import patches, rois
 from twostage_jax.ct.dicom import patient_hash, read_slice
+from twostage_jax.ct.foreground import foreground
 from twostage_jax.ct.pixels import MAX_SIDE
 from twostage_jax.data import files
 from twostage_jax.data.cut import Cut, check
-from twostage_jax.data.dataset import Example, Recipe, digest
+from twostage_jax.data.dataset import Example, Made, Recipe, digest
 from twostage_jax.data.dicom_patches import slice_hash
+from twostage_jax.data.image_files import upright
 from twostage_jax.errors import UserError
+from twostage_jax.notes import Notes
 
-VERSION = 2
+VERSION = 3
 Task = tuple[str, tuple[str, ...]]
 
 
@@ -57,11 +62,12 @@ def recipe(
       csv: Table with columns `patient` and `slice`, the latter a file name.
       classes: With lung masks: the name of lung without any label, then the names of
         mask values 1, 2, ... Without: only the latter. If one class is labelled, all
-        values but 0 stand for it.
+        values but 0 stand for it, except what JPEG or resizing left around the edges
+        (see `ct.foreground`).
       stride: Distance between neighbouring patches, pixels.
       coverage: Share of a patch that a labelled class must cover at least.
-      lung_coverage: Share of a healthy patch that must be lung; no pixel of it may
-        be labelled.
+      lung_coverage: With lung masks, fraction of a patch of any class that must be lung
+        or labelled; no pixel of a healthy patch may be labelled.
       per_class: Most patches of one class and patient, drawn at random; 0 = all.
       salt: Secret mixed into the patients' hashes.
       seed: Of the random draw.
@@ -72,17 +78,25 @@ def recipe(
     root = files.below(Path(path), "path")
     check(Cut(size, stride, coverage, per_class=per_class, seed=seed))
     if not 0 < lung_coverage <= 1:
-        raise UserError(f"lung_coverage is {lung_coverage}: above 0, at most 1.")
+        raise UserError(
+            f"lung_coverage is {lung_coverage}: it must be above 0, at most 1.",
+            where="lung_coverage",
+        )
     class_names = files.split_names(classes, "classes")
     if len(class_names) < 2:
-        raise UserError(f"classes = '{classes}': at least two classes are needed.")
+        raise UserError(
+            f"classes = '{classes}': at least two classes are needed.", where="classes"
+        )
     folders = {"images": images, "labels": labels, "lungs": lungs}
     for setting, name in folders.items():
         if name:
             files.below(root / name, setting)
     tasks = _read_table(root / csv)
     if len({_is_dicom(s) for _, slices in tasks for s in slices}) > 1:
-        raise UserError(f"{root / csv}: names both DICOM files and images: give one.")
+        raise UserError(
+            f"{root / csv}: names both DICOM files and images: give one.",
+            where=root / csv,
+        )
     read = [root / csv]
     for _, slices in tasks:
         for name in slices:
@@ -112,26 +126,40 @@ def recipe(
 def read_grey(path: Path) -> np.ndarray:
     """Returns an 8-bit grey image, `[H, W]` uint8; three equal channels pass for grey.
 
+    It is rotated and mirrored as its EXIF or TIFF orientation says.
+
     Raises:
       UserError: The file cannot be decoded, or is not an 8-bit grey image.
     """
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "TIFF", "BMP")) as image:
+        # Not by name, see `image_files`.
+        with (
+            path.open("rb") as file,
+            Image.open(file, formats=("PNG", "JPEG", "TIFF", "BMP")) as image,
+        ):
             if max(image.size) > MAX_SIDE:
-                raise UserError(f"{path}: {image.size} is larger than any CT slice.")
+                raise UserError(
+                    f"{path}: {image.size} is larger than any CT slice.", where=path
+                )
             if image.mode not in ("L", "RGB"):
                 raise UserError(
-                    f"{path}: has mode {image.mode}: an 8-bit grey image is needed."
+                    f"{path}: has mode {image.mode}: an 8-bit grey image is needed.",
+                    where=path,
                 )
-            pixels = np.array(image)
+            image.load()
+            pixels = np.array(upright(image))
     except UserError:
         raise
     # Broken images raise nearly everything in the decoders.
     except Exception as error:
-        raise UserError(f"{path}: cannot be read as an image: {error}") from error
+        raise UserError(
+            f"{path}: cannot be read as an image: {error}", where=path
+        ) from error
     if pixels.ndim == 3:
         if np.ptp(pixels, axis=2).any():
-            raise UserError(f"{path}: is in colour: a grey image is needed.")
+            raise UserError(
+                f"{path}: is in colour: a grey image is needed.", where=path
+            )
         pixels = pixels[..., 0]
     return pixels
 
@@ -151,13 +179,16 @@ def _patient_examples(
     per_class: int,
     salt: str,
     seed: int,
-) -> list[Example]:
+) -> Made:
     """Returns the patches of one patient, `[size, size, 1]`."""
     patient, names = task
+    examples = Made()
     found = []
     for name in names:
         lung_mask = _mask(root / lungs, name) if lungs else None
-        label_map = _label_map(_mask(root / labels, name), lung_mask, classes)
+        label_map = _label_map(
+            _mask(root / labels, name), lung_mask, classes, examples.notes
+        )
         patches.check_size(label_map.shape, size, root / images / name)
         cuts, _ = patches.covered(
             label_map,
@@ -167,7 +198,12 @@ def _patient_examples(
             + [coverage] * (classes - 1),
             pure=(0,) if lungs else (),
         )
-        found += [(name, label_map.shape, *map(int, cut)) for cut in cuts]
+        # One rule for every class: how much of a patch is lung must not tell them apart.
+        found += [
+            (name, label_map.shape, *map(int, cut))
+            for cut in cuts
+            if not lungs or _inside(label_map, cut, size) >= lung_coverage
+        ]
     group = patient_hash(patient, salt)
     chosen = patches.choose(
         np.array([cut[-1] for cut in found], int),
@@ -178,7 +214,6 @@ def _patient_examples(
     by_slice = defaultdict(list)
     for index in chosen:
         by_slice[found[index][:2]].append(found[index][2:])
-    examples = []
     for (name, shape), cuts in by_slice.items():
         pixels = _read_image(tables.on_disk(root / images / name), shape)
         prefix = f"{group}/{slice_hash(name, salt)}"
@@ -189,6 +224,14 @@ def _patient_examples(
     return examples
 
 
+def _inside(label_map: np.ndarray, cut: np.ndarray, size: int) -> float:
+    """Returns the fraction of a patch that is lung, labelled or not."""
+    row, column = cut[:2]
+    return (
+        np.count_nonzero(label_map[row : row + size, column : column + size]) / size**2
+    )
+
+
 def _read_table(path: Path) -> tuple[Task, ...]:
     """Returns (patient, file names of the slices), by patient, in the table's order."""
     by_patient, seen = defaultdict(list), set()
@@ -196,13 +239,19 @@ def _read_table(path: Path) -> tuple[Task, ...]:
         patient, name = row["patient"], row["slice"]
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts:
-            raise UserError(f"{path}, line {line}: '{name}' leads out of the folder.")
+            raise UserError(
+                f"{path}, line {line}: '{name}' leads out of the folder.", where=path
+            )
         if name in seen:
-            raise UserError(f"{path}, line {line}: slice '{name}' is named twice.")
+            raise UserError(
+                f"{path}, line {line}: slice '{name}' is named twice.", where=path
+            )
         seen.add(name)
         by_patient[patient].append(name)
     if not by_patient:
-        raise UserError(f"{path}: names no slices (columns patient, slice).")
+        raise UserError(
+            f"{path}: names no slices (columns patient, slice).", where=path
+        )
     return tuple((p, tuple(names)) for p, names in sorted(by_patient.items()))
 
 
@@ -218,32 +267,40 @@ def _mask(folder: Path, name: str) -> Path:
     )
 
 
-def _label_map(path: Path, lung_path: Path | None, classes: int) -> np.ndarray:
+def _label_map(
+    path: Path, lung_path: Path | None, classes: int, notes: Notes
+) -> np.ndarray:
     """Returns `[H, W]` int: 0, or 1 + class index; class 0 is unlabelled lung."""
-    mask = rois.read_mask(path).astype(np.int64)
-    first = 0 if lung_path is None else 1
-    if classes - first == 1:
-        mask = (mask != 0).astype(np.int64)
-    if mask.ndim != 2 or mask.min() < 0 or mask.max() > classes - first:
+    mask = np.asarray(rois.read_mask(path))
+    labelled = classes if lung_path is None else classes - 1
+    if labelled == 1:
+        mask = foreground(mask, path, notes, "label masks")
+    if mask.ndim != 2 or mask.min() < 0 or mask.max() > labelled:
         raise UserError(
-            f"{path}: one mask of values 0 to {classes - first} is needed, not "
-            f"{list(mask.shape)} with {mask.min()} to {mask.max()}: see 'classes'."
+            f"{path}: one mask of values 0 to {labelled} is needed, not "
+            f"{list(mask.shape)} with {mask.min()} to {mask.max()}: name a class for "
+            "each value in the setting 'classes'.",
+            where=path,
         )
+    mask = mask.astype(np.int64)
     if lung_path is None:
         return mask
     lungs = rois.read_mask(lung_path)
     if lungs.shape != mask.shape:
         raise UserError(
             f"{lung_path}: the lung mask is {list(lungs.shape)}, the label mask "
-            f"{list(mask.shape)}."
+            f"{list(mask.shape)}.",
+            where=lung_path,
         )
-    return np.where(mask > 0, mask + 1, (lungs != 0).astype(np.int64))
+    inside = foreground(lungs, lung_path, notes, "lung masks")
+    return np.where(mask > 0, mask + 1, inside.astype(np.int64))
 
 
 def _read_image(path: Path, shape: tuple[int, int]) -> np.ndarray:
     pixels = read_slice(path)[1] if _is_dicom(path.name) else read_grey(path)
     if pixels.shape != shape:
         raise UserError(
-            f"{path}: the slice is {list(pixels.shape)}, its mask {list(shape)}."
+            f"{path}: the slice is {list(pixels.shape)}, its mask {list(shape)}.",
+            where=path,
         )
     return pixels

@@ -98,6 +98,7 @@ def recipe(
         key=digest("textures", VERSION, sorted(settings.items())),
         tasks=tasks(len(MATERIALS), samples_per_class, block),
         make=functools.partial(make, **settings),
+        synthetic=True,
     )
 
 

@@ -1,19 +1,30 @@
 """Standard data sets that TFDS has prepared, read without TensorFlow."""
 
 import functools
+import io
+import math
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from twostage_jax.data import image_files
-from twostage_jax.data.dataset import Example, Kind, Recipe, digest
+from twostage_jax.data.dataset import Example, Kind, Made, Recipe, digest, largest
 from twostage_jax.errors import UserError
 
-# Raised when the same files and settings give other examples.
-VERSION = 1
+# Bump when the same files and settings give other examples.
+VERSION = 2
 EXAMPLES_A_TASK = 256
+# TFDS split, index of the first example and of the one after the last.
+Task = tuple[str, int, int]
+# Measures of float images, and the least maximum of those that range from 0 to 255.
+HIGHEST, LOWEST_NEGATED = "highest", "-lowest"
+LEAST_HIGHEST = 128
 SPLITS = {
     "train": "train",
     "validation": "validation",
@@ -34,7 +45,9 @@ def recipe(
 
     The set must have been prepared with `--file_format=array_record`; preparing most of
     them needs TensorFlow, reading them does not. The largest centred square of an image
-    is resized to `size`. Examples whose label is negative (the test split of some sets)
+    is resized to `size`. Images become 8-bit: those of uint16 as `image_files.read`
+    does it, those of float32 by the range of the whole set, 0 to 1 or 0 to 255.
+    Examples whose label is negative (the test split of some sets)
     are left out, and so are splits other than train, validation and test.
 
     Args:
@@ -55,6 +68,7 @@ def recipe(
     folder = _folder(name, Path(home).expanduser())
     builder = tfds.builder_from_directory(folder)
     classes = _class_names(name, builder)
+    dtype = np.dtype(builder.info.features["image"].np_dtype).name
     tasks = []
     for split, info in builder.info.splits.items():
         if split in SPLITS:
@@ -64,7 +78,8 @@ def recipe(
     if not any(split == "train" for split, _, _ in tasks):
         raise UserError(
             f"TFDS set '{name}' in {folder} has no train split, but "
-            f"{', '.join(builder.info.splits)}."
+            f"{', '.join(builder.info.splits)}.",
+            where=folder,
         )
     stamps = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)
@@ -77,29 +92,101 @@ def recipe(
         class_names=classes,
         key=digest("tfds", VERSION, name, size, channels, kind, classes, stamps),
         tasks=tasks,
-        make=functools.partial(make, str(folder), size, channels),
+        make=functools.partial(make, str(folder), dtype, size, channels),
+        measure=None
+        if dtype == "uint8"
+        else functools.partial(measure, str(folder), dtype),
     )
 
 
+def measure(folder: str, dtype: str, task: Task) -> dict[str, float]:
+    """Returns the range of float images, or the bits that others use, of a task."""
+    records = _labelled(folder, task)
+    if dtype != "float32":
+        return largest(image_files.measure(data) for _, data, _ in records)
+    return largest(_range(_floats(folder, name, data)) for name, data, _ in records)
+
+
 def make(
-    folder: str, size: int, channels: int, task: tuple[str, int, int]
-) -> list[Example]:
-    """Returns the labelled examples of (TFDS split, start, stop)."""
+    folder: str,
+    dtype: str,
+    size: int,
+    channels: int,
+    task: Task,
+    found: Mapping[str, float] = MappingProxyType({}),
+) -> Made:
+    """Returns the labelled examples of a task; `found` holds the set's measures.
+
+    Raises:
+      UserError: An image cannot be decoded, or float images range neither from 0 to 1
+        nor from 0 to 255.
+    """
+    split, _, _ = task
+    examples = Made()
+    for name, data, label in _labelled(folder, task):
+        if dtype == "float32":
+            factor = _factor(folder, found)
+            grey = np.rint(_floats(folder, name, data) * factor).astype(np.uint8)
+            image = Image.fromarray(grey).convert("L" if channels == 1 else "RGB")
+        else:
+            image = image_files.read(
+                data, channels, name, found=found, notes=examples.notes
+            )
+        pixels = image_files.whole(image, size)
+        examples.append(Example(name, pixels, label, split=SPLITS[split]))
+    return examples
+
+
+def _labelled(folder: str, task: Task) -> Iterator[tuple[str, bytes, int]]:
+    """Yields (id, encoded image, label) of the examples that have a label."""
     split, start, stop = task
-    source = _source(folder, split)
-    records = source.__getitems__(list(range(start, stop)))
-    return [
-        Example(
-            id=f"{split}/{index:08d}",
-            image=image_files.whole(
-                image_files.read(record["image"], channels, f"{split}/{index}"), size
-            ),
-            label=int(record["label"]),
-            split=SPLITS[split],
+    records = _source(folder, split).__getitems__(list(range(start, stop)))
+    for index, record in zip(range(start, stop), records, strict=True):
+        if record["label"] >= 0:
+            yield f"{split}/{index:08d}", record["image"], int(record["label"])
+
+
+def _floats(folder: str, name: str, data: bytes) -> np.ndarray:
+    """Returns `[H, W]` float32 of a PNG whose four bytes per pixel are one number.
+
+    TFDS stores float images this way (`tfds.features.Image` with dtype float32).
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            image.load()
+    # Broken images raise nearly everything in the decoders.
+    except Exception as error:
+        raise UserError(
+            f"{folder}: image {name} cannot be decoded: {error}", where=folder
+        ) from error
+    if image.mode != "RGBA":
+        raise UserError(
+            f"{folder}: image {name} has pixels of mode {image.mode}, but float32 is "
+            "stored as four bytes per pixel: prepare the set again.",
+            where=folder,
         )
-        for index, record in zip(range(start, stop), records, strict=True)
-        if record["label"] >= 0
-    ]
+    return np.ascontiguousarray(image).view("<f4")[..., 0]
+
+
+def _range(values: np.ndarray) -> dict[str, float]:
+    if not np.isfinite(values).all():
+        return {HIGHEST: math.inf, LOWEST_NEGATED: math.inf}
+    return {HIGHEST: float(values.max()), LOWEST_NEGATED: -float(values.min())}
+
+
+def _factor(folder: str, found: Mapping[str, float]) -> float:
+    """Returns the factor that makes the white of a set of float images 255."""
+    low, high = -found[LOWEST_NEGATED], found[HIGHEST]
+    if low >= 0 and high <= 1:
+        return 255
+    if low >= 0 and LEAST_HIGHEST <= high <= 255:
+        return 1
+    raise UserError(
+        f"{folder}: its images are float32 from {low:g} to {high:g}, so which values are "
+        "black and white is not known: prepare the set with values from 0 to 1, or as "
+        "uint8.",
+        where=folder,
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -123,20 +210,23 @@ def _folder(name: str, home: Path) -> Path:
     if len(parents) > 1:
         raise UserError(
             f"TFDS set '{name}' has several configurations in {home}: name one of "
-            f"{', '.join(parents)}."
+            f"{', '.join(parents)}.",
+            where=name,
         )
     command = f"tfds build {name} --file_format=array_record --data_dir={home}"
     if not found:
         raise UserError(
             f"TFDS set '{name}' is not in {home}. Prepare it once: pip install "
-            f"tensorflow tensorflow-datasets; {command}"
+            f"tensorflow tensorflow-datasets; {command}",
+            where=name,
         )
     readable = [path for path in found if any(path.glob("*.array_record*"))]
     if not readable:
         raise UserError(
             f"TFDS set '{name}' in {found[0]} is not in the array_record format. "
-            "Prepare it anew: pip install tensorflow tensorflow-datasets; "
-            f"{command} --overwrite"
+            "Prepare it again: pip install tensorflow tensorflow-datasets; "
+            f"{command} --overwrite",
+            where=found[0],
         )
     return max(readable, key=_version)
 
@@ -152,7 +242,13 @@ def _class_names(name: str, builder: tfds.core.DatasetBuilder) -> tuple[str, ...
         label, tfds.features.ClassLabel
     ):
         raise UserError(
-            f"TFDS set '{name}' is no image classification set: it has the features "
-            f"{', '.join(features)}, and needs image and label."
+            f"TFDS set '{name}' is not an image classification set: it needs the "
+            "features image (tfds.features.Image) and label (tfds.features.ClassLabel), "
+            f"but has {_listed(features)}.",
+            where=name,
         )
     return tuple(label.names)
+
+
+def _listed(features: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} ({type(f).__name__})" for name, f in features.items())

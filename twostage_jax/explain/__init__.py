@@ -1,0 +1,112 @@
+"""Shows and measures what the features of each arm respond to.
+
+    python -m twostage_jax.explain --run=runs/two_stage
+    python -m twostage_jax.explain --run=runs/two_stage --arms=natural,two_stage \\
+        --layers=conv2 --textures=FOLDER
+
+draws, for every arm of a finished study, the patches that channels answer to most with
+their DeSaliNet pictures, the filters of the first layer, and saliency maps with checks
+of the methods; measures how the layers answer to edges and textures; and writes
+`explain.json`, `explain.md` and `figures/` into WORKDIR/explain.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from twostage_jax import cli
+from twostage_jax.errors import UserError
+
+
+def explain(
+    *,
+    run: str,
+    out: str = "",
+    arms: Sequence[str] = (),
+    layers: Sequence[str] = (),
+    images: str = "",
+    textures: str = "",
+    texture_groups: str = "",
+    channels: int = 8,
+    measure: bool = True,
+    data_dir: str = "",
+) -> None:
+    """Explains the networks of a study; prints the findings.
+
+    Args:
+      run: Workdir of a study that has been run.
+      out: Folder to write; default: RUN/explain.
+      arms: Names of arms; default: all that were trained.
+      layers: Names of taps; default: the convolutions, or the stages of a ResNet.
+      images: Folder of images to show; default: the target's test images.
+      textures: Folder of class folders of textures to measure with, best of materials
+        that no stage has seen; default: the embedded ones.
+      texture_groups: Regular expression, searched for in 'class/name.png' of
+        --textures, whose first group names the piece of material: probes are tested on
+        other pieces.
+      channels: Channels of a layer to draw, spread evenly; 0 = all.
+      measure: Measure as well as draw.
+      data_dir: Folder of prepared data sets; default: data/ in the user's cache folder.
+
+    Raises:
+      UserError: A setting cannot work, or the study is not there or not whole.
+    """
+    if channels < 0:
+        raise UserError(
+            f"--channels={channels}: it must be at least 0.", where="--channels"
+        )
+    if textures and not measure:
+        raise UserError(
+            "--textures is what to measure with: remove --nomeasure.",
+            where="--textures",
+        )
+    if texture_groups and not textures:
+        raise UserError(
+            "--texture_groups is about --textures: give that folder, too.",
+            where="--texture_groups",
+        )
+    # Not before jax is set up, nor for --help.
+    from twostage_jax.explain import command, runs, stimuli
+    from twostage_jax.explain import images as shown
+
+    workdir = Path(run)
+    networks = runs.load_arms(workdir, arms)
+    first = next(iter(networks.values()))[0]
+    if images:
+        folder = Path(images)
+        examples, left_out = shown.folder_examples(folder, first)
+        by_seed = {one.seed: examples for of_arm in networks.values() for one in of_arm}
+        source = f"folder {folder.name}"
+    else:
+        by_seed, left_out = shown.test_examples(
+            workdir, cli.data_dir(data_dir), networks
+        )
+        source = "test images of the target"
+    measured_with = None
+    if textures:
+        measured_with = stimuli.folder_textures(
+            textures, first.size, first.channels, group_regex=texture_groups
+        )
+    chosen = runs.chosen_runs(workdir, arms)
+    for line in (*chosen, *left_out):
+        print(line, flush=True)
+    folder = Path(out) if out else workdir / "explain"
+    explained = command.explain(
+        networks,
+        by_seed,
+        source,
+        folder,
+        layers=layers,
+        channels=channels,
+        measured=measure,
+        textures=measured_with,
+        chosen=chosen,
+        left_out=left_out,
+        say=lambda text: print(text, flush=True),
+    )
+    print("", *explained["words"], sep="\n")
+    print(f"\nWritten to {folder}.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    cli.run(explain, argv)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from twostage_jax.data import augment, class_folders, image_files, sources
-from twostage_jax.data.dataset import Dataset
+from twostage_jax.data.dataset import Dataset, largest
 from twostage_jax.errors import UserError
 from twostage_jax.explain import runs
 from twostage_jax.explain.networks import Examples, Network
+from twostage_jax.notes import Notes
 from twostage_jax.settings import DataConfig, ModelConfig
 
 # Test images of a seed looked at, at most; of more, as many spread evenly over them.
@@ -98,7 +99,7 @@ def _of_ids(
 
 
 def folder_examples(path: Path, network: Network) -> tuple[Examples, list[str]]:
-    """Returns the images of a folder and the folders in it, and a line on all left out.
+    """Returns the images of a folder and the folders in it, and lines about them.
 
     The largest centred square of each, resized. They have labels if every image lies in
     a folder called after a class of the network.
@@ -121,9 +122,13 @@ def folder_examples(path: Path, network: Network) -> tuple[Examples, list[str]]:
             f"--images={path}: the folder has no images ({known}).", where="--images"
         )
     files = [files[i] for i in _spread(len(files))]
+    found, notes = largest(map(image_files.measure, files)), Notes()
     stored = np.stack(
         [
-            image_files.whole(image_files.read(file, network.channels), network.size)
+            image_files.whole(
+                image_files.read(file, network.channels, found=found, notes=notes),
+                network.size,
+            )
             for file in files
         ]
     )
@@ -133,7 +138,9 @@ def folder_examples(path: Path, network: Network) -> tuple[Examples, list[str]]:
         labels = np.array(names, np.int32)
     ids = np.array([str(file.relative_to(path)) for file in files])
     images = stored.astype(np.float32) / 255
-    return usable(Examples(images, labels, None, ids, network.class_names))
+    examples = Examples(images, labels, None, ids, network.class_names)
+    examples, lines = usable(examples)
+    return examples, [*notes.lines(), *lines]
 
 
 def to_unit(

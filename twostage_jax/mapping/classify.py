@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from twostage_jax import checkpoint, compiled, training
+from twostage_jax import checkpoint, novelty, training
 from twostage_jax.ct import maps, patches
 from twostage_jax.ct.dicom import AIR_HU
 from twostage_jax.errors import UserError
 from twostage_jax.mapping.trained import Trained
 from twostage_jax.placement import replicate
-from twostage_jax.settings import AugmentConfig, OptimConfig
 
 # Windows with less lung than this show mostly what no training patch shows.
 LEAST_LUNG = 0.5
 # Windows a call of the network, over all devices, and least windows for one of them;
 # slices on the devices at a time.
 BATCH, LEAST_BATCH, SLAB = 512, 64, 16
-# Maps are stored as bytes: 0 = no class.
-MOST_CLASSES = 255
+# Maps are stored as bytes: 0 = no class, and one for what is unlike the training images.
+MOST_CLASSES = 254
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +59,22 @@ class Maps(NamedTuple):
       probabilities: `[K, Z, H, W]` uint8, 255 = certain; 0 outside the lungs.
       labels: `[Z, H, W]` uint8: 1 + the likeliest class, 0 = none.
       windows: How many windows were classified.
+      unlike: `[Z, H, W]` bool: pixels with a class most of whose windows, weighted as
+        their probabilities are, are unlike the training images; `None` if the stage run
+        holds nothing to compare windows with.
     """
 
     probabilities: np.ndarray
     labels: np.ndarray
     windows: int
+    unlike: np.ndarray | None
+
+    @property
+    def unlike_fraction(self) -> float | None:
+        """Fraction of the classified lung that is unlike the training images."""
+        if self.unlike is None:
+            return None
+        return float(self.unlike.sum() / max(1, np.count_nonzero(self.labels)))
 
 
 class Classifier:
@@ -88,32 +99,25 @@ class Classifier:
                 f"{run.folder}: {self.classes} classes; maps hold {MOST_CLASSES}."
             )
         self.size = run.model.image_size
-        self._programs = compiled.programs(
-            training.StepSettings(
-                model=run.model,
-                # Nothing is trained here.
-                optim=OptimConfig(),
-                augment=AugmentConfig(),
-                steps=1,
-                num_classes=self.classes,
-                normalise=run.normalise,
-                window=window,
-                label_smoothing=0.0,
-                transferred=frozenset(),
-            ),
-            None,
+        self.reference = novelty.load(run.folder, run.hash)
+        forward = functools.partial(
+            training.forward,
+            model=training.build_model(run.model, self.classes, None),
+            network=run.model,
+            normalise=run.normalise,
+            window=window,
         )
         variables = checkpoint.load_variables(run.folder / "variables")
-        constants = training.Constants(
-            np.ones(self.classes, np.float32),
-            np.asarray(run.mean, np.float32),
-            np.asarray(run.deviation, np.float32),
+        scale = np.asarray(run.mean, np.float32), np.asarray(run.deviation, np.float32)
+        known = self.reference and tuple(map(np.asarray, self.reference[:-1]))
+        self._held = replicate((variables, scale, known), jax.local_device_count())
+        self._answer = jax.pmap(
+            functools.partial(
+                _answer,
+                forward=forward,
+                size=self.size,
+            )
         )
-        self._variables, self._constants = replicate(
-            jax.tree.map(lambda leaf: np.asarray(leaf)[None], (variables, constants)),
-            jax.local_device_count(),
-        )
-        self._cut = jax.pmap(functools.partial(_cut, size=self.size))
 
     def start(
         self, slices: np.ndarray, corners: np.ndarray
@@ -127,7 +131,9 @@ class Classifier:
           corners: `[N, 3]` int: slice, first row, first column of each window.
 
         Returns:
-          A function that waits for and returns the probabilities `[N, K]` float32.
+          A function that waits for and returns the probabilities `[N, K]` float32, and,
+          if there is a reference, 1 or 0 in a last column: whether a window is unlike
+          the training images.
         """
         devices = jax.local_device_count()
         size = max(-(-BATCH // devices), LEAST_BATCH) * devices
@@ -136,26 +142,45 @@ class Classifier:
         stack = replicate(slices, devices)
         parts = []
         for batch in padded.reshape(-1, devices, size // devices, 3):
-            images = {"images": self._cut(stack, batch)}
-            parts.append(
-                self._programs.evaluate(self._variables, None, images, self._constants)
-            )
+            parts.append(self._answer(self._held, stack, batch))
+        columns = self.classes + (self.reference is not None)
 
         def wait() -> np.ndarray:
-            host = [np.asarray(part).reshape(-1, self.classes) for part in parts]
-            host = host or [np.zeros((0, self.classes))]
+            host = [np.asarray(part).reshape(-1, columns) for part in parts]
+            host = host or [np.zeros((0, columns))]
             return np.concatenate(host)[: len(corners)].astype(np.float32)
 
         return wait
 
 
-def _cut(slices: jax.Array, corners: jax.Array, *, size: int) -> jax.Array:
-    """Returns windows `[1, b, size, size, 1]` of `[Z, H, W]` at `[b, 3]` corners."""
+def _answer(
+    held: tuple,
+    slices: jax.Array,
+    corners: jax.Array,
+    *,
+    forward: Callable,
+    size: int,
+) -> jax.Array:
+    """Returns what `Classifier.start` waits for, of this device's windows.
 
-    def one(corner: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(slices, corner, (1, size, size))
+    Args:
+      held: Variables; mean and deviation; what `novelty.is_unlike` compares with, or
+        `None`.
+      slices: `[Z, H, W]`.
+      corners: `[b, 3]` slice, first row, first column.
+      forward: `training.forward` with its settings.
+      size: Side of a window, pixels.
+    """
+    variables, scale, known = held
 
-    return jax.vmap(one)(corners)[None, :, 0, :, :, None]
+    def cut(corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(slices, corner, (1, size, size))[0, :, :, None]
+
+    probabilities, features = forward(variables, jax.vmap(cut)(corners), *scale)
+    if known is None:
+        return probabilities
+    unlike = novelty.is_unlike(features, *known)
+    return jnp.concatenate([probabilities, unlike[:, None]], axis=1)
 
 
 class Grid(NamedTuple):
@@ -202,6 +227,7 @@ def classify(
         np.zeros((classifier.classes, *hu.shape), np.uint8),
         np.zeros(hu.shape, np.uint8),
         0,
+        None if classifier.reference is None else np.zeros(hu.shape, bool),
     )
     windows, waiting = 0, None
     # The device works on the next slab while the host averages this one.
@@ -265,8 +291,9 @@ def _average(
     made: Maps,
 ) -> None:
     """Writes the averages of a slab's windows into `made`, within the lungs' box."""
-    windows = np.zeros((*used.shape, len(made.probabilities)), np.float32)
-    windows[used] = wait()
+    classes, found = len(made.probabilities), wait()
+    windows = np.zeros((*used.shape, found.shape[1]), np.float32)
+    windows[used] = found
     for i in np.flatnonzero(used.any((1, 2))):
         inside = lungs[first + i]
         rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
@@ -275,5 +302,10 @@ def _average(
             windows[i], used[i], grid.down[box[0]], grid.across[box[1]]
         )
         reached &= inside[box]
-        made.probabilities[:, first + i][:, *box] = np.rint(255 * mean * reached)
-        made.labels[first + i][box] = np.where(reached, 1 + mean.argmax(0), 0)
+        probabilities, unlike = mean[:classes], mean[classes:]
+        made.probabilities[:, first + i][:, *box] = np.rint(
+            255 * probabilities * reached
+        )
+        made.labels[first + i][box] = np.where(reached, 1 + probabilities.argmax(0), 0)
+        if made.unlike is not None:
+            made.unlike[first + i][box] = reached & (unlike[0] > 0.5)

@@ -17,6 +17,7 @@ from twostage_jax.data import hiding, lung_files
 from twostage_jax.errors import UserError
 from twostage_jax.mapping.classify import Classifier, How
 from twostage_jax.mapping.series import is_made, make
+from twostage_jax.walk import shown
 
 
 def map_folder(
@@ -28,6 +29,7 @@ def map_folder(
     lungs: Path | None = None,
     salt: str = "",
     show_paths: bool = False,
+    go_on: bool = False,
 ) -> None:
     """Maps every CT series below `root` into a folder of `out`, unless it is there.
 
@@ -44,19 +46,24 @@ def map_folder(
         the lungs.
       salt: Secret mixed into the hashes of identifiers.
       show_paths: Name files in skipped.csv and in what is printed.
+      go_on: Map series even if most of their lung is unlike the training images.
 
     Raises:
       UserError: There is no CT series, or none could be mapped.
     """
     root = root.absolute()
     found, skipped = find_series(root, salt=salt, go_on=True)
-    listed = [(str(path), why.removeprefix(f"{path}: ")) for path, why in skipped]
+    listed = [
+        (shown(path), shown(why.removeprefix(f"{path}: "))) for path, why in skipped
+    ]
     if not show_paths:
         listed = hiding.hide(skipped, [root], salt)
     _say_skipped(listed, show_paths)
     if not found:
         hiding.write_skipped(out, listed)
-        reasons = hiding.counted(listed) or "The folder holds no files."
+        reasons = f"Left out: {hiding.counted(listed)}."
+        if not listed:
+            reasons = "The folder holds no files."
         raise UserError(f"{root}: CT series were not found. {reasons}", where=root)
     masks = None
     if lungs is not None:
@@ -69,7 +76,7 @@ def map_folder(
             name = series_name(series, salt)
             try:
                 given = masks and masks.of(series.uid)
-                said = _map(series, classifier, how, out / name, given)
+                said = _map(series, classifier, how, out / name, given, go_on)
                 done += 1
             except UserError as error:
                 said = f"refused: {error}"
@@ -87,10 +94,9 @@ def map_folder(
     if listed:
         print(f"What was left out and refused: {out / 'skipped.csv'}")
     if not done:
-        refused = [entry for entry in listed if entry[1].startswith("refused: ")]
         raise UserError(
-            f"{root}: none of the {len(found)} series could be mapped. "
-            f"{hiding.counted(refused)}",
+            f"none of the {len(found)} series could be mapped: "
+            f"{hiding.counted(listed[-len(found) :])}.",
             where=root,
         )
 
@@ -122,10 +128,11 @@ def _map(
     how: How,
     folder: Path,
     given: lung_files.GivenLungs | None,
+    go_on: bool,
 ) -> str:
-    if is_made(folder, series, classifier.run, how, given):
+    if is_made(folder, series, classifier, how, given):
         return "is there already"
-    return make(series, classifier, how, folder, given)
+    return make(series, classifier, how, folder, given, go_on=go_on)
 
 
 def _join_reports(out: Path) -> None:

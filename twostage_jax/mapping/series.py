@@ -15,7 +15,7 @@ import numpy as np
 from twostage_jax import atomic
 from twostage_jax.ct import files, overlay, volumes
 from twostage_jax.ct.lungs import Lungs, find_lungs
-from twostage_jax.ct.palette import NOTICE, printable
+from twostage_jax.ct.palette import UNLIKE, printable
 from twostage_jax.ct.segmentation import write_segmentation
 from twostage_jax.ct.series import Series, check_air, read_volume
 from twostage_jax.data.dataset import digest
@@ -24,8 +24,10 @@ from twostage_jax.errors import UserError
 from twostage_jax.mapping.classify import Classifier, How, Maps, classify
 from twostage_jax.mapping.trained import Trained
 
-# Raised when the same model and settings give other files.
-VERSION = 3
+# Bump when the same model and settings give other files.
+VERSION = 4
+# A map of which a larger fraction is unlike the training images is refused.
+MOST_UNLIKE = 0.5
 # Slices whose normal leaves the body's long axis by more than about 37 degrees.
 LEAST_AXIAL = 0.8
 
@@ -33,14 +35,14 @@ LEAST_AXIAL = 0.8
 def is_made(
     folder: Path,
     series: Series,
-    run: Trained,
+    classifier: Classifier,
     how: How,
     given: GivenLungs | None = None,
 ) -> bool:
     """Whether the folder holds the maps of this series, by this model, made this way."""
     try:
         made = json.loads((folder / "series.json").read_text(encoding="utf-8"))
-        return made["key"] == _key(series, run, how, given)
+        return made["key"] == _key(series, classifier, how, given)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -75,6 +77,8 @@ def make(
     how: How,
     folder: Path,
     given: GivenLungs | None = None,
+    *,
+    go_on: bool = False,
 ) -> str:
     """Makes all maps of a series in `folder`, whole or not at all.
 
@@ -85,38 +89,69 @@ def make(
       folder: `PATIENT_SERIES`, by its two names, and nothing that identifies the
         patient: both appear in the files.
       given: Lung mask made elsewhere; None to find the lungs.
+      go_on: Map the series even if most of its lung is unlike the training images.
 
     Returns:
       What was done, in a line.
 
     Raises:
-      UserError: The series cannot be trusted or has no lung in it.
+      UserError: The series cannot be trusted or has no lung in it; or, without `go_on`,
+        most of its lung is unlike the training images: by their features, or because
+        these are synthetic and the series is not.
     """
     began, run = time.monotonic(), classifier.run
-    key = _key(series, run, how, given)
+    key = _key(series, classifier, how, given)
     series = from_feet(series)
+    foreign = run.synthetic and not all(h.synthetic for h in series.headers)
+    if foreign and not go_on:
+        raise UserError(
+            f"100 % of its lung is {UNLIKE}: these are synthetic, and the series does "
+            "not say that it is. A class that the model finds means nothing in a patient. "
+            "Give --go_on to map the series all the same.",
+            where="go_on",
+        )
     hu = read_volume(series)
     check_air(hu, series.headers[0].path)
     spacing = series.headers[0].spacing
     (lungs, doubts, _), remarks = _lungs(hu, series, given)
     maps = classify(hu, lungs, spacing, classifier, how)
+    if maps.unlike is not None and maps.unlike_fraction > MOST_UNLIKE and not go_on:
+        raise UserError(
+            f"{_percent(maps)} of its classified lung is {UNLIKE}, more than "
+            f"{100 * MOST_UNLIKE:g} %: the model was not trained for it. Check the "
+            "window and the spacing, or give --go_on to map the series all the same.",
+            where="go_on",
+        )
+    measured = maps.unlike_fraction
+    if foreign:  # whatever its features are like
+        maps = maps._replace(unlike=maps.labels > 0)
     about = _about(series, run, how, folder.name)
     about["lungs"] = (
         "found by threshold and morphology" if given is None else str(given)
     )
-    about["remarks"] = printable("; ".join((*remarks, *series.remarks)), 500)
+    remarks = filter(None, (*remarks, about["remarks"]))
+    about["remarks"] = printable("; ".join(remarks), 500)
     mapped = Mapped(series, hu, lungs, doubts, maps, run, how, about)
     with _replacing_folder(folder) as temporary:
         _write_arrays(temporary, mapped)
         _draw(temporary, mapped)
         note = _write_dicom(temporary, mapped)
         names = {"class_names": run.class_names, "windows": maps.windows}
+        unlike = {
+            "fraction_of_classified_lung": maps.unlike_fraction,
+            "by_features": measured,
+            "how": classifier.reference and str(classifier.reference),
+        }
+        names["unlike_training"] = unlike
         written = {"key": key, **about, **names, "note": note}
         atomic.write_json(temporary / "series.json", written)
     seconds = time.monotonic() - began
     slices = f"{len(hu)} slice{'s' if len(hu) > 1 else ''}"
     text = f"{slices}, {maps.windows} windows in {seconds:.1f} s"
-    return "; ".join(filter(None, (text, about["remarks"], note)))
+    told = "" if maps.unlike is None else f"{_percent(maps)} of the lung is {UNLIKE}"
+    if foreign and measured is not None:
+        told += f" ({100 * measured:.0f} % by features alone)"
+    return "; ".join(filter(None, (text, told, about["remarks"], note)))
 
 
 def _lungs(
@@ -176,20 +211,27 @@ def from_feet(series: Series) -> Series:
 
 def _about(series: Series, run: Trained, how: How, name: str) -> dict[str, str]:
     patient, series_hash = name.split("_")
+    remarks = list(series.remarks)
+    if any(header.synthetic for header in series.headers):
+        remarks.append("the images are synthetic, or of a phantom")
     return {
         "patient": patient,
         "series": series_hash,
         "slices": str(len(series.headers)),
         "files_left_out": str(series.left_out),
         "step_mm": "" if series.step is None else f"{series.step:.3f}",
-        "remarks": printable("; ".join(series.remarks), 500),
+        "remarks": printable("; ".join(remarks), 500),
         "model": run.hash,
         "arm": run.arm,
         "trained_on": run.data,
         "data_fingerprint": run.fingerprint,
         "settings": str(how),
-        "notice": NOTICE,
+        "notice": ". ".join(run.notices),
     }
+
+
+def _percent(maps: Maps) -> str:
+    return f"{100 * maps.unlike_fraction:.0f} %"
 
 
 def _write_arrays(folder: Path, mapped: Mapped) -> None:
@@ -204,11 +246,15 @@ def _write_arrays(folder: Path, mapped: Mapped) -> None:
         affine=matrix,
         class_names=np.array(run.class_names),
         **{name: np.array(about[name]) for name in said},
+        **({} if maps.unlike is None else {"unlike_training": maps.unlike}),
     )
-    text = f"{NOTICE}; model {run.hash[:12]}"
+    text = f"{run.short_notice}; model {run.hash[:12]}"
     path = folder / "probabilities.nii.gz"
     files.write_nifti(path, maps.probabilities, matrix, text, scale=1 / 255)
     files.write_nifti(folder / "classes.nii.gz", maps.labels, matrix, text)
+    if maps.unlike is not None:
+        path = folder / "unlike_training.nii.gz"
+        files.write_nifti(path, maps.unlike.astype(np.uint8), matrix, text)
     measures = volumes.measure(
         maps.labels,
         mapped.lungs,
@@ -216,12 +262,14 @@ def _write_arrays(folder: Path, mapped: Mapped) -> None:
         run.class_names,
         mapped.series.headers[0].spacing,
         mapped.series.step,
+        maps.unlike,
     )
     files.write_report(folder / "report.csv", files.report_rows(measures, about))
 
 
 def _draw(folder: Path, mapped: Mapped) -> None:
     hu, lungs, labels = mapped.hu, mapped.lungs, mapped.maps.labels
+    unlike = mapped.maps.unlike
     first, about = mapped.series.headers[0], mapped.about
     style = overlay.Style(
         class_names=mapped.run.class_names,
@@ -229,6 +277,7 @@ def _draw(folder: Path, mapped: Mapped) -> None:
         sides=overlay.sides(first.orientation),
         title=f"{about['patient']}, {about['series']}",
         made_by=(str(mapped.run), str(mapped.how)),
+        notices=mapped.run.notices,
     )
 
     def draw(z: int) -> None:
@@ -236,14 +285,16 @@ def _draw(folder: Path, mapped: Mapped) -> None:
         name = f"slice {number} of {len(hu)}"
         if doubt := mapped.doubts[z]:
             name += f"; lung is uncertain: {doubt}"
-        picture = overlay.draw_slice(hu[z], labels[z], lungs[z], style, name)
+        hatched = None if unlike is None else unlike[z]
+        picture = overlay.draw_slice(hu[z], labels[z], lungs[z], style, name, hatched)
         # Fast and a little larger: hundreds of these are written.
         picture.save(folder / "overlays" / f"{number:04d}.png", compress_level=3)
 
     (folder / "overlays").mkdir()
     with ThreadPoolExecutor() as pool:
         list(pool.map(draw, np.flatnonzero(lungs.any((1, 2))).tolist()))
-    overlay.draw_sheet(hu, labels, lungs, style).save(folder / "contact_sheet.png")
+    sheet = overlay.draw_sheet(hu, labels, lungs, style, unlike)
+    sheet.save(folder / "contact_sheet.png")
 
 
 def _write_dicom(folder: Path, mapped: Mapped) -> str:
@@ -258,6 +309,8 @@ def _write_dicom(folder: Path, mapped: Mapped) -> str:
             model=str(run),
             model_hash=run.hash,
             settings={"data fingerprint": run.fingerprint, **mapped.how.settings()},
+            unlike=mapped.maps.unlike,
+            synthetic=run.synthetic,
         )
     except UserError as error:
         reason = str(error)
@@ -267,11 +320,15 @@ def _write_dicom(folder: Path, mapped: Mapped) -> str:
     return ""
 
 
-def _key(series: Series, run: Trained, how: How, given: GivenLungs | None) -> str:
+def _key(
+    series: Series, classifier: Classifier, how: How, given: GivenLungs | None
+) -> str:
     slices = [header.key for header in series.headers]
+    run, compared = classifier.run, classifier.reference
+    model = (run.hash, run.synthetic, compared and compared.threshold)
     # Files that appear or get lost beside the slices change the remarks alone.
     about = series.remarks, series.left_out, "" if given is None else given.digest
-    return digest(VERSION, run.hash, how.stride, how.window, how.spacing, slices, about)
+    return digest(VERSION, model, how.stride, how.window, how.spacing, slices, about)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from twostage_jax.ct.palette import NOTICE, ORIGINS, SHORT_ORIGINS
 from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.settings import ModelConfig
 
@@ -31,6 +32,8 @@ class Trained:
       window: (centre, width) pairs in HU, flattened; None if it trained on images that
         were not in HU.
       options: The settings of its data source.
+      synthetic: Whether it trained on synthetic images; None: its lineage, of an earlier
+        version, does not say.
     """
 
     folder: Path
@@ -46,6 +49,17 @@ class Trained:
     deviation: tuple[float, ...]
     window: tuple[float, ...] | None
     options: dict[str, Any]
+    synthetic: bool | None
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """The notice that every output carries, and where the training data is from."""
+        return tuple(filter(None, (NOTICE, ORIGINS[self.synthetic])))
+
+    @property
+    def short_notice(self) -> str:
+        """The same for fields of 64 letters."""
+        return "; ".join(filter(None, (NOTICE, SHORT_ORIGINS[self.synthetic])))
 
     def __str__(self) -> str:
         data = f"{self.data} {self.fingerprint[:12]}"
@@ -155,6 +169,7 @@ def _described(folder: Path, arm: str) -> Trained:
         data, settings = lineage["data"], lineage["settings"]["data"]
         units = "hu" if settings["source"] in HU_SOURCES else "grey"
         in_hu = data.get("units", units) == "hu"
+        synthetic = data.get("synthetic")
         return Trained(
             folder=folder,
             hash=str(lineage["hash"]),
@@ -169,6 +184,7 @@ def _described(folder: Path, arm: str) -> Trained:
             deviation=tuple(data["deviation"]),
             window=tuple(settings["window"]) if in_hu else None,
             options=dict(settings["options"]),
+            synthetic=synthetic if isinstance(synthetic, bool) else None,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(

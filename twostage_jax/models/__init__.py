@@ -47,6 +47,12 @@ NORMS: dict[str, tuple[str, ...]] = {
     "resnet50": ("batch", "group"),
 }
 
+# The heads of networks that have a choice (see `CaffeNet`); the first is their own.
+HEADS: dict[str, tuple[str, ...]] = {
+    "caffenet": ("dense", "orderless"),
+    "caffenet_small": ("orderless", "dense"),
+}
+
 DTYPES = ("float32", "bfloat16")
 
 
@@ -56,6 +62,7 @@ def build(
     num_classes: int,
     dropout: float | None = None,
     norm: str | None = None,
+    head: str | None = None,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
 ) -> nn.Module:
@@ -67,6 +74,7 @@ def build(
       dropout: rate in [0, 1), or None for the network's own (0.5 in the Caffe
         networks, 0 in the residual ones).
       norm: one of `NORMS[name]`, or None for the first of them.
+      head: one of `HEADS[name]`, or None for the network's own.
       dtype: of the computation, float32 or bfloat16; parameters and logits are
         float32.
       axis_name: inside `jax.pmap`, the name of the axis that a batch is spread over:
@@ -83,6 +91,13 @@ def build(
         raise UserError(
             f"model.norm: {name} has no norm '{norm}'.{did_you_mean(norm, NORMS[name])}"
         )
+    heads = HEADS.get(name, ())
+    if head is not None and head not in heads:
+        known = did_you_mean(head, heads) if heads else " Leave it empty."
+        raise UserError(
+            f"model.head: {name} does not have the head '{head}'.{known}",
+            where="model.head",
+        )
     if dropout is not None and not 0 <= dropout < 1:
         raise UserError(f"model.dropout: {dropout} is not a rate; give 0 to below 1.")
     try:
@@ -96,10 +111,28 @@ def build(
         )
     if num_classes < 1:
         raise UserError(f"a model needs at least one class, not {num_classes}.")
-    options = {} if dropout is None else {"dropout": dropout}
+    options: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
+    if heads:
+        options["head"] = head or heads[0]
     return MODELS[name](
         num_classes=num_classes, norm=norm, dtype=dtype, axis_name=axis_name, **options
     )
+
+
+def descriptor(taps: dict[str, jax.Array]) -> jax.Array:
+    """Returns what a network sees first and last of each image, `[N, D]` float32.
+
+    The means over all positions of the first pooled convolution, and the features that
+    the head sees, before dropout. Not of the convolution itself: XLA would no longer
+    fuse it with what follows, which makes the network a third slower on a CPU.
+
+    Args:
+      taps: In the order in which the network computes them.
+    """
+    before = [name for name in taps if name != HEAD] or [HEAD]
+    first = next((name for name in before if "pool" in name), before[-1])
+    features = [taps[name].astype(jnp.float32) for name in {first: 0, before[-1]: 0}]
+    return jnp.concatenate([f.mean((1, 2)) if f.ndim == 4 else f for f in features], 1)
 
 
 def init(

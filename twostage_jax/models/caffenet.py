@@ -16,27 +16,36 @@ from twostage_jax.models import layers
 
 
 class CaffeNet(nn.Module):
-    """Five convolutions, two hidden dense layers, a classifier.
+    """Five convolutions and a classifier, with two hidden dense layers or without.
 
-    Layers, and so parameters: conv1 ... conv5, fc6, fc7, head, each with `kernel` and
-    `bias`. conv2, conv4 and conv5 work in two groups of channels. The input of fc6 is
+    Layers, and so parameters: conv1 ... conv5, head, and with the dense head fc6 and
+    fc7, each with `kernel` and `bias`. conv2, conv4 and conv5 work in two groups of
+    channels.
+
+    The dense head is that of the original: fc6 and fc7 on pool5. The input of fc6 is
     pool5 laid out row by row, channels fastest: row (i * width + j) * channels + c of
     its kernel belongs to row i, column j, channel c of pool5, and
     `kernel.reshape(height, width, channels, -1)` undoes it. Its height and width
     follow from the size of the image.
 
+    The orderless head is one linear layer on the mean and standard deviation of each
+    channel of relu3, relu4 and relu5 over the image (see `layers.moments`). A texture
+    is the same wherever it lies; dense layers tie it to places and have to learn that.
+
     Attributes:
       num_classes: size of the output.
-      dropout: rate of the dropout after fc6 and fc7.
+      head: 'dense' or 'orderless'.
+      dropout: rate of the dropout after fc6 and fc7; the orderless head has none.
       norm: not used: the network has local response normalisation and nothing else.
       dtype: dtype of the computation; parameters and logits are float32.
       axis_name: name of the mapped axis that a batch is spread over, or None.
       widths: output channels of conv1 ... conv5.
-      hidden: sizes of fc6 and fc7.
+      hidden: sizes of fc6 and fc7, in the dense head.
       stem: kernel side, stride and padding of conv1, pixels.
     """
 
     num_classes: int
+    head: str = "dense"
     dropout: float = 0.5
     norm: str = "local"
     dtype: Any = jnp.float32
@@ -58,9 +67,10 @@ class CaffeNet(nn.Module):
         Returns:
           Logits, float32 [N, num_classes], and the taps, in the order in which they
           are computed: conv1, relu1, pool1, norm1, conv2, relu2, pool2, norm2, conv3,
-          relu3, conv4, relu4, conv5, relu5, pool5 [N, h, w, c]; fc6, relu6, fc7, relu7
-          [N, size], before dropout; head, the logits. A tap of a convolution or dense
-          layer is its value before the ReLU.
+          relu3, conv4, relu4, conv5, relu5 [N, h, w, c]; in the dense head pool5, and
+          fc6, relu6, fc7, relu7 [N, size], before dropout; in the orderless head
+          moments [N, 2 * (channels of conv3 to conv5)]; head, the logits. A tap of a
+          convolution or dense layer is its value before the ReLU.
 
         Raises:
           UserError: the images are smaller than the kernel of conv1.
@@ -100,7 +110,11 @@ class CaffeNet(nn.Module):
         x = pool_and_norm(1, conv(1, images, size, pad, 1, strides))
         x = pool_and_norm(2, conv(2, x, 5, 2, 2))
         x = conv(5, conv(4, conv(3, x, 3, 1, 1), 3, 1, 2), 3, 1, 2)
-        x = tap("pool5", layers.max_pool(x))
-        x = dense(7, dense(6, x.reshape(x.shape[0], -1)))
+        if self.head == "orderless":
+            found = [layers.moments(taps[f"relu{k}"]) for k in (3, 4, 5)]
+            x = tap("moments", jnp.concatenate(found, axis=-1))
+        else:
+            x = tap("pool5", layers.max_pool(x))
+            x = dense(7, dense(6, x.reshape(x.shape[0], -1)))
         logits = tap("head", layers.head(self.num_classes)(x.astype(jnp.float32)))
         return logits, taps

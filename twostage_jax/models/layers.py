@@ -212,6 +212,25 @@ class Dropout(nn.Module):
         return jnp.where(keep, x * (1 / (1 - self.rate)), 0)
 
 
+def moments(x: jax.Array) -> jax.Array:
+    """Returns each channel's mean and standard deviation over the image.
+
+    What a texture shows, whatever the place: orderless pooling of first and second
+    order, as texture descriptors have had it since Julesz 1981 (doi:10.1038/290091a0).
+
+    Args:
+      x: [N, H, W, C].
+
+    Returns:
+      float32 [N, 2 C]: all means, then all standard deviations.
+    """
+    x = x.astype(jnp.float32)
+    mean = x.mean((1, 2))
+    variance = jnp.square(x - mean[:, None, None]).mean((1, 2))
+    # The root's gradient is infinite at 0, where a channel is silent.
+    return jnp.concatenate([mean, jnp.sqrt(variance + 1e-5)], axis=-1)
+
+
 def head(num_classes: int) -> nn.Dense:
     """Returns the classifier layer; give it float32, and its result is float32."""
     return nn.Dense(num_classes, kernel_init=head_init, name="head")

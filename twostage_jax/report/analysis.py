@@ -5,36 +5,56 @@ differences there; those of the size study are shared by all sizes.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from twostage_jax import size_study
 from twostage_jax.errors import UserError
+from twostage_jax.metrics import Predictions
 from twostage_jax.report import scores
 from twostage_jax.report.joining import Place, Record, Study
 from twostage_jax.report.scores import Scores
 from twostage_jax.resampling import RESAMPLES
 from twostage_jax.size_study import SizeStudy
+from twostage_jax.statistics import Difference, Interval
 
 METRIC = "balanced_accuracy"
 
 
+class Baseline(NamedTuple):
+    """A baseline on the test examples of the arms.
+
+    Attributes:
+      name: Such as 'descriptors'.
+      score: Balanced accuracy, mean over seeds, and interval.
+      difference: The champion minus the baseline, not corrected for others.
+    """
+
+    name: str
+    score: Interval
+    difference: Difference
+
+
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What was found at one fraction of the target training set.
+    """Results at one fraction of the target training set.
 
     Attributes:
       fraction: The fraction.
       patches: Target training patches of each seed and fold.
       patients: Patients they are of, likewise; empty if the set names none.
-      scores: Of the arms there.
+      scores: Scores of the arms there.
+      baselines: Baselines of which all seeds of the arms are there, the best first.
     """
 
     fraction: float
     patches: tuple[int, ...]
     patients: tuple[int, ...]
     scores: Scores
+    baselines: tuple[Baseline, ...] = ()
 
     @property
     def n(self) -> float:
@@ -43,24 +63,44 @@ class Size:
 
 
 @dataclasses.dataclass(frozen=True)
+class Primary:
+    """The primary endpoint: the one comparison that was named before the run.
+
+    Attributes:
+      difference: First arm minus second over all sizes, or at the only size; its p-value
+        needs no correction. Without an estimate (NaN) where `reason` says why.
+      sizes: Number of sizes that it is over.
+      seeds: Seeds that it is over.
+      reason: Why it cannot be computed, or ''.
+    """
+
+    difference: Difference
+    sizes: int
+    seeds: tuple[int, ...]
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What a study shows.
+    """Everything computed from a study.
 
     Attributes:
       sizes: Largest first; the first one is the full target set.
-      by_patient: The full target set at patient level, or None without patients.
+      by_region: The full target set at region level, or None without patients.
       size_study: Scores against size, or None (see `notes`).
-      baseline: What the others are compared with.
+      baseline: The arm that the others are compared with.
       champion: The arm that the first sentences are about.
       notes: What could not be computed, and why.
+      primary: The primary endpoint, or None if the settings name none.
     """
 
     sizes: tuple[Size, ...]
-    by_patient: Scores | None
+    by_region: Scores | None
     size_study: SizeStudy | None
     baseline: str
     champion: str
     notes: tuple[str, ...]
+    primary: Primary | None = None
 
     @property
     def full(self) -> Size:
@@ -68,9 +108,9 @@ class Analysis:
 
     @property
     def levels(self) -> tuple[Scores, ...]:
-        """The full target set at patch level and, with patients, at patient level."""
-        by_patient = self.by_patient
-        return (self.full.scores, *([by_patient] if by_patient else []))
+        """The full target set at patch level and, with patients, at region level."""
+        by_region = self.by_region
+        return (self.full.scores, *([by_region] if by_region else []))
 
     @property
     def sizes_differ(self) -> bool:
@@ -108,16 +148,63 @@ def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
     names = list(sizes[0].scores.arms)
     baseline = "scratch" if "scratch" in names else names[0]
     champion = "two_stage" if "two_stage" in names else names[-1]
+    primary = _primary(study, sizes, resamples)
+    if primary and not primary.reason:
+        baseline, champion = primary.difference.second, primary.difference.first
     by_size, reason = _size_study(study, sizes, baseline, resamples)
     notes += [reason] if reason else []
+    sizes = [
+        dataclasses.replace(
+            size, baselines=tuple(_baselines(study, size, champion, resamples))
+        )
+        for size in sizes
+    ]
     return Analysis(
         tuple(sizes),
-        scores.by_patient(sizes[0].scores),
+        scores.by_region(sizes[0].scores),
         by_size,
         baseline,
         champion,
         tuple(notes),
+        primary,
     )
+
+
+def _primary(study: Study, sizes: Sequence[Size], resamples: int) -> Primary | None:
+    """Returns the primary endpoint of a study, or None if its settings name none."""
+    named = study.config["study"].get("primary")
+    if not named:
+        return None
+    first, second, metric = map(str, named)
+    unknown = Difference(
+        math.nan, None, None, first=first, second=second, metric=metric
+    )
+    there = [s for s in sizes if {first, second} <= set(s.scores.arms)]
+    if len(there) < len(study.fractions):
+        lacking = "the arms are not whole at every size of the study"
+        return Primary(unknown, len(there), (), lacking)
+    if metric not in sizes[0].scores.differences:
+        return Primary(unknown, len(there), (), "the score is not defined on this data")
+    if len(sizes) == 1:
+        scores_ = sizes[0].scores
+        (difference,) = (
+            one
+            for pair in scores_.differences[metric]
+            for one in (pair, pair.turned())
+            if (one.first, one.second) == (first, second)
+        )
+        return Primary(difference, 1, scores_.seeds)
+    seeds = _common_seeds(sizes)
+    arms, reason = _on_curve(study, sizes, second, (first, second))
+    if reason:
+        return Primary(unknown, len(sizes), seeds, reason)
+    found = size_study.size_study(arms, metric, baseline=second, resamples=resamples)
+    gain, p_value = found.area_gains[first]
+    difference = dataclasses.replace(
+        unknown,
+        **{**vars(gain), "reason": scores.named_classes(gain, study.class_names)},
+    )
+    return Primary(dataclasses.replace(difference, p_value=p_value), len(sizes), seeds)
 
 
 def _size(
@@ -137,6 +224,29 @@ def _size(
         tuple(record.groups["train"] for record in trained if record.groups),
         scores.of_arms(predictions, study.class_names, resamples),
     )
+
+
+def _baselines(
+    study: Study, size: Size, champion: str, resamples: int
+) -> list[Baseline]:
+    """Returns the baselines at a size, each against the champion, the best first."""
+    arms, seeds = size.scores.arms, size.scores.seeds
+    if champion not in arms:
+        return []
+    found = []
+    for name in study.whole_baselines(size.fraction, seeds):
+        own = [study.joined(name, seed, size.fraction) for seed in seeds]
+        both = scores.of_arms(
+            {champion: arms[champion], name: own},
+            study.class_names,
+            resamples,
+            named=(METRIC,),
+        )
+        (difference,) = both.differences[METRIC]
+        if difference.first != champion:
+            difference = difference.turned()
+        found.append(Baseline(name, both.intervals[METRIC][name], difference))
+    return sorted(found, key=lambda one: -one.score.estimate)
 
 
 def _trained(
@@ -186,33 +296,43 @@ def _size_study(
             "Only one size of the target set was studied: add fractions to "
             "config.study.fractions for a size curve."
         )
+    arms, reason = _on_curve(
+        study,
+        sizes,
+        baseline,
+        [
+            arm
+            for arm in sizes[0].scores.arms
+            if all(arm in size.scores.arms for size in sizes)
+        ],
+    )
+    if reason:
+        return None, reason
+    return size_study.size_study(
+        arms, METRIC, baseline=baseline, resamples=resamples
+    ), ""
+
+
+def _on_curve(
+    study: Study, sizes: Sequence[Size], baseline: str, arms: Sequence[str]
+) -> tuple[dict[str, dict[float, list[Predictions]]], str]:
+    """Returns arm -> size -> predictions of the common seeds, or why there are none."""
     seeds = _common_seeds(sizes)
-    arms = [
-        arm
-        for arm in sizes[0].scores.arms
-        if all(arm in size.scores.arms for size in sizes)
-    ]
     if not seeds or baseline not in arms:
-        return None, "No seed is whole at every size, so there is no size curve."
+        return {}, "No seed is whole at every size, so there is no size curve."
     # Over the seeds whose scores are on the curve.
     means = {
         size.fraction: _mean_patches(_trained(study, size.fraction, baseline, seeds))
         for size in sizes
     }
     if len(set(means.values())) < len(sizes):
-        return None, "Two fractions give the same number of patches: no size curve."
-    found = size_study.size_study(
-        {
-            arm: {
-                means[size.fraction]: [
-                    one for one in size.scores.arms[arm] if one.seed in seeds
-                ]
-                for size in sizes
-            }
-            for arm in arms
-        },
-        METRIC,
-        baseline=baseline,
-        resamples=resamples,
-    )
-    return found, ""
+        return {}, "Two fractions give the same number of patches: no size curve."
+    return {
+        arm: {
+            means[size.fraction]: [
+                one for one in size.scores.arms[arm] if one.seed in seeds
+            ]
+            for size in sizes
+        }
+        for arm in arms
+    }, ""

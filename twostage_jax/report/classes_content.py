@@ -27,7 +27,7 @@ def per_class(study: Study, scores: Scores) -> Table:
         for arm in scores.arms
     ]
     intervals = [cell for row in rows for cell in row[2:-1]]
-    counted = "test patches" if scores.level == "patch" else "test patients"
+    counted = "test patches" if scores.level == "patch" else "test regions"
     return Table(
         scores.named("per_class"),
         f"Scores of each class in per cent, {scores.level} level, mean of "
@@ -68,8 +68,8 @@ def confusion(scores: Scores) -> Table:
 def calibration(scores: Scores) -> Table:
     """Returns calibration error and Brier score of each arm."""
     few = " The seeds are pooled in the figure."
-    if scores.level == "patient":
-        few = " With predictions as few as these, chance alone makes the ECE larger."
+    if scores.level == "region":
+        few = " With so few predictions, chance alone makes the ECE larger."
     brier = scores.intervals["brier"]
     return Table(
         scores.named("calibration"),

@@ -14,7 +14,7 @@ from twostage_jax.errors import UserError
 from twostage_jax.metrics import Predictions
 
 # What rows of one study may differ in: `results._protocol` says the same.
-FREE_STUDY = ("seeds", "arms", "fractions", "side_by_side")
+FREE_STUDY = ("seeds", "arms", "fractions", "baselines", "side_by_side")
 FREE_TRAIN = ("save_every",)
 NAMED = 5
 
@@ -70,6 +70,8 @@ class Study:
       missing: What the study asks for and is not there.
       class_names: Of the target.
       workdirs: The folders.
+      baselines: What was fitted without a network on the same examples; the `arm` of
+        its place is the baseline's name.
     """
 
     name: str
@@ -82,6 +84,20 @@ class Study:
     missing: tuple[Place, ...]
     class_names: tuple[str, ...]
     workdirs: tuple[Path, ...]
+    baselines: Mapping[Place, Record] = dataclasses.field(default_factory=dict)
+
+    def whole_baselines(self, fraction: float, seeds: Sequence[int]) -> tuple[str, ...]:
+        """Returns the baselines of which every fold of these seeds is there."""
+        names = dict.fromkeys(place.arm for place in self.baselines)
+        return tuple(
+            name
+            for name in names
+            if all(
+                Place(name, seed, fraction, fold) in self.baselines
+                for seed in seeds
+                for fold in self.folds
+            )
+        )
 
     def complete(self, fraction: float) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Returns arms and seeds at a fraction of which every fold of each is there.
@@ -116,10 +132,11 @@ class Study:
         return len(self.folds) > 1 and len(tests) > 1
 
     def joined(self, arm: str, seed: int, fraction: float) -> Predictions:
-        """Returns the predictions of all folds of a seed."""
+        """Returns the predictions of all folds of a seed, of an arm or a baseline."""
+        records = self.records if arm in self.arms else self.baselines
         return metrics.joined(
             [
-                self.records[Place(arm, seed, fraction, fold)].predictions
+                records[Place(arm, seed, fraction, fold)].predictions
                 for fold in self.folds
             ]
         )

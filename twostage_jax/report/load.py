@@ -6,6 +6,7 @@ other predictions, or settings that differ end the report, by name. Rows that ar
 there are named and averaged over by nothing.
 """
 
+import dataclasses
 import itertools
 import json
 import math
@@ -52,18 +53,23 @@ def load(workdirs: Sequence[Path]) -> Study:
     for folder, other in zip(folders[1:], results[1:], strict=True):
         joining.same_protocol(folders[0], results[0], folder, other)
     records: dict[Place, Record] = {}
+    baselines: dict[Place, Record] = {}
     classes: dict[tuple[str, ...], Place] = {}
     for folder, result in zip(folders, results, strict=True):
         for row in result["rows"]:
             record, names = _record(folder, row)
             classes.setdefault(names, record.place)
             joining.add(records, record)
+        for row in result.get("baselines", ()):
+            record, names = _record(folder, row)
+            classes.setdefault(names, record.place)
+            joining.add(baselines, record)
     if not records:
         raise UserError(f"{folders[0]}/results.json holds no rows: run the study.")
     joining.same_classes(classes)
     configs = [result["config"] for result in results]
     folds = tuple(range(max(int(configs[0]["study"].get("folds", 0)), 1)))
-    joining.same_tests(records.values(), len(folds))
+    joining.same_tests([*records.values(), *baselines.values()], len(folds))
     joining.same_sizes(records.values())
     arms = joining.arms(folders, configs, records)
     seeds = sorted(joining.union(configs, "seeds", (p.seed for p in records)))
@@ -85,6 +91,7 @@ def load(workdirs: Sequence[Path]) -> Study:
         missing=tuple(place for place in wanted if place not in records),
         class_names=next(iter(classes)),
         workdirs=tuple(folders),
+        baselines=baselines,
     )
 
 
@@ -130,7 +137,7 @@ def _results(folder: Path) -> dict[str, Any]:
     whole = isinstance(config, dict) and isinstance(rows, list)
     if not whole or not isinstance(config.get("study"), dict):
         raise UserError(f"{path}: lacks 'config' or 'rows': run the study again.")
-    for number, row in enumerate(rows):
+    for number, row in enumerate([*rows, *results.get("baselines", ())]):
         lacking = [
             name
             for name, kinds in ROW_FIELDS.items()
@@ -153,7 +160,10 @@ def _record(folder: Path, row: Mapping[str, Any]) -> tuple[Record, tuple[str, ..
     saved = read_arrays(path, ARRAYS)
     names = tuple(str(name) for name in saved["class_names"])
     try:
-        predictions = _predictions(saved, place.seed)
+        predictions = dataclasses.replace(
+            _predictions(saved, place.seed),
+            trained=(row.get("groups") or {}).get("train"),
+        )
         scores = metrics.scores(predictions.labels, predictions.probabilities)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

@@ -1,4 +1,4 @@
-"""Scores of arms on the same test examples, at patch level or at patient level."""
+"""Scores of arms on the same test examples, of patches, regions and patients."""
 
 import dataclasses
 import functools
@@ -15,7 +15,9 @@ from twostage_jax.resampling import Resampler
 from twostage_jax.statistics import Difference, Interval
 
 ArmPredictions = Mapping[str, Sequence[Predictions]]
-Level = Literal["patch", "patient"]
+Level = Literal["patch", "region"]
+# Of patients, who need no label: see `additive`.
+OF_PATIENTS = ("patient_accuracy", "patient_balanced_accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +25,14 @@ class Scores:
     """Arms on the same test examples and seeds.
 
     Attributes:
-      level: What an example is: a patch, or a patient's patches of one true class.
+      level: Kind of the examples: patches, or regions (the patches of one true class of
+        a patient).
       arms: Arm -> the predictions of its seeds, folds joined.
       paired: The same, paired.
       class_names: K names.
-      intervals: Metric -> arm -> score, mean over seeds, and interval; no AUROC where a
-        class does not occur.
+      intervals: Metric -> arm -> score, mean over seeds, and interval; without AUROC if
+        it is not defined, and with the scores of `OF_PATIENTS` at patch level if the set
+        names patients.
       differences: Metric -> every pair of arms.
       examples: Number of test examples.
       groups: Number of test patients, or None if the set has none.
@@ -51,14 +55,17 @@ class Scores:
         return self.paired.seeds
 
     def named(self, what: str) -> str:
-        """Returns the name of a table or figure: 'patient_...' at patient level."""
+        """Returns the name of a table or figure: 'region_...' at region level."""
         return what if self.level == "patch" else f"{self.level}_{what}"
 
     @functools.cached_property
     def of_seeds(self) -> Mapping[str, Sequence[Mapping[str, float | None]]]:
         """Arm -> scores of each seed (see `metrics.scores`)."""
         return {
-            arm: [metrics.scores(one.labels, one.probabilities) for one in seeds]
+            arm: [
+                metrics.scores(one.labels, one.probabilities, one.folds)
+                for one in seeds
+            ]
             for arm, seeds in self.arms.items()
         }
 
@@ -86,22 +93,61 @@ class Scores:
             )
         ]
 
+    @functools.cached_property
+    def of_shares(self) -> Sequence[Mapping[str, Mapping[str, Interval]]]:
+        """For each class, 'error' and 'agreement' -> arm -> value and interval.
+
+        Of the shares of the class in the patches of each patient: see
+        `additive.share_error` and `additive.share_agreement`.
+        """
+        found = []
+        for k in range(len(self.class_names)):
+            error, agreement = (
+                Resampler(one, self.resamples)
+                for one in additive.shares_of_class(self.paired, k)
+            )
+            correlations = [
+                _of_correlation(statistics.difference_interval(agreement, one)[0])
+                for one in np.eye(len(self.arms))
+            ]
+            errors = statistics.score_intervals(error)
+            found.append(
+                {
+                    "error": dict(zip(self.arms, errors, strict=True)),
+                    "agreement": dict(zip(self.arms, correlations, strict=True)),
+                }
+            )
+        return found
+
 
 def of_arms(
     arms: ArmPredictions,
     class_names: Sequence[str],
     resamples: int,
     level: Level = "patch",
+    named: Sequence[str] = (),
 ) -> Scores:
     """Returns the scores of arms.
+
+    Args:
+      arms: Predictions of each arm.
+      class_names: K names.
+      resamples: Number of resamples of an interval.
+      level: Kind of the examples.
+      named: Metrics; empty for all that are defined.
 
     Raises:
       UserError: As `paired.pair`.
     """
     paired = pair(arms)
+    first = next(iter(arms.values()))[0]
+    if not named:
+        named = additive.OF_PATCHES
+        if level == "patch" and first.groups is not None:
+            named += OF_PATIENTS
     intervals, pairs = {}, {}
-    for metric in additive.METRICS:
-        if metric == "auroc" and not paired.supports.any(0).all():
+    for metric in named:
+        if metric == "auroc" and not additive.has_auroc(paired):
             continue
         sampler = Resampler(additive.metric(paired, metric), resamples)
         intervals[metric] = {
@@ -114,7 +160,6 @@ def of_arms(
             _with_names(one, class_names)
             for one in statistics.differences(paired, sampler, metric)
         ]
-    first = next(iter(arms.values()))[0]
     return Scores(
         level,
         arms,
@@ -128,25 +173,38 @@ def of_arms(
     )
 
 
-def by_patient(scores: Scores) -> Scores | None:
-    """Returns patch-level scores at patient level, or None if the set names none."""
+def _of_correlation(found: Interval) -> Interval:
+    """Returns the interval of a correlation from that of a difference.
+
+    A correlation may be negative, too, but is never outside -1 to 1.
+    """
+    if found.low is None:
+        return found
+    ends = ((found.low, found.high), found.these)
+    ends = [one and tuple(float(x) for x in np.clip(one, -1, 1)) for one in ends]
+    return Interval(found.estimate, *ends[0], these=ends[1])
+
+
+def by_region(scores: Scores) -> Scores | None:
+    """Returns patch-level scores at region level, or None if the set names no patients."""
     if scores.groups is None:
         return None
     arms = {
-        arm: [metrics.grouped(one) for one in seeds]
+        arm: [metrics.regions(one) for one in seeds]
         for arm, seeds in scores.arms.items()
     }
-    return of_arms(arms, scores.class_names, scores.resamples, "patient")
+    return of_arms(arms, scores.class_names, scores.resamples, "region")
 
 
-def _with_names(
-    found: Interval | Difference, class_names: Sequence[str]
-) -> Interval | Difference:
-    """Returns it with the reason naming classes, which the statistics number."""
+def _with_names(found: Interval, class_names: Sequence[str]) -> Interval:
+    reason = named_classes(found, class_names)
+    return dataclasses.replace(found, reason=reason)
+
+
+def named_classes(found: Interval, class_names: Sequence[str]) -> str:
+    """Returns the reason of an interval with names of classes instead of numbers."""
 
     def name(match: re.Match[str]) -> str:
         return f"class '{class_names[int(match[1])]}'"
 
-    return dataclasses.replace(
-        found, reason=re.sub(r"^class (\d+)", name, found.reason)
-    )
+    return re.sub(r"^class (\d+)", name, found.reason)

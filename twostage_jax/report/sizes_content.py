@@ -5,7 +5,7 @@ import statistics
 from twostage_jax.report import findings
 from twostage_jax.report.analysis import METRIC, Analysis
 from twostage_jax.report.formats import Column, Table, show
-from twostage_jax.report.scores_content import as_interval, how
+from twostage_jax.report.scores_content import how
 from twostage_jax.report.tables import number_range
 
 
@@ -60,7 +60,7 @@ def _patches(analysis: Analysis) -> Column:
 
 
 def size_pairs(analysis: Analysis) -> Table:
-    """Returns each arm less the baseline at each size."""
+    """Returns each arm minus the baseline at each size."""
     found = findings.size_differences(analysis)
     return Table(
         "size_differences",
@@ -73,10 +73,7 @@ def size_pairs(analysis: Analysis) -> Table:
             Column("p", "p"),
             Column(f"p (Holm, {len(found)} rows)", "p"),
         ],
-        [
-            [size.n, one.first, as_interval(one), one.p_value, p]
-            for size, one, p in found
-        ],
+        [[size.n, one.first, one, one.p_value, p] for size, one, p in found],
         "Holm's correction is over all rows of this table, so it is stricter than that "
         "of the pairs at the full size.",
     )

@@ -185,9 +185,20 @@ def tuning(study: Study) -> list[Part]:
             [name, *(chosen.get(a, {}).get(name, 0) for a in study.arms)]
             for name in settings
         ],
-        f"Every arm got the same tuning: {same}.",
+        f"Every arm got the same tuning: {same}. {_choice(chosen)}",
     )
     return [summary, Details("All that was tried", [_tried(tried)])]
+
+
+def _choice(chosen: Mapping[str, collections.Counter]) -> str:
+    """Returns how the settings were chosen, by what was chosen."""
+    if any(len(counts) > 1 for counts in chosen.values()):
+        return "Each row, or each run folder, chose its own setting."
+    return (
+        "Each arm has one setting for the whole study, of the highest mean balanced "
+        "accuracy on validation patients over all its rows. With folds, these patients "
+        "are test patients of other rows, for every arm alike."
+    )
 
 
 def _tried(tried: Sequence[tuple]) -> Table:

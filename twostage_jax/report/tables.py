@@ -13,7 +13,7 @@ COLUMNS = {
 MISSING_NAMED = 5
 
 
-def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def results_table(rows: Sequence[Mapping[str, Any]], first: str = "arm") -> str:
     """Returns the scores of each arm, at each fraction, as a Markdown table.
 
     Mean ± standard deviation over seeds (of the sample, n - 1), in per cent. What other
@@ -24,6 +24,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
       rows: One for each arm, fraction and seed (see `folds.by_seed`): 'arm', 'fraction',
         'seed', 'n_train' (list of int), 'metrics' (name -> score, or None) and, if
         some folds are not there, 'lacks' (list of int).
+      first: Head of the first column.
     """
     if not rows:
         return "No results yet."
@@ -49,7 +50,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
         else:
             lacks = by_place[place].get("lacks", ())
             missing += [_place(*place, f", fold {fold}") for fold in lacks]
-    header = ["arm"] + (["fraction"] if len(fractions) > 1 else [])
+    header = [first] + (["fraction"] if len(fractions) > 1 else [])
     header += ["training patches", *COLUMNS.values(), "seeds"]
     table = markdown_table(header, lines, left=1)
     return table + _missing(missing) if missing else table

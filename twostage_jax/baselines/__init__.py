@@ -1,0 +1,1 @@
+"""What anyone would try before a network: descriptors and a linear classifier."""

@@ -1,0 +1,69 @@
+"""Features of networks that are not trained on the target."""
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from twostage_jax.data import augment
+from twostage_jax.models import HEAD, layers
+
+PyTree = Any
+BATCH = 256
+# Taps after a ReLU: of the convolutions of a plain network, of the stages of a residual.
+LAYERS = re.compile(r"relu[1-5]|stage\d+")
+
+
+def features(
+    module: Any,
+    variables: PyTree,
+    fresh: PyTree,
+    images: np.ndarray,
+    normalise: str,
+    mean: np.ndarray,
+    deviation: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Returns the features of images by layer, `[N, F]` float32.
+
+    A feature is the mean or the standard deviation of a channel over the image.
+
+    Args:
+      module: The network, for the classes of the target.
+      variables: Of the network, for any classes.
+      fresh: Variables for the classes of the target, whose head stands in.
+      images: `[N, H, W, C]` in [0, 1].
+      normalise, mean, deviation: How images are scaled, see `augment.normalise`.
+    """
+    # With one shape of head all networks share a compiled program.
+    params = {**variables["params"], HEAD: fresh["params"][HEAD]}
+    variables = {**variables, "params": params}
+    parts: dict[str, list[np.ndarray]] = {}
+    for first in range(0, len(images), BATCH):
+        batch = images[first : first + BATCH]
+        padded = np.pad(batch, [(0, BATCH - len(batch)), *[(0, 0)] * 3])
+        found = _forward(module, variables, padded, normalise, mean, deviation)
+        for name, values in found.items():
+            parts.setdefault(name, []).append(np.asarray(values)[: len(batch)])
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("module", "normalise"))
+def _forward(
+    module: Any,
+    variables: PyTree,
+    images: jax.Array,
+    normalise: str,
+    mean: jax.Array,
+    deviation: jax.Array,
+) -> dict[str, jax.Array]:
+    images = augment.normalise(jnp.asarray(images), normalise, mean, deviation)
+    _, taps = module.apply(variables, images, train=False)
+    # A network without such layers is described by what its head sees.
+    names = [name for name in taps if LAYERS.fullmatch(name)] or list(taps)[-2:][:1]
+    return {
+        name: layers.moments(taps[name]) if taps[name].ndim == 4 else taps[name]
+        for name in names
+    }
