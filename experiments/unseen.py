@@ -69,7 +69,8 @@ held-out training patients (`twostage_jax/novelty.py`). Two models were measured
 - of real CT: trained on patches of `covid_ct` (17 patients; `experiments/covid.py`, arm
   `scratch`, seed 0). Unlike: {real}.
 
-Both networks had the dense head. Real CT is `ct_dicom`, 20 slices of 10 patients of another collection, windows as `predict`
+Both networks had the dense head.
+Real CT is `ct_dicom`, 20 slices of 10 patients of another collection, windows as `predict`
 cuts them; for the second model all images are resampled to 1.4 mm and shown as its slices
 were (HU window -300,1950). *Lung alone*: windows with at least 95 % of lung. The numbers,
 and more of them: [unseen.json](unseen.json).
