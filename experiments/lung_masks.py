@@ -97,9 +97,9 @@ odd numbers (an abdominal slice with a mask, or a slice of the chest that loses 
 
 {ribs}
 
-Either half leads to 12 mm or more, or 8 mm, and 12 mm makes no error in the other half. From
-16 mm on, the gas in the stomach of 19001006-028 counts as lung. With ten patients, a rate
-of errors below 10 % cannot be told from none.
+Each half alone allows 12 mm, which makes no error in the other half. From 16 mm on, the
+gas in the stomach of 19001006-028 counts as lung. Ten patients are too few to distinguish
+an error rate of several per cent from none.
 
 ## A trunk of 112 slices
 
@@ -114,7 +114,8 @@ slices. It was looked at when the rules were chosen.
 ## {heavy} constructed slices of heavy consolidation, {abdomens} of the abdomen
 
 Phantoms in which the lower 40 to 85 % of the lungs are consolidated, with bronchi; and
-phantoms without lungs, with four to eight gas-filled loops 15 mm or more from the ribs, which suits the rule.
+phantoms without lungs, with four to eight gas-filled loops 15 mm or more from the ribs, which suits
+the rule.
 Of {abdomens} abdominal slices, {wrong} have a mask; {sure} of these without a doubt.
 **Solid consolidation of whole lower lobes is lost**: without air, it looks like the chest
 wall. Take masks made elsewhere for such patients (`--lungs=FOLDER`).
