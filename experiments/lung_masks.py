@@ -114,8 +114,8 @@ slices. It was looked at when the rules were chosen.
 ## {heavy} constructed slices of heavy consolidation, {abdomens} of the abdomen
 
 Phantoms in which the lower 40 to 85 % of the lungs are consolidated, with bronchi; and
-phantoms without lungs, with four to eight gas-filled loops 15 mm or more from the ribs: that
-suits the rule.
+phantoms without lungs, with four to eight gas-filled loops 15 mm or more from the ribs:
+that suits the rule.
 Of {abdomens} abdominal slices, {wrong} have a mask; {sure} of these without a doubt.
 **Solid consolidation of whole lower lobes is lost**: without air, it looks like the chest
 wall. Take masks made elsewhere for such patients (`--lungs=FOLDER`).
