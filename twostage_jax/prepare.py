@@ -16,6 +16,9 @@ MedGIFT contours; see `data/dicom.py`. It writes
     series.csv     each series of an annotated patient, and what is odd about it
     preview.png    some patches of each class
 
+With --lungs=FOLDER, patches lie in lung masks made elsewhere: NIfTI or DICOM SEG, such as
+TotalSegmentator and lungmask write; each series with regions needs one.
+
 With --beam='--runner=DirectRunner', or a runner of a cluster, an Apache Beam pipeline cuts
 the patches (extra 'beam').
 

@@ -48,9 +48,14 @@ BESIDE_RIBS, DARK_BESIDE_RIBS, DARK_BELOW_HU = 0.02, 0.10, -900
 BOWEL_BESIDE_RIBS = 0.30
 # The median counts pixels further than this from the edge, mm.
 CORE_MM = 3.0
-# Lung away from all ribs: an island between consolidations, no darker than the lung of
-# its slice by more than this; or larger than bowel that is not dark, mm^2.
-ISLAND_HU, LARGEST_GREY_BOWEL_MM2 = 50.0, 3000.0
+# Lung away from all ribs: an island between consolidations, no darker by more than this
+# than the darkest lung next to ribs in its slice, of pieces of at least so many mm^2.
+ISLAND_HU, ISLAND_LIKE_MM2 = 40.0, 500.0
+# An island lies in the convex hull of such lung, or as near to it, mm: not outside the
+# chest, between trunk and arm.
+ISLAND_MM = 8.0
+# Larger than bowel whose gas is not dark, mm^2.
+LARGEST_GREY_BOWEL_MM2 = 3000.0
 # Less lung than this in a single section (mm^2) or volume (mm^3) could be something else.
 LITTLE_MM2, LITTLE_MM3 = 1000.0, 20e3
 # Two thirds of such lung is too dark to be sure.
@@ -275,9 +280,9 @@ def _lungs_of(
     for image, inside, near in zip(hu, air, ribs, strict=True):
         labels, _ = ndimage.label(inside)
         # A section of a volume may be small: `_lung_pieces` looks at the whole of it.
-        fewest = SMALLEST_SECTION_MM2 if step is None else 4 * pixel**2
+        fewest = SMALLEST_SECTION_MM2 if step is None else 0.0
         found = _measured(labels, image, near, pixel, fewest)
-        _judge(labels, found)
+        _judge(labels, found, pixel)
         sections.append(labels)
         pieces.append(found)
     # Dark gas is taken out first: through a thin wall it would join bowel to lung.
@@ -332,7 +337,7 @@ def _measured(
     return found
 
 
-def _judge(labels: np.ndarray, pieces: list[_Piece]) -> None:
+def _judge(labels: np.ndarray, pieces: list[_Piece], pixel: float) -> None:
     """Decides which pieces of one slice are lung, by themselves and by each other."""
     for piece in pieces:
         least = DARK_BESIDE_RIBS if piece.dark else BESIDE_RIBS
@@ -344,8 +349,11 @@ def _judge(labels: np.ndarray, pieces: list[_Piece]) -> None:
     sure = [piece for piece in pieces if piece.lung and not piece.dark]
     if not sure or len(sure) == len(pieces):
         return
-    darkest = np.average([p.core for p in sure], weights=[p.area for p in sure])
+    largest = max(piece.area for piece in sure)
+    alike = min(largest, ISLAND_LIKE_MM2)
+    darkest = min(piece.core for piece in sure if piece.area >= alike)
     hull = morphology.convex_hull_image(_chosen(labels, sure))
+    hull = _dilated(hull, ISLAND_MM / pixel)
     for piece in pieces:
         island = not piece.dark and piece.core > darkest - ISLAND_HU
         piece.lung |= island and bool(hull[piece.at])
