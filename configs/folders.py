@@ -55,6 +55,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     two_stage.add_long_natural(config)
     config.study.seeds = (0, 1, 2)
+    config.study.baselines += ("frozen",)
 
     if variant == "texture_only":
         for stage in (natural, texture, target):

@@ -61,4 +61,5 @@ def get_config(variant: str = "") -> ConfigDict:
         # Fewer steps leave the network behind texture descriptors: experiments/heads.md.
         config.stages.target.train.steps = 600
         config.study.seeds = (0, 1, 2)
+        config.study.baselines += ("frozen",)
     return config
