@@ -37,16 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = two_stage.get_config(variant)
     config.name = f"patches_{variant}" if variant else "patches"
 
-    natural = config.stages.natural.data = two_stage.data("folder")
-    natural.path = ""  # folder of class sub-folders, optionally below train/ and test/
-
-    texture = config.stages.texture.data = two_stage.data("folder")
-    texture.path = ""  # folder of class sub-folders
-    texture.name = "texture_folder"  # names the prepared set
-    texture.kind = "texture"
-    texture.crop = 64  # side of the crops cut from an image, pixels
-    texture.stride = 32  # distance between crops, pixels
-    texture.group_regex = ""  # its first group, in 'class/file', is the sample
+    two_stage.add_image_folders(config)
 
     target = config.stages.target.data = two_stage.data("folder")
     target.path = ""  # folder of class sub-folders of patches

@@ -169,6 +169,21 @@ def stage(source: str, steps: int) -> ConfigDict:
     return stage
 
 
+def add_image_folders(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
+    """Makes the source stages read folders of images; returns their data settings."""
+    natural = config.stages.natural.data = data("folder")
+    natural.path = ""  # folder of class sub-folders, optionally below train/ and test/
+
+    texture = config.stages.texture.data = data("folder")
+    texture.path = ""  # folder of class sub-folders
+    texture.name = "texture_folder"  # names the prepared set
+    texture.kind = "texture"
+    texture.crop = 64  # side of the crops cut from an image, pixels
+    texture.stride = 32  # distance between crops, pixels
+    texture.group_regex = ""  # its first group, in 'class/file', is the sample
+    return natural, texture
+
+
 def data(source: str) -> ConfigDict:
     """Returns what the data settings of all sources have in common."""
     data = ConfigDict()

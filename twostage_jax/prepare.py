@@ -196,13 +196,11 @@ def _report(made: "Dataset") -> None:
 def _paths(roots: Mapping[str, Path], salt: str) -> dict[str, str]:
     """Returns the path of each file's hash."""
     from twostage_jax.data import hiding
-    from twostage_jax.walk import shown, walk
+    from twostage_jax.walk import every_path, shown
 
     found = {}
     for root in roots.values():
-        tree = walk(root) if root.is_dir() else None
-        skipped = [path for path, _ in tree.skipped] if tree else []
-        for path in [*tree.files, *skipped] if tree else [root]:
+        for path in every_path(root) if root.is_dir() else [root]:
             found[hiding.file_hash(path, salt)] = shown(path)
     return found
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from twostage_jax.errors import UserError
+from twostage_jax.walk import shown
 
 DELIMITERS = ",;\t"
 _MARKS = (
@@ -149,14 +150,6 @@ def on_disk(path: Path) -> Path:
             where=shown(path),
         )
     return found[0] if found else path
-
-
-def shown(path: str | Path) -> str:
-    r"""Returns a path as text that can be printed and stored.
-
-    Bytes of a name that are not UTF-8 become '\xf6' and the like.
-    """
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def alike(names: Iterable[str]) -> dict[str, str]:

@@ -92,6 +92,14 @@ def check_folder(folder: Path, setting: str = "") -> None:
     raise UserError(f"{setting or folder}: {wrong}.", where=setting or folder)
 
 
+def every_path(root: Path) -> list[Path]:
+    """Returns all files below a folder, also skipped ones; none for a file."""
+    if not root.is_dir():
+        return []
+    tree = walk(root)
+    return [*tree.files, *(path for path, _ in tree.skipped)]
+
+
 def shown(path: Path | str) -> str:
     """Returns a path as text that can be printed and written, whatever its bytes."""
     return os.fsencode(path).decode(errors="backslashreplace")

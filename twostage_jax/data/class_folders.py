@@ -24,7 +24,8 @@ from typing import NamedTuple
 from twostage_jax import walk
 from twostage_jax.data.files import split_names
 from twostage_jax.errors import UserError
-from twostage_jax.tables import alike, composed, shown
+from twostage_jax.tables import alike, composed
+from twostage_jax.walk import shown
 
 # Size in bytes and modification time in ns.
 Stamp = tuple[int, int]

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from twostage_jax import tables
+from twostage_jax import tables, walk
 from twostage_jax.data import class_folders, hu_files, image_files
 from twostage_jax.data.class_folders import Stamp
 from twostage_jax.data.dataset import (
@@ -141,7 +141,7 @@ def recipe(
     files = []
     for image in found.images:
         label = found.class_names.index(image.class_name)
-        id = tables.composed(tables.shown(image.path))
+        id = tables.composed(walk.shown(image.path))
         file = File(image.path, id, image.name, label, "", image.split, image.stamp)
         files.append(dataclasses.replace(file, group=group_of(file)))
     in_hu = _in_hu(root, files, units, offset)
@@ -215,7 +215,7 @@ def make(
             images = [Image.fromarray(patch) for patch in values]
             made.notes.add("images", count=len(images))
         else:
-            shown = tables.shown(path)
+            shown = walk.shown(path)
             images = [
                 image_files.read(
                     path, cut.channels, shown, found=found, notes=made.notes
@@ -235,9 +235,9 @@ def _squares(
     size, least = cut.size, min(image.size)
     if cut.crop and least < cut.crop:
         raise UserError(
-            f"image {tables.shown(path)} is {image.width} x {image.height} pixels, smaller "
+            f"image {walk.shown(path)} is {image.width} x {image.height} pixels, smaller "
             f"than crop = {cut.crop}: lower crop or remove it.",
-            where=tables.shown(path),
+            where=walk.shown(path),
         )
     if cut.crop:
         squares = {
@@ -308,7 +308,7 @@ def _in_hu(root: Path, files: Sequence[File], units: str, offset: float) -> bool
 
 def _refuse_mixture(root: Path, paths: Sequence[str], reason: str) -> None:
     if paths:
-        where = tables.shown(root / paths[0])
+        where = walk.shown(root / paths[0])
         raise UserError(
             f"{where} and {len(paths) - 1} more files cannot be used: {reason}. Keep grey "
             "images (PNG, JPEG, TIFF of 8 or 16 bits without sign) and images in HU "

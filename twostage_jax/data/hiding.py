@@ -11,7 +11,7 @@ from twostage_jax.ct.dicom import patient_hash
 from twostage_jax.ct.series import TOGETHER
 from twostage_jax.errors import UserError
 from twostage_jax.spreadsheet import inert
-from twostage_jax.walk import walk
+from twostage_jax.walk import every_path
 
 # (name of the file, reason)
 Hidden = list[tuple[str, str]]
@@ -123,9 +123,7 @@ def without_paths(text: str, roots: Mapping[str, Path], salt: str) -> str:
     """
     names = {path: flag for flag, path in roots.items()}
     for root in roots.values():
-        tree = walk(root) if root.is_dir() else None
-        skipped = [path for path, _ in tree.skipped] if tree else []
-        for path in [*tree.files, *skipped] if tree else ():
+        for path in every_path(root):
             for place in (path, *path.parents):
                 if place.is_relative_to(root):
                     names.setdefault(place, file_hash(place, salt))
