@@ -123,8 +123,8 @@ def draw_sheet(
     down = -(-count // across)
     beside = across * (wide + 4) + 3 * drawing.MARGIN
     # The legend, and below it the bar: on the pictures it would lie on white tissue.
-    legend = drawing.legend_height(style.class_names)
-    tall = max(down * (high + 4), legend + 60)
+    below_legend = drawing.legend_height(style.class_names)
+    tall = max(down * (high + 4), below_legend + 60)
     canvas = Image.new(
         "RGB", (beside + drawing.LEGEND, tall + HEAD + style.foot), drawing.GROUND
     )
@@ -140,7 +140,7 @@ def draw_sheet(
         drawing.write(pen, (left + 5, top + 4), str(place + 1), 13)
     drawing.sides(pen, (drawing.MARGIN, HEAD), (high, wide), style.sides)
     mm = shape[1] * style.pixel_mm[1] / wide
-    drawing.bar(pen, beside, HEAD + legend + 50, mm, drawing.LEGEND // 2)
+    drawing.bar(pen, beside, HEAD + below_legend + 50, mm, drawing.LEGEND // 2)
     numbers = f"{count} slices from the head" if count > 1 else "1 slice"
     title = f"{style.title}, {numbers}"
     drawing.write(pen, (drawing.MARGIN, 14), title, 17, room=canvas.width)

@@ -280,7 +280,7 @@ def _draw(folder: Path, mapped: Mapped) -> None:
         notices=mapped.run.notices,
     )
 
-    def draw(z: int) -> None:
+    def draw_slice(z: int) -> None:
         number = len(hu) - z
         name = f"slice {number} of {len(hu)}"
         if doubt := mapped.doubts[z]:
@@ -292,7 +292,7 @@ def _draw(folder: Path, mapped: Mapped) -> None:
 
     (folder / "overlays").mkdir()
     with ThreadPoolExecutor() as pool:
-        list(pool.map(draw, np.flatnonzero(lungs.any((1, 2))).tolist()))
+        list(pool.map(draw_slice, np.flatnonzero(lungs.any((1, 2))).tolist()))
     sheet = overlay.draw_sheet(hu, labels, lungs, style, unlike)
     sheet.save(folder / "contact_sheet.png")
 
