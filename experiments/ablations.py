@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from twostage_jax import atomic, cli, results, study
-from twostage_jax.config import with_values
+from twostage_jax import cli, io
+from twostage_jax.config import Config, StageConfig, with_values
 from twostage_jax.report.tables import markdown_table
-from twostage_jax.settings import Config, StageConfig
-from twostage_jax.stage import read_lineage
+from twostage_jax.study import results, run
+from twostage_jax.study.stage import read_lineage
 
 EARLY = ("conv1/.*", "conv2/.*")
 # Name -> changes of settings, {stage: {setting: value}}, or of the chain, {'chain': ...}.
@@ -103,7 +103,7 @@ def ablate(
     for name, change in CHANGES.items():
         variant = changed(base, change)
         scores: dict[str, list[float]] = {}
-        with study.trained(variant, out, cli.data_dir(data_dir)) as (materials, rows):
+        with run.trained(variant, out, cli.data_dir(data_dir)) as (materials, rows):
             chosen = results.chosen_runs(materials, rows)
             for row in rows:
                 score = read_lineage(materials, chosen[row.name])["validation"]
@@ -113,9 +113,9 @@ def ablate(
         found[name] = scores
         cells = (_cell(scores.get(arm), found["as it is"][arm]) for arm in base.arms)
         lines.append([name, *cells])
-        atomic.write_json(out / "ablations.json", found)
+        io.write_json(out / "ablations.json", found)
         table = markdown_table(["change", *base.arms], lines)
-        atomic.write_text(out / "ablations.md", table + "\n")
+        io.write_text(out / "ablations.md", table + "\n")
     print(table)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pydicom
 
-from twostage_jax.ct import frames, pixels
+from twostage_jax.ct import decode
+from twostage_jax.ct.decode import quiet
 from twostage_jax.ct.dicom import AIR_HU, LOWEST_HU, UNTAGGED_PADDING, Header
-from twostage_jax.ct.refusing import quiet
 
 # Of the HU, where SimpleITK cannot be asked since it refuses the file: a few bytes of
 # the pixels themselves, which nothing can tell from others.
@@ -75,9 +75,9 @@ def _padding(other: np.ndarray, path: Path) -> np.ndarray:
     """
     with quiet():
         dataset = pydicom.dcmread(path)
-        views = frames.of(dataset, path)
+        views = decode.of(dataset, path)
         stored = [
-            pixels.container_values(dataset, path, index) for index in range(len(views))
+            decode.container_values(dataset, path, index) for index in range(len(views))
         ]
     values, first = np.stack(stored), dataset.get("PixelPaddingValue")
     untagged = np.isin(values, UNTAGGED_PADDING) | np.isin(other, UNTAGGED_PADDING)

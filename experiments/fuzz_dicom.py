@@ -30,9 +30,9 @@ from dicom_damage import DAMAGES, recoded
 
 from twostage_jax.ct.dicom import Header, read_headers, read_slices
 from twostage_jax.ct.lungs import lung_mask
-from twostage_jax.ct.segmentation import write_segmentation
 from twostage_jax.ct.series import sort_series
 from twostage_jax.errors import UserError
+from twostage_jax.maps.seg import write_segmentation
 
 TIME_LIMIT_S = 20
 MEMORY_LIMIT = 4 * 2**30

@@ -207,7 +207,7 @@ readings, each with its own true score: over new training patients, and over the
 sets that the patients of this study can make. The second is what an interval over test
 patients and seeds covers; taken for the first, it covers far too little (*percentile*).
 
-The variance over training patients is estimated by `twostage_jax/training_sets.py`, by
+The variance over training patients is estimated by `twostage_jax/stats/intervals.py`, by
 regression of products of patients' scores on the fraction of training patients that they
 share. Its two constants were chosen on 17 to 60 patients, 1 to 20 seeds, 2 and 5 folds,
 with other random numbers; the rows from *24 patients* on are settings that it was not

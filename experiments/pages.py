@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from twostage_jax import atomic
+from twostage_jax import io
 
 
 def leave(out: Path | None, numbers: dict[str, Any], page: str) -> None:
     """Prints a page; writes it to `out`, if given, and the numbers as JSON beside it."""
     print(page)
     if out:
-        atomic.write_json(out.with_suffix(".json"), numbers)
-        atomic.write_text(out, page)
+        io.write_json(out.with_suffix(".json"), numbers)
+        io.write_text(out, page)

@@ -71,9 +71,9 @@ def measure(run: Path, dicom: Path, out: Path, stride: int) -> dict[str, np.ndar
     Also 'total', and 'count': (windows, side of a window in pixels).
     """
     from twostage_jax import cli
-    from twostage_jax.mapping import classify, trained
-    from twostage_jax.mapping import folder as folder_maps
-    from twostage_jax.mapping import series as series_maps
+    from twostage_jax.maps import classify, trained
+    from twostage_jax.maps import run as folder_maps
+    from twostage_jax.maps import run as series_maps
 
     cli.use_cores()
     found = defaultdict(lambda: np.zeros(2))

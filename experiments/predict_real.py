@@ -25,10 +25,10 @@ import pages
 from twostage_jax import cli
 from twostage_jax.ct.palette import NOTICE
 from twostage_jax.ct.series import find_series
-from twostage_jax.ct.volumes import UNCLASSIFIED
-from twostage_jax.mapping import trained
-from twostage_jax.mapping.classify import Classifier, How
-from twostage_jax.mapping.folder import map_folder, series_name
+from twostage_jax.maps import trained
+from twostage_jax.maps.classify import Classifier, How
+from twostage_jax.maps.extent import UNCLASSIFIED
+from twostage_jax.maps.run import map_folder, series_name
 
 # Of what a series without any lung is refused for.
 NO_LUNG = "no lung"

@@ -24,7 +24,7 @@ from PIL import Image
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.series import find_series, read_in_turn
 from twostage_jax.data import prepared_folder
-from twostage_jax.data.prepare import prepare
+from twostage_jax.data.store import prepare
 
 # HU: of air-filled holes, of lung, and of disease, but also of vessels.
 CLASSES = {

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twostage_jax import additive, size_study, statistics
-from twostage_jax.paired import Paired
-from twostage_jax.resampling import Resampler
+from twostage_jax.stats import intervals, learning_curve, paired
+from twostage_jax.stats.intervals import Resampler
+from twostage_jax.stats.paired import Paired
 
 NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 NODE_WEIGHTS = NODE_WEIGHTS / NODE_WEIGHTS.sum()
@@ -174,7 +174,7 @@ def truth(scenario: Scenario, metric: str) -> Callable[[np.ndarray, float], np.n
     """
     shifts = np.zeros(1)
     if scenario.training:
-        shifts = SHIFTS if metric in additive.OF_COUNTS else FEW_SHIFTS
+        shifts = SHIFTS if metric in paired.OF_COUNTS else FEW_SHIFTS
     # Neither depends on how many patients and seeds a study has of the population.
     many = dataclasses.replace(
         scenario, folds=0, training=0.0, validation=0.0, anew=True, patients=3000,
@@ -210,12 +210,12 @@ def _true(many: Scenario, metric: str) -> np.ndarray:
     """
     generator = np.random.default_rng(99)
     matrix = np.zeros((2, many.classes, many.classes))
-    if metric not in additive.OF_COUNTS:
+    if metric not in paired.OF_COUNTS:
         part = dataclasses.replace(many, seeds=max(many.seeds // 20, 1))
         found = []
         for _ in range(10):
             study = predicted(part, generator, simulate(part, generator))
-            one = additive.metric(study, metric)
+            one = paired.metric(study, metric)
             found.append(one.score(one.sums.sum(2)).mean(1))
         return np.mean(found, axis=0)
     for _ in range(10):
@@ -229,7 +229,7 @@ def _true(many: Scenario, metric: str) -> np.ndarray:
         for k in range(many.classes):
             matrix[:, k, k] += right[:, k]
             matrix[:, k, (k + 1) % many.classes] += patches[:, k].sum() - right[:, k]
-    return additive.OF_COUNTS[metric](matrix)
+    return paired.OF_COUNTS[metric](matrix)
 
 
 def measure(
@@ -259,9 +259,9 @@ def measure(
         # The effects of training sets of the same patients scatter less.
         within = scenario.training * np.sqrt(1 - np.nan_to_num(simulated.trained))
         these = true_score(simulated.shift, within)
-        sampler = Resampler(additive.metric(study, metric), resamples, seed=repeat)
-        one = statistics.score_interval(sampler, score)
-        two, p_value = statistics.difference_interval(sampler, contrast)
+        sampler = Resampler(paired.metric(study, metric), resamples, seed=repeat)
+        one = intervals.score_interval(sampler, score)
+        two, p_value = intervals.difference_interval(sampler, contrast)
         plain = np.quantile(sampler.resampled @ [1, -1], [0.025, 0.975])
         gap = contrast @ new
         note = found.setdefault
@@ -283,7 +283,7 @@ def measure(
                 beyond = two.these[0] > 0 or two.these[1] < 0
                 note("rejected_these", []).append(beyond)
         note("percentile", []).append(plain[0] <= gap <= plain[1])
-        mcnemar = statistics.mcnemar(*study.right)
+        mcnemar = intervals.mcnemar(*study.right)
         note("mcnemar", []).append(mcnemar <= 0.05)
     shares = {name: float(np.mean(values)) for name, values in found.items()}
     given = len(found["difference_these"]) / repeats
@@ -320,17 +320,17 @@ def measure_sizes(
         right = right + (patches / (1 + np.exp(-logits))).mean(1).sum(1)
         total = total + patches.sum(0)
     true = (right / total).mean(1).reshape(2, -1)
-    needed = size_study.patches_to_match(true[0], true[1], SIZES)
-    areas = size_study.area_under_curve(SIZES, np.eye(len(SIZES)))
+    needed = learning_curve.patches_to_match(true[0], true[1], SIZES)
+    areas = learning_curve.area_under_curve(SIZES, np.eye(len(SIZES)))
     gain, hits = areas @ (true[1] - true[0]), []
     for repeat in range(repeats):
         generator = np.random.default_rng((seed, repeat))
         study = predicted(scenario, generator, simulate_sizes(scenario, generator))
-        balanced = additive.metric(study, "balanced_accuracy")
+        balanced = paired.metric(study, "balanced_accuracy")
         sampler = Resampler(balanced, resamples, repeat)
         weights = np.concatenate([-areas, areas])
-        area, _ = statistics.difference_interval(sampler, weights)
-        matches = size_study.matches(sampler, SIZES, 0, 1)
+        area, _ = intervals.difference_interval(sampler, weights)
+        matches = learning_curve.matches(sampler, SIZES, 0, 1)
         hits.append([area.low <= gain <= area.high])
         hits[-1] += [
             match.low <= value <= match.high

@@ -28,11 +28,13 @@ import jax
 import numpy as np
 import pages
 
-from twostage_jax import compiled, fit, models, training
+from twostage_jax import models
+from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
 from twostage_jax.data.dataset import Dataset
-from twostage_jax.data.feed import feed, order
-from twostage_jax.placement import alone
-from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
+from twostage_jax.train import loop, parallel
+from twostage_jax.train import steps as training
+from twostage_jax.train.feed import feed, order
+from twostage_jax.train.parallel import alone
 
 try:
     import torch
@@ -127,10 +129,10 @@ def jax_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
         transferred=frozenset(),
     )
     placement = alone()
-    programs = compiled.programs(settings, placement.axis_name)
+    programs = parallel.programs(settings, placement.axis_name)
     source = feed(dataset, placement.devices)
     moments = [np.full(case.channels, value, np.float32) for value in (0.5, 0.25)]
-    run = fit.Run(
+    run = loop.Run(
         name="throughput",
         state=training.create_state(settings, variables),
         indices=np.arange(len(dataset)),
@@ -151,7 +153,7 @@ def jax_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
         jax.block_until_ready((state, metrics))
 
     def epoch(steps: int) -> None:
-        task = fit.Task(
+        task = loop.Task(
             settings=TrainConfig(
                 steps, case.batch, eval_every=steps, save_every=2 * steps, select="last"
             ),
@@ -161,7 +163,7 @@ def jax_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
             runs=[run],
             score=lambda _: [{"loss": 0.0, "balanced_accuracy": 0.0}],
         )
-        fit.fit(task, fit.Watch(lambda *_: None, lambda: False))
+        loop.fit(task, loop.Watch(lambda *_: None, lambda: False))
 
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     return Runner(step, epoch, count)
@@ -228,8 +230,8 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
     shorter run brings the caches and threads back to the one whose turn it is.
     """
     # A call of the device has as many steps in `fit`; a slow step needs no more.
-    chunk = 1 if jax.default_backend() == "cpu" else fit.MAX_CHUNK
-    dataset = make_dataset(case, 2 * fit.MAX_CHUNK)
+    chunk = 1 if jax.default_backend() == "cpu" else loop.MAX_CHUNK
+    dataset = make_dataset(case, 2 * loop.MAX_CHUNK)
     runners = {"jax": jax_runner(case, dataset, chunk)}
     compiling = _time(runners["jax"].step, chunk)
     if torch and (jax.default_backend() == "cpu" or torch.cuda.is_available()):
@@ -240,8 +242,8 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
     runners["jax"].step(chunk)
     step = _time(runners["jax"].step, 2 * chunk) / (2 * chunk)
     steps = max(2, round(seconds / step))
-    if chunk > 1 or steps > fit.MAX_CHUNK:
-        steps = max(1, steps // fit.MAX_CHUNK) * fit.MAX_CHUNK
+    if chunk > 1 or steps > loop.MAX_CHUNK:
+        steps = max(1, steps // loop.MAX_CHUNK) * loop.MAX_CHUNK
     times = {who: {"step": [], "epoch": []} for who in runners}
     for i in range(rounds):
         for what in ("step", "epoch"):

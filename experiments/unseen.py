@@ -5,7 +5,7 @@
 
 takes a model trained on phantoms (`configs/two_stage.py`) and one trained on patches of
 real CT (`experiments/covid.py`), and measures which fraction of the windows of other images
-lies beyond the threshold that each model exports (see `twostage_jax/novelty.py`): patches
+lies beyond the threshold that each model exports (`twostage_jax/train/novelty.py`): patches
 of its own test patients, new phantom patients, real CT in DATA/ct_dicom, the same real CT
 shown with another window, soft tissue, and generated textures. Other features and distances
 are measured in the same way, and so is how well a classifier that is shown both kinds of
@@ -30,18 +30,20 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from twostage_jax import checkpoint, cli, models, novelty, training
-from twostage_jax.ct import maps, patches
+from twostage_jax import cli, models
+from twostage_jax.config import DataConfig
+from twostage_jax.ct import patches
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.phantom import phantom_slices
 from twostage_jax.ct.series import find_series, read_volume
-from twostage_jax.data import sources, textures
-from twostage_jax.data.augment import centre_crop, normalise, to_unit
-from twostage_jax.data.prepare import prepare
+from twostage_jax.data import sources
+from twostage_jax.data.store import prepare
+from twostage_jax.data.synthetic import textures
 from twostage_jax.errors import UserError
-from twostage_jax.mapping import classify, trained
-from twostage_jax.mapping.series import from_feet
-from twostage_jax.settings import DataConfig
+from twostage_jax.maps import classify, trained
+from twostage_jax.maps.run import from_feet
+from twostage_jax.train import checkpoint, novelty, steps
+from twostage_jax.train.augment import centre_crop, normalise, to_unit
 
 # Phantom patients of another seed than the training's.
 SEED, PATIENTS, SECTIONS = 77, 6, 2
@@ -63,7 +65,7 @@ TEXT = """# What a model never saw
 
 `predict` hatches lung whose windows are unlike the training images: those whose nearest
 training image, in standardised features, is further away than for 99 % of the patches of
-held-out training patients (`twostage_jax/novelty.py`). Two models were measured:
+held-out training patients (`twostage_jax/train/novelty.py`). Two models were measured:
 
 - of phantoms: the two-stage arm of the default job. Unlike: {phantom}.
 - of real CT: trained on patches of `covid_ct` (17 patients; `experiments/covid.py`, arm
@@ -135,7 +137,7 @@ class Model:
             tested = saved["ids"]
         self.test = np.flatnonzero(np.isin(self.dataset.ids, tested))
         self.reference = novelty.load(run.folder, run.hash)
-        self.module = training.build_model(run.model, len(run.class_names), None)
+        self.module = steps.build_model(run.model, len(run.class_names), None)
         self.variables = checkpoint.load_variables(run.folder / "variables")
 
     def features(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -181,7 +183,7 @@ def windows_of(
         inside = np.zeros(slab.shape[1:], bool)
         resampled = patches.resample_mask(mask[z], grid.shape)
         inside[: grid.shape[0], : grid.shape[1]] = resampled
-        shares = maps.shares(inside, grid.rows, grid.columns, size)
+        shares = classify.shares(inside, grid.rows, grid.columns, size)
         for r, c in np.argwhere(used[0]):
             rows = slice(grid.rows[r], grid.rows[r] + size)
             columns = slice(grid.columns[c], grid.columns[c] + size)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import jax
 import pytest
-from conftest import REPOSITORY
+from basics import REPOSITORY
 
 from twostage_jax import __main__ as twostage
 from twostage_jax import (
@@ -22,10 +22,10 @@ from twostage_jax import (
     predict,
     prepare,
     report,
-    study,
 )
 from twostage_jax.config import config_file
 from twostage_jax.errors import UserError
+from twostage_jax.study import run
 
 VARIABLES = (
     "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID",
@@ -136,7 +136,7 @@ def asked(monkeypatch, program, argv):
     calls = []
     monkeypatch.setattr(cli, "set_up_jax", lambda: None)
     monkeypatch.setattr(cli, "use_cores", lambda: None)
-    monkeypatch.setattr(study, "run", lambda *given: calls.append(given))
+    monkeypatch.setattr(run, "run", lambda *given: calls.append(given))
     program(argv)
     ((config, workdir, data_dir),) = calls
     return (workdir, config), data_dir

@@ -3,11 +3,11 @@
 import dataclasses
 
 import pytest
-from conftest import REPOSITORY
+from basics import REPOSITORY
 from ml_collections import ConfigDict
 
+from twostage_jax import config
 from twostage_jax import config as configs
-from twostage_jax import settings
 from twostage_jax.errors import UserError
 
 
@@ -52,14 +52,14 @@ def test_every_variant_parses_under_a_name_of_its_own(name, variant):
 def test_default_config_lists_every_setting(raw):
     target = raw.stages.target.to_dict()
     for block, cls in (
-        ("transfer", settings.TransferConfig),
-        ("optim", settings.OptimConfig),
-        ("train", settings.TrainConfig),
-        ("augment", settings.AugmentConfig),
+        ("transfer", config.TransferConfig),
+        ("optim", config.OptimConfig),
+        ("train", config.TrainConfig),
+        ("augment", config.AugmentConfig),
     ):
         assert set(target[block]) == set(cls.__dataclass_fields__)
-    assert set(raw.model.to_dict()) == set(settings.ModelConfig.__dataclass_fields__)
-    assert set(raw.study.to_dict()) == set(settings.StudyConfig.__dataclass_fields__)
+    assert set(raw.model.to_dict()) == set(config.ModelConfig.__dataclass_fields__)
+    assert set(raw.study.to_dict()) == set(config.StudyConfig.__dataclass_fields__)
 
 
 def test_values_of_the_file_arrive(raw):

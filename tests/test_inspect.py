@@ -4,8 +4,9 @@ import pytest
 from flax import serialization
 from test_plan import parsed
 
-from twostage_jax import checkpoint, plan
 from twostage_jax.errors import UserError
+from twostage_jax.study import plan
+from twostage_jax.train import checkpoint
 
 GREY = ("params/conv1/kernel", "rgb_to_grey")
 

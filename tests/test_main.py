@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from basics import REPOSITORY
 
 COMMAND = [
     sys.executable,

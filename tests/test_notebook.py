@@ -12,7 +12,7 @@ import jax
 import nbclient
 import nbformat
 import pytest
-from conftest import REPOSITORY
+from basics import REPOSITORY
 
 from twostage_jax.config import parse
 

@@ -14,13 +14,13 @@ from chest import (
     write_chest,
 )
 
-from twostage_jax.ct import files
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.series import find_series
 from twostage_jax.errors import UserError
-from twostage_jax.mapping import series as series_maps
-from twostage_jax.mapping.classify import classify
-from twostage_jax.mapping.folder import map_folder, without_names
+from twostage_jax.maps import run as series_maps
+from twostage_jax.maps import write
+from twostage_jax.maps.classify import classify
+from twostage_jax.maps.run import map_folder, without_names
 
 pytest.importorskip("highdicom", reason="highdicom is not installed")
 pytest.importorskip("nibabel", reason="nibabel is not installed")
@@ -98,9 +98,9 @@ def test_more_slices_than_fit_on_the_device_at_once_are_all_mapped(
 ):
     hu, lungs, _ = chest(5)
     whole = classify(hu, lungs, PIXELS, classifier, how())
-    monkeypatch.setattr("twostage_jax.mapping.classify.SLAB", 2)
-    monkeypatch.setattr("twostage_jax.mapping.classify.BATCH", 7)
-    monkeypatch.setattr("twostage_jax.mapping.classify.LEAST_BATCH", 1)
+    monkeypatch.setattr("twostage_jax.maps.classify.SLAB", 2)
+    monkeypatch.setattr("twostage_jax.maps.classify.BATCH", 7)
+    monkeypatch.setattr("twostage_jax.maps.classify.LEAST_BATCH", 1)
     parts = classify(hu, lungs, PIXELS, classifier, how())
     np.testing.assert_array_equal(whole.labels, parts.labels)
     np.testing.assert_array_equal(whole.probabilities, parts.probabilities)
@@ -129,8 +129,8 @@ def mapped(classifier, tmp_path, capfd, caplog):
 
 def test_report_has_the_volumes_of_the_known_chest(mapped):
     folder, _ = mapped
-    rows = files.read_report(folder.parent / "report.csv")
-    assert rows == files.read_report(folder / "report.csv")
+    rows = write.read_report(folder.parent / "report.csv")
+    assert rows == write.read_report(folder / "report.csv")
     found = {(row["region"], row["class"]): row for row in rows}
     row = found["lungs", "ground_glass"]
     hu, lungs, _ = chest(6)
@@ -161,7 +161,7 @@ def test_report_has_the_volumes_of_the_known_chest(mapped):
 
 def test_report_says_what_made_it_and_what_it_is_not_for(mapped, classifier):
     folder, said = mapped
-    for row in files.read_report(folder / "report.csv"):
+    for row in write.read_report(folder / "report.csv"):
         assert row["model"] == classifier.run.hash
         assert row["arm"] == "two_stage"
         assert row["trained_on"] == "dicom"
@@ -243,7 +243,7 @@ def test_run_that_is_cut_off_leaves_what_was_there(
 def test_series_of_other_runs_stay_in_the_report(mapped, classifier, tmp_path):
     write_chest(tmp_path / "second", 2, series=2, PatientID="../../x")
     map_folder(tmp_path / "second", tmp_path / "maps", classifier, how(), salt="s")
-    rows = files.read_report(tmp_path / "maps" / "report.csv")
+    rows = write.read_report(tmp_path / "maps" / "report.csv")
     assert len({row["series"] for row in rows}) == 2
     assert len({row["patient"] for row in rows}) == 2
     assert not (tmp_path.parent / "x").exists()
@@ -253,7 +253,7 @@ def test_what_is_odd_about_a_series_is_said_and_written(classifier, tmp_path, ca
     write_chest(tmp_path / "dicom", 2, LossyImageCompression="01")
     map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())
     assert "compressed with loss: 2 of 2 slices" in capsys.readouterr().out
-    rows = files.read_report(tmp_path / "maps" / "report.csv")
+    rows = write.read_report(tmp_path / "maps" / "report.csv")
     assert rows[0]["remarks"] == "compressed with loss: 2 of 2 slices"
 
 

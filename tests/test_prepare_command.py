@@ -16,17 +16,12 @@ from ct_files import SERIES, write_ct
 from PIL import Image
 from prepare_runs import rows_of, run
 
-from twostage_jax.data import (
-    augment,
-    dicom,
-    prepared_folder,
-    resume,
-    sources,
-)
+from twostage_jax.config import DataConfig, ModelConfig
+from twostage_jax.data import ct_patches, prepared_folder, sources, store
 from twostage_jax.data.dataset import Example, Made, Recipe
-from twostage_jax.data.prepare import prepare
+from twostage_jax.data.store import prepare
 from twostage_jax.errors import UserError
-from twostage_jax.settings import DataConfig, ModelConfig
+from twostage_jax.train import augment
 
 # What must not get out: of the patients' files, and hostile on top.
 NAMES = ("Smith^Anna", "../../escape", "<script>alert(1)</script>", "Ж" * 300)
@@ -148,7 +143,7 @@ def test_every_patch_is_listed_with_its_place(archive):
 
 
 def resume_name(uid):
-    from twostage_jax.data.dicom_patches import slice_hash
+    from twostage_jax.data.ct_patches import slice_hash
 
     return slice_hash(uid, "pepper")
 
@@ -197,7 +192,7 @@ def test_three_windows_become_three_channels(archive):
 
 def test_source_dicom_with_the_same_settings_is_the_same_set(archive, tmp_path):
     slices, out, _ = archive
-    recipe = dicom.recipe(
+    recipe = ct_patches.recipe(
         path=str(slices),
         classes="normal,<script>",
         size=8,
@@ -274,7 +269,7 @@ def test_killed_run_goes_on_where_it_was(tmp_path):
         [*map(str, command), "go on"], capture_output=True, text=True, check=True
     )
     assert len(list(calls.iterdir())) == 1
-    recipe = dicom.recipe(path=str(tmp_path / "slices"), size=8, classes="a,b")
+    recipe = ct_patches.recipe(path=str(tmp_path / "slices"), size=8, classes="a,b")
     whole = prepare(recipe, tmp_path / "other", workers=1)
     assert result.stdout.split()[-1] == whole.fingerprint
     assert not list((tmp_path / "out").rglob("task-*"))
@@ -282,7 +277,7 @@ def test_killed_run_goes_on_where_it_was(tmp_path):
 
 def test_several_workers_give_the_same_set(tmp_path):
     write_archive(tmp_path / "slices", [f"p{i}" for i in range(3)])
-    recipe = dicom.recipe(path=str(tmp_path / "slices"), size=8, classes="a,b")
+    recipe = ct_patches.recipe(path=str(tmp_path / "slices"), size=8, classes="a,b")
     one = prepare(recipe, tmp_path / "one", workers=1)
     two = prepare(recipe, tmp_path / "two", workers=2)
     assert one.fingerprint == two.fingerprint
@@ -293,14 +288,14 @@ def test_kept_results_read_back_as_they_were(tmp_path):
     made = Made([Example("a", image, 1, "g", "test", {"row": 3, "slice": "s"})])
     made.skipped = [("file-1", "broken")]
     made.notes.add("masks", "are cut at half.", 2)
-    resume.save(tmp_path / "x.npz", made)
-    again = resume.load(tmp_path / "x.npz")
+    store.save(tmp_path / "x.npz", made)
+    again = store.load(tmp_path / "x.npz")
     np.testing.assert_array_equal(again[0].image, image)
     assert (again[0].id, again[0].label, again[0].group) == ("a", 1, "g")
     assert (again[0].split, again[0].details) == ("test", {"row": 3, "slice": "s"})
     assert again.skipped == made.skipped and again.notes == made.notes
-    resume.save(tmp_path / "none.npz", Made())
-    assert resume.load(tmp_path / "none.npz") == []
+    store.save(tmp_path / "none.npz", Made())
+    assert store.load(tmp_path / "none.npz") == []
 
 
 def test_kept_result_of_other_settings_is_not_read(tmp_path):
@@ -310,11 +305,11 @@ def test_kept_result_of_other_settings_is_not_read(tmp_path):
             "x", "ct", ("a",), key, [0], lambda task: [Example("a", image, 0)]
         )
 
-    first = resume.kept(recipe("k1", 1), tmp_path)
-    other = resume.kept(recipe("k2", 2), tmp_path)
+    first = store.kept(recipe("k1", 1), tmp_path)
+    other = store.kept(recipe("k2", 2), tmp_path)
     assert [first.make(t)[0].image.max() for t in first.tasks] == [1]
     assert [other.make(t)[0].image.max() for t in other.tasks] == [2]
-    again = resume.kept(recipe("k1", 3), tmp_path)
+    again = store.kept(recipe("k1", 3), tmp_path)
     assert [again.make(t)[0].image.max() for t in again.tasks] == [1]
 
 
@@ -326,7 +321,7 @@ def test_real_slices_with_regions_from_thresholds(real_data, tmp_path):
         mask = np.where((hu > -950) & (hu < -750), 1, 0).astype(np.uint8)
         mask[(hu > -50) & (hu < 100)] = 2
         Image.fromarray(mask).save(tmp_path / f"{image.SOPInstanceUID}.png")
-    recipe = dicom.recipe(
+    recipe = ct_patches.recipe(
         path=str(real_data / "ct_dicom"),
         rois=str(tmp_path),
         classes="lung,tissue",

@@ -5,16 +5,17 @@ import csv
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from basics import REPOSITORY
 from ct_files import SERIES, write_ct, write_enhanced
 from PIL import Image
 from prepare_runs import rows_of, run
 
 from twostage_jax import prepare as command
+from twostage_jax.config import DataConfig, ModelConfig
+from twostage_jax.ct import privacy
 from twostage_jax.ct.dicom import patient_hash
-from twostage_jax.data import hiding, prepared_folder, sources
-from twostage_jax.data.prepare import prepare
-from twostage_jax.settings import DataConfig, ModelConfig
+from twostage_jax.data import prepared_folder, sources
+from twostage_jax.data.store import prepare
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +178,7 @@ def test_refused_file_is_named_by_its_hash_or_on_request_by_its_path(
     arguments += ["--patch=8", "--salt=s"]
     result = run(*arguments, check=False)
     assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {hiding.file_hash(wrong, 's')}: ")
+    assert result.stderr.startswith(f"error: {privacy.file_hash(wrong, 's')}: ")
     assert "--show_paths" in result.stderr
     assert not any(name in result.stderr for name in ("Anna", "Mask", SERIES))
     result = run(*arguments, "--show_paths", check=False)

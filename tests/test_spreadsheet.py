@@ -1,6 +1,6 @@
 import pytest
 
-from twostage_jax.spreadsheet import inert
+from twostage_jax.io import inert
 
 
 @pytest.mark.parametrize("before", ["", "\t", " ", "\r", "\0", "\u200b"])

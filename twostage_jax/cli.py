@@ -36,7 +36,7 @@ from twostage_jax import __version__
 from twostage_jax.errors import UserError, did_you_mean
 
 if typing.TYPE_CHECKING:
-    from twostage_jax.settings import Config
+    from twostage_jax.config import Config
 
 # Commands of `twostage`: name -> module, whose `main` takes the arguments.
 COMMANDS = {

@@ -1,6 +1,7 @@
 """The one exception that is meant for the user's eyes."""
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,3 +29,55 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" Known: {', '.join(known)}."
+
+
+# Counts of things that a user should know about the files of a data set.
+
+
+# Lines reported of one set; a set that needs more is broken throughout.
+MOST_LINES = 20
+
+
+class Notes(Counter[tuple[str, str]]):
+    """Number of images, masks or the like that each note holds for.
+
+    Keys are (subject, note); (subject, '') counts all that were looked at. Notes of
+    several files or tasks are added: `notes += more`.
+    """
+
+    def add(self, subject: str, note: str = "", count: int = 1) -> None:
+        """Counts `count` more subjects.
+
+        Args:
+          subject: Plural noun: 'images', 'masks', 'pixels'.
+          note: Rest of a sentence whose subject is 'N of M images': 'are rotated as
+            their EXIF tag says.' Without a path or a name of a patient. Empty: count
+            subjects that were looked at, M.
+          count: Number of subjects.
+        """
+        self[subject, note] += count
+
+    def lines(self) -> list[str]:
+        """Returns a sentence per note, such as '12 of 40 images are rotated.'"""
+        found = sorted((key for key in self if key[1]), key=lambda k: (k[0], -self[k]))
+        lines = []
+        for subject, note in found[:MOST_LINES]:
+            of = f" of {self[subject, '']:,}" if self[subject, ""] else ""
+            lines.append(plain(f"{self[subject, note]:,}{of} {subject} {note}"))
+        if len(found) > MOST_LINES:
+            lines.append(f"{len(found) - MOST_LINES} more notes are not shown.")
+        return lines
+
+    def to_json(self) -> list[list[str | int]]:
+        """Returns [subject, note, count] of each entry."""
+        return [[*key, count] for key, count in self.items()]
+
+    @classmethod
+    def from_json(cls, entries: Iterable[tuple[str, str, int]]) -> "Notes":
+        """Returns the notes that `to_json` gave."""
+        return cls({(subject, note): count for subject, note, count in entries})
+
+
+def plain(text: str) -> str:
+    """Returns a text as one line of printable characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

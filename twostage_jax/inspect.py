@@ -15,7 +15,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from twostage_jax import cli
-from twostage_jax.settings import TARGET
+from twostage_jax.config import TARGET
 
 
 def inspect(config: ConfigDict, *, source: str = "", stage: str = TARGET) -> None:
@@ -32,7 +32,7 @@ def inspect(config: ConfigDict, *, source: str = "", stage: str = TARGET) -> Non
         possible as planned.
     """
     # Brings jax, which --help does not wait for.
-    from twostage_jax import plan
+    from twostage_jax.study import plan
 
     settings = cli.parsed_config(config)
     plan.check(settings)

@@ -31,10 +31,10 @@ def train(config: ConfigDict, *, workdir: str = "", data_dir: str = "") -> None:
     settings = cli.parsed_config(config)
     cli.use_cores()
     # Not before jax is set up, nor for --help.
-    from twostage_jax import study
+    from twostage_jax.study import run
 
     folder = Path(workdir or Path("runs") / settings.name)
-    study.run(settings, folder, cli.data_dir(data_dir))
+    run.run(settings, folder, cli.data_dir(data_dir))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -91,9 +91,9 @@ def predict(
             f"--stride={stride}: it must be at least 1 pixel.", where="--stride"
         )
     # Not before jax is set up, nor for --help.
-    from twostage_jax.ct import files
+    from twostage_jax.ct import lung_files
     from twostage_jax.ct.palette import UNLIKE
-    from twostage_jax.data import lung_files
+    from twostage_jax.maps import write
 
     masks = lung_files.folder(lungs)
     if masks is None and lungs not in ("", "found"):
@@ -101,11 +101,11 @@ def predict(
             f"--lungs={lungs}: give a folder of lung masks, or 'found'.",
             where="--lungs",
         )
-    files.check_installed()
+    write.check_installed()
     cli.use_cores()
-    from twostage_jax.mapping import trained
-    from twostage_jax.mapping.classify import Classifier, How
-    from twostage_jax.mapping.folder import map_folder
+    from twostage_jax.maps import trained
+    from twostage_jax.maps.classify import Classifier, How
+    from twostage_jax.maps.run import map_folder
 
     found = trained.find(Path(run), arm)
     how = How(

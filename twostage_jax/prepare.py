@@ -92,7 +92,7 @@ def prepare(
     Raises:
       UserError: A setting, or what the folders hold, cannot be used.
     """
-    from twostage_jax.data import hiding, lung_files
+    from twostage_jax.ct import lung_files, privacy
 
     if workers is not None and workers < 1:
         raise UserError(
@@ -102,7 +102,7 @@ def prepare(
     if lung_files.folder(lungs):
         given["--lungs"] = lungs
     roots = {f: Path(p).expanduser().absolute() for f, p in given.items() if p}
-    hidden = hiding.errors(roots, salt)
+    hidden = privacy.errors(roots, salt)
     with contextlib.nullcontext() if show_paths else hidden:
         _prepare(
             roots,
@@ -147,12 +147,13 @@ def _prepare(
       **settings: Settings of `dicom.recipe`.
     """
     # They take a second, which --help does not wait for.
-    from twostage_jax.data import beam, dicom, hiding, prepared_files
-    from twostage_jax.data.prepare import folder_of, metadata_of
-    from twostage_jax.data.prepare import prepare as prepare_set
+    from twostage_jax.ct import privacy
+    from twostage_jax.data import beam, ct_patches, prepared_folder
+    from twostage_jax.data.store import folder_of, metadata_of
+    from twostage_jax.data.store import prepare as prepare_set
 
     salt = settings["salt"]
-    recipe = dicom.recipe(**settings)
+    recipe = ct_patches.recipe(**settings)
     if not salt:
         print(
             "Note: without --salt, somebody with a list of patient ids can find theirs "
@@ -168,13 +169,13 @@ def _prepare(
     made = prepare_set(recipe, out, workers=workers)
     metadata = metadata_of(folder_of(recipe, out))
     skipped = list(map(tuple, metadata.get("skipped", ())))
-    skipped += hiding.hide(recipe.tasks.skipped, list(roots.values()), salt)
+    skipped += privacy.hide(recipe.tasks.skipped, list(roots.values()), salt)
     names = _paths(roots, salt) if show_paths else {}
     shown = [(names.get(name, name), why) for name, why in skipped]
-    series = prepared_files.about_series(
+    series = prepared_folder.about_series(
         recipe.tasks.series, salt, show_paths=show_paths
     )
-    prepared_files.write(out, recipe, made, metadata, shown, series)
+    prepared_folder.write(out, recipe, made, metadata, shown, series)
     _report(made)
     print(f"Written to {out}; the skipped files are in skipped.csv.")
 
@@ -182,7 +183,7 @@ def _prepare(
 def _report(made: "Dataset") -> None:
     import numpy as np
 
-    from twostage_jax.spreadsheet import inert
+    from twostage_jax.io import inert
 
     print(f"{len(made)} patches of {len(np.unique(made.groups))} patients:")
     for label, name in enumerate(made.class_names):
@@ -195,13 +196,13 @@ def _report(made: "Dataset") -> None:
 
 def _paths(roots: Mapping[str, Path], salt: str) -> dict[str, str]:
     """Returns the path of each file's hash."""
-    from twostage_jax.data import hiding
-    from twostage_jax.walk import every_path, shown
+    from twostage_jax.ct import privacy
+    from twostage_jax.io import every_path, shown
 
     found = {}
     for root in roots.values():
         for path in every_path(root) if root.is_dir() else [root]:
-            found[hiding.file_hash(path, salt)] = shown(path)
+            found[privacy.file_hash(path, salt)] = shown(path)
     return found
 
 

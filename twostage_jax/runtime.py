@@ -1,6 +1,8 @@
 """The process and its neighbours: signals, and the other processes of a run."""
 
 import contextlib
+import importlib.metadata
+import platform
 import signal
 import zlib
 from collections.abc import Iterator
@@ -9,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+import twostage_jax
 
 
 class Interrupted(Exception):
@@ -72,3 +76,21 @@ def agreed(text: str) -> bool:
         return True
     codes = multihost_utils.process_allgather(np.array(zlib.crc32(text.encode())))
     return bool((codes == codes[0]).all())
+
+
+# The versions that a result depends on.
+
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the program, Python, the libraries, and the devices."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    devices = jax.devices()
+    return {
+        "twostage_jax": twostage_jax.__version__,
+        "python": platform.python_version(),
+        **found,
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+    }

@@ -1,22 +1,15 @@
-"""What one stage hands to the next: rules -> variables and a report of every array.
+"""The shape changes that a transfer rule can name: pure functions of one kernel.
 
-A rule is a pair (regular expression, action). It is matched against the whole path of
-an array, such as 'params/conv1/kernel', and the first rule that matches claims the
-array. The actions:
-
-  copy            the source's values
-  init            the target's fresh values; the source's, if any, stay unused
-  drop            the source's array stays unused and the target has none of that name
-  rgb_to_grey     a colour kernel for grey images      (see `transfer_actions` for this
-  grey_to_rgb     a grey kernel for colour images       and the next three)
-  resize_kernel   a convolution of another window size
-  resize_dense:C  the first dense layer, behind a map of C channels of another size
-
-Nothing is left out in silence: see `transfer` for what is refused.
+Each takes the source's kernel and the shape the target wants, and returns a new kernel
+of the source's dtype, computed in float64. A kernel it does not apply to is a
+`ValueError` that says why.
 """
 
+import dataclasses
+import functools
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,8 +17,329 @@ import jax.numpy as jnp
 import numpy as np
 
 from twostage_jax.errors import UserError, did_you_mean
-from twostage_jax.transfer_actions import Change, parse_action, suitable_actions
-from twostage_jax.transfer_report import TransferReport, row
+
+Shape = tuple[int, ...]
+Change = Callable[[np.ndarray, Shape], np.ndarray]
+
+ACTIONS = (
+    "copy",
+    "init",
+    "drop",
+    "rgb_to_grey",
+    "grey_to_rgb",
+    "resize_kernel",
+    "resize_dense:C",
+)
+
+
+def rgb_to_grey(kernel: np.ndarray, shape: Shape) -> np.ndarray:
+    """Sums `[kh, kw, 3, cout]` over its input channels, to `[kh, kw, 1, cout]`.
+
+    The response to a grey image is the source's response to that image in all three
+    channels.
+    """
+    _require_channels(kernel, 3)
+    grey = kernel.astype(np.float64).sum(axis=2, keepdims=True)
+    return grey.astype(kernel.dtype)
+
+
+def grey_to_rgb(kernel: np.ndarray, shape: Shape) -> np.ndarray:
+    """Spreads `[kh, kw, 1, cout]` evenly over three channels: `[kh, kw, 3, cout]`.
+
+    The response to a colour image is the source's response to the mean of its channels.
+    """
+    _require_channels(kernel, 1)
+    third = kernel.astype(np.float64) / 3
+    return np.repeat(third, 3, axis=2).astype(kernel.dtype)
+
+
+def resize_kernel(kernel: np.ndarray, shape: Shape) -> np.ndarray:
+    """Resizes the window of a convolution, `[kh, kw, cin, cout]`.
+
+    The new kernel responds to a patch of its own size as the source's does to that
+    patch resized, bilinearly, to the source's size. Constant patches keep their
+    response; the same size is the identity.
+    """
+    if kernel.ndim != 4 or len(shape) != 4:
+        raise ValueError("it needs kernels [kh, kw, cin, cout]")
+    return _resize(kernel, shape[0], shape[1])
+
+
+def resize_dense(kernel: np.ndarray, shape: Shape, *, channels: int) -> np.ndarray:
+    """Resizes the grid of a dense layer behind a flattened square feature map.
+
+    The rows of `[side * side * channels, units]` are in (row, column, channel) order.
+    The new layer responds to a feature map of its own size as the source's does to that
+    map resized, bilinearly, to the source's grid.
+    """
+    if kernel.ndim != 2 or len(shape) != 2:
+        raise ValueError("it needs kernels [side * side * channels, units]")
+    old, new = (_side(rows, channels) for rows in (kernel.shape[0], shape[0]))
+    grid = kernel.reshape(old, old, channels, kernel.shape[1])
+    return _resize(grid, new, new).reshape(new * new * channels, kernel.shape[1])
+
+
+_CHANGES: dict[str, Change] = {
+    "rgb_to_grey": rgb_to_grey,
+    "grey_to_rgb": grey_to_rgb,
+    "resize_kernel": resize_kernel,
+}
+
+
+def parse_action(action: str) -> Change | None:
+    """Returns the shape change that `action` names, None for those that change none.
+
+    Raises:
+      ValueError: The action is unknown, or its argument is missing or wrong.
+    """
+    name, colon, channels = action.partition(":")
+    if name == "resize_dense":
+        if not (channels.isascii() and channels.isdecimal() and int(channels)):
+            raise ValueError(
+                "'resize_dense' needs the number of channels of the feature map that "
+                "the layer flattens, such as 'resize_dense:256'."
+            )
+        return functools.partial(resize_dense, channels=int(channels))
+    if action not in ACTIONS:
+        known = name in ACTIONS and colon
+        hint = f" Write '{name}' alone." if known else did_you_mean(name, ACTIONS)
+        raise ValueError(f"unknown action '{action}'.{hint}")
+    return _CHANGES.get(name)
+
+
+def suitable_actions(source: Shape, target: Shape) -> tuple[str, ...]:
+    """Returns the actions that bring a source array to the target's shape."""
+    if source == target:
+        return ("copy",)
+    if len(source) == len(target) == 4 and source[3] == target[3]:
+        channels = (source[2], target[2])
+        if source[:2] == target[:2] and channels == (3, 1):
+            return ("rgb_to_grey",)
+        if source[:2] == target[:2] and channels == (1, 3):
+            return ("grey_to_rgb",)
+        if source[2] == target[2]:
+            return ("resize_kernel", "init")
+    if len(source) == len(target) == 2 and source[1] == target[1]:
+        # Some C makes both C times a square just where their product is a square.
+        product = source[0] * target[0]
+        if product and math.isqrt(product) ** 2 == product:
+            return ("resize_dense:C", "init")
+    return ("init",)
+
+
+def _require_channels(kernel: np.ndarray, channels: int) -> None:
+    if kernel.ndim != 4 or kernel.shape[2] != channels:
+        raise ValueError(f"it needs a source kernel [kh, kw, {channels}, cout]")
+
+
+def _side(rows: int, channels: int) -> int:
+    side = math.isqrt(rows // channels)
+    if side * side * channels != rows or not rows:
+        raise ValueError(f"{rows} rows are no square map of {channels} channels")
+    return side
+
+
+def _resize(kernel: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes the first two axes of `[h, w, c, n]` by the transpose of interpolation.
+
+    <W', x> = <W, R x> for every map x, with R the interpolation from the new grid to
+    the old one, gives W' = R^T W. Interpolating W itself would change the sum of the
+    weights, and so every response, with the number of positions.
+    """
+    rows = _interpolation(height, kernel.shape[0])
+    columns = _interpolation(width, kernel.shape[1])
+    resized = np.einsum(
+        "hi,wj,hwcn->ijcn", rows, columns, kernel.astype(np.float64), optimize=True
+    )
+    return resized.astype(kernel.dtype)
+
+
+def _interpolation(old: int, new: int) -> np.ndarray:
+    """Returns the matrix `[new, old]` of linear interpolation, rows summing to one.
+
+    Pixel centres lie at half-integers; shrinking widens the triangle so that no pixel
+    is skipped, as `jax.image.resize(..., 'linear')` does.
+    """
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    distance = np.abs(centres[:, None] - np.arange(old))
+    weights = np.maximum(0, 1 - distance / max(1, old / new))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+# The account of one transfer: a row for every array, as a table, a line and JSON.
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What happened to one array.
+
+    Shapes and norms are None where there is no such array. Norms are Euclidean, and
+    None too for an array with NaN or infinity (it was not used, or it was refused).
+
+    Attributes:
+      path: Such as 'params/conv1/kernel'.
+      action: Of the rule that claimed the array.
+      rule: The pattern of that rule.
+      source_shape: In the stage before.
+      target_shape: In the new stage.
+      source_norm: Of the array in the stage before.
+      fresh_norm: Of the target's array before the transfer.
+      norm: Of the target's array after it.
+    """
+
+    path: str
+    action: str
+    rule: str
+    source_shape: Shape | None
+    target_shape: Shape | None
+    source_norm: float | None
+    fresh_norm: float | None
+    norm: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferReport:
+    """One row for each array of the target, then for each that only the source has.
+
+    Attributes:
+      rows: What happened to each array.
+      notes: What else the reader must know, such as another normalisation.
+    """
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def transferred(self) -> tuple[str, ...]:
+        """Paths whose values come from the source, as they are or changed in shape."""
+        return tuple(r.path for r in self.rows if r.action not in ("init", "drop"))
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Paths of the source's arrays that the target does not use."""
+        taken = set(self.transferred)
+        return tuple(
+            r.path
+            for r in self.rows
+            if r.source_shape is not None and r.path not in taken
+        )
+
+    def summary(self) -> str:
+        """Returns what was done in one line, and a line for each note."""
+        present = [r for r in self.rows if r.target_shape is not None]
+        copied = [r for r in present if r.action == "copy"]
+        fresh = [r.path for r in present if r.action == "init"]
+        changed = [r for r in present if r.action not in ("copy", "init")]
+        values = sum(math.prod(r.target_shape) for r in copied)
+        parts = [f"copied {len(copied)} ({_count(values)} values)"]
+        if changed:
+            what = ", ".join(f"{_layer(r.path)}: {r.action}" for r in changed)
+            parts.append(f"changed {len(changed)} ({what})")
+        parts.append(f"re-initialised {len(fresh)}{_layers(fresh)}")
+        parts.append(f"unused {len(self.unused)}{_layers(self.unused)}")
+        return "\n".join([", ".join(parts), *(f"note: {n}" for n in self.notes)])
+
+    def table(self) -> str:
+        """Returns every row, in aligned columns, and the summary."""
+        titles = ("path", "action", "rule", "source", "target")
+        cells = [(*titles, "|source|", "|fresh|", "|result|")]
+        for row in self.rows:
+            shapes = (_text(s) for s in (row.source_shape, row.target_shape))
+            norms = (row.source_norm, row.fresh_norm, row.norm)
+            cells.append(
+                (row.path, row.action, row.rule, *shapes, *(_number(n) for n in norms))
+            )
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        aligned = [
+            "  ".join(
+                # Words to the left, norms to the right, so that their points line up.
+                cell.ljust(width) if i < len(titles) else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in cells
+        ]
+        return "\n".join([*aligned, self.summary()])
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain JSON values: rows, unused, notes."""
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        for row in rows:
+            for key in ("source_shape", "target_shape"):
+                row[key] = None if row[key] is None else list(row[key])
+        return {"rows": rows, "unused": list(self.unused), "notes": list(self.notes)}
+
+
+def row(
+    path: str,
+    action: str,
+    rule: str,
+    source: np.ndarray | None,
+    fresh: np.ndarray | None,
+    result: np.ndarray | None,
+) -> Row:
+    """Returns the row of one array; None stands for an array that is not there."""
+    return Row(
+        path=path,
+        action=action,
+        rule=rule,
+        source_shape=None if source is None else source.shape,
+        target_shape=None if fresh is None else fresh.shape,
+        source_norm=_norm(source),
+        fresh_norm=_norm(fresh),
+        norm=_norm(result),
+    )
+
+
+def _norm(array: np.ndarray | None) -> float | None:
+    if array is None:
+        return None
+    with np.errstate(over="ignore"):
+        norm = float(np.linalg.norm(array.astype(np.float64).ravel()))
+    return norm if math.isfinite(norm) else None
+
+
+def _layers(paths: Iterable[str]) -> str:
+    """Returns " (fc7, head)", each layer once; nothing for no paths."""
+    layers = dict.fromkeys(_layer(path) for path in paths)
+    return f" ({', '.join(layers)})" if layers else ""
+
+
+def _layer(path: str) -> str:
+    """Returns the path without its collection and the array's own name."""
+    return "/".join(path.split("/")[1:-1]) or path
+
+
+def _count(values: int) -> str:
+    for size, unit in ((10**6, " M"), (10**3, " k")):
+        if values >= size:
+            return f"{values / size:.1f}{unit}"
+    return str(values)
+
+
+def _text(shape: Shape | None) -> str:
+    return "-" if shape is None else str(shape)
+
+
+def _number(norm: float | None) -> str:
+    return "-" if norm is None else f"{norm:.4g}"
+
+
+# What one stage hands to the next: rules -> variables and a report of every array.
+#
+# A rule is a pair (regular expression, action). It is matched against the whole path of
+# an array, such as 'params/conv1/kernel', and the first rule that matches claims the
+# array. The actions:
+#
+#   copy            the source's values
+#   init            the target's fresh values; the source's, if any, stay unused
+#   drop            the source's array stays unused and the target has none of that name
+#   rgb_to_grey     a colour kernel for grey images      (see `transfer_actions` for this
+#   grey_to_rgb     a grey kernel for colour images       and the next three)
+#   resize_kernel   a convolution of another window size
+#   resize_dense:C  the first dense layer, behind a map of C channels of another size
+#
+# Nothing is left out in silence: see `transfer` for what is refused.
+
 
 Variables = Mapping[str, Any]
 

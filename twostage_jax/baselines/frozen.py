@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from twostage_jax.data import augment
 from twostage_jax.models import HEAD, layers
+from twostage_jax.train import augment
 
 PyTree = Any
 BATCH = 256

@@ -1,11 +1,8 @@
-"""One DICOM file -> Hounsfield units and where the slice lies.
-
-Stored value -> modality rescale (slope, intercept) -> HU -> padding set to air. What
-cannot be trusted is refused with its path and the reason; nothing is guessed.
-"""
+"""The lengths and directions of a CT header, within what a CT image can have."""
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,9 +10,86 @@ import numpy as np
 import pydicom
 from scipy import ndimage
 
-from twostage_jax.ct import frames, loading, pixels, plausible, rescale
-from twostage_jax.ct.refusing import refusing
+from twostage_jax.ct import decode
+from twostage_jax.ct.decode import refusing
 from twostage_jax.errors import UserError
+
+# From micro-CT of a specimen to the whole field of a scanner on a very coarse matrix.
+SPACING_MM = (0.01, 10.0)
+# The widest detector covers 160 mm; 0 is written where the thickness is not known.
+THICKNESS_MM = (0.0, 200.0)
+# No couch travels 10 m.
+POSITION_MM = (-10_000.0, 10_000.0)
+# Cosines are written with a few decimals only.
+COSINE_TOLERANCE = 0.01
+
+
+def lengths(
+    dataset: pydicom.Dataset,
+    keyword: str,
+    count: int,
+    believed: tuple[float, float],
+    path: Path,
+) -> tuple[float, ...] | None:
+    """Returns `count` numbers in mm, or None if they are not given.
+
+    Args:
+      dataset: The image's data set.
+      keyword: Of the attribute.
+      count: How many numbers it has.
+      believed: The least and the greatest, mm.
+      path: For the message.
+
+    Raises:
+      UserError: There are fewer or more of them, or one is out of range.
+    """
+    values = _numbers(dataset, keyword, count, path)
+    low, high = believed
+    if values is not None and not all(low <= value <= high for value in values):
+        raise UserError(
+            f"{path}: {keyword} is {values}: {low:g} to {high:g} mm are believed: "
+            "export the file again, or leave it out."
+        )
+    return values
+
+
+def orientation(dataset: pydicom.Dataset, path: Path) -> tuple[float, ...] | None:
+    """Returns ImageOrientationPatient, or None if it is not given.
+
+    Raises:
+      UserError: It is not two perpendicular unit vectors.
+    """
+    values = _numbers(dataset, "ImageOrientationPatient", 6, path)
+    if values is None:
+        return None
+    vectors = np.reshape(values, (2, 3))
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = np.abs(vectors @ vectors.T - np.eye(2)).max()
+    if not error <= 2 * COSINE_TOLERANCE:
+        raise UserError(
+            f"{path}: ImageOrientationPatient {values} is not two perpendicular unit "
+            "vectors: export the file again, or leave it out."
+        )
+    return values
+
+
+def _numbers(
+    dataset: pydicom.Dataset, keyword: str, count: int, path: Path
+) -> tuple[float, ...] | None:
+    raw = dataset.get(keyword)
+    if raw is None or raw == "":
+        return None
+    values = tuple(float(v) for v in np.atleast_1d(raw))
+    if len(values) != count or not all(math.isfinite(v) for v in values):
+        raise UserError(f"{path}: {keyword} is {values}: {count} numbers are needed.")
+    return values
+
+
+# One DICOM file -> Hounsfield units and where the slice lies.
+#
+# Stored value -> modality rescale (slope, intercept) -> HU -> padding set to air. What
+# cannot be trusted is refused with its path and the reason; nothing is guessed.
+
 
 AIR_HU = -1000
 # Scanners write these outside a round field of view and often do not say so
@@ -30,7 +104,7 @@ UNMEASURED_BELOW_HU, MOST_UNMEASURED = -1500, 0.01
 # Padding that is tagged with a value above this could be confused with tissue.
 TISSUE_HU = -900
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
-CT_CLASSES = (CT_IMAGE, *frames.ENHANCED_CT)
+CT_CLASSES = (CT_IMAGE, *decode.ENHANCED_CT)
 # PS3.3 C.12.1 and C.7.6.1: 'YES' for images that were made artificially or are of a
 # phantom.
 NOT_A_PATIENT = ("SyntheticData", "QualityControlImage")
@@ -115,7 +189,7 @@ def read_headers(path: Path, salt: str = "") -> list[Header]:
       UserError: The file cannot be trusted as a CT slice.
     """
     with refusing(path):
-        return _headers(loading.load(path, pixels=False), path, salt)
+        return _headers(decode.load(path, pixels=False), path, salt)
 
 
 def series_uid(path: Path) -> str:
@@ -123,7 +197,7 @@ def series_uid(path: Path) -> str:
     tag = "SeriesInstanceUID"
     try:
         with refusing(path):
-            return str(loading.peek(path, tag).get(tag) or "")
+            return str(decode.peek(path, tag).get(tag) or "")
     except UserError:
         return ""
 
@@ -151,9 +225,9 @@ def read_slices(
 ) -> Iterator[tuple[Header, np.ndarray]]:
     """Yields frames of one file as `read_slice` returns them; the file is read once."""
     with refusing(path):
-        dataset = loading.load(path, pixels=True)
+        dataset = decode.load(path, pixels=True)
         headers = _headers(dataset, path, salt)
-        views = frames.of(dataset, path)
+        views = decode.of(dataset, path)
     for index in indices:
         with refusing(path):
             hu = _hounsfield(dataset, views[index], path, index)
@@ -179,10 +253,10 @@ def _hounsfield(
     dataset: pydicom.Dataset, view: pydicom.Dataset, path: Path, frame: int
 ) -> np.ndarray:
     """Returns the HU `[H, W]` int16 of a frame, which `view` describes."""
-    to_hu = rescale.transform(view, path)
-    values = pixels.container_values(dataset, path, frame)
+    to_hu = decode.transform(view, path)
+    values = decode.container_values(dataset, path, frame)
     tagged = _tagged_padding(values, view, to_hu)
-    stored = pixels.pixel_cell(values, tagged, dataset, path)
+    stored = decode.pixel_cell(values, tagged, dataset, path)
     hu = to_hu(stored)
     untagged = np.isin(stored, UNTAGGED_PADDING) | np.isin(hu, UNTAGGED_PADDING)
     hu[tagged | (untagged & (hu < LOWEST_HU))] = AIR_HU
@@ -202,8 +276,8 @@ def _hounsfield(
 
 def _headers(dataset: pydicom.Dataset, path: Path, salt: str) -> list[Header]:
     _check_is_ct(dataset, path)
-    shape = pixels.check_shape(dataset, path)
-    views = frames.of(dataset, path)
+    shape = decode.check_shape(dataset, path)
+    views = decode.of(dataset, path)
     return [_header(view, path, salt, shape, i) for i, view in enumerate(views)]
 
 
@@ -215,15 +289,13 @@ def _header(
     frame: int,
 ) -> Header:
     _check_is_slice(dataset, path)
-    rescale.transform(dataset, path)
+    decode.transform(dataset, path)
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
         if not dataset.get(keyword):
             raise UserError(f"{path}: {keyword} is missing.")
     patient = str(dataset.get("PatientID") or "").strip()
     number = dataset.get("InstanceNumber")
-    thickness = plausible.lengths(
-        dataset, "SliceThickness", 1, plausible.THICKNESS_MM, path
-    )
+    thickness = lengths(dataset, "SliceThickness", 1, THICKNESS_MM, path)
     kernel = dataset.get("ConvolutionKernel") or ""
     kernel = kernel if isinstance(kernel, str) else "/".join(map(str, kernel))
     return Header(
@@ -232,13 +304,9 @@ def _header(
         series_uid=str(dataset.SeriesInstanceUID),
         patient=patient_hash(patient, salt) if patient else "",
         shape=shape,
-        spacing=plausible.lengths(
-            dataset, "PixelSpacing", 2, plausible.SPACING_MM, path
-        ),
-        position=plausible.lengths(
-            dataset, "ImagePositionPatient", 3, plausible.POSITION_MM, path
-        ),
-        orientation=plausible.orientation(dataset, path),
+        spacing=lengths(dataset, "PixelSpacing", 2, SPACING_MM, path),
+        position=lengths(dataset, "ImagePositionPatient", 3, POSITION_MM, path),
+        orientation=orientation(dataset, path),
         number=None if number is None else int(number),
         inverted=dataset.PhotometricInterpretation == "MONOCHROME1",
         frame=frame,
@@ -274,7 +342,7 @@ def _check_is_slice(dataset: pydicom.Dataset, path: Path) -> None:
 
 
 def _tagged_padding(
-    values: np.ndarray, dataset: pydicom.Dataset, to_hu: rescale.Transform
+    values: np.ndarray, dataset: pydicom.Dataset, to_hu: decode.Transform
 ) -> np.ndarray:
     """Returns the pixels `[H, W]` that PixelPaddingValue marks (DICOM C.7.5.1.1.2)."""
     first = dataset.get("PixelPaddingValue")

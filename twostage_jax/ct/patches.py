@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from twostage_jax.ct.pixels import MAX_SIDE
+from twostage_jax.ct.decode import MAX_SIDE
 from twostage_jax.errors import UserError
 
 

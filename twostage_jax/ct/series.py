@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twostage_jax.ct import loading
+from twostage_jax.ct import decode
 from twostage_jax.ct.dicom import (
     AIR_HU,
     CT_CLASSES,
@@ -20,7 +20,7 @@ from twostage_jax.ct.dicom import (
     series_uid,
 )
 from twostage_jax.errors import UserError
-from twostage_jax.walk import Skipped, walk
+from twostage_jax.io import Skipped, walk
 
 # Reason of slices that are sound, in a series that is refused for another one.
 TOGETHER = "left out with the other slices of its series, one of which is refused."
@@ -231,7 +231,7 @@ def scan(
             reason = _not_dicom(path)
             if reason:
                 skipped.append((path, reason))
-                if reason in loading.EMPTY and _may_be_dicom(path):
+                if reason in decode.EMPTY and _may_be_dicom(path):
                     lost.append(path)
                 continue
             found = read_headers(path, salt)
@@ -251,7 +251,7 @@ def scan(
         except NotCTError as error:
             skipped.append((path, str(error)))
         except UserError as error:
-            other = loading.other_class(path, CT_CLASSES)
+            other = decode.other_class(path, CT_CLASSES)
             if other:
                 skipped.append((path, f"damaged, and not a CT image but {other}"))
                 continue
@@ -283,7 +283,7 @@ def _not_dicom(path: Path) -> str:
     """
     if path.name.upper() == "DICOMDIR":
         return "a DICOMDIR, the table of contents of a medium"
-    reason = loading.why_not_dicom(path)
+    reason = decode.why_not_dicom(path)
     if reason and path.suffix.lower() in (".dcm", ".dicom"):
         raise UserError(f"{path}: {reason}, despite its name.", where=path)
     return reason

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from twostage_jax.data import resume
+from twostage_jax.data import store
 from twostage_jax.data.dataset import Recipe
-from twostage_jax.data.prepare import folder_of, tasks_of
+from twostage_jax.data.store import folder_of, tasks_of
 from twostage_jax.errors import UserError
 
 
@@ -36,7 +36,7 @@ def run(recipe: Recipe, data_dir: Path, options: Sequence[str]) -> None:
         ) from None
     if folder_of(recipe, data_dir).exists():
         return
-    kept = resume.kept(recipe, tasks_of(recipe, data_dir))
+    kept = store.kept(recipe, tasks_of(recipe, data_dir))
     try:
         with apache_beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
             counts = (

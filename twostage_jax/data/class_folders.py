@@ -21,11 +21,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from twostage_jax import walk
-from twostage_jax.data.files import split_names
+from twostage_jax import io
 from twostage_jax.errors import UserError
-from twostage_jax.tables import alike, composed
-from twostage_jax.walk import shown
+from twostage_jax.io import alike, composed, shown, split_names
 
 # Size in bytes and modification time in ns.
 Stamp = tuple[int, int]
@@ -202,7 +200,7 @@ def _read(root: Path, skipped: dict[str, str]) -> _Folder:
     Raises:
       UserError: An image cannot be read.
     """
-    walked = walk.walk(root)
+    walked = io.walk(root)
     home = _Folder("")
     start = len(f"{root}/") if str(root) != "." else 0
     for path in walked.files:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from twostage_jax.notes import Notes
+from twostage_jax.errors import Notes
 
 Kind = Literal["natural", "texture", "ct"]
 SPLITS = ("train", "validation", "test")

@@ -18,7 +18,7 @@ import tifffile
 from PIL import Image
 
 from twostage_jax.errors import UserError
-from twostage_jax.walk import shown
+from twostage_jax.io import shown
 
 # Suffixes of files that may hold values below 0.
 SIGNED_SUFFIXES = (".npy", ".nii", ".nii.gz", ".tif", ".tiff")

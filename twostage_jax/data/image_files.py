@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from twostage_jax.data.dataset import Kind
-from twostage_jax.errors import UserError
-from twostage_jax.notes import Notes
+from twostage_jax.errors import Notes, UserError
 
 # 16-bit grey modes; 'I' is how some versions of Pillow open 16-bit PNG and PGM.
 GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")

@@ -1,11 +1,25 @@
 """A data set that `python -m twostage_jax.prepare` made, as the data of a stage."""
 
+import collections
+import csv
+import dataclasses
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from twostage_jax.data import files
-from twostage_jax.data.dataset import Made, Recipe
+import numpy as np
+from PIL import Image, ImageDraw
+
+from twostage_jax import io
+from twostage_jax.ct import privacy
+from twostage_jax.ct.dicom import window
+from twostage_jax.ct.palette import NOTICE
+from twostage_jax.ct.privacy import series_hash
+from twostage_jax.ct.series import Series
+from twostage_jax.data.dataset import Dataset, Made, Recipe
 from twostage_jax.errors import UserError
+from twostage_jax.io import inert
 
 # In the folder that `prepare` writes.
 DESCRIPTION = "dataset.json"
@@ -22,7 +36,7 @@ def recipe(*, path: str, size: int = 0, channels: int = 1) -> Recipe:
     Raises:
       UserError: The folder holds no prepared set, or its images are too small.
     """
-    root = files.below(Path(path), "path")
+    root = io.below(Path(path), "path")
     try:
         made = json.loads((root / DESCRIPTION).read_text(encoding="utf-8"))
         name, kind, key = (str(made[field]) for field in ("name", "kind", "key"))
@@ -51,3 +65,155 @@ def recipe(*, path: str, size: int = 0, channels: int = 1) -> Recipe:
 
 def _nothing(task: None) -> Made:
     raise AssertionError(f"a prepared set has no task {task}")
+
+
+# What `python -m twostage_jax.prepare` writes beside the patches.
+
+
+COLUMNS = (
+    "id",
+    "patient",
+    "series",
+    "slice",
+    "slice_number",
+    "row",
+    "column",
+    "row_mm",
+    "column_mm",
+    "label",
+    "coverage",
+)
+SERIES_COLUMNS = ("series", "patient", "slices", "step_mm", "notes", "remarks")
+# Lines told of what is left out and of what is odd.
+MOST_REASONS, MOST_ODD = 8, 8
+# Centre and width in HU of the preview: the usual lung window.
+PREVIEW_WINDOW = (-600.0, 1500.0)
+PREVIEW_COLUMNS, PREVIEW_ROWS = 12, 2
+
+
+def write(
+    out: Path,
+    recipe: Recipe,
+    made: Dataset,
+    metadata: Mapping[str, Any],
+    skipped: privacy.Hidden,
+    series: Sequence[Mapping[str, str]],
+) -> None:
+    """Writes the tables, preview.png and, last, dataset.json.
+
+    Args:
+      out: Folder.
+      recipe: Of `data.dicom`.
+      made: What came of it.
+      metadata: What the prepared set holds beside its images.
+      skipped: (file, reason) of what was left out.
+      series: Rows of `about_series`.
+    """
+    description = {
+        "name": recipe.name,
+        "kind": recipe.kind,
+        "class_names": list(recipe.class_names),
+        "key": recipe.key,
+        "patch": int(made.images.shape[1]),
+        "count": len(made),
+        "fingerprint": made.fingerprint,
+        "notice": NOTICE,
+        "synthetic": made.synthetic,
+        "settings": dataclasses.asdict(recipe.make.keywords["cut"]),
+        # Pixels that two classes mark, and how numbered masks were placed.
+        "facts": metadata.get("facts", {}),
+    }
+    with io.replacing(out / "patches.csv") as path:
+        _write_patches(path, recipe, metadata)
+    privacy.write_skipped(out, skipped)
+    with io.replacing(out / "series.csv") as path:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, SERIES_COLUMNS)
+            writer.writeheader()
+            writer.writerows(series)
+    with io.replacing(out / "preview.png") as path:
+        preview(made).save(path)
+    # Last: with it the folder counts as complete.
+    io.write_json(out / DESCRIPTION, description)
+
+
+def about_series(
+    series: Sequence[Series], salt: str, *, show_paths: bool
+) -> list[dict[str, str]]:
+    """Returns rows of what is odd about series: `SERIES_COLUMNS`.
+
+    Args:
+      series: Of the annotated patients.
+      salt: Of the hashes.
+      show_paths: Give names of files, which may hold patients' names.
+    """
+    rows = []
+    for one in series:
+        notes = one.notes if show_paths else one.plain_notes
+        values = (
+            series_hash(one.uid, salt),
+            one.patient,
+            str(len(one.headers)),
+            "" if one.step is None else f"{one.step:.3f}",
+            inert("; ".join(notes)),
+            inert("; ".join(one.remarks)),
+        )
+        rows.append(dict(zip(SERIES_COLUMNS, values, strict=True)))
+    return rows
+
+
+def notes(
+    skipped: privacy.Hidden, series: Sequence[Mapping[str, str]]
+) -> Iterator[str]:
+    """Yields lines on what was left out, and on series that are odd.
+
+    Args:
+      skipped: (file, reason).
+      series: Rows of `about_series`.
+    """
+    reasons = collections.Counter(why for _, why in skipped)
+    for reason, count in reasons.most_common(MOST_REASONS):
+        yield f"left out, {count} files: {reason}"
+    odd = [row for row in series if row["notes"] or row["remarks"]]
+    for row in odd[:MOST_ODD]:
+        text = "; ".join(filter(None, (row["notes"], row["remarks"])))
+        yield f"odd, {row['series']}: {text[:300]}"
+    if len(odd) > MOST_ODD:
+        yield f"odd, {len(odd) - MOST_ODD} more series: `prepare` writes series.csv"
+
+
+def _write_patches(path: Path, recipe: Recipe, metadata: Mapping[str, Any]) -> None:
+    details = metadata["details"]
+    columns = ("ids", "groups", "labels")
+    records = zip(*(metadata[c] for c in columns), details, strict=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for name, patient, label, more in sorted(records, key=lambda r: r[0]):
+            if name:
+                label = inert(recipe.class_names[int(label)])
+                row = {"id": name, "patient": patient, "label": label}
+                writer.writerow({**row, **more})
+
+
+def preview(made: Dataset) -> Image.Image:
+    """Returns a sheet of some patches of each class, in the lung window."""
+    size, scale = made.images.shape[1], max(1, round(64 / made.images.shape[1]))
+    side, margin = size * scale + 2, 14
+    high = PREVIEW_ROWS * side + margin
+    sheet = Image.new("L", (PREVIEW_COLUMNS * side, high * made.num_classes), 255)
+    draw = ImageDraw.Draw(sheet)
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(made.class_names):
+        members = np.flatnonzero(made.labels == label)
+        count = min(len(members), PREVIEW_COLUMNS * PREVIEW_ROWS)
+        text = f"{name[:60]} ({len(members)})".encode("latin-1", "replace")
+        draw.text((2, label * high + 1), text.decode("latin-1"), fill=0)
+        chosen = np.sort(rng.choice(members, count, replace=False))
+        for i, hu in enumerate(made.images[chosen]):
+            grey = np.rint(255 * window(hu[..., 0], *PREVIEW_WINDOW)).astype(np.uint8)
+            picture = Image.fromarray(grey.repeat(scale, 0).repeat(scale, 1))
+            row, column = divmod(i, PREVIEW_COLUMNS)
+            at = column * side + 1, label * high + margin + row * side
+            sheet.paste(picture, at)
+    return sheet

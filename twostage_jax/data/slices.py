@@ -15,18 +15,16 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from twostage_jax import tables
-from twostage_jax.ct import patches, rois
+from twostage_jax import io
+from twostage_jax.ct import patches
+from twostage_jax.ct.decode import MAX_SIDE
 from twostage_jax.ct.dicom import patient_hash, read_slice
-from twostage_jax.ct.foreground import foreground
-from twostage_jax.ct.pixels import MAX_SIDE
-from twostage_jax.data import files
-from twostage_jax.data.cut import Cut, check
+from twostage_jax.ct.regions import masks
+from twostage_jax.ct.regions.masks import foreground
+from twostage_jax.data.ct_patches import Cut, check, slice_hash
 from twostage_jax.data.dataset import Example, Made, Recipe, digest
-from twostage_jax.data.dicom_patches import slice_hash
 from twostage_jax.data.image_files import upright
-from twostage_jax.errors import UserError
-from twostage_jax.notes import Notes
+from twostage_jax.errors import Notes, UserError
 
 VERSION = 3
 Task = tuple[str, tuple[str, ...]]
@@ -75,14 +73,14 @@ def recipe(
     Raises:
       UserError: A setting is impossible, or a file is missing.
     """
-    root = files.below(Path(path), "path")
+    root = io.below(Path(path), "path")
     check(Cut(size, stride, coverage, per_class=per_class, seed=seed))
     if not 0 < lung_coverage <= 1:
         raise UserError(
             f"lung_coverage is {lung_coverage}: it must be above 0, at most 1.",
             where="lung_coverage",
         )
-    class_names = files.split_names(classes, "classes")
+    class_names = io.split_names(classes, "classes")
     if len(class_names) < 2:
         raise UserError(
             f"classes = '{classes}': at least two classes are needed.", where="classes"
@@ -90,7 +88,7 @@ def recipe(
     folders = {"images": images, "labels": labels, "lungs": lungs}
     for setting, name in folders.items():
         if name:
-            files.below(root / name, setting)
+            io.below(root / name, setting)
     tasks = _read_table(root / csv)
     if len({_is_dicom(s) for _, slices in tasks for s in slices}) > 1:
         raise UserError(
@@ -100,7 +98,7 @@ def recipe(
     read = [root / csv]
     for _, slices in tasks:
         for name in slices:
-            read.append(tables.on_disk(root / images / name))
+            read.append(io.on_disk(root / images / name))
             read += [_mask(root / f, name) for f in (labels, lungs) if f]
     settings = {
         "classes": len(class_names),
@@ -117,7 +115,7 @@ def recipe(
         name="slices",
         kind="ct",
         class_names=class_names,
-        key=digest("slices", VERSION, class_names, settings, files.stamps(root, read)),
+        key=digest("slices", VERSION, class_names, settings, io.stamps(root, read)),
         tasks=tasks,
         make=functools.partial(_patient_examples, root=root, **settings),
     )
@@ -215,7 +213,7 @@ def _patient_examples(
     for index in chosen:
         by_slice[found[index][:2]].append(found[index][2:])
     for (name, shape), cuts in by_slice.items():
-        pixels = _read_image(tables.on_disk(root / images / name), shape)
+        pixels = _read_image(io.on_disk(root / images / name), shape)
         prefix = f"{group}/{slice_hash(name, salt)}"
         for row, column, label in cuts:
             patch = pixels[row : row + size, column : column + size, None].copy()
@@ -235,7 +233,7 @@ def _inside(label_map: np.ndarray, cut: np.ndarray, size: int) -> float:
 def _read_table(path: Path) -> tuple[Task, ...]:
     """Returns (patient, file names of the slices), by patient, in the table's order."""
     by_patient, seen = defaultdict(list), set()
-    for line, row in tables.read(path, ("patient", "slice")):
+    for line, row in io.read(path, ("patient", "slice")):
         patient, name = row["patient"], row["slice"]
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts:
@@ -262,8 +260,8 @@ def _is_dicom(name: str) -> bool:
 def _mask(folder: Path, name: str) -> Path:
     """Returns a slice's mask: of the same name, or for DICOM and JPEG `<stem>.png`."""
     path = folder / name
-    return tables.on_disk(
-        path if path.suffix.lower() in rois.MASK_SUFFIXES else path.with_suffix(".png")
+    return io.on_disk(
+        path if path.suffix.lower() in masks.MASK_SUFFIXES else path.with_suffix(".png")
     )
 
 
@@ -271,7 +269,7 @@ def _label_map(
     path: Path, lung_path: Path | None, classes: int, notes: Notes
 ) -> np.ndarray:
     """Returns `[H, W]` int: 0, or 1 + class index; class 0 is unlabelled lung."""
-    mask = np.asarray(rois.read_mask(path))
+    mask = np.asarray(masks.read_mask(path))
     labelled = classes if lung_path is None else classes - 1
     if labelled == 1:
         mask = foreground(mask, path, notes, "label masks")
@@ -285,7 +283,7 @@ def _label_map(
     mask = mask.astype(np.int64)
     if lung_path is None:
         return mask
-    lungs = rois.read_mask(lung_path)
+    lungs = masks.read_mask(lung_path)
     if lungs.shape != mask.shape:
         raise UserError(
             f"{lung_path}: the lung mask is {list(lungs.shape)}, the label mask "

@@ -6,30 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from twostage_jax import runtime
-from twostage_jax.data import (
-    dicom,
-    folder,
-    natural,
-    phantoms,
-    prepared_folder,
-    slices,
-    textures,
-    tfds_sets,
-)
+from twostage_jax.config import DataConfig, ModelConfig
+from twostage_jax.data import ct_patches, image_folder, prepared_folder, slices, tfds
 from twostage_jax.data.dataset import Dataset, Recipe
-from twostage_jax.data.prepare import prepare
+from twostage_jax.data.store import prepare
+from twostage_jax.data.synthetic import natural, phantoms, textures
 from twostage_jax.errors import UserError, did_you_mean
-from twostage_jax.settings import DataConfig, ModelConfig
 
 SOURCES: dict[str, Callable[..., Recipe]] = {
     "natural_surrogate": natural.recipe,
     "textures": textures.recipe,
     "phantoms": phantoms.recipe,
-    "folder": folder.recipe,
+    "folder": image_folder.recipe,
     "slices": slices.recipe,
-    "dicom": dicom.recipe,
+    "dicom": ct_patches.recipe,
     "prepared": prepared_folder.recipe,
-    "tfds": tfds_sets.recipe,
+    "tfds": tfds.recipe,
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from twostage_jax import atomic
+from twostage_jax import io
 from twostage_jax.errors import UserError
 from twostage_jax.explain import (
     checked_saliency,
@@ -217,8 +217,8 @@ def _write(
         new = Path(temporary) / "new"
         for name, figure in drawn.items():
             save(figure, new / "figures" / name)
-        atomic.write_text(new / "explain.md", page)
-        atomic.write_json(new / "explain.json", explained)
+        io.write_text(new / "explain.md", page)
+        io.write_json(new / "explain.json", explained)
         if out.exists():
             out.rename(Path(temporary) / "old")
         shutil.move(new, out)

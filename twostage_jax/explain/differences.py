@@ -7,7 +7,7 @@ is below 0.05.
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from twostage_jax.statistics import holm
+from twostage_jax.stats.intervals import holm
 
 ALPHA = 0.05
 # (measure, one network, another, layer or change of the images).

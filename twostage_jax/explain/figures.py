@@ -11,14 +11,7 @@ from matplotlib.figure import Figure
 from twostage_jax.explain.faithfulness import CLASS_BLIND, RANDOM_ORDER, UNCHANGED
 from twostage_jax.explain.saliency import SIGNED
 from twostage_jax.explain.strongest import Patches
-from twostage_jax.report.figures import (
-    PAGE,
-    SHARED,
-    STYLE,
-    arm_label,
-    arm_style,
-    plain,
-)
+from twostage_jax.report.figures import PAGE, SHARED, STYLE, arm_label, arm_style, plain
 
 METHOD_NAMES = {
     "desalinet": "DeSaliNet",

@@ -6,13 +6,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from twostage_jax.data import augment, class_folders, image_files, sources
+from twostage_jax.config import DataConfig, ModelConfig
+from twostage_jax.data import class_folders, image_files, sources
 from twostage_jax.data.dataset import Dataset, largest
-from twostage_jax.errors import UserError
+from twostage_jax.errors import Notes, UserError
 from twostage_jax.explain import runs
 from twostage_jax.explain.networks import Examples, Network
-from twostage_jax.notes import Notes
-from twostage_jax.settings import DataConfig, ModelConfig
+from twostage_jax.train import augment
 
 # Test images of a seed looked at, at most; of more, as many spread evenly over them.
 MOST_EXAMPLES = 1024

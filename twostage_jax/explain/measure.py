@@ -32,12 +32,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from twostage_jax.errors import UserError
-from twostage_jax.explain import (
-    comparisons,
-    networks,
-    of_network,
-    stimuli,
-)
+from twostage_jax.explain import comparisons, networks, of_network, stimuli
 from twostage_jax.explain.comparisons import Found, Named
 from twostage_jax.explain.measure_figures import draw as draw
 from twostage_jax.explain.measure_words import words as words

@@ -10,14 +10,7 @@ from matplotlib.figure import Figure
 
 from twostage_jax.explain.comparisons import ALL_LAYERS, RANDOM
 from twostage_jax.explain.reliance import UNCHANGED
-from twostage_jax.report.figures import (
-    PAGE,
-    SHARED,
-    STYLE,
-    arm_label,
-    arm_style,
-    plain,
-)
+from twostage_jax.report.figures import PAGE, SHARED, STYLE, arm_label, arm_style, plain
 
 # Between the intervals of two networks at one place, in places.
 APART = 0.13

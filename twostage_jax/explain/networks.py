@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from twostage_jax import models
-from twostage_jax.data import augment
 from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.explain import backward
-from twostage_jax.stage_run import keys
+from twostage_jax.study.plan import keys
+from twostage_jax.train import augment
 
 PyTree = Any
 BATCH = 64

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from twostage_jax import checkpoint, training
+from twostage_jax.config import ModelConfig
 from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.explain.networks import Network
-from twostage_jax.settings import ModelConfig
+from twostage_jax.train import checkpoint, steps
 
 
 def load_arms(workdir: Path, arms: Sequence[str] = ()) -> dict[str, list[Network]]:
@@ -140,7 +140,7 @@ def _network(home: Path) -> Network:
             arm="",
             seed=int(lineage["seed"]),
             stage=str(lineage["stage"]),
-            module=training.build_model(model, len(names), None),
+            module=steps.build_model(model, len(names), None),
             variables=checkpoint.load_variables(home / "variables"),
             class_names=names,
             size=model.image_size,

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twostage_jax.data import folder, textures
+from twostage_jax.data import image_folder
 from twostage_jax.data.dataset import Example, Recipe
+from twostage_jax.data.synthetic import textures
 from twostage_jax.errors import UserError
 
 GREY = 0.5
@@ -214,7 +215,7 @@ def folder_textures(
       UserError: The folder or an image in it cannot be read, or the expression does not
         fit the names.
     """
-    recipe = folder.recipe(
+    recipe = image_folder.recipe(
         path=path,
         size=size,
         channels=channels,

@@ -11,15 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twostage_jax import size_study
 from twostage_jax.errors import UserError
-from twostage_jax.metrics import Predictions
 from twostage_jax.report import scores
 from twostage_jax.report.joining import Place, Record, Study
 from twostage_jax.report.scores import Scores
-from twostage_jax.resampling import RESAMPLES
-from twostage_jax.size_study import SizeStudy
-from twostage_jax.statistics import Difference, Interval
+from twostage_jax.stats import learning_curve
+from twostage_jax.stats.intervals import RESAMPLES, Difference, Interval
+from twostage_jax.stats.learning_curve import SizeStudy
+from twostage_jax.stats.metrics import Predictions
 
 METRIC = "balanced_accuracy"
 
@@ -96,7 +95,7 @@ class Analysis:
 
     sizes: tuple[Size, ...]
     by_region: Scores | None
-    size_study: SizeStudy | None
+    learning_curve: SizeStudy | None
     baseline: str
     champion: str
     notes: tuple[str, ...]
@@ -198,7 +197,9 @@ def _primary(study: Study, sizes: Sequence[Size], resamples: int) -> Primary | N
     arms, reason = _on_curve(study, sizes, second, (first, second))
     if reason:
         return Primary(unknown, len(sizes), seeds, reason)
-    found = size_study.size_study(arms, metric, baseline=second, resamples=resamples)
+    found = learning_curve.size_study(
+        arms, metric, baseline=second, resamples=resamples
+    )
     gain, p_value = found.area_gains[first]
     difference = dataclasses.replace(
         unknown,
@@ -308,7 +309,7 @@ def _size_study(
     )
     if reason:
         return None, reason
-    return size_study.size_study(
+    return learning_curve.size_study(
         arms, METRIC, baseline=baseline, resamples=resamples
     ), ""
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
+from twostage_jax.config import TARGET
 from twostage_jax.report import (
     classes_content,
     pictures,
@@ -17,7 +18,6 @@ from twostage_jax.report.formats import Table
 from twostage_jax.report.joining import NAMED, Study
 from twostage_jax.report.parts import Details, Part, Saved, Section, Text
 from twostage_jax.report.summary import summary
-from twostage_jax.settings import TARGET
 
 METHOD = (
     "Every score is computed from the predictions of the test examples that are stored "

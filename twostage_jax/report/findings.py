@@ -8,8 +8,8 @@ Everything else is said to be not shown, never to be nothing.
 from twostage_jax.report.analysis import METRIC, Analysis, Primary, Size
 from twostage_jax.report.formats import listed, minus, p_text, show
 from twostage_jax.report.scores import Scores
-from twostage_jax.size_study import SizeStudy
-from twostage_jax.statistics import LEVEL, Difference, Interval, holm
+from twostage_jax.stats.intervals import LEVEL, Difference, Interval, holm
+from twostage_jax.stats.learning_curve import SizeStudy
 
 ALPHA = round(1 - LEVEL, 9)
 SCORE = "balanced accuracy"

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from twostage_jax import metrics
-from twostage_jax.additive import OF_COUNTS
 from twostage_jax.errors import UserError
-from twostage_jax.metrics import Predictions
 from twostage_jax.report.load import read_arrays
+from twostage_jax.stats import metrics
+from twostage_jax.stats.metrics import Predictions
+from twostage_jax.stats.paired import OF_COUNTS
 
 
 def by_seed(

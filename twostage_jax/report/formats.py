@@ -12,11 +12,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from twostage_jax.io import inert
 from twostage_jax.report import tables
 from twostage_jax.report.figures import arm_label
-from twostage_jax.size_study import Match
-from twostage_jax.spreadsheet import inert
-from twostage_jax.statistics import Interval
+from twostage_jax.stats.intervals import Interval
+from twostage_jax.stats.learning_curve import Match
 
 NOTHING = "–"
 LATEX = {

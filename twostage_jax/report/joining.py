@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from twostage_jax import metrics
 from twostage_jax.errors import UserError
-from twostage_jax.metrics import Predictions
+from twostage_jax.stats import metrics
+from twostage_jax.stats.metrics import Predictions
 
 # What rows of one study may differ in: `results._protocol` says the same.
 FREE_STUDY = ("seeds", "arms", "fractions", "baselines", "side_by_side")

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from twostage_jax import metrics
 from twostage_jax.errors import UserError
-from twostage_jax.metrics import Predictions
 from twostage_jax.report import joining
 from twostage_jax.report.joining import Place, Record, Study
+from twostage_jax.stats import metrics
+from twostage_jax.stats.metrics import Predictions
 
 SCHEMA = 1
 # Scores are stored as computed; JSON keeps every digit.

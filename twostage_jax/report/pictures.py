@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from twostage_jax import metrics
 from twostage_jax.report import figures, montages
 from twostage_jax.report.analysis import Analysis, patients_of_curve
 from twostage_jax.report.artefacts import Artefacts, Examples, Mistakes, StageRecord
@@ -14,6 +13,7 @@ from twostage_jax.report.formats import show
 from twostage_jax.report.joining import Study
 from twostage_jax.report.parts import Card, Cards, Picture
 from twostage_jax.report.scores import Scores
+from twostage_jax.stats import metrics
 
 MISTAKES_SHOWN = 8
 

@@ -8,11 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from twostage_jax import additive, metrics, statistics
-from twostage_jax.metrics import Predictions
-from twostage_jax.paired import Paired, pair
-from twostage_jax.resampling import Resampler
-from twostage_jax.statistics import Difference, Interval
+from twostage_jax.stats import intervals as statistics
+from twostage_jax.stats import metrics
+from twostage_jax.stats import paired as additive
+from twostage_jax.stats.intervals import Difference, Interval, Resampler
+from twostage_jax.stats.metrics import Predictions
+from twostage_jax.stats.paired import Paired, pair
 
 ArmPredictions = Mapping[str, Sequence[Predictions]]
 Level = Literal["patch", "region"]

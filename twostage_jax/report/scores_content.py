@@ -6,7 +6,7 @@ from twostage_jax.report.analysis import METRIC, Analysis, Size
 from twostage_jax.report.formats import Column, Table, mean_and_range, show
 from twostage_jax.report.joining import Study
 from twostage_jax.report.scores import OF_PATIENTS, Scores
-from twostage_jax.statistics import Interval, holm
+from twostage_jax.stats.intervals import Interval, holm
 
 SCORED = (METRIC, "accuracy", "macro_f1")
 HOW = "In brackets 95 % confidence intervals, over test {units} and seeds{new}."

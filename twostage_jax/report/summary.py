@@ -26,8 +26,8 @@ from twostage_jax.report.findings import (
 from twostage_jax.report.formats import listed, mean_and_range, minus, show
 from twostage_jax.report.joining import Study
 from twostage_jax.report.scores import Scores
-from twostage_jax.size_study import describe_size
-from twostage_jax.statistics import Difference, Interval, holm
+from twostage_jax.stats.intervals import Difference, Interval, holm
+from twostage_jax.stats.learning_curve import describe_size
 
 
 def summary(study: Study, analysis: Analysis) -> list[str]:

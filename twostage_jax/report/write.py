@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from twostage_jax import atomic
+from twostage_jax import io
 from twostage_jax.errors import UserError
 from twostage_jax.report import content, figures, formats, load, tables
 from twostage_jax.report.analysis import analyse
@@ -42,7 +42,7 @@ def write_report(workdirs: Sequence[Path], out: Path) -> Path:
     out = Path(out)
     # Around the reading too: seeds that end together must not leave the report of the
     # one that read first, which lacks rows.
-    with atomic.locked(out.with_name(f".{out.name}.lock"), f"--out={out}", wait=True):
+    with io.locked(out.with_name(f".{out.name}.lock"), f"--out={out}", wait=True):
         return _write_report([Path(folder) for folder in workdirs], out)
 
 

@@ -1,0 +1,413 @@
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pydicom
+import pytest
+from ct_files import write_ct
+
+from twostage_jax.ct import decode
+from twostage_jax.ct.dicom import (
+    NotCTError,
+    patient_hash,
+    read_header,
+    read_slice,
+    window,
+)
+from twostage_jax.errors import UserError
+
+REAL = os.environ.get("TWOSTAGE_DATA")
+
+
+def hu_of(path):
+    return read_slice(path)[1].tolist()
+
+
+def test_slope_and_intercept_of_signed_values(tmp_path):
+    path = write_ct(tmp_path / "a", np.array([[-4, 0], [10, 1000]], np.int16))
+    assert hu_of(path) == [[-1028, -1024], [-1014, -24]]
+    assert read_slice(path)[1].dtype == np.int16
+
+
+def test_slope_and_intercept_of_unsigned_values(tmp_path):
+    stored = np.array([[0, 3], [500, 40000]], np.uint16)
+    path = write_ct(tmp_path / "a", stored, RescaleSlope=0.5, RescaleIntercept=-1000)
+    # 3 * 0.5 - 1000 = -998.5 is rounded to the even neighbour.
+    assert hu_of(path) == [[-1000, -998], [-750, 19000]]
+
+
+def test_values_that_no_ct_measures_are_refused(tmp_path):
+    # -2000 written as unsigned, and not declared as padding.
+    path = write_ct(tmp_path / "a", np.array([[63536, 1024]], np.uint16))
+    with pytest.raises(UserError, match="62512 HU"):
+        read_slice(path)
+
+
+def test_values_far_below_air_are_refused(tmp_path):
+    path = write_ct(tmp_path / "a", np.array([[-4000, 1024]], np.int16))
+    with pytest.raises(UserError, match="-5024 to 0 HU"):
+        read_slice(path)
+
+
+def test_damaged_stream_is_not_decoded_by_a_lenient_decoder(tmp_path):
+    pytest.importorskip("jpeg_ls", reason="needs the extra 'dicom'")
+    rng = np.random.default_rng(0)
+    stored = rng.integers(0, 2000, (64, 64)).astype(np.int16)
+    path = write_ct(tmp_path / "a", stored)
+    dataset = pydicom.dcmread(path)
+    dataset.compress(pydicom.uid.JPEGLSLossless, generate_instance_uid=False)
+    dataset.save_as(path)
+    assert hu_of(path) == (stored - 1024).tolist()
+    whole = bytearray(path.read_bytes())
+    at = whole.index(b"\xff\xda") + 2000
+    whole[at : at + 4] = b"\xff" * 4
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match="decode"):
+        read_slice(path)
+
+
+def test_monochrome1_keeps_hu_and_is_inverted_after_the_window(tmp_path):
+    stored = np.array([[24, 1024]], np.uint16)
+    path = write_ct(tmp_path / "a", stored, PhotometricInterpretation="MONOCHROME1")
+    header, hu = read_slice(path)
+    assert header.inverted
+    assert hu.tolist() == [[-1000, 0]]
+    shown = window(hu, -500, 2000, inverted=header.inverted)
+    np.testing.assert_allclose(shown, [[0.75, 0.25]])
+    np.testing.assert_allclose(window(hu, -500, 500), [[0.0, 1.0]])
+
+
+def test_tagged_padding_becomes_air(tmp_path):
+    stored = np.array([[-2000, 24], [1064, -2000]], np.int16)
+    path = write_ct(tmp_path / "a", stored, PixelPaddingValue=-2000)
+    assert hu_of(path) == [[-1000, -1000], [40, -1000]]
+
+
+def test_padding_written_as_unsigned_means_the_same_bits(tmp_path):
+    stored = np.array([[-2000, 1064]], np.int16)
+    path = write_ct(tmp_path / "a", stored, PixelPaddingValue=65536 - 2000)
+    assert hu_of(path) == [[-1000, 40]]
+
+
+def test_padding_range_is_inclusive(tmp_path):
+    stored = np.array([[-1400, -1399, -1200, -1000, -999]], np.int16)
+    path = write_ct(
+        tmp_path / "a",
+        stored,
+        RescaleIntercept=0,
+        PixelPaddingValue=-1399,
+        PixelPaddingRangeLimit=-1000,
+    )
+    assert hu_of(path) == [[-1400, -1000, -1000, -1000, -999]]
+
+
+def test_padding_value_that_occurs_in_tissue_is_padding_at_the_border_only(tmp_path):
+    stored = np.full((5, 5), 30, np.int16)
+    stored[0, 0] = stored[2, 2] = 0
+    path = write_ct(tmp_path / "a", stored, RescaleIntercept=0, PixelPaddingValue=0)
+    hu = read_slice(path)[1]
+    assert hu[0, 0] == -1000
+    assert hu[2, 2] == 0
+
+
+@pytest.mark.parametrize("pad", [-2000, -2048])
+@pytest.mark.parametrize("intercept", [0, -1024])
+def test_untagged_padding_becomes_air(tmp_path, pad, intercept):
+    stored = np.array([[pad, 50 - intercept]], np.int16)
+    path = write_ct(tmp_path / "a", stored, RescaleIntercept=intercept)
+    assert hu_of(path) == [[-1000, 50]]
+
+
+def test_untagged_padding_given_in_hu_becomes_air(tmp_path):
+    path = write_ct(tmp_path / "a", np.array([[-976, 1024]], np.int16))
+    assert hu_of(path) == [[-1000, 0]]
+
+
+def test_noise_below_air_is_left_alone(tmp_path):
+    stored = np.full((20, 20), 24, np.int16)
+    stored[3, :3] = -1999, -10, -100
+    path = write_ct(tmp_path / "a", stored)
+    assert hu_of(path)[3][:4] == [-3023, -1034, -1124, -1000]
+
+
+def test_padding_that_nothing_explains_is_refused(tmp_path):
+    stored = np.full((20, 20), 24, np.int16)
+    stored[:, 0] = -1500
+    path = write_ct(tmp_path / "a", stored)
+    with pytest.raises(UserError, match="5 % of its pixels are below -1500 HU"):
+        read_slice(path)
+
+
+def test_bytes_after_the_pixels_are_refused_but_for_one_and_for_known_elements(
+    tmp_path,
+):
+    path = write_ct(tmp_path / "a", np.arange(16, dtype=np.int16).reshape(4, 4))
+    whole, hu = path.read_bytes(), hu_of(path)
+    path.write_bytes(whole + b"\0")
+    assert hu_of(path) == hu
+    padding = b"\xfc\xff\xfc\xffOB\0\0\4\0\0\0\0\0\0\0"
+    path.write_bytes(whole + padding)
+    assert hu_of(path) == hu
+    for garbage in (b"\0" * 6, b"\1\2\3\4\5\6\7", b"\xf0\x7f\1\2OB\0\0\2\0\0\0\1\1"):
+        path.write_bytes(whole + garbage)
+        with pytest.raises(UserError, match="after its pixels"):
+            read_slice(path)
+
+
+def test_more_rows_in_the_file_than_it_claims_are_refused(tmp_path):
+    path = write_ct(tmp_path / "a", np.zeros((8, 8), np.int16), Rows=7)
+    with pytest.raises(UserError, match="the size that it claims is wrong"):
+        read_slice(path)
+
+
+def test_run_length_stream_of_another_size_is_refused(tmp_path):
+    path = write_ct(tmp_path / "a", np.arange(64, dtype=np.int16).reshape(8, 8))
+    dataset = pydicom.dcmread(path)
+    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    dataset.Rows = 7
+    dataset.save_as(path)
+    with pytest.raises(UserError, match="RLE"):
+        read_slice(path)
+
+
+def test_twelve_bits_with_a_padding_value_outside_them(tmp_path):
+    stored = np.array([[63536, 4095]], np.uint16)
+    path = write_ct(tmp_path / "a", stored, BitsStored=12, PixelPaddingValue=63536)
+    assert hu_of(path) == [[-1000, 3071]]
+
+
+def test_values_outside_the_stored_bits_are_refused(tmp_path):
+    path = write_ct(tmp_path / "a", np.array([[5000]], np.uint16), BitsStored=12)
+    with pytest.raises(UserError, match="12 unsigned bits"):
+        read_slice(path)
+
+
+def test_declared_overlay_in_the_unused_bits_is_removed(tmp_path):
+    stored = np.array([[1024 + 2**15, 1030]], np.uint16)
+    path = write_ct(tmp_path / "a", stored, BitsStored=12)
+    dataset = pydicom.dcmread(path)
+    dataset.add_new((0x6000, 0x0100), "US", 16)
+    dataset.add_new((0x6000, 0x0102), "US", 15)
+    dataset.save_as(path)
+    assert hu_of(path) == [[0, 6]]
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"RescaleSlope": None}, "without RescaleSlope"),
+        ({"RescaleIntercept": None}, "without RescaleSlope"),
+        ({"RescaleSlope": 0}, "slope 0"),
+        ({"RescaleType": "US"}, "not to HU"),
+        ({"Modality": "MR"}, "modality MR"),
+        ({"Modality": None}, "Modality is not given"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "Secondary Capture"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
+        ({"SamplesPerPixel": 3}, "3 samples"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "PALETTE"),
+        ({"NumberOfFrames": 2}, "2 frames, but is no enhanced CT"),
+        ({"PixelSpacing": [0.5, 0]}, "PixelSpacing"),
+        ({"PixelSpacing": [0.5]}, "PixelSpacing"),
+        ({"SeriesInstanceUID": None}, "SeriesInstanceUID"),
+        ({"Rows": 65535, "Columns": 65535}, "65535 x 65535"),
+        ({"Rows": 4000, "Columns": 4000}, "cut off"),
+        ({"raw": b"\0\0"}, "cut off"),
+        ({"BitsStored": 0, "HighBit": 0}, "bits"),
+    ],
+)
+def test_what_cannot_be_trusted_is_refused_with_path_and_reason(tmp_path, tags, reason):
+    path = write_ct(tmp_path / "slice-7", np.zeros((2, 2), np.int16), **tags)
+    with pytest.raises(UserError, match=reason) as caught:
+        read_slice(path)
+    assert str(path) in str(caught.value)
+
+
+def test_wrong_modality_is_told_from_a_broken_ct(tmp_path):
+    path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16), Modality="MR")
+    with pytest.raises(NotCTError):
+        read_header(path)
+    path = write_ct(tmp_path / "b", np.zeros((2, 2), np.int16), RescaleSlope=None)
+    with pytest.raises(UserError) as caught:
+        read_header(path)
+    assert not isinstance(caught.value, NotCTError)
+
+
+def test_file_cut_off_anywhere_is_refused(tmp_path):
+    whole = write_ct(tmp_path / "a", np.ones((8, 8), np.int16)).read_bytes()
+    cut = tmp_path / "cut"
+    for length in range(0, len(whole), 7):
+        cut.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="cut"):
+            read_slice(cut)
+
+
+def damaged(path, good, bad):
+    """Writes `bad` in place of the one occurrence of `good` in a file."""
+    data = path.read_bytes()
+    assert data.count(good) == 1 and len(good) == len(bad)
+    path.write_bytes(data.replace(good, bad))
+
+
+@pytest.mark.parametrize("syntax", ["ExplicitVRLittleEndian", "ImplicitVRLittleEndian"])
+def test_number_with_a_zero_byte_inside_is_refused(tmp_path, syntax):
+    place = ["-219.800", "-187.100", "-335.000"]
+    stored = np.zeros((2, 2), np.int16)
+    path = write_ct(tmp_path / "a", stored, ImagePositionPatient=place)
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+    dataset.save_as(path, implicit_vr=syntax.startswith("I"), little_endian=True)
+    assert read_header(path).position == (-219.8, -187.1, -335)
+    damaged(path, b"-219.800", b"-219\0\0\0\0")
+    with pytest.raises(UserError, match=r"\(0020,0032\) holds a zero byte: .*damaged"):
+        read_header(path)
+
+
+def test_zero_bytes_that_fill_a_value_up_are_left_alone(tmp_path):
+    place = ["-219.800", "-187.100", "-335.000"]
+    stored = np.zeros((2, 2), np.int16)
+    path = write_ct(tmp_path / "a", stored, ImagePositionPatient=place)
+    damaged(path, b"-335.000", b"-335.0\0\0")
+    assert read_header(path).position == (-219.8, -187.1, -335)
+
+
+def test_element_of_no_known_type_is_refused(tmp_path):
+    path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16), StudyID="17")
+    damaged(path, b"SH\x02\x0017", b"L]\x02\x0017")
+    with pytest.raises(UserError, match=r"\(0020,0010\) is of no known type"):
+        read_header(path)
+
+
+def test_compressed_stream_reads_back_and_must_match_the_header(tmp_path):
+    stored = np.arange(64, dtype=np.int16).reshape(8, 8)
+    path = write_ct(tmp_path / "a", stored)
+    dataset = pydicom.dcmread(path)
+    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    dataset.save_as(path)
+    assert hu_of(path) == (stored - 1024).tolist()
+    dataset.Rows = 9
+    dataset.save_as(path)
+    with pytest.raises(UserError, match=str(path)):
+        read_slice(path)
+
+
+def test_jpeg_stream_that_claims_a_huge_image_is_refused(tmp_path):
+    path = write_ct(tmp_path / "a", np.zeros((8, 8), np.int16))
+    dataset = pydicom.dcmread(path)
+    stream = b"\xff\xd8\xff\xc3\x00\x0b\x10\xff\xff\xff\xff\x01\x01\x11\x00\xff\xd9"
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLosslessSV1
+    dataset.PixelData = pydicom.encaps.encapsulate([stream])
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(path)
+    with pytest.raises(UserError, match="65535 x 65535"):
+        read_slice(path)
+
+
+def test_missing_decoder_is_named_with_what_to_install(tmp_path, monkeypatch):
+    path = write_ct(tmp_path / "a", np.zeros((8, 8), np.int16))
+    dataset = pydicom.dcmread(path)
+    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    dataset.save_as(path)
+    missing = SimpleNamespace(available_plugins=())
+    monkeypatch.setattr(decode, "get_decoder", lambda syntax: missing)
+    with pytest.raises(UserError, match=r"RLE Lossless.*twostage_jax\[dicom\]"):
+        read_slice(path)
+
+
+def test_video_and_unknown_compression_is_refused(tmp_path):
+    path = write_ct(tmp_path / "a", np.zeros((8, 8), np.int16))
+    dataset = pydicom.dcmread(path)
+    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.MPEG2MPML
+    dataset.save_as(path)
+    with pytest.raises(UserError, match="MPEG2.*not read"):
+        read_slice(path)
+
+
+def test_deflated_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    path = write_ct(tmp_path / "a", np.zeros((64, 64), np.int16))
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    dataset.save_as(path)
+    assert read_slice(path)[1].shape == (64, 64)
+    monkeypatch.setattr(decode, "MAX_INFLATED_BYTES", 1000)
+    with pytest.raises(UserError, match="unpacks to more than"):
+        read_slice(path)
+    monkeypatch.undo()
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match="cut off"):
+        read_slice(path)
+
+
+def table_of(path, *, first=-3, kind="HU", vr="SS", values=(-1000, -500, 0, 60, 90)):
+    """Replaces the rescale of a file by a modality LUT."""
+    dataset = pydicom.dcmread(path)
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+    item = pydicom.Dataset()
+    item.add_new("LUTDescriptor", "SS", [len(values), first, 16])
+    if kind:
+        item.ModalityLUTType = kind
+    item.add_new("LUTData", vr, list(values))
+    dataset.ModalityLUTSequence = [item]
+    return dataset
+
+
+def test_modality_table_gives_hu_and_is_clipped_at_its_ends(tmp_path):
+    stored = np.array([[-9, -3, -2], [0, 1, 7]], np.int16)
+    path = write_ct(tmp_path / "a", stored)
+    table_of(path).save_as(path)
+    assert hu_of(path) == [[-1000, -1000, -500], [60, 90, 90]]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kind": "OD"}, "not to HU"),
+        ({"kind": None}, "does not say"),
+        ({"vr": "US", "values": (0, 1, 2)}, "no table of HU"),
+    ],
+)
+def test_modality_table_that_gives_no_hu_is_refused(tmp_path, change, reason):
+    path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16))
+    table_of(path, **change).save_as(path)
+    with pytest.raises(UserError, match=reason):
+        read_slice(path)
+
+
+def test_table_beside_a_rescale_is_refused(tmp_path):
+    path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16))
+    dataset = table_of(path)
+    dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0
+    dataset.save_as(path)
+    with pytest.raises(UserError, match="which is it"):
+        read_slice(path)
+
+
+def test_patient_leaves_as_a_salted_hash_only(tmp_path):
+    path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16))
+    header = read_header(path, "pepper")
+    # printf 'pepperSmith^1' | sha256sum | cut -c1-10
+    assert header.patient == patient_hash("Smith^1", "pepper") == "patient-66f71e74a0"
+    assert "Smith" not in repr(header)
+    assert read_header(path).patient != header.patient
+
+
+def test_header_gives_shape_and_spacing(tmp_path):
+    header = read_header(write_ct(tmp_path / "a", np.zeros((2, 3), np.int16)))
+    assert header.shape == (2, 3)
+    assert header.spacing == (0.5, 0.5)
+    assert not header.inverted
+
+
+@pytest.mark.skipif(not REAL, reason="set TWOSTAGE_DATA to the folder of real data")
+def test_real_files_have_air_in_their_corners():
+    paths = sorted(Path(REAL, "ct_dicom").rglob("*.dcm"))
+    assert len(paths) == 20
+    for path in paths:
+        header, hu = read_slice(path)
+        corners = hu[[0, 0, -1, -1], [0, -1, 0, -1]]
+        assert set(corners.tolist()) <= {-1000, -1024}
+        assert hu.shape == header.shape == (512, 512)
+        assert hu.min() > -1300
+        # A body holds fat and muscle, whatever else.
+        assert np.mean((hu > -150) & (hu < 150)) > 0.1

@@ -1,0 +1,431 @@
+"""Lung masks that other programs made: which series they belong to, what they change."""
+
+import csv
+import json
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from chest import chest, how, write_chest
+from PIL import Image
+from prepare_runs import rows_of, run
+from roi_files import write_nifti, write_seg
+
+from twostage_jax.ct import lung_files
+from twostage_jax.ct.dicom import patient_hash
+from twostage_jax.ct.series import find_series
+from twostage_jax.data import ct_patches
+from twostage_jax.errors import UserError
+from twostage_jax.maps.run import map_folder
+
+LUNGS = chest(3)[1]
+# Image columns grow to the patient's left.
+RIGHT, LEFT = LUNGS.copy(), LUNGS.copy()
+RIGHT[..., 48:] = False
+LEFT[..., :48] = False
+# What differs from what the program would find.
+UPPER = LUNGS.copy()
+UPPER[:, 60:] = False
+
+
+def images(folder):
+    found = [pydicom.dcmread(path) for path in sorted(folder.glob("*.dcm"))]
+    for image in found:
+        for keyword in ("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
+            setattr(image, keyword, "")
+        image.StudyDate, image.StudyTime = "20200101", "120000"
+        image.ReferringPhysicianName = ""
+    return found
+
+
+def write_labels(path, folder, labels, names=None):
+    """Writes a NIfTI volume, with a table of labels as TotalSegmentator does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_nifti(path, images(folder), np.asarray(labels))
+    if names:
+        image = nibabel.load(path)
+        rows = "".join(
+            f'<Label Key="{key}" Red="0.0" Green="1" Blue="0" Alpha="1">'
+            f"<![CDATA[{name}]]></Label>\n"
+            for key, name in names.items()
+        )
+        text = f"<CaretExtension><LabelTable>\n{rows}</LabelTable></CaretExtension>"
+        extension = nibabel.nifti1.Nifti1Extension(0, text.encode())
+        image.header.extensions.append(extension)
+        data = np.asarray(image.dataobj)
+        nibabel.save(nibabel.Nifti1Image(data, image.affine, image.header), path)
+
+
+def read(folder, masks, *, salt=""):
+    """The given mask `[Z, H, W]` of each series below a folder, by its UID's end."""
+    found, _ = find_series(folder, salt=salt)
+    matched = lung_files.match(masks, folder, found, salt=salt)
+    result = {}
+    for one in found:
+        loaded = matched.of(one.uid).read(one.headers)
+        key = int(one.uid.rpartition(".")[2])
+        result[key] = np.stack([loaded[header.key] for header in one.headers])
+    return result
+
+
+@pytest.fixture
+def slices(tmp_path):
+    """A folder with one series of three slices."""
+    write_chest(tmp_path / "dicom" / "one")
+    return tmp_path / "dicom" / "one"
+
+
+LOBES = np.where(RIGHT, 1, 0) + np.where(LEFT, 4, 0)
+LOBES[..., 30:48, :] += LUNGS[..., 30:48, :]
+LOBES[..., 62:, :48] += RIGHT[..., 62:, :48] * 2
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param(LUNGS * 1, id="ones"),
+        pytest.param(LUNGS * 255, id="white"),
+        pytest.param(RIGHT * 1 + LEFT * 2, id="right and left, as lungmask"),
+        pytest.param(RIGHT * 4 + LEFT * 3, id="right and left, as LUNA16"),
+        pytest.param(LOBES, id="lobes"),
+    ],
+)
+def test_volume_of_the_lungs_is_read_whatever_its_numbers(slices, tmp_path, labels):
+    write_labels(tmp_path / "masks" / "result.nii.gz", slices, labels)
+    (mask,) = read(tmp_path / "dicom", tmp_path / "masks").values()
+    np.testing.assert_array_equal(mask, LUNGS)
+    # A file is as good as its folder.
+    (mask,) = read(tmp_path / "dicom", tmp_path / "masks" / "result.nii.gz").values()
+    np.testing.assert_array_equal(mask, LUNGS)
+
+
+def test_structures_in_files_of_their_own_count_by_their_names(slices, tmp_path):
+    case = tmp_path / "masks" / "s0001"
+    middle = np.zeros_like(LUNGS)
+    middle[:, 40:60, 44:52] = True
+    lower = LUNGS & ~UPPER
+    for name, mask in (
+        ("lung_upper_lobe_left", LEFT & UPPER),
+        ("lung_lower_lobe_left", LEFT & lower),
+        ("lung_upper_lobe_right", RIGHT & UPPER),
+        ("lung_lower_lobe_right", RIGHT & lower),
+        ("lung_middle_lobe_right", np.zeros_like(LUNGS)),
+        ("heart", middle),
+        ("trachea", middle),
+        ("lung_vessels", middle),
+        ("aorta", middle),
+    ):
+        write_labels(case / f"{name}.nii.gz", slices, mask)
+    (mask,) = read(tmp_path / "dicom", tmp_path / "masks").values()
+    np.testing.assert_array_equal(mask, LUNGS)
+
+
+def test_masks_without_any_lung_are_refused(slices, tmp_path):
+    for name in ("lung_left", "lung_right"):
+        path = tmp_path / "masks" / f"{name}.nii.gz"
+        write_labels(path, slices, np.zeros_like(LUNGS))
+    with pytest.raises(UserError) as error:
+        read(tmp_path / "dicom", tmp_path / "masks")
+    assert error.value.where.startswith(str(tmp_path / "masks"))
+
+
+def test_table_of_labels_says_what_is_lung(slices, tmp_path):
+    labels = RIGHT * 12 + LEFT * 10
+    labels[:, 40:60, 44:52] = 51
+    labels[:, :5, :5] = 5
+    names = {51: "heart", 10: "lung_upper_lobe_left", 12: "lung_upper_lobe_right"}
+    names |= {5: "liver", 11: "lung_lower_lobe_left", 16: "trachea", 20: "lung_vessels"}
+    path = tmp_path / "masks" / "segmentations.nii.gz"
+    write_labels(path, slices, labels, names)
+    (mask,) = read(tmp_path / "dicom", tmp_path / "masks").values()
+    np.testing.assert_array_equal(mask, LUNGS & (labels != 51))
+
+
+@pytest.mark.parametrize(
+    "values", [(1, 2, 3), (3, 4, 5), (10, 11, 51), (1, 2, 3, 4, 5, 6), (2, 7)]
+)
+def test_numbers_that_need_not_all_be_lung_are_refused(slices, tmp_path, values):
+    labels = np.zeros(LUNGS.shape, int)
+    for number, value in enumerate(values):
+        labels[:, 40, 20 + number] = value
+    path = tmp_path / "masks" / "result.nii.gz"
+    write_labels(path, slices, labels)
+    with pytest.raises(UserError) as error:
+        read(tmp_path / "dicom", tmp_path / "masks")
+    assert error.value.where == str(path)
+    assert all(str(value) in str(error.value) for value in values)
+
+
+def test_segmentation_counts_by_the_labels_of_its_segments(slices, tmp_path):
+    labels = (RIGHT * 1 + LEFT * 2).astype(np.uint8)
+    labels[:, 40:60, 44:52] = 3
+    names = ["Lung, right", "Left lung", "Heart"]
+    (tmp_path / "masks").mkdir()
+    write_seg(tmp_path / "masks" / "any.dcm", images(slices), labels, names)
+    (mask,) = read(tmp_path / "dicom", tmp_path / "masks").values()
+    np.testing.assert_array_equal(mask, LUNGS & (labels != 3))
+
+
+def test_what_is_no_lung_mask_is_not_taken_for_one(slices, tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    labels = LUNGS.astype(np.uint8)
+    write_seg(masks / "heart.dcm", images(slices), labels, ["Heart"])
+    write_labels(masks / "trachea.nii.gz", slices, LUNGS)
+    write_labels(masks / "all.nii.gz", slices, LUNGS, {1: "liver"})
+    (masks / "notes.txt").write_text("lungs")
+    with pytest.raises(UserError) as error:
+        read(tmp_path / "dicom", masks)
+    assert error.value.where == str(masks)
+    write_labels(masks / "x_lungs.nii.gz", slices, UPPER)
+    (mask,) = read(tmp_path / "dicom", masks).values()
+    np.testing.assert_array_equal(mask, UPPER)
+    found, _ = find_series(tmp_path / "dicom")
+    skipped = lung_files.match(masks, tmp_path / "dicom", found).skipped
+    names = {path.name for path, _ in skipped}
+    assert names == {"heart.dcm", "trachea.nii.gz", "all.nii.gz", "notes.txt"}
+
+
+def test_two_masks_of_the_same_lungs_are_refused(slices, tmp_path):
+    masks = tmp_path / "masks"
+    write_labels(masks / "a_lung.nii.gz", slices, LUNGS)
+    write_labels(masks / "b_lung.nii.gz", slices, UPPER)
+    with pytest.raises(UserError) as error:
+        read(tmp_path / "dicom", masks)
+    assert error.value.where.startswith(str(masks))
+    (masks / "other").mkdir()
+    (masks / "b_lung.nii.gz").rename(masks / "other" / "b_lung.nii.gz")
+    with pytest.raises(UserError):
+        read(tmp_path / "dicom", masks)
+
+
+def two_patients(root):
+    """Two scans that share their geometry, as those of one protocol often do."""
+    for number, patient in ((1, "P1"), (2, "P2")):
+        write_chest(
+            root / f"scan{number}",
+            series=number,
+            PatientID=patient,
+            StudyInstanceUID=f"1.2.3.{number}",
+            FrameOfReferenceUID=f"1.2.4.{number}",
+        )
+    return [root / "scan1", root / "scan2"]
+
+
+@pytest.mark.parametrize(
+    "name", ["{uid}.nii.gz", "{study}/lungs.nii.gz", "{id}_lungs.nii.gz", "{hash}.nii"]
+)
+def test_names_choose_between_scans_of_one_geometry(tmp_path, name):
+    folders = two_patients(tmp_path / "dicom")
+    for folder, mask in zip(folders, (LUNGS, UPPER), strict=True):
+        first = images(folder)[0]
+        path = (
+            tmp_path
+            / "masks"
+            / name.format(
+                uid=first.SeriesInstanceUID,
+                study=first.StudyInstanceUID,
+                id=first.PatientID,
+                hash=patient_hash(first.PatientID, "salt"),
+            )
+        )
+        write_labels(path, folder, mask)
+    found = read(tmp_path / "dicom", tmp_path / "masks", salt="salt")
+    np.testing.assert_array_equal(found[11], LUNGS)
+    np.testing.assert_array_equal(found[12], UPPER)
+
+
+def test_folders_of_the_same_names_choose_too(tmp_path):
+    folders = two_patients(tmp_path / "dicom")
+    for folder, mask in zip(folders, (LUNGS, UPPER), strict=True):
+        write_labels(tmp_path / "masks" / folder.name / "lung.nii.gz", folder, mask)
+    found = read(tmp_path / "dicom", tmp_path / "masks")
+    np.testing.assert_array_equal(found[11], LUNGS)
+    np.testing.assert_array_equal(found[12], UPPER)
+
+
+def test_nameless_mask_that_fits_two_scans_is_refused_for_both(tmp_path):
+    folders = two_patients(tmp_path / "dicom")
+    write_labels(tmp_path / "masks" / "case7.nii.gz", folders[0], LUNGS)
+    found, _ = find_series(tmp_path / "dicom")
+    matched = lung_files.match(tmp_path / "masks", tmp_path / "dicom", found)
+    for one in found:
+        with pytest.raises(UserError) as error:
+            matched.of(one.uid)
+        assert error.value.where == str(tmp_path / "masks")
+
+
+def test_position_chooses_where_scans_lie_apart(tmp_path):
+    root = tmp_path / "dicom"
+    write_chest(root / "a", series=1)
+    away = [-140, -144, 0]
+    write_chest(root / "b", 1, series=2, ImagePositionPatient=away)
+    write_labels(tmp_path / "masks" / "case1.nii.gz", root / "a", LUNGS)
+    found, _ = find_series(root)
+    matched = lung_files.match(tmp_path / "masks", root, found)
+    uids = {int(one.uid.rpartition(".")[2]): one.uid for one in found}
+    assert matched.of(uids[11]).files[0].path.name == "case1.nii.gz"
+    with pytest.raises(UserError):
+        matched.of(uids[12])
+
+
+def test_reconstructions_of_one_scan_share_a_mask(tmp_path):
+    for number, kernel in ((1, "B30f"), (2, "B70f")):
+        folder = tmp_path / "dicom" / kernel
+        write_chest(folder, series=number, ConvolutionKernel=kernel)
+    write_labels(tmp_path / "masks" / "m.nii.gz", folder, UPPER)
+    found = read(tmp_path / "dicom", tmp_path / "masks")
+    np.testing.assert_array_equal(found[11], UPPER)
+    np.testing.assert_array_equal(found[12], UPPER)
+
+
+def test_mask_is_placed_by_its_position_whatever_its_axes(slices, tmp_path):
+    lungs = LUNGS.copy()
+    lungs[0] = False
+    lungs[1, :, :48] = False
+    path = tmp_path / "masks" / "m.nii.gz"
+    write_labels(path, slices, lungs)
+    image = nibabel.load(path)
+    turned = image.as_reoriented([[1, -1], [2, 1], [0, -1]])
+    nibabel.save(turned, path)
+    (mask,) = read(tmp_path / "dicom", tmp_path / "masks").values()
+    # Files lie from the head, series from the feet.
+    np.testing.assert_array_equal(mask, lungs[::-1])
+
+
+def mapped(out):
+    (folder,) = out.glob("patient-*")
+    with np.load(folder / "probabilities.npz") as file:
+        lungs = file["lungs"]
+    about = json.loads((folder / "series.json").read_text(encoding="utf-8"))
+    with (out / "report.csv").open(newline="", encoding="utf-8") as file:
+        return lungs, about, list(csv.DictReader(file))
+
+
+def test_maps_lie_in_the_given_lungs_and_say_so(classifier, slices, tmp_path, capsys):
+    root, masks, out = tmp_path / "dicom", tmp_path / "masks", tmp_path / "maps"
+    path = masks / "SMITH_lungs.nii.gz"
+    write_labels(path, slices, UPPER)
+    (masks / "SMITH.txt").write_text("notes")
+    map_folder(root, out, classifier, how(), lungs=masks)
+    lungs, about, rows = mapped(out)
+    np.testing.assert_array_equal(lungs, UPPER)
+    found, _ = find_series(root)
+    digest = lung_files.match(masks, root, found).of(found[0].uid).digest
+    assert digest[:16] in about["lungs"] and digest[:16] in rows[0]["lungs"]
+    assert "SMITH" not in capsys.readouterr().out + json.dumps(about)
+    assert "SMITH" not in (out / "skipped.csv").read_text(encoding="utf-8")
+    map_folder(root, out, classifier, how(), lungs=masks)
+    assert "is there already" in capsys.readouterr().out
+    # Another content under the same name, size and all.
+    write_labels(path, slices, LUNGS)
+    map_folder(root, out, classifier, how(), lungs=masks)
+    assert "is there already" not in capsys.readouterr().out
+    np.testing.assert_array_equal(mapped(out)[0], LUNGS)
+    map_folder(root, out, classifier, how())
+    assert "SHA-256" not in mapped(out)[1]["lungs"]
+
+
+def test_series_without_a_mask_is_refused_and_listed(classifier, tmp_path, capsys):
+    root, out = tmp_path / "dicom", tmp_path / "maps"
+    write_chest(root / "a", series=1)
+    write_chest(root / "b", 2, series=2, ImagePositionPatient=None)
+    write_chest(root / "c", 4, series=3, gap=7.0)
+    write_labels(tmp_path / "masks" / "m.nii.gz", root / "a", LUNGS)
+    map_folder(root, out, classifier, how(), lungs=tmp_path / "masks")
+    assert "1 of " in capsys.readouterr().out
+    with (out / "skipped.csv").open(newline="", encoding="utf-8") as file:
+        reasons = [row["reason"] for row in csv.DictReader(file)]
+    assert sum("lung mask" in reason for reason in reasons) == 1
+    assert not any(str(tmp_path) in reason for reason in reasons)
+
+
+def test_mask_beside_the_lungs_is_refused(classifier, slices, tmp_path):
+    shifted = np.zeros_like(LUNGS)
+    shifted[:, 40:60, 44:52] = True
+    write_labels(tmp_path / "masks" / "lung.nii.gz", slices, shifted)
+    with pytest.raises(UserError):
+        map_folder(
+            tmp_path / "dicom",
+            tmp_path / "maps",
+            classifier,
+            how(),
+            lungs=tmp_path / "masks",
+        )
+    assert not list((tmp_path / "maps").glob("patient-*"))
+
+
+def write_regions(folder, labels):
+    (folder / "rois").mkdir()
+    for image in images(folder):
+        path = folder / "rois" / f"{image.SOPInstanceUID}.png"
+        Image.fromarray(labels.astype(np.uint8)).save(path)
+
+
+def test_patches_lie_in_the_given_lungs(slices, tmp_path):
+    write_regions(slices, np.ones((96, 96)))
+    masks = tmp_path / "masks"
+    given = UPPER.copy()
+    given[1] = False
+    write_labels(masks / "m.nii.gz", slices, given)
+    flags = [f"--source={tmp_path / 'dicom'}", "--classes=a", "--patch=4", "--stride=4"]
+    flags += ["--coverage=1", "--per_class=0", f"--lungs={masks}", "--workers=1"]
+    run(*flags, f"--out={tmp_path / 'out'}")
+    rows = rows_of(tmp_path / "out" / "patches.csv")
+    expected = {
+        (z + 1, r, c)
+        for z in (0, 2)
+        for r in range(0, 93, 4)
+        for c in range(0, 93, 4)
+        if given[z, r : r + 4, c : c + 4].all()
+    }
+    found = {
+        (int(row["slice_number"]), int(row["row"]), int(row["column"])) for row in rows
+    }
+    assert found == expected and len(rows) == len(expected) > 20
+
+
+def test_patches_are_cut_again_when_a_mask_changes(slices, tmp_path):
+    write_regions(slices, np.ones((96, 96)))
+    masks = tmp_path / "masks"
+    settings = {"path": str(tmp_path / "dicom"), "classes": "a", "size": 4}
+    keys = {
+        ct_patches.recipe(**settings, lungs=word).key for word in ("given", "found")
+    }
+    for mask in (UPPER, LUNGS, UPPER):
+        write_labels(masks / "m.nii.gz", slices, mask)
+        keys.add(ct_patches.recipe(**settings, lungs=str(masks)).key)
+    assert len(keys) >= 4
+
+
+def test_annotated_series_without_a_mask_is_refused_or_listed(tmp_path):
+    root = tmp_path / "dicom"
+    write_chest(root / "a", series=1, PatientID="P1")
+    write_chest(root / "c", 4, series=2, gap=7.0, PatientID="P2")
+    for name in "ac":
+        write_regions(root / name, np.ones((96, 96)))
+    masks = tmp_path / "masks"
+    write_labels(masks / "m.nii.gz", root / "a", LUNGS)
+    settings = {"path": str(root), "classes": "a", "size": 4, "lungs": str(masks)}
+    recipe = ct_patches.recipe(**settings)
+    with pytest.raises(UserError) as error:
+        for task in recipe.tasks:
+            recipe.make(task)
+    assert error.value.where == str(masks)
+    recipe = ct_patches.recipe(**settings, go_on=True)
+    made = [recipe.make(task) for task in recipe.tasks]
+    assert sorted(len(one) > 0 for one in made) == [False, True]
+    assert sum("lung mask" in why for one in made for _, why in one.skipped) == 1
+
+
+@pytest.mark.parametrize("word", ["given", "found", "off", ""])
+def test_words_are_not_folders(word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert lung_files.folder(word) is None
+
+
+def test_folder_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(UserError) as error:
+        lung_files.folder(str(tmp_path / "nowhere"))
+    assert error.value.where == "lungs"

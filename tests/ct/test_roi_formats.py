@@ -1,0 +1,298 @@
+"""Every format of regions gives the same label masks and the same patches."""
+
+import shutil
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+
+from twostage_jax.ct import annotations
+from twostage_jax.ct.phantom import CLASS_NAMES, phantom_slices, write_patient
+from twostage_jax.ct.series import scan
+from twostage_jax.data import ct_patches
+from twostage_jax.errors import UserError
+
+pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
+import roi_files
+
+PATCHES = {"size": 6, "stride": 3, "coverage": 0.7, "lungs": "off", "per_class": 0}
+FORMATS = (
+    "tiff",
+    "npy",
+    "nifti",
+    "seg",
+    "seg fractional",
+    "seg labelmap",
+    "rtstruct",
+    "csv",
+    "medgift",
+)
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    """(folder of slices and PNG masks, their data sets, labels `[Z, H, W]`, names)."""
+    folder = tmp_path_factory.mktemp("phantom") / "007"
+    made = phantom_slices(7, slices=3, matrix=96)
+    write_patient(folder, made)
+    images = [pydicom.dcmread(path) for path in sorted(folder.glob("*.dcm"))]
+    used = [k for k in np.unique(made.labels) if k]
+    labels = np.zeros_like(made.labels)
+    for index, value in enumerate(used):
+        labels[made.labels == value] = index + 1
+    for image, mask in zip(images, labels, strict=True):
+        Image.fromarray(mask).save(folder / "rois" / f"{image.SOPInstanceUID}.png")
+    return folder, images, labels, [CLASS_NAMES[k - 1] for k in used]
+
+
+def write_slices(phantom, folder, *, from_feet=False):
+    """Writes the phantom's slices; InstanceNumber 1 is nearest the head, as it has it."""
+    paths = sorted(phantom[0].glob("*.dcm"))
+    for path, other in zip(paths, reversed(paths), strict=True):
+        if from_feet:
+            image = pydicom.dcmread(path)
+            image.InstanceNumber = len(paths) + 1 - image.InstanceNumber
+            image.save_as(folder / other.name)
+        else:
+            shutil.copy(path, folder / path.name)
+
+
+def write(form, phantom, folder):
+    """Writes the phantom's regions into a folder."""
+    _, images, labels, names = phantom
+    drawn = list(roi_files.polygons(labels, names))
+    # The order of a series is from the feet to the head; these slices go down.
+    stack = labels[::-1]
+    uid = images[0].SeriesInstanceUID
+    if form == "tiff":
+        first, *rest = [Image.fromarray(mask) for mask in stack]
+        first.save(folder / f"{uid}.tif", save_all=True, append_images=rest)
+    elif form == "npy":
+        np.save(folder / f"{uid}.npy", stack)
+    elif form == "nifti":
+        roi_files.write_nifti(folder / "any.nii.gz", images, labels)
+    elif form.startswith("seg"):
+        kind = form.removeprefix("seg").strip().upper() or "BINARY"
+        roi_files.write_seg(folder / "any", images, labels, names, kind=kind)
+    elif form == "rtstruct":
+        roi_files.write_rtstruct(folder / "any", images, drawn, names)
+    elif form == "csv":
+        roi_files.write_csv(folder / "any.csv", images, drawn)
+    elif form == "medgift":
+        roi_files.write_medgift(folder / "any.txt", images, drawn)
+
+
+def cut(path, names, rois="", **settings):
+    recipe = ct_patches.recipe(
+        path=str(path),
+        rois=str(rois),
+        classes=",".join(names),
+        **{**PATCHES, **settings},
+    )
+    (patient,) = recipe.tasks
+    return recipe.make(patient)
+
+
+@pytest.fixture(scope="module")
+def expected(phantom):
+    folder, images, labels, names = phantom
+    found = cut(folder, names)
+    assert len(found) > 50
+    assert len({example.label for example in found}) == len(names) > 2
+    return found
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_gives_the_same_patches(phantom, expected, tmp_path, form):
+    slices, rois = tmp_path / "slices", tmp_path / "regions"
+    slices.mkdir()
+    rois.mkdir()
+    # The pages of a file are counted in one way only if all numbers start at the feet.
+    stack = form in ("tiff", "npy")
+    write_slices(phantom, slices, from_feet=stack)
+    write(form, phantom, rois)
+    found = cut(slices, phantom[3], rois)
+
+    def described(example):
+        details = dict(example.details)
+        if stack:
+            details["slice_number"] = 4 - details["slice_number"]
+        return example.id, example.label, details
+
+    found.sort(key=lambda example: example.id)
+    expected = sorted(expected, key=lambda example: example.id)
+    assert list(map(described, found)) == [
+        (e.id, e.label, dict(e.details)) for e in expected
+    ]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+
+
+@pytest.mark.parametrize("form", ["seg", "rtstruct", "medgift"])
+def test_regions_are_found_among_the_slices(phantom, expected, tmp_path, form):
+    write_slices(phantom, tmp_path)
+    write(form, phantom, tmp_path)
+    found = cut(tmp_path, phantom[3])
+    assert [e.id for e in found] == [e.id for e in expected]
+
+
+def masks_of(folder, names, rois=None):
+    """The label masks of all slices of one patient, by z."""
+    found = scan(folder)
+    headers, left_out = found.headers, found.others
+    regions, _, _ = annotations.find(folder, rois, left_out)
+    loads, _ = annotations.labelled(regions, headers, names)
+    return {
+        header.position[2]: loads[header.key]().mask
+        for header in headers
+        if header.key in loads
+    }
+
+
+def test_contour_inside_a_contour_of_the_same_roi_is_a_hole(phantom, tmp_path):
+    write_slices(phantom, tmp_path)
+    outer = np.array([[9.5, 9.5], [29.5, 9.5], [29.5, 29.5], [9.5, 29.5]])
+    inner = np.array([[14.5, 14.5], [19.5, 14.5], [19.5, 19.5], [14.5, 19.5]])
+    drawn = [(0, "ring", outer), (0, "ring", inner)]
+    roi_files.write_rtstruct(tmp_path / "any", phantom[1], drawn, ["ring"])
+    (mask,) = masks_of(tmp_path, ["ring"]).values()
+    ring = np.zeros((96, 96), int)
+    ring[10:30, 10:30] = 1
+    ring[15:20, 15:20] = 0
+    np.testing.assert_array_equal(mask, ring)
+
+
+def test_labels_meet_class_names_whatever_their_case(phantom, tmp_path):
+    write_slices(phantom, tmp_path)
+    square = np.array([[9.5, 9.5], [29.5, 9.5], [29.5, 29.5], [9.5, 29.5]])
+    drawn = [(1, "Ground  GLASS ", square)]
+    roi_files.write_csv(tmp_path / "x.csv", phantom[1], drawn)
+    (mask,) = masks_of(tmp_path, ["ground glass"], tmp_path / "x.csv").values()
+    assert mask.sum() == 400
+
+
+def test_files_on_one_slice_are_merged_and_what_two_classes_claim_is_left_out(
+    phantom, tmp_path
+):
+    write_slices(phantom, tmp_path)
+    left = np.array([[-0.5, -0.5], [9.5, -0.5], [9.5, 9.5], [-0.5, 9.5]])
+    regions = tmp_path / "rois"
+    regions.mkdir()
+    roi_files.write_csv(regions / "a.csv", phantom[1], [(0, "a", left)])
+    roi_files.write_rtstruct(
+        regions / "b", phantom[1], [(0, "b", left + [5, 0])], ["b"]
+    )
+    (mask,) = masks_of(tmp_path, ["a", "b"]).values()
+    assert mask[0, :16].tolist() == [1] * 5 + [0] * 5 + [2] * 5 + [0]
+
+
+def changed(images, **changes):
+    """Copies of data sets with other values; a value may be a function of the old."""
+    copies = [pydicom.dcmread(image.filename) for image in images]
+    for copy in copies:
+        for keyword, value in changes.items():
+            old = copy.get(keyword)
+            setattr(copy, keyword, value(old) if callable(value) else value)
+    return copies
+
+
+@pytest.mark.parametrize("form", ["seg", "rtstruct", "csv"])
+def test_regions_of_a_series_that_is_not_there_are_refused_by_name(
+    phantom, tmp_path, form
+):
+    folder, images, labels, names = phantom
+    other = changed(images, SeriesInstanceUID="1.2.3.4.5.6")
+    (tmp_path / "regions").mkdir()
+    write(form, (folder, other, labels, names), tmp_path / "regions")
+    write_slices(phantom, tmp_path)
+    with pytest.raises(UserError, match=r"any.*1\.2\.3\.4\.5\.6.*not there"):
+        cut(tmp_path, names, tmp_path / "regions")
+
+
+@pytest.mark.parametrize("form", ["seg", "rtstruct", "nifti"])
+def test_regions_between_the_slices_are_refused(phantom, tmp_path, form):
+    folder, images, labels, names = phantom
+    other = changed(
+        images, ImagePositionPatient=lambda p: [p[0], p[1], float(p[2]) + 5]
+    )
+    (tmp_path / "regions").mkdir()
+    write(form, (folder, other, labels, names), tmp_path / "regions")
+    write_slices(phantom, tmp_path)
+    with pytest.raises(UserError, match="any.*there is no slice"):
+        cut(tmp_path, names, tmp_path / "regions")
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        ("csv", "any.csv, line .*slice 3 is not there"),
+        ("medgift", "any.txt.*slice 3"),
+        ("rtstruct", r"any: ROI '{first}' .*there is no slice, at z = {z:g} mm"),
+        ("npy", "3 masks for 2 slices"),
+        ("seg", r"any: .*there is no slice: 1 of segment '{first}', .*z = {z:g} mm"),
+        ("seg labelmap", r"no slice: 1 of segment '{first}', .*z = {z:g} mm; 1 of"),
+        ("nifti", r"any\.nii\.gz: .* from z = {z:.1f} to {z:.1f} mm, .*no slice"),
+    ],
+)
+def test_regions_of_a_slice_that_is_missing_are_refused(
+    phantom, tmp_path, form, reason
+):
+    (tmp_path / "regions").mkdir()
+    write(form, phantom, tmp_path / "regions")
+    write_slices(phantom, tmp_path)
+    missing = tmp_path / "IM-0003.dcm"
+    z = float(pydicom.dcmread(missing).ImagePositionPatient[2])
+    first = phantom[3][phantom[2][2][phantom[2][2] > 0].min() - 1]
+    missing.unlink()
+    with pytest.raises(UserError, match=reason.format(first=first, z=z)):
+        cut(tmp_path, phantom[3], tmp_path / "regions")
+
+
+@pytest.mark.parametrize("form", ["seg", "rtstruct"])
+def test_regions_in_other_axes_are_refused(phantom, tmp_path, form):
+    folder, images, labels, names = phantom
+    other = changed(images, FrameOfReferenceUID="1.2.3")
+    (tmp_path / "regions").mkdir()
+    write(form, (folder, other, labels, names), tmp_path / "regions")
+    write_slices(phantom, tmp_path)
+    with pytest.raises(UserError, match="frame of reference"):
+        cut(tmp_path, names, tmp_path / "regions")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ",{uid},1,a,1 2 3 4",
+        ",{uid},1,a,1 2; 3 4; 5 x",
+        ",{uid},1,a,1 2; 3 4; nan 6",
+        "p,{uid},1,a,0 0; 9 0; 9 9",
+        ",,1,a,0 0; 9 0; 9 9",
+        ",{uid},1,,0 0; 9 0; 9 9",
+    ],
+)
+def test_rows_that_make_no_region_are_refused(phantom, tmp_path, row):
+    write_slices(phantom, tmp_path)
+    text = row.format(uid=phantom[1][0].SeriesInstanceUID)
+    table = tmp_path / "table.csv"
+    table.write_text(f"patient,series,slice,label,points\n{text}\n")
+    with pytest.raises(UserError) as error:
+        cut(tmp_path, ["a"], table)
+    assert error.value.where == str(table)
+    assert "line 2" in str(error.value)
+
+
+def test_nifti_without_a_place_or_of_fractions_is_refused(phantom, tmp_path):
+    import nibabel
+
+    write_slices(phantom, tmp_path)
+    path = tmp_path / "x.nii"
+    image = nibabel.Nifti1Image(np.ones((4, 4, 4), np.float32) / 3, np.eye(4))
+    nibabel.save(image, path)
+    with pytest.raises(UserError, match=r"x\.nii.*whole numbers"):
+        cut(tmp_path, ["a"], path)
+    image = nibabel.Nifti1Image(np.ones((4, 4, 4), np.uint8), None)
+    image.header["sform_code"] = image.header["qform_code"] = 0
+    nibabel.save(image, path)
+    with pytest.raises(UserError, match=r"x\.nii.*where it lies"):
+        cut(tmp_path, ["a"], path)

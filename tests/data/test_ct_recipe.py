@@ -1,0 +1,390 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+from ct_files import SERIES, write_ct
+from PIL import Image
+
+from twostage_jax.ct.dicom import patient_hash
+from twostage_jax.data import ct_patches
+from twostage_jax.errors import UserError
+
+# HU of the slice at row r, column c: 10 r + c - 500.
+RAMP = (10 * np.arange(8)[:, None] + np.arange(8) + 524).astype(np.int16)
+
+
+def write_patient(folder, *, patient="p1", labels=None, lungs=None, uid=5, **tags):
+    (folder / "rois").mkdir(parents=True)
+    write_ct(folder / "one.dcm", RAMP, uid=uid, PatientID=patient, **tags)
+    if labels is None:
+        labels = np.zeros((8, 8), np.uint8)
+        labels[:, :4], labels[:, 4:] = 1, 2
+    Image.fromarray(labels).save(folder / "rois" / f"{SERIES}.{uid}.png")
+    if lungs is not None:
+        (folder / "lungs").mkdir()
+        Image.fromarray(lungs).save(folder / "lungs" / f"{SERIES}.{uid}.png")
+
+
+def cut(folder, **settings):
+    settings = {"class_names": ("a", "b"), "size": 4, "stride": 4, **settings}
+    return ct_patches.patient_examples(folder, coverage=0.75, **settings)
+
+
+def test_patches_hold_the_hu_of_their_place(tmp_path):
+    write_patient(tmp_path / "x")
+    found = cut(tmp_path / "x")
+    assert [e.label for e in found] == [0, 1, 0, 1]
+    assert [e.image[0, 0, 0] for e in found] == [-500, -496, -460, -456]
+    assert found[0].image.shape == (4, 4, 1)
+    assert found[0].image.dtype == np.int16
+    assert len({e.id for e in found}) == 4
+    np.testing.assert_array_equal(found[3].image[..., 0], RAMP[4:, 4:] - 1024)
+
+
+def test_group_is_the_salted_patient_and_no_id_leaks(tmp_path):
+    write_patient(tmp_path / "x", patient="Smith^1")
+    found = cut(tmp_path / "x", salt="s")
+    assert {e.group for e in found} == {patient_hash("Smith^1", "s")}
+    assert not any("Smith" in e.id or SERIES in e.id for e in found)
+
+
+def test_patients_without_an_id_are_told_apart_by_their_folder(tmp_path):
+    write_patient(tmp_path / "x", patient="")
+    write_patient(tmp_path / "y", patient="")
+    groups = [cut(tmp_path / name)[0].group for name in "xy"]
+    assert groups[0] != groups[1]
+
+
+def test_patients_may_share_a_folder_where_masks_name_their_slices(tmp_path):
+    write_patient(tmp_path / "x")
+    write_ct(
+        tmp_path / "x" / "two.dcm",
+        RAMP + 1,
+        uid=6,
+        PatientID="p2",
+        SeriesInstanceUID=f"{SERIES}.9",
+    )
+    labels = np.full((8, 8), 2, np.uint8)
+    Image.fromarray(labels).save(tmp_path / "x" / "rois" / f"{SERIES}.6.png")
+    recipe = ct_patches.recipe(path=str(tmp_path), size=4, stride=4, classes="a,b")
+    first, second = (recipe.make(task) for task in recipe.tasks)
+    assert [e.label for e in first] == [0, 1, 0, 1]
+    assert [e.label for e in second] == [1, 1, 1, 1]
+    assert second[0].image[0, 0, 0] == first[0].image[0, 0, 0] + 1
+    Image.fromarray(labels).save(tmp_path / "x" / "rois" / "1.png")
+    with pytest.raises(UserError, match=r"1\.png.*2 patients"):
+        ct_patches.recipe(path=str(tmp_path), classes="a,b").tasks[0]
+
+
+def test_regions_outside_the_lungs_do_not_count(tmp_path):
+    lungs = np.zeros((8, 8), np.uint8)
+    lungs[:4] = 255
+    write_patient(tmp_path / "x", lungs=lungs)
+    assert len(cut(tmp_path / "x")) == 2
+    assert len(cut(tmp_path / "x", lungs="off")) == 4
+
+
+def test_slice_without_a_lung_mask_is_refused_where_others_have_one(tmp_path):
+    write_patient(tmp_path / "x", lungs=np.ones((8, 8), np.uint8))
+    write_ct(tmp_path / "x" / "two.dcm", RAMP, uid=6, PatientID="p1")
+    Image.fromarray(np.ones((8, 8), np.uint8)).save(
+        tmp_path / "x" / "rois" / f"{SERIES}.6.png"
+    )
+    with pytest.raises(UserError, match=r"two\.dcm.*no lung mask"):
+        cut(tmp_path / "x")
+
+
+def test_resampling_to_twice_the_pixel_size(tmp_path):
+    write_patient(tmp_path / "x")
+    found = cut(tmp_path / "x", spacing=1.0, size=2, stride=2)
+    assert [e.label for e in found] == [0, 1, 0, 1]
+    # The new pixel (1, 1) lies in the middle of old pixels 2 and 3, both ways; the
+    # blur does not move a ramp away from the border.
+    assert found[0].image[1, 1, 0] == pytest.approx(-500 + 25 + 2.5, abs=1)
+
+
+def test_resampling_without_a_spacing_is_refused(tmp_path):
+    write_patient(tmp_path / "x", PixelSpacing=None)
+    assert len(cut(tmp_path / "x")) == 4
+    with pytest.raises(UserError, match=r"one\.dcm.*PixelSpacing"):
+        cut(tmp_path / "x", spacing=1.0)
+
+
+def test_cap_and_draw(tmp_path):
+    write_patient(tmp_path / "x")
+    found = cut(tmp_path / "x", stride=1, per_class=3)
+    assert np.bincount([e.label for e in found]).tolist() == [3, 3]
+    again = cut(tmp_path / "x", stride=1, per_class=3)
+    assert [e.id for e in found] == [e.id for e in again]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"size": 9}, r"one\.dcm.*9 x 9"),
+        ({"class_names": ("a",)}, r"one\.dcm.*values 1 to 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, settings, reason):
+    write_patient(tmp_path / "x")
+    with pytest.raises(UserError, match=reason):
+        cut(tmp_path / "x", **settings)
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"PatientID": "p2"}, "mixed patients"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, "mixed orientations"),
+    ],
+)
+def test_series_that_cannot_be_one_scan_is_refused_or_left_out(tmp_path, tags, reason):
+    write_patient(tmp_path / "good", uid=9, SeriesInstanceUID=f"{SERIES}.7")
+    write_patient(tmp_path / "mixed")
+    tags = {"ImagePositionPatient": [0, 0, 1], **tags}
+    write_ct(tmp_path / "mixed" / "two.dcm", RAMP, uid=6, **{"PatientID": "p1", **tags})
+    settings = {"path": str(tmp_path), "size": 4, "stride": 4, "classes": "a,b"}
+    with pytest.raises(UserError, match=f"mixed/.*dcm: the series has {reason}"):
+        ct_patches.recipe(**settings)
+    recipe = ct_patches.recipe(**settings, go_on=True)
+    (patient,) = recipe.tasks
+    assert {header.path.parent.name for header in patient.headers} == {"good"}
+    skipped = {path.name: why for path, why in recipe.tasks.skipped}
+    assert set(skipped) == {"one.dcm", "two.dcm", f"{SERIES}.5.png"}
+    assert reason in skipped["two.dcm"]
+
+
+def test_mask_by_number_is_refused_where_a_slice_is_missing(tmp_path):
+    (tmp_path / "rois").mkdir()
+    for z in (0, 1, 3, 4):
+        tags = {"ImagePositionPatient": [0, 0, z]}
+        write_ct(tmp_path / f"{'abcde'[z]}.dcm", RAMP, uid=z + 1, **tags)
+    mask = tmp_path / "rois" / "4.png"
+    Image.fromarray(np.ones((8, 8), np.uint8)).save(mask)
+    with pytest.raises(UserError) as error:
+        cut(tmp_path)
+    assert error.value.where == str(mask)
+
+
+def test_recipe_makes_one_task_a_patient(tmp_path):
+    for uid, name in enumerate("yx"):
+        uids = {"uid": uid, "SeriesInstanceUID": f"{SERIES}.7{uid}"}
+        write_patient(tmp_path / name, patient=name, **uids)
+    (tmp_path / "no patient").mkdir()
+    recipe = ct_patches.recipe(path=str(tmp_path), size=4, stride=4, classes="a, b")
+    assert recipe.class_names == ("a", "b")
+    assert recipe.kind == "ct"
+    make = pickle.loads(pickle.dumps(recipe.make))
+    groups = [{e.group for e in make(task)} for task in recipe.tasks]
+    assert groups == [{patient_hash("x")}, {patient_hash("y")}]
+
+
+def test_key_follows_settings_and_files(tmp_path):
+    write_patient(tmp_path / "x")
+
+    def key(**settings):
+        return ct_patches.recipe(path=str(tmp_path), classes="a,b", **settings).key
+
+    first = key()
+    assert key() == first
+    assert key(stride=7) != first
+    assert key(salt="s") != first
+    write_patient(tmp_path / "y", uid=6)
+    assert key() != first
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "names"),
+    [
+        ("classes.json", json.dumps(["n", "ggo"]), ("n", "ggo")),
+        ("classes.csv", "value,name\n2,ggo\n1,n\n", ("n", "ggo")),
+        ("classes.csv", "value,name\n2,ggo\n", None),
+        ("classes.json", '{"n": 1}', None),
+        ("unrelated.json", "[]", None),
+    ],
+)
+def test_class_names_come_from_a_file(tmp_path, name, text, names):
+    write_patient(tmp_path / "x")
+    (tmp_path / name).write_text(text)
+    if names:
+        assert ct_patches.recipe(path=str(tmp_path)).class_names == names
+    else:
+        with pytest.raises(UserError, match="classes"):
+            ct_patches.recipe(path=str(tmp_path))
+
+
+def write_medgift(folder):
+    folder.mkdir()
+    for number in (1, 2):
+        write_ct(folder / f"CT-X-{number:04d}.dcm", RAMP + number, uid=number)
+    (folder / "CT-X.txt").write_text(
+        "SpacingX: 0.5\nSpacingY: 0.5\nSpacingZ: 10\nlabel: healthy\nslice_number: 2\n"
+        "nb_points_on_contour: 4\n-0.1 -0.1\n1.9 -0.1\n1.9 1.9\n-0.1 1.9\n"
+        "label: fibrosis\nslice_number: 1\n"
+        "nb_points_on_contour: 4\n1.9 1.9\n3.9 1.9\n3.9 3.9\n1.9 3.9\n"
+    )
+
+
+def test_medgift_folders(tmp_path):
+    write_medgift(tmp_path / "7")
+    recipe = ct_patches.recipe(path=str(tmp_path), size=4, stride=4)
+    assert recipe.class_names == ("fibrosis", "healthy")
+    found = recipe.make(recipe.tasks[0])
+    assert [(e.label, e.image[0, 0, 0]) for e in found] == [(0, -455), (1, -498)]
+    recipe = ct_patches.recipe(path=str(tmp_path), size=4, stride=4, classes="healthy")
+    assert [e.label for e in recipe.make(recipe.tasks[0])] == [0]
+    with pytest.raises(UserError, match="Did you mean 'fibrosis'"):
+        ct_patches.recipe(path=str(tmp_path), classes="fibrosi")
+
+
+def test_medgift_region_on_a_missing_slice_is_refused(tmp_path):
+    write_medgift(tmp_path / "7")
+    (tmp_path / "7" / "CT-X-0002.dcm").unlink()
+    recipe = ct_patches.recipe(path=str(tmp_path), size=4, stride=4)
+    with pytest.raises(UserError, match=r"CT-X\.txt.*slice 2"):
+        recipe.make(recipe.tasks[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"size": 0}, "size"),
+        ({"seed": -1}, "seed"),
+        ({"stride": 0}, "stride"),
+        ({"coverage": 0.0}, "coverage"),
+        ({"per_class": -1}, "per_class"),
+        ({"per_roi": -1}, "per_roi"),
+        ({"overlap": 1.5}, "overlap"),
+        ({"lungs": "maybe"}, "lungs"),
+        ({"rois": "/no/such/file"}, "/no/such/file"),
+        ({"spacing": 0.0}, "spacing"),
+        ({"classes": "a,,b"}, "classes"),
+        ({"path": "/no/such/folder"}, "/no/such/folder"),
+    ],
+)
+def test_impossible_settings_are_refused(tmp_path, settings, reason):
+    write_patient(tmp_path / "x")
+    settings = {"path": str(tmp_path), "classes": "a,b", **settings}
+    with pytest.raises(UserError, match=reason):
+        ct_patches.recipe(**settings)
+
+
+def big_patient(folder, labels, hu=-850):
+    """A patient with one 64 x 64 slice of tissue with a lung-dark square in it."""
+    (folder / "rois").mkdir(parents=True)
+    stored = np.full(labels.shape, 1024 + hu, np.int16)
+    write_ct(folder / "one.dcm", stored, uid=5, PatientID="p1")
+    Image.fromarray(labels.astype(np.uint8)).save(folder / "rois" / f"{SERIES}.5.png")
+
+
+def test_caps_of_regions_and_patients(tmp_path):
+    labels = np.zeros((64, 64), int)
+    labels[:28], labels[36:, :28], labels[36:, 36:] = 1, 1, 2
+    big_patient(tmp_path / "x", labels)
+    settings = {"size": 4, "stride": 4}
+    assert len(cut(tmp_path / "x", **settings)) == 7 * 16 + 2 * 7 * 7
+    found = cut(tmp_path / "x", per_roi=5, **settings)
+    places = [(e.label, e.details["row"] > 30) for e in found]
+    assert [places.count(p) for p in ((0, False), (0, True), (1, True))] == [5, 5, 5]
+    found = cut(tmp_path / "x", per_roi=5, per_class=7, **settings)
+    assert np.bincount([e.label for e in found]).tolist() == [7, 5]
+    found = cut(tmp_path / "x", per_roi=5, per_class=7, per_patient=4, **settings)
+    assert len(found) == 4
+    again = cut(tmp_path / "x", per_roi=5, per_class=7, per_patient=4, **settings)
+    assert [e.id for e in found] == [e.id for e in again]
+    other = cut(tmp_path / "x", per_patient=4, seed=1, **settings)
+    assert [e.id for e in found] != [e.id for e in other]
+
+
+def test_overlap_leaves_the_best_covered_patches(tmp_path):
+    labels = np.zeros((64, 64), int)
+    labels[3:11, 3:11] = 1
+    big_patient(tmp_path / "x", labels)
+    found = cut(tmp_path / "x", size=8, stride=1, overlap=0.0)
+    assert [(e.details["row"], e.details["coverage"]) for e in found] == [(3, 1.0)]
+
+
+def test_details_say_where_a_patch_comes_from(tmp_path):
+    write_patient(tmp_path / "x", InstanceNumber=12)
+    found = cut(tmp_path / "x", spacing=1.0, size=2, stride=2, salt="s")
+    details = found[3].details
+    assert details["slice_number"] == 12
+    assert (details["row"], details["column"]) == (2, 2)
+    assert (details["row_mm"], details["column_mm"]) == (1.0, 1.0)
+    assert details["coverage"] == 1.0
+    hashed = patient_hash(SERIES, "s").removeprefix("patient-")
+    assert details["series"] == f"series-{hashed}"
+
+
+def test_lungs_are_found_where_no_mask_is_given(tmp_path):
+    side = 240
+    y, x = (np.mgrid[:side, :side] - (side - 1) / 2) * 1.4
+    body = (x / 145) ** 2 + (y / 105) ** 2 <= 1
+    lungs = ((abs(x) - 65) / 42) ** 2 + (y / 70) ** 2 <= 1
+    hu = np.where(lungs, -850, np.where(body, 40, -1000))
+    (tmp_path / "x" / "rois").mkdir(parents=True)
+    write_ct(
+        tmp_path / "x" / "one.dcm",
+        (hu + 1024).astype(np.int16),
+        uid=5,
+        PixelSpacing=[1.4, 1.4],
+    )
+    Image.fromarray(body.astype(np.uint8)).save(
+        tmp_path / "x" / "rois" / f"{SERIES}.5.png"
+    )
+    settings = {"size": 16, "stride": 8, "class_names": ("a",)}
+    everywhere = cut(tmp_path / "x", **settings)
+    inside = cut(tmp_path / "x", lungs="found", **settings)
+    assert 20 < len(inside) < len(everywhere) / 2
+    assert max(np.mean(e.image != -850) for e in inside) <= 0.26
+    np.testing.assert_array_equal(
+        [e.image.mean() < -600 for e in inside], [True] * len(inside)
+    )
+
+
+def test_broken_slice_is_refused_or_left_out_and_listed_without_its_name(tmp_path):
+    write_patient(tmp_path / "Smith")
+    broken = write_ct(tmp_path / "Smith" / "late.dcm", RAMP, uid=6, PatientID="p1")
+    labels = np.ones((8, 8), np.uint8)
+    Image.fromarray(labels).save(tmp_path / "Smith" / "rois" / f"{SERIES}.6.png")
+    broken.write_bytes(broken.read_bytes()[:-40])
+    settings = {"path": str(tmp_path), "size": 4, "stride": 4, "classes": "a,b"}
+    recipe = ct_patches.recipe(**settings)
+    with pytest.raises(UserError, match=r"late\.dcm.*cut off"):
+        recipe.make(recipe.tasks[0])
+    recipe = ct_patches.recipe(**settings, go_on=True)
+    made = recipe.make(recipe.tasks[0])
+    assert len(made) == 4
+    ((name, reason),) = made.skipped
+    assert name.startswith("file-")
+    assert "cut off" in reason
+    assert "Smith" not in reason
+    assert str(tmp_path) not in reason
+
+
+def test_mask_that_fits_no_slice_leaves_its_patient_out_if_asked(tmp_path):
+    write_patient(tmp_path / "x")
+    uids = {"uid": 7, "SeriesInstanceUID": f"{SERIES}.9"}
+    write_patient(tmp_path / "y", patient="p2", **uids)
+    wrong = np.ones((4, 4), np.uint8)
+    Image.fromarray(wrong).save(tmp_path / "y" / "rois" / f"{SERIES}.7.png")
+    settings = {"path": str(tmp_path), "size": 4, "stride": 4, "classes": "a,b"}
+    recipe = ct_patches.recipe(**settings, go_on=True)
+    made = [recipe.make(task) for task in recipe.tasks]
+    assert [len(examples) for examples in made] == [4, 0]
+    assert made[1].skipped[0][1].startswith("the mask is [4, 4]")
+
+
+def test_rois_may_lie_in_a_folder_of_their_own(tmp_path):
+    write_patient(tmp_path / "slices" / "x")
+    (tmp_path / "slices" / "x" / "rois").rename(tmp_path / "marked")
+    (tmp_path / "marked" / f"{SERIES}.5.png").rename(tmp_path / "marked" / "1.png")
+    recipe = ct_patches.recipe(
+        path=str(tmp_path / "slices"),
+        rois=str(tmp_path / "marked"),
+        classes="a,b",
+        size=4,
+        stride=4,
+    )
+    assert [e.label for e in recipe.make(recipe.tasks[0])] == [0, 1, 0, 1]

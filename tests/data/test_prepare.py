@@ -1,0 +1,298 @@
+"""Preparing a data set once, whole or not at all, and reading it back."""
+
+import dataclasses
+import functools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from twostage_jax.data import store as prepare_module
+from twostage_jax.data.dataset import Example, Made, Recipe
+from twostage_jax.data.store import prepare
+from twostage_jax.errors import UserError
+
+
+def pixels(number, shape=(4, 5, 1), dtype="uint8"):
+    values = np.random.default_rng(number).normal(90, 40, shape)
+    return np.clip(values, 0, 255).astype(dtype)
+
+
+def make_plain(dtype, task):
+    return [
+        Example(f"t{task}_{i}", pixels(10 * task + i, dtype=dtype), i % 2, f"p{task}")
+        for i in range(3)
+    ]
+
+
+def make_given(examples, task):
+    return examples[task]
+
+
+def make_slowly(task):
+    time.sleep(0.05)
+    return make_plain("uint8", task)
+
+
+def make_counted(folder, task):
+    (folder / f"{task}_{os.getpid()}_{time.monotonic_ns()}").touch()
+    return make_slowly(task)
+
+
+def make_noted(task):
+    made = Made(make_plain("uint8", task))
+    made.notes.add("images", count=3)
+    made.notes.add("images", "are upside\x1b down.", task)
+    made.skipped.append((f"file-{task}", "broken"))
+    return made
+
+
+def remarks(skipped, facts):
+    yield f"{len(skipped)} files are broken."
+
+
+def make_error(error, task):
+    raise error
+
+
+def recipe(make, tasks=4, key="k" * 64, classes=("a", "b"), name="toy"):
+    return Recipe(name, "natural", classes, key, range(tasks), make)
+
+
+def given(*tasks, **kwargs):
+    return recipe(functools.partial(make_given, tasks), len(tasks), **kwargs)
+
+
+plain = functools.partial(make_plain, "uint8")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_what_is_read_is_what_was_made(tmp_path, dtype):
+    made = prepare(recipe(functools.partial(make_plain, dtype)), tmp_path, workers=1)
+    again = prepare(recipe(make_error), tmp_path, workers=1)
+    for data in (made, again):
+        expected = sorted(
+            (e for task in range(4) for e in make_plain(dtype, task)),
+            key=lambda e: e.id,
+        )
+        assert data.ids.tolist() == [e.id for e in expected]
+        assert data.groups.tolist() == [e.group for e in expected]
+        assert data.splits.tolist() == ["train"] * 12
+        assert data.labels.dtype == np.int32
+        np.testing.assert_array_equal(data.labels, [e.label for e in expected])
+        assert data.images.dtype == dtype
+        np.testing.assert_array_equal(data.images, [e.image for e in expected])
+        assert (data.name, data.kind, data.class_names) == (
+            "toy",
+            "natural",
+            ("a", "b"),
+        )
+    assert made.fingerprint == again.fingerprint
+
+
+def test_workers_give_the_same_as_this_process(tmp_path):
+    alone = prepare(recipe(plain), tmp_path / "alone", workers=1)
+    together = prepare(recipe(plain), tmp_path / "together", workers=2)
+    assert alone.fingerprint == together.fingerprint
+    np.testing.assert_array_equal(alone.images, together.images)
+
+
+def test_several_parts_one_of_them_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "PART_BYTES", 60)
+    tasks = [make_plain("uint8", 0), [], make_plain("uint8", 2), []]
+    data = prepare(given(*tasks), tmp_path, workers=1)
+    whole = prepare(given(tasks[0], tasks[2], key="other"), tmp_path, workers=1)
+    assert len(list(tmp_path.glob("prepared/toy-kkk*/*/*part_*"))) == 4
+    assert data.ids.tolist() == ["t0_0", "t0_1", "t0_2", "t2_0", "t2_1", "t2_2"]
+    np.testing.assert_array_equal(data.images[3], pixels(20))
+    assert data.fingerprint == whole.fingerprint
+
+
+def test_images_too_large_for_memory_stay_on_disk(tmp_path, monkeypatch):
+    whole = prepare(recipe(plain), tmp_path, workers=1)
+    monkeypatch.setattr(prepare_module, "MAX_MEMORY_BYTES", 10)
+    lazy = prepare(recipe(plain), tmp_path).images
+    assert not isinstance(lazy, np.ndarray)
+    assert (lazy.shape, lazy.dtype, len(lazy)) == ((12, 4, 5, 1), np.uint8, 12)
+    indices = np.array([[7, 0], [3, 7]])
+    np.testing.assert_array_equal(lazy[indices], whole.images[indices])
+
+
+def test_fingerprint_follows_every_part_of_the_content(tmp_path):
+    image = pixels(0)
+    base = [Example("x", image, 0), Example("y", image, 1)]
+    changed = {
+        "base": base,
+        "pixels": [Example("x", image + 1, 0), base[1]],
+        "labels": [Example("x", image, 1), Example("y", image, 0)],
+        "ids": [Example("w", image, 0), base[1]],
+        "groups": [Example(e.id, image, e.label, "g") for e in base],
+        "splits": [Example("x", image, 0, split="test"), base[1]],
+    }
+    prints = {
+        prepare(given(examples, key=key), tmp_path, workers=1).fingerprint
+        for key, examples in changed.items()
+    }
+    assert len(prints) == len(changed)
+    other_names = given(base, key="names", classes=("a", "c"))
+    assert prepare(other_names, tmp_path, workers=1).fingerprint not in prints
+    turned = prepare(given(base[::-1], key="turned"), tmp_path, workers=1)
+    assert turned.fingerprint in prints
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_notes_of_all_tasks_are_added_up_and_kept(tmp_path, workers):
+    noted = dataclasses.replace(recipe(make_noted), remarks=remarks)
+    for _ in range(2):
+        made = prepare(noted, tmp_path, workers=workers)
+        assert made.notes == (
+            "6 of 12 images are upside down.",
+            "4 files are broken.",
+        )
+
+
+def test_sets_without_groups_have_none(tmp_path):
+    data = prepare(
+        given([Example("x", pixels(0), 0), Example("y", pixels(1), 1)]), tmp_path
+    )
+    assert data.groups is None
+
+
+@pytest.mark.parametrize(
+    ("examples", "words"),
+    [
+        ([Example("x", pixels(0), 0)] * 2, "'x'.*same id"),
+        ([Example("x", pixels(0), 2)], "'x'.*label 2"),
+        ([Example("x", pixels(0), -1)], "'x'.*label -1"),
+        ([Example("x", pixels(0), 0)], "no examples of class 'b'"),
+        ([Example("", pixels(0), 0)], "id is empty"),
+        ([Example("x", pixels(0), 0, split="dev")], "'x'.*split 'dev'"),
+        ([Example("x", pixels(0).astype(float), 0)], "'x'.*float64"),
+        ([Example("x", pixels(0)[0], 0)], r"'x'.*\[5, 1\]"),
+        (
+            [Example("x", pixels(0), 0), Example("y", pixels(0, (5, 5, 1)), 1)],
+            r"'y'.*\[5, 5, 1\].*'x'",
+        ),
+        (
+            [Example("x", pixels(0), 0), Example("y", pixels(0, dtype="int16"), 1)],
+            "'y'.*int16.*'x' is uint8",
+        ),
+        (
+            [Example("x", np.full((2, 2, 1), np.nan, np.float32), 0)],
+            "'x'.*not finite",
+        ),
+        (
+            [Example("x", pixels(0), 0, "g"), Example("y", pixels(0), 1)],
+            "'y' has no group",
+        ),
+        ([], "no examples"),
+    ],
+)
+def test_contradicting_examples_are_refused(tmp_path, examples, words):
+    with pytest.raises(UserError, match=words):
+        prepare(given(examples), tmp_path, workers=1)
+    assert not list(tmp_path.glob("prepared/*/[0-9]*"))
+    assert not list(tmp_path.glob("prepared/*/incomplete*"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_errors_of_a_task(tmp_path, workers):
+    unreadable = functools.partial(make_error, UserError("image x.png is broken"))
+    with pytest.raises(UserError, match=r"^image x\.png is broken$"):
+        prepare(recipe(unreadable), tmp_path, workers=workers)
+    bug = functools.partial(make_error, KeyError("colour"))
+    with pytest.raises(RuntimeError, match="'toy', task 0: KeyError: 'colour'"):
+        prepare(recipe(bug), tmp_path, workers=workers)
+    data = prepare(recipe(plain), tmp_path, workers=1)
+    assert len(data) == 12
+
+
+def test_full_disk_is_explained(tmp_path):
+    full = functools.partial(make_error, OSError(28, "No space left on device"))
+    with pytest.raises(UserError, match="no space left on the disk"):
+        prepare(recipe(full), tmp_path, workers=1)
+
+
+def test_data_folder_that_is_a_file(tmp_path):
+    (tmp_path / "data").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        prepare(recipe(plain), tmp_path / "data", workers=1)
+
+
+def test_bad_name_is_refused(tmp_path):
+    with pytest.raises(UserError, match="letters, digits and underscores"):
+        prepare(recipe(plain, name="../x"), tmp_path)
+
+
+def test_damaged_folder_is_named(tmp_path):
+    prepare(recipe(plain), tmp_path, workers=1)
+    (records,) = tmp_path.glob("prepared/*/*/*array_record*")
+    records.write_bytes(records.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be read.*delete the folder"):
+        prepare(recipe(plain), tmp_path)
+
+
+def test_keys_with_a_common_beginning_are_told_apart(tmp_path):
+    prepare(recipe(plain, key="k" * 20), tmp_path, workers=1)
+    with pytest.raises(UserError, match="another key"):
+        prepare(recipe(plain, key="k" * 16), tmp_path, workers=1)
+
+
+def _prepare_counted(folder, marks):
+    counted = functools.partial(make_counted, marks)
+    prepare(recipe(counted, tasks=6), folder, workers=1, progress=False)
+
+
+def test_two_processes_at_once_prepare_once(tmp_path):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_prepare_counted, args=(tmp_path, marks))
+        for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(list(marks.iterdir())) == 6
+    assert len(prepare(recipe(plain, tasks=6), tmp_path)) == 18
+
+
+def test_killed_process_leaves_nothing_that_counts_as_finished(tmp_path):
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import test_prepare as t\n"
+        "from pathlib import Path\n"
+        "r = t.recipe(t.make_slowly, tasks=1000)\n"
+        "t.prepare(r, Path(sys.argv[2]), workers=1)\n"
+    )
+    here = os.path.dirname(__file__)
+    process = subprocess.Popen([sys.executable, "-c", script, here, str(tmp_path)])
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("prepared/*/incomplete*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(tmp_path.glob("prepared/*/1*"))
+    assert len(prepare(recipe(plain), tmp_path, workers=1)) == 12
+    assert not list(tmp_path.glob("prepared/*/incomplete*"))
+
+
+def test_importing_and_preparing_needs_neither_jax_nor_tensorflow(tmp_path):
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import test_prepare as t\n"
+        "import twostage_jax.data.folder, twostage_jax.data.tfds_sets\n"
+        "t.prepare(t.recipe(t.plain), sys.argv[2], workers=1)\n"
+        "assert not {'jax', 'tensorflow'} & set(sys.modules)\n"
+    )
+    here = os.path.dirname(__file__)
+    subprocess.run([sys.executable, "-c", script, here, str(tmp_path)], check=True)

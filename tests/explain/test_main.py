@@ -1,0 +1,113 @@
+"""The command `explain` from its flags to its files, on a small finished study."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from basics import REPOSITORY
+from explained import write_stage
+from PIL import Image
+
+# The study's networks have fewer channels than the model of that name, and compiling
+# all saliency methods takes most of a minute.
+PROGRAM = """
+import functools, runpy
+from twostage_jax import models
+from twostage_jax.explain import saliency
+models.MODELS["caffenet_small"] = functools.partial(
+    models.CaffeNet, widths=(6, 6, 4, 4, 4), hidden=(5, 5), stem=(5, 2, 2))
+saliency.SALIENCY = {"gradient_x_input": saliency.gradient_x_input}
+runpy.run_module("twostage_jax.explain", run_name="__main__", alter_sys=True)
+"""
+CHAINS = {
+    "scratch": ["target-s"],
+    "natural": ["natural-0", "target-n"],
+    "texture": ["target-t"],
+}
+
+
+def write_images(folder, classes, count):
+    """Writes noise, brighter from class to class."""
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for j in range(count):
+            image = rng.integers(60 * i, 60 * i + 100, (18, 18)).astype(np.uint8)
+            Image.fromarray(image).save(folder / name / f"{j}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory):
+    """The folder that the command wrote, and what it printed."""
+    workdir = tmp_path_factory.mktemp("run")
+    rows = []
+    for arm, chain in CHAINS.items():
+        for name in chain:
+            write_stage(workdir / "stages" / name, 0)
+        rows.append(
+            {"arm": arm, "seed": 0, "fraction": 1.0, "fold": 0, "stage_runs": chain}
+        )
+    results = {"config": {"arms": CHAINS}, "rows": rows}
+    (workdir / "results.json").write_text(json.dumps(results))
+    shown = write_images(workdir / "shown", "abc", 2)
+    textures = write_images(workdir / "wood", ("oak", "pine"), 4)
+    environment = {
+        **os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(workdir / "cache"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [
+            sys.executable, "-c", PROGRAM, f"--run={workdir}", "--arms=natural,scratch",
+            "--layers=conv1", f"--images={shown}", f"--textures={textures}",
+            "--channels=2",
+        ],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return workdir / "explain", done.stdout
+
+
+def test_the_command_writes_only_the_arms_and_layers_asked_for(explained):
+    out, _ = explained
+    found = json.loads((out / "explain.json").read_text())
+    assert found["layers"] == ["conv1"] == found["measures"]["layers"]
+    assert found["arms"] == {
+        "natural": {"seeds": [0], "chain": ["natural", "target"]},
+        "scratch": {"seeds": [0], "chain": ["target"]},
+    }
+    assert set(found["measures"]["chains"]) == {"natural", "scratch"}
+    assert set(found["measures"]["values"]["edge_selectivity"]["natural"]) == {
+        "conv1", "all layers",
+    }  # fmt: skip
+    for by_arm in (found["dead_channels"], found["saliency"]["deletion"]):
+        assert set(by_arm) == {"natural", "scratch"}
+    assert list(found["figures"]) == [
+        "strongest_conv1", "first_layer", "saliency", "deletion_insertion",
+        "randomisation", "responses", "similarity", "reliance",
+    ]  # fmt: skip
+
+
+def test_the_command_shows_and_measures_with_the_folders_given(explained):
+    out, _ = explained
+    found = json.loads((out / "explain.json").read_text())
+    assert found["images"]["source"] == "folder shown"
+    assert found["images"]["count"] == found["measures"]["counts"]["examples"] == 6
+    assert found["measures"]["textures"]["folder"] == "wood"
+    assert found["measures"]["counts"]["texture_families"] == 2
+
+
+def test_the_figures_are_there_and_the_page_says_what_is_printed(explained):
+    out, printed = explained
+    found = json.loads((out / "explain.json").read_text())
+    page = (out / "explain.md").read_text()
+    for path in found["figures"].values():
+        assert f"({path}.png)" in page
+        for suffix in (".png", ".pdf"):
+            assert (out / (path + suffix)).stat().st_size > 1000
+    for text in found["words"]:
+        assert text in page and text in printed
+    assert "texture" not in found["arms"] and "| texture |" not in page
+    assert printed.endswith(f"Written to {out}.\n")

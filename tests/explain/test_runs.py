@@ -1,0 +1,247 @@
+"""The networks of a study's folder, and the images to show them."""
+
+import json
+
+import numpy as np
+import pytest
+from explained import caffenet, write_stage
+from PIL import Image
+
+from twostage_jax.data.dataset import Dataset
+from twostage_jax.errors import UserError
+from twostage_jax.explain import images, runs
+from twostage_jax.train import checkpoint
+
+ARMS = {"scratch": ["target"], "natural": ["natural", "target"], "texture": ["target"]}
+# (arm, seed) -> its stage runs; 'texture' was not trained.
+CHAINS = {
+    ("scratch", 1): ["target-s1"],
+    ("scratch", 0): ["target-s0"],
+    ("natural", 0): ["natural-0", "target-n0"],
+}
+
+
+def target_data(fingerprint="f"):
+    """16 HU images of 20 pixels, whose number is their value; the last is constant."""
+    stored = np.zeros((16, 20, 20, 1), np.int16)
+    stored += np.arange(16, dtype=np.int16).reshape(-1, 1, 1, 1) * 50 - 1300
+    stored[:15, 5] += 100
+    return Dataset(
+        name="made", kind="ct", class_names=("a", "b", "c"), images=stored,
+        labels=(np.arange(16) % 3).astype(np.int32),
+        groups=np.array([f"patient{i // 4}" for i in range(16)]),
+        ids=np.array([f"id{i:02d}" for i in range(16)]),
+        splits=np.array(["train"] * 16), fingerprint=fingerprint,
+    )  # fmt: skip
+
+
+def write_results(workdir, rows):
+    """Writes rows of (arm, seed, fold, name of the target's stage run)."""
+    results = {"config": {"arms": ARMS}, "rows": [
+        {"arm": arm, "seed": seed, "fraction": 1.0, "fold": fold, "stage_runs": [name]}
+        for arm, seed, fold, name in rows
+    ]}  # fmt: skip
+    (workdir / "results.json").write_text(json.dumps(results))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A workdir of a study, and the variables of its stage runs."""
+    workdir, written, rows = tmp_path_factory.mktemp("run"), {}, []
+    for (arm, seed), chain in CHAINS.items():
+        for name in chain:
+            written[name] = write_stage(workdir / "stages" / name, seed)
+        row = {"arm": arm, "seed": seed, "fraction": 1.0, "fold": 0}
+        rows += [
+            {**row, "stage_runs": chain},
+            {**row, "fraction": 0.5, "stage_runs": ["not-there"]},
+            {**row, "fold": 1, "stage_runs": ["not-there"]},
+        ]
+    results = {"config": {"arms": ARMS}, "rows": rows}
+    (workdir / "results.json").write_text(json.dumps(results))
+    return workdir, written
+
+
+def test_networks_come_by_arm_and_seed_with_what_they_came_from(made):
+    workdir, written = made
+    arms = runs.load_arms(workdir)
+    assert {arm: [n.seed for n in of_arm] for arm, of_arm in arms.items()} == {
+        "scratch": [0, 1],
+        "natural": [0],
+    }
+    assert arms["scratch"][1].parent is None
+    last = arms["natural"][0]
+    assert (last.stage, last.parent.stage, last.parent.arm) == (
+        "target", "natural", "natural",
+    )  # fmt: skip
+    for network, name in ((last, "target-n0"), (last.parent, "natural-0")):
+        for layer, arrays in written[name]["params"].items():
+            for kind, array in arrays.items():
+                found = network.variables["params"][layer][kind]
+                np.testing.assert_array_equal(found, array)
+    assert last.normalise == "patch" and last.window == (-600.0, 1500.0)
+    np.testing.assert_allclose((last.mean, last.deviation), [[0.4], [0.2]])
+    assert list(runs.load_arms(workdir, ["natural"])) == ["natural"]
+
+
+def test_fold_and_fraction_that_were_taken_are_said(made, tmp_path):
+    workdir, _ = made
+    lines = runs.chosen_runs(workdir)
+    assert lines == [
+        "The networks are those trained on 100% of the training data, the most of 2 "
+        "fractions, in fold 0 of 2 folds (0, 1).",
+        "Arm 'natural' has no finished run of that kind for seed 1.",
+    ]
+    assert len(runs.chosen_runs(workdir, ["scratch"])) == 1
+    row = {"arm": "scratch", "seed": 0, "fraction": 0.5, "fold": 0}
+    rows = [{**row, "stage_runs": ["target-s0"]}]
+    results = {"config": {"arms": ARMS}, "rows": rows}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert runs.chosen_runs(tmp_path) == [
+        "The networks are those trained on 50% of the training data."
+    ]
+
+
+def test_test_images_are_those_of_the_fold_of_the_networks(made, monkeypatch, tmp_path):
+    """Fold 1 comes first in the rows and has other test images."""
+    for name, tested in (("target-0", [0, 1]), ("target-1", [2, 3])):
+        write_stage(tmp_path / "stages" / name, 0, tested)
+    write_results(tmp_path, [("scratch", 0, f, f"target-{f}") for f in (1, 0)])
+    monkeypatch.setattr(images.sources, "load", lambda *_: target_data())
+    found, _ = images.test_examples(tmp_path, tmp_path)
+    assert list(found) == [0] and list(found[0].ids) == ["id00", "id01"]
+    (network,) = runs.load_arms(tmp_path)["scratch"]
+    assert (network.source, network.path) == ("dicom", "anywhere")
+
+
+def test_each_seed_is_shown_the_images_that_it_was_tested_on(monkeypatch, tmp_path):
+    rows, loaded = [], []
+    for seed, tested in ((2, [0, 1, 2]), (1, [3, 4, 15]), (0, [2, 1, 0])):
+        for arm in ("natural", "scratch"):
+            name = f"target-{arm[0]}{seed}"
+            write_stage(tmp_path / "stages" / name, seed, tested)
+            rows.append((arm, seed, 0, name))
+    write_results(tmp_path, rows)
+    monkeypatch.setattr(
+        images.sources, "load", lambda *_: loaded.append("once") or target_data()
+    )
+    found, lines = images.test_examples(tmp_path, tmp_path)
+    assert {seed: list(of_seed.ids) for seed, of_seed in found.items()} == {
+        0: ["id00", "id01", "id02"],
+        1: ["id03", "id04"],
+        2: ["id00", "id01", "id02"],
+    }
+    assert list(found) == [0, 1, 2]
+    assert found[0] is found[2] and loaded == ["once"]
+    np.testing.assert_array_equal(found[1].labels, [0, 1])
+    assert lines == ["Seed 1: Left out 1 constant images: id15."]
+
+
+def test_arms_of_a_seed_tested_on_different_images_are_refused(tmp_path):
+    for name, tested in (("target-s", [0, 1]), ("target-n", [0, 2])):
+        write_stage(tmp_path / "stages" / name, 4, tested)
+    write_results(
+        tmp_path, [("scratch", 4, 0, "target-s"), ("natural", 4, 0, "target-n")]
+    )
+    with pytest.raises(UserError, match="arm 'natural', seed 4, was tested on other"):
+        images.test_examples(tmp_path, tmp_path)
+
+
+def test_arms_that_are_not_there_are_named(made, tmp_path):
+    workdir, _ = made
+    with pytest.raises(UserError, match="no such arm. Did you mean 'natural'"):
+        runs.load_arms(workdir, ["naturel"])
+    with pytest.raises(UserError, match="'texture' has not been trained"):
+        runs.load_arms(workdir, ["texture"])
+    with pytest.raises(UserError, match="no results.json"):
+        runs.load_arms(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(UserError, match="are no results"):
+        runs.load_arms(tmp_path)
+
+
+def test_parameters_that_are_not_finite_are_named(made, tmp_path):
+    variables = caffenet().variables
+    variables["params"]["conv2"]["bias"][1] = np.nan
+    home = tmp_path / "stages" / "target-x"
+    write_stage(home, 0)
+    checkpoint.export_variables(home / "variables", variables)
+    write_results(tmp_path, [("scratch", 0, 0, "target-x")])
+    with pytest.raises(UserError, match="params/conv2/bias holds numbers"):
+        runs.load_arms(tmp_path)
+
+
+def test_test_images_are_windowed_cropped_and_not_constant(made, monkeypatch):
+    workdir, _ = made
+    asked = []
+
+    def load(data, model, data_dir):
+        asked.append((data.source, data.options, data_dir))
+        return target_data()
+
+    monkeypatch.setattr(images.sources, "load", load)
+    found, lines = images.test_examples(workdir, workdir, ["natural"])
+    assert list(found) == [0]
+    examples = found[0]
+    assert asked == [("dicom", {"path": "anywhere"}, workdir)]
+    assert list(examples.ids) == [f"id{i:02d}" for i in range(8, 15)]
+    assert examples.images.shape == (7, 18, 18, 1)
+    # -1350 HU is 0 and 150 HU is 1; row 5 is row 4 of the centre.
+    hu = (np.arange(8, 15) * 50 - 1300 + 1350) / 1500
+    np.testing.assert_allclose(examples.images[:, 0, 0, 0], hu, rtol=1e-5)
+    bright = examples.images[:, 4, 0, 0]
+    np.testing.assert_allclose(bright, hu + 100 / 1500, rtol=1e-5)
+    np.testing.assert_array_equal(examples.labels, np.arange(8, 15) % 3)
+    assert examples.groups[0] == "patient2"
+    assert lines == ["Left out 1 constant images: id15."]
+
+
+def test_data_that_have_changed_are_refused(made, monkeypatch):
+    monkeypatch.setattr(images.sources, "load", lambda *_: target_data("other"))
+    with pytest.raises(UserError, match="not those that target-s0 was trained on"):
+        images.test_examples(made[0], made[0])
+
+
+def write_png(path, value, size=(30, 24)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.full(size, value, np.uint8)
+    image[::2] += 40
+    Image.fromarray(image).save(path)
+
+
+def test_a_folder_of_images_has_labels_if_its_folders_are_classes(tmp_path):
+    network = caffenet()
+    write_png(tmp_path / "along" / "one.png", 100)
+    write_png(tmp_path / "deep" / "plain" / "two.png", 50)
+    write_png(tmp_path / ".hidden" / "three.png", 50)
+    (tmp_path / "notes.txt").write_text("no image")
+    examples, lines = images.folder_examples(tmp_path, network)
+    assert examples.images.shape == (2, 18, 18, 1) and not lines
+    assert list(examples.ids) == ["along/one.png", "deep/plain/two.png"]
+    np.testing.assert_array_equal(examples.labels, [1, 2])
+    write_png(tmp_path / "unheard of" / "four.png", 50)
+    assert images.folder_examples(tmp_path, network)[0].labels is None
+
+
+def test_folders_without_images_or_without_anything_to_see_are_named(tmp_path):
+    network = caffenet()
+    with pytest.raises(UserError, match="no such folder"):
+        images.folder_examples(tmp_path / "none", network)
+    with pytest.raises(UserError) as error:
+        images.folder_examples(tmp_path, network)
+    assert error.value.where == "--images"
+    Image.fromarray(np.full((20, 20), 7, np.uint8)).save(tmp_path / "flat.png")
+    with pytest.raises(UserError, match="every image is constant"):
+        images.folder_examples(tmp_path, network)
+    (tmp_path / "broken.png").write_text("no image")
+    with pytest.raises(UserError, match="broken.png cannot be decoded"):
+        images.folder_examples(tmp_path, network)
+
+
+def test_pixels_that_are_not_finite_are_named():
+    examples = images.Examples(
+        np.array([[[[1.0]], [[0.0]]], [[[np.nan]], [[0.0]]]]), None, None,
+        np.array(["good", "bad"]), ("a",),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="image bad has pixels"):
+        images.usable(examples)

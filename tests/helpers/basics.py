@@ -1,0 +1,61 @@
+"""A tiny network, a made data set, and the repository."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import flax.linen as nn
+import numpy as np
+import pytest
+
+from twostage_jax.data.dataset import Dataset, digest
+from twostage_jax.models import layers
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def experiment(name: str) -> ModuleType:
+    """Returns a script of `experiments/` as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REPOSITORY / "experiments")
+        return importlib.import_module(name)
+
+
+class Tiny(nn.Module):
+    """The smallest network with every kind of state: convolution, statistics, dropout."""
+
+    num_classes: int
+    dropout: float = 0.5
+    norm: str = "batch"
+    dtype: type = np.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.Conv(4, (3, 3), strides=2, name="conv1")(images)
+        axis = self.axis_name if train else None
+        x = nn.BatchNorm(not train, momentum=0.9, axis_name=axis, name="norm1")(x)
+        x = layers.relu(x).mean((1, 2))
+        x = nn.Dense(8, name="fc6")(x)
+        x = layers.Dropout(self.dropout, self.axis_name)(x, train=train)
+        logits = layers.head(self.num_classes)(x)
+        return logits, {"head": logits}
+
+
+def make_dataset(count=60, classes=3, size=8, groups=None, splits=None, seed=0):
+    """Returns a data set in which brightness tells the class, mostly."""
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(count) % classes).astype(np.int32)
+    noise = rng.integers(0, 100, (count, size, size, 1))
+    images = (noise + 40 * labels.reshape(-1, 1, 1, 1)).astype(np.uint8)
+    return Dataset(
+        name="made",
+        kind="natural",
+        class_names=tuple("abcdefgh"[:classes]),
+        images=images,
+        labels=labels,
+        groups=groups,
+        ids=np.array([f"example{i:04d}" for i in range(count)]),
+        splits=np.array(splits if splits is not None else ["train"] * count),
+        fingerprint=digest(images, labels),
+    )

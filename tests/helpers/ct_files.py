@@ -1,0 +1,118 @@
+"""Writes tiny DICOM files for the tests of CT reading."""
+
+import numpy as np
+import pydicom
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from twostage_jax.ct.decode import quiet
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+SERIES = "1.2.826.0.1.3680043.8.498.1"
+
+
+def write_ct(path, stored, *, uid=1, raw=None, **tags):
+    """Writes `stored` `[H, W]` int16 or uint16; a tag given as None is left out.
+
+    Tags may have values that DICOM forbids; numbers, even texts that are none.
+    """
+    stored = np.asarray(stored)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = CT_IMAGE
+    meta.MediaStorageSOPInstanceUID = f"{SERIES}.{uid}"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    values = {
+        "SOPClassUID": CT_IMAGE,
+        "SOPInstanceUID": f"{SERIES}.{uid}",
+        "SeriesInstanceUID": SERIES,
+        "Modality": "CT",
+        "PatientID": "Smith^1",
+        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "Rows": stored.shape[0],
+        "Columns": stored.shape[1],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "PixelRepresentation": int(stored.dtype.kind == "i"),
+        "RescaleSlope": 1,
+        "RescaleIntercept": -1024,
+        "PixelSpacing": [0.5, 0.5],
+        "ImagePositionPatient": [0, 0, 0],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        **tags,
+    }
+    values.setdefault("HighBit", values["BitsStored"] - 1)
+    body = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
+    with quiet(), pydicom.config.disable_value_validation():
+        for keyword, value in values.items():
+            if value is not None:
+                _add(dataset, keyword, value)
+        dataset.add_new("PixelData", "OW", body if raw is None else raw)
+        dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def _add(dataset, keyword, value):
+    tag = pydicom.datadict.tag_for_keyword(keyword)
+    vr = pydicom.datadict.dictionary_VR(tag)
+    if keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        dataset.add_new(tag, "SS" if value < 0 else "US", value)
+    elif vr == "DS" and any(isinstance(v, str) for v in np.ravel(value)):
+        dataset.add(pydicom.DataElement(tag, vr, value, already_converted=True))
+    else:
+        setattr(dataset, keyword, value)
+
+
+def write_enhanced(path, stored, heights, *, own=None, shared=None, **tags):
+    """Writes `stored` `[Z, H, W]` int16 as one enhanced CT file, frames at `heights` mm.
+
+    Args:
+      path: Of the file.
+      stored: Stored values.
+      heights: z of each frame.
+      own: Frame index -> {sequence keyword: {keyword: value}} that only it has.
+      shared: {sequence keyword: {keyword: value}} in place of the usual ones.
+      tags: As in `write_ct`.
+    """
+
+    def groups(contents):
+        item = pydicom.Dataset()
+        for sequence, values in contents.items():
+            inner = pydicom.Dataset()
+            for keyword, value in values.items():
+                setattr(inner, keyword, value)
+            setattr(item, sequence, [inner])
+        return item
+
+    rescale = {"RescaleSlope": 1, "RescaleIntercept": -1024, "RescaleType": "HU"}
+    shared = {
+        "PixelMeasuresSequence": {"PixelSpacing": [0.7, 0.6], "SliceThickness": 1},
+        "PlaneOrientationSequence": {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
+        "PixelValueTransformationSequence": rescale,
+        **(shared or {}),
+    }
+    frames = []
+    for index, z in enumerate(heights):
+        position = {"ImagePositionPatient": [-5, 3, z]}
+        contents = {"PlanePositionSequence": position, **(own or {}).get(index, {})}
+        frames.append(groups(contents))
+    write_ct(
+        path,
+        stored[0],
+        raw=stored.astype("<i2").tobytes(),
+        SOPClassUID=f"{CT_IMAGE}.1",
+        **{
+            "NumberOfFrames": len(heights),
+            "SharedFunctionalGroupsSequence": [groups(shared)],
+            "PerFrameFunctionalGroupsSequence": frames,
+            "RescaleSlope": None,
+            "RescaleIntercept": None,
+            "PixelSpacing": None,
+            "ImagePositionPatient": None,
+            "ImageOrientationPatient": None,
+            **tags,
+        },
+    )
+    return path

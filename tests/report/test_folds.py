@@ -1,0 +1,70 @@
+"""Rows of folds put together, one a seed, as in the report."""
+
+import numpy as np
+import pytest
+from study_files import read_results, write_study
+
+from twostage_jax.errors import UserError
+from twostage_jax.report import analysis, load
+from twostage_jax.report.folds import by_seed
+from twostage_jax.stats.paired import OF_COUNTS
+
+
+def save(folder, fold, labels, predicted):
+    """Writes the predictions of a fold; returns its row, with nonsense as scores."""
+    name = f"fold{fold}.npz"
+    np.savez(
+        folder / name,
+        ids=np.array([f"{fold}-{i}" for i in range(len(labels))]),
+        labels=np.array(labels),
+        probabilities=np.eye(2)[predicted],
+    )
+    return {
+        "arm": "scratch", "seed": 4, "fraction": 1.0, "fold": fold,
+        "n_train": 90 + fold, "n_test": len(labels), "metrics": {"accuracy": 0.123},
+        "predictions": name,
+    }  # fmt: skip
+
+
+def test_scores_are_of_all_folds_together(tmp_path):
+    # Fold 1 has no example of class 1: its own balanced accuracy is of one class.
+    rows = [
+        save(tmp_path, 0, [0, 0, 1, 1], [0, 1, 1, 0]),
+        save(tmp_path, 1, [0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]),
+    ]
+    (one,) = by_seed(tmp_path, rows, 2)
+    # 6 of 8 of class 0 and 1 of 2 of class 1 are right, 3 are said to be of class 1.
+    assert one["metrics"]["accuracy"] == pytest.approx(7 / 10)
+    assert one["metrics"]["balanced_accuracy"] == pytest.approx((6 / 8 + 1 / 2) / 2)
+    f1 = (2 * 6 / (8 + 7) + 2 * 1 / (2 + 3)) / 2
+    assert one["metrics"]["macro_f1"] == pytest.approx(f1)
+    assert (one["n_test"], one["n_train"]) == (10, [90, 91])
+    assert (one["arm"], one["seed"], one["fraction"]) == ("scratch", 4, 1.0)
+
+
+def test_a_seed_that_lacks_a_fold_has_no_score(tmp_path):
+    (one,) = by_seed(tmp_path, [save(tmp_path, 1, [0, 1], [0, 1])], 3)
+    assert one["lacks"] == [0, 2] and one["metrics"] == {}
+
+
+def test_without_folds_nothing_is_read(tmp_path):
+    row = {"arm": "scratch", "seed": 0, "fraction": 1.0, "fold": 0, "n_train": 9,
+           "n_test": 2, "metrics": {"accuracy": 0.5}, "predictions": "no.npz"}  # fmt: skip
+    assert by_seed(tmp_path, [row], 0) == [row | {"n_train": [9], "lacks": []}]
+
+
+def test_predictions_that_are_missing_are_named(tmp_path):
+    rows = [save(tmp_path, fold, [0, 1], [0, 1]) for fold in (0, 1)]
+    (tmp_path / "fold1.npz").unlink()
+    with pytest.raises(UserError, match=r"fold1\.npz"):
+        by_seed(tmp_path, rows, 2)
+
+
+def test_scores_are_those_of_the_report(tmp_path):
+    write_study(tmp_path, {"scratch": 0.7, "natural": 0.8}, folds=4, seeds=(0, 1))
+    pooled = by_seed(tmp_path, read_results(tmp_path)["rows"], 4)
+    scores = analysis.analyse(load.load([tmp_path]), 200).full.scores
+    for metric in OF_COUNTS:
+        for arm, interval in scores.intervals[metric].items():
+            seeds = [row["metrics"][metric] for row in pooled if row["arm"] == arm]
+            assert np.mean(seeds) == pytest.approx(interval.estimate, abs=1e-12)

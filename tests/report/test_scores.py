@@ -1,0 +1,172 @@
+"""Scores at patch and at region level, and what the tables say of them."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+from study_files import CLASSES, write_study
+
+from twostage_jax.report import analysis, classes_content, formats, load, scores_content
+from twostage_jax.stats import intervals, metrics
+from twostage_jax.stats.metrics import Predictions
+from twostage_jax.stats.paired import pair
+
+CHANCES = {"scratch": 0.7, "two_stage": 0.85}
+
+
+def predictions(labels, groups, right, seed=0, classes=3):
+    """Predictions that are right where asked, and else take the next class."""
+    labels = np.asarray(labels)
+    predicted = np.where(right, labels, (labels + 1) % classes)
+    ids = np.array([f"e{i:03}" for i in range(len(labels))])
+    said = 0.1 + 0.7 * np.eye(classes)[predicted]
+    return Predictions(ids, np.asarray(groups).astype(str), labels, said, seed)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scored")
+    return load.load([write_study(folder, CHANCES, seeds=(0, 1), patches=9)])
+
+
+@pytest.fixture(scope="module")
+def found(study):
+    return analysis.analyse(study, 500)
+
+
+def stored(table):
+    """The rows of a table's CSV file, by column."""
+    return list(csv.DictReader(io.StringIO(formats.csv_text(table))))
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_both_levels_have_every_score_of_their_predictions(study, found, level):
+    given = [study.joined("two_stage", seed, 1.0) for seed in (0, 1)]
+    if level == 1:
+        given = [metrics.regions(one) for one in given]
+    expected = [metrics.scores(one.labels, one.probabilities) for one in given]
+    mean = {name: np.mean([one[name] for one in expected]) for name in expected[0]}
+    scores = found.levels[level]
+    of_arm = stored(scores_content.main(study, found, scores))[1]
+    of_arm |= stored(classes_content.calibration(scores))[1]
+    assert of_arm["arm"] == "two_stage"
+    for title, name in {
+        "balanced accuracy": "balanced_accuracy",
+        "accuracy": "accuracy",
+        "macro-F1": "macro_f1",
+        "AUROC": "auroc",
+        "ECE": "ece",
+        "Brier": "brier",
+    }.items():
+        assert float(of_arm[title]) == pytest.approx(mean[name], abs=1e-9), title
+    for title in ("balanced accuracy", "accuracy", "macro-F1", "AUROC", "Brier"):
+        low, high = (float(of_arm[f"{title} {end}"]) for end in ("low", "high"))
+        assert low < float(of_arm[title]) < high
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_both_levels_have_every_score_of_each_class(study, found, level):
+    scores = found.levels[level]
+    given = scores.arms["scratch"]
+    lines = stored(classes_content.per_class(study, scores))
+    assert [(one["class"], one["arm"]) for one in lines] == [
+        (name, arm) for name in CLASSES for arm in CHANCES
+    ]
+    for k, line in enumerate(lines[::2]):
+        for name in ("precision", "recall", "f1"):
+            score = getattr(sk, f"{name}_score")
+            seeds = [
+                score(p.labels == k, p.probabilities.argmax(1) == k) for p in given
+            ]
+            title = "F1" if name == "f1" else name
+            assert float(line[title]) == pytest.approx(np.mean(seeds))
+        areas = [sk.roc_auc_score(p.labels == k, p.probabilities[:, k]) for p in given]
+        assert float(line["AUROC"]) == pytest.approx(np.mean(areas))
+        for title in ("precision", "recall", "F1", "AUROC"):
+            low, high = (float(line[f"{title} {end}"]) for end in ("low", "high"))
+            assert low < float(line[title]) < high
+        counted = "test patches" if level == 0 else "test regions"
+        assert int(line[counted]) == (given[0].labels == k).sum()
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_confusion_counts_are_in_a_table_by_true_and_predicted_class(found, level):
+    scores = found.levels[level]
+    lines = stored(classes_content.confusion(scores))
+    assert list(lines[0]) == ["arm", "true class", "predicted class", "count"]
+    assert len(lines) == 2 * 3 * 3
+    for arm, seeds in scores.arms.items():
+        expected = sum(
+            sk.confusion_matrix(one.labels, one.probabilities.argmax(1))
+            for one in seeds
+        )
+        for line in lines:
+            if line["arm"] == arm:
+                true, said = (
+                    CLASSES.index(line[f"{which} class"])
+                    for which in ("true", "predicted")
+                )
+                assert int(line["count"]) == expected[true, said]
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_notes_say_what_has_an_interval_and_what_a_spread(study, found, level):
+    scores = found.levels[level]
+    tables = (
+        scores_content.main(study, found, scores),
+        classes_content.per_class(study, scores),
+        classes_content.calibration(scores),
+    )
+    for table in tables:
+        assert f"{('patch', 'region')[level]} level" in table.caption
+        assert "95 % confidence intervals, over test patients and seeds" in table.note
+    assert "ECE: mean ± standard deviation over seeds; no interval" in tables[2].note
+
+
+def test_recall_is_the_accuracy_of_the_patients_that_have_the_class():
+    generator = np.random.default_rng(0)
+    groups = np.repeat(np.arange(12), 8)
+    labels = np.where(groups < 7, np.arange(96) % 3, 0)
+    arms = {
+        arm: [
+            predictions(labels, groups, generator.random(96) < chance, seed)
+            for seed in (0, 1)
+        ]
+        for arm, chance in (("a", 0.6), ("b", 0.8))
+    }
+    found = intervals.class_intervals(pair(arms), resamples=500)
+    for a, seeds in enumerate(arms.values()):
+        for k in range(3):
+            alone = [
+                predictions(
+                    one.labels[labels == k],
+                    one.groups[labels == k],
+                    (one.probabilities.argmax(1) == labels)[labels == k],
+                    one.seed,
+                )
+                for one in seeds
+            ]
+            expected = intervals.interval(alone, "accuracy", resamples=500)
+            recall = found[k]["recall"][a]
+            assert recall.estimate == pytest.approx(expected.estimate)
+            # The resamples are the same ones for all arms.
+            assert (recall.low, recall.high) == pytest.approx(
+                (expected.low, expected.high)
+            )
+
+
+def test_recall_of_a_class_of_few_patients_or_none_has_no_interval():
+    groups = np.repeat(np.arange(8), 6)
+    labels = np.where(groups < 4, np.arange(48) % 2, 0)
+    right = np.random.default_rng(0).random(48) < 0.7
+    paired = pair({"a": [predictions(labels, groups, right)]})
+    often, rarely, never = intervals.class_intervals(paired, resamples=200)
+    (recall,) = often["recall"]
+    assert recall.low < recall.estimate < recall.high
+    (recall,) = rarely["recall"]
+    assert recall.estimate == pytest.approx(right[labels == 1].mean())
+    assert recall.low is None
+    assert recall.reason.startswith("class 1 occurs in 4 test groups")
+    assert "recall" not in never and "auroc" not in never

@@ -1,0 +1,193 @@
+"""From finished stage runs to rows: which candidate is chosen."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_plan import datasets, parsed
+
+from twostage_jax import config as configs
+from twostage_jax import io
+from twostage_jax.study import plan, results
+from twostage_jax.study.stage import Materials
+
+GRID = (("optim.learning_rate", (0.1, 0.2, 0.3)),)
+
+
+def trained(folder, rows, scores):
+    """Materials of rows whose candidates have validation scores (accuracy, loss)."""
+    config, made, _ = rows
+    materials = Materials(config, made, folder)
+    for row, of_row in zip(rows[2], scores, strict=True):
+        for run, (accuracy, loss) in zip(row.candidates, of_row, strict=True):
+            lineage = {
+                "validation": {
+                    "validation_balanced_accuracy": accuracy,
+                    "validation_loss": loss,
+                },
+                "scores": {"balanced_accuracy": 1 - accuracy},
+                "data": {"examples": {"train": 9, "test": 6}, "groups": None},
+                "chain": [one.folder_name for one in run.chain],
+            }
+            io.write_json(materials.folder(run) / "lineage.json", lineage)
+            np.savez(materials.folder(run) / "predictions.npz", accuracy=accuracy)
+    return materials
+
+
+def of_one_arm(**settings):
+    """The settings, the data and the rows of a study of one arm."""
+    config = parsed(**{"study.grid": GRID, "study.arms": ("scratch",), **settings})
+    made = datasets()
+    return config, made, plan.rows(config, made)
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen"),
+    [
+        ([(0.5, 1.0), (0.7, 2.0), (0.6, 0.1)], 1),  # More balanced accuracy.
+        ([(0.7, 1.0), (0.7, 0.9), (0.6, 0.1)], 1),  # At a tie, less loss.
+        ([(0.7, 0.9), (0.7, 0.9), (0.7, 0.9)], 0),  # Then the first of the grid.
+    ],
+)
+def test_choice_looks_at_validation_alone(tmp_path, scores, chosen):
+    study = of_one_arm()
+    (row,) = study[2]
+    materials = trained(tmp_path, study, [scores])
+    assert results.chosen_runs(materials, [row])[row.name] is row.candidates[chosen]
+
+
+def test_an_arm_has_one_setting_for_all_its_rows(tmp_path):
+    study = of_one_arm(**{"study.seeds": (0, 1)})
+    # Row by row the first and the last would be chosen; on average it is the second.
+    scores = [
+        [(0.80, 1.0), (0.79, 1.0), (0.6, 1.0)],
+        [(0.60, 1.0), (0.79, 1.0), (0.8, 1.0)],
+    ]
+    materials = trained(tmp_path, study, scores)
+    found = results.collect(materials, study[2])
+    chosen = [[one["chosen"] for one in row["tried"]] for row in found["rows"]]
+    assert chosen == [[False, True, False]] * 2
+    for row in found["rows"]:
+        assert np.load(tmp_path / row["predictions"])["accuracy"] == 0.79
+    # A run of the second seed alone knows of the first, and chooses as before.
+    again = results.collect(materials, study[2][1:])
+    assert again["rows"] == found["rows"]
+    # Rows whose stage runs were removed since then stay.
+    for run in study[2][0].candidates:
+        (materials.folder(run) / "lineage.json").unlink()
+    kept = results.collect(materials, study[2][1:])["rows"]
+    assert kept[0] == found["rows"][0] and len(kept) == 2
+
+
+def test_the_primary_endpoint_is_part_of_the_protocol(tmp_path):
+    digests = set()
+    for number, metric in enumerate(("accuracy", "macro_f1")):
+        study = of_one_arm(**{"study.primary": ("natural", "scratch", metric)})
+        folder = tmp_path / str(number)
+        scores = [[(0.7, 1.0)] * 3]
+        found = results.collect(trained(folder, study, scores), study[2])
+        assert found["config"]["study"]["primary"] == ["natural", "scratch", metric]
+        digests.add(found["protocol"])
+    assert len(digests) == 2
+
+
+def test_figures_are_of_the_largest_fraction_alone(tmp_path, monkeypatch):
+    config = parsed(**{"study.fractions": (1.0, 0.5), "study.arms": ("texture",)})
+    made = datasets()
+    rows = plan.rows(config, made)
+    materials = Materials(config, made, tmp_path)
+    for row in rows:
+        told = {
+            "validation": {
+                "validation_balanced_accuracy": 0.5,
+                "validation_loss": 1.0,
+            },
+            "history": [row.fraction],
+        }
+        for run in row.candidates[0].chain:
+            io.write_json(materials.folder(run) / "lineage.json", told)
+        # All said to be of class 0: right at fraction 1, wrong at a half.
+        labels = np.zeros(6, int) if row.fraction == 1 else np.ones(6, int)
+        np.savez(
+            materials.folder(row.candidates[0]) / "predictions.npz",
+            ids=made["target"].ids[:6],
+            labels=labels,
+            probabilities=np.eye(3)[np.zeros(6, int)],
+        )
+    drawn = {}
+    for name in ("learning_curves", "confusion_matrices"):
+        monkeypatch.setattr(
+            results.figures,
+            name,
+            lambda what, *_, name=name: drawn.update({name: what}),
+        )
+    monkeypatch.setattr(results.figures, "save", lambda *_: None)
+    monkeypatch.setattr(results.montages, "montage", lambda *_: None)
+    results.draw(materials, rows)
+    whole = [row for row in rows if row.fraction == 1]
+    matrix = drawn["confusion_matrices"]["texture"]
+    assert matrix.sum() == matrix[0, 0] == 6 * len(whole)
+    targets = drawn["learning_curves"]["target"]
+    assert [history for _, history in targets.values()] == [[1.0]] * len(whole)
+
+
+@pytest.mark.parametrize(
+    ("folds", "words"),
+    [(0, "has seen; 12 test"), (2, "of all 2 folds together; 24 test")],
+)
+def test_the_page_counts_the_test_examples_of_all_folds(tmp_path, folds, words):
+    rows = []
+    for fold in range(max(folds, 1)):
+        name = f"{fold}.npz"
+        np.savez(
+            tmp_path / name,
+            ids=np.array([f"{fold}-{i}" for i in range(12)]),
+            labels=np.arange(12) % 2,
+            probabilities=np.eye(2)[np.arange(12) % 2],
+        )
+        rows.append(
+            {"arm": "texture", "seed": 0, "fraction": 1.0, "fold": fold, "n_train": 9,
+             "n_test": 12, "metrics": {"accuracy": 1.0}, "predictions": name}
+        )  # fmt: skip
+    config = parsed(**{"study.folds": folds})
+    table = results.tabulate(
+        Materials(config, datasets(), tmp_path), {"rows": rows, "baselines": []}
+    )
+    page = (tmp_path / "results.md").read_text()
+    assert f"{words} examples, 1 seed." in page
+    assert " 100.0 |" in table and table in page
+
+
+def test_grid_is_every_combination_first_setting_slowest():
+    config = parsed(
+        **{
+            "study.grid": (
+                ("optim.learning_rate", (0.1, 0.2)),
+                ("train.label_smoothing", (0.0, 0.3)),
+            )
+        }
+    )
+    names = "optim.learning_rate", "train.label_smoothing"
+    assert configs.grid(config.study) == [
+        tuple(zip(names, place, strict=True))
+        for place in [(0.1, 0.0), (0.1, 0.3), (0.2, 0.0), (0.2, 0.3)]
+    ]
+    assert configs.grid(parsed().study) == [()]
+
+
+def test_ablations_keep_the_last_checkpoint_whatever_the_settings_say():
+    # In a process of its own: the script defines flags.
+    code = (
+        "import sys; sys.path[:0] = ['experiments', 'tests']\n"
+        "import ablations\n"
+        "from test_plan import parsed\n"
+        "config = parsed(**{f'stages.{stage}.train.select': 'best' "
+        "for stage in ('natural', 'texture', 'target')})\n"
+        "for change in ({}, {'texture': {'train.steps': '* 2'}}):\n"
+        "    stages = ablations.changed(config, change).stages.values()\n"
+        "    assert {stage.train.select for stage in stages} == {'last'}, change\n"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

@@ -1,0 +1,338 @@
+"""Steps under pmap: against a step by hand, and eight devices against one."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from basics import REPOSITORY, make_dataset
+
+from twostage_jax import models
+from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
+from twostage_jax.train import feed, parallel, steps
+from twostage_jax.train import parallel as placements
+
+
+def constants(classes=3):
+    return steps.Constants(
+        np.ones(classes, np.float32),
+        np.full(1, 0.5, np.float32),
+        np.full(1, 0.25, np.float32),
+    )
+
+
+def step_settings(**changes):
+    return steps.StepSettings(
+        **{
+            "model": ModelConfig(name="tiny", image_size=8, dropout=0.0),
+            "optim": OptimConfig(learning_rate=0.1, weight_decay=0.0, momentum=0.0),
+            "augment": AugmentConfig(),
+            "steps": 4,
+            "num_classes": 3,
+            "normalise": "fixed",
+            "window": (-600.0, 1500.0),
+            "label_smoothing": 0.0,
+            "transferred": frozenset(),
+            **changes,
+        }
+    )
+
+
+def fresh(settings):
+    module = steps.build_model(settings.model, settings.num_classes, None)
+    size, channels = settings.model.image_size, settings.model.channels
+    return models.init(module, jax.random.key(0), size, channels)
+
+
+def train(settings, variables, dataset, indices, constant=None):
+    """Takes a step for each row of indices, on all devices."""
+    together = side_by_side(settings, [(variables, indices, 5)], dataset, 1, constant)
+    return together[0]
+
+
+def side_by_side(settings, runs, dataset, width, constant=None):
+    """Trains (variables, indices, key) runs; returns the state and metrics of each."""
+    placement = placements.side_by_side(width) if width > 1 else placements.alone()
+    states = [steps.create_state(settings, variables) for variables, _, _ in runs]
+    keys = [np.asarray(jax.random.key_data(jax.random.key(k))) for _, _, k in runs]
+    state, metrics = parallel.programs(settings, placement.axis_name).train(
+        placement.put(states),
+        feed.feed(dataset, placement.devices).data,
+        placement.arrange(np.stack([indices for _, indices, _ in runs])),
+        placement.put(keys),
+        placement.put([constant or constants()] * len(runs)),
+    )
+    metrics = parallel.read_metrics(metrics, placement)
+    return [
+        (placement.take(state, i), {name: m[i] for name, m in metrics.items()})
+        for i in range(len(runs))
+    ]
+
+
+def test_step_is_the_gradient_step_by_hand(tiny):
+    settings, dataset = step_settings(), make_dataset()
+    variables = fresh(settings)
+    indices = np.arange(12, dtype=np.int32).reshape(1, 12)
+    weights = np.array([1.0, 2.0, 4.0], np.float32)
+    state, metrics = train(
+        settings,
+        variables,
+        dataset,
+        indices,
+        constants()._replace(class_weights=weights),
+    )
+    module = steps.build_model(settings.model, 3, None)
+    images = (dataset.images[:12].astype(np.float32) / 255 - 0.5) / 0.25
+    weight = weights[dataset.labels[:12]]
+
+    def loss(params):
+        (logits, _), _ = module.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        each = optax.softmax_cross_entropy_with_integer_labels(
+            logits, dataset.labels[:12]
+        )
+        return (weight * each).sum() / weight.sum()
+
+    value, gradient = jax.value_and_grad(loss)(variables["params"])
+    by_hand = jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], gradient)
+    np.testing.assert_allclose(metrics["loss"], [value], rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params, by_hand
+    )
+
+
+def test_label_smoothing_by_hand(tiny):
+    dataset = make_dataset(count=3)
+    variables = fresh(step_settings())
+    indices = np.arange(3, dtype=np.int32).reshape(1, 3)
+    _, plain = train(step_settings(), variables, dataset, indices)
+    _, smooth = train(step_settings(label_smoothing=0.3), variables, dataset, indices)
+    module = steps.build_model(step_settings().model, 3, None)
+    images = (dataset.images.astype(np.float32) / 255 - 0.5) / 0.25
+    (logits, _), _ = module.apply(variables, images, train=True, mutable=True)
+    logs = jax.nn.log_softmax(logits)
+    right = logs[np.arange(3), dataset.labels]
+    np.testing.assert_allclose(plain["loss"], [-right.mean()], rtol=1e-5)
+    expected = -(0.7 * right + 0.3 * logs.mean(1)).mean()
+    np.testing.assert_allclose(smooth["loss"], [expected], rtol=1e-5)
+
+
+def test_frozen_layer_stays_bit_identical_statistics_included(tiny):
+    freeze = ("conv1/.*", "norm1/.*")
+    settings = step_settings(optim=OptimConfig(freeze=freeze, weight_decay=0.1))
+    variables = jax.tree.map(np.asarray, fresh(settings))
+    indices = np.arange(24, dtype=np.int32).reshape(2, 12)
+    state, _ = train(settings, variables, make_dataset(), indices)
+    after = {"params": state.params, "batch_stats": state.batch_stats}
+    for collection, layer in (
+        ("params", "conv1"),
+        ("params", "norm1"),
+        ("batch_stats", "norm1"),
+    ):
+        for name, before in variables[collection][layer].items():
+            assert after[collection][layer][name].tobytes() == before.tobytes()
+    assert (
+        after["params"]["head"]["kernel"] != variables["params"]["head"]["kernel"]
+    ).any()
+
+
+def test_padded_evaluation_equals_unpadded(tiny):
+    settings, dataset = step_settings(), make_dataset(count=10)
+    variables = fresh(settings)
+    placement = placements.alone()
+    source = feed.feed(dataset, placement.devices)
+    programs = parallel.programs(settings, placement.axis_name)
+
+    def probabilities(batch):
+        batches = feed.eval_batches([np.arange(10)], batch)
+        parts = [
+            placement.joined(
+                programs.evaluate(
+                    placement.put([variables]),
+                    source.data,
+                    placement.arrange(batches[:, i]),
+                    placement.put([constants()]),
+                )
+            )
+            for i in range(batches.shape[1])
+        ]
+        return np.concatenate(parts, 1)[0, :10]
+
+    np.testing.assert_allclose(probabilities(4), probabilities(10), atol=1e-6)
+    module = steps.build_model(settings.model, 3, None)
+    images = (dataset.images.astype(np.float32) / 255 - 0.5) / 0.25
+    logits, _ = module.apply(variables, images, train=False)
+    np.testing.assert_allclose(probabilities(4), jax.nn.softmax(logits), atol=1e-6)
+
+
+DEVICES_SCRIPT = """
+import sys
+import numpy as np
+sys.path.insert(0, {tests!r})
+from basics import Tiny, make_dataset
+from test_training import fresh, step_settings, train
+from twostage_jax import compiled, models, training
+from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig
+import jax
+assert jax.device_count() == {devices}
+training.on_cpu = lambda: {on_cpu}
+models.MODELS["tiny"], models.NORMS["tiny"] = Tiny, ("batch",)
+settings = step_settings(
+    model=ModelConfig(name="tiny", image_size=8, dropout=0.5),
+    augment=AugmentConfig(flip="dihedral", shift=1, brightness=0.1, contrast=0.1),
+    optim=OptimConfig(learning_rate=0.1, clip_norm=1.0),
+)
+order = np.arange(48, dtype=np.int32).reshape(3, 16)
+state, metrics = train(settings, fresh(settings), make_dataset(), order)
+leaves = jax.tree.leaves((state.params, state.batch_stats, metrics))
+np.savez({out!r}, *leaves)
+"""
+
+
+def test_eight_devices_match_one(tmp_path):
+    """Same global batch; batch statistics, dropout and augmentation included.
+
+    As processors do it, and as accelerators: many steps in one call, sums by psum.
+    """
+    ways = {"one": (1, True), "processors": (8, True), "accelerators": (8, False)}
+    for name, (count, on_cpu) in ways.items():
+        script = DEVICES_SCRIPT.format(
+            tests=str(Path(__file__).parent),
+            devices=count,
+            on_cpu=on_cpu,
+            out=str(tmp_path / f"{name}.npz"),
+        )
+        flags = f"--xla_force_host_platform_device_count={count}"
+        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        subprocess.run(
+            [sys.executable, "-c", script], check=True, env=environment, cwd=REPOSITORY
+        )
+    one = np.load(tmp_path / "one.npz")
+    for name in ("processors", "accelerators"):
+        many = np.load(tmp_path / f"{name}.npz")
+        assert one.files == many.files
+        for leaf in one.files:
+            np.testing.assert_allclose(one[leaf], many[leaf], rtol=2e-4, atol=2e-6)
+
+
+def test_layers_and_networks_are_the_same_on_one_device_and_on_all():
+    """These tests skip where there is one device, as in the process that runs this."""
+    flags = "--xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-k",
+            "on_one_device_and_on_all", "-p", "no:cacheprovider",
+            "tests/test_models.py", "tests/test_layers.py",
+        ],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "3 passed" in done.stdout and "skipped" not in done.stdout, done.stdout
+
+
+def test_statistics_stay_while_the_head_alone_is_trained(tiny):
+    """Linear probing is of the features as they were transferred."""
+    settings = step_settings(optim=OptimConfig(learning_rate=0.1, head_steps=2))
+    before, dataset = fresh(settings), make_dataset()
+    order = np.arange(36, dtype=np.int32).reshape(3, 12)
+    held, _ = train(settings, before, dataset, order[:2])
+    jax.tree.map(np.testing.assert_array_equal, held.batch_stats, before["batch_stats"])
+    moved, _ = train(settings, before, dataset, order)
+    for old, new in zip(
+        jax.tree.leaves(before["batch_stats"]), jax.tree.leaves(moved.batch_stats),
+        strict=True,
+    ):  # fmt: skip
+        assert np.abs(new - old).max() > 0
+
+
+SIDE_BY_SIDE_SCRIPT = """
+import sys
+import numpy as np
+sys.path.insert(0, {tests!r})
+from basics import Tiny, make_dataset
+from test_training import fresh, side_by_side, step_settings
+from twostage_jax import models
+from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig
+import jax
+assert jax.device_count() == {devices}
+models.MODELS["tiny"], models.NORMS["tiny"] = Tiny, ("batch",)
+settings = step_settings(
+    model=ModelConfig(name="tiny", image_size=8, dropout=0.5),
+    augment=AugmentConfig(flip="dihedral", shift=1, brightness=0.1),
+)
+rng = np.random.default_rng(0)
+runs = [
+    (
+        jax.tree.map(lambda x: np.asarray(x) * (1 + i / 10), fresh(settings)),
+        rng.permutation(60)[:48].reshape(3, 16).astype(np.int32),
+        i,
+    )
+    for i in range(5)
+]
+chosen = {runs}
+done = side_by_side(settings, [runs[i] for i in chosen], make_dataset(), len(chosen))
+for i, result in zip(chosen, done):
+    np.savez({out!r} + f"-{{i}}.npz", *jax.tree.leaves(result))
+"""
+
+
+def test_result_of_a_run_does_not_depend_on_what_ran_beside_it(tmp_path):
+    """Alone; two to a device with a place left free; one on each of two devices."""
+    layouts = {"alone": (1, [0]), "batched": (2, [2, 0, 1]), "beside": (2, [0, 3])}
+    for name, (devices, runs) in layouts.items():
+        script = SIDE_BY_SIDE_SCRIPT.format(
+            tests=str(Path(__file__).parent), devices=devices, runs=runs,
+            out=str(tmp_path / name),
+        )  # fmt: skip
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        subprocess.run(
+            [sys.executable, "-c", script], check=True, env=environment, cwd=REPOSITORY
+        )
+    alone = np.load(tmp_path / "alone-0.npz")
+    for name in ("batched", "beside"):
+        beside = np.load(tmp_path / f"{name}-0.npz")
+        for leaf in alone.files:
+            np.testing.assert_allclose(alone[leaf], beside[leaf], rtol=2e-4, atol=2e-6)
+
+
+def test_a_step_in_bfloat16_keeps_parameters_in_float32_and_is_near_theirs():
+    dataset, order = make_dataset(), np.arange(12, dtype=np.int32).reshape(1, 12)
+    moved = {}
+    for dtype in ("float32", "bfloat16"):
+        model = ModelConfig("caffenet_small", image_size=8, dropout=0.0, dtype=dtype)
+        settings = step_settings(model=model)
+        before = fresh(settings)["params"]
+        state, metrics = train(settings, fresh(settings), dataset, order)
+        moved[dtype] = jax.tree.map(np.subtract, state.params, before), metrics["loss"]
+        leaves = jax.tree.leaves(state.params)
+        assert {leaf.dtype for leaf in leaves} == {jnp.float32.dtype}
+    (ours, loss), (theirs, other) = moved["float32"], moved["bfloat16"]
+    np.testing.assert_allclose(loss, other, rtol=0.02)
+    assert (loss != other).all()  # It was computed otherwise.
+    flat = [
+        np.concatenate([x.ravel() for x in jax.tree.leaves(t)]) for t in (ours, theirs)
+    ]
+    # Eight bits of mantissa: the step has the same direction.
+    cosine = flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
+    assert cosine > 0.98
+
+
+def test_parts_are_added_in_the_order_of_the_devices():
+    """So the last digit does not tell which devices share a process."""
+    random = np.random.default_rng(0)
+    parts = random.normal(size=(8, 1000)).astype(np.float32)
+    parts *= 10.0 ** random.integers(-4, 4, (8, 1)).astype(np.float32)
+    total = jax.vmap(lambda part: steps._total(part, "batch"), axis_name="batch")
+    in_order, reversed_order = (
+        functools.reduce(np.add, p) for p in (parts, parts[::-1])
+    )
+    for device in np.asarray(jax.jit(total)(parts)):
+        np.testing.assert_array_equal(device, in_order)
+    assert not np.array_equal(in_order, reversed_order)

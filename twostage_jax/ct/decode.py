@@ -1,0 +1,744 @@
+"""Whatever a broken DICOM file makes the libraries do becomes a refusal in plain words.
+
+Neither messages nor logs repeat what a file holds: a value may identify a patient.
+"""
+
+import contextlib
+import io
+import logging
+import math
+import os
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.dataelem import RawDataElement
+from pydicom.encaps import get_frame
+from pydicom.pixels import get_decoder, pixel_array
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
+
+from twostage_jax.errors import UserError
+
+_SPOKEN = ("pydicom", "highdicom")
+# Python's messages put a value between quotation marks.
+_QUOTED = re.compile(r"(['\"]).*?\1")
+
+
+@contextlib.contextmanager
+def refusing(path: Path, form: str = "DICOM") -> Iterator[None]:
+    """Turns whatever a broken file makes the decoders raise into a refusal, quietly.
+
+    Args:
+      path: The file.
+      form: Name of its format, for the message.
+
+    Raises:
+      UserError: In place of any other exception; it names the file.
+    """
+    try:
+        with quiet():
+            yield
+    except UserError:
+        raise
+    # Broken files raise nearly everything in pydicom and the codecs below it.
+    except Exception as error:
+        text = _QUOTED.sub("'...'", " ".join(str(error).split()))
+        why = text or type(error).__name__
+        raise UserError(
+            f"{path}: cannot be read as {form}: {why}", where=path
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps pydicom and highdicom from warning and logging, which repeat values.
+
+    For one thread at a time, as `warnings.catch_warnings` is.
+    """
+    loggers = [logging.getLogger(name) for name in _SPOKEN]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        # What `pixels` makes an error of stays one.
+        warnings.filterwarnings("ignore", message="(?!The decoded RLE segment)")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+# One DICOM file -> its data set; refused where the file shows that it is damaged.
+
+
+# A whole-body series as one multi-frame file.
+MAX_FILE_BYTES = 2 * 2**30
+# Deflated files may hold a thousand times their size.
+MAX_INFLATED_BYTES = 512 * 2**20
+_PIXEL_DATA = pydicom.tag.Tag("PixelData")
+_UNDEFINED = 0xFFFFFFFF
+# Groups of a data set that begins without a header: its file meta information, or its
+# first attributes, little or big endian.
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+# How files begin that people keep next to DICOM, or in its place (offset, bytes, kind).
+_ARCHIVE = "archive: unpack it"
+_KINDS = (
+    (0, b"PK\x03\x04", f"a ZIP {_ARCHIVE}"),
+    (0, b"PK\x05\x06", f"an empty ZIP {_ARCHIVE}"),
+    (0, b"\x1f\x8b", f"a gzip {_ARCHIVE}"),
+    (0, b"7z\xbc\xaf\x27\x1c", f"a 7-Zip {_ARCHIVE}"),
+    (0, b"Rar!\x1a\x07", f"a RAR {_ARCHIVE}"),
+    (0, b"BZh", f"a bzip2 {_ARCHIVE}"),
+    (0, b"\xfd7zXZ\x00", f"an xz {_ARCHIVE}"),
+    (0, b"\x28\xb5\x2f\xfd", f"a Zstandard {_ARCHIVE}"),
+    (257, b"ustar", f"a tar {_ARCHIVE}"),
+    (344, b"n+1\0", "a NIfTI volume, not DICOM"),
+    (344, b"ni1\0", "a NIfTI volume, not DICOM"),
+    (4, b"n+2\0\r\n", "a NIfTI volume, not DICOM"),
+    (0, b"NRRD000", "an NRRD volume, not DICOM"),
+    (0, b"ObjectType", "a MetaImage volume, not DICOM"),
+    (0, b"DICM", "DICOM whose 128 bytes before 'DICM' are missing: export it again"),
+)
+# Reasons of `why_not_dicom` for files whose content never came.
+EMPTY = ("empty", "holds nothing but zeros: was it copied completely?")
+# Formats that are ZIP files inside, and are not meant to be unpacked.
+_ZIPPED = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".jar", ".apk", ".npz", ".pt")
+_TYPES = {str(vr) for vr in VR if len(vr) == 2}
+# Old writers put question marks where they did not know.
+_TYPE = re.compile(r"[A-Z]{2}|\?\?")
+# Numbers, names and codes written as text.
+_TEXT = {"CS", "DS", "IS", "UI"}
+
+
+def why_not_dicom(path: Path) -> str:
+    """Returns why a file is not read as DICOM, by its content; '' if it is DICOM.
+
+    A data set without the header (128 bytes, 'DICM') is DICOM if it names one of the
+    storage classes of the standard.
+
+    Raises:
+      OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head[128:132] == b"DICM":
+        return ""
+    if head[:2] in _FIRST_GROUPS:
+        bare = _bare(path)
+        if _is_storage(pydicom.uid.UID(str(bare.get("SOPClassUID") or ""))):
+            return ""
+        if bare.get("Modality") and bare.get("Rows") and bare.get("Columns"):
+            return "looks like DICOM, but lacks its header and SOPClassUID: export it again"
+    if not head.strip(b"\0"):
+        return EMPTY[bool(head)]
+    for offset, start, kind in _KINDS:
+        if head[offset:].startswith(start):
+            if path.name.lower().endswith((".nii.gz", ".nii.zip")):
+                return "a NIfTI volume, not DICOM"
+            if start[:2] != b"PK" or path.suffix.lower() not in _ZIPPED:
+                return kind
+    return "not a DICOM file"
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, whatever its name; see `why_not_dicom`."""
+    return not why_not_dicom(path)
+
+
+def _bare(path: Path) -> pydicom.Dataset:
+    """Returns some attributes of what may be a data set without a header, or nothing."""
+    try:
+        with quiet():
+            found = peek(path, "SOPClassUID", "Modality", "Rows", "Columns")
+            # Values are parsed only now.
+            return pydicom.Dataset({e.tag: e for e in found})
+    # Random bytes make pydicom raise nearly everything.
+    except Exception:
+        return pydicom.Dataset()
+
+
+def peek(path: Path, *keywords: str) -> pydicom.Dataset:
+    """Returns some attributes of a DICOM file, without its checks; see `is_dicom`."""
+    start, meta = _meta(path)
+    if meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
+        return _inflated(path, start, meta)
+    with _Bounded(path, os.stat(path).st_size) as file:
+        return pydicom.dcmread(
+            file, force=True, stop_before_pixels=True, specific_tags=list(keywords)
+        )
+
+
+def other_class(path: Path, classes: Container[str]) -> str:
+    """Returns the name of a file's storage class, by its meta information.
+
+    '' if it is one of `classes`, or is not named, or not one of the standard's. The meta
+    information comes first in a file, and is whole in most damaged ones.
+    """
+    try:
+        with quiet():
+            uid = pydicom.uid.UID(_meta(path)[1].get("MediaStorageSOPClassUID") or "")
+    # Broken files raise nearly everything in pydicom.
+    except Exception:
+        return ""
+    return uid.name if uid not in classes and _is_storage(uid) else ""
+
+
+def _is_storage(uid: pydicom.uid.UID) -> bool:
+    return uid.name.endswith("Storage") and not uid.is_private
+
+
+def load(path: Path, *, pixels: bool) -> pydicom.Dataset:
+    """Returns a file's data set, without its pixel data unless asked for them.
+
+    Raises:
+      UserError: The file is too large, names no transfer syntax, or is damaged in a way
+        that shows.
+    """
+    size = os.stat(path).st_size
+    if size > MAX_FILE_BYTES:
+        raise UserError(
+            f"{path}: {size / 2**20:.0f} MiB are too many for one CT file "
+            f"(at most {MAX_FILE_BYTES / 2**20:.0f}): export smaller files.",
+            where=path,
+        )
+    start, meta = _meta(path)
+    syntax = meta.get("TransferSyntaxUID")
+    if syntax is None and len(meta):
+        raise UserError(
+            f"{path}: the transfer syntax is missing: export the file again.",
+            where=path,
+        )
+    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
+        return _inflated(path, start, meta)
+    with _Bounded(path, size) as file:
+        dataset = pydicom.dcmread(file, force=True, stop_before_pixels=not pixels)
+    if syntax is None:
+        _name_syntax(dataset, path)
+    check_elements(dataset, path)
+    _check_end(dataset, path, size)
+    return dataset
+
+
+def check_elements(dataset: pydicom.Dataset, path: Path) -> None:
+    """Raises a UserError if an element cannot have been written as it is.
+
+    The elements of a data set, not those of its sequences: many files have private ones
+    that nobody can read.
+    """
+    for tag in dataset.keys():
+        raw = dataset.get_item(tag)
+        if not isinstance(raw, RawDataElement):
+            continue
+        if raw.VR is not None and not _TYPE.fullmatch(raw.VR):
+            raise UserError(
+                f"{path}: {tag} is of no known type: the file is damaged.", where=path
+            )
+        # Readers differ in what they make of it: to some the text ends there.
+        if _is_text(raw) and b"\0" in (raw.value or b"").rstrip(b"\0 "):
+            raise UserError(
+                f"{path}: {tag} holds a zero byte: the file is damaged.", where=path
+            )
+
+
+def _is_text(raw: RawDataElement) -> bool:
+    if raw.VR is not None:
+        return raw.VR in _TEXT
+    known = pydicom.datadict.dictionary_has_tag(raw.tag)
+    return known and pydicom.datadict.dictionary_VR(raw.tag) in _TEXT
+
+
+def _meta(path: Path) -> tuple[int, pydicom.dataset.FileMetaDataset]:
+    """Returns where a file's meta information begins, in bytes, and what it holds.
+
+    Files without the 128 bytes and 'DICM', and data sets without meta information, are
+    read as well.
+    """
+    with path.open("rb") as file:
+        start = 132 if file.read(132)[128:] == b"DICM" else 0
+        file.seek(start)
+        meta = pydicom.filereader.read_dataset(
+            file,
+            is_implicit_VR=False,
+            is_little_endian=True,
+            stop_when=lambda tag, vr, length: tag >> 16 != 2,
+        )
+    return start, pydicom.dataset.FileMetaDataset(meta)
+
+
+def _name_syntax(dataset: pydicom.Dataset, path: Path) -> None:
+    """Writes down the transfer syntax of a data set that has no meta information."""
+    raw = dataset.get_item(_PIXEL_DATA) if _PIXEL_DATA in dataset else None
+    if isinstance(raw, RawDataElement) and raw.length == _UNDEFINED:
+        raise UserError(
+            f"{path}: has compressed pixels, but lacks the header that says how they "
+            "are compressed: export the file again.",
+            where=path,
+        )
+    implicit, little = dataset.original_encoding
+    if implicit:
+        syntax = pydicom.uid.ImplicitVRLittleEndian
+    elif little:
+        syntax = pydicom.uid.ExplicitVRLittleEndian
+    else:
+        syntax = pydicom.uid.ExplicitVRBigEndian
+    dataset.file_meta.TransferSyntaxUID = syntax
+
+
+def _check_end(dataset: pydicom.Dataset, path: Path, size: int) -> None:
+    """Raises a UserError if something other than attributes comes after the pixels.
+
+    Then bytes were put in before the end of the pixels, which are shifted. Attributes
+    ascend by tag (PS3.5 7.1), fill the file to its end, and are private ones, or those
+    few of the standard that have higher tags than the pixels.
+    """
+    tags = list(dataset.keys())
+    if _PIXEL_DATA not in tags:
+        return
+    after = tags[tags.index(_PIXEL_DATA) + 1 :]
+    at = _end_of(dataset.get_item(_PIXEL_DATA))
+    if at is not None and at > size:
+        raise UserError(
+            f"{path}: its pixels end {at - size} bytes before they claim to: it is cut "
+            "off.",
+            where=path,
+        )
+    sound = after == sorted(after)
+    for tag in after:
+        item = dataset.get_item(tag)
+        sound &= tag > _PIXEL_DATA and _may_follow(item, dataset)
+        if at is not None and isinstance(item, RawDataElement):
+            long = not item.is_implicit_VR and item.VR in EXPLICIT_VR_LENGTH_32
+            sound &= item.value_tell == at + (12 if long else 8)
+        at = _end_of(item)
+    if not sound or (at is not None and not 0 <= size - at <= 1):
+        raise UserError(
+            f"{path}: has unknown data after its pixels: it is damaged.", where=path
+        )
+
+
+def _end_of(item: RawDataElement | pydicom.DataElement) -> int | None:
+    """Returns where an element ends in its file, in bytes; None if it does not say."""
+    if not isinstance(item, RawDataElement) or item.length == _UNDEFINED:
+        return None
+    return item.value_tell + item.length
+
+
+def _may_follow(
+    item: RawDataElement | pydicom.DataElement, dataset: pydicom.Dataset
+) -> bool:
+    """Whether an element may come after the pixels."""
+    tag = item.tag
+    if not tag.is_private:
+        return pydicom.datadict.dictionary_has_tag(tag)
+    if item.VR is not None:
+        return item.VR in _TYPES
+    # Without a type, a few bytes of pixels look like an element: what the standard asks
+    # of private ones (PS3.5 7.8.1) is needed, that somebody reserved their block.
+    if 0x10 <= tag.elem <= 0xFF:
+        return bool(item.value) and item.value.strip(b"\0 ").isascii()
+    return (tag.group << 16 | tag.elem >> 8) in dataset
+
+
+class _Bounded(io.BufferedReader):
+    """A file that gives memory only for what it holds, not for what a length claims."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        # As a string: pydicom puts the name into its messages.
+        super().__init__(io.FileIO(str(path)))
+        self._size = size
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > 0:
+            size = min(size, max(0, self._size - self.tell()))
+        return super().read(size)
+
+
+def _inflated(
+    path: Path, start: int, meta: pydicom.dataset.FileMetaDataset
+) -> pydicom.Dataset:
+    """Returns the data set of a deflated file, which must not grow without bounds."""
+    length = meta.get("FileMetaInformationGroupLength")
+    if length is None:
+        raise UserError(
+            f"{path}: its file meta information does not say its length.", where=path
+        )
+    # The length's own element has 12 bytes, and does not count.
+    packed = path.read_bytes()[start + 12 + int(length) :]
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    plain = stream.decompress(packed, MAX_INFLATED_BYTES)
+    if stream.unconsumed_tail:
+        raise UserError(
+            f"{path}: unpacks to more than {MAX_INFLATED_BYTES / 2**20:.0f} MiB.",
+            where=path,
+        )
+    if not stream.eof:
+        raise UserError(f"{path}: the deflated data set is cut off.", where=path)
+    if len(stream.unused_data) > 1:
+        raise UserError(
+            f"{path}: the deflated data set ends before the file does.", where=path
+        )
+    dataset = pydicom.filereader.read_dataset(
+        io.BytesIO(plain), is_implicit_VR=False, is_little_endian=True
+    )
+    check_elements(dataset, path)
+    _check_end(dataset, path, len(plain))
+    return pydicom.dataset.FileDataset(
+        path, dataset, file_meta=meta, is_implicit_VR=False, is_little_endian=True
+    )
+
+
+# Multi-frame (enhanced) CT: each frame as a single-frame file would describe it.
+
+
+ENHANCED_CT = (
+    "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT Image Storage
+    "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT Image Storage
+)
+# A study of a few thousand slices is large; the counter goes up to 2**31.
+MAX_FRAMES = 20_000
+# Functional group (DICOM PS3.3 C.7.6.16) -> what a single-frame file has at the top.
+_GROUPS = {
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelValueTransformationSequence": (
+        "RescaleIntercept",
+        "RescaleSlope",
+        "RescaleType",
+    ),
+    "CTReconstructionSequence": ("ConvolutionKernel",),
+    "CTImageFrameTypeSequence": ("FrameType",),
+}
+_NOT_OF_A_FRAME = {
+    pydicom.datadict.tag_for_keyword(keyword)
+    for keyword in (
+        "SharedFunctionalGroupsSequence",
+        "PerFrameFunctionalGroupsSequence",
+        "NumberOfFrames",
+        "PixelData",
+    )
+}
+
+
+def count(dataset: pydicom.Dataset, path: Path) -> int:
+    """Returns the number of frames; 1 for what is no multi-frame CT.
+
+    Raises:
+      UserError: The number is absurd, or contradicts the frames' descriptions.
+    """
+    if dataset.get("SOPClassUID") not in ENHANCED_CT:
+        return 1
+    number = int(dataset.get("NumberOfFrames") or 0)
+    if not 0 < number <= MAX_FRAMES:
+        raise UserError(
+            f"{path}: claims {number} frames; 1 to {MAX_FRAMES} are believed."
+        )
+    described = len(dataset.get("PerFrameFunctionalGroupsSequence") or ())
+    if described != number:
+        raise UserError(
+            f"{path}: has {number} frames, but describes {described} of them."
+        )
+    return number
+
+
+def of(dataset: pydicom.Dataset, path: Path) -> list[pydicom.Dataset]:
+    """Returns the description of each frame, with the tags of a single-frame CT image.
+
+    What a frame says of itself comes before what all frames share. Pixels are left out.
+
+    Raises:
+      UserError: See `count` and `loading.check_elements`.
+    """
+    number = count(dataset, path)
+    if dataset.get("SOPClassUID") not in ENHANCED_CT:
+        return [dataset]
+    common = [e for e in dataset if e.tag not in _NOT_OF_A_FRAME]
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
+    found = []
+    for index in range(number):
+        frame = pydicom.Dataset()
+        for element in common:
+            frame.add(element)
+        own = dataset.PerFrameFunctionalGroupsSequence[index]
+        for group, keywords in _GROUPS.items():
+            items = own.get(group) or shared.get(group)
+            if items:
+                check_elements(items[0], path)
+            for keyword in keywords if items else ():
+                if keyword in items[0]:
+                    setattr(frame, keyword, items[0].get(keyword))
+        if "FrameType" in frame:
+            frame.ImageType = frame.FrameType
+        frame.InstanceNumber = index + 1
+        found.append(frame)
+    return found
+
+
+# The stored values of one DICOM image, checked before any memory is taken.
+
+
+# The largest CT matrix in use is 2048; a larger claim than twice that is an error.
+MAX_SIDE = 4096
+# Plugins of pydicom, the ones that are strict about damaged streams first.
+_PLUGINS = ("pydicom", "pyjpegls", "pylibjpeg", "gdcm", "pillow")
+_START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xF7}
+
+
+def check_shape(dataset: pydicom.Dataset, path: Path) -> tuple[int, int]:
+    """Returns (rows, columns) of an image of one grey channel.
+
+    Raises:
+      UserError: It is none, or claims an absurd size.
+    """
+    rows, columns = dataset.get("Rows"), dataset.get("Columns")
+    if not rows or not columns:
+        raise UserError(f"{path}: Rows or Columns is missing: this is no image.")
+    if max(rows, columns) > MAX_SIDE:
+        raise UserError(
+            f"{path}: claims {rows} x {columns} pixels; at most {MAX_SIDE} a side are "
+            "believed."
+        )
+    number = int(dataset.get("NumberOfFrames") or 1)
+    if number != count(dataset, path):
+        raise UserError(
+            f"{path}: has {number} frames, but is no enhanced CT, which says where "
+            "each of them lies: export single-frame files."
+        )
+    if dataset.get("SamplesPerPixel") != 1:
+        raise UserError(
+            f"{path}: {dataset.get('SamplesPerPixel')} samples a pixel: no grey image."
+        )
+    photometric = dataset.get("PhotometricInterpretation")
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise UserError(f"{path}: photometric interpretation {photometric!r}: no grey.")
+    bits = dataset.get("BitsAllocated"), dataset.get("BitsStored")
+    if bits[0] not in (8, 16, 32) or not bits[1] or not 0 < bits[1] <= bits[0]:
+        raise UserError(f"{path}: {bits[1]} bits stored in {bits[0]} are not possible.")
+    if dataset.get("PixelRepresentation") not in (0, 1):
+        raise UserError(f"{path}: PixelRepresentation (signed or not) is missing.")
+    if dataset.get("HighBit", bits[1] - 1) != bits[1] - 1:
+        raise UserError(f"{path}: HighBit is not BitsStored - 1; this is not read.")
+    return int(rows), int(columns)
+
+
+def container_values(
+    dataset: pydicom.Dataset, path: Path, frame: int = 0
+) -> np.ndarray:
+    """Returns a frame as it lies in its 8, 16 or 32-bit cells, `[H, W]` int64.
+
+    Raises:
+      UserError: The pixel data are missing, shorter than the image they claim to be,
+        cannot be decoded, or need a decoder that is not installed.
+    """
+    rows, columns = check_shape(dataset, path)
+    if "PixelData" not in dataset or not dataset.PixelData:
+        raise UserError(f"{path}: the pixel data are missing or cut off.")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    plugin = ""
+    if syntax.is_encapsulated:
+        plugin = _plugin(syntax, path)
+        _check_stream(dataset, path, frame, (rows, columns))
+    else:
+        number = count(dataset, path)
+        expected = rows * columns * dataset.BitsAllocated // 8 * number
+        held = len(dataset.PixelData)
+        if held < expected:
+            raise UserError(
+                f"{path}: {number} x {rows} x {columns} pixels need {expected} bytes, "
+                f"the file holds {held}: it is cut off."
+            )
+        if held - expected >= columns * dataset.BitsAllocated // 8:
+            raise UserError(
+                f"{path}: {number} x {rows} x {columns} pixels need {expected} bytes, "
+                f"the file holds {held}: the size that it claims is wrong."
+            )
+        # Writers leave more than the one byte of padding that is allowed.
+        if held > expected + expected % 2:
+            dataset.PixelData = dataset.PixelData[: expected + expected % 2]
+    with warnings.catch_warnings():
+        # A damaged run-length stream decodes to more pixels than there are.
+        warnings.filterwarnings("error", message="The decoded RLE segment contains")
+        values = pixel_array(
+            dataset,
+            index=frame,
+            raw=True,
+            correct_unused_bits=False,
+            decoding_plugin=plugin,
+        )
+    if values.shape != (rows, columns):
+        raise UserError(
+            f"{path}: decodes to {values.shape}, not to the {rows} x {columns} pixels "
+            "that it claims."
+        )
+    return values.astype(np.int64)
+
+
+def pixel_cell(
+    values: np.ndarray, known: np.ndarray, dataset: pydicom.Dataset, path: Path
+) -> np.ndarray:
+    """Returns the stored values without what lies in the unused bits of their cells.
+
+    A value that does not fit BitsStored is either an overlay in the unused bits (which
+    is then declared, and removed) or a writer's error, which nothing can tell from it.
+
+    Args:
+      values: What `container_values` gave, `[H, W]`.
+      known: `[H, W]` bool, pixels whose meaning is known already (padding).
+      dataset: The image's data set.
+      path: For the message.
+
+    Raises:
+      UserError: Values do not fit BitsStored, and no overlay explains it.
+    """
+    stored, signed = dataset.BitsStored, dataset.PixelRepresentation == 1
+    if stored == dataset.BitsAllocated:
+        return values
+    low, high = (-(2 ** (stored - 1)), 2 ** (stored - 1)) if signed else (0, 2**stored)
+    if np.all((values >= low) & (values < high) | known):
+        return values
+    if not _has_embedded_overlay(dataset):
+        raise UserError(
+            f"{path}: pixel values from {values.min()} to {values.max()} do not fit "
+            f"the {stored} {'signed' if signed else 'unsigned'} bits that are declared."
+        )
+    cell = values & (2**stored - 1)
+    return np.where(signed & (cell >= 2 ** (stored - 1)), cell - 2**stored, cell)
+
+
+def _has_embedded_overlay(dataset: pydicom.Dataset) -> bool:
+    for group in range(0x6000, 0x6020, 2):
+        position = dataset.get((group, 0x0102))
+        if position is not None and (group, 0x3000) not in dataset:
+            if int(position.value) >= dataset.BitsStored:
+                return True
+    return False
+
+
+def _plugin(syntax: pydicom.uid.UID, path: Path) -> str:
+    """Returns the decoder to use: the strictest of those that are installed.
+
+    Left to itself, pydicom tries one after the other, and a lenient one makes pixels of
+    a damaged stream that a strict one refuses.
+    """
+    try:
+        installed = get_decoder(syntax).available_plugins
+    except NotImplementedError:
+        raise UserError(f"{path}: {syntax.name} is not read.") from None
+    if not installed:
+        raise UserError(
+            f"{path}: is compressed with {syntax.name}, whose decoder is not "
+            "installed: pip install 'twostage_jax[dicom]'."
+        )
+    return min(installed, key=lambda name: (*_PLUGINS, name).index(name))
+
+
+def _check_stream(
+    dataset: pydicom.Dataset, path: Path, frame: int, shape: tuple[int, int]
+) -> None:
+    """Raises a UserError if a compressed stream would unpack to another size."""
+    number = count(dataset, path)
+    stream = get_frame(dataset.PixelData, frame, number_of_frames=number)
+    found = _stream_shape(stream)
+    if found is not None and found != shape:
+        raise UserError(
+            f"{path}: the compressed stream holds {found[0]} x {found[1]} pixels, the "
+            f"header claims {shape[0]} x {shape[1]}."
+        )
+
+
+def _stream_shape(frame: bytes) -> tuple[int, int] | None:
+    """Returns (rows, columns) of a JPEG, JPEG-LS or JPEG 2000 stream, None of others.
+
+    ITU-T T.81 and T.87 (start of frame), T.800 (SIZ).
+    """
+    start = frame.find(b"\xff\x4f\xff\x51")  # a JP2 box may come before the stream
+    if start >= 0 and len(frame) >= start + 24:
+        x1, y1, x0, y0 = struct.unpack_from(">4I", frame, start + 8)
+        return y1 - y0, x1 - x0
+    if not frame.startswith(b"\xff\xd8"):
+        return None
+    at = 2
+    while at + 9 <= len(frame) and frame[at] == 0xFF:
+        marker, length = frame[at + 1], struct.unpack_from(">H", frame, at + 2)[0]
+        if marker in _START_OF_FRAME:
+            return struct.unpack_from(">2H", frame, at + 5)
+        at += 2 + length
+    return None
+
+
+# Stored values -> Hounsfield units: linear rescale, or lookup table.
+
+
+Transform = Callable[[np.ndarray], np.ndarray]
+# Air is in every CT image: a table that starts above this is none of HU.
+AIR_BELOW_HU = -900
+# Air and water lie this far apart: stored values that span less hold no CT.
+LEAST_SPAN_HU = 1000
+# 8 bits for the 4096 HU of a CT need a slope of 16.
+STEEPEST_SLOPE = 100
+
+
+def transform(dataset: pydicom.Dataset, path: Path) -> Transform:
+    """Returns the function from stored values to HU, float64 (DICOM PS3.3 C.11.1).
+
+    Raises:
+      UserError: There is neither a rescale nor a table, or both, or it gives no HU, or
+        its slope is absurd.
+    """
+    rescaled = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    if dataset.get("ModalityLUTSequence"):
+        if rescaled != (None, None):
+            raise UserError(f"{path}: has a modality LUT and a rescale: which is it?")
+        return _lookup(dataset, path)
+    if None in rescaled:
+        raise UserError(
+            f"{path}: a CT without RescaleSlope and RescaleIntercept: its values "
+            "cannot be turned into HU."
+        )
+    slope, intercept = map(float, rescaled)
+    if not (math.isfinite(slope) and math.isfinite(intercept) and slope > 0):
+        raise UserError(f"{path}: rescale slope {slope}, intercept {intercept}.")
+    span = slope * 2**dataset.BitsStored
+    if span < LEAST_SPAN_HU or slope > STEEPEST_SLOPE:
+        raise UserError(
+            f"{path}: RescaleSlope is {slope:g}: {dataset.BitsStored} bits span "
+            f"{span:g} HU, where at least {LEAST_SPAN_HU}, by a slope of at most "
+            f"{STEEPEST_SLOPE}, are believed: export the file again, or leave it out."
+        )
+    _check_unit(dataset.get("RescaleType"), path)
+    return lambda stored: stored * slope + intercept
+
+
+def _check_unit(unit: str | None, path: Path) -> None:
+    unit = str(unit or "HU").strip().lower()
+    # Seen in the wild: 'Houndsfield Unit'. HU_MOD (modified HU) is another quantity.
+    if unit != "hu" and not unit.startswith("houn"):
+        raise UserError(f"{path}: rescales to {unit!r}, not to HU.")
+
+
+def _lookup(dataset: pydicom.Dataset, path: Path) -> Transform:
+    item = dataset.ModalityLUTSequence[0]
+    if not item.get("ModalityLUTType"):
+        raise UserError(f"{path}: its modality LUT does not say that it gives HU.")
+    _check_unit(item.ModalityLUTType, path)
+    entries, first, bits = (int(v) for v in item.LUTDescriptor)
+    entries = entries or 2**16
+    # The descriptor's first value has the sign of the pixels, whatever its own VR.
+    if dataset.PixelRepresentation == 1 and first >= 2**15:
+        first -= 2**16
+    table = item.LUTData
+    if isinstance(table, bytes):
+        table = np.frombuffer(table, "<u2" if bits > 8 else "u1")
+    table = np.asarray(table, np.float64).ravel()
+    if len(table) != entries or table.min() > AIR_BELOW_HU:
+        raise UserError(
+            f"{path}: its modality LUT has {len(table)} of {entries} entries, from "
+            f"{table.min(initial=0):.0f}: this is no table of HU."
+        )
+    return lambda stored: table[np.clip(stored - first, 0, entries - 1).astype(int)]

@@ -1,0 +1,420 @@
+"""Lung masks that other programs made: which series each belongs to, and their pixels.
+
+Read are NIfTI volumes and DICOM SEG, as these programs write them:
+
+    TotalSegmentator   a folder per case with a file per structure, such as
+                       lung_upper_lobe_left.nii.gz, or one file with a table of labels,
+                       or a SEG
+    lungmask           one NIfTI per case: 1 right and 2 left, or the lobes 1 to 5
+
+A mask belongs to the series that it names: a SEG by its references, a NIfTI by the
+SeriesInstanceUID, StudyInstanceUID or PatientID (or its hash) in its name or in that of a
+folder, or by lying in the folder of the series' name. Without a name, it belongs to the
+series whose pixels are its voxels, if all such series show the same scan.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from twostage_jax.ct import annotations, decode
+from twostage_jax.ct.decode import refusing
+from twostage_jax.ct.dicom import Header, patient_hash
+from twostage_jax.ct.lungs import AIR_BELOW_HU
+from twostage_jax.ct.regions import nifti, seg
+from twostage_jax.ct.regions.masks import Key, clean_label
+from twostage_jax.ct.series import Series
+from twostage_jax.errors import UserError
+from twostage_jax.io import Skipped
+
+# Words of labels and file names, after `_words`. Structures beside or inside the lungs
+# that lung masks come with:
+_OTHER = re.compile(
+    r"vessel|arter|vein|airway|\bwalls?\b|trache|bronch|heart|atri|ventric|aort|liver|"
+    r"thyroid|thymus|prostate|brain|frontal|caudate|pleura|effusion|spleen|stomach|"
+    r"colon|bowel|intestin|duoden|esophag|kidney|vertebra|\bribs?\b|spin(e|al)|\bbody\b|"
+    r"muscle|\bskin\b|mediastin|fissure|lymph|diaphragm"
+)
+# Disease, which is often in the name of a data set or a case too.
+_DISEASE = re.compile(
+    r"nodul|lesion|tumou?r|cancer|infiltrat|infect|opacit|consolid|\bggo\b|fibros|"
+    r"emphys|\b[gpci]tv|metast|covid|abnormal"
+)
+# Values of masks without labels: one structure; right and left lung, also as LUNA16 has
+# them; five lobes.
+_PLAIN_VALUES = ({1, 2}, {3, 4}, {1, 2, 3, 4, 5})
+# Files of lobes share no more than this fraction of the smaller.
+_MOST_SHARED = 0.05
+# Fractions of a lung mask with air in it: less is another patient's mask, or a shifted
+# one; less than the second is said.
+_LEAST_AIR, _USUAL_AIR = 0.05, 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class LungFile:
+    """A file of lung masks.
+
+    Attributes:
+      path: The file.
+      kind: 'nifti' or 'seg'.
+      labels: Numbers (NIfTI) or names (SEG) of what is lung; None for a NIfTI that does
+        not name its labels.
+    """
+
+    path: Path
+    kind: str
+    labels: tuple[int, ...] | tuple[str, ...] | None
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class GivenLungs:
+    """Lung mask of one series, of one or more files.
+
+    Attributes:
+      files: The files.
+      digest: SHA-256 of their contents, in hexadecimal digits.
+    """
+
+    files: tuple[LungFile, ...]
+    digest: str
+
+    def __str__(self) -> str:
+        count = len(self.files)
+        return f"given: {count} file{'s' * (count > 1)}, SHA-256 {self.digest[:16]}"
+
+    def read(self, headers: Sequence[Header]) -> dict[Key, np.ndarray]:
+        """Returns the mask, `[H, W]` bool, of every slice of the series.
+
+        Raises:
+          UserError: A file does not fit the slices, marks nothing on them, or holds
+            values of which it is unknown whether they are lung; or two files mark the
+            same pixels.
+        """
+        found = {header.key: np.zeros(header.shape, bool) for header in headers}
+        for file in self.files:
+            new = _read(file, headers)
+            size = sum(int(mask.sum()) for mask in new.values())
+            shared = sum(int((found[key] & new[key]).sum()) for key in new)
+            before = sum(int(mask.sum()) for mask in found.values())
+            if shared > _MOST_SHARED * min(size, before):
+                raise UserError(
+                    f"{file.path}: marks the same lung as another file for this series. "
+                    f"Keep one of them. The other could be {self.files[0].path}.",
+                    where=file.path,
+                )
+            for key, mask in new.items():
+                found[key] |= mask
+        # A single lobe may be empty: a file is written for each.
+        if not any(mask.any() for mask in found.values()):
+            raise UserError(
+                f"{self.files[0].path}: no lung is marked on the slices.",
+                where=self.files[0].path,
+            )
+        return found
+
+
+class Matched:
+    """Lung masks of series.
+
+    Attributes:
+      skipped: (path, reason) of files that are not lung masks.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        found: dict[str, GivenLungs],
+        reasons: dict[str, str],
+        skipped: Skipped,
+    ) -> None:
+        self.folder, self.skipped = folder, skipped
+        self._found, self._reasons = found, reasons
+
+    def of(self, series_uid: str) -> GivenLungs:
+        """Returns the lung mask of a series.
+
+        Raises:
+          UserError: There is none, or it could be any of several.
+        """
+        if series_uid not in self._found:
+            raise UserError(
+                "A lung mask for the series was not found among the given ones. "
+                f"{self._reasons[series_uid]}",
+                where=self.folder,
+            )
+        return self._found[series_uid]
+
+
+def folder(given: str) -> Path | None:
+    """Returns the folder or file of masks that a setting `lungs` names.
+
+    None for the words '', 'given', 'found' and 'off'.
+
+    Raises:
+      UserError: It is neither one of the words nor there.
+    """
+    if given in ("", "given", "found", "off"):
+        return None
+    path = Path(given).expanduser().absolute()
+    if not path.exists():
+        raise UserError(
+            f"lungs = '{given}': this is neither 'given', 'found' or 'off' nor an "
+            "existing file or folder of lung masks.",
+            where="lungs",
+        )
+    return path
+
+
+def match(
+    given: Path, root: Path, series: Sequence[Series], *, salt: str = ""
+) -> Matched:
+    """Returns the lung masks of series.
+
+    Args:
+      given: File of lung masks, or folder of such files.
+      root: Folder of the slices.
+      series: The series.
+      salt: Secret mixed into the patients' hashes.
+
+    Raises:
+      UserError: The folder does not exist, or holds no lung mask.
+    """
+    regions, lungs, skipped = annotations.find(root, given, [])
+    files, homes = [], {}
+    for file in sorted([*regions, *lungs], key=lambda file: file.path):
+        try:
+            files.append(_lung_file(file))
+            homes[file.path] = file
+        except UserError as error:
+            skipped.append((file.path, str(error)))
+    if not files:
+        raise UserError(
+            f"{given}: lung masks were not found. NIfTI files with 'lung' in their name "
+            "or labels, NIfTI files of one structure, and DICOM SEG with a segment "
+            "called lung are read.",
+            where=given,
+        )
+    above = given if given.is_dir() else given.parent
+    fitting: dict[str, list[tuple[bool, LungFile]]] = defaultdict(list)
+    reasons = {
+        one.uid: f"None of the {len(files)} mask files lies on its slices."
+        for one in series
+    }
+    for file in files:
+        own, named = _series_of(file, homes[file.path], series, above, root, salt)
+        scans = {(one.patient, _scan(one)) for one in own}
+        if len(scans) > 1:
+            for one in own:
+                reasons[one.uid] = (
+                    f"A file could belong to any of {len(scans)} scans, which share "
+                    "their geometry: name it, or its folder, after the "
+                    "SeriesInstanceUID or the PatientID."
+                )
+            continue
+        for one in own:
+            fitting[one.uid].append((named, file))
+    found = {}
+    for uid, candidates in fitting.items():
+        best = max(named for named, _ in candidates)
+        try:
+            chosen = _chosen([file for named, file in candidates if named == best])
+        except UserError as error:
+            reasons[uid] = str(error)
+            continue
+        found[uid] = GivenLungs(chosen, _digest(file.path for file in chosen))
+    return Matched(given, found, reasons, skipped)
+
+
+def air_remark(hu: np.ndarray, lungs: np.ndarray) -> str:
+    """Returns a remark on given lungs that hold little air, or ''.
+
+    Args:
+      hu: `[Z, H, W]`.
+      lungs: `[Z, H, W]` bool.
+
+    Raises:
+      UserError: They hold nearly none.
+    """
+    air = float(np.mean(hu[lungs] < AIR_BELOW_HU))
+    text = f"{100 * air:.0f} % of the given lung is darker than {AIR_BELOW_HU} HU"
+    if air < _LEAST_AIR:
+        raise UserError(
+            f"the given mask does not lie on its lungs: only {text}. Was it made from "
+            "another series?",
+            where="lungs",
+        )
+    return f"only {text}" if air < _USUAL_AIR else ""
+
+
+def _words(name: str) -> str:
+    return " ".join(re.findall(r"[a-z]+|\d+", name.lower()))
+
+
+def _is_lung(label: str) -> bool:
+    """Whether a label is that of a lung, or of a part of it that is all lung."""
+    words = _words(label)
+    lobe = re.search(r"\blobes?\b", words) and re.search(r"upper|middle|lower", words)
+    return ("lung" in words or bool(lobe)) and not (
+        _OTHER.search(words) or _DISEASE.search(words)
+    )
+
+
+def _lung_file(file: annotations.RoiFile) -> LungFile:
+    """Returns what is lung in a file.
+
+    Raises:
+      UserError: It is not a lung mask.
+    """
+    path = file.path
+    if file.kind == "nifti":
+        names = nifti.label_names(path)
+        lung = tuple(value for value, name in names.items() if _is_lung(name))
+        if names and not lung:
+            raise UserError(
+                f"{path}: none of its {len(names)} labels is lung.", where=path
+            )
+        if not names and _OTHER.search(_words(annotations.stem(path))):
+            raise UserError(f"{path}: is not a lung mask by its name.", where=path)
+        return LungFile(path, "nifti", lung or None)
+    if file.kind == "seg":
+        lung = _lung_segments(path)
+        if not lung:
+            raise UserError(f"{path}: none of its segments is lung.", where=path)
+        return LungFile(path, "seg", lung)
+    raise UserError(f"{path}: lung masks are read from NIfTI and SEG.", where=path)
+
+
+def _lung_segments(path: Path) -> tuple[str, ...]:
+    """Returns the labels of a SEG's segments that are lung, by label or coded type."""
+    with refusing(path):
+        dataset = decode.load(path, pixels=False)
+        found = set()
+        for item in dataset.get("SegmentSequence") or ():
+            label = clean_label(str(item.get("SegmentLabel") or ""))
+            kinds = item.get("SegmentedPropertyTypeCodeSequence") or ()
+            meaning = str(kinds[0].get("CodeMeaning") or "") if kinds else ""
+            words = _words(label)
+            other = _OTHER.search(words) or _DISEASE.search(words)
+            if _is_lung(label) or (not other and _is_lung(meaning)):
+                found.add(label)
+        return tuple(sorted(found))
+
+
+def _series_of(
+    file: LungFile,
+    region: annotations.RoiFile,
+    series: Sequence[Series],
+    above: Path,
+    root: Path,
+    salt: str,
+) -> tuple[list[Series], bool]:
+    """Returns the series that a file fits, and whether it names them."""
+    if region.series:
+        return [one for one in series if one.uid in region.series], True
+    inside = file.path.relative_to(above)
+    names = {*inside.parts[:-1], annotations.stem(file.path)}
+    # 'PATIENT_lungs.nii.gz'
+    names |= {re.split(r"(?i)[_. -]+(?:r?lungs?|mask|seg)", name)[0] for name in names}
+    hashes = {patient_hash(name, salt) for name in names}
+    text = inside.as_posix()
+    for named in (
+        [one for one in series if one.uid in text],
+        [
+            one
+            for one in series
+            if one.headers[0].study and one.headers[0].study in text
+        ],
+        [one for one in series if one.patient and one.patient in names | hashes],
+    ):
+        if named:
+            break
+    pool = named
+    if not pool and region.home != root:
+        pool = [
+            one for one in series if one.headers[0].path.is_relative_to(region.home)
+        ]
+    pool = pool or list(series)
+    if file.kind == "seg":
+        return _in_frame(file, pool), bool(named)
+    fitting = [one for one in pool if nifti.fits(file.path, one.headers)]
+    if not fitting and len({(one.patient, _scan(one)) for one in pool}) == 1:
+        # Cut to the lungs, for instance: its reader decides.
+        fitting = pool
+    return fitting, bool(named)
+
+
+def _in_frame(file: LungFile, series: Sequence[Series]) -> list[Series]:
+    dataset = decode.load(file.path, pixels=False)
+    reference = str(dataset.get("FrameOfReferenceUID") or "")
+    return [one for one in series if one.headers[0].reference == reference]
+
+
+def _scan(series: Series) -> str:
+    """Returns a name that reconstructions of the same scan share."""
+    first = series.headers[0]
+    return first.reference or first.study or series.uid
+
+
+def _chosen(files: Sequence[LungFile]) -> tuple[LungFile, ...]:
+    """Returns the files, out of those that fit a series, that make its lung mask.
+
+    Raises:
+      UserError: They could be several masks.
+    """
+    folders = {file.path.parent for file in files}
+    called = {file: _words(annotations.stem(file.path)) for file in files}
+    lung = [file for file in files if file.labels or "lung" in called[file]]
+    lung += [file for file in files if file not in lung and _is_lung(called[file])]
+    healthy = [file for file in lung if not _DISEASE.search(called[file])]
+    chosen = healthy or lung or list(files)
+    if len(folders) > 1 or (len(chosen) > 1 and not lung):
+        raise UserError(
+            "Several files could be its mask. Keep one, or name each after its "
+            f"SeriesInstanceUID: {files[0].path}, {files[-1].path}.",
+            where=files[0].path,
+        )
+    return tuple(chosen)
+
+
+def _read(file: LungFile, headers: Sequence[Header]) -> dict[Key, np.ndarray]:
+    """Returns what a file marks as lung, `[H, W]` bool, on slices of one series."""
+    if file.kind == "seg":
+        drawn = seg.read(file.path, headers, file.labels)
+        shapes = {header.key: header.shape for header in headers}
+        return {
+            key: np.any([mask for _, mask in draw()] or [np.zeros(shapes[key])], axis=0)
+            for key, draw in drawn.items()
+        }
+    masks = {key: load() for key, load in nifti.read(file.path, headers).items()}
+    values = {int(v) for mask in masks.values() for v in np.unique(mask)} - {0}
+    labels = file.labels
+    if labels is None:
+        if len(values) > 1 and not any(values <= plain for plain in _PLAIN_VALUES):
+            _refuse_values(file.path, values)
+        if values in ({1, 2, 3}, {3, 4, 5}):
+            _refuse_values(file.path, values)
+        labels = tuple(values)
+    return {key: np.isin(mask, labels) for key, mask in masks.items()}
+
+
+def _refuse_values(path: Path, values: set[int]) -> None:
+    shown = ", ".join(map(str, sorted(values)[:12]))
+    raise UserError(
+        f"{path}: has the values {shown}{', ...' if len(values) > 12 else ''} and does "
+        "not say which are lung (1 and 2 are read as the lungs, 1 to 5 as the lobes). "
+        "Save the lungs alone.",
+        where=path,
+    )
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

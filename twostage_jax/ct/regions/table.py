@@ -1,0 +1,170 @@
+"""Regions of a CSV file of polygons: patient, series, slice, label, points."""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from twostage_jax import io
+from twostage_jax.ct.dicom import Header, patient_hash
+from twostage_jax.ct.regions.masks import Draw, Key, clean_label, draw_regions
+from twostage_jax.errors import UserError
+
+COLUMNS = ("patient", "series", "slice", "label", "points")
+# Between the numbers of one point, and between points; see `_corners`.
+LAYOUTS = (" ;", " |", "|;", "| ", ",;", ", ", ",|")
+
+
+def rows_of(path: Path) -> list[io.Row]:
+    """Returns the rows; see `tables.read` for the forms of the table.
+
+    patient: PatientID, or its salted hash; may be empty. series: SeriesInstanceUID.
+    slice: SOPInstanceUID, or InstanceNumber (of a multi-frame file the number of the
+    frame, from 1). points: column and row of at least three corners, in pixels; the
+    centre of the first pixel is 0 0: '10 20; 30.5 20; 30.5 40'. See `_corners` for
+    other ways to separate the numbers.
+
+    Raises:
+      UserError: The file cannot be read, or a column or a value is missing.
+    """
+    return io.read(path, COLUMNS, may_be_empty=("patient", "points"))
+
+
+def read(
+    path: Path,
+    headers: Sequence[Header],
+    class_names: Sequence[str],
+    salt: str = "",
+) -> dict[Key, Draw]:
+    """Returns the regions of slices; rows of other series or labels are skipped.
+
+    Raises:
+      UserError: A row names a slice that is not in its series, another patient, or no
+        polygon.
+    """
+    by_uid = {(h.series_uid, h.sop_uid): h for h in headers}
+    by_number = defaultdict(list)
+    for header in headers:
+        by_number[header.series_uid, str(header.number)].append(header)
+    series = {header.series_uid for header in headers}
+    drawn: dict[Key, list[tuple[int, np.ndarray]]] = defaultdict(list)
+    shapes = {header.key: header.shape for header in headers}
+    rows = rows_of(path)
+    corners = _corners([row.values["points"] for row in rows])
+    for (line, row), points in zip(rows, corners, strict=True):
+        label = clean_label(row["label"])
+        if row["series"] not in series or label not in class_names:
+            continue
+        at = f"{path}, line {line}"
+        place = row["series"], row["slice"]
+        candidates = [by_uid[place]] if place in by_uid else by_number[place]
+        if len(candidates) != 1:
+            raise UserError(
+                f"{at}: slice {row['slice']} "
+                f"{'occurs twice' if candidates else 'is not there'} in series "
+                f"{row['series']}.",
+                where=path,
+            )
+        header = candidates[0]
+        given = {row["patient"], unicodedata.normalize("NFD", row["patient"])}
+        given |= {patient_hash(patient, salt) for patient in given}
+        if header.patient and not {"", header.patient} & given:
+            raise UserError(
+                f"{at}: series {row['series']} is of another patient.", where=path
+            )
+        if isinstance(points, str):
+            raise UserError(f"{at}: {points}", where=path)
+        drawn[header.key].append((class_names.index(label), points))
+    return {key: lambda key=key: draw_regions(drawn[key], shapes[key]) for key in drawn}
+
+
+def _corners(texts: Sequence[str]) -> list[np.ndarray | str]:
+    """Returns the corners `[n, 2]` (column, row) of each polygon, or why it has none.
+
+    Numbers stand in pairs, with one separator within a pair and another between pairs:
+
+        10 20; 30.5 20; 30.5 40         10,20 30.5,20 30.5,40
+        10, 20; 30.5, 20; 30.5, 40      10 20, 30.5 20, 30.5 40
+
+    or in one row with one separator: blanks, semicolons, commas, or commas and blanks. A
+    comma without a blank may also be the decimal mark: '10 20; 30,5 20; 30,5 40'. Where
+    both readings give a polygon, as for '10,5 20,3 30,7 20,1 15,5 40,2' (six corners, or
+    three), other polygons of the same table decide; if none does, or some say the one and
+    some the other, the text is refused.
+
+    Args:
+      texts: Points of all polygons of a table.
+    """
+    readings = [_readings(text) for text in texts]
+    marks = {mark for found in readings if len(found) == 1 for mark in found}
+    marks.discard("")
+    corners: list[np.ndarray | str] = []
+    for found in readings:
+        chosen = [mark for mark in found if len(found) == 1 or {mark} == marks]
+        if chosen:
+            corners.append(found[chosen[0]])
+        elif found:
+            corners.append(
+                "a comma in the points may separate numbers or be a decimal mark: "
+                "write a point as the decimal mark and blanks between numbers, as in "
+                "'10.5 20; 30 20; 30 40'."
+            )
+        else:
+            corners.append(
+                "the points are not a polygon: column and row of at least three corners "
+                "are needed, as in '10.5 20; 30 20; 30 40'."
+            )
+    return corners
+
+
+def _readings(text: str) -> dict[str, np.ndarray]:
+    """Returns the polygons that a text may mean, by their decimal mark.
+
+    The mark is '' where the text says nothing about it.
+    """
+    text = text.strip(" ;,\t\r\n")
+    text = re.sub(r"\s*;\s*", ";", text)
+    # A comma next to a blank cannot be a decimal mark.
+    text = re.sub(r"\s+,\s*|,\s+", "|", text)
+    text = re.sub(r"\s+", " ", text)
+    if "," not in text:
+        points = _parsed(text)
+        return {} if points is None else {"." if "." in text else "": points}
+    found = {".": _parsed(text)}
+    if "." not in text:
+        found[","] = _parsed_decimal_commas(text)
+    return {mark: points for mark, points in found.items() if points is not None}
+
+
+def _parsed_decimal_commas(text: str) -> np.ndarray | None:
+    if re.search("[ ;|]", text):
+        return _parsed(re.sub(r"(?<=\d),(?=\d)", ".", text))
+    # '10,5,20,3,...': every second comma would be a decimal mark.
+    parts = text.split(",")
+    if len(parts) % 2:
+        return None
+    return _parsed(" ".join(map(".".join, zip(parts[::2], parts[1::2], strict=True))))
+
+
+def _parsed(text: str) -> np.ndarray | None:
+    """Returns the corners `[n, 2]` of a text in one of the layouts, or None."""
+    for inner, outer in LAYOUTS:
+        pairs = [pair.split(inner) for pair in text.split(outer)]
+        if all(len(pair) == 2 for pair in pairs):
+            return _polygon(pairs)
+    for separator in " ;|,":
+        numbers = text.split(separator)
+        if len(numbers) > 1 and len(numbers) % 2 == 0:
+            return _polygon([numbers[i : i + 2] for i in range(0, len(numbers), 2)])
+    return None
+
+
+def _polygon(pairs: Sequence[Sequence[str]]) -> np.ndarray | None:
+    try:
+        points = np.array(pairs, float)
+    except ValueError:
+        return None
+    return points if len(points) >= 3 and np.isfinite(points).all() else None

@@ -1,0 +1,407 @@
+"""A folder of class folders of images, grey, coloured or in Hounsfield units."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from twostage_jax import io
+from twostage_jax.data import class_folders, hu_files, image_files
+from twostage_jax.data.class_folders import Stamp
+from twostage_jax.data.dataset import (
+    SPLITS,
+    Example,
+    Facts,
+    Kind,
+    Made,
+    Recipe,
+    digest,
+    largest,
+)
+from twostage_jax.errors import UserError
+
+# Bump when the same files and settings give other examples.
+VERSION = 2
+FILES_A_TASK = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """An image file and its place in the data set.
+
+    Attributes:
+      path: Path below the data set's folder, '/' between its parts.
+      id: The path as printable text in Unicode NFC.
+      name: 'class/name.png': the id from the class folder on.
+      label: Index of the class.
+      group: Name of what must not be split, or empty.
+      split: 'train', 'validation' or 'test'.
+      stamp: Size in bytes and modification time in ns.
+    """
+
+    path: str
+    id: str
+    name: str
+    label: int
+    group: str
+    split: str
+    stamp: Stamp
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Settings of how examples are made of a file's pixels.
+
+    Attributes:
+      size: Height and width of the examples, pixels.
+      channels: 1 (grey) or 3 (RGB) of images that are not in HU.
+      crop: Side of squares cut from each image; 0 takes the centre of the whole image.
+      stride: Distance between neighbouring squares.
+      native: Whether whole images keep their resolution, so that a centre of
+        `size` pixels is cut from those that are larger.
+      in_hu: Whether the images are in HU.
+      offset: Number to add to what files in HU hold.
+      scale_matters: Whether the user is told of images that are resized.
+    """
+
+    size: int
+    channels: int
+    crop: int
+    stride: int
+    native: bool
+    in_hu: bool
+    offset: float
+    scale_matters: bool
+
+
+def recipe(
+    *,
+    path: str,
+    size: int = 32,
+    channels: int = 1,
+    crop: int = 0,
+    stride: int = 0,
+    classes: str = "",
+    group_regex: str = "",
+    group_csv: str = "",
+    units: Literal["", "hu", "grey"] = "",
+    offset: float = 0.0,
+    name: str = "folder",
+    kind: Kind = "natural",
+) -> Recipe:
+    """Returns the recipe of a folder of class folders, or train/test folders of such.
+
+    Class folders may have folders in them. Files that do not end like images, hidden
+    files, and images outside the class folders are skipped, with a note that counts them.
+    See `class_folders.find` for which folders are the classes and which the splits, and
+    `hu_files` for images in HU.
+
+    Args:
+      path: The folder.
+      size: Height and width of the stored images, pixels; 0 keeps the resolution: the
+        largest centred square that all images (or crops) have.
+      channels: 1 (grey) or 3 (RGB); images in HU always have one.
+      crop: Side of squares cut from each image, pixels of the file; 0 takes the whole
+        image: its shorter side is resized to `size` and the centre is kept.
+      stride: Distance between neighbouring crops, pixels of the file; 0 = `crop`.
+      classes: 'normal,fibrosis': the names of the class folders, for trees in which
+        other folders may be the classes. Empty: found by `class_folders.find`.
+      group_regex: Regular expression searched for in each 'class/name.png'; its first
+        group names what must not be split between train and test (a patient, a material
+        sample).
+      group_csv: A CSV file with the columns path ('class/name.png') and group, instead.
+        Without either, the crops of an image are a group, as are the patches of a file,
+        and other whole images have none.
+      units: 'hu' for Hounsfield units, stored as int16, to which the stage's `window`
+        applies; 'grey' for other images. Empty: HU, if values prove it
+        (`hu_files.prove`), must be said where signed values could be either.
+      offset: Number to add to what the files hold to get HU, such as -1024.
+      name: Name of the data set.
+      kind: 'natural', 'texture' or 'ct': what the images show.
+
+    Raises:
+      UserError: A setting or the folder is not as described here. Whether images can be
+        decoded is found when the recipe is carried out.
+    """
+    image_files.check(size or 1, channels, kind)
+    _check_crop(crop, stride)
+    if units not in ("", "hu", "grey"):
+        raise UserError(
+            f"units is '{units}': use 'hu', 'grey', or '' to find out.", where="units"
+        )
+    root = Path(path).expanduser()
+    found = class_folders.find(root, classes)
+    group_of = _grouping(group_regex, group_csv, crop)
+    files = []
+    for image in found.images:
+        label = found.class_names.index(image.class_name)
+        id = io.composed(io.shown(image.path))
+        file = File(image.path, id, image.name, label, "", image.split, image.stamp)
+        files.append(dataclasses.replace(file, group=group_of(file)))
+    in_hu = _in_hu(root, files, units, offset)
+    shapes = [hu_files.shape(root / file.path) for file in files] if in_hu else []
+    if any(count > 1 for count, *_ in shapes) and not any(f.group for f in files):
+        # The patches of a file are pieces of one patient.
+        files = [dataclasses.replace(file, group=file.id) for file in files]
+    _check_groups(root, files)
+    notes = found.notes
+    if kind == "ct" and not any(file.group for file in files):
+        notes = (
+            *notes,
+            "The images have no groups, so patches of one patient may be in training and "
+            "test: set group_regex or group_csv.",
+        )
+    cut = Cut(
+        size=size or crop or _common_side(root, files, shapes),
+        channels=channels,
+        crop=crop,
+        stride=stride or crop,
+        native=not size,
+        in_hu=in_hu,
+        offset=offset,
+        scale_matters=in_hu or kind != "natural",
+    )
+    tasks = []
+    # A task is of one class and split, but nothing depends on that.
+    for start in range(0, len(files), FILES_A_TASK):
+        tasks.append(tuple(files[start : start + FILES_A_TASK]))
+    return Recipe(
+        name=name,
+        kind=kind,
+        class_names=found.class_names,
+        key=digest("folder", VERSION, cut, kind, found.class_names, files),
+        tasks=tasks,
+        make=functools.partial(make, str(root), cut),
+        measure=None if in_hu else functools.partial(measure, str(root)),
+        remarks=functools.partial(_remarks, notes),
+    )
+
+
+def measure(root: str, files: tuple[File, ...]) -> dict[str, float]:
+    """Returns the largest of each measure of some files (see `image_files.measure`)."""
+    return largest(image_files.measure(Path(root) / file.path) for file in files)
+
+
+def make(
+    root: str,
+    cut: Cut,
+    files: tuple[File, ...],
+    found: Mapping[str, float] = MappingProxyType({}),
+) -> Made:
+    """Returns the examples of some files; `found` holds the whole set's measures.
+
+    Raises:
+      UserError: An image cannot be decoded, is smaller than the crop, or is not in the
+        units of the others.
+    """
+    made = Made()
+    for file in files:
+        path = Path(root) / file.path
+        if cut.in_hu:
+            made.notes.add("files")
+            values = hu_files.in_hu(path, cut.offset)
+            if values.min() >= 0 and values.max() >= hu_files.LOST_INTERCEPT:
+                made.notes.add(
+                    "files",
+                    "in HU have no value below 0 but values of 600 or more, as if their "
+                    "RescaleIntercept were lost.",
+                )
+            images = [Image.fromarray(patch) for patch in values]
+            made.notes.add("images", count=len(images))
+        else:
+            shown = io.shown(path)
+            images = [
+                image_files.read(
+                    path, cut.channels, shown, found=found, notes=made.notes
+                )
+            ]
+        for index, image in enumerate(images):
+            id = f"{file.id}#{index:05d}" if len(images) > 1 else file.id
+            for name, pixels in _squares(image, cut, id, path, made):
+                made.append(Example(name, pixels, file.label, file.group, file.split))
+    return made
+
+
+def _squares(
+    image: Image.Image, cut: Cut, id: str, path: Path, made: Made
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (id, pixels `[size, size, C]`) of an image's examples."""
+    size, least = cut.size, min(image.size)
+    if cut.crop and least < cut.crop:
+        raise UserError(
+            f"image {io.shown(path)} is {image.width} x {image.height} pixels, smaller "
+            f"than crop = {cut.crop}: lower crop or remove it.",
+            where=io.shown(path),
+        )
+    if cut.crop:
+        squares = {
+            f"{id}@{top:05d},{left:05d}": pixels
+            for top, left, pixels in image_files.crops(
+                image, size, cut.crop, cut.stride
+            )
+        }
+    elif cut.native:
+        if max(image.size) > size:
+            made.notes.add(
+                "images",
+                f"are larger than {size} x {size} pixels: only the centre is used.",
+            )
+        left, top = (image.width - size) // 2, (image.height - size) // 2
+        square = image.crop((left, top, left + size, top + size))
+        squares = {id: image_files.whole(square, size)}
+    else:
+        if least != size and cut.scale_matters:
+            made.notes.add(
+                "images",
+                f"are resized to {size} x {size} pixels, which changes the scale of "
+                "textures; size=0 keeps it.",
+            )
+        squares = {id: image_files.whole(image, size)}
+    for name, pixels in squares.items():
+        yield name, np.rint(pixels).astype(np.int16) if cut.in_hu else pixels
+
+
+def _check_crop(crop: int, stride: int) -> None:
+    if crop < 0 or stride < 0:
+        raise UserError(
+            f"crop is {crop}, stride {stride}: neither may be negative.", where="crop"
+        )
+    if stride and not crop:
+        raise UserError(
+            f"stride is {stride}, but crop is not set: set both or neither.",
+            where="stride",
+        )
+
+
+def _in_hu(root: Path, files: Sequence[File], units: str, offset: float) -> bool:
+    """Whether the images are in HU.
+
+    Raises:
+      UserError: They are not of one kind, or it must be said.
+    """
+    paths = [file.path for file in files]
+    signed = [p for p in paths if p.lower().endswith(hu_files.SIGNED_SUFFIXES)]
+    if units == "hu":
+        allowed = hu_files.SIGNED_SUFFIXES + hu_files.UNSIGNED_SUFFIXES
+        others = [p for p in paths if not p.lower().endswith(allowed)]
+        _refuse_mixture(root, others, "units is 'hu'")
+        hu_files.prove(root, paths, offset, said=True)
+        return True
+    if offset:
+        raise UserError("offset is set, but units is not 'hu'.", where="offset")
+    if units == "grey" or not signed or not hu_files.is_signed(root / signed[0]):
+        arrays = [p for p in signed if not p.lower().endswith((".tif", ".tiff"))]
+        _refuse_mixture(root, arrays, "grey images are read from image files only")
+        return False
+    others = sorted({*paths} - {*signed})
+    fewer = min(others, signed, key=len)
+    _refuse_mixture(root, fewer, "the set has images with and without signed values")
+    hu_files.prove(root, signed, offset, said=False)
+    return True
+
+
+def _refuse_mixture(root: Path, paths: Sequence[str], reason: str) -> None:
+    if paths:
+        where = io.shown(root / paths[0])
+        raise UserError(
+            f"{where} and {len(paths) - 1} more files cannot be used: {reason}. Keep grey "
+            "images (PNG, JPEG, TIFF of 8 or 16 bits without sign) and images in HU "
+            "(signed TIFF, .npy, NIfTI) in separate sets, or remove them.",
+            where=where,
+        )
+
+
+def _common_side(
+    root: Path, files: Sequence[File], shapes: Sequence[tuple[int, int, int]]
+) -> int:
+    """Returns the side of the largest square that all images have, pixels."""
+    if shapes:
+        return min(min(height, width) for _, height, width in shapes)
+    sides = []
+    for file in files:
+        try:
+            with Image.open(root / file.path) as image:
+                sides += image.size
+        except (OSError, ValueError, Image.DecompressionBombError):
+            pass  # Refused, with its name, when it is read.
+    return min(sides, default=1)
+
+
+def _remarks(
+    notes: Iterable[str], skipped: Sequence[tuple[str, str]], facts: Facts
+) -> Iterable[str]:
+    return notes
+
+
+def _grouping(group_regex: str, group_csv: str, crop: int) -> Callable[[File], str]:
+    if group_regex and group_csv:
+        raise UserError(
+            "group_regex and group_csv are both set: keep one.", where="group_csv"
+        )
+    if group_csv:
+        table = _group_table(Path(group_csv).expanduser())
+
+        def from_table(file: File) -> str:
+            for key in (file.id, file.name):
+                if key in table:
+                    return table[key]
+            raise UserError(
+                f"group_csv {group_csv} has no line for '{file.id}'.", where=group_csv
+            )
+
+        return from_table
+    if group_regex:
+        try:
+            pattern = re.compile(io.composed(group_regex))
+        except re.error as error:
+            raise UserError(
+                f"group_regex '{group_regex}': {error}.", where="group_regex"
+            ) from None
+        if not pattern.groups:
+            raise UserError(
+                f"group_regex '{group_regex}' has no group: put what names the patient "
+                "or sample in parentheses.",
+                where="group_regex",
+            )
+
+        def from_name(file: File) -> str:
+            match = pattern.search(file.name)
+            if not match or not match[1]:
+                raise UserError(
+                    f"group_regex '{group_regex}' finds nothing in '{file.name}'.",
+                    where="group_regex",
+                )
+            return match[1]
+
+        return from_name
+    return (lambda file: file.id) if crop else (lambda file: "")
+
+
+def _group_table(path: Path) -> Mapping[str, str]:
+    table: dict[str, str] = {}
+    for line, row in io.read(path, ("path", "group")):
+        if table.setdefault(row["path"], row["group"]) != row["group"]:
+            raise UserError(
+                f"group_csv {path}, line {line}: '{row['path']}' has two groups.",
+                where=path,
+            )
+    return table
+
+
+def _check_groups(root: Path, files: Sequence[File]) -> None:
+    split_of: dict[str, str] = {}
+    for file in files:
+        if file.group and split_of.setdefault(file.group, file.split) != file.split:
+            both = sorted((split_of[file.group], file.split), key=SPLITS.index)
+            raise UserError(
+                f"data folder {root}: group '{file.group}' is in both "
+                f"{' and '.join(both)} (at {file.id}): a group must not be "
+                "split.",
+                where=root,
+            )

@@ -1,1 +1,0 @@
-"""Disease maps of CT series: a finished stage run, applied to windows of slices."""

@@ -1,0 +1,388 @@
+"""Overlapping windows of a slice, and their class probabilities averaged per pixel.
+
+Windows lie on a grid over the slice as the network sees it, which may be resampled; the
+maps lie on the slice's own pixels. Both axes are independent, so that the average over
+all windows is two products of matrices.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from twostage_jax.ct import patches
+from twostage_jax.ct.dicom import AIR_HU
+from twostage_jax.errors import UserError
+from twostage_jax.maps.trained import Trained
+from twostage_jax.train import checkpoint, novelty, steps
+from twostage_jax.train.parallel import replicate
+
+
+def starts(length: int, size: int, stride: int) -> np.ndarray:
+    """Returns the first pixels `[n]` of the windows along an axis.
+
+    The last window ends with the axis, so that every pixel is in some window.
+
+    Raises:
+      ValueError: A window is longer than the axis.
+    """
+    if size > length:
+        raise ValueError(f"windows of {size} pixels along {length}")
+    first = np.arange(0, length - size + 1, stride)
+    return first if first[-1] == length - size else np.append(first, length - size)
+
+
+def shares(
+    mask: np.ndarray, rows: np.ndarray, columns: np.ndarray, size: int
+) -> np.ndarray:
+    """Returns the share of `mask` `[H, W]` bool in every window, `[R, C]` float.
+
+    Args:
+      mask: What is counted.
+      rows, columns: First pixels of the windows along each axis.
+      size: Height and width of a window, pixels.
+    """
+    sums = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    strips = sums[rows + size] - sums[rows]
+    return (strips[:, columns + size] - strips[:, columns]) / size**2
+
+
+def weights(first: np.ndarray, size: int, length: int, shown: int) -> np.ndarray:
+    """Returns what each window counts at each pixel along an axis, `[shown, n]` float32.
+
+    A window counts most at its centre and nothing at its edges, linearly between: maps
+    come out smooth, without the grid of the windows in them.
+
+    Args:
+      first: First pixels of the windows, `[n]`.
+      size: Of a window, pixels.
+      length: Of the axis on which the windows lie, pixels.
+      shown: Of the same axis of the map; it may be sampled more finely or coarsely.
+    """
+    centres = (np.arange(shown) + 0.5) * (length / shown)
+    distance = np.abs(centres[:, None] - (first + size / 2)[None])
+    return np.maximum(0, 1 - distance / (size / 2)).astype(np.float32)
+
+
+def average(
+    probabilities: np.ndarray, used: np.ndarray, down: np.ndarray, across: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean probabilities `[K, H, W]` float32 and where there are any.
+
+    Args:
+      probabilities: `[R, C, K]` of the windows; where not used they must be finite.
+      used: `[R, C]` bool, the windows that were classified.
+      down: `[H, R]`, see `weights`.
+      across: `[W, C]`.
+
+    Returns:
+      Probabilities, 0 where no used window reaches, and `[H, W]` bool, where one does.
+    """
+    counted = used.astype(np.float32)
+    total = down @ counted @ across.T
+    reached = total > 1e-6
+    masked = np.moveaxis(probabilities * counted[..., None], -1, 0)
+    sums = down @ masked.astype(np.float32) @ across.T
+    return np.where(reached, sums / np.where(reached, total, 1), 0), reached
+
+
+# Class maps of the slices of a series: windows, classified and averaged.
+
+
+# Windows with less lung than this show mostly what no training patch shows.
+LEAST_LUNG = 0.5
+# Windows a call of the network, over all devices, and least windows for one of them;
+# slices on the devices at a time.
+BATCH, LEAST_BATCH, SLAB = 512, 64, 16
+# Maps are stored as bytes: 0 = no class, and one for what is unlike the training images.
+MOST_CLASSES = 254
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How a model is applied to series.
+
+    Attributes:
+      stride: Distance between neighbouring windows, pixels as the network sees them.
+      window: (centre, width) pairs in HU, flattened.
+      spacing: Millimetres a pixel as the network sees them; None = as they are.
+    """
+
+    stride: int
+    window: tuple[float, ...]
+    spacing: float | None
+
+    def settings(self) -> dict[str, str]:
+        """Returns the settings in words."""
+        return {
+            "window HU (centre, width)": ", ".join(f"{v:g}" for v in self.window),
+            "stride in pixels": str(self.stride),
+            "mm a pixel": f"{self.spacing:g}" if self.spacing else "as scanned",
+        }
+
+    def __str__(self) -> str:
+        return "; ".join(f"{name}: {value}" for name, value in self.settings().items())
+
+
+class Maps(NamedTuple):
+    """What the windows of a series say.
+
+    Attributes:
+      probabilities: `[K, Z, H, W]` uint8, 255 = certain; 0 outside the lungs.
+      labels: `[Z, H, W]` uint8: 1 + the likeliest class, 0 = none.
+      windows: How many windows were classified.
+      unlike: `[Z, H, W]` bool: pixels with a class most of whose windows, weighted as
+        their probabilities are, are unlike the training images; `None` if the stage run
+        holds nothing to compare windows with.
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    windows: int
+    unlike: np.ndarray | None
+
+    @property
+    def unlike_fraction(self) -> float | None:
+        """Fraction of the classified lung that is unlike the training images."""
+        if self.unlike is None:
+            return None
+        return float(self.unlike.sum() / max(1, np.count_nonzero(self.labels)))
+
+
+class Classifier:
+    """The network of a stage run, applied to windows of slices in HU."""
+
+    def __init__(self, run: Trained, window: tuple[float, ...]) -> None:
+        """Loads the parameters and puts them on every device.
+
+        Args:
+          run: The stage run.
+          window: (centre, width) pairs in HU, flattened: one, or one a channel.
+
+        Raises:
+          UserError: The parameters cannot be read, there are too many classes, or
+            several processes take part.
+        """
+        if jax.process_count() > 1:
+            raise UserError("predict runs in one process: start it once, by itself.")
+        self.run, self.classes = run, len(run.class_names)
+        if self.classes > MOST_CLASSES:
+            raise UserError(
+                f"{run.folder}: {self.classes} classes; maps hold {MOST_CLASSES}."
+            )
+        self.size = run.model.image_size
+        self.reference = novelty.load(run.folder, run.hash)
+        forward = functools.partial(
+            steps.forward,
+            model=steps.build_model(run.model, self.classes, None),
+            network=run.model,
+            normalise=run.normalise,
+            window=window,
+        )
+        variables = checkpoint.load_variables(run.folder / "variables")
+        scale = np.asarray(run.mean, np.float32), np.asarray(run.deviation, np.float32)
+        known = self.reference and tuple(map(np.asarray, self.reference[:-1]))
+        self._held = replicate((variables, scale, known), jax.local_device_count())
+        self._answer = jax.pmap(
+            functools.partial(
+                _answer,
+                forward=forward,
+                size=self.size,
+            )
+        )
+
+    def start(
+        self, slices: np.ndarray, corners: np.ndarray
+    ) -> Callable[[], np.ndarray]:
+        """Begins to classify windows; the device works while the host goes on.
+
+        The slices are copied to every device and the windows cut there.
+
+        Args:
+          slices: `[Z, H, W]` int16 HU.
+          corners: `[N, 3]` int: slice, first row, first column of each window.
+
+        Returns:
+          A function that waits for and returns the probabilities `[N, K]` float32, and,
+          if there is a reference, 1 or 0 in a last column: whether a window is unlike
+          the training images.
+        """
+        devices = jax.local_device_count()
+        size = max(-(-BATCH // devices), LEAST_BATCH) * devices
+        padded = np.zeros((-(-len(corners) // size) * size, 3), np.int32)
+        padded[: len(corners)] = corners
+        stack = replicate(slices, devices)
+        parts = []
+        for batch in padded.reshape(-1, devices, size // devices, 3):
+            parts.append(self._answer(self._held, stack, batch))
+        columns = self.classes + (self.reference is not None)
+
+        def wait() -> np.ndarray:
+            host = [np.asarray(part).reshape(-1, columns) for part in parts]
+            host = host or [np.zeros((0, columns))]
+            return np.concatenate(host)[: len(corners)].astype(np.float32)
+
+        return wait
+
+
+def _answer(
+    held: tuple,
+    slices: jax.Array,
+    corners: jax.Array,
+    *,
+    forward: Callable,
+    size: int,
+) -> jax.Array:
+    """Returns what `Classifier.start` waits for, of this device's windows.
+
+    Args:
+      held: Variables; mean and deviation; what `novelty.is_unlike` compares with, or
+        `None`.
+      slices: `[Z, H, W]`.
+      corners: `[b, 3]` slice, first row, first column.
+      forward: `training.forward` with its settings.
+      size: Side of a window, pixels.
+    """
+    variables, scale, known = held
+
+    def cut(corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(slices, corner, (1, size, size))[0, :, :, None]
+
+    probabilities, features = forward(variables, jax.vmap(cut)(corners), *scale)
+    if known is None:
+        return probabilities
+    unlike = novelty.is_unlike(features, *known)
+    return jnp.concatenate([probabilities, unlike[:, None]], axis=1)
+
+
+class Grid(NamedTuple):
+    """Where the windows of a slice lie.
+
+    Attributes:
+      shape: (rows, columns) of the slice as the network sees it.
+      rows, columns: First pixels of the windows along each axis, `[R]` and `[C]`.
+      down, across: What each window counts at each pixel of the slice's own, `[H, R]`
+        and `[W, C]`, see `maps.weights`.
+    """
+
+    shape: tuple[int, int]
+    rows: np.ndarray
+    columns: np.ndarray
+    down: np.ndarray
+    across: np.ndarray
+
+
+def classify(
+    hu: np.ndarray,
+    lungs: np.ndarray,
+    spacing: tuple[float, float],
+    classifier: Classifier,
+    how: How,
+) -> Maps:
+    """Returns the maps of a series.
+
+    Windows that lie in the lungs by half or more are classified; a pixel of lung
+    that none of them reaches has no class.
+
+    Args:
+      hu: `[Z, H, W]` int16.
+      lungs: `[Z, H, W]` bool.
+      spacing: Distance between rows and between columns, mm.
+      classifier: The network.
+      how: Stride and resolution of the windows.
+
+    Raises:
+      UserError: The slices cannot be resampled as asked.
+    """
+    grid = _grid(hu.shape[1:], spacing, classifier.size, how)
+    made = Maps(
+        np.zeros((classifier.classes, *hu.shape), np.uint8),
+        np.zeros(hu.shape, np.uint8),
+        0,
+        None if classifier.reference is None else np.zeros(hu.shape, bool),
+    )
+    windows, waiting = 0, None
+    # The device works on the next slab while the host averages this one.
+    for first in range(0, len(hu), SLAB):
+        part = slice(first, first + SLAB)
+        slab, used = _slab(hu[part], lungs[part], grid, classifier.size)
+        at = np.argwhere(used)
+        corners = [at[:, 0], grid.rows[at[:, 1]], grid.columns[at[:, 2]]]
+        started = first, used, classifier.start(slab, np.stack(corners, axis=1))
+        windows += len(at)
+        if waiting:
+            _average(*waiting, lungs, grid, made)
+        waiting = started
+    _average(*waiting, lungs, grid, made)
+    return made._replace(windows=windows)
+
+
+def _grid(
+    shape: tuple[int, int], spacing: tuple[float, float], size: int, how: How
+) -> Grid:
+    seen = shape
+    if how.spacing:
+        seen = patches.resampled_shape(shape, spacing, how.spacing, Path("a slice"))
+    # A slice smaller than a window is padded.
+    first = [starts(max(n, size), size, how.stride) for n in seen]
+    counted = [
+        weights(start, size, length, shown)
+        for start, length, shown in zip(first, seen, shape, strict=True)
+    ]
+    return Grid(seen, *first, *counted)
+
+
+def _slab(
+    hu: np.ndarray, lungs: np.ndarray, grid: Grid, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns slices as the network sees them, and which windows are to be classified.
+
+    Both have `SLAB` slices, so that programs are compiled once: `[SLAB, h, w]` int16
+    and `[SLAB, R, C]` bool.
+    """
+    high, wide = grid.shape
+    shape = max(high, size), max(wide, size)
+    slab = np.full((SLAB, *shape), AIR_HU, np.int16)
+    used = np.zeros((SLAB, len(grid.rows), len(grid.columns)), bool)
+    for z in np.flatnonzero(lungs.any((1, 2))):
+        image, inside = hu[z], np.zeros(shape, bool)
+        if image.shape != grid.shape:
+            image = np.rint(patches.resample_image(image, grid.shape))
+        slab[z, :high, :wide] = image
+        inside[:high, :wide] = patches.resample_mask(lungs[z], grid.shape)
+        used[z] = shares(inside, grid.rows, grid.columns, size) >= LEAST_LUNG
+    return slab, used
+
+
+def _average(
+    first: int,
+    used: np.ndarray,
+    wait: Callable[[], np.ndarray],
+    lungs: np.ndarray,
+    grid: Grid,
+    made: Maps,
+) -> None:
+    """Writes the averages of a slab's windows into `made`, within the lungs' box."""
+    classes, found = len(made.probabilities), wait()
+    windows = np.zeros((*used.shape, found.shape[1]), np.float32)
+    windows[used] = found
+    for i in np.flatnonzero(used.any((1, 2))):
+        inside = lungs[first + i]
+        rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
+        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        mean, reached = average(
+            windows[i], used[i], grid.down[box[0]], grid.across[box[1]]
+        )
+        reached &= inside[box]
+        probabilities, unlike = mean[:classes], mean[classes:]
+        made.probabilities[:, first + i][:, *box] = np.rint(
+            255 * probabilities * reached
+        )
+        made.labels[first + i][box] = np.where(reached, 1 + probabilities.argmax(0), 0)
+        if made.unlike is not None:
+            made.unlike[first + i][box] = reached & (unlike[0] > 0.5)

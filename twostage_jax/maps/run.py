@@ -1,0 +1,490 @@
+"""The disease maps of one CT series: made, measured, and written."""
+
+import contextlib
+import dataclasses
+import json
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from twostage_jax import io
+from twostage_jax.ct import lung_files, privacy
+from twostage_jax.ct.dicom import patient_hash
+from twostage_jax.ct.lung_files import GivenLungs, air_remark
+from twostage_jax.ct.lungs import Lungs, find_lungs
+from twostage_jax.ct.palette import UNLIKE, printable
+from twostage_jax.ct.series import Series, check_air, find_series, read_volume
+from twostage_jax.data.dataset import digest
+from twostage_jax.errors import UserError
+from twostage_jax.io import shown
+from twostage_jax.maps import draw, extent, write
+from twostage_jax.maps.classify import Classifier, How, Maps, classify
+from twostage_jax.maps.seg import write_segmentation
+from twostage_jax.maps.trained import Trained
+
+# Bump when the same model and settings give other files.
+VERSION = 4
+# A map of which a larger fraction is unlike the training images is refused.
+MOST_UNLIKE = 0.5
+# Slices whose normal leaves the body's long axis by more than about 37 degrees.
+LEAST_AXIAL = 0.8
+
+
+def is_made(
+    folder: Path,
+    series: Series,
+    classifier: Classifier,
+    how: How,
+    given: GivenLungs | None = None,
+) -> bool:
+    """Whether the folder holds the maps of this series, by this model, made this way."""
+    try:
+        made = json.loads((folder / "series.json").read_text(encoding="utf-8"))
+        return made["key"] == _key(series, classifier, how, given)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+class Mapped(NamedTuple):
+    """A series with its maps, about to be written.
+
+    Attributes:
+      series: From the feet to the head.
+      hu: `[Z, H, W]` int16.
+      lungs: `[Z, H, W]` bool.
+      doubts: For each slice, why its lungs are uncertain, or ''.
+      maps: What the windows say.
+      run: What made the maps.
+      how: How they were made.
+      about: What every report says of it, by the columns of `report.csv`.
+    """
+
+    series: Series
+    hu: np.ndarray
+    lungs: np.ndarray
+    doubts: tuple[str, ...]
+    maps: Maps
+    run: Trained
+    how: How
+    about: dict[str, str]
+
+
+def make(
+    series: Series,
+    classifier: Classifier,
+    how: How,
+    folder: Path,
+    given: GivenLungs | None = None,
+    *,
+    go_on: bool = False,
+) -> str:
+    """Makes all maps of a series in `folder`, whole or not at all.
+
+    Args:
+      series: The series.
+      classifier: The network.
+      how: How it is applied.
+      folder: `PATIENT_SERIES`, by its two names, and nothing that identifies the
+        patient: both appear in the files.
+      given: Lung mask made elsewhere; None to find the lungs.
+      go_on: Map the series even if most of its lung is unlike the training images.
+
+    Returns:
+      What was done, in a line.
+
+    Raises:
+      UserError: The series cannot be trusted or has no lung in it; or, without `go_on`,
+        most of its lung is unlike the training images: by their features, or because
+        these are synthetic and the series is not.
+    """
+    began, run = time.monotonic(), classifier.run
+    key = _key(series, classifier, how, given)
+    series = from_feet(series)
+    foreign = run.synthetic and not all(h.synthetic for h in series.headers)
+    if foreign and not go_on:
+        raise UserError(
+            f"100 % of its lung is {UNLIKE}: these are synthetic, and the series does "
+            "not say that it is. A class that the model finds means nothing in a patient. "
+            "Give --go_on to map the series all the same.",
+            where="go_on",
+        )
+    hu = read_volume(series)
+    check_air(hu, series.headers[0].path)
+    spacing = series.headers[0].spacing
+    (lungs, doubts, _), remarks = _lungs(hu, series, given)
+    maps = classify(hu, lungs, spacing, classifier, how)
+    if maps.unlike is not None and maps.unlike_fraction > MOST_UNLIKE and not go_on:
+        raise UserError(
+            f"{_percent(maps)} of its classified lung is {UNLIKE}, more than "
+            f"{100 * MOST_UNLIKE:g} %: the model was not trained for it. Check the "
+            "window and the spacing, or give --go_on to map the series all the same.",
+            where="go_on",
+        )
+    measured = maps.unlike_fraction
+    if foreign:  # whatever its features are like
+        maps = maps._replace(unlike=maps.labels > 0)
+    about = _about(series, run, how, folder.name)
+    about["lungs"] = (
+        "found by threshold and morphology" if given is None else str(given)
+    )
+    remarks = filter(None, (*remarks, about["remarks"]))
+    about["remarks"] = printable("; ".join(remarks), 500)
+    mapped = Mapped(series, hu, lungs, doubts, maps, run, how, about)
+    with _replacing_folder(folder) as temporary:
+        _write_arrays(temporary, mapped)
+        _draw(temporary, mapped)
+        note = _write_dicom(temporary, mapped)
+        names = {"class_names": run.class_names, "windows": maps.windows}
+        unlike = {
+            "fraction_of_classified_lung": maps.unlike_fraction,
+            "by_features": measured,
+            "how": classifier.reference and str(classifier.reference),
+        }
+        names["unlike_training"] = unlike
+        written = {"key": key, **about, **names, "note": note}
+        io.write_json(temporary / "series.json", written)
+    seconds = time.monotonic() - began
+    slices = f"{len(hu)} slice{'s' if len(hu) > 1 else ''}"
+    text = f"{slices}, {maps.windows} windows in {seconds:.1f} s"
+    told = "" if maps.unlike is None else f"{_percent(maps)} of the lung is {UNLIKE}"
+    if foreign and measured is not None:
+        told += f" ({100 * measured:.0f} % by features alone)"
+    return "; ".join(filter(None, (text, told, about["remarks"], note)))
+
+
+def _lungs(
+    hu: np.ndarray, series: Series, given: GivenLungs | None
+) -> tuple[Lungs, list[str]]:
+    """Returns the lungs of a series, and remarks on them.
+
+    Raises:
+      UserError: There are none, or the given mask does not fit.
+    """
+    if given is not None:
+        masks = given.read(series.headers)
+        mask = np.stack([masks[header.key] for header in series.headers])
+        remark = air_remark(hu, mask)
+        sure = ("",) * len(hu)
+        return Lungs(mask, sure, (0.0,) * len(hu)), [remark] if remark else []
+    found = find_lungs(hu, (series.step, *series.headers[0].spacing))
+    if not found.mask.any():
+        gas = "; what air it holds looks like gas in stomach or bowel"
+        raise UserError(f"no lung was found in it{gas if any(found.gas) else ''}.")
+    by_doubt: dict[str, list[int]] = {}
+    for z, doubt in enumerate(found.doubts):
+        if doubt:
+            by_doubt.setdefault(doubt, []).append(len(hu) - z)
+    return found, [
+        f"lung on {_numbers_text(numbers)} is uncertain: {doubt}"
+        for doubt, numbers in by_doubt.items()
+    ]
+
+
+def _numbers_text(numbers: list[int]) -> str:
+    """Returns 'slice 3' or '14 slices (3 to 20 from the head)'."""
+    if len(numbers) == 1:
+        return f"slice {numbers[0]}"
+    return f"{len(numbers)} slices ({min(numbers)} to {max(numbers)} from the head)"
+
+
+def from_feet(series: Series) -> Series:
+    """Returns an axial series in order from the feet to the head.
+
+    Raises:
+      UserError: Disease cannot be mapped and measured in the series: it is not axial,
+        or does not say so, or its pixels have no size.
+    """
+    first = series.headers[0]
+    if first.spacing is None:
+        raise UserError(f"{first.path}: PixelSpacing is missing: nothing has a size.")
+    if first.orientation is None:
+        raise UserError(f"{first.path}: ImageOrientationPatient is missing.")
+    upwards = np.cross(*np.reshape(first.orientation, (2, 3)))[2]
+    if abs(upwards) < LEAST_AXIAL:
+        raise UserError("its slices are not axial.")
+    if upwards > 0:
+        return series
+    return dataclasses.replace(series, headers=series.headers[::-1])
+
+
+def _about(series: Series, run: Trained, how: How, name: str) -> dict[str, str]:
+    patient, series_hash = name.split("_")
+    remarks = list(series.remarks)
+    if any(header.synthetic for header in series.headers):
+        remarks.append("the images are synthetic, or of a phantom")
+    return {
+        "patient": patient,
+        "series": series_hash,
+        "slices": str(len(series.headers)),
+        "files_left_out": str(series.left_out),
+        "step_mm": "" if series.step is None else f"{series.step:.3f}",
+        "remarks": printable("; ".join(remarks), 500),
+        "model": run.hash,
+        "arm": run.arm,
+        "trained_on": run.data,
+        "data_fingerprint": run.fingerprint,
+        "settings": str(how),
+        "notice": ". ".join(run.notices),
+    }
+
+
+def _percent(maps: Maps) -> str:
+    return f"{100 * maps.unlike_fraction:.0f} %"
+
+
+def _write_arrays(folder: Path, mapped: Mapped) -> None:
+    maps, run, about = mapped.maps, mapped.run, mapped.about
+    matrix = write.affine(mapped.series)
+    said = ("model", "arm", "trained_on", "data_fingerprint", "settings", "notice")
+    write.write_numpy(
+        folder / "probabilities.npz",
+        probabilities_255=maps.probabilities,
+        labels=maps.labels,
+        lungs=mapped.lungs,
+        affine=matrix,
+        class_names=np.array(run.class_names),
+        **{name: np.array(about[name]) for name in said},
+        **({} if maps.unlike is None else {"unlike_training": maps.unlike}),
+    )
+    text = f"{run.short_notice}; model {run.hash[:12]}"
+    path = folder / "probabilities.nii.gz"
+    write.write_nifti(path, maps.probabilities, matrix, text, scale=1 / 255)
+    write.write_nifti(folder / "classes.nii.gz", maps.labels, matrix, text)
+    if maps.unlike is not None:
+        path = folder / "unlike_training.nii.gz"
+        write.write_nifti(path, maps.unlike.astype(np.uint8), matrix, text)
+    measures = extent.measure(
+        maps.labels,
+        mapped.lungs,
+        maps.probabilities,
+        run.class_names,
+        mapped.series.headers[0].spacing,
+        mapped.series.step,
+        maps.unlike,
+    )
+    write.write_report(folder / "report.csv", write.report_rows(measures, about))
+
+
+def _draw(folder: Path, mapped: Mapped) -> None:
+    hu, lungs, labels = mapped.hu, mapped.lungs, mapped.maps.labels
+    unlike = mapped.maps.unlike
+    first, about = mapped.series.headers[0], mapped.about
+    style = draw.Style(
+        class_names=mapped.run.class_names,
+        pixel_mm=first.spacing,
+        sides=draw.sides(first.orientation),
+        title=f"{about['patient']}, {about['series']}",
+        made_by=(str(mapped.run), str(mapped.how)),
+        notices=mapped.run.notices,
+    )
+
+    def draw_slice(z: int) -> None:
+        number = len(hu) - z
+        name = f"slice {number} of {len(hu)}"
+        if doubt := mapped.doubts[z]:
+            name += f"; lung is uncertain: {doubt}"
+        hatched = None if unlike is None else unlike[z]
+        picture = draw.draw_slice(hu[z], labels[z], lungs[z], style, name, hatched)
+        # Fast and a little larger: hundreds of these are written.
+        picture.save(folder / "overlays" / f"{number:04d}.png", compress_level=3)
+
+    (folder / "overlays").mkdir()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(draw_slice, np.flatnonzero(lungs.any((1, 2))).tolist()))
+    sheet = draw.draw_sheet(hu, labels, lungs, style, unlike)
+    sheet.save(folder / "contact_sheet.png")
+
+
+def _write_dicom(folder: Path, mapped: Mapped) -> str:
+    """Writes the DICOM SEG; returns why it could not be, or ''."""
+    run, headers = mapped.run, mapped.series.headers
+    try:
+        write_segmentation(
+            folder / "segmentation.dcm",
+            headers,
+            mapped.maps.labels,
+            run.class_names,
+            model=str(run),
+            model_hash=run.hash,
+            settings={"data fingerprint": run.fingerprint, **mapped.how.settings()},
+            unlike=mapped.maps.unlike,
+            synthetic=run.synthetic,
+        )
+    except UserError as error:
+        reason = str(error)
+        for header in headers:  # paths may hold patients' names
+            reason = reason.removeprefix(f"{header.path}: ")
+        return f"no DICOM SEG: {reason}"
+    return ""
+
+
+def _key(
+    series: Series, classifier: Classifier, how: How, given: GivenLungs | None
+) -> str:
+    slices = [header.key for header in series.headers]
+    run, compared = classifier.run, classifier.reference
+    model = (run.hash, run.synthetic, compared and compared.threshold)
+    # Files that appear or get lost beside the slices change the remarks alone.
+    about = series.remarks, series.left_out, "" if given is None else given.digest
+    return digest(VERSION, model, how.stride, how.window, how.spacing, slices, about)
+
+
+@contextlib.contextmanager
+def _replacing_folder(folder: Path) -> Iterator[Path]:
+    """Gives a new folder that takes the place of another when the block succeeds."""
+    new, old = (folder.with_name(f".{kind}-{folder.name}") for kind in ("new", "old"))
+    for stale in (new, old):
+        shutil.rmtree(stale, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        for stale in (new, old):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+# The disease maps of all CT series below a folder, and what is said about them.
+#
+# What is said names series by hashes only: the paths of DICOM files often hold patients'
+# names.
+
+
+def map_folder(
+    root: Path,
+    out: Path,
+    classifier: Classifier,
+    how: How,
+    *,
+    lungs: Path | None = None,
+    salt: str = "",
+    show_paths: bool = False,
+    go_on: bool = False,
+) -> None:
+    """Maps every CT series below `root` into a folder of `out`, unless it is there.
+
+    Writes `out/report.csv` with the reports of all series in `out`, and
+    `out/skipped.csv` with the files below `root` that were left out and the series that
+    were refused; prints what was made, left out and refused, and why.
+
+    Args:
+      root: Folder of DICOM files.
+      out: Folder of the maps.
+      classifier: The network.
+      how: How it is applied.
+      lungs: Folder or file of lung masks; series without one are refused. None to find
+        the lungs.
+      salt: Secret mixed into the hashes of identifiers.
+      show_paths: Name files in skipped.csv and in what is printed.
+      go_on: Map series even if most of their lung is unlike the training images.
+
+    Raises:
+      UserError: There is no CT series, or none could be mapped.
+    """
+    root = root.absolute()
+    found, skipped = find_series(root, salt=salt, go_on=True)
+    listed = [
+        (shown(path), shown(why.removeprefix(f"{path}: "))) for path, why in skipped
+    ]
+    if not show_paths:
+        listed = privacy.hide(skipped, [root], salt)
+    _say_skipped(listed, show_paths)
+    if not found:
+        privacy.write_skipped(out, listed)
+        reasons = f"Left out: {privacy.counted(listed)}."
+        if not listed:
+            reasons = "The folder holds no files."
+        raise UserError(f"{root}: CT series were not found. {reasons}", where=root)
+    masks = None
+    if lungs is not None:
+        masks = lung_files.match(lungs, root, found, salt=salt)
+        unread = [(str(path), why) for path, why in masks.skipped]
+        listed += unread if show_paths else privacy.hide(masks.skipped, [lungs], salt)
+    done = 0
+    with io.locked(out / ".lock", str(out)):
+        for number, series in enumerate(found, start=1):
+            name = series_name(series, salt)
+            try:
+                given = masks and masks.of(series.uid)
+                said = _map(series, classifier, how, out / name, given, go_on)
+                done += 1
+            except UserError as error:
+                said = f"refused: {error}"
+                if not show_paths:
+                    paths = [header.path for header in series.headers]
+                    said = without_names(str(error), root, paths)
+                    if lungs is not None:
+                        ((_, said),) = privacy.hide([(lungs, said)], [lungs], salt="")
+                    said = f"refused: {said}"
+                listed.append((name, said))
+            print(f"{number}/{len(found)} {name}: {said}", flush=True)
+        privacy.write_skipped(out, listed)
+        _join_reports(out)
+    print(f"{done} of {len(found)} series mapped: {out / 'report.csv'}")
+    if listed:
+        print(f"What was left out and refused: {out / 'skipped.csv'}")
+    if not done:
+        raise UserError(
+            f"none of the {len(found)} series could be mapped: "
+            f"{privacy.counted(listed[-len(found) :])}.",
+            where=root,
+        )
+
+
+def series_name(series: Series, salt: str) -> str:
+    """Returns the name of a series' folder, made of hashes."""
+    digits = patient_hash(series.uid, salt).removeprefix("patient-")
+    return f"{series.patient or 'patient-unknown'}_series-{digits}"
+
+
+def without_names(text: str, root: Path, paths: Sequence[Path]) -> str:
+    """Returns a message without paths, file names and UIDs.
+
+    Args:
+      text: The message, which may begin with one of the paths or its folder.
+      root: Folder of all files; absolute.
+      paths: The files that the message is about.
+    """
+    for path in sorted(paths, key=lambda path: len(path.name), reverse=True):
+        text = text.removeprefix(f"{path}: ").removeprefix(f"{path.parent}: ")
+        text = re.sub(rf"(?<!\w){re.escape(path.name)}(?!\w)", "a file", text)
+    ((_, plain),) = privacy.hide([(paths[0], text)], [root], salt="")
+    return plain
+
+
+def _map(
+    series: Series,
+    classifier: Classifier,
+    how: How,
+    folder: Path,
+    given: lung_files.GivenLungs | None,
+    go_on: bool,
+) -> str:
+    if is_made(folder, series, classifier, how, given):
+        return "is there already"
+    return make(series, classifier, how, folder, given, go_on=go_on)
+
+
+def _join_reports(out: Path) -> None:
+    reports = sorted(out.glob("patient-*_series-*/report.csv"))
+    rows = [row for path in reports for row in write.read_report(path)]
+    with io.replacing(out / "report.csv") as temporary:
+        write.write_report(temporary, rows)
+
+
+def _say_skipped(listed: privacy.Hidden, show_paths: bool) -> None:
+    if show_paths:
+        for path, reason in listed:
+            print(f"left out: {path}: {reason}")
+        return
+    for reason, count in Counter(reason for _, reason in listed).most_common():
+        print(f"left out: {count} file{'s' if count > 1 else ''}: {reason}")

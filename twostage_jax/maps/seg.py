@@ -1,0 +1,317 @@
+"""Label masks of a series as a DICOM segmentation that refers to its images."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.sr.coding import Code
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from twostage_jax.ct.decode import quiet
+from twostage_jax.ct.dicom import Header
+from twostage_jax.ct.palette import (
+    NOTICE,
+    ORIGINS,
+    SHORT_ORIGINS,
+    UNLIKE,
+    colour,
+    is_normal,
+    printable,
+)
+from twostage_jax.ct.series import sort_series
+from twostage_jax.errors import UserError
+from twostage_jax.runtime import versions
+
+# Attributes that every image must have but may leave empty (DICOM type 2); some
+# writers leave them out.
+MAY_BE_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+# Types of value that readers refuse, or that a segmentation cannot be made with, when
+# they are not in order. Texts and UIDs name the patient and the images: they are kept.
+STRICT = ("AS", "CS", "DA", "TM")
+NUMBERS = ("DS", "IS")
+SEXES = ("M", "F", "O")
+PATIENT_GROUP = 0x0010
+NEEDED_OF_FRAMES = ("StudyInstanceUID", "FrameOfReferenceUID")
+NEEDED = (
+    *NEEDED_OF_FRAMES,
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+)
+LUNG = ("39607008", "SCT", "Lung structure")
+ANATOMY = ("91723000", "SCT", "Anatomical Structure")
+ABNORMAL = ("49755003", "SCT", "Morphologically Abnormal Structure")
+CONCEPT = ("309825002", "SCT", "Spatial and Relational Concept")
+NEURAL_NETWORK = ("123110", "DCM", "Artificial Intelligence")
+# Classes are the user's own words: a private scheme names them without a guess.
+SCHEME = "99TWOSTAGE"
+MANUFACTURER = "twostage_jax"
+# A number far from those that scanners give.
+SERIES_NUMBER = 9701
+
+
+def write_segmentation(
+    path: Path,
+    sources: Sequence[Header],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    model: str,
+    model_hash: str,
+    settings: Mapping[str, str],
+    unlike: np.ndarray | None = None,
+    synthetic: bool | None = False,
+) -> None:
+    """Writes a binary segmentation, one segment a class, over its source images.
+
+    Pixels that are unlike the training images belong to no class: viewers show segments
+    in calm colours and have no hatch. They are in a segment of their own, the last one.
+
+    The file carries the patient's and the study's identity, as DICOM must, but for dates,
+    times, codes and numbers that are none. Segment k is class k, counted from 1; frames
+    without a pixel of a class are left out.
+
+    Args:
+      path: Of the new file.
+      sources: Slices of the series: files of one slice, or frames of one file.
+      labels: `[Z, H, W]` uint8 in the order of `sources`: 1 + class index, 0 = none.
+      class_names: Of the classes.
+      model: What made the masks, in words.
+      model_hash: Of its stage run.
+      settings: How it was applied: names and values.
+      unlike: `[Z, H, W]` bool, pixels that are unlike the training images; None if that
+        was not judged.
+      synthetic: Whether the model was trained on synthetic images; None: not known.
+
+    Raises:
+      UserError: No pixel has a class, or the source lacks what a segmentation must
+        refer to.
+      ImportError: highdicom is not installed.
+    """
+    if not labels.any():
+        raise UserError("no pixel has a class: there is nothing to write.")
+    try:
+        with quiet():
+            images = _sources(sources)
+            if unlike is not None:
+                labels = np.where(unlike, np.uint8(len(class_names) + 1), labels)
+            if len(images) < len(sources):
+                labels = _in_order_of_frames(images, sources, labels)
+            made = (labels, class_names, model, model_hash, settings)
+            hatched = unlike is not None
+            _segmentation(images, *made, hatched, synthetic).save_as(path)
+    except (UserError, ImportError, OSError):
+        raise
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        # Its message, and its traceback, may hold what identifies the patient.
+        raise UserError(
+            f"{sources[0].path}: a header of its series cannot be carried over "
+            f"({type(error).__name__}): check it with a DICOM validator."
+        ) from None
+
+
+def _segmentation(
+    images: list[pydicom.Dataset],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    model: str,
+    model_hash: str,
+    settings: Mapping[str, str],
+    hatched: bool,
+    synthetic: bool | None,
+) -> pydicom.Dataset:
+    import highdicom
+
+    notice = ". ".join(filter(None, (NOTICE, ORIGINS[synthetic])))
+    short = SHORT_ORIGINS[synthetic]
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name=MANUFACTURER,
+        family=Code(*NEURAL_NETWORK),
+        version=model_hash[:12],
+        source=MANUFACTURER,
+        parameters={
+            name: _text(value)
+            for name, value in {
+                "model": model,
+                "model hash": model_hash,
+                **settings,
+                "use": notice,
+            }.items()
+        },
+    )
+    segments = [
+        _segment(index, class_names, algorithm, f"{notice}. {_text(model)}")
+        for index in range(len(class_names))
+    ]
+    if hatched:
+        segments.append(_unlike(len(segments) + 1, algorithm, notice))
+    segmentation = highdicom.seg.Segmentation(
+        source_images=images,
+        pixel_array=labels,
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=segments,
+        series_instance_uid=generate_uid(),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=_text(model, 64),
+        software_versions=versions()["twostage_jax"],
+        device_serial_number=model_hash[:12],
+        content_description="; ".join(filter(None, (NOTICE, short))),
+        content_label="DISEASE_MAP",
+        # Viewers' lists show its beginning only.
+        series_description=f"Not for diagnosis ({short}): map, research use only"
+        if short
+        else "Not for diagnosis: disease map, research use only",
+        # Names of classes may hold any letter.
+        specific_character_set="ISO_IR 192",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+    # By these archives sort the maps of a series.
+    segmentation.SeriesDate = segmentation.ContentDate
+    segmentation.SeriesTime = segmentation.ContentTime
+    scheme = pydicom.Dataset()
+    scheme.CodingSchemeDesignator = SCHEME
+    scheme.CodingSchemeName = "Class names of the training data"
+    segmentation.CodingSchemeIdentificationSequence = [scheme]
+    return segmentation
+
+
+def _segment(
+    index: int, class_names: Sequence[str], algorithm: pydicom.Sequence, text: str
+) -> pydicom.Dataset:
+    import highdicom
+
+    name = _text(class_names[index], 64) or f"class {index + 1}"
+    normal = is_normal(class_names[index])
+    digits = hashlib.sha256(class_names[index].encode()).hexdigest()[:12].upper()
+    own = LUNG if normal else (digits, SCHEME, name)
+    segment = highdicom.seg.SegmentDescription(
+        segment_number=index + 1,
+        segment_label=name,
+        segmented_property_category=Code(*(ANATOMY if normal else ABNORMAL)),
+        segmented_property_type=Code(*own),
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+        anatomic_regions=None if normal else [Code(*LUNG)],
+        display_color=highdicom.color.CIELabColor.from_rgb(
+            *(colour(index, class_names) or (128, 128, 128))
+        ),
+    )
+    segment.SegmentDescription = text
+    return segment
+
+
+def _unlike(number: int, algorithm: pydicom.Sequence, notice: str) -> pydicom.Dataset:
+    """Returns the segment of what is unlike the training images."""
+    import highdicom
+
+    segment = highdicom.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=UNLIKE,
+        segmented_property_category=Code(*CONCEPT),
+        segmented_property_type=Code("UNLIKE", SCHEME, UNLIKE),
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+        anatomic_regions=[Code(*LUNG)],
+        display_color=highdicom.color.CIELabColor.from_rgb(255, 255, 255),
+    )
+    segment.SegmentDescription = (
+        f"{notice}. Lung that is {UNLIKE} of the model: it has no class here"
+    )
+    return segment
+
+
+def _in_order_of_frames(
+    images: list[pydicom.Dataset], sources: Sequence[Header], labels: np.ndarray
+) -> np.ndarray:
+    """Returns labels of all frames of the one file that the slices are frames of."""
+    if len(images) > 1:
+        raise UserError(f"the series lies in {len(images)} multi-frame files.")
+    ordered = np.zeros((int(images[0].NumberOfFrames), *labels.shape[1:]), labels.dtype)
+    ordered[[header.frame for header in sources]] = labels
+    return ordered
+
+
+def _sources(sources: Sequence[Header]) -> list[pydicom.Dataset]:
+    """Returns what the files say of themselves, with what a segmentation must copy."""
+    first = sources[0]
+    thickness = first.thickness or sort_series(sources).step
+    if thickness is None:
+        raise UserError(
+            f"{first.path}: SliceThickness is missing, and one slice has no distance "
+            "to a next one: its segmentation would have no volume."
+        )
+    images = [_source(file) for file in dict.fromkeys(h.path for h in sources)]
+    for image in images:
+        _set_thickness(image, thickness)
+    return images
+
+
+def _source(path: Path) -> pydicom.Dataset:
+    image = pydicom.dcmread(path, stop_before_pixels=True)
+    needed = NEEDED_OF_FRAMES if "NumberOfFrames" in image else NEEDED
+    missing = [keyword for keyword in needed if not image.get(keyword)]
+    if missing:
+        raise UserError(f"{path}: {', '.join(missing)} missing: nothing to refer to.")
+    for tag in list(image.keys()):
+        known = pydicom.datadict.keyword_for_tag(tag) in MAY_BE_EMPTY
+        if (known or tag.group == PATIENT_GROUP) and not _is_valid(image, tag):
+            del image[tag]
+    for keyword in MAY_BE_EMPTY:
+        if keyword not in image:
+            setattr(image, keyword, "")
+    return image
+
+
+def _is_valid(image: pydicom.Dataset, tag: pydicom.tag.BaseTag) -> bool:
+    """Whether a value is what its type (VR) demands, where that matters."""
+    name = pydicom.datadict.keyword_for_tag(tag)
+    kind = pydicom.datadict.dictionary_VR(tag) if name else ""
+    if kind not in STRICT + NUMBERS:
+        return True
+    try:
+        value = image[tag].value
+        if value and kind in NUMBERS:
+            np.asarray(value, float)
+        elif value:
+            pydicom.valuerep.validate_value(kind, value, pydicom.config.RAISE)
+        if value and kind in ("DA", "TM"):
+            getattr(pydicom.valuerep, kind)(value)  # no month has 99 days
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return name != "PatientSex" or not value or value in SEXES
+
+
+def _set_thickness(image: pydicom.Dataset, thickness: float) -> None:
+    measures = image
+    if "NumberOfFrames" in image:
+        shared = image.SharedFunctionalGroupsSequence[0]
+        measures = shared.PixelMeasuresSequence[0]
+    measures.SliceThickness = pydicom.valuerep.DS(thickness, auto_format=True)
+    # Often wrong, and not to be trusted beside the positions: it is found from them.
+    if "SpacingBetweenSlices" in measures:
+        del measures.SpacingBetweenSlices
+
+
+def _text(text: str, longest: int = 1024) -> str:
+    """Returns one line that a DICOM string can hold; `longest` counts bytes.
+
+    The standard counts characters, some readers count bytes; a backslash parts values.
+    """
+    line = printable(text.replace("\\", "/"), len(text))
+    return line.encode()[:longest].decode(errors="ignore")

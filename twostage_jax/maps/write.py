@@ -1,0 +1,172 @@
+"""Disease maps as NumPy, NIfTI and CSV files."""
+
+import collections
+import csv
+import importlib.util
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twostage_jax.ct.series import Series
+from twostage_jax.errors import UserError
+from twostage_jax.io import inert
+from twostage_jax.maps.extent import Measure
+
+# A qform that puts corner voxels farther from where they are, in voxels, is not written.
+QFORM_VOXELS = 0.05
+
+COLUMNS = (
+    "patient",
+    "series",
+    "region",
+    "class",
+    "volume_ml",
+    "fraction_of_region",
+    "mean_probability",
+    "region_volume_ml",
+    "fraction_unlike_training",
+    "series_of_patient",
+    "slices",
+    "files_left_out",
+    "step_mm",
+    "lungs",
+    "remarks",
+    "model",
+    "arm",
+    "trained_on",
+    "data_fingerprint",
+    "settings",
+    "notice",
+)
+
+
+def check_installed() -> None:
+    """Raises a UserError if a package is missing that DICOM or NIfTI files need."""
+    missing = [
+        name
+        for name in ("highdicom", "nibabel")
+        if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise UserError(
+            f"maps need {' and '.join(missing)}: pip install 'twostage_jax[dicom]'."
+        )
+
+
+def affine(series: Series) -> np.ndarray:
+    """Returns the matrix `[4, 4]` from (column, row, slice) to mm, as NIfTI has it.
+
+    DICOM's axes point to the patient's left, back and head, NIfTI's to right, front
+    and head. What the series does not say is taken as axial, at the origin, 1 mm thick.
+    The matrix of a series with tilted gantry is sheared.
+    """
+    first, last = series.headers[0], series.headers[-1]
+    row, column = np.reshape(first.orientation or (1, 0, 0, 0, 1, 0), (2, 3))
+    row_mm, column_mm = first.spacing or (1.0, 1.0)
+    through = np.cross(row, column) * (first.thickness or 1.0)
+    if len(series.headers) > 1:
+        # Not always along the normal: a tilted gantry shears the volume.
+        through = np.subtract(last.position, first.position) / (len(series.headers) - 1)
+    matrix = np.eye(4)
+    matrix[:3, 0], matrix[:3, 1] = row * column_mm, column * row_mm
+    matrix[:3, 2], matrix[:3, 3] = through, first.position or (0, 0, 0)
+    return np.diag([-1, -1, 1, 1]) @ matrix
+
+
+def write_numpy(path: Path, **arrays: Any) -> None:
+    """Writes a compressed `.npz` that loads without pickle."""
+    if any(np.asarray(array).dtype == object for array in arrays.values()):
+        raise ValueError("arrays of objects would be pickled")
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def write_nifti(
+    path: Path, volume: np.ndarray, matrix: np.ndarray, text: str, *, scale: float = 1
+) -> None:
+    """Writes `[Z, H, W]` or `[K, Z, H, W]` uint8 as NIfTI, `[W, H, Z]` or `[W, H, Z, K]`.
+
+    A qform holds rotations only (nifti1.h), so a sheared matrix is in the sform alone and
+    the qform has code 0. Readers of the sform, such as nibabel, FSL and `prepare`, place
+    its voxels right; ITK (SimpleITK, ITK-SNAP, 3D Slicer) refuses the file. With a qform it
+    would take that and put the voxels elsewhere.
+
+    Args:
+      path: Ends in `.nii.gz`.
+      volume: What is stored.
+      matrix: See `affine`.
+      text: For the header's description; cut at 79 bytes.
+      scale: What a reader multiplies the stored values by.
+
+    Raises:
+      ImportError: nibabel is not installed.
+    """
+    import nibabel
+
+    # Transposed, C order is the Fortran order that NIfTI stores: nothing is copied.
+    image = nibabel.Nifti1Image(volume.T, matrix)
+    image.header["descrip"] = text.encode("ascii", "replace")[:79]
+    image.header.set_slope_inter(scale, 0)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(matrix, 1)
+    image.set_qform(matrix, 1)
+    ends = [(0, size - 1) for size in image.shape[:3]]
+    corners = np.array([(*corner, 1) for corner in itertools.product(*ends)])
+    away = np.linalg.norm(corners @ (matrix - image.get_qform()).T, axis=1)
+    if away.max() > QFORM_VOXELS * min(image.header.get_zooms()[:3]):
+        image.header["qform_code"] = 0
+    nibabel.save(image, path)
+
+
+def report_rows(
+    measures: Iterable[Measure], common: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """Returns the lines of `report.csv`; `common` has the columns that all share."""
+    return [
+        {
+            "region": m.region,
+            "class": m.class_name,
+            "volume_ml": _number(m.volume_ml, 2),
+            "fraction_of_region": _number(m.fraction, 5),
+            "mean_probability": _number(m.probability, 5),
+            "region_volume_ml": _number(m.region_ml, 2),
+            "fraction_unlike_training": _number(m.unlike, 5),
+            **common,
+        }
+        for m in measures
+    ]
+
+
+def write_report(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Writes `report.csv`, one line a series, region and class.
+
+    `series_of_patient` counts the series of the line's patient in this report. Their
+    volumes are not added up: they mostly show the same lungs again.
+
+    Args:
+      path: The file.
+      rows: Texts by column; what a row lacks is left empty.
+    """
+    series = collections.defaultdict(set)
+    for row in rows:
+        series[row.get("patient")].add(row.get("series"))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for row in rows:
+            count = len(series[row.get("patient")])
+            line = {**row, "series_of_patient": str(count)}
+            writer.writerow({name: inert(text) for name, text in line.items()})
+
+
+def read_report(path: Path) -> list[dict[str, str]]:
+    """Returns the lines that `write_report` wrote."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

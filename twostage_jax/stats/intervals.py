@@ -1,0 +1,561 @@
+"""Variance of scores over the patients of the training sets.
+
+Models of a cross-validation are trained on the same patients, so that neither more seeds
+nor more folds average out what is good or bad about these patients. The variance that
+this adds is estimated from what the design does vary. A linear model is assumed: the
+effect of a training set on the score is the sum of the effects t of its n patients,
+independent, with variance s2 / n. The effects of two training sets then have the
+covariance s2 times the fraction of patients that they share, and their mean over all
+folds and seeds has the variance s2 * n / P, where P is the number of patients.
+
+s2 is estimated by regression of products on their expectation (Haseman & Elston 1972):
+patients who are tested by the same model share the effect of its training set, others
+share less of it. Nadeau & Bengio (2003) correct for the same overlap by a fixed ratio of
+test to training size; here the ratio is that of the linear model, and the variance of
+test patients does not enter it.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+from twostage_jax.stats import paired as additive
+from twostage_jax.stats.metrics import Predictions
+from twostage_jax.stats.paired import Additive, Paired, pair
+
+# Patients count in the regression with this power of their share of the score: large
+# ones are measured more precisely, but differ from each other all the same. By
+# simulation, as is the smallest number of standard errors (without any effect) that the
+# estimate is taken for; see `experiments/coverage.md`.
+SHARE_POWER = 0.25
+LEAST = 0.75
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSets:
+    """Cross-validation whose folds are drawn again for each seed.
+
+    Attributes:
+      folds: `[S, P]` ints in `[0, F)`: the fold in which each patient is tested.
+      trained: Fraction of the patients that a model is trained on, in (0, 1).
+      counted: `[P]` bool: patients who take part in the score.
+      shares: `[Q]`: their shares of the score; they sum to 1.
+    """
+
+    folds: np.ndarray
+    trained: float
+    counted: np.ndarray
+    shares: np.ndarray
+
+    @functools.cached_property
+    def _loadings(self) -> np.ndarray:
+        """`[Q, S, S * F]`: effects on the scores of patients, in units of sqrt(s2).
+
+        Their products over the last axis are covariances of what is left of the scores
+        without the means over seeds of each patient, and over patients of each seed.
+        """
+        seeds, patients = self.folds.shape
+        count = self.folds.max() + 1
+        cells = (self.folds[:, None] != np.arange(count)[:, None]).reshape(-1, patients)
+        size = self.trained * patients
+        # Some of the others are for validation: which ones is not known.
+        kept = min(size / cells.sum(1).mean(), 1.0)
+        overlap = kept**2 * (cells @ cells.T.astype(float)) / size
+        np.fill_diagonal(overlap, kept * cells.sum(1) / size)
+        values, vectors = np.linalg.eigh(overlap)
+        root = vectors * np.sqrt(np.maximum(values, 0))
+        cell = np.arange(seeds)[:, None] * count + self.folds[:, self.counted]
+        loadings = root[cell.T]
+        loadings = loadings - np.einsum("p,psc->sc", self.shares, loadings)
+        return loadings - loadings.mean(1, keepdims=True)
+
+    @functools.cached_property
+    def _design(self) -> tuple[np.ndarray, ...]:
+        """`[Q, Q]` sums over pairs of seeds: see `variance`."""
+        flat = self._loadings.reshape(len(self.shares), -1)
+        squares = np.einsum("psc,psd->pcd", self._loadings, self._loadings)
+        squares = squares.reshape(len(self.shares), -1)
+        # Covariance of centred scores without any effect: a constant variance of cells.
+        noise = (self.shares**2).sum() - self.shares[:, None] - self.shares
+        return squares @ squares.T, flat @ flat.T, noise
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of s2 were there no noise: of patients, and of cells."""
+        seeds, patients = self.folds.shape
+        return 1 / (1 / (patients - 1) + 1 / ((seeds - 1) * self.folds.max()))
+
+    def variance(self, pulls: np.ndarray) -> float:
+        """Returns the variance of the mean score over new training patients.
+
+        Args:
+          pulls: `[Q, S]`, influence of each patient on the score of each seed.
+        """
+        seeds = pulls.shape[1]
+        scores = pulls / self.shares[:, None]
+        scores = scores - scores.mean(1, keepdims=True)
+        weight = self.shares ** (2 * SHARE_POWER)
+        pairs = np.outer(weight, weight)
+        np.fill_diagonal(pairs, 0)  # A patient's own product is full of noise.
+        squares, traces, noise = self._design
+        # Sums over all pairs of patients and seeds of products of three things: the
+        # expectation by the effect, that by noise, and what is observed.
+        both = (pairs * noise * traces).sum()
+        alone = (pairs * noise**2).sum() * (seeds - 1)
+        slope = both / alone
+        pulled = np.einsum("psc,ps->pc", self._loadings, scores)
+        observed = (pairs * (pulled @ pulled.T)).sum()
+        observed -= slope * (pairs * noise * (scores @ scores.T)).sum()
+        expected = (pairs * squares).sum() - slope * both
+        effect = observed / expected
+        # Standard error of the effect if there is none, from the noise of each patient.
+        spread = (scores**2).sum(1) / (seeds - 1)
+        terms = squares - 2 * slope * noise * traces + slope**2 * noise**2 * (seeds - 1)
+        terms = pairs**2 * np.outer(spread, spread) * terms
+        error = np.sqrt(2 * terms.sum()) / expected
+        return float(self.trained * max(effect, LEAST * error))
+
+
+def training_sets(
+    folds: np.ndarray | None,
+    trained: float | None,
+    counted: np.ndarray,
+    shares: np.ndarray,
+) -> TrainingSets | str:
+    """Returns the training sets of a study, or why nothing is known of new ones."""
+    if folds is None:
+        return "all patients are tested by models of the same training set"
+    if len(folds) < 2:
+        return "one seed draws the folds once"
+    if (folds == folds[0]).all():
+        return "the folds are the same for every seed"
+    if trained is None:
+        return "the number of training patients is not known"
+    if not 0 < trained < 1:
+        return "the number of training patients does not fit the folds"
+    return TrainingSets(folds, trained, counted, shares)
+
+
+# Scores of arms in the sample, in hierarchical resamples, and without a patient.
+#
+# The score of an arm is the mean over its seeds of a metric of all test examples. Patients
+# and seeds are crossed: every seed is tested on the same patients. One hierarchical
+# resample draws patients with replacement, then seeds with replacement, the same ones for
+# every arm and size; patients are weights on their sums (see `additive`), so that all
+# resamples are one matrix product.
+
+
+RESAMPLES = 10_000
+# Cells of resampled sums held at once (float64): 64 MiB.
+CHUNK_CELLS = 2**23
+
+
+class Resampler:
+    """One metric of arms: see the top of this file.
+
+    Patients who have no part in the score are excluded.
+
+    Attributes:
+      sample: `[A, S]`, scores of the sample.
+      resampled: `[B, A]`, means over resampled seeds.
+      without: `[P, A, S]`, scores without one patient each.
+      shares: `[P]`, the share of each patient in the score.
+      reason: Why no interval can be given, or ''.
+      largest: The largest possible score.
+    """
+
+    def __init__(self, metric: Additive, resamples: int = RESAMPLES, seed: int = 0):
+        sums, score = metric.sums, metric.score
+        total = sums.sum(2)
+        self.sample = score(total)
+        self.reason, self.largest = metric.reason, metric.largest
+        self._metric, self._training = metric, {}
+        taking_part = metric.shares > 0
+        self.shares = metric.shares[taking_part]
+        if self.reason:
+            return
+        sums = sums[:, :, taking_part]
+        seeds, groups = sums.shape[1:3]
+        # Without the first patient, without the second, ...
+        self.without = np.stack([score(total - sums[:, :, p]) for p in range(groups)])
+        generator = np.random.default_rng(seed)
+        patients = generator.multinomial(groups, np.full(groups, 1 / groups), resamples)
+        drawn = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples)
+        flat = np.moveaxis(sums, 2, 0).reshape(groups, -1)
+        chunk = max(1, CHUNK_CELLS // flat.shape[1])
+        self.resampled = np.concatenate(
+            [
+                np.einsum(
+                    "bas,bs->ba",
+                    score((patients[i : i + chunk] @ flat).reshape(-1, *total.shape)),
+                    drawn[i : i + chunk] / seeds,
+                )
+                for i in range(0, resamples, chunk)
+            ]
+        )
+
+    def training_sets(self, weights: np.ndarray) -> TrainingSets | str:
+        """Returns the training sets behind an `[A]`-weighted score.
+
+        If arms were trained on different numbers of patients, the largest counts: its
+        training sets overlap most. A string says why nothing is known of new patients.
+        """
+        trained = self._metric.trained
+        of_arms = np.nan if trained is None else np.max(trained[weights != 0])
+        key = None if np.isnan(of_arms) else float(of_arms)
+        if key not in self._training:
+            counted = self._metric.shares > 0
+            self._training[key] = training_sets(
+                self._metric.folds, key, counted, self.shares / self.shares.sum()
+            )
+        return self._training[key]
+
+
+# Intervals and tests for scores of arms that share test patients and seeds.
+#
+# They come from the hierarchical bootstrap of `resampling`. Plain percentile intervals
+# are too narrow with few patients of unequal sizes, and too wide where chance in single
+# patches dominates (Owen 2007, "The pigeonhole bootstrap"). So the level is set by a t
+# distribution (Hesterberg 2015, "What teachers should know about the bootstrap"), with a
+# jackknife variance over patients and seeds (MacKinnon et al. 2023, "Cluster-robust
+# inference"; two ways as in Cameron et al. 2011), Satterthwaite's degrees of freedom, and
+# the effective number of patients, given their sizes.
+#
+# There are two readings. For the training patients of the study, the interval is over test
+# patients and seeds. For new training patients, it also holds the variance of
+# `training_sets`; cross-validation with two or more seeds is needed to know it. Without
+# it, only the first reading is available. `experiments/coverage.md` has the coverage of
+# both.
+
+
+LEVEL = 0.95
+# Of the least detectable difference.
+POWER = 0.8
+# Smallest number of resamples in a tail that is read off them.
+MIN_BEYOND = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A score, or a difference of scores, and its 95 % interval.
+
+    Attributes:
+      estimate: The score.
+      low, high: Ends of the interval: for new training patients if `these` is given,
+        else for the training patients of the study. None if there is no interval.
+      reason: Why there is no interval, or ''.
+      these: Ends of the interval for the training patients of the study; None if `low`
+        and `high` are those.
+      detectable: Smallest true difference that such a study finds with power 0.8 (two-
+        sided test at the level of the interval); None for a score.
+    """
+
+    estimate: float
+    low: float | None
+    high: float | None
+    reason: str = ""
+    these: tuple[float, float] | None = None
+    detectable: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference(Interval):
+    """First arm minus second, paired.
+
+    Attributes:
+      first, second: The arms.
+      metric: Name of the score.
+      p_value: Two-sided p-value of no difference, for the reading of `low` and `high`.
+      p_holm: The same, corrected over all pairs (Holm 1979).
+      mcnemar: Exact McNemar p-value of the pooled patches. It takes patches for
+        independent, which those of one patient are not: usually far too small.
+    """
+
+    first: str = ""
+    second: str = ""
+    metric: str = ""
+    p_value: float | None = None
+    p_holm: float | None = None
+    mcnemar: float = 1.0
+
+    def turned(self) -> "Difference":
+        """Returns the same difference, second arm minus first."""
+        return dataclasses.replace(
+            self,
+            first=self.second,
+            second=self.first,
+            estimate=-self.estimate,
+            low=None if self.high is None else -self.high,
+            high=None if self.low is None else -self.low,
+            these=self.these and (-self.these[1], -self.these[0]),
+        )
+
+
+def interval(
+    predictions: Sequence[Predictions],
+    metric: str = "balanced_accuracy",
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Returns the score of one arm, mean over its seeds, and its 95 % interval.
+
+    With one seed the interval holds for that seed: it knows nothing of others.
+
+    Raises:
+      UserError: As `paired.pair`, or the metric is unknown.
+    """
+    of_arm = additive.metric(pair({"arm": predictions}), metric)
+    return score_interval(Resampler(of_arm, resamples, seed), np.ones(1))
+
+
+def class_intervals(
+    paired: Paired, *, resamples: int = RESAMPLES, seed: int = 0
+) -> list[dict[str, list[Interval | None]]]:
+    """Returns, for each class, metric -> the mean over seeds of each arm, and interval.
+
+    The metrics are those of `additive.of_class`. None stands for what some seed of the
+    arm does not define.
+    """
+    found = []
+    for k in range(paired.probabilities.shape[-1]):
+        found.append({})
+        for name, one in additive.of_class(paired, k).items():
+            intervals = score_intervals(Resampler(one, resamples, seed))
+            defined = np.ones(len(intervals)) if one.defined is None else one.defined
+            found[-1][name] = [
+                interval if there else None
+                for interval, there in zip(intervals, defined, strict=True)
+            ]
+    return found
+
+
+def compare(
+    arms: Mapping[str, Sequence[Predictions]],
+    metric: str = "balanced_accuracy",
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Difference]:
+    """Returns the paired difference of every pair of arms, later minus earlier.
+
+    Raises:
+      UserError: As `paired.pair`, or the metric is unknown.
+    """
+    paired = pair(arms)
+    sampler = Resampler(additive.metric(paired, metric), resamples, seed)
+    return differences(paired, sampler, metric)
+
+
+def differences(paired: Paired, sampler: Resampler, metric: str) -> list[Difference]:
+    """Returns what `compare` does, from resamples that are there already."""
+    found = []
+    for second, first in itertools.combinations(range(len(paired.arms)), 2):
+        weights = np.zeros(len(paired.arms))
+        weights[first], weights[second] = 1, -1
+        difference, p_value = difference_interval(sampler, weights)
+        found.append(
+            Difference(
+                **vars(difference),
+                first=paired.arms[first],
+                second=paired.arms[second],
+                metric=metric,
+                p_value=p_value,
+                mcnemar=mcnemar(paired.right[first], paired.right[second]),
+            )
+        )
+    corrected = holm([one.p_value for one in found])
+    return [
+        dataclasses.replace(one, p_holm=p)
+        for one, p in zip(found, corrected, strict=True)
+    ]
+
+
+def score_intervals(sampler: Resampler) -> list[Interval]:
+    """Returns the interval of each arm."""
+    return [score_interval(sampler, one) for one in np.eye(len(sampler.sample))]
+
+
+def score_interval(sampler: Resampler, weights: np.ndarray) -> Interval:
+    """Returns the interval of a mean `[A]`-weighted score.
+
+    On the logit scale of its range, where scores near the ends are less skewed: the t
+    quantile times the larger of the bootstrap and the jackknife standard error.
+    """
+    estimate = float(weights @ sampler.sample.mean(1))
+    if sampler.reason:
+        return Interval(estimate, None, None, sampler.reason)
+    effective = max(1 / (sampler.shares**2).sum(), 2.0)
+    variance, freedom = _variance(sampler, weights, effective)
+    share = estimate / sampler.largest
+    if not variance or not 0 < share < 1:
+        reason = "the score is the same in every patient"
+        return Interval(estimate, None, None, reason)
+
+    def ends(variance: float, freedom: float) -> tuple[float, float]:
+        half = stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance)
+        half = half / sampler.largest / (share * (1 - share))
+        centre = np.log(share / (1 - share))
+        low, high = sampler.largest / (1 + np.exp(-(centre + half * np.array([-1, 1]))))
+        return float(low), float(high)
+
+    variance = max(variance, float((sampler.resampled @ weights).var()))
+    these = ends(variance, freedom)
+    wider = _over_training(sampler, weights, variance, freedom)
+    if wider is None:
+        return Interval(estimate, *these)
+    return Interval(estimate, *ends(*wider), these=these)
+
+
+def difference_interval(
+    sampler: Resampler, weights: np.ndarray
+) -> tuple[Interval, float | None]:
+    """Returns the interval of a `[A]`-weighted contrast, and the p-value of zero.
+
+    For the training patients of the study it is a percentile interval whose level makes
+    it as wide as a t interval with the jackknife variance, were the resamples normal; p
+    is the level at which it just reaches zero. Tails of fewer than `MIN_BEYOND`
+    resamples are taken as normal, but for what the farthest tail that can be read says:
+    an interval is never narrower than that of a lower level, and p never larger than
+    that of an interval without zero. For new training patients it is a t interval, never
+    narrower than the other.
+    """
+    estimate = float(weights @ sampler.sample.mean(1))
+    if sampler.reason:
+        return Interval(estimate, None, None, sampler.reason), None
+    variance, freedom = _variance(sampler, weights, patients_of_contrast(sampler))
+    resampled = sampler.resampled @ weights
+    spread = resampled.std()
+    if not variance or not spread:
+        reason = "the difference is the same in every patient"
+        return Interval(estimate, None, None, reason), 1.0 if not estimate else None
+    error = np.sqrt(variance)
+    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
+    tail = stats.norm.cdf(-half / spread)
+    farthest = min(MIN_BEYOND / len(resampled), 0.5)
+    read = max(tail, farthest)
+    low, high = (float(x) for x in np.quantile(resampled, [read, 1 - read]))
+    if tail < farthest:
+        low, high = min(low, estimate - half), max(high, estimate + half)
+    beyond = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    share = np.clip(beyond / len(resampled), farthest, 0.5)
+    reach = -stats.norm.ppf(share) * spread / error
+    if beyond < MIN_BEYOND:
+        reach = max(reach, abs(estimate) / error)
+    p_value = float(2 * stats.t.sf(reach, freedom))
+    wider = _over_training(sampler, weights, variance, freedom)
+    if wider is None:
+        found = _detectable(variance, freedom)
+        return Interval(estimate, low, high, detectable=found), p_value
+    error, freedom = np.sqrt(wider[0]), wider[1]
+    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
+    p_value = max(p_value, float(2 * stats.t.sf(abs(estimate) / error, freedom)))
+    return Interval(
+        estimate,
+        min(low, estimate - half),
+        max(high, estimate + half),
+        these=(low, high),
+        detectable=_detectable(*wider),
+    ), p_value
+
+
+def widening(sampler: Resampler, weights: np.ndarray) -> float:
+    """Returns the factor, 1 or more, by which new training patients widen an interval.
+
+    1 if the study does not tell how much they matter.
+    """
+    variance, freedom = _variance(sampler, weights, patients_of_contrast(sampler))
+    wider = _over_training(sampler, weights, variance, freedom) if variance else None
+    if wider is None:
+        return 1.0
+    reach = stats.t.ppf((1 + LEVEL) / 2, [wider[1], freedom])
+    return float(max(reach[0] / reach[1] * np.sqrt(wider[0] / variance), 1.0))
+
+
+def _detectable(variance: float, freedom: float) -> float:
+    """Returns the true difference that a t test finds with `POWER`, to first order."""
+    quantiles = stats.t.ppf([(1 + LEVEL) / 2, POWER], freedom)
+    return float(quantiles.sum() * np.sqrt(variance))
+
+
+def _over_training(
+    sampler: Resampler, weights: np.ndarray, variance: float, freedom: float
+) -> tuple[float, float] | None:
+    """Returns variance and degrees of freedom over new training patients, too.
+
+    None if the study does not tell how much they matter.
+    """
+    sets = sampler.training_sets(weights)
+    if isinstance(sets, str):
+        return None
+    more = sets.variance(_pulls(sampler, weights))
+    whole = variance + more
+    return whole, whole**2 / (variance**2 / freedom + more**2 / sets.freedom)
+
+
+def patients_of_contrast(sampler: Resampler) -> float:
+    """Returns the effective number of patients of equal size for a difference of arms.
+
+    What patients have in common cancels in a difference. What is left is partly chance
+    in single patches, which large patients even out: they weigh less than their size
+    says. Half-way is what the simulation bears out.
+    """
+    return (max(1 / (sampler.shares**2).sum(), 2.0) + len(sampler.shares)) / 2
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
+    """Returns the exact two-sided McNemar p-value of two `[...]` bool arrays."""
+    gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
+    if not gained + lost:
+        return 1.0
+    return float(stats.binomtest(gained, gained + lost).pvalue)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Returns p-values corrected by Holm's step-down method (1979); None stays None."""
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[i] = largest
+    return corrected
+
+
+def _pulls(sampler: Resampler, weights: np.ndarray) -> np.ndarray:
+    """Returns `[P, S]`: change of a weighted score of each seed without a patient."""
+    return np.einsum("pas,a->ps", sampler.without, weights) - weights @ sampler.sample
+
+
+def _variance(
+    sampler: Resampler, weights: np.ndarray, effective: float
+) -> tuple[float, float]:
+    """Returns the jackknife variance of a weighted score and its degrees of freedom.
+
+    Args:
+      sampler, weights: The score.
+      effective: Effective number of patients of equal size.
+    """
+    sample = weights @ sampler.sample  # [S]
+    pulls = _pulls(sampler, weights)
+    groups, seeds = pulls.shape
+    pulls = pulls * np.sqrt((groups - 1) / groups)
+    by_group = pulls.mean(1)
+    patients = float(((by_group - by_group.mean()) ** 2).sum())
+    freedom = patients**2 / (effective - 1)
+    variance = patients
+    if seeds > 1:
+        between = float(sample.var(ddof=1)) / seeds
+        # What is left without effects of patients and seeds is in both of them.
+        rest = pulls - by_group[:, None] - pulls.mean(0) + pulls.mean()
+        both = float((rest**2).sum()) / (seeds * (seeds - 1))
+        variance = max(patients + between - both, patients, between)
+        freedom += between**2 / (seeds - 1)
+    # Rounding alone is no variance.
+    if variance < 1e-20:
+        return 0.0, 1.0
+    return variance, max(variance**2 / freedom, 1.0)

@@ -1,0 +1,273 @@
+"""How the score of each arm depends on the size of the target training set.
+
+Everything is computed from the resamples of `resampling`, which are the same for all
+arms and sizes: areas and matching sizes carry the pairing.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+from twostage_jax.errors import UserError
+from twostage_jax.stats import paired
+from twostage_jax.stats.intervals import (
+    LEVEL,
+    RESAMPLES,
+    Interval,
+    Resampler,
+    difference_interval,
+    patients_of_contrast,
+    score_interval,
+    widening,
+)
+from twostage_jax.stats.metrics import Predictions
+from twostage_jax.stats.paired import pair
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """Number of patches that the baseline needs to score as well as the arm at `n`.
+
+    Attributes:
+      n: Size at which the arm is matched.
+      value, low, high: The number and its 95 % interval: `inf` for more than the
+        largest size studied, 0 for no more than the smallest; low and high are None
+        where there is no interval.
+      text: The same in words, 'more than 2,400 (640 to more than 2,400)'.
+    """
+
+    n: float
+    value: float
+    low: float | None
+    high: float | None
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SizeStudy:
+    """Scores against size.
+
+    Attributes:
+      n: Sizes, ascending.
+      scores: Arm -> an interval at each size.
+      areas: Arm -> area under its curve (see `area_under_curve`).
+      area_gains: Arm -> its area minus that of the baseline, and the p-value.
+      trends: Arm -> its gain over the baseline at the smallest size minus that at the
+        largest, and the p-value.
+      matches: Arm -> size at which the baseline matches it, at each size.
+    """
+
+    n: tuple[float, ...]
+    scores: dict[str, list[Interval]]
+    areas: dict[str, Interval]
+    area_gains: dict[str, tuple[Interval, float | None]]
+    trends: dict[str, tuple[Interval, float | None]]
+    matches: dict[str, list[Match]]
+
+
+def area_under_curve(n: Sequence[float], score: np.ndarray) -> np.ndarray:
+    """Returns the area under scores `[..., F]` over log n, as a mean score.
+
+    Trapezoids over the logarithm of the size, divided by its range: a constant score c
+    gives c.
+
+    Raises:
+      UserError: Fewer than two sizes, or sizes that do not ascend from above 0.
+    """
+    return np.asarray(score) @ _area_weights(n)
+
+
+def patches_to_match(
+    scratch: np.ndarray, other: np.ndarray, n: Sequence[float]
+) -> np.ndarray:
+    """Returns how many patches `scratch` needs to score as `other` does at each size.
+
+    The curve of `scratch` is first made monotone (isotonic least squares: more patches
+    do not harm), then interpolated linearly in log n. Nothing is extrapolated.
+
+    Args:
+      scratch, other: Scores `[..., F]` at the sizes `n`.
+      n: F ascending sizes.
+
+    Returns:
+      `[..., F]`: `inf` for more than the largest size, 0 for no more than the smallest.
+
+    Raises:
+      UserError: As `area_under_curve`.
+    """
+    logs = np.log(_ascending(n))
+    curve, goal = np.broadcast_arrays(_isotonic(np.asarray(scratch, float)), other)
+    found = np.full(goal.shape, np.inf)
+    for j in range(len(logs) - 2, -1, -1):
+        low, high = curve[..., j, None], curve[..., j + 1, None]
+        rise = np.where(high > low, high - low, 1)
+        share = np.clip((goal - low) / rise, 0, 1)
+        at = logs[j] + share * (logs[j + 1] - logs[j])
+        found = np.where((goal <= high) & (goal > low), np.exp(at), found)
+    return np.where(goal <= curve[..., :1], 0.0, found)
+
+
+def size_study(
+    arms: Mapping[str, Mapping[float, Sequence[Predictions]]],
+    metric: str = "balanced_accuracy",
+    *,
+    baseline: str = "scratch",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> SizeStudy:
+    """Returns the size study of arms, all against the baseline.
+
+    Args:
+      arms: Arm -> size (number of target training patches) -> predictions of its seeds.
+      metric: A key of `additive.METRICS`.
+      baseline: The arm that the others are compared with.
+      resamples, seed: Number of resamples of the bootstrap, and its seed.
+
+    Raises:
+      UserError: Arms of different sizes, no baseline, fewer than two sizes, or
+        predictions that cannot be paired.
+    """
+    if baseline not in arms:
+        raise UserError(
+            f"The size study needs arm '{baseline}' to compare with.", where=baseline
+        )
+    n = tuple(sorted(arms[baseline]))
+    _ascending(n)
+    for arm, by_size in arms.items():
+        if set(by_size) != set(n):
+            raise UserError(
+                f"Arm '{arm}' was trained on {sorted(by_size)} patches, '{baseline}' "
+                f"on {list(n)}: the sizes must be the same. Run what is missing.",
+                where=arm,
+            )
+    flat = {f"{arm}, n={size:g}": arms[arm][size] for arm in arms for size in n}
+    sampler = Resampler(paired.metric(pair(flat), metric), resamples, seed)
+    weights = np.eye(len(flat)).reshape(len(arms), len(n), -1)
+    over_sizes = np.einsum("f,afi->ai", _area_weights(n), weights)
+    names = list(arms)
+    base = names.index(baseline)
+    others = [place for place in range(len(names)) if place != base]
+    return SizeStudy(
+        n,
+        {
+            arm: [score_interval(sampler, one) for one in weights[a]]
+            for a, arm in enumerate(names)
+        },
+        {arm: score_interval(sampler, over_sizes[a]) for a, arm in enumerate(names)},
+        {
+            names[a]: difference_interval(sampler, over_sizes[a] - over_sizes[base])
+            for a in others
+        },
+        {
+            names[a]: difference_interval(
+                sampler,
+                (weights[a] - weights[base])[0] - (weights[a] - weights[base])[-1],
+            )
+            for a in others
+        },
+        {names[a]: matches(sampler, n, base, a) for a in others},
+    )
+
+
+def describe_size(value: float, n: Sequence[float]) -> str:
+    """Returns a matching size in words: never beyond the sizes studied."""
+    if math.isinf(value):
+        return f"more than {max(n):,.0f}"
+    return f"{value:,.0f}" if value else f"no more than {min(n):,.0f}"
+
+
+def matches(sampler: Resampler, n: Sequence[float], base: int, arm: int) -> list[Match]:
+    """Returns the sizes at which arm `base` matches arm `arm` at each size.
+
+    The number is not a smooth function of the scores, so the intervals are percentile
+    intervals. Their level is that which would make the percentile interval of a mean
+    over so many patients as wide as its t interval (Hesterberg 2015, "expanded
+    percentile"): plain ones cover far too little with few patients. For new training
+    patients they reach farther by the factor by which the interval of the difference at
+    that size is wider.
+
+    Args:
+      sampler: Of scores whose arms are (arm, size), sizes fastest.
+      n: The sizes.
+      base, arm: Positions of the arms.
+    """
+
+    def curve(scores: np.ndarray, place: int) -> np.ndarray:
+        return scores[..., place * len(n) : (place + 1) * len(n)]
+
+    sample = sampler.sample.mean(1)
+    values = patches_to_match(curve(sample, base), curve(sample, arm), n)
+    if sampler.reason:
+        return [
+            Match(size, float(value), None, None, describe_size(value, n))
+            for size, value in zip(n, values, strict=True)
+        ]
+    resampled = patches_to_match(
+        curve(sampler.resampled, base), curve(sampler.resampled, arm), n
+    )
+    patients, freedom = len(sampler.shares), patients_of_contrast(sampler) - 1
+    reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(patients / (patients - 1))
+    ends = []
+    for j in range(len(n)):
+        contrast = np.zeros(len(sampler.sample))
+        contrast[[arm * len(n) + j, base * len(n) + j]] = 1, -1
+        far = reach * widening(sampler, contrast)
+        # A quantile that is one of the values: between a number and infinity is neither.
+        tails = stats.norm.cdf([-far, far])
+        ends.append(np.quantile(resampled[:, j], tails, method="inverted_cdf"))
+    return [
+        Match(
+            size,
+            float(value),
+            float(a),
+            float(b),
+            f"{describe_size(value, n)} ({describe_size(a, n)} to "
+            f"{describe_size(b, n)})",
+        )
+        for size, value, (a, b) in zip(n, values, ends, strict=True)
+    ]
+
+
+def _ascending(n: Sequence[float]) -> np.ndarray:
+    sizes = np.asarray(n, float)
+    if len(sizes) < 2 or sizes[0] <= 0 or (np.diff(sizes) <= 0).any():
+        raise UserError(
+            f"Sizes {list(n)}: the size study needs two or more different sizes above "
+            "0, ascending. Add fractions to config.study.fractions."
+        )
+    return sizes
+
+
+def _area_weights(n: Sequence[float]) -> np.ndarray:
+    steps = np.diff(np.log(_ascending(n)))
+    edges = np.concatenate([[0.0], steps, [0.0]])
+    return (edges[:-1] + edges[1:]) / 2 / steps.sum()
+
+
+def _isotonic(curve: np.ndarray) -> np.ndarray:
+    """Returns the closest non-decreasing curves to `[..., F]`, in least squares.
+
+    The max-min formula (Robertson et al. 1988): the largest over starts, of the
+    smallest over ends, of the mean between.
+    """
+    size = curve.shape[-1]
+    sums = np.concatenate([np.zeros((*curve.shape[:-1], 1)), curve.cumsum(-1)], -1)
+    fitted = np.empty_like(curve)
+    for i in range(size):
+        fitted[..., i] = np.max(
+            [
+                np.min(
+                    [
+                        (sums[..., b + 1] - sums[..., a]) / (b + 1 - a)
+                        for b in range(i, size)
+                    ],
+                    axis=0,
+                )
+                for a in range(i + 1)
+            ],
+            axis=0,
+        )
+    return fitted

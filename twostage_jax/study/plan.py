@@ -1,0 +1,477 @@
+"""What a stage run is: its place in the study, and what determines its result."""
+
+import dataclasses
+import logging
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from twostage_jax import models
+from twostage_jax import transfer as transfers
+from twostage_jax.config import (
+    TARGET,
+    Config,
+    StageConfig,
+    TrainConfig,
+    TransferConfig,
+    as_json,
+    grid,
+    with_values,
+)
+from twostage_jax.data import sources
+from twostage_jax.data.dataset import Dataset, digest
+from twostage_jax.data.splits import Splits, copies, split, subset
+from twostage_jax.errors import UserError, did_you_mean
+from twostage_jax.train import checkpoint, loop, optim, steps
+from twostage_jax.train.parallel import alone
+
+# Bump when the code changes what the same settings give.
+RESULT_VERSION = 3
+# The same for the way in which folds are drawn.
+FOLDS_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRun:
+    """One node of the tree of stage runs.
+
+    Attributes:
+      stage: Name of its settings in `config.stages`.
+      seed, fraction, fold: Its place in the study; source stages have fraction 1 and
+        fold 0.
+      tuned: (setting, value) pairs of the tuning grid that it tries.
+      parent: The stage run before it, or None if it starts from random parameters.
+      hash: Digest of everything that determines its result.
+    """
+
+    stage: str
+    seed: int
+    fraction: float
+    fold: int
+    tuned: tuple[tuple[str, Any], ...]
+    parent: "StageRun | None"
+    hash: str
+
+    @property
+    def folder_name(self) -> str:
+        return f"{self.stage}-{self.hash[:12]}"
+
+    @property
+    def chain(self) -> list["StageRun"]:
+        """This stage run and those before it, first one first."""
+        return [*(self.parent.chain if self.parent else []), self]
+
+    def settings(self, config: Config) -> StageConfig:
+        """Returns the settings of its stage, with its own place in the grid."""
+        return with_values(config.stages[self.stage], self.tuned)
+
+    def __str__(self) -> str:
+        place = [f"seed {self.seed}"]
+        if self.fraction != 1:
+            place.append(f"fraction {self.fraction:g}")
+        if self.fold:
+            place.append(f"fold {self.fold}")
+        place += [f"{path.rsplit('.', 1)[-1]} {value}" for path, value in self.tuned]
+        return f"{' > '.join(run.stage for run in self.chain)} ({', '.join(place)})"
+
+
+def identify(
+    config: Config,
+    dataset: Dataset,
+    stage: str,
+    *,
+    seed: int,
+    fraction: float = 1.0,
+    fold: int = 0,
+    tuned: tuple[tuple[str, Any], ...] = (),
+    parent: StageRun | None = None,
+) -> StageRun:
+    """Returns the stage run of these settings, named by what determines its result."""
+    run = StageRun(stage, seed, fraction, fold, tuned, parent, "")
+    settings = as_json(run.settings(config))
+    # How often a state is saved, and where files lie, change no result; neither do
+    # rules of a transfer that does not take place.
+    del settings["train"]["save_every"]
+    del settings["data"]["options"]
+    if parent is None:
+        del settings["transfer"]
+    identity = digest(
+        RESULT_VERSION,
+        settings,
+        as_json(config.model),
+        dataset.fingerprint,
+        place_of(config, run),
+        parent.hash if parent else "",
+    )
+    return dataclasses.replace(run, hash=identity)
+
+
+def place_of(config: Config, run: StageRun) -> tuple[Any, ...]:
+    """Returns what determines the seed and the examples of a stage run."""
+    study = config.study
+    place: tuple[Any, ...] = (run.seed, study.split_seed)
+    if run.stage == TARGET:
+        drawn = study.draw if run.fraction < 1 else ""
+        place += (run.fraction, run.fold, study.folds, drawn)
+        place += (_split_seed(config, run),)
+        if study.folds:
+            place += (FOLDS_VERSION,)
+    return place
+
+
+def keys(seed: int, stage: str) -> tuple[jax.Array, jax.Array]:
+    """Returns the keys of a stage run: of its initial variables, and of its training."""
+    return tuple(
+        jax.random.split(jax.random.fold_in(jax.random.key(seed), code(stage)))
+    )
+
+
+def code(stage: str) -> int:
+    """Returns a number for a stage's name, the same in every process."""
+    return zlib.crc32(stage.encode())
+
+
+def split_of(config: Config, dataset: Dataset, run: StageRun) -> Splits:
+    """Returns the examples that a stage run trains, validates and tests on.
+
+    Folds are drawn anew for each seed, so that what is good or bad about a training set
+    differs from seed to seed, as intervals over seeds expect; see
+    `experiments/coverage.md`.
+
+    Raises:
+      UserError: As `data.splits.split` and `data.subsets.subset`.
+    """
+    data, study = config.stages[run.stage].data, config.study
+    splits = split(
+        dataset,
+        seed=_split_seed(config, run),
+        validation=data.validation,
+        test=data.test,
+        folds=study.folds if run.stage == TARGET else 0,
+        fold=run.fold,
+    )
+    if run.fraction == 1:
+        return splits
+    train = subset(dataset, splits.train, run.fraction, seed=run.seed, by=study.draw)
+    return dataclasses.replace(splits, train=train)
+
+
+def _split_seed(config: Config, run: StageRun) -> int:
+    study = config.study
+    if run.stage != TARGET or not study.folds:
+        return study.split_seed
+    mixed = np.random.SeedSequence((study.split_seed, run.seed))
+    return int(mixed.generate_state(1)[0])
+
+
+# The tree of stage runs that a study needs, and every check that needs no training.
+
+
+PyTree = Any
+
+log = logging.getLogger(__name__)
+
+
+class Row(NamedTuple):
+    """One row of the results: an arm at a seed, a fraction and a fold.
+
+    Attributes:
+      arm, seed, fraction, fold: Its place in the study.
+      candidates: The target stage runs, which know their ancestors: one for each place
+        of the tuning grid, or one.
+    """
+
+    arm: str
+    seed: int
+    fraction: float
+    fold: int
+    candidates: tuple[StageRun, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-seed{self.seed}-fraction{self.fraction:g}-fold{self.fold}"
+
+
+def check(config: Config) -> None:
+    """Raises a UserError for settings that cannot work, before any data is read."""
+    width(config)
+    try:
+        steps.build_model(config.model, 2, None)
+    except UserError as error:
+        raise UserError(f"config.{error}") from None
+    for name, stage in config.stages.items():
+        path = f"config.stages.{name}"
+        sources.check(stage.data, f"{path}.data")
+        for tuned in grid(config.study) if name == TARGET else [()]:
+            _check_train(with_values(stage, tuned).train, f"{path}.train")
+        windows = len(stage.data.window) // 2
+        if windows not in (1, config.model.channels):
+            raise UserError(
+                f"{path}.data.window holds {windows} windows, but config.model.channels "
+                f"is {config.model.channels}."
+            )
+
+
+def _check_train(train: TrainConfig, path: str) -> None:
+    if alone().whole(train.batch_size) != train.batch_size:
+        raise UserError(
+            f"{path}.batch_size is {train.batch_size}: it must be divisible by the "
+            f"{jax.device_count()} devices."
+        )
+    if loop.chunk_length(train) == 1 and train.steps > loop.MAX_CHUNK:
+        raise UserError(
+            f"{path}: steps ({train.steps}) and eval_every ({train.eval_every}) have no "
+            f"common divisor up to {loop.MAX_CHUNK}, so every step would wait for the "
+            "host: choose round numbers."
+        )
+
+
+def rows(config: Config, datasets: Mapping[str, Dataset]) -> list[Row]:
+    """Returns the rows of the study, in order of seed, fraction, fold and arm."""
+    study = config.study
+    folds = range(max(study.folds, 1))
+    fractions = sorted(study.fractions, reverse=True)
+    return [
+        row(config, datasets, arm, seed, fraction, fold)
+        for seed in study.seeds
+        for fraction in fractions
+        for fold in folds
+        for arm in config.arms
+    ]
+
+
+def row(
+    config: Config,
+    datasets: Mapping[str, Dataset],
+    arm: str,
+    seed: int,
+    fraction: float,
+    fold: int,
+) -> Row:
+    """Returns the row of an arm at a place of the study."""
+    parent = None
+    for stage in config.arms[arm][:-1]:
+        parent = identify(config, datasets[stage], stage, seed=seed, parent=parent)
+    candidates = tuple(
+        identify(
+            config,
+            datasets[TARGET],
+            TARGET,
+            seed=seed,
+            fraction=fraction,
+            fold=fold,
+            tuned=tuned,
+            parent=parent,
+        )
+        for tuned in grid(config.study)
+    )
+    return Row(arm, seed, fraction, fold, candidates)
+
+
+def stage_runs(rows: list[Row]) -> list[StageRun]:
+    """Returns the stage runs behind the rows, each once, ancestors first."""
+    chains = (run.chain for row in rows for run in row.candidates)
+    return list({run.hash: run for chain in chains for run in chain}.values())
+
+
+def groups(config: Config, runs: list[StageRun], width: int) -> list[list[StageRun]]:
+    """Returns the stage runs in the order in which to train them, alike ones together.
+
+    It depends on the plan alone, not on what is done: a run that is resumed has the
+    same neighbours again.
+
+    Args:
+      config: The settings.
+      runs: Ancestors first.
+      width: Places side by side; see `chunks`.
+    """
+    waiting: dict[Any, list[StageRun]] = {}
+    for run in runs:
+        # What L2-SP pulls back is part of the program.
+        pulled = run.parent and run.settings(config).optim.l2_sp
+        key = run.stage, run.tuned, run.parent.stage if pulled else None
+        waiting.setdefault(key, []).append(run)
+    ordered: list[list[StageRun]] = []
+    trained: set[str] = set()
+    while waiting:
+        ready = {
+            key: [r for r in alike if not r.parent or r.parent.hash in trained]
+            for key, alike in waiting.items()
+        }
+        # Rather those of which none waits any longer: all of them fit side by side.
+        key = next(
+            (key for key in ready if ready[key] == waiting[key]),
+            next(key for key in ready if ready[key]),
+        )
+        ordered += chunks(ready[key], width)
+        trained |= {run.hash for run in ready[key]}
+        waiting[key] = [run for run in waiting[key] if run.hash not in trained]
+        if not waiting[key]:
+            del waiting[key]
+    return ordered
+
+
+def chunks(runs: list[StageRun], width: int) -> list[list[StageRun]]:
+    """Returns runs in groups of `width`; of too few for a group, each by itself.
+
+    Accelerators that are left free are worth more than those that share a run: there a
+    group fills more than half of the places.
+    """
+    parts = [runs[i : i + width] for i in range(0, len(runs), width)]
+    least = 2 if jax.default_backend() == "cpu" else width // 2 + 1
+    if parts and len(parts[-1]) < least:
+        parts[-1:] = [[run] for run in parts[-1]]
+    return parts
+
+
+def width(config: Config) -> int:
+    """Returns the number of stage runs to train side by side.
+
+    Raises:
+      UserError: There are several processes.
+    """
+    wanted = config.study.side_by_side
+    if jax.process_count() == 1:
+        return wanted or jax.local_device_count()
+    if wanted > 1:
+        raise UserError(
+            f"config.study.side_by_side is {wanted}: several processes train one stage "
+            "run after the other; give 0 or 1."
+        )
+    return 1
+
+
+def check_data(
+    config: Config, datasets: Mapping[str, Dataset], rows: list[Row]
+) -> None:
+    """Raises a UserError for data that cannot be split, or an impossible transfer.
+
+    Warns of test images that training has seen.
+    """
+    splits = {}
+    for run in stage_runs(rows):
+        place = (run.stage, run.fraction, run.fold, run.seed)
+        if place not in splits:
+            try:
+                splits[place] = split_of(config, datasets[run.stage], run)
+            except UserError as error:
+                raise UserError(f"config.stages.{run.stage}.data: {error}") from None
+    warned, seen = set(), set()
+    # Seeds share splits, and smaller fractions are parts of the largest, which is first.
+    for (stage, *_), one in splits.items():
+        place = stage, one.test.tobytes()
+        if stage in warned or place in seen:
+            continue
+        seen.add(place)
+        if line := copies(datasets[stage], one):
+            warned.add(stage)
+            log.warning(line)
+    edges = {
+        (chain[i - 1] if i else None, stage): None
+        for chain in config.arms.values()
+        for i, stage in enumerate(chain)
+    }
+    for before, stage in edges:
+        variables = fresh_variables(config, datasets[stage].num_classes)
+        source = before and fresh_variables(config, datasets[before].num_classes)
+        for tuned in grid(config.study) if stage == TARGET else [()]:
+            settings = with_values(config.stages[stage], tuned)
+            path = f"config.stages.{stage}"
+            optim.check_patterns(settings.optim, variables, f"{path}.optim")
+            if before:
+                planned_transfer(settings.transfer, path, source, variables)
+
+
+def planned_transfer(
+    settings: TransferConfig, path: str, source: PyTree, target: PyTree
+) -> transfers.TransferReport:
+    """Returns the report of a transfer.
+
+    Raises:
+      UserError: The rules do not fit; names every violation, and `path`, the stage's.
+    """
+    rules = transfers.rules_for(settings.reinitialise, settings.rules)
+    try:
+        return transfers.transfer(source, target, rules)[1]
+    except UserError as error:
+        raise UserError(f"{path}.transfer: {error}") from None
+
+
+def fresh_variables(config: Config, num_classes: int) -> PyTree:
+    """Returns zeros of the shapes that the network's variables will have."""
+    module = steps.build_model(config.model, num_classes, None)
+    size, channels = config.model.image_size, config.model.channels
+    images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    try:
+        shapes = jax.eval_shape(
+            lambda key, x: module.init(key, x, train=False), jax.random.key(0), images
+        )
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise UserError(
+            f"config.model: '{config.model.name}' cannot take images of {size} pixels "
+            f"({error})."
+        ) from error
+    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), dict(shapes))
+
+
+def tree(config: Config) -> str:
+    """Returns the arms, and the table of each planned transfer."""
+    lines = [f"{arm}: {' > '.join(chain)}" for arm, chain in config.arms.items()]
+    hand_overs = {
+        pair: None
+        for chain in config.arms.values()
+        for pair in zip(chain, chain[1:], strict=False)
+    }
+    classes = {
+        name: num_classes(config, name)
+        for chain in config.arms.values()
+        for name in chain
+    }
+    for before, after in hand_overs:
+        report = planned_transfer(
+            config.stages[after].transfer,
+            f"config.stages.{after}",
+            _initialised(config, classes[before]),
+            _initialised(config, classes[after]),
+        )
+        lines += ["", f"{before} > {after}", report.table()]
+    return "\n".join(lines)
+
+
+def transfer_from(config: Config, path: Path, stage: str) -> str:
+    """Returns the table of the transfer of a source's variables into `stage`.
+
+    Args:
+      config: The settings.
+      path: The source; see `checkpoint.load_source`.
+      stage: Name of the stage.
+    """
+    if stage not in config.stages:
+        raise UserError(
+            f"--stage: unknown stage '{stage}'.{did_you_mean(stage, config.stages)}",
+            where="--stage",
+        )
+    source, place = checkpoint.load_source(path)
+    target = _initialised(config, num_classes(config, stage))
+    settings = config.stages[stage].transfer
+    report = planned_transfer(settings, f"config.stages.{stage}", source, target)
+    return f"Parameters of {place}\n{report.table()}" if place else report.table()
+
+
+def num_classes(config: Config, stage: str) -> int:
+    """Returns the number of classes of a stage's data; prepares nothing."""
+    data = config.stages[stage].data
+    return len(sources.recipe(data, config.model).class_names)
+
+
+def _initialised(config: Config, classes: int) -> dict:
+    module = steps.build_model(config.model, classes, None)
+    variables = models.init(
+        module, jax.random.key(0), config.model.image_size, config.model.channels
+    )
+    return jax.tree.map(np.asarray, variables)

@@ -1,0 +1,338 @@
+"""Examples to look at: some of each class, and the worst mistakes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twostage_jax import io
+from twostage_jax.config import TARGET, Config, as_json
+from twostage_jax.data.dataset import Dataset, digest
+from twostage_jax.report import figures, folds, montages, tables
+from twostage_jax.stats import metrics
+from twostage_jax.study import baselines, plan
+from twostage_jax.study.plan import Row, StageRun
+from twostage_jax.study.stage import Materials, is_done, read_lineage
+
+PER_CLASS = 8
+MISTAKES = 12
+
+
+def of_each_class(
+    dataset: Dataset, window: tuple[float, ...], per_class: int = PER_CLASS
+) -> dict[str, np.ndarray]:
+    """Returns examples of each class, spread evenly over the data set.
+
+    Returns:
+      'images' `[N, H, W, C]` uint8 (see `shown`), 'labels' `[N]`, 'class_names' `[K]`.
+    """
+    chosen = []
+    for label in range(dataset.num_classes):
+        own = np.flatnonzero(dataset.labels == label)
+        places = np.linspace(0, len(own) - 1, min(len(own), per_class)).astype(int)
+        chosen.append(own[places])
+    indices = np.concatenate(chosen)
+    return {
+        "images": shown(dataset.images[indices], window),
+        "labels": dataset.labels[indices],
+        "class_names": np.array(dataset.class_names),
+    }
+
+
+def worst_mistakes(
+    dataset: Dataset,
+    window: tuple[float, ...],
+    predictions: Mapping[str, tuple[str, Path]],
+    count: int = MISTAKES,
+) -> dict[str, np.ndarray]:
+    """Returns the test examples that each arm gets wrong with most confidence.
+
+    An arm's probabilities are the mean over all predictions of the example, whatever
+    the seed.
+
+    Args:
+      dataset: With the images.
+      window: In HU, for images in HU.
+      predictions: Name -> (arm, file written by `lineage.save_predictions`).
+      count: Mistakes an arm, at most.
+
+    Returns:
+      'arm', 'ids', 'groups', 'labels' `[M]`, 'probabilities' `[M, K]`, 'images'
+      `[M, H, W, C]` uint8, 'class_names' `[K]`; worst first within each arm.
+    """
+    place_of = {name: i for i, name in enumerate(dataset.ids)}
+    sums: dict[str, np.ndarray] = {}
+    counts: dict[str, np.ndarray] = {}
+    for arm, path in predictions.values():
+        saved = np.load(path)
+        places = np.array([place_of[name] for name in saved["ids"]])
+        shape = len(dataset), dataset.num_classes
+        np.add.at(sums.setdefault(arm, np.zeros(shape)), places, saved["probabilities"])
+        np.add.at(counts.setdefault(arm, np.zeros(len(dataset))), places, 1)
+    arms, indices, probabilities = [], [], []
+    for arm, total in sums.items():
+        tested = np.flatnonzero(counts[arm])
+        mean = total[tested] / counts[arm][tested, None]
+        right = mean[np.arange(len(tested)), dataset.labels[tested]]
+        wrong = np.flatnonzero(mean.argmax(1) != dataset.labels[tested])
+        worst = wrong[np.argsort(right[wrong], kind="stable")][:count]
+        arms += [arm] * len(worst)
+        indices.append(tested[worst])
+        probabilities.append(mean[worst])
+    chosen = np.concatenate(indices)
+    groups = dataset.groups
+    return {
+        "arm": np.array(arms, str),
+        "ids": dataset.ids[chosen].astype(str),
+        "groups": np.full(len(chosen), "")
+        if groups is None
+        else groups[chosen].astype(str),
+        "labels": dataset.labels[chosen],
+        "probabilities": np.concatenate(probabilities),
+        "images": shown(dataset.images[chosen], window),
+        "class_names": np.array(dataset.class_names),
+    }
+
+
+def shown(images: np.ndarray, window: tuple[float, ...]) -> np.ndarray:
+    """Returns images as uint8 `[N, H, W, C]`: HU through the (first) window."""
+    if images.dtype == np.uint8:
+        return images
+    unit = images.astype(np.float32)
+    if images.dtype == np.int16:
+        unit = (unit - (window[0] - window[1] / 2)) / window[1]
+    return np.round(255 * np.clip(unit, 0, 1)).astype(np.uint8)
+
+
+def save(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays as compressed NumPy, replacing what is there."""
+    with io.replacing(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
+
+
+# From finished stage runs to `results.json`, the tables and the figures.
+
+
+SCHEMA = 1
+REPORT = Path("report") / "report.html"
+
+
+def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
+    """Writes and returns the results of all finished rows in the workdir.
+
+    Rows of other seeds that earlier runs, or runs on other machines, put into the same
+    workdir with otherwise equal settings are part of the results: they have a say in the
+    tuning, too, and are written again if that makes another choice for them.
+    """
+    workdir, config = materials.workdir, materials.config
+    protocol = digest(_protocol(config))
+    every, kept = _every_row(materials, rows, protocol)
+    chosen = chosen_runs(materials, every)
+    found = [_write_row(materials, row, chosen[row.name], protocol) for row in every]
+    arms = list(config.arms)
+    found = sorted(
+        [*found, *kept],
+        key=lambda r: (r["seed"], -r["fraction"], r["fold"], arms.index(r["arm"])),
+    )
+    places = [plan.row(config, materials.datasets, *_place(row)) for row in found]
+    results = {
+        "schema": SCHEMA,
+        "protocol": protocol,
+        "config": as_json(config),
+        "rows": found,
+        "baselines": baselines.results(materials, places),
+    }
+    path = workdir / "results.json"
+    if not path.is_file() or json.loads(path.read_text()) != results:
+        # Removed before the results change, so that no report of others is left.
+        (workdir / REPORT).unlink(missing_ok=True)
+    io.write_json(path, results)
+    return results
+
+
+def _every_row(
+    materials: Materials, rows: Sequence[Row], protocol: str
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Returns the rows that these settings and data would make, those given first.
+
+    Also the saved rows whose stage runs are no longer there: these stay as they are.
+    """
+    config = materials.config
+    every, kept = {row.name: row for row in rows}, []
+    for path in sorted((materials.workdir / "rows").glob("*.json")):
+        if path.name.startswith("."):  # Left by a process killed while writing.
+            continue
+        saved = json.loads(path.read_text())
+        if saved.pop("protocol") != protocol or saved["arm"] not in config.arms:
+            continue
+        row = plan.row(config, materials.datasets, *_place(saved))
+        chains = [[run.folder_name for run in one.chain] for one in row.candidates]
+        if row.name in every or saved["stage_runs"] not in chains:
+            continue
+        if all(is_done(materials, run) for run in row.candidates):
+            every[row.name] = row
+        else:
+            kept.append(saved)
+    return list(every.values()), kept
+
+
+def tabulate(materials: Materials, collected: dict[str, Any]) -> str:
+    """Writes `results.md`, and returns its tables of the rows of `results.json`."""
+    config = materials.config
+    pooled = folds.by_seed(materials.workdir, collected["rows"], config.study.folds)
+    table = tables.results_table(pooled)
+    if collected["baselines"]:
+        others = folds.by_seed(
+            materials.workdir, collected["baselines"], config.study.folds
+        )
+        table += f"\n\n{tables.results_table(others, first='baseline')}"
+    page = f"# {config.name}\n\n{table}\n\n{_explained(config, pooled)}\n"
+    io.write_text(materials.workdir / "results.md", page)
+    return table
+
+
+def draw(materials: Materials, rows: list[Row]) -> None:
+    """Draws learning curves, confusion matrices and montages into `figures/`.
+
+    All are of the rows at the largest fraction alone. Some examples of each data set,
+    and the worst mistakes of each arm, go into `examples/`, so that a report needs no
+    data set.
+    """
+    folder = materials.workdir / "figures"
+    folder.mkdir(exist_ok=True)
+    protocol = digest(_protocol(materials.config))
+    chosen = chosen_runs(materials, _every_row(materials, rows, protocol)[0])
+    largest = max(row.fraction for row in rows)
+    rows = [row for row in rows if row.fraction == largest]
+    curves: dict[str, dict] = {}
+    matrices: dict[str, Any] = {}
+    for row in rows:
+        for run in chosen[row.name].chain:
+            history = read_lineage(materials, run)["history"]
+            arm = row.arm if run.stage == TARGET else ""
+            curves.setdefault(run.stage, {})[run.hash] = (arm, history)
+        saved = np.load(materials.folder(chosen[row.name]) / "predictions.npz")
+        matrix = metrics.confusion(saved["labels"], saved["probabilities"])
+        matrices[row.arm] = matrices.get(row.arm, 0) + matrix
+    figures.save(figures.learning_curves(curves), folder / "learning_curves")
+    figures.save(
+        figures.confusion_matrices(matrices, materials.datasets[TARGET].class_names),
+        folder / "confusion_matrices",
+    )
+    for stage, dataset in materials.datasets.items():
+        window = materials.config.stages[stage].data.window
+        kept = of_each_class(dataset, window)
+        save(materials.workdir / "examples" / f"{stage}.npz", kept)
+        figures.save(
+            montages.montage(
+                kept["images"], kept["labels"], dataset.class_names,
+                f"{stage}: {dataset.name}",
+            ),
+            folder / f"examples_{stage}",
+        )  # fmt: skip
+    mistakes = worst_mistakes(
+        materials.datasets[TARGET],
+        materials.config.stages[TARGET].data.window,
+        {
+            row.name: (row.arm, materials.folder(chosen[row.name]) / "predictions.npz")
+            for row in rows
+        },
+    )
+    save(materials.workdir / "examples" / "mistakes.npz", mistakes)
+
+
+def chosen_runs(materials: Materials, rows: Sequence[Row]) -> dict[str, StageRun]:
+    """Returns row name -> the candidate that stands for it.
+
+    Each arm has one place of the tuning grid for all its rows: the one of the highest
+    mean balanced accuracy on validation examples, over seeds, fractions and folds; at a
+    tie the lowest mean loss, then the first of the grid. The validation groups of a
+    single row are too few to choose by.
+    """
+    scores: dict[str, list[list[tuple[float, float]]]] = {}
+    for row in rows:
+        of_row = []
+        for run in row.candidates:
+            found = read_lineage(materials, run)["validation"]
+            of_row.append(
+                (found["validation_balanced_accuracy"], -found["validation_loss"])
+            )
+        scores.setdefault(row.arm, []).append(of_row)
+    places = {}
+    for arm, of_rows in scores.items():
+        # Rounded: the order of the rows must not decide a tie.
+        means = np.mean(of_rows, axis=0).round(12).tolist()
+        places[arm] = max(range(len(means)), key=means.__getitem__)
+    return {row.name: row.candidates[places[row.arm]] for row in rows}
+
+
+def _write_row(
+    materials: Materials, row: Row, chosen: StageRun, protocol: str
+) -> dict[str, Any]:
+    """Writes and returns a row, without its protocol."""
+    lineage = read_lineage(materials, chosen)
+    predictions = Path("predictions") / f"{row.name}.npz"
+    saved = (materials.folder(chosen) / "predictions.npz").read_bytes()
+    with io.replacing(materials.workdir / predictions) as temporary:
+        temporary.write_bytes(saved)
+    counts = lineage["data"]["examples"]
+    found = {
+        "arm": row.arm,
+        "seed": row.seed,
+        "fraction": row.fraction,
+        "fold": row.fold,
+        "n_train": counts["train"],
+        "n_test": counts["test"],
+        "groups": lineage["data"]["groups"],
+        "metrics": lineage["scores"],
+        "predictions": str(predictions),
+        "stage_runs": lineage["chain"],
+        "tried": [_tried(materials, run, chosen) for run in row.candidates],
+    }
+    path = materials.workdir / "rows" / f"{row.name}.json"
+    io.write_json(path, {"protocol": protocol, **found})
+    # As it will be read: tuples of the settings that were tried become lists.
+    return json.loads(json.dumps(found))
+
+
+def _tried(materials: Materials, run: StageRun, chosen: StageRun) -> dict[str, Any]:
+    scores = read_lineage(materials, run)["validation"]
+    names = ("balanced_accuracy", "loss")
+    return {
+        "settings": dict(run.tuned),
+        "validation": {name: scores[f"validation_{name}"] for name in names},
+        "stage_run": run.folder_name,
+        "chosen": run is chosen,
+    }
+
+
+def _place(row: dict[str, Any]) -> tuple[str, int, float, int]:
+    return row["arm"], row["seed"], row["fraction"], row["fold"]
+
+
+def _protocol(config: Config) -> dict[str, Any]:
+    """Returns the settings that rows must share to be compared."""
+    settings = as_json(config)
+    for field in ("seeds", "arms", "fractions", "baselines", "side_by_side"):
+        del settings["study"][field]
+    for stage in settings["stages"].values():
+        del stage["train"]["save_every"]
+    del settings["arms"]
+    return settings
+
+
+def _explained(config: Config, rows: list[dict[str, Any]]) -> str:
+    seeds = len({row["seed"] for row in rows})
+    tested = max(row["n_test"] for row in rows)  # Rows that lack a fold have fewer.
+    count = config.study.folds
+    together = (
+        f"; a score is of the predictions of all {count} folds together"
+        if count
+        else ""
+    )
+    return (
+        f"Scores on test groups that no training or selection has seen{together}; "
+        f"{tested:,} test examples, {seeds} seed{'s' if seeds > 1 else ''}."
+    )

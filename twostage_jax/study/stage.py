@@ -1,0 +1,315 @@
+"""Stage runs: data -> model -> transfer -> fit -> checkpoint -> evaluate."""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from twostage_jax import io, models, runtime
+from twostage_jax import transfer as transfers
+from twostage_jax.config import TARGET, Config, StageConfig
+from twostage_jax.data.dataset import Dataset
+from twostage_jax.data.splits import Splits
+from twostage_jax.study import artifacts
+from twostage_jax.study.plan import StageRun, code, keys, split_of
+from twostage_jax.train import (
+    augment,
+    checkpoint,
+    evaluate,
+    loop,
+    novelty,
+    optim,
+    parallel,
+    steps,
+)
+from twostage_jax.train.feed import Feed, feed
+from twostage_jax.train.parallel import alone, side_by_side
+from twostage_jax.train.progress import Progress
+
+PyTree = Any
+# Images looked at for the mean and deviation of a data set.
+STATISTICS_IMAGES = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Materials:
+    """What stage runs share.
+
+    Attributes:
+      config: All settings.
+      datasets: By stage name.
+      workdir: Where files go.
+      feeds: Made so far, by stage and number of devices.
+    """
+
+    config: Config
+    datasets: Mapping[str, Dataset]
+    workdir: Path
+    feeds: dict[tuple[str, int], Feed] = dataclasses.field(default_factory=dict)
+
+    def feed(self, stage: str, devices: int) -> Feed:
+        """Returns the feed of a stage's data to so many devices."""
+        if (stage, devices) not in self.feeds:
+            self.feeds[stage, devices] = feed(self.datasets[stage], devices)
+        return self.feeds[stage, devices]
+
+    def folder(self, run: StageRun) -> Path:
+        return self.workdir / "stages" / run.folder_name
+
+
+class Prepared(NamedTuple):
+    """A stage run that is ready to train.
+
+    Attributes:
+      run: Which.
+      splits: Its examples.
+      variables: Where it starts: random, or transferred.
+      report: Of the transfer, if it has a parent.
+      key: Of augmentation and dropout.
+      constants: See `training.Constants`.
+    """
+
+    run: StageRun
+    splits: Splits
+    variables: PyTree
+    report: transfers.TransferReport | None
+    key: jax.Array
+    constants: steps.Constants
+
+
+def is_done(materials: Materials, run: StageRun) -> bool:
+    """Whether the stage run is finished: its lineage is written last."""
+    return (materials.folder(run) / "lineage.json").is_file()
+
+
+def under_way_with(materials: Materials, run: StageRun) -> list[str]:
+    """Returns the folder names of runs begun together, if this is one of them."""
+    path = materials.folder(run) / "under_way.json"
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def clear(materials: Materials, run: StageRun) -> None:
+    """Removes what a stage run needs only while it is under way."""
+    shutil.rmtree(materials.folder(run) / "states", ignore_errors=True)
+    (materials.folder(run) / "under_way.json").unlink(missing_ok=True)
+
+
+def read_lineage(materials: Materials, run: StageRun) -> dict[str, Any]:
+    """Returns the lineage of a finished stage run (see `lineage.lineage`)."""
+    return json.loads((materials.folder(run) / "lineage.json").read_text())
+
+
+def run_stages(
+    materials: Materials, runs: Sequence[StageRun], progress: Progress
+) -> None:
+    """Trains, exports and evaluates stage runs that are alike; resumes what was cut off.
+
+    Writes into the folder of each: `variables/`, `transfer.json` (if it has a parent),
+    `predictions.npz`, `novelty.npz` (of a target stage) and, last, `lineage.json`. Until
+    all runs have theirs there are also `states/`, saved on the way, and
+    `under_way.json`, which names the runs, so that those begun together are resumed
+    together.
+
+    Args:
+      materials: What they share.
+      runs: Of one stage, with the same settings and finished parents.
+      progress: Who is told.
+    """
+    began = time.monotonic()
+    if runtime.is_main():
+        together = [run.folder_name for run in runs]
+        for run in runs:
+            io.write_json(materials.folder(run) / "under_way.json", together)
+    config = materials.config
+    placement = side_by_side(len(runs)) if len(runs) > 1 else alone()
+    ready = [_prepare(materials, run) for run in runs]
+    for one in ready:
+        if one.report:
+            progress.say(f"  {one.run}: {one.report.summary()}")
+    stage, dataset = runs[0].settings(config), materials.datasets[runs[0].stage]
+    settings = step_settings(config, stage, dataset.num_classes, ready[0].report)
+    programs = parallel.programs(settings, placement.axis_name)
+    source = materials.feed(runs[0].stage, placement.devices)
+    constants = placement.put([one.constants for one in ready])
+
+    def predict(variables: PyTree, indices: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return evaluate.predict(
+            programs, source, placement, constants, variables, indices
+        )
+
+    stores = [checkpoint.StateStore(materials.folder(run) / "states") for run in runs]
+    try:
+        resumed = any(store.steps() for store in stores)
+        task = loop.Task(
+            settings=stage.train,
+            programs=programs,
+            feed=source,
+            placement=placement,
+            runs=[
+                loop.Run(
+                    name=str(one.run),
+                    state=steps.create_state(settings, one.variables),
+                    indices=one.splits.train,
+                    order_seed=(one.run.seed, code(one.run.stage)),
+                    key=np.asarray(jax.random.key_data(one.key)),
+                    constants=one.constants,
+                    store=store,
+                )
+                for one, store in zip(ready, stores, strict=True)
+            ],
+            score=evaluate.scorer(
+                predict, dataset, [one.splits.validation for one in ready]
+            ),
+        )
+        folders = [materials.folder(run) for run in runs]
+        with progress.stages(runs, stage.train.steps, folders) as watch:
+            fitted = loop.fit(task, watch)
+    finally:
+        for store in stores:
+            store.close()
+    best = placement.put([one.variables for one in fitted])
+    tested = predict(best, [one.splits.test for one in ready])
+    # How long it had trained before it was cut off is not known.
+    seconds = None if resumed else (time.monotonic() - began) / len(runs)
+    if runtime.is_main():
+        for one, result, probabilities in zip(ready, fitted, tested, strict=True):
+            _export(materials, one, result, probabilities, seconds)
+        for run in runs:
+            clear(materials, run)
+    runtime.barrier(f"{runs[0].hash}-done")
+
+
+def step_settings(
+    config: Config,
+    stage: StageConfig,
+    num_classes: int,
+    report: transfers.TransferReport | None,
+) -> steps.StepSettings:
+    """Returns what the compiled steps of a stage depend on."""
+    pulled: frozenset[str] = frozenset()
+    if report is not None and stage.optim.l2_sp:
+        pulled = frozenset(p.removeprefix("params/") for p in report.transferred)
+    return steps.StepSettings(
+        model=config.model,
+        optim=stage.optim,
+        augment=stage.augment,
+        steps=stage.train.steps,
+        num_classes=num_classes,
+        normalise=stage.data.normalise,
+        window=stage.data.window,
+        label_smoothing=stage.train.label_smoothing,
+        transferred=pulled,
+    )
+
+
+def _prepare(materials: Materials, run: StageRun) -> Prepared:
+    """Splits the data, draws or transfers the variables, and checks the patterns."""
+    config, dataset = materials.config, materials.datasets[run.stage]
+    stage = run.settings(config)
+    splits = split_of(config, dataset, run)
+    init_key, train_key = keys(run.seed, run.stage)
+    module = steps.build_model(config.model, dataset.num_classes, None)
+    variables = models.init(
+        module, init_key, config.model.image_size, config.model.channels
+    )
+    report = None
+    if run.parent:
+        variables, report = _carry_over(materials, run, variables)
+    optim.check_patterns(stage.optim, variables, f"config.stages.{run.stage}.optim")
+    constants = constants_of(stage, config.model.channels, dataset, splits.train)
+    return Prepared(run, splits, variables, report, train_key, constants)
+
+
+def _carry_over(
+    materials: Materials, run: StageRun, fresh: PyTree
+) -> tuple[PyTree, transfers.TransferReport]:
+    config = materials.config
+    settings = run.settings(config)
+    source = checkpoint.load_variables(materials.folder(run.parent) / "variables")
+    notes = []
+    before = run.parent.settings(config).data.normalise
+    after = settings.data.normalise
+    if before != after or before == "dataset":
+        notes.append(
+            f"normalisation: '{run.parent.stage}' used '{before}', "
+            f"'{run.stage}' uses '{after}'"
+            + (" with its own mean and deviation" if after == "dataset" else "")
+        )
+    rules = settings.transfer
+    return transfers.transfer(
+        source,
+        jax.tree.map(np.asarray, fresh),
+        transfers.rules_for(rules.reinitialise, rules.rules),
+        notes=notes,
+    )
+
+
+def constants_of(
+    stage: StageConfig, channels: int, dataset: Dataset, train: np.ndarray
+) -> steps.Constants:
+    """Returns the class weights and the image statistics of training examples."""
+    weights = np.ones(dataset.num_classes, np.float32)
+    if stage.train.class_weights == "balanced":
+        counts = np.bincount(dataset.labels[train], minlength=dataset.num_classes)
+        weights = (len(train) / (dataset.num_classes * counts)).astype(np.float32)
+    mean = np.full(channels, augment.FIXED_MEAN, np.float32)
+    deviation = np.full(channels, augment.FIXED_DEVIATION, np.float32)
+    if stage.data.normalise == "dataset":
+        step = -(-len(train) // STATISTICS_IMAGES)
+        images = jnp.asarray(dataset.images[train[::step]])
+        unit = np.asarray(augment.to_unit(images, stage.data.window, channels))
+        mean = unit.mean((0, 1, 2), dtype=np.float64).astype(np.float32)
+        deviation = unit.std((0, 1, 2), dtype=np.float64).astype(np.float32)
+        deviation = np.maximum(deviation, augment.MIN_DEVIATION)
+    return steps.Constants(weights, mean, deviation)
+
+
+def _export(
+    materials: Materials,
+    one: Prepared,
+    fitted: loop.Fitted,
+    probabilities: np.ndarray,
+    seconds: float | None,
+) -> None:
+    if is_done(materials, one.run):
+        return  # A run cut off between the exports of neighbours.
+    folder, dataset = materials.folder(one.run), materials.datasets[one.run.stage]
+    checkpoint.export_variables(folder / "variables", fitted.variables)
+    if one.report:
+        io.write_json(folder / "transfer.json", one.report.to_json())
+    artifacts.save_predictions(
+        folder / "predictions.npz", dataset, one.splits.test, probabilities
+    )
+    if one.run.stage == TARGET:
+        _export_novelty(materials, one, fitted.variables)
+    told = artifacts.lineage(
+        materials.config, dataset, one.run, one.splits, one.constants, fitted,
+        probabilities, seconds,
+    )  # fmt: skip
+    io.write_json(folder / "lineage.json", told)
+
+
+def _export_novelty(materials: Materials, one: Prepared, variables: PyTree) -> None:
+    """Writes what tells other images from the training's; see `novelty`."""
+    config, dataset = materials.config, materials.datasets[one.run.stage]
+    indices = novelty.chosen(one.splits.train)
+    if len(indices) < 2:
+        return
+    features = evaluate.features(
+        config.model,
+        one.run.settings(config).data,
+        one.constants,
+        variables,
+        dataset.images[indices],
+        dataset.num_classes,
+    )
+    groups = None if dataset.groups is None else dataset.groups[indices]
+    made = novelty.reference(features, groups)
+    novelty.save(materials.folder(one.run), made, one.run.hash)

@@ -1,0 +1,126 @@
+"""From stored images to network input, on the device: window, augmentation, scale."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from twostage_jax.config import AugmentConfig
+
+FIXED_MEAN, FIXED_DEVIATION = 0.5, 0.25
+# Contrast below this is noise: a constant patch must not blow up.
+MIN_DEVIATION = 1e-3
+
+
+def to_unit(
+    images: jax.Array,
+    window: tuple[float, ...],
+    channels: int,
+    centre_shift: jax.Array | float = 0.0,
+    width_factor: jax.Array | float = 1.0,
+) -> jax.Array:
+    """Maps stored images to float32 in [0, 1].
+
+    Args:
+      images: `[..., H, W, C]` uint8 (0 to 255), int16 (HU) or float32 ([0, 1]).
+      window: (centre, width) pairs in HU, flattened; one channel a pair. Used for int16.
+      channels: Channels of the result; one grey channel is repeated.
+      centre_shift: Shift of the window's centre, as a share of its width.
+      width_factor: Factor of the window's width.
+
+    Returns:
+      `[..., H, W, channels]` float32.
+    """
+    if images.dtype == jnp.uint8:
+        unit = images.astype(jnp.float32) / 255
+    elif images.dtype == jnp.int16:
+        centre = jnp.asarray(window[0::2], jnp.float32)
+        width = jnp.asarray(window[1::2], jnp.float32)
+        low = centre + centre_shift * width - width * width_factor / 2
+        unit = (images.astype(jnp.float32) - low) / (width * width_factor)
+        unit = jnp.clip(unit, 0, 1)
+    else:
+        unit = images.astype(jnp.float32)
+    if unit.shape[-1] == 1 and channels > 1:
+        unit = jnp.repeat(unit, channels, axis=-1)
+    return unit
+
+
+def augment(
+    key: jax.Array,
+    image: jax.Array,
+    *,
+    settings: AugmentConfig,
+    window: tuple[float, ...],
+    channels: int,
+    size: int,
+) -> jax.Array:
+    """Returns one stored image `[H, W, C]`, randomly changed, in [0, 1].
+
+    The result is `[size, size, channels]`: a random crop where the stored image is
+    larger. Every random number comes from `key`, the example's own, so that a batch
+    spread over several devices is the batch of one device.
+    """
+    keys = iter(jax.random.split(key, 8))
+
+    def uniform(largest: float) -> jax.Array:
+        return jax.random.uniform(next(keys), minval=-largest, maxval=largest)
+
+    image = to_unit(
+        image,
+        window,
+        channels,
+        uniform(settings.window),
+        jnp.exp(uniform(settings.window)),
+    )
+    image = _random_crop(next(keys), image, size, settings.shift)
+    flips = jax.random.bernoulli(next(keys), shape=(3,))
+    if settings.flip != "none":
+        image = jnp.where(flips[0], image[:, ::-1], image)
+    if settings.flip == "dihedral":
+        image = jnp.where(flips[1], image[::-1], image)
+        image = jnp.where(flips[2], image.swapaxes(0, 1), image)
+    if settings.brightness or settings.contrast:
+        mean = image.mean()
+        contrast = jnp.exp(uniform(settings.contrast))
+        image = mean + uniform(settings.brightness) + contrast * (image - mean)
+        image = jnp.clip(image, 0, 1)
+    return image
+
+
+def centre_crop(images: jax.Array, size: int) -> jax.Array:
+    """Returns the central `[..., size, size, C]`."""
+    top = (images.shape[-3] - size) // 2
+    left = (images.shape[-2] - size) // 2
+    return images[..., top : top + size, left : left + size, :]
+
+
+def normalise(
+    images: jax.Array,
+    how: Literal["fixed", "dataset", "patch"],
+    mean: jax.Array,
+    deviation: jax.Array,
+) -> jax.Array:
+    """Scales `[N, H, W, C]` images in [0, 1] for the network.
+
+    'patch' brings each image to mean 0 and deviation 1, so that only structure is left;
+    the others subtract `mean` and divide by `deviation`, `[C]`.
+    """
+    if how == "patch":
+        axes = (-3, -2, -1)
+        centred = images - images.mean(axes, keepdims=True)
+        spread = jnp.sqrt(jnp.mean(centred**2, axes, keepdims=True))
+        return centred / jnp.maximum(spread, MIN_DEVIATION)
+    return (images - mean) / deviation
+
+
+def _random_crop(key: jax.Array, image: jax.Array, size: int, shift: int) -> jax.Array:
+    if shift:
+        image = jnp.pad(image, ((shift, shift), (shift, shift), (0, 0)), mode="reflect")
+    rows, columns, channels = image.shape
+    if (rows, columns) == (size, size):
+        return image
+    row_key, column_key = jax.random.split(key)
+    top = jax.random.randint(row_key, (), 0, rows - size + 1)
+    left = jax.random.randint(column_key, (), 0, columns - size + 1)
+    return jax.lax.dynamic_slice(image, (top, left, 0), (size, size, channels))

@@ -1,0 +1,121 @@
+"""Class probabilities and features of examples, and the scores that select parameters."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from twostage_jax.config import DataConfig, ModelConfig
+from twostage_jax.data.dataset import Dataset
+from twostage_jax.train import parallel, steps
+from twostage_jax.train.feed import Feed, eval_batches
+from twostage_jax.train.parallel import Placement
+
+PyTree = Any
+EVAL_BATCH = 256
+
+
+def predict(
+    programs: parallel.Programs,
+    source: Feed,
+    placement: Placement,
+    constants: steps.Constants,
+    variables: PyTree,
+    indices: Sequence[np.ndarray],
+) -> list[np.ndarray]:
+    """Returns the class probabilities `[N, K]` float32 of each run's examples.
+
+    None is dropped: the last batch is padded, and the padding's results cut off.
+
+    Args:
+      programs, source, placement: What evaluates, from which data, on which devices.
+      constants, variables: Of each run, on the devices.
+      indices: The examples of each run.
+    """
+    batches = eval_batches(indices, placement.whole(EVAL_BATCH))
+    items = source.items(batches.shape[1], lambda i: placement.arrange(batches[:, i]))
+    parts = [
+        programs.evaluate(variables, source.data, batch, constants) for batch in items
+    ]
+    whole = np.concatenate([placement.joined(part) for part in parts], axis=1)
+    return [whole[place, : len(own)] for place, own in enumerate(indices)]
+
+
+def features(
+    network: ModelConfig,
+    data: DataConfig,
+    constants: steps.Constants,
+    variables: PyTree,
+    images: Any,
+    num_classes: int,
+) -> np.ndarray:
+    """Returns the features `[N, D]` of images, see `models.descriptor`.
+
+    One device of this process computes them: no other process need take part.
+
+    Args:
+      network, data: Settings of the network, and of how images are scaled for it.
+      constants, variables: Host arrays.
+      images: `[N, H, W, C]` as stored.
+      num_classes: Size of the network's output.
+    """
+    program = _features(network, data.normalise, data.window, num_classes)
+    parts = []
+    for first in range(0, len(images), EVAL_BATCH):
+        part = images[first : first + EVAL_BATCH]
+        # Of one size, so that the program is compiled once.
+        rest = [(0, EVAL_BATCH - len(part)), (0, 0), (0, 0), (0, 0)]
+        found = program(
+            variables, np.pad(part, rest), constants.mean, constants.deviation
+        )
+        parts.append(np.asarray(found)[: len(part)])
+    return np.concatenate(parts)
+
+
+@functools.lru_cache(maxsize=8)
+def _features(
+    network: ModelConfig, normalise: str, window: tuple[float, ...], num_classes: int
+) -> Callable:
+    forward = functools.partial(
+        steps.forward,
+        model=steps.build_model(network, num_classes, None),
+        network=network,
+        normalise=normalise,
+        window=window,
+    )
+    return jax.jit(lambda *arrays: forward(*arrays)[1])
+
+
+def scorer(
+    predict: Callable, dataset: Dataset, indices: Sequence[np.ndarray]
+) -> Callable[[PyTree], list[dict[str, float]]]:
+    """Returns a function from variables on the devices to the scores of each run.
+
+    Args:
+      predict: `predict(variables, indices)`, the class probabilities of each run.
+      dataset: With the labels.
+      indices: The validation examples of each run.
+    """
+
+    def score(variables: PyTree) -> list[dict[str, float]]:
+        return [
+            _quick_scores(dataset.labels[own], probabilities)
+            for own, probabilities in zip(
+                indices, predict(variables, indices), strict=True
+            )
+        ]
+
+    return score
+
+
+def _quick_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Returns what model selection needs: mean loss and balanced accuracy."""
+    chosen = probabilities[np.arange(len(labels)), labels]
+    right = probabilities.argmax(1) == labels
+    recalls = [right[labels == label].mean() for label in np.unique(labels)]
+    return {
+        "loss": float(-np.log(np.maximum(chosen, 1e-12)).mean()),
+        "balanced_accuracy": float(np.mean(recalls)),
+    }

@@ -1,0 +1,255 @@
+"""The steps of training and evaluation: pure functions of the arrays of one stage run.
+
+Collectives go over the axis that its batch is spread over, if it is; `compiled` wraps
+the steps in `pmap`.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from twostage_jax import models
+from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
+from twostage_jax.train import augment, optim
+
+PyTree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a training step changes, and what a saved state holds."""
+
+    step: jax.Array
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """The tree that the model, the transfer and the exports use."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class Constants(NamedTuple):
+    """Arrays of a stage that no step changes.
+
+    Attributes:
+      class_weights: `[K]`.
+      mean, deviation: `[C]`, of images in [0, 1].
+    """
+
+    class_weights: jax.Array
+    mean: jax.Array
+    deviation: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """All that a compiled step depends on, besides the shapes of its arrays."""
+
+    model: ModelConfig
+    optim: OptimConfig
+    augment: AugmentConfig
+    steps: int
+    num_classes: int
+    normalise: Literal["fixed", "dataset", "patch"]
+    window: tuple[float, ...]
+    label_smoothing: float
+    transferred: frozenset[str]
+
+
+def create_state(settings: StepSettings, variables: PyTree) -> TrainState:
+    """Returns the host state before the first step, from host or device variables."""
+    params = jax.tree.map(jnp.asarray, variables["params"])
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimiser_of(settings).init(params),
+    )
+    return jax.tree.map(np.asarray, state)
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    constants: Constants,
+    *,
+    settings: StepSettings,
+    model: Any,
+    optimiser: optax.GradientTransformation,
+    axis_name: str | None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Takes one step on this device's part of a batch.
+
+    Args:
+      state: The state, equal on all devices.
+      batch: 'images' `[b, H, W, C]` as stored, 'labels' `[b]`.
+      key: The stage's key; the step's own is folded in here, so that a resumed run
+        replays the same randomness.
+      constants: See `Constants`.
+      settings, model, optimiser: What the step is made of.
+      axis_name: The axis that the batch is spread over; None = it is whole.
+
+    Returns:
+      The new state, equal on all devices, and scalars over the whole batch.
+    """
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    images = _augmented(batch["images"], augment_key, settings, axis_name)
+    images = augment.normalise(
+        images, settings.normalise, constants.mean, constants.deviation
+    )
+    labels = batch["labels"]
+    targets = optax.smooth_labels(
+        jax.nn.one_hot(labels, settings.num_classes), settings.label_smoothing
+    )
+    weights = constants.class_weights[labels]
+    total = _total(weights.sum(), axis_name)
+
+    def loss_of(params: PyTree) -> tuple[jax.Array, Any]:
+        (logits, _), changed = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats"],
+        )
+        losses = optax.softmax_cross_entropy(logits, targets)
+        return (weights * losses).sum() / total, (logits, changed)
+
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
+    (loss, (logits, changed)), gradients = gradient(state.params)
+    # Each device holds its share of the weighted mean: the sum is the whole.
+    gradients = _total(gradients, axis_name)
+    updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
+    batch_stats = changed.get("batch_stats", state.batch_stats)
+    new_state = TrainState(
+        step=state.step + 1,
+        params=optim.apply_updates(state.params, updates, settings.optim.freeze),
+        batch_stats=optim.keep_statistics(
+            state.batch_stats, batch_stats, settings.optim, state.step
+        ),
+        opt_state=opt_state,
+    )
+    right = (logits.argmax(-1) == labels).sum()
+    metrics = {
+        "loss": _total(loss, axis_name),
+        "accuracy": _total(right, axis_name) / _total(len(labels), axis_name),
+        "gradient_norm": optax.tree.norm(gradients),
+    }
+    return new_state, metrics
+
+
+def eval_step(
+    variables: PyTree,
+    batch: dict[str, jax.Array],
+    constants: Constants,
+    *,
+    settings: StepSettings,
+    model: Any,
+) -> jax.Array:
+    """Returns the class probabilities `[b, K]` of this device's part of a batch.
+
+    Nothing is gathered from other devices here: programs that do, and do not depend on
+    one another, can wait for each other for ever on several CPU devices.
+    """
+    return forward(
+        variables,
+        batch["images"],
+        constants.mean,
+        constants.deviation,
+        model=model,
+        network=settings.model,
+        normalise=settings.normalise,
+        window=settings.window,
+    )[0]
+
+
+def forward(
+    variables: PyTree,
+    images: jax.Array,
+    mean: jax.Array,
+    deviation: jax.Array,
+    *,
+    model: Any,
+    network: ModelConfig,
+    normalise: Literal["fixed", "dataset", "patch"],
+    window: tuple[float, ...],
+) -> tuple[jax.Array, jax.Array]:
+    """Returns class probabilities `[b, K]` and features `[b, D]` of stored images.
+
+    Args:
+      variables: Parameters, and running statistics if there are any.
+      images: `[b, H, W, C]` as stored; cut to the network's size around the centre.
+      mean, deviation: `[C]`, see `augment.normalise`.
+      model: The Linen module.
+      network: Its settings.
+      normalise, window: How images are scaled, see `data.augment`.
+    """
+    images = augment.to_unit(images, window, network.channels)
+    images = augment.centre_crop(images, network.image_size)
+    images = augment.normalise(images, normalise, mean, deviation)
+    logits, taps = model.apply(variables, images, train=False)
+    return jax.nn.softmax(logits), models.descriptor(taps)
+
+
+def _total(tree: PyTree, axis_name: str | None) -> PyTree:
+    if axis_name is None:
+        return tree
+    if not on_cpu():
+        return jax.lax.psum(tree, axis_name)
+    # Processors add in the order in which parts arrive, and training makes the last
+    # digit matter: in the order of the devices, their processes make no difference.
+    return jax.tree.map(
+        lambda leaf: functools.reduce(jnp.add, jax.lax.all_gather(leaf, axis_name)),
+        tree,
+    )
+
+
+def _augmented(
+    images: jax.Array, key: jax.Array, settings: StepSettings, axis_name: str | None
+) -> jax.Array:
+    position = jnp.arange(len(images))
+    if axis_name is not None:
+        position = position + jax.lax.axis_index(axis_name) * len(images)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(position)
+    one = functools.partial(
+        augment.augment,
+        settings=settings.augment,
+        window=settings.window,
+        channels=settings.model.channels,
+        size=settings.model.image_size,
+    )
+    return jax.vmap(one)(keys, images)
+
+
+def on_cpu() -> bool:
+    """Returns whether the steps run on processors."""
+    return jax.default_backend() == "cpu"
+
+
+def build_model(model: ModelConfig, num_classes: int, axis_name: str | None) -> Any:
+    """Returns the Linen module of these settings."""
+    return models.build(
+        model.name,
+        num_classes=num_classes,
+        dropout=model.dropout,
+        norm=model.norm or None,
+        head=model.head or None,
+        dtype=jnp.dtype(model.dtype),
+        axis_name=axis_name,
+    )
+
+
+def optimiser_of(settings: StepSettings) -> optax.GradientTransformation:
+    """Returns the optimiser of these settings."""
+    return optim.optimiser(
+        settings.optim, settings.steps, transferred=settings.transferred
+    )
