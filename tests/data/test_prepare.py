@@ -267,7 +267,7 @@ def test_two_processes_at_once_prepare_once(tmp_path):
 
 def test_killed_process_leaves_nothing_that_counts_as_finished(tmp_path):
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import sys; sys.path[:0] = [sys.argv[1], 'tests/helpers']\n"
         "import test_prepare as t\n"
         "from pathlib import Path\n"
         "r = t.recipe(t.make_slowly, tasks=1000)\n"
@@ -288,9 +288,9 @@ def test_killed_process_leaves_nothing_that_counts_as_finished(tmp_path):
 
 def test_importing_and_preparing_needs_neither_jax_nor_tensorflow(tmp_path):
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import sys; sys.path[:0] = [sys.argv[1], 'tests/helpers']\n"
         "import test_prepare as t\n"
-        "import twostage_jax.data.folder, twostage_jax.data.tfds_sets\n"
+        "import twostage_jax.data.image_folder, twostage_jax.data.tfds\n"
         "t.prepare(t.recipe(t.plain), sys.argv[2], workers=1)\n"
         "assert not {'jax', 'tensorflow'} & set(sys.modules)\n"
     )

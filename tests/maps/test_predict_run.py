@@ -197,7 +197,7 @@ def test_hostile_names_stay_inside_the_output(tmp_path, brightness, capsys):
 
 COMMAND = """
 import sys
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests/helpers", "tests/maps"]
 from chest import Brightness
 from twostage_jax import models
 models.MODELS["brightness"], models.NORMS["brightness"] = Brightness, ("none",)

@@ -19,7 +19,7 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, "tests/helpers", "tests"]
 import jax
 import pytest
 from test_processes import ONE

@@ -174,7 +174,7 @@ def test_padded_evaluation_equals_unpadded(tiny):
 DEVICES_SCRIPT = """
 import sys
 import numpy as np
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, "tests/helpers", "tests"]
 from basics import Tiny, make_dataset
 from test_training import fresh, step_settings, train
 from twostage_jax import compiled, models, training
@@ -228,7 +228,7 @@ def test_layers_and_networks_are_the_same_on_one_device_and_on_all():
         [
             sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-k",
             "on_one_device_and_on_all", "-p", "no:cacheprovider",
-            "tests/test_models.py", "tests/test_layers.py",
+            "tests/models/test_models.py", "tests/models/test_layers.py",
         ],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         cwd=REPOSITORY, capture_output=True, text=True, check=False,
@@ -254,7 +254,7 @@ def test_statistics_stay_while_the_head_alone_is_trained(tiny):
 SIDE_BY_SIDE_SCRIPT = """
 import sys
 import numpy as np
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, "tests/helpers", "tests"]
 from basics import Tiny, make_dataset
 from test_training import fresh, side_by_side, step_settings
 from twostage_jax import models

@@ -95,7 +95,7 @@ class Analysis:
 
     sizes: tuple[Size, ...]
     by_region: Scores | None
-    learning_curve: SizeStudy | None
+    size_study: SizeStudy | None
     baseline: str
     champion: str
     notes: tuple[str, ...]
