@@ -18,7 +18,6 @@ from twostage_jax.report.write import write_report
 def tiny(monkeypatch):
     """Registers the model 'tiny'."""
     monkeypatch.setitem(models.MODELS, "tiny", Tiny)
-    monkeypatch.setitem(models.NORMS, "tiny", ("batch",))
     return "tiny"
 
 
@@ -26,7 +25,6 @@ def tiny(monkeypatch):
 def brightness(monkeypatch):
     """Registers the model 'brightness' of a stage run that `chest.write_run` writes."""
     monkeypatch.setitem(models.MODELS, "brightness", chest.Brightness)
-    monkeypatch.setitem(models.NORMS, "brightness", ("none",))
 
 
 @pytest.fixture

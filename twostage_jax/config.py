@@ -34,10 +34,10 @@ class ModelConfig:
       name: A key of `models.MODELS`.
       channels: Input channels; every image is brought to this number.
       image_size: Input height and width, pixels.
-      norm: Normalisation layers; '' = the network's own (see `models.NORMS`).
+      norm: Normalisation layers; '' = the network's own (see `models.Network`).
       head: 'orderless' (moments of the last convolutions, wherever a texture lies) or
         'dense' (hidden dense layers, as in the paper); '' = the network's own (see
-        `models.HEADS`).
+        `models.Network`).
       dropout: Probability of dropping a unit of the fully connected layers.
       dtype: Of the computation; parameters are always float32.
     """

@@ -14,11 +14,14 @@ from PIL import Image
 # The study's networks have fewer channels than the model of that name, and compiling
 # all saliency methods takes most of a minute.
 PROGRAM = """
-import functools, runpy
+import runpy
 from twostage_jax import models
 from twostage_jax.explain import saliency
-models.MODELS["caffenet_small"] = functools.partial(
-    models.CaffeNet, widths=(6, 6, 4, 4, 4), hidden=(5, 5), stem=(5, 2, 2))
+class Narrow(models.CaffeNet):
+    widths: tuple = (6, 6, 4, 4, 4)
+    hidden: tuple = (5, 5)
+    stem: tuple = (5, 2, 2)
+models.MODELS["caffenet_small"] = Narrow
 saliency.SALIENCY = {"gradient_x_input": saliency.gradient_x_input}
 runpy.run_module("twostage_jax.explain", run_name="__main__", alter_sys=True)
 """

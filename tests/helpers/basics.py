@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from twostage_jax.data.dataset import Dataset, digest
-from twostage_jax.models import layers
+from twostage_jax.models import Network, layers
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -21,14 +21,10 @@ def experiment(name: str) -> ModuleType:
         return importlib.import_module(name)
 
 
-class Tiny(nn.Module):
+class Tiny(Network):
     """The smallest network with every kind of state: convolution, statistics, dropout."""
 
-    num_classes: int
     dropout: float = 0.5
-    norm: str = "batch"
-    dtype: type = np.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images, *, train):

@@ -8,6 +8,7 @@ import numpy as np
 from ct_files import write_ct
 
 from twostage_jax.maps.classify import How
+from twostage_jax.models import Network
 from twostage_jax.train import checkpoint, novelty
 
 PIXEL_MM, SIZE = 3.0, 96
@@ -21,17 +22,7 @@ HEALTHY_HU, DISEASED_HU, THRESHOLD_HU = -850, -650, -752
 WINDOW = 6
 
 
-class Fake(nn.Module):
-    """What every network of the registry is built with."""
-
-    num_classes: int
-    dropout: float = 0.0
-    norm: str = "none"
-    dtype: type = np.float32
-    axis_name: str | None = None
-
-
-class Brightness(Fake):
+class Brightness(Network):
     """Two classes: the second where the window's mean HU is above `THRESHOLD_HU`."""
 
     @nn.compact
@@ -45,7 +36,7 @@ class Brightness(Fake):
         return logits, {"head": logits}
 
 
-class Channels(Fake):
+class Channels(Network):
     """A class a channel: that of the channel which is brightest in the window."""
 
     @nn.compact

@@ -148,7 +148,6 @@ def test_more_classes_than_a_map_can_hold_are_refused(tmp_path, brightness):
 
 def test_three_windows_are_the_three_channels_of_the_network(tmp_path, monkeypatch):
     monkeypatch.setitem(models.MODELS, "channels", Channels)
-    monkeypatch.setitem(models.NORMS, "channels", ("none",))
     # Healthy lung, -850 HU, is brightest in the gentle one, disease, -650 HU, in the
     # steep one, and nothing is bright in the window of bone.
     gentle, steep, bone = (-800, 1200), (-700, 100), (2000, 100)
@@ -200,7 +199,7 @@ import sys
 sys.path[:0] = ["tests/helpers", "tests/maps"]
 from chest import Brightness
 from twostage_jax import models
-models.MODELS["brightness"], models.NORMS["brightness"] = Brightness, ("none",)
+models.MODELS["brightness"] = Brightness
 from twostage_jax import predict
 predict.main()
 """

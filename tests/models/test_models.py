@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from twostage_jax.errors import UserError
-from twostage_jax.models import HEAD, MODELS, NORMS, build, descriptor, init, layers
+from twostage_jax.models import HEAD, MODELS, build, descriptor, init, layers
 
 
 def shapes(name, size, channels, classes, **options):
@@ -38,12 +38,12 @@ COUNTS = {
 
 
 def test_every_model_has_a_pinned_count():
-    assert {name for name, _, _ in COUNTS} == set(MODELS) == set(NORMS)
+    assert {name for name, _, _ in COUNTS} == set(MODELS)
 
 
 @pytest.mark.parametrize("name, size, channels", COUNTS)
 def test_number_of_parameters(name, size, channels):
-    for norm in NORMS[name]:
+    for norm in MODELS[name].NORMS:
         variables = shapes(name, size, channels, 1000, norm=norm)
         assert count(variables["params"]) == COUNTS[name, size, channels]
 

@@ -68,7 +68,6 @@ def tiny_studies(monkeypatch):
         drawn.append(workdirs)
 
     monkeypatch.setitem(models.MODELS, "tiny", Tiny)
-    monkeypatch.setitem(models.NORMS, "tiny", ("batch",))
     monkeypatch.setattr(sources, "load", load)
     monkeypatch.setattr(results, "draw", lambda materials, rows: None)
     monkeypatch.setattr(study, "write_report", write_report)

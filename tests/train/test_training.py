@@ -182,7 +182,7 @@ from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig
 import jax
 assert jax.device_count() == {devices}
 training.on_cpu = lambda: {on_cpu}
-models.MODELS["tiny"], models.NORMS["tiny"] = Tiny, ("batch",)
+models.MODELS["tiny"] = Tiny
 settings = step_settings(
     model=ModelConfig(name="tiny", image_size=8, dropout=0.5),
     augment=AugmentConfig(flip="dihedral", shift=1, brightness=0.1, contrast=0.1),
@@ -261,7 +261,7 @@ from twostage_jax import models
 from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig
 import jax
 assert jax.device_count() == {devices}
-models.MODELS["tiny"], models.NORMS["tiny"] = Tiny, ("batch",)
+models.MODELS["tiny"] = Tiny
 settings = step_settings(
     model=ModelConfig(name="tiny", image_size=8, dropout=0.5),
     augment=AugmentConfig(flip="dihedral", shift=1, brightness=0.1),

@@ -1,24 +1,21 @@
 """Features of networks that are not trained on the target."""
 
 import functools
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from twostage_jax.models import HEAD, layers
+from twostage_jax.models import HEAD, Network, layers
 from twostage_jax.train import augment
 
 PyTree = Any
 BATCH = 256
-# Taps after a ReLU: of the convolutions of a plain network, of the stages of a residual.
-LAYERS = re.compile(r"relu[1-5]|stage\d+")
 
 
 def features(
-    module: Any,
+    module: Network,
     variables: PyTree,
     fresh: PyTree,
     images: np.ndarray,
@@ -31,11 +28,11 @@ def features(
     A feature is the mean or the standard deviation of a channel over the image.
 
     Args:
-      module: The network, for the classes of the target.
-      variables: Of the network, for any classes.
-      fresh: Variables for the classes of the target, whose head stands in.
+      module: network for the classes of the target.
+      variables: variables of the network, for any classes.
+      fresh: variables for the classes of the target; their head replaces the other.
       images: `[N, H, W, C]` in [0, 1].
-      normalise, mean, deviation: How images are scaled, see `augment.normalise`.
+      normalise, mean, deviation: scaling of the images, see `augment.normalise`.
     """
     # With one shape of head all networks share a compiled program.
     params = {**variables["params"], HEAD: fresh["params"][HEAD]}
@@ -52,7 +49,7 @@ def features(
 
 @functools.partial(jax.jit, static_argnames=("module", "normalise"))
 def _forward(
-    module: Any,
+    module: Network,
     variables: PyTree,
     images: jax.Array,
     normalise: str,
@@ -61,9 +58,6 @@ def _forward(
 ) -> dict[str, jax.Array]:
     images = augment.normalise(jnp.asarray(images), normalise, mean, deviation)
     _, taps = module.apply(variables, images, train=False)
-    # A network without such layers is described by what its head sees.
-    names = [name for name in taps if LAYERS.fullmatch(name)] or list(taps)[-2:][:1]
-    return {
-        name: layers.moments(taps[name]) if taps[name].ndim == 4 else taps[name]
-        for name in names
-    }
+    # A network without such layers is described by the input of its head.
+    names = module.RECTIFIED or list(taps)[-2:][:1]
+    return {name: layers.moments(taps[name]) for name in names}

@@ -1,11 +1,11 @@
-"""The Caffe reference network, and a small one of the same build.
+"""The Caffe reference network, and a small network of the same design.
 
 CaffeNet is AlexNet (Krizhevsky et al. 2012) on one device with the pooling before the
 normalisation: Jia et al. 2014 (arXiv 1408.5093), `models/bvlc_reference_caffenet` of
 the Caffe distribution. It is the network of Suzuki et al. 2018 (arXiv 1810.06282).
 """
 
-from typing import Any
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -13,10 +13,11 @@ import jax.numpy as jnp
 
 from twostage_jax.errors import UserError
 from twostage_jax.models import layers
+from twostage_jax.models.network import Network
 
 
-class CaffeNet(nn.Module):
-    """Five convolutions and a classifier, with two hidden dense layers or without.
+class CaffeNet(Network):
+    """Five convolutions and a classifier with or without two hidden dense layers.
 
     Layers, and so parameters: conv1 ... conv5, head, and with the dense head fc6 and
     fc7, each with `kernel` and `bias`. conv2, conv4 and conv5 work in two groups of
@@ -30,45 +31,38 @@ class CaffeNet(nn.Module):
 
     The orderless head is one linear layer on the mean and standard deviation of each
     channel of relu3, relu4 and relu5 over the image (see `layers.moments`). A texture
-    is the same wherever it lies; dense layers tie it to places and have to learn that.
+    is the same wherever it lies; dense layers tie it to positions and have to learn that.
 
     Attributes:
-      num_classes: size of the output.
       head: 'dense' or 'orderless'.
       dropout: rate of the dropout after fc6 and fc7; the orderless head has none.
-      norm: not used: the network has local response normalisation and nothing else.
-      dtype: dtype of the computation; parameters and logits are float32.
-      axis_name: name of the mapped axis that a batch is spread over, or None.
       widths: output channels of conv1 ... conv5.
       hidden: sizes of fc6 and fc7, in the dense head.
       stem: kernel side, stride and padding of conv1, pixels.
     """
 
-    num_classes: int
     head: str = "dense"
     dropout: float = 0.5
     norm: str = "local"
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
     widths: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
     hidden: tuple[int, int] = (4096, 4096)
     stem: tuple[int, int, int] = (11, 4, 0)
+
+    NORMS: ClassVar = ("local",)
+    HEADS: ClassVar = ("dense", "orderless")
+    MAPS: ClassVar = ("conv1", "conv2", "conv3", "conv4", "conv5")
+    RECTIFIED: ClassVar = ("relu1", "relu2", "relu3", "relu4", "relu5")
 
     @nn.compact
     def __call__(
         self, images: jax.Array, *, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns logits and taps.
-
-        Args:
-          images: [N, H, W, C], float.
-          train: drops out; needs `rngs={'dropout': key}`.
+        """Returns logits and taps, see `Network`.
 
         Returns:
-          Logits, float32 [N, num_classes], and the taps, in the order in which they
-          are computed: conv1, relu1, pool1, norm1, conv2, relu2, pool2, norm2, conv3,
-          relu3, conv4, relu4, conv5, relu5 [N, h, w, c]; in the dense head pool5, and
-          fc6, relu6, fc7, relu7 [N, size], before dropout; in the orderless head
+          The logits and the taps conv1, relu1, pool1, norm1, conv2, relu2, pool2, norm2,
+          conv3, relu3, conv4, relu4, conv5, relu5 [N, h, w, c]; in the dense head pool5,
+          and fc6, relu6, fc7, relu7 [N, size], before dropout; in the orderless head
           moments [N, 2 * (channels of conv3 to conv5)]; head, the logits. A tap of a
           convolution or dense layer is its value before the ReLU.
 
@@ -80,13 +74,10 @@ class CaffeNet(nn.Module):
             raise UserError(
                 f"images of {images.shape[1]} x {images.shape[2]} pixels are too small "
                 f"for this model: conv1 needs {size - 2 * pad} at least. Use larger "
-                "images or another model.name."
+                "images or another model.name.",
+                where="model.image_size",
             )
-        taps = {}
-
-        def tap(name: str, value: jax.Array) -> jax.Array:
-            taps[name] = value = layers.tap(name, value)
-            return value
+        taps, tap = layers.recorder()
 
         def conv(k: int, x: jax.Array, size: int, pad: int, groups: int, strides=1):
             layer = layers.Conv(
@@ -111,10 +102,19 @@ class CaffeNet(nn.Module):
         x = pool_and_norm(2, conv(2, x, 5, 2, 2))
         x = conv(5, conv(4, conv(3, x, 3, 1, 1), 3, 1, 2), 3, 1, 2)
         if self.head == "orderless":
-            found = [layers.moments(taps[f"relu{k}"]) for k in (3, 4, 5)]
-            x = tap("moments", jnp.concatenate(found, axis=-1))
+            moments = [layers.moments(taps[f"relu{k}"]) for k in (3, 4, 5)]
+            x = tap("moments", jnp.concatenate(moments, axis=-1))
         else:
             x = tap("pool5", layers.max_pool(x))
             x = dense(7, dense(6, x.reshape(x.shape[0], -1)))
-        logits = tap("head", layers.head(self.num_classes)(x.astype(jnp.float32)))
+        logits = tap(layers.HEAD, layers.head(self.num_classes)(x.astype(jnp.float32)))
         return logits, taps
+
+
+class CaffeNetSmall(CaffeNet):
+    """For patches of 32 to 64 pixels: narrower, with half the strides of the stem."""
+
+    head: str = "orderless"
+    widths: tuple[int, int, int, int, int] = (48, 96, 128, 128, 96)
+    hidden: tuple[int, int] = (256, 256)
+    stem: tuple[int, int, int] = (5, 2, 2)

@@ -8,6 +8,7 @@ Images and activations are [N, H, W, C], kernels [kh, kw, C in / groups, C out].
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -15,8 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+# Name of the classifier layer and of its tap, in every network.
+HEAD = "head"
 # He et al. 2015 (arXiv 1502.01852): keeps the variance of the signal through a ReLU at
-# any width and kernel size. Caffe's fixed Gaussians (deviation 0.01 and 0.005) fit the
+# any width and kernel size. Caffe's fixed Gaussians (0.01 and 0.005 wide) fit the
 # widths of CaffeNet only, and let the signal fade in a narrower network.
 he_normal = nn.initializers.he_normal()
 # Small, so that training starts from nearly equal class probabilities. Caffe's 0.01 is
@@ -30,6 +33,21 @@ def tap(name: str, value: jax.Array) -> jax.Array:
     return value
 
 
+def recorder() -> tuple[dict[str, jax.Array], Callable[[str, jax.Array], jax.Array]]:
+    """Returns an empty dict and a function that passes a value on and records it.
+
+    The function calls `tap(name, value)`, stores the result in the dict under the name,
+    and returns it.
+    """
+    taps: dict[str, jax.Array] = {}
+
+    def record(name: str, value: jax.Array) -> jax.Array:
+        taps[name] = value = tap(name, value)
+        return value
+
+    return taps, record
+
+
 def relu(x: jax.Array) -> jax.Array:
     """Returns max(x, 0); the gradient at 0 is 0."""
     return jax.nn.relu(x)
@@ -40,7 +58,7 @@ def max_pool(x: jax.Array, *, pad: int = 0, ceil: bool = True) -> jax.Array:
 
     Written as maxima over the even and odd rows, then columns: the gradient of
     `lax.reduce_window` scatters, and is 5 to 10 times slower on a CPU. Where the
-    largest value occurs more than once, the gradient is shared among the places
+    largest value occurs more than once, the gradient is shared among the positions
     instead of going to the first; after a ReLU such ties are mostly zeros, where no
     gradient passes.
 
@@ -77,7 +95,7 @@ def local_response_norm(x: jax.Array) -> jax.Array:
     """Divides by a local sum of squares over neighbouring channels, as Caffe does.
 
     y = x / (1 + alpha / n * s) ** beta, with s the sum of x ** 2 over the n = 5
-    channels centred on the one in hand (fewer at the ends), alpha = 1e-4, beta = 0.75:
+    channels centred on this one (fewer at the ends), alpha = 1e-4, beta = 0.75:
     section 3.3 of Krizhevsky et al. 2012, with the constants of Caffe's
     `bvlc_reference_caffenet`.
 
@@ -179,7 +197,7 @@ class Conv(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask for an example depends on its place in the global batch.
+    """Dropout whose mask for an example depends on its position in the global batch.
 
     Example i of the global batch draws from `fold_in(key of this layer, i)`, so that
     one device and eight give the same masks. Inside `jax.pmap` every device must be
@@ -212,25 +230,41 @@ class Dropout(nn.Module):
         return jnp.where(keep, x * (1 / (1 - self.rate)), 0)
 
 
+def means(x: jax.Array) -> jax.Array:
+    """Returns each channel's mean over the image.
+
+    Args:
+      x: [N, H, W, C], or [N, C] features without positions.
+
+    Returns:
+      float32 [N, C]; features without positions as they are.
+    """
+    x = x.astype(jnp.float32)
+    return x.mean((1, 2)) if x.ndim == 4 else x
+
+
 def moments(x: jax.Array) -> jax.Array:
     """Returns each channel's mean and standard deviation over the image.
 
-    What a texture shows, whatever the place: orderless pooling of first and second
-    order, as texture descriptors have had it since Julesz 1981 (doi:10.1038/290091a0).
+    Orderless pooling of first and second order: what distinguishes textures wherever
+    they lie, as texture descriptors have had it since Julesz 1981
+    (doi:10.1038/290091a0).
 
     Args:
-      x: [N, H, W, C].
+      x: [N, H, W, C], or [N, C] features without positions.
 
     Returns:
-      float32 [N, 2 C]: all means, then all standard deviations.
+      float32 [N, 2 C]: all means, then all standard deviations; features without
+      positions as they are.
     """
-    x = x.astype(jnp.float32)
-    mean = x.mean((1, 2))
-    variance = jnp.square(x - mean[:, None, None]).mean((1, 2))
+    mean = means(x)
+    if x.ndim == 2:
+        return mean
+    variance = jnp.square(x.astype(jnp.float32) - mean[:, None, None]).mean((1, 2))
     # The root's gradient is infinite at 0, where a channel is silent.
     return jnp.concatenate([mean, jnp.sqrt(variance + 1e-5)], axis=-1)
 
 
 def head(num_classes: int) -> nn.Dense:
     """Returns the classifier layer; give it float32, and its result is float32."""
-    return nn.Dense(num_classes, kernel_init=head_init, name="head")
+    return nn.Dense(num_classes, kernel_init=head_init, name=HEAD)

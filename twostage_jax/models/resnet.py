@@ -5,13 +5,13 @@ convolution ("version 1.5", as in torchvision), which leaves the parameters as t
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from twostage_jax.models import layers
+from twostage_jax.models.network import Network
 
 
 def make_norm(
@@ -87,56 +87,47 @@ class Block(nn.Module):
         )  # fmt: skip
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """A stem, four stages of residual blocks, global mean, a classifier.
 
     Layers: stem_conv, stem_norm, stage1_block1 ... (see `Block`), head. Any size of
     image fits; below about 64 pixels the last stages see one or two positions only.
 
     Attributes:
-      num_classes: size of the output.
       dropout: rate of the dropout before the head.
-      norm: 'batch' or 'group'.
-      dtype: dtype of the computation; parameters and logits are float32.
-      axis_name: name of the mapped axis that a batch is spread over, or None.
-      blocks: number of blocks of each stage.
+      norm: 'batch' or 'group', see `make_norm`.
+      blocks: number of blocks per stage.
       bottleneck: see `Block`.
     """
 
-    num_classes: int
-    dropout: float = 0.0
     norm: str = "batch"
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
     blocks: tuple[int, int, int, int] = (2, 2, 2, 2)
     bottleneck: bool = False
+
+    NORMS: ClassVar = ("batch", "group")
+    FIRST_LAYER: ClassVar = "stem_conv"
+    MAPS: ClassVar = ("stem_relu", "stage1", "stage2", "stage3", "stage4")
+    RECTIFIED: ClassVar = ("stage1", "stage2", "stage3", "stage4")
+    # Its norm comes between it and the ReLU.
+    SIGNED: ClassVar = ("stem_conv",)
+    CHAIN: ClassVar = False
 
     @nn.compact
     def __call__(
         self, images: jax.Array, *, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns logits and taps.
-
-        Args:
-          images: [N, H, W, C], float.
-          train: normalises by the statistics of the batch, which needs
-            `mutable=['batch_stats']`, and drops out, which needs
-            `rngs={'dropout': key}`.
+        """Returns logits and taps, see `Network`.
 
         Returns:
-          Logits, float32 [N, num_classes], and the taps, in the order in which they
-          are computed: stem_conv, stem_norm, stem_relu, stem_pool, stage1_block1 ...
-          (the output of each block, after its ReLU), stage1 ... stage4 (the output of
-          the last block of each stage) [N, h, w, c]; mean [N, c]; head, the logits.
+          The logits and the taps stem_conv, stem_norm, stem_relu, stem_pool,
+          stage1_block1 ... (the output of each block, after its ReLU), stage1 ...
+          stage4 (the output of the last block of each stage) [N, h, w, c]; mean [N, c];
+          head, the logits.
         """
         norm = make_norm(
             self.norm, train=train, dtype=self.dtype, axis_name=self.axis_name
         )
-        taps = {}
-
-        def tap(name: str, value: jax.Array) -> jax.Array:
-            taps[name] = value = layers.tap(name, value)
-            return value
+        taps, tap = layers.recorder()
 
         x = layers.Conv(
             64, 7, 2, 3, use_bias=False, dtype=self.dtype, name="stem_conv"
@@ -155,6 +146,13 @@ class ResNet(nn.Module):
                 )(x)  # fmt: skip
                 x = tap(name, x)
             x = tap(f"stage{stage}", x)
-        x = tap("mean", x.astype(jnp.float32).mean(axis=(1, 2)))
+        x = tap("mean", layers.means(x))
         x = layers.Dropout(self.dropout, self.axis_name)(x, train=train)
-        return tap("head", layers.head(self.num_classes)(x)), taps
+        return tap(layers.HEAD, layers.head(self.num_classes)(x)), taps
+
+
+class ResNet50(ResNet):
+    """Fifty layers, in bottleneck blocks."""
+
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    bottleneck: bool = True

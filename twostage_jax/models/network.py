@@ -1,0 +1,68 @@
+"""The contract of a network: its settings, its facts and its call.
+
+A network is one file with a subclass of `Network`, and one entry in `models.MODELS`.
+Everything that other parts of the package need to know about a family of networks is a
+class variable here, so that none of them asks for a network by its name.
+"""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Network(nn.Module):
+    """Base class of the networks.
+
+    Layers call `relu`, `max_pool`, `local_response_norm` and `tap` as attributes of
+    `layers` (see there). The classifier is `layers.head`.
+
+    Attributes:
+      num_classes: number of outputs.
+      dropout: rate of the dropout, in [0, 1).
+      norm: one of `NORMS`; '' in a network without a choice.
+      dtype: dtype of the computation; parameters and logits are float32.
+      axis_name: name of the mapped axis that a batch is spread over, or None.
+      NORMS: accepted values of `norm`; empty without a choice.
+      HEADS: accepted values of a field `head`; empty without such a field.
+      FIRST_LAYER: name of the layer with the kernels that read the image.
+      MAPS: taps `[N, h, w, c]` whose channels figures show, first to last; empty for
+        all of them.
+      RECTIFIED: taps `[N, h, w, c]` after a ReLU that describe a texture, first to last;
+        empty for the input of the head.
+      SIGNED: taps that no ReLU follows or precedes directly: a channel below 0 is as
+        alive as one above. The head is such a tap in every network.
+      CHAIN: whether each layer has one input; False with shortcuts.
+    """
+
+    num_classes: int
+    dropout: float = 0.0
+    norm: str = ""
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    NORMS: ClassVar[tuple[str, ...]] = ()
+    HEADS: ClassVar[tuple[str, ...]] = ()
+    FIRST_LAYER: ClassVar[str] = "conv1"
+    MAPS: ClassVar[tuple[str, ...]] = ()
+    RECTIFIED: ClassVar[tuple[str, ...]] = ()
+    SIGNED: ClassVar[tuple[str, ...]] = ()
+    CHAIN: ClassVar[bool] = True
+
+    def __call__(
+        self, images: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns logits, float32 `[N, num_classes]`, and the taps by name.
+
+        Args:
+          images: `[N, H, W, C]`, float.
+          train: whether to drop out, which needs `rngs={'dropout': key}`, and to
+            normalise by the statistics of the batch, which needs
+            `mutable=['batch_stats']` in networks with batch normalisation.
+
+        Returns:
+          The logits and, in the order of computation, the named intermediate
+          activations; the last is 'head', the logits.
+        """
+        raise NotImplementedError
