@@ -11,7 +11,7 @@ from ct_files import SERIES, write_ct
 from PIL import Image
 from prepare_runs import rows_of, run
 
-from twostage_jax import io
+from twostage_jax import folders
 from twostage_jax.data import ct_patches
 from twostage_jax.errors import UserError
 from twostage_jax.maps import write as files
@@ -42,7 +42,7 @@ def reasons(root, skipped):
 
 def test_files_of_a_folder_come_before_those_of_its_folders(tree):
     root = tree("b/1", "a/2", "a/1", "z", "a/c/1", "B/1")
-    found = io.walk(root)
+    found = folders.walk(root)
     assert names(root, found.files) == ["z", "B/1", "a/1", "a/2", "a/c/1", "b/1"]
     assert found.skipped == []
 
@@ -54,7 +54,7 @@ def test_links_to_folders_and_files_are_followed(tree, tmp_path):
         (tmp_path / "store" / name / "deep" / "1").write_bytes(b"x")
         os.symlink(tmp_path / "store" / name, root / name)
     os.symlink(root / "AA" / "1", root / "AA" / "2")
-    found = io.walk(root)
+    found = folders.walk(root)
     assert names(root, found.files) == ["AA/1", "AA/2", "BB/deep/1", "CC/deep/1"]
     assert found.skipped == []
 
@@ -68,7 +68,7 @@ def test_each_folder_is_read_once_under_its_own_name(tree, tmp_path):
     (tmp_path / "store" / "in" / "1").write_bytes(b"x")
     os.symlink(tmp_path / "store" / "in", root / "k")
     os.symlink(tmp_path / "store", root / "l")
-    found = io.walk(root)
+    found = folders.walk(root)
     assert names(root, found.files) == ["k/1", "m/1", "z/1", "z/y/1"]
     assert set(reasons(root, found.litter)) == {"a", "l/in", "m/up", "m/above"}
     assert found.lost == []
@@ -77,7 +77,7 @@ def test_each_folder_is_read_once_under_its_own_name(tree, tmp_path):
 def test_a_link_is_a_root_as_good_as_its_folder(tree, tmp_path):
     tree("a/1")
     os.symlink(tmp_path / "tree", tmp_path / "link")
-    assert names(tmp_path / "link", io.walk(tmp_path / "link").files) == ["a/1"]
+    assert names(tmp_path / "link", folders.walk(tmp_path / "link").files) == ["a/1"]
 
 
 def test_links_that_lead_nowhere_are_lost_and_not_litter(tree):
@@ -85,7 +85,7 @@ def test_links_that_lead_nowhere_are_lost_and_not_litter(tree):
     os.symlink("../.git/annex/objects/x", root / "a" / "2")
     os.symlink("itself", root / "itself")
     os.symlink(root / "a" / "1" / "below a file", root / "odd")
-    found = io.walk(root)
+    found = folders.walk(root)
     assert names(root, found.files) == ["a/1"]
     assert set(reasons(root, found.lost)) == {"a/2", "itself", "odd"}
 
@@ -101,14 +101,14 @@ def test_links_that_lead_nowhere_are_lost_and_not_litter(tree):
 def test_pointers_to_content_that_was_not_fetched_are_lost(tree, content):
     root = tree("a/1.dcm")
     tree("a/2.dcm", content=content)
-    found = io.walk(root)
+    found = folders.walk(root)
     assert names(root, found.files) == ["a/1.dcm"]
     assert set(reasons(root, found.lost)) == {"a/2.dcm"}
 
 
 def test_a_placeholder_of_icloud_is_lost(tree):
     root = tree(".1.dcm.icloud", "2.dcm")
-    assert set(reasons(root, io.walk(root).lost)) == {".1.dcm.icloud"}
+    assert set(reasons(root, folders.walk(root).lost)) == {".1.dcm.icloud"}
 
 
 def test_hidden_and_foreign_files_are_listed_as_litter(tree):
@@ -116,7 +116,7 @@ def test_hidden_and_foreign_files_are_listed_as_litter(tree):
         "1", "._1", ".DS_Store", ".git/objects/1", "__MACOSX/._1", "a/@eaDir/1.jpg"
     )
     os.symlink("nobody@host:1", root / ".#1")  # of Emacs: leads nowhere on purpose
-    found = io.walk(root)
+    found = folders.walk(root)
     assert names(root, found.files) == ["1"]
     assert set(reasons(root, found.litter)) == {
         *("._1", ".DS_Store", ".git", "__MACOSX", "a/@eaDir", ".#1")
@@ -130,11 +130,11 @@ def test_pipes_and_sockets_are_listed_and_not_opened(tree, monkeypatch):
     with socket.socket(socket.AF_UNIX) as server:
         monkeypatch.chdir(root)  # names of sockets must be short
         server.bind("socket")
-        found = io.walk(root)
+        found = folders.walk(root)
     os.symlink("/dev/zero", root / "zero")
     assert names(root, found.files) == ["1"]
     assert set(reasons(root, found.litter)) == {"pipe", "socket"}
-    assert "zero" in reasons(root, io.walk(root).litter)
+    assert "zero" in reasons(root, folders.walk(root).litter)
 
 
 def refuse(monkeypatch, module, name, refused, error):
@@ -155,7 +155,7 @@ def test_unreadable_folders_and_files_are_lost(tree, monkeypatch):
     root = tree("a/1", "b/1", "b/2")
     refuse(monkeypatch, os, "scandir", root / "a", PermissionError(13, "denied"))
     refuse(monkeypatch, os, "access", root / "b" / "1", False)
-    found = io.walk(root)
+    found = folders.walk(root)
     assert names(root, found.files) == ["b/2"]
     assert set(reasons(root, found.lost)) == {"a", "b/1"}
 
@@ -163,11 +163,11 @@ def test_unreadable_folders_and_files_are_lost(tree, monkeypatch):
 def test_a_root_that_is_missing_or_unreadable_is_refused(tree, monkeypatch):
     root = tree("a/1")
     with pytest.raises(UserError) as error:
-        io.walk(root / "none")
+        folders.walk(root / "none")
     assert error.value.where == str(root / "none")
     refuse(monkeypatch, os, "scandir", root, PermissionError(13, "denied"))
     with pytest.raises(UserError) as error:
-        io.walk(root)
+        folders.walk(root)
     assert error.value.where == str(root)
 
 
@@ -175,14 +175,14 @@ def test_names_that_are_not_utf8_are_names(tree):
     root = tree("1")
     with open(os.fsencode(root) + b"/Gr\xf6\xdfe.dcm", "wb") as file:
         file.write(b"x")
-    assert [os.fsencode(p.name) for p in io.walk(root).files] == [
+    assert [os.fsencode(p.name) for p in folders.walk(root).files] == [
         *(b"1", b"Gr\xf6\xdfe.dcm")
     ]
 
 
 def test_folders_left_out_are_not_searched(tree):
     root = tree("rois/1", "a/rois/1")
-    assert names(root, io.walk(root, ("rois",)).files) == ["a/rois/1"]
+    assert names(root, folders.walk(root, ("rois",)).files) == ["a/rois/1"]
 
 
 def write_study(folder, count=5, *, patient="AA", series=1):

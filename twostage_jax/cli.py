@@ -33,7 +33,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from twostage_jax import __version__
-from twostage_jax.errors import UserError, did_you_mean
+from twostage_jax.errors import UserError, did_you_mean, disk_full
 
 if typing.TYPE_CHECKING:
     from twostage_jax.config import Config
@@ -123,7 +123,7 @@ def run(
                 "stopped; the state is saved. Run the same command again to resume.",
                 128 + error.args[0],
             )
-        if _disk_full(error):
+        if disk_full(error):
             _fail("the disk is full. Earlier saves are intact: free space, run again.")
         if isinstance(error, OSError) and error.errno in NOT_ALLOWED:
             _fail(
@@ -397,16 +397,6 @@ def _unknown_setting(error: Exception, arguments: list[str]) -> str:
         (a for a in arguments if re.search(rf"\b{re.escape(name)}\b", a)), name
     )
     return f"{wanted.split('=')[0]}: unknown setting."
-
-
-def _disk_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            return True
-        if "No space left on device" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _fail(message: Any, status: int = 2) -> NoReturn:

@@ -1,6 +1,8 @@
 """The one exception that is meant for the user's eyes."""
 
 import difflib
+import errno
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,6 +31,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" Known: {', '.join(known)}."
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Returns whether an error, or one that caused it, says that the disk is full."""
+    # Some writers (Orbax, ArrayRecord) report the system's error as text only.
+    text = os.strerror(errno.ENOSPC).lower()
+    while error is not None:
+        full = getattr(error, "errno", None) == errno.ENOSPC
+        if full or text in str(error).lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 # Counts of things that a user should know about the files of a data set.

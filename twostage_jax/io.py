@@ -1,4 +1,13 @@
-"""Files that are whole or not there, and folders that one process works on."""
+"""Single files: written whole or not at all, locked, and read as text and tables.
+
+Names and cells of tables are compared as text in Unicode NFC (`composed`), and whatever
+is written for people to open in a spreadsheet passes through `inert`.
+
+A table has a line of column names and is separated by commas, semicolons or tabs,
+whichever yields the columns that are needed. Column names are compared without case and
+surrounding blanks. The text is UTF-8, or UTF-16 or UTF-32 with a byte order mark; other
+encodings cannot be recognised with certainty and are refused.
+"""
 
 import codecs
 import contextlib
@@ -8,13 +17,27 @@ import io
 import json
 import os
 import re
-import stat
+import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from twostage_jax.errors import UserError
+
+DELIMITERS = ",;\t"
+_MARKS = (
+    # UTF-32's mark begins with that of UTF-16.
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
+# Excel reads, and some programs write, the delimiter in a line before the header.
+_SEPARATOR_LINE = re.compile(r'"?sep=([^"\r\n])"?(?:\r\n|\r|\n)', re.IGNORECASE)
+# Spreadsheets take text that begins like this for a formula (OWASP, "CSV injection").
+FORMULA_STARTS = ("=", "+", "-", "@")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -38,6 +61,28 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Gives a new folder that replaces `path` when the block succeeds.
+
+    An earlier folder at `path` stays if the block fails. The folder is built next to
+    `path`, and what a killed process left there is removed first: hold a lock (see
+    `locked`) where several processes may write the same folder.
+    """
+    new, old = (path.with_name(f".{kind}-{path.name}") for kind in ("new", "old"))
+    for stale in (new, old):
+        shutil.rmtree(stale, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    finally:
+        for stale in (new, old):
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -69,216 +114,6 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-# Text from files, as a cell of a CSV file that people open in a spreadsheet.
-
-
-# Spreadsheets take text that begins like this for a formula (OWASP, "CSV injection").
-FORMULA_STARTS = ("=", "+", "-", "@")
-
-
-def inert(text: str) -> str:
-    """Returns a text as one line that no spreadsheet takes for a formula."""
-    # The bytes of a file's name that are not UTF-8.
-    text = text.encode(errors="backslashreplace").decode()
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return f"'{line}" if line.startswith(FORMULA_STARTS) else line
-
-
-# Walks a folder tree: its files, and what is not read, with the reason.
-
-
-Skipped = list[tuple[Path, str]]
-# Folders that operating systems, NAS devices and archives put next to people's own.
-_FOREIGN = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found")
-_FOREIGN += ("System Volume Information",)
-# git-annex and Git LFS keep such a text in the place of content that was not fetched.
-_POINTERS = (b"/annex/objects/", b"version https://git-lfs.github.com/spec/")
-_MOST_POINTER_BYTES = 1024
-
-
-class Tree(NamedTuple):
-    """Contents of a folder tree.
-
-    Attributes:
-      files: Readable regular files and links to such, in the order of names; those of
-        a folder come before those of its sub-folders.
-      litter: (path, reason) of hidden files; of hidden and foreign folders, once each
-        and without their contents; of pipes, sockets and devices; and of links to
-        folders that are read already.
-      lost: (path, reason) of what may belong to the data but cannot be read: links to
-        nothing, unreadable files and folders, content that was not fetched.
-    """
-
-    files: list[Path]
-    litter: Skipped
-    lost: Skipped
-
-    @property
-    def skipped(self) -> Skipped:
-        """(path, reason) of everything that is not among the files, by path."""
-        return sorted(self.litter + self.lost)
-
-
-def walk(folder: Path, leave_out: Sequence[str] = ()) -> Tree:
-    """Returns the files below a folder, and what is skipped, with the reason.
-
-    Links to files and to folders are followed. Each real folder is read once: under its
-    own name if it lies below `folder`, else under that of the first link to it.
-
-    Args:
-      folder: Folder to search, with its sub-folders; may be a link.
-      leave_out: Names of folders directly below `folder` that are not searched.
-
-    Raises:
-      UserError: The folder does not exist or cannot be read.
-    """
-    check_folder(folder)
-    tree, links = Tree([], [], []), [folder]
-    above = {_identity(parent) for parent in folder.resolve().parents}
-    seen: dict[tuple[int, int], Path] = {}
-    # Links wait until all real folders below the last one are read.
-    while links:
-        link = links.pop(0)
-        if _identity(link) in above:
-            tree.litter.append((link, "a link to a folder that holds the whole tree"))
-            continue
-        below = [link]
-        while below:
-            here = below.pop()
-            first = seen.setdefault(_identity(here), here)
-            if first is not here:
-                reason = f"the same folder as {first}, which is read already"
-                tree.litter.append((here, reason))
-                continue
-            skip = leave_out if here == folder else ()
-            for path in _folders(here, tree, skip):
-                (links if path.is_symlink() else below).append(path)
-        links.sort(key=_order)
-    if tree.lost and tree.lost[0][0] == folder:
-        raise UserError(f"{folder}: {tree.lost[0][1]}.", where=folder)
-    for entries in (tree.files, tree.litter, tree.lost):
-        entries.sort(key=lambda e: _order(e if isinstance(e, Path) else e[0]))
-    return tree
-
-
-def check_folder(folder: Path, setting: str = "") -> None:
-    """Raises a UserError if a path, which a setting may have given, is no folder."""
-    if folder.is_dir():
-        return
-    wrong = "this is a file, but a folder is needed"
-    if not folder.exists():
-        wrong = "there is no such folder"
-    raise UserError(f"{setting or folder}: {wrong}.", where=setting or folder)
-
-
-def every_path(root: Path) -> list[Path]:
-    """Returns all files below a folder, also skipped ones; none for a file."""
-    if not root.is_dir():
-        return []
-    tree = walk(root)
-    return [*tree.files, *(path for path, _ in tree.skipped)]
-
-
-def shown(path: Path | str) -> str:
-    """Returns a path as text that can be printed and written, whatever its bytes."""
-    return os.fsencode(path).decode(errors="backslashreplace")
-
-
-def _folders(folder: Path, tree: Tree, leave_out: Sequence[str]) -> list[Path]:
-    """Returns the folders in a folder, and adds everything else in it to `tree`."""
-    found = []
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries)
-    except OSError as error:
-        tree.lost.append((folder, f"a folder that cannot be read: {error.strerror}"))
-        return []
-    for name in names:
-        path = folder / name
-        try:
-            mode = path.stat().st_mode
-        except OSError as error:
-            if name.startswith("."):
-                tree.litter.append((path, "a hidden file"))
-            elif path.is_symlink() and isinstance(error, FileNotFoundError):
-                reason = "a link to what is not here (not fetched?)"
-                tree.lost.append((path, reason))
-            else:
-                tree.lost.append((path, f"cannot be read: {error.strerror}"))
-            continue
-        if not stat.S_ISDIR(mode):
-            _add_file(path, mode, tree)
-        elif name.startswith(".") or name in _FOREIGN:
-            kind = "a hidden" if name.startswith(".") else "a system"
-            tree.litter.append((path, f"{kind} folder, which is not searched"))
-        elif name not in leave_out:
-            found.append(path)
-    return found
-
-
-def _add_file(path: Path, mode: int, tree: Tree) -> None:
-    """Adds what is not a folder to one of the lists of `tree`."""
-    if path.name.startswith(".") and path.suffix == ".icloud":
-        tree.lost.append((path, "not downloaded from iCloud"))
-    elif path.name.startswith("._"):
-        tree.litter.append((path, "a hidden file that macOS wrote"))
-    elif path.name.startswith("."):
-        tree.litter.append((path, "a hidden file"))
-    elif not stat.S_ISREG(mode):
-        tree.litter.append((path, "a pipe, socket or device, not a file"))
-    elif reason := _unreadable(path):
-        tree.lost.append((path, reason))
-    else:
-        tree.files.append(path)
-
-
-def _unreadable(path: Path) -> str:
-    """Returns why a regular file cannot be read, or ''."""
-    try:
-        if not os.access(path, os.R_OK):
-            return "cannot be read: Permission denied"
-        if path.stat().st_size > _MOST_POINTER_BYTES:
-            return ""
-        head = path.read_bytes()
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if any(pointer in head for pointer in _POINTERS):
-        return "a pointer to a file that is not here (git-annex or Git LFS: fetch it)"
-    return ""
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
-
-
-def _order(path: Path) -> tuple[tuple[bool, str], ...]:
-    """Returns the key that sorts the files of a folder before its sub-folders."""
-    parts = path.parts
-    return *((True, part) for part in parts[:-1]), (False, parts[-1])
-
-
-# CSV tables as people and spreadsheets write them, and names compared as text.
-#
-# A table has a line of column names and is separated by commas, semicolons or tabs,
-# whichever yields the columns that are needed. Names of columns are compared without case
-# and surrounding blanks. The text is UTF-8, or UTF-16 or UTF-32 with a byte order mark;
-# other encodings cannot be told apart with certainty and are refused.
-
-
-DELIMITERS = ",;\t"
-_MARKS = (
-    # UTF-32's mark begins with that of UTF-16.
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-)
-# Excel reads, and some programs write, the delimiter in a line before the header.
-_SEPARATOR_LINE = re.compile(r'"?sep=([^"\r\n])"?(?:\r\n|\r|\n)', re.IGNORECASE)
 
 
 class Row(NamedTuple):
@@ -371,54 +206,6 @@ def decoded(path: Path) -> str:
         ) from None
 
 
-def composed(text: str) -> str:
-    """Returns a text in Unicode NFC, so that equal texts are equal strings.
-
-    macOS decomposes the names of files ('u' and a combining diaeresis); keyboards and
-    spreadsheets write composed letters.
-    """
-    return unicodedata.normalize("NFC", text)
-
-
-def on_disk(path: Path) -> Path:
-    """Returns the file whose name is the text of a path, whatever its normalisation.
-
-    Args:
-      path: A file's path; returned as it is if there is no such file.
-
-    Raises:
-      UserError: Two files have names that are the same text.
-    """
-    forms = {unicodedata.normalize(form, str(path)) for form in ("NFC", "NFD")}
-    # A file system such as APFS takes both forms for one name.
-    found = [Path(form) for form in sorted(forms) if os.path.exists(form)]
-    if len(found) == 2 and not found[0].samefile(found[1]):
-        raise UserError(
-            f"{shown(path)}: two files have this name, in composed and in decomposed "
-            "Unicode characters (NFC and NFD): rename or remove one.",
-            where=shown(path),
-        )
-    return found[0] if found else path
-
-
-def alike(names: Iterable[str]) -> dict[str, str]:
-    """Returns the names by their printable NFC form.
-
-    Raises:
-      UserError: Two names are the same text in different normalisation.
-    """
-    found: dict[str, str] = {}
-    for name in names:
-        key = composed(shown(name))
-        if found.setdefault(key, name) != name:
-            raise UserError(
-                f"'{key}' occurs twice, spelled with different Unicode characters "
-                f"({ascii(found[key])} and {ascii(name)}): rename or remove one.",
-                where=key,
-            )
-    return found
-
-
 def _header(text: str, delimiter: str) -> list[str]:
     """Returns the names in the first line that is not blank."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -472,40 +259,65 @@ def _values(
     return {column: row.get(column, "") for column in columns}
 
 
-# Lists of names and stamps of files, for recipes that read a user's folders.
+def shown(path: Path | str) -> str:
+    """Returns a path as text that can be printed and written, whatever its bytes."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
-Stamp = tuple[str, int, int]
+def inert(text: str) -> str:
+    """Returns a text as one line that no spreadsheet takes for a formula."""
+    # The bytes of a file's name that are not UTF-8.
+    text = text.encode(errors="backslashreplace").decode()
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return f"'{line}" if line.startswith(FORMULA_STARTS) else line
 
 
-def stamps(root: Path, paths: Iterable[Path]) -> list[Stamp]:
-    """Returns (name below `root`, bytes, time of change in ns) of files, by name.
+def composed(text: str) -> str:
+    """Returns a text in Unicode NFC, so that equal texts are equal strings.
+
+    macOS decomposes the names of files ('u' and a combining diaeresis); keyboards and
+    spreadsheets write composed letters.
+    """
+    return unicodedata.normalize("NFC", text)
+
+
+def on_disk(path: Path) -> Path:
+    """Returns the file whose name is the text of a path, whatever its normalisation.
+
+    Args:
+      path: A file's path; returned as it is if there is no such file.
 
     Raises:
-      UserError: A file is not there.
+      UserError: Two files have names that are the same text.
     """
-    found = []
-    for path in paths:
-        try:
-            status = path.stat()
-        except OSError as error:
+    forms = {unicodedata.normalize(form, str(path)) for form in ("NFC", "NFD")}
+    # A file system such as APFS takes both forms for one name.
+    found = [Path(form) for form in sorted(forms) if os.path.exists(form)]
+    if len(found) == 2 and not found[0].samefile(found[1]):
+        raise UserError(
+            f"{shown(path)}: two files have this name, in composed and in decomposed "
+            "Unicode characters (NFC and NFD): rename or remove one.",
+            where=shown(path),
+        )
+    return found[0] if found else path
+
+
+def alike(names: Iterable[str]) -> dict[str, str]:
+    """Returns the names by their printable NFC form.
+
+    Raises:
+      UserError: Two names are the same text in different normalisation.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        key = composed(shown(name))
+        if found.setdefault(key, name) != name:
             raise UserError(
-                f"{path}: cannot be read: {error.strerror}.", where=path
-            ) from None
-        name = path.relative_to(root).as_posix()
-        found.append((name, status.st_size, status.st_mtime_ns))
-    return sorted(found)
-
-
-def below(root: Path, setting: str) -> Path:
-    """Returns the folder that a setting names, as a full path.
-
-    Raises:
-      UserError: There is no such folder.
-    """
-    folder = Path(root).expanduser().absolute()
-    check_folder(folder, f"{setting} = '{root}'")
-    return folder
+                f"'{key}' occurs twice, spelled with different Unicode characters "
+                f"({ascii(found[key])} and {ascii(name)}): rename or remove one.",
+                where=key,
+            )
+    return found
 
 
 def split_names(names: str, setting: str) -> tuple[str, ...]:

@@ -197,7 +197,8 @@ def _report(made: "Dataset") -> None:
 def _paths(roots: Mapping[str, Path], salt: str) -> dict[str, str]:
     """Returns the path of each file's hash."""
     from twostage_jax.ct import privacy
-    from twostage_jax.io import every_path, shown
+    from twostage_jax.folders import every_path
+    from twostage_jax.io import shown
 
     found = {}
     for root in roots.values():

@@ -180,7 +180,8 @@ def test_grid_is_every_combination_first_setting_slowest():
 def test_ablations_keep_the_last_checkpoint_whatever_the_settings_say():
     # In a process of its own: the script defines flags.
     code = (
-        "import sys; sys.path[:0] = ['experiments', 'tests/study', 'tests/helpers', 'tests']\n"
+        "import sys\n"
+        "sys.path[:0] = ['experiments', 'tests/study', 'tests/helpers', 'tests']\n"
         "import ablations\n"
         "from test_plan import parsed\n"
         "config = parsed(**{f'stages.{stage}.train.select': 'best' "

@@ -18,7 +18,7 @@ from twostage_jax.ct.dicom import Header
 from twostage_jax.ct.regions import masks, nifti, rtstruct, seg, table
 from twostage_jax.ct.regions.masks import clean_label
 from twostage_jax.errors import UserError, did_you_mean
-from twostage_jax.io import Skipped, walk
+from twostage_jax.folders import Skipped, walk
 
 ROIS, LUNGS = "rois", "lungs"
 

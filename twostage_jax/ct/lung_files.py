@@ -30,7 +30,7 @@ from twostage_jax.ct.regions import nifti, seg
 from twostage_jax.ct.regions.masks import Key, clean_label
 from twostage_jax.ct.series import Series
 from twostage_jax.errors import UserError
-from twostage_jax.io import Skipped
+from twostage_jax.folders import Skipped
 
 # Words of labels and file names, after `_words`. Structures beside or inside the lungs
 # that lung masks come with:

@@ -10,7 +10,8 @@ from twostage_jax import io
 from twostage_jax.ct.dicom import patient_hash
 from twostage_jax.ct.series import TOGETHER
 from twostage_jax.errors import UserError
-from twostage_jax.io import every_path, inert
+from twostage_jax.folders import every_path
+from twostage_jax.io import inert
 
 # (name of the file, reason)
 Hidden = list[tuple[str, str]]

@@ -20,7 +20,7 @@ from twostage_jax.ct.dicom import (
     series_uid,
 )
 from twostage_jax.errors import UserError
-from twostage_jax.io import Skipped, walk
+from twostage_jax.folders import Skipped, walk
 
 # Reason of slices that are sound, in a series that is refused for another one.
 TOGETHER = "left out with the other slices of its series, one of which is refused."

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from twostage_jax import io
+from twostage_jax import folders
 from twostage_jax.errors import UserError
 from twostage_jax.io import alike, composed, shown, split_names
 
@@ -200,7 +200,7 @@ def _read(root: Path, skipped: dict[str, str]) -> _Folder:
     Raises:
       UserError: An image cannot be read.
     """
-    walked = io.walk(root)
+    walked = folders.walk(root)
     home = _Folder("")
     start = len(f"{root}/") if str(root) != "." else 0
     for path in walked.files:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from twostage_jax import io
+from twostage_jax import folders
 from twostage_jax.ct import annotations, lung_files, patches, privacy
 from twostage_jax.ct.annotations import RoiFile
 from twostage_jax.ct.dicom import Header, patient_hash
@@ -21,7 +21,7 @@ from twostage_jax.ct.series import Series, check_air, group, read_in_turn, scan
 from twostage_jax.data import prepared_folder
 from twostage_jax.data.dataset import Example, Facts, Made, Recipe, digest
 from twostage_jax.errors import UserError
-from twostage_jax.io import Skipped, walk
+from twostage_jax.folders import Skipped, walk
 
 LUNGS = ("given", "found", "off")
 
@@ -584,7 +584,7 @@ def recipe(
         the folder holds no annotated patient, a file cannot be trusted, or a series has
         mixed patients, orientations, image sizes or pixel spacings.
     """
-    root = io.below(Path(path), "path")
+    root = folders.below(Path(path), "path")
     given = Path(rois).expanduser().absolute() if rois else None
     if given is not None and not given.exists():
         raise UserError(f"rois = '{rois}': there is no such file or folder.")
@@ -608,14 +608,16 @@ def recipe(
         names = annotations.occurring(root, patients.regions)
     else:
         annotations.check(names, patients.regions)
-    stamps = io.stamps(root, walk(root).files)
+    stamps = folders.stamps(root, walk(root).files)
     if given is not None:
         above = given if given.is_dir() else given.parent
         marked = walk(given).files if given.is_dir() else [given]
-        stamps += io.stamps(above, marked)
+        stamps += folders.stamps(above, marked)
     if masks is not None:
         above = masks if masks.is_dir() else masks.parent
-        stamps += io.stamps(above, walk(masks).files if masks.is_dir() else [masks])
+        stamps += folders.stamps(
+            above, walk(masks).files if masks.is_dir() else [masks]
+        )
     settings = {"class_names": names, "cut": cut, "salt": salt, "go_on": go_on}
     roots = [root, *filter(None, (given, masks))]
     return Recipe(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from twostage_jax import io
+from twostage_jax import folders, io
 from twostage_jax.ct import privacy
 from twostage_jax.ct.dicom import window
 from twostage_jax.ct.palette import NOTICE
@@ -36,7 +36,7 @@ def recipe(*, path: str, size: int = 0, channels: int = 1) -> Recipe:
     Raises:
       UserError: The folder holds no prepared set, or its images are too small.
     """
-    root = io.below(Path(path), "path")
+    root = folders.below(Path(path), "path")
     try:
         made = json.loads((root / DESCRIPTION).read_text(encoding="utf-8"))
         name, kind, key = (str(made[field]) for field in ("name", "kind", "key"))

@@ -25,6 +25,7 @@ from twostage_jax.data.ct_patches import Cut, check, slice_hash
 from twostage_jax.data.dataset import Example, Made, Recipe, digest
 from twostage_jax.data.image_files import upright
 from twostage_jax.errors import Notes, UserError
+from twostage_jax.folders import below, stamps
 
 VERSION = 3
 Task = tuple[str, tuple[str, ...]]
@@ -73,7 +74,7 @@ def recipe(
     Raises:
       UserError: A setting is impossible, or a file is missing.
     """
-    root = io.below(Path(path), "path")
+    root = below(Path(path), "path")
     check(Cut(size, stride, coverage, per_class=per_class, seed=seed))
     if not 0 < lung_coverage <= 1:
         raise UserError(
@@ -88,7 +89,7 @@ def recipe(
     folders = {"images": images, "labels": labels, "lungs": lungs}
     for setting, name in folders.items():
         if name:
-            io.below(root / name, setting)
+            below(root / name, setting)
     tasks = _read_table(root / csv)
     if len({_is_dicom(s) for _, slices in tasks for s in slices}) > 1:
         raise UserError(
@@ -115,7 +116,7 @@ def recipe(
         name="slices",
         kind="ct",
         class_names=class_names,
-        key=digest("slices", VERSION, class_names, settings, io.stamps(root, read)),
+        key=digest("slices", VERSION, class_names, settings, stamps(root, read)),
         tasks=tasks,
         make=functools.partial(_patient_examples, root=root, **settings),
     )

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import functools
 import hashlib
 import io
@@ -41,7 +39,8 @@ from twostage_jax.data.dataset import (
     largest,
 )
 from twostage_jax.data.prepared import prepared_dataset_builder as prepared
-from twostage_jax.errors import Notes, UserError, plain
+from twostage_jax.errors import Notes, UserError, disk_full, plain
+from twostage_jax.io import locked, replacing
 
 
 def kept(recipe: Recipe, folder: Path) -> Recipe:
@@ -78,14 +77,8 @@ def save(path: Path, examples: list[Example]) -> None:
     images = {f"image_{i}": e.image for i, e in enumerate(examples)}
     if len({(e.image.shape, e.image.dtype) for e in examples}) == 1:
         images = {"images": np.stack([e.image for e in examples])}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, text=np.frombuffer(text, np.uint8), **images)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, text=np.frombuffer(text, np.uint8), **images)
 
 
 def load(path: Path) -> Made:
@@ -513,7 +506,8 @@ def prepare(
     if not folder.exists() and recipe.prepared_in:
         raise UserError(f"{folder}: there is no prepared data set: prepare it anew.")
     if not folder.exists():
-        with _explained(recipe.name, folder), _lock(folder.parent):
+        lock = locked(folder.parent / ".lock", str(folder.parent), wait=True)
+        with _explained(recipe.name, folder), lock:
             # Whoever held the lock before may have made it.
             if not folder.exists():
                 _remove_leftovers(folder.parent)
@@ -660,15 +654,6 @@ class RecordImages:
             images[row] = self._features.deserialize_example_np(example)["image"]
 
 
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keeps other processes from preparing the same set; freed when this one dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _remove_leftovers(folder: Path) -> None:
     """Removes what killed processes left half-written; call it under the lock."""
     for path in folder.glob("incomplete.*"):
@@ -683,17 +668,11 @@ def _explained(name: str, folder: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        chain: BaseException | None = error
-        while chain is not None:
-            # Some writers report the system's error as text only.
-            no_space = os.strerror(errno.ENOSPC)
-            full = getattr(chain, "errno", None) == errno.ENOSPC
-            if full or no_space.lower() in str(chain).lower():
-                raise UserError(
-                    f"no space left on the disk of {folder.parent} to prepare data set "
-                    f"'{name}': free some, or name another data folder."
-                ) from error
-            chain = chain.__cause__ or chain.__context__
+        if disk_full(error):
+            raise UserError(
+                f"no space left on the disk of {folder.parent} to prepare data set "
+                f"'{name}': free some, or name another data folder."
+            ) from error
         if isinstance(error, OSError):
             raise UserError(f"cannot write to {folder.parent}: {error}") from error
         raise

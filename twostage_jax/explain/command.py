@@ -1,7 +1,5 @@
 """Pictures, checks and measures of the features of a study's arms, into one folder."""
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -212,13 +210,9 @@ def _write(
     out: Path, explained: Mapping[str, Any], drawn: Mapping[str, Figure], page: str
 ) -> None:
     """Writes all into a new folder, which then takes the place of `out`."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".explain", dir=out.parent) as temporary:
-        new = Path(temporary) / "new"
+    lock = io.locked(out.with_name(f".{out.name}.lock"), f"--out={out}", wait=True)
+    with lock, io.replacing_folder(out) as new:
         for name, figure in drawn.items():
             save(figure, new / "figures" / name)
         io.write_text(new / "explain.md", page)
         io.write_json(new / "explain.json", explained)
-        if out.exists():
-            out.rename(Path(temporary) / "old")
-        shutil.move(new, out)

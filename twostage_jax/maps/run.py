@@ -1,13 +1,11 @@
 """The disease maps of one CT series: made, measured, and written."""
 
-import contextlib
 import dataclasses
 import json
 import re
-import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -137,7 +135,7 @@ def make(
     remarks = filter(None, (*remarks, about["remarks"]))
     about["remarks"] = printable("; ".join(remarks), 500)
     mapped = Mapped(series, hu, lungs, doubts, maps, run, how, about)
-    with _replacing_folder(folder) as temporary:
+    with io.replacing_folder(folder) as temporary:
         _write_arrays(temporary, mapped)
         _draw(temporary, mapped)
         note = _write_dicom(temporary, mapped)
@@ -334,23 +332,6 @@ def _key(
     # Files that appear or get lost beside the slices change the remarks alone.
     about = series.remarks, series.left_out, "" if given is None else given.digest
     return digest(VERSION, model, how.stride, how.window, how.spacing, slices, about)
-
-
-@contextlib.contextmanager
-def _replacing_folder(folder: Path) -> Iterator[Path]:
-    """Gives a new folder that takes the place of another when the block succeeds."""
-    new, old = (folder.with_name(f".{kind}-{folder.name}") for kind in ("new", "old"))
-    for stale in (new, old):
-        shutil.rmtree(stale, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    finally:
-        for stale in (new, old):
-            shutil.rmtree(stale, ignore_errors=True)
 
 
 # The disease maps of all CT series below a folder, and what is said about them.

@@ -1,8 +1,5 @@
 """Writes the report of a study: a page, Markdown, figures, tables."""
 
-import contextlib
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -51,7 +48,7 @@ def _write_report(workdirs: Sequence[Path], out: Path) -> Path:
     study = load.load(workdirs)
     report = content.build(study, analyse(study), gather(study))
     parts = walk([part for section in report.sections for part in section.parts])
-    with _replacing(out) as folder:
+    with io.replacing_folder(out) as folder:
         (folder / "figures").mkdir()
         (folder / "tables").mkdir()
         for part in parts:
@@ -132,21 +129,3 @@ def _check_out(out: Path) -> None:
         )
     if (out / "results.json").exists():
         raise UserError(f"--out={out}: is a run folder. Give a folder inside it.")
-
-
-@contextlib.contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """Gives a new folder that takes the place of `out` when the block succeeds."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new = out.with_name(f".{out.name}.{os.getpid()}")
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:
-        yield new
-        if out.exists():
-            os.replace(out, old)
-        os.replace(new, out)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
