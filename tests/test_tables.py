@@ -10,7 +10,7 @@ from PIL import Image
 from twostage_jax import io
 from twostage_jax.ct import annotations
 from twostage_jax.ct import dicom as ct_dicom
-from twostage_jax.ct.regions import masks as rois
+from twostage_jax.ct.regions import base
 from twostage_jax.ct.regions import table as roi_table
 from twostage_jax.data import ct_patches, slices
 from twostage_jax.errors import UserError
@@ -125,15 +125,15 @@ def test_missing_table_is_named(tmp_path):
 )
 def test_class_tables(tmp_path, data):
     (tmp_path / "classes.csv").write_bytes(data)
-    assert annotations.given(tmp_path, "") == ("fibrosis", "normal")
+    assert annotations.given_classes(tmp_path, "") == ("fibrosis", "normal")
 
 
 def test_class_lists_with_a_mark_and_names_with_commas(tmp_path):
     data = '["fibrosis, mild", "normal"]'.encode("utf-8-sig")
     (tmp_path / "classes.json").write_bytes(data)
-    assert annotations.given(tmp_path, "") == ("fibrosis, mild", "normal")
+    assert annotations.given_classes(tmp_path, "") == ("fibrosis, mild", "normal")
     (tmp_path / "c.csv").write_text('value,name\n1,"fibrosis, mild"\n2,normal\n')
-    assert annotations.given(tmp_path, "c.csv") == ("fibrosis, mild", "normal")
+    assert annotations.given_classes(tmp_path, "c.csv") == ("fibrosis, mild", "normal")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_class_tables_that_name_no_classes(tmp_path, data):
     path = tmp_path / "classes.csv"
     path.write_bytes(data)
     with pytest.raises(UserError) as error:
-        annotations.given(tmp_path, "")
+        annotations.given_classes(tmp_path, "")
     assert error.value.where == str(path)
 
 
@@ -208,12 +208,12 @@ def polygons(tmp_path, *texts):
             series / f"{i}.dcm", np.zeros((12, 12), np.int16), uid=i + 1,
             InstanceNumber=i + 1, ImagePositionPatient=[0, 0, i],
         )  # fmt: skip
-        headers.append(ct_dicom.read_header(path))
+        headers.append(ct_dicom.read_headers(path)[0])
     lines = [f'Smith^1;{SERIES};{i + 1};a;"{t}"' for i, t in enumerate(texts)]
     path = tmp_path / "rois.csv"
     path.write_text("\n".join(["patient;series;slice;label;points", *lines]))
-    draws = roi_table.read(path, headers, ["a"])
-    found = [rois.merge(draws[h.key](), h.shape) for h in headers]
+    draws = roi_table.draw(base.Query(path, headers, ["a"]))
+    found = [base.merge(draws[h.key](), h.shape) for h in headers]
     return np.stack([labels.mask for labels in found])
 
 

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pydicom
 import pytest
-from ct_files import write_ct
+from ct_files import refused_at, write_ct
 
 from twostage_jax.ct import decode
 from twostage_jax.ct.dicom import (
     NotCTError,
     patient_hash,
-    read_header,
+    read_headers,
     read_slice,
     window,
 )
@@ -40,13 +40,13 @@ def test_slope_and_intercept_of_unsigned_values(tmp_path):
 def test_values_that_no_ct_measures_are_refused(tmp_path):
     # -2000 written as unsigned, and not declared as padding.
     path = write_ct(tmp_path / "a", np.array([[63536, 1024]], np.uint16))
-    with pytest.raises(UserError, match="62512 HU"):
+    with refused_at(path):
         read_slice(path)
 
 
 def test_values_far_below_air_are_refused(tmp_path):
     path = write_ct(tmp_path / "a", np.array([[-4000, 1024]], np.int16))
-    with pytest.raises(UserError, match="-5024 to 0 HU"):
+    with refused_at(path):
         read_slice(path)
 
 
@@ -63,18 +63,19 @@ def test_damaged_stream_is_not_decoded_by_a_lenient_decoder(tmp_path):
     at = whole.index(b"\xff\xda") + 2000
     whole[at : at + 4] = b"\xff" * 4
     path.write_bytes(whole)
-    with pytest.raises(UserError, match="decode"):
+    with refused_at(path):
         read_slice(path)
 
 
-def test_monochrome1_keeps_hu_and_is_inverted_after_the_window(tmp_path):
+def test_monochrome1_keeps_hu(tmp_path):
     stored = np.array([[24, 1024]], np.uint16)
     path = write_ct(tmp_path / "a", stored, PhotometricInterpretation="MONOCHROME1")
-    header, hu = read_slice(path)
-    assert header.inverted
-    assert hu.tolist() == [[-1000, 0]]
-    shown = window(hu, -500, 2000, inverted=header.inverted)
-    np.testing.assert_allclose(shown, [[0.75, 0.25]])
+    assert hu_of(path) == [[-1000, 0]]
+
+
+def test_window_maps_its_edges_to_0_and_1():
+    hu = np.array([[-1000, 0]], np.int16)
+    np.testing.assert_allclose(window(hu, -500, 2000), [[0.25, 0.75]])
     np.testing.assert_allclose(window(hu, -500, 500), [[0.0, 1.0]])
 
 
@@ -135,7 +136,7 @@ def test_padding_that_nothing_explains_is_refused(tmp_path):
     stored = np.full((20, 20), 24, np.int16)
     stored[:, 0] = -1500
     path = write_ct(tmp_path / "a", stored)
-    with pytest.raises(UserError, match="5 % of its pixels are below -1500 HU"):
+    with refused_at(path):
         read_slice(path)
 
 
@@ -151,13 +152,13 @@ def test_bytes_after_the_pixels_are_refused_but_for_one_and_for_known_elements(
     assert hu_of(path) == hu
     for garbage in (b"\0" * 6, b"\1\2\3\4\5\6\7", b"\xf0\x7f\1\2OB\0\0\2\0\0\0\1\1"):
         path.write_bytes(whole + garbage)
-        with pytest.raises(UserError, match="after its pixels"):
+        with refused_at(path):
             read_slice(path)
 
 
 def test_more_rows_in_the_file_than_it_claims_are_refused(tmp_path):
     path = write_ct(tmp_path / "a", np.zeros((8, 8), np.int16), Rows=7)
-    with pytest.raises(UserError, match="the size that it claims is wrong"):
+    with refused_at(path):
         read_slice(path)
 
 
@@ -167,7 +168,7 @@ def test_run_length_stream_of_another_size_is_refused(tmp_path):
     dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
     dataset.Rows = 7
     dataset.save_as(path)
-    with pytest.raises(UserError, match="RLE"):
+    with refused_at(path):
         read_slice(path)
 
 
@@ -179,7 +180,7 @@ def test_twelve_bits_with_a_padding_value_outside_them(tmp_path):
 
 def test_values_outside_the_stored_bits_are_refused(tmp_path):
     path = write_ct(tmp_path / "a", np.array([[5000]], np.uint16), BitsStored=12)
-    with pytest.raises(UserError, match="12 unsigned bits"):
+    with refused_at(path):
         read_slice(path)
 
 
@@ -194,42 +195,41 @@ def test_declared_overlay_in_the_unused_bits_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tags", "reason"),
+    "tags",
     [
-        ({"RescaleSlope": None}, "without RescaleSlope"),
-        ({"RescaleIntercept": None}, "without RescaleSlope"),
-        ({"RescaleSlope": 0}, "slope 0"),
-        ({"RescaleType": "US"}, "not to HU"),
-        ({"Modality": "MR"}, "modality MR"),
-        ({"Modality": None}, "Modality is not given"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "Secondary Capture"),
-        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
-        ({"SamplesPerPixel": 3}, "3 samples"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "PALETTE"),
-        ({"NumberOfFrames": 2}, "2 frames, but is no enhanced CT"),
-        ({"PixelSpacing": [0.5, 0]}, "PixelSpacing"),
-        ({"PixelSpacing": [0.5]}, "PixelSpacing"),
-        ({"SeriesInstanceUID": None}, "SeriesInstanceUID"),
-        ({"Rows": 65535, "Columns": 65535}, "65535 x 65535"),
-        ({"Rows": 4000, "Columns": 4000}, "cut off"),
-        ({"raw": b"\0\0"}, "cut off"),
-        ({"BitsStored": 0, "HighBit": 0}, "bits"),
+        {"RescaleSlope": None},
+        {"RescaleIntercept": None},
+        {"RescaleSlope": 0},
+        {"RescaleType": "US"},
+        {"Modality": "MR"},
+        {"Modality": None},
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
+        {"SamplesPerPixel": 3},
+        {"PhotometricInterpretation": "PALETTE COLOR"},
+        {"NumberOfFrames": 2},
+        {"PixelSpacing": [0.5, 0]},
+        {"PixelSpacing": [0.5]},
+        {"SeriesInstanceUID": None},
+        {"Rows": 65535, "Columns": 65535},
+        {"Rows": 4000, "Columns": 4000},
+        {"raw": b"\0\0"},
+        {"BitsStored": 0, "HighBit": 0},
     ],
 )
-def test_what_cannot_be_trusted_is_refused_with_path_and_reason(tmp_path, tags, reason):
+def test_what_cannot_be_trusted_is_refused_with_path_and_reason(tmp_path, tags):
     path = write_ct(tmp_path / "slice-7", np.zeros((2, 2), np.int16), **tags)
-    with pytest.raises(UserError, match=reason) as caught:
+    with refused_at(path):
         read_slice(path)
-    assert str(path) in str(caught.value)
 
 
 def test_wrong_modality_is_told_from_a_broken_ct(tmp_path):
     path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16), Modality="MR")
     with pytest.raises(NotCTError):
-        read_header(path)
+        read_headers(path)[0]
     path = write_ct(tmp_path / "b", np.zeros((2, 2), np.int16), RescaleSlope=None)
     with pytest.raises(UserError) as caught:
-        read_header(path)
+        read_headers(path)[0]
     assert not isinstance(caught.value, NotCTError)
 
 
@@ -238,7 +238,7 @@ def test_file_cut_off_anywhere_is_refused(tmp_path):
     cut = tmp_path / "cut"
     for length in range(0, len(whole), 7):
         cut.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="cut"):
+        with refused_at(cut):
             read_slice(cut)
 
 
@@ -257,10 +257,10 @@ def test_number_with_a_zero_byte_inside_is_refused(tmp_path, syntax):
     dataset = pydicom.dcmread(path)
     dataset.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
     dataset.save_as(path, implicit_vr=syntax.startswith("I"), little_endian=True)
-    assert read_header(path).position == (-219.8, -187.1, -335)
+    assert read_headers(path)[0].position == (-219.8, -187.1, -335)
     damaged(path, b"-219.800", b"-219\0\0\0\0")
-    with pytest.raises(UserError, match=r"\(0020,0032\) holds a zero byte: .*damaged"):
-        read_header(path)
+    with refused_at(path):
+        read_headers(path)[0]
 
 
 def test_zero_bytes_that_fill_a_value_up_are_left_alone(tmp_path):
@@ -268,14 +268,14 @@ def test_zero_bytes_that_fill_a_value_up_are_left_alone(tmp_path):
     stored = np.zeros((2, 2), np.int16)
     path = write_ct(tmp_path / "a", stored, ImagePositionPatient=place)
     damaged(path, b"-335.000", b"-335.0\0\0")
-    assert read_header(path).position == (-219.8, -187.1, -335)
+    assert read_headers(path)[0].position == (-219.8, -187.1, -335)
 
 
 def test_element_of_no_known_type_is_refused(tmp_path):
     path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16), StudyID="17")
     damaged(path, b"SH\x02\x0017", b"L]\x02\x0017")
-    with pytest.raises(UserError, match=r"\(0020,0010\) is of no known type"):
-        read_header(path)
+    with refused_at(path):
+        read_headers(path)[0]
 
 
 def test_compressed_stream_reads_back_and_must_match_the_header(tmp_path):
@@ -287,7 +287,7 @@ def test_compressed_stream_reads_back_and_must_match_the_header(tmp_path):
     assert hu_of(path) == (stored - 1024).tolist()
     dataset.Rows = 9
     dataset.save_as(path)
-    with pytest.raises(UserError, match=str(path)):
+    with refused_at(path):
         read_slice(path)
 
 
@@ -299,7 +299,7 @@ def test_jpeg_stream_that_claims_a_huge_image_is_refused(tmp_path):
     dataset.PixelData = pydicom.encaps.encapsulate([stream])
     dataset["PixelData"].VR = "OB"
     dataset.save_as(path)
-    with pytest.raises(UserError, match="65535 x 65535"):
+    with refused_at(path):
         read_slice(path)
 
 
@@ -310,7 +310,7 @@ def test_missing_decoder_is_named_with_what_to_install(tmp_path, monkeypatch):
     dataset.save_as(path)
     missing = SimpleNamespace(available_plugins=())
     monkeypatch.setattr(decode, "get_decoder", lambda syntax: missing)
-    with pytest.raises(UserError, match=r"RLE Lossless.*twostage_jax\[dicom\]"):
+    with refused_at(path):
         read_slice(path)
 
 
@@ -320,7 +320,7 @@ def test_video_and_unknown_compression_is_refused(tmp_path):
     dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.MPEG2MPML
     dataset.save_as(path)
-    with pytest.raises(UserError, match="MPEG2.*not read"):
+    with refused_at(path):
         read_slice(path)
 
 
@@ -331,11 +331,11 @@ def test_deflated_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch
     dataset.save_as(path)
     assert read_slice(path)[1].shape == (64, 64)
     monkeypatch.setattr(decode, "MAX_INFLATED_BYTES", 1000)
-    with pytest.raises(UserError, match="unpacks to more than"):
+    with refused_at(path):
         read_slice(path)
     monkeypatch.undo()
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match="cut off"):
+    with refused_at(path):
         read_slice(path)
 
 
@@ -360,17 +360,17 @@ def test_modality_table_gives_hu_and_is_clipped_at_its_ends(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    "change",
     [
-        ({"kind": "OD"}, "not to HU"),
-        ({"kind": None}, "does not say"),
-        ({"vr": "US", "values": (0, 1, 2)}, "no table of HU"),
+        {"kind": "OD"},
+        {"kind": None},
+        {"vr": "US", "values": (0, 1, 2)},
     ],
 )
-def test_modality_table_that_gives_no_hu_is_refused(tmp_path, change, reason):
+def test_modality_table_that_gives_no_hu_is_refused(tmp_path, change):
     path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16))
     table_of(path, **change).save_as(path)
-    with pytest.raises(UserError, match=reason):
+    with refused_at(path):
         read_slice(path)
 
 
@@ -379,24 +379,23 @@ def test_table_beside_a_rescale_is_refused(tmp_path):
     dataset = table_of(path)
     dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0
     dataset.save_as(path)
-    with pytest.raises(UserError, match="which is it"):
+    with refused_at(path):
         read_slice(path)
 
 
 def test_patient_leaves_as_a_salted_hash_only(tmp_path):
     path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16))
-    header = read_header(path, "pepper")
+    header = read_headers(path, "pepper")[0]
     # printf 'pepperSmith^1' | sha256sum | cut -c1-10
     assert header.patient == patient_hash("Smith^1", "pepper") == "patient-66f71e74a0"
     assert "Smith" not in repr(header)
-    assert read_header(path).patient != header.patient
+    assert read_headers(path)[0].patient != header.patient
 
 
 def test_header_gives_shape_and_spacing(tmp_path):
-    header = read_header(write_ct(tmp_path / "a", np.zeros((2, 3), np.int16)))
+    header = read_headers(write_ct(tmp_path / "a", np.zeros((2, 3), np.int16)))[0]
     assert header.shape == (2, 3)
     assert header.spacing == (0.5, 0.5)
-    assert not header.inverted
 
 
 @pytest.mark.skipif(not REAL, reason="set TWOSTAGE_DATA to the folder of real data")

@@ -8,14 +8,15 @@ import pydicom
 import pytest
 from basics import experiment
 from chest import STUDY
-from ct_files import write_ct, write_enhanced
-from test_roi_formats import cut, phantom, write, write_slices
+from ct_files import refused_at, write_ct, write_enhanced
 
 from twostage_jax.ct.dicom import read_slice
 from twostage_jax.errors import UserError
 
 pytest.importorskip("SimpleITK")
 pytest.importorskip("pylibjpeg", reason="needs the extra 'dicom'")
+pytest.importorskip("highdicom")
+from phantom_regions import cut, phantom, write, write_slices
 
 __all__ = ["phantom"]
 
@@ -138,11 +139,11 @@ def test_absurd_claims_of_regions_take_no_memory(phantom, tmp_path):
     dataset = pydicom.dcmread(regions / "any")
     dataset.Rows = dataset.Columns = 65535
     dataset.save_as(regions / "any")
-    with pytest.raises(UserError, match="65535 x 65535"):
+    with refused_at(regions / "any"):
         cut(tmp_path, phantom[3], regions)
     dataset.Rows = dataset.Columns = 96
     dataset.NumberOfFrames = 65535
     dataset.save_as(regions / "any")
-    with pytest.raises(UserError, match="65535 frames"):
+    with refused_at(regions / "any"):
         cut(tmp_path, phantom[3], regions)
     shutil.rmtree(regions)

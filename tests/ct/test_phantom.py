@@ -4,21 +4,27 @@ import re
 import numpy as np
 import pydicom
 import pytest
+from ct_files import refused_at
 from PIL import Image
 from scipy import ndimage
 
-from twostage_jax.ct import phantom as phantom_module
 from twostage_jax.ct.phantom import (
     CLASS_NAMES,
     DISEASES,
     KERNELS,
     Scanner,
-    main,
     phantom_slices,
     round_field,
     write_patient,
 )
-from twostage_jax.ct.phantom_anatomy import Grid, Lung, draw, honeycombing, tree
+from twostage_jax.ct.phantom_anatomy import (
+    TEXTURES,
+    Grid,
+    Lung,
+    draw,
+    honeycombing,
+    tree,
+)
 from twostage_jax.data.synthetic import phantoms
 from twostage_jax.errors import UserError
 
@@ -211,18 +217,8 @@ def test_writing_twice_gives_the_same_bytes(tmp_path):
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path):
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(UserError, match="not empty"):
+    with refused_at(tmp_path):
         write_patient(tmp_path, phantom_slices(0, slices=1, matrix=SMALL))
-
-
-def test_command_line_writes_a_folder_a_patient(tmp_path, capsys):
-    main([f"--out={tmp_path}", "--patients=2", "--slices=1", f"--matrix={SMALL}"])
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "PHANTOM-000",
-        "PHANTOM-001",
-        "classes.json",
-    ]
-    assert "honeycombing" in capsys.readouterr().out
 
 
 def test_recipe_cuts_patches_out_of_the_drawn_patient():
@@ -265,7 +261,7 @@ def test_impossible_settings_are_refused_by_name(settings):
 def test_first_four_patients_have_all_classes():
     assert phantoms.FEWEST_PATIENTS == 4
     shown = {name for diseases in DISEASES[:4] for name in diseases}
-    assert shown == set(phantom_module.TEXTURES)
+    assert shown == set(TEXTURES)
 
 
 def test_tree_on_a_line_thickens_towards_the_root():

@@ -2,20 +2,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ct_files import SERIES, write_ct
+from ct_files import SERIES, refused_at, write_ct
 from PIL import Image
 
-from twostage_jax.ct.regions.masks import (
-    add_masks,
-    draw_regions,
-    fill_contour,
-    mask_of,
-    merge,
-    read_mask,
-    read_medgift,
-)
+from twostage_jax.ct import annotations
+from twostage_jax.ct.regions import masks as mask_files
+from twostage_jax.ct.regions import medgift
+from twostage_jax.ct.regions.base import Query, draw_regions, fill_contour, merge
 from twostage_jax.ct.series import scan
-from twostage_jax.errors import UserError
 
 MASK = np.array([[0, 1, 2], [0, 0, 1]], np.uint8)
 
@@ -30,7 +24,11 @@ def three_slices(folder):
             uid=z + 1,
             ImagePositionPatient=[0, 0, z],
         )
-    return scan(folder, leave_out=("rois",))[0]
+    return scan(folder)[0]
+
+
+def load(path, headers):
+    return mask_files.load(Query(path, headers))
 
 
 def save_mask(path, mask=MASK):
@@ -50,7 +48,7 @@ def headers_key(headers, z):
 def test_mask_is_found_by_uid_or_by_slice_order(tmp_path, suffix, stem):
     headers = three_slices(tmp_path)
     save_mask(tmp_path / "rois" / f"{stem}{suffix}")
-    masks, placed = mask_of(tmp_path / "rois" / f"{stem}{suffix}", headers)
+    masks, placed = load(tmp_path / "rois" / f"{stem}{suffix}", headers)
     (by_key,) = masks.items()
     assert by_key[0] == headers_key(headers, 5)
     assert by_key[1]().tolist() == MASK.tolist()
@@ -70,11 +68,10 @@ def test_one_file_may_hold_the_masks_of_all_slices(tmp_path, suffix, stem):
         first, *rest = [Image.fromarray(page) for page in stack]
         first.save(path, save_all=True, append_images=rest)
     if stem == "all":
-        with pytest.raises(UserError, match="several series") as error:
-            mask_of(path, headers + other)
-        assert error.value.where == str(path)
+        with refused_at(path):
+            load(path, headers + other)
         other = []
-    masks, placed = mask_of(path, headers + other)
+    masks, placed = load(path, headers + other)
     for number, z in enumerate([0, 5, 10]):
         mask = masks[headers_key(headers, z)]()
         assert mask.tolist() == stack[number].tolist()
@@ -86,22 +83,12 @@ def test_mask_of_no_slice_is_refused(tmp_path, name):
     headers = three_slices(tmp_path)
     path = tmp_path / "rois" / name
     save_mask(path)
-    with pytest.raises(UserError) as error:
-        mask_of(path, headers)
-    assert error.value.where == str(path)
+    with refused_at(path):
+        load(path, headers)
 
 
-@pytest.mark.parametrize(
-    ("heights", "reason"),
-    [
-        ((0, 1, 3, 4), "1 missing between slices 2 and 3"),
-        ((0, 1, 1, 2), "doubled: .*slices 2 and 3"),
-        ((0, 10, 30), "uneven: "),
-    ],
-)
-def test_masks_by_order_are_refused_where_the_order_is_not_certain(
-    tmp_path, heights, reason
-):
+@pytest.mark.parametrize("heights", [(0, 1, 3, 4), (0, 1, 1, 2), (0, 10, 30)])
+def test_masks_by_order_are_refused_where_the_order_is_not_certain(tmp_path, heights):
     for number, z in enumerate(heights, start=1):
         tags = {"ImagePositionPatient": [0, 0, z]}
         write_ct(
@@ -116,28 +103,28 @@ def test_masks_by_order_are_refused_where_the_order_is_not_certain(
         stack = np.stack([MASK] * len(heights)) if name == "all.npy" else MASK
         save_mask(tmp_path / "rois" / name, stack)
         if name.startswith(SERIES):
-            masks, _ = mask_of(tmp_path / "rois" / name, headers)
+            masks, _ = load(tmp_path / "rois" / name, headers)
             (header,) = [h for h in headers if h.key in masks]
             assert header.sop_uid == name[:-4]
         else:
-            with pytest.raises(UserError, match=reason) as error:
-                mask_of(tmp_path / "rois" / name, headers)
-            assert error.value.where == str(tmp_path / "rois" / name)
+            with refused_at(tmp_path / "rois" / name):
+                load(tmp_path / "rois" / name, headers)
 
 
 def test_two_masks_of_one_slice_and_a_wrong_shape_are_refused(tmp_path):
     headers = three_slices(tmp_path)
     path = tmp_path / "rois" / "1.png"
     save_mask(path, MASK[:, :2])
-    found, _ = mask_of(path, headers)
-    with pytest.raises(UserError, match=r"\[2, 2\].*\[2, 3\]") as error:
+    found, _ = load(path, headers)
+    with refused_at(path):
         found[headers_key(headers, 0)]()
-    assert error.value.where == str(path)
     other = tmp_path / "rois" / f"{SERIES}.1.png"
     save_mask(other)
-    with pytest.raises(UserError) as error:
-        add_masks(found, mask_of(other, headers)[0], other)
-    assert error.value.where == str(other)
+    files = [
+        annotations.RoiFile(name, mask_files.FORMAT, tmp_path) for name in (path, other)
+    ]
+    with refused_at(other):
+        annotations.numbered_masks(files, headers)
 
 
 def test_broken_and_unsuitable_masks_are_refused(tmp_path):
@@ -150,9 +137,8 @@ def test_broken_and_unsuitable_masks_are_refused(tmp_path):
     pickled = tmp_path / "d.npy"
     np.save(pickled, np.array([{}], object), allow_pickle=True)
     for path in (broken, colour, floats, pickled):
-        with pytest.raises(UserError) as error:
-            read_mask(path)
-        assert error.value.where == str(path)
+        with refused_at(path):
+            mask_files.read_mask(path)
 
 
 def test_contour_takes_the_pixels_whose_centres_lie_inside():
@@ -187,7 +173,7 @@ def test_medgift_contours_come_in_pixels(tmp_path):
         "slice_number: 3\nnb_points_on_contour: 3\n1 1\n2 1\n2 2\n"
         "label: healthy\nslice_number: 1\nnb_points_on_contour: 3\n0 0\n1 0\n1 1\n"
     )
-    spacing, regions = read_medgift(path)
+    spacing, regions = medgift.parse(path)
     assert spacing == (0.5, 0.25)
     assert [(label, number) for label, number, _ in regions] == [
         ("ground_glass", 3),
@@ -210,6 +196,5 @@ def test_medgift_contours_come_in_pixels(tmp_path):
 def test_broken_contour_files_are_refused(tmp_path, text):
     path = tmp_path / "CT.txt"
     path.write_text(text)
-    with pytest.raises(UserError) as error:
-        read_medgift(path)
-    assert error.value.where == str(path)
+    with refused_at(path):
+        medgift.parse(path)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from ct_files import SERIES, write_ct, write_enhanced
+from ct_files import SERIES, refused_at, write_ct, write_enhanced
 
 from twostage_jax.ct.series import find_series, read_volume
 from twostage_jax.errors import UserError
@@ -75,28 +75,29 @@ def test_missing_doubled_and_uneven_slices_are_reported(tmp_path):
         "doubled: at one position lie slices 5 and 6 (s4 and s5)",
         "uneven: 1.40 mm, where 1.00 mm is usual, between slices 6 and 7 (s5 and s6)",
     )
-    with pytest.raises(UserError, match="1 missing between slices 3 and 4"):
+    with refused_at(tmp_path):
         read_volume(series)
 
 
 @pytest.mark.parametrize(
-    ("tags", "reason"),
+    "tags",
     [
-        ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, "mixed orientations"),
-        ({"PixelSpacing": [0.5, 0.6]}, "mixed pixel spacings"),
-        ({"PatientID": "Jones"}, "mixed patients"),
-        ({"ImagePositionPatient": None}, "missing"),
+        {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]},
+        {"PixelSpacing": [0.5, 0.6]},
+        {"PatientID": "Jones"},
+        {"ImagePositionPatient": None},
     ],
 )
-def test_slices_that_do_not_fit_together_are_refused(tmp_path, tags, reason):
+def test_slices_that_do_not_fit_together_are_refused(tmp_path, tags):
     write_slice(tmp_path / "a", 0)
     write_slice(tmp_path / "b", 1, **tags)
-    with pytest.raises(UserError, match=reason):
+    with pytest.raises(UserError) as error:
         find_series(tmp_path)
     found, skipped = find_series(tmp_path, go_on=True)
     assert found == []
     assert {path.name for path, _ in skipped} == {"a", "b"}
     (culprit,) = [path for path, why in skipped if why.startswith(f"{path}: ")]
+    assert error.value.where == str(culprit)
     assert [why for path, why in skipped if path != culprit] == [
         "left out with the other slices of its series, one of which is refused."
     ]
@@ -106,12 +107,12 @@ def test_broken_file_is_refused_or_listed_on_request(tmp_path):
     write_slice(tmp_path / "a", 0)
     write_slice(tmp_path / "b", 1, RescaleSlope=None)
     (tmp_path / "c.dcm").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="RescaleSlope"):
+    with refused_at(tmp_path / "b"):
         find_series(tmp_path)
     (series,), skipped = find_series(tmp_path, go_on=True)
     assert len(series.headers) == 1
     assert [path.name for path, _ in skipped] == ["b", "c.dcm"]
-    with pytest.raises(UserError, match="no such folder"):
+    with refused_at(tmp_path / "nowhere"):
         find_series(tmp_path / "nowhere")
 
 
@@ -169,19 +170,19 @@ def test_frames_of_an_enhanced_ct_are_slices(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tags", "reason"),
+    "tags",
     [
-        ({"NumberOfFrames": 2}, "2 frames, but describes 3"),
-        ({"NumberOfFrames": 65535}, "claims 65535 frames"),
-        ({"PerFrameFunctionalGroupsSequence": None}, "describes 0"),
-        ({"shared": {"PixelValueTransformationSequence": {}}}, "RescaleSlope"),
-        ({"Rows": 4096, "Columns": 4096}, "cut off"),
+        {"NumberOfFrames": 2},
+        {"NumberOfFrames": 65535},
+        {"PerFrameFunctionalGroupsSequence": None},
+        {"shared": {"PixelValueTransformationSequence": {}}},
+        {"Rows": 4096, "Columns": 4096},
     ],
 )
-def test_enhanced_ct_that_contradicts_itself_is_refused(tmp_path, tags, reason):
+def test_enhanced_ct_that_contradicts_itself_is_refused(tmp_path, tags):
     stored = np.zeros((3, 2, 2), np.int16)
     write_enhanced(tmp_path / "one", stored, [0, 1, 2], **tags)
-    with pytest.raises(UserError, match=f"one: .*{reason}"):
+    with refused_at(tmp_path / "one"):
         read_volume(find_series(tmp_path)[0][0])
 
 
@@ -199,7 +200,7 @@ def test_file_that_changes_after_the_search_is_not_mixed_in(tmp_path):
     write_slice(tmp_path / "b", 1)
     (series,), _ = find_series(tmp_path)
     write_slice(tmp_path / "b", 1, uid=99)
-    with pytest.raises(UserError, match="changed"):
+    with refused_at(tmp_path / "b"):
         read_volume(series)
 
 
@@ -216,7 +217,7 @@ def test_reports_of_dose_and_folders_of_media_are_left_out(tmp_path):
 def test_two_patients_with_the_same_slice_are_refused(tmp_path):
     write_slice(tmp_path / "a", 0)
     write_slice(tmp_path / "b", 0, PatientID="Jones")
-    with pytest.raises(UserError, match="b: doubled.*another patient"):
+    with refused_at(tmp_path / "b"):
         find_series(tmp_path)
     (series,), skipped = find_series(tmp_path, go_on=True)
     assert len(series.headers) == len(skipped) == 1

@@ -12,7 +12,7 @@ from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.neighbors import NearestNeighbors
 from test_ct_recipe import write_patient
 
-from twostage_jax.ct.dicom import read_header
+from twostage_jax.ct.dicom import read_headers
 from twostage_jax.ct.phantom import phantom_slices
 from twostage_jax.ct.phantom import write_patient as write_phantom
 from twostage_jax.data import ct_patches, prepared_folder, store
@@ -150,7 +150,7 @@ def test_phantoms_say_in_dicom_that_they_are_synthetic(tmp_path):
     write_phantom(tmp_path / "p", phantom_slices(0, slices=1, matrix=64))
     (path,) = (tmp_path / "p").glob("*.dcm")
     assert pydicom.dcmread(path).SyntheticData == "YES"
-    assert read_header(path).synthetic
+    assert read_headers(path)[0].synthetic
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ def refusing(path: Path, form: str = "DICOM") -> Iterator[None]:
     try:
         with quiet():
             yield
-    except UserError:
+    except UserError as error:
+        error.where = error.where or str(path)
         raise
     # Broken files raise nearly everything in pydicom and the codecs below it.
     except Exception as error:
@@ -172,6 +173,18 @@ def peek(path: Path, *keywords: str) -> pydicom.Dataset:
         return pydicom.dcmread(
             file, force=True, stop_before_pixels=True, specific_tags=list(keywords)
         )
+
+
+def storage_class(path: Path) -> str:
+    """Returns the SOPClassUID of a file; '' if it is not DICOM.
+
+    Raises:
+      UserError: The file cannot be read as DICOM.
+    """
+    if not is_dicom(path):
+        return ""
+    with refusing(path):
+        return str(peek(path, "SOPClassUID").get("SOPClassUID") or "")
 
 
 def other_class(path: Path, classes: Container[str]) -> str:

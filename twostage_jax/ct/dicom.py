@@ -128,7 +128,6 @@ class Header:
       position: x, y, z of the first pixel's centre, mm, in the patient's axes.
       orientation: Direction cosines of a row, then of a column.
       number: InstanceNumber; of a multi-frame file the frame's, from 1.
-      inverted: MONOCHROME1: high HU are to be shown dark.
       frame: Index of the frame in its file, from 0.
       kernel: ConvolutionKernel; '' if not given.
       thickness: SliceThickness, mm; None if not given.
@@ -149,7 +148,6 @@ class Header:
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     number: int | None
-    inverted: bool
     frame: int = 0
     kernel: str = ""
     thickness: float | None = None
@@ -202,11 +200,6 @@ def series_uid(path: Path) -> str:
         return ""
 
 
-def read_header(path: Path, salt: str = "", frame: int = 0) -> Header:
-    """Returns the header of a CT slice; see `read_headers`."""
-    return read_headers(path, salt)[frame]
-
-
 def read_slice(path: Path, salt: str = "", frame: int = 0) -> tuple[Header, np.ndarray]:
     """Returns a slice's header and its Hounsfield units, `[H, W]` int16.
 
@@ -234,19 +227,16 @@ def read_slices(
         yield headers[index], hu
 
 
-def window(
-    hu: np.ndarray, centre: float, width: float, *, inverted: bool = False
-) -> np.ndarray:
+def window(hu: np.ndarray, centre: float, width: float) -> np.ndarray:
     """Returns HU mapped to [0, 1], float32, linearly from the lower to the upper edge.
 
     Args:
       hu: Hounsfield units, any shape.
-      centre: Of the window, HU.
-      width: Of the window, HU.
-      inverted: Dark for light, as a MONOCHROME1 image is meant to be looked at.
+      centre: Centre of the window, HU.
+      width: Width of the window, HU.
     """
     shown = np.clip((hu.astype(np.float32) - (centre - width / 2)) / width, 0, 1)
-    return (1 - shown if inverted else shown).astype(np.float32)
+    return shown.astype(np.float32)
 
 
 def _hounsfield(
@@ -308,7 +298,6 @@ def _header(
         position=lengths(dataset, "ImagePositionPatient", 3, POSITION_MM, path),
         orientation=orientation(dataset, path),
         number=None if number is None else int(number),
-        inverted=dataset.PhotometricInterpretation == "MONOCHROME1",
         frame=frame,
         kernel=kernel,
         thickness=(thickness[0] or None) if thickness else None,

@@ -27,7 +27,7 @@ from twostage_jax.ct.decode import refusing
 from twostage_jax.ct.dicom import Header, patient_hash
 from twostage_jax.ct.lungs import AIR_BELOW_HU
 from twostage_jax.ct.regions import nifti, seg
-from twostage_jax.ct.regions.masks import Key, clean_label
+from twostage_jax.ct.regions.base import Format, Key, Query, clean_label
 from twostage_jax.ct.series import Series
 from twostage_jax.errors import UserError
 from twostage_jax.folders import Skipped
@@ -61,13 +61,13 @@ class LungFile:
 
     Attributes:
       path: The file.
-      kind: 'nifti' or 'seg'.
+      format: NIfTI or SEG.
       labels: Numbers (NIfTI) or names (SEG) of what is lung; None for a NIfTI that does
         not name its labels.
     """
 
     path: Path
-    kind: str
+    format: Format
     labels: tuple[int, ...] | tuple[str, ...] | None
 
 
@@ -271,7 +271,7 @@ def _lung_file(file: annotations.RoiFile) -> LungFile:
       UserError: It is not a lung mask.
     """
     path = file.path
-    if file.kind == "nifti":
+    if file.format == nifti.FORMAT:
         names = nifti.label_names(path)
         lung = tuple(value for value, name in names.items() if _is_lung(name))
         if names and not lung:
@@ -280,12 +280,12 @@ def _lung_file(file: annotations.RoiFile) -> LungFile:
             )
         if not names and _OTHER.search(_words(annotations.stem(path))):
             raise UserError(f"{path}: is not a lung mask by its name.", where=path)
-        return LungFile(path, "nifti", lung or None)
-    if file.kind == "seg":
+        return LungFile(path, file.format, lung or None)
+    if file.format == seg.FORMAT:
         lung = _lung_segments(path)
         if not lung:
             raise UserError(f"{path}: none of its segments is lung.", where=path)
-        return LungFile(path, "seg", lung)
+        return LungFile(path, file.format, lung)
     raise UserError(f"{path}: lung masks are read from NIfTI and SEG.", where=path)
 
 
@@ -339,7 +339,7 @@ def _series_of(
             one for one in series if one.headers[0].path.is_relative_to(region.home)
         ]
     pool = pool or list(series)
-    if file.kind == "seg":
+    if file.format == seg.FORMAT:
         return _in_frame(file, pool), bool(named)
     fitting = [one for one in pool if nifti.fits(file.path, one.headers)]
     if not fitting and len({(one.patient, _scan(one)) for one in pool}) == 1:
@@ -383,8 +383,8 @@ def _chosen(files: Sequence[LungFile]) -> tuple[LungFile, ...]:
 
 def _read(file: LungFile, headers: Sequence[Header]) -> dict[Key, np.ndarray]:
     """Returns what a file marks as lung, `[H, W]` bool, on slices of one series."""
-    if file.kind == "seg":
-        drawn = seg.read(file.path, headers, file.labels)
+    if file.format == seg.FORMAT:
+        drawn = seg.draw(Query(file.path, headers, file.labels))
         shapes = {header.key: header.shape for header in headers}
         return {
             key: np.any([mask for _, mask in draw()] or [np.zeros(shapes[key])], axis=0)

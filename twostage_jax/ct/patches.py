@@ -17,7 +17,6 @@ def covered(
     size: int,
     stride: int,
     coverage: Sequence[float],
-    lungs: np.ndarray | None = None,
     pure: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns a slice's patches, `[N, 3]` int, and how much of each is covered, `[N]`.
@@ -31,7 +30,6 @@ def covered(
       size: Height and width of a patch, pixels.
       stride: Distance between neighbouring patches, pixels.
       coverage: For each class, the share of the patch that it must cover at least.
-      lungs: `[H, W]` bool; labels outside do not count. None = they all count.
       pure: Classes whose patches must not hold a single pixel of another class.
 
     Raises:
@@ -39,9 +37,8 @@ def covered(
     """
     if size > min(labels.shape):
         raise ValueError(f"patches of {size} pixels in a slice of {labels.shape}")
-    inside = labels if lungs is None else np.where(lungs, labels, 0)
     shares = np.stack(
-        [_share(inside == index + 1, size, stride) for index in range(len(coverage))]
+        [_share(labels == index + 1, size, stride) for index in range(len(coverage))]
     )
     for index in pure:
         others = _share((labels != 0) & (labels != index + 1), size, stride)
@@ -109,7 +106,8 @@ def check_size(shape: tuple[int, int], size: int, path: Path) -> None:
     if size > min(shape):
         raise UserError(
             f"{path}: a patch of {size} x {size} pixels does not fit into a slice of "
-            f"{shape[0]} x {shape[1]}: choose a smaller size."
+            f"{shape[0]} x {shape[1]}: choose a smaller size.",
+            where=path,
         )
 
 
@@ -153,7 +151,8 @@ def resampled_shape(
     if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE):
         raise UserError(
             f"{path}: resampled from {from_mm} to {to_mm} mm a pixel it would have "
-            f"{rows} x {columns} pixels: check the setting 'spacing' (mm)."
+            f"{rows} x {columns} pixels: check the setting 'spacing' (mm).",
+            where="spacing",
         )
     return rows, columns
 

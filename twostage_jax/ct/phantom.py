@@ -1,10 +1,7 @@
 """What a CT scanner makes of a phantom: blur, noise, and a DICOM file."""
 
-import argparse
 import dataclasses
-import json
 import pathlib
-import sys
 
 import numpy as np
 import pydicom
@@ -370,7 +367,7 @@ def write_patient(folder: pathlib.Path, phantom: Phantom, *, seed: int = 0) -> N
     """
     folder = pathlib.Path(folder)
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty: give a new folder.")
+        raise UserError(f"{folder} is not empty: give a new folder.", where=folder)
     for name in ("rois", "lungs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     name = f"PHANTOM-{phantom.patient:03d}"
@@ -381,30 +378,3 @@ def write_patient(folder: pathlib.Path, phantom: Phantom, *, seed: int = 0) -> N
         for kind, masks in (("rois", phantom.labels), ("lungs", phantom.lungs)):
             mask = Image.fromarray(masks[index].astype(np.uint8))
             mask.save(folder / kind / f"{image.SOPInstanceUID}.png")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m twostage_jax.ct.phantom")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="new folder")
-    parser.add_argument("--patients", type=int, default=24)
-    parser.add_argument("--slices", type=int, default=3, help="sections a patient")
-    parser.add_argument("--matrix", type=int, default=448, help="pixels a side")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    for patient in range(options.patients):
-        phantom = phantom_slices(
-            patient, seed=options.seed, slices=options.slices, matrix=options.matrix
-        )
-        folder = options.out / f"PHANTOM-{patient:03d}"
-        write_patient(folder, phantom, seed=options.seed)
-        print(folder, *phantom.diseases)
-    names = json.dumps(CLASS_NAMES, indent=1)
-    (options.out / "classes.json").write_text(names + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -204,7 +204,6 @@ def scan(
     *,
     salt: str = "",
     go_on: bool = False,
-    leave_out: Sequence[str] = (),
 ) -> Scan:
     """Returns the headers of all CT slices below a folder, and what was left out.
 
@@ -216,12 +215,11 @@ def scan(
       folder: Searched with its sub-folders, in the order of names; see `walk`.
       salt: For the patient hash.
       go_on: Leave out, and list, what would be refused.
-      leave_out: Sub-folders of `folder` that are not searched.
 
     Raises:
       UserError: A CT file cannot be trusted.
     """
-    tree = walk(folder, leave_out)
+    tree = walk(folder)
     by_uid: dict[tuple, list[Header]] = defaultdict(list)
     headers: list[Header] = []
     skipped: Skipped = []

@@ -16,7 +16,7 @@ from twostage_jax.ct.annotations import RoiFile
 from twostage_jax.ct.dicom import Header, patient_hash
 from twostage_jax.ct.lung_files import Matched
 from twostage_jax.ct.lungs import lung_mask
-from twostage_jax.ct.regions.masks import Key, Load, Numbered
+from twostage_jax.ct.regions.base import Key, Load, Numbered
 from twostage_jax.ct.series import Series, check_air, group, read_in_turn, scan
 from twostage_jax.data import prepared_folder
 from twostage_jax.data.dataset import Example, Facts, Made, Recipe, digest
@@ -603,11 +603,11 @@ def recipe(
     )
     check(cut)
     patients = Patients(root, given, salt, go_on, masks)
-    names = annotations.given(root, classes)
+    names = annotations.given_classes(root, classes)
     if not names:
-        names = annotations.occurring(root, patients.regions)
+        names = annotations.occurring_classes(root, patients.regions)
     else:
-        annotations.check(names, patients.regions)
+        annotations.check_classes(names, patients.regions)
     stamps = folders.stamps(root, walk(root).files)
     if given is not None:
         above = given if given.is_dir() else given.parent

@@ -1,15 +1,13 @@
-"""The pixels that a mask of one thing marks, whatever its values went through.
+"""Mask files: PNG, TIFF and NumPy.
 
 A mask of lungs or of one class holds 0 and one other value, or a few labels. Saved as
-JPEG or resized, one of 0 and 255 gets values in between: ringing on both sides of every
-edge, of which the part outside must not count.
+JPEG or resized, a mask of 0 and 255 gets values in between (ringing on both sides of
+every edge, of which the part outside must not count): see `foreground`.
 """
 
-import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,19 +17,27 @@ from twostage_jax import io
 from twostage_jax.ct.decode import MAX_SIDE
 from twostage_jax.ct.dicom import Header
 from twostage_jax.ct.geometry import height_text
+from twostage_jax.ct.regions.base import Contents, Format, Key, Load, Numbered, Query
 from twostage_jax.ct.series import sort_series
 from twostage_jax.errors import Notes, UserError
 
-# Values up to it are labels: no mask of 0 and 255.
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
+# Extension of a file, which a UID must not lose its last number to.
+_SUFFIX = re.compile(r"\.[A-Za-z]\w{0,5}$")
+_RESOLVE = (
+    "Name masks after the SOPInstanceUIDs of their slices or after the slices' files "
+    "(im001.png for im001.dcm)"
+)
+# Values up to this are labels: a mask of 0 and 255 goes beyond it.
 MOST_LABEL = 15
-# Larger labels: at most as many, each as far from the others.
+# Larger values are labels if there are few of them, this far apart.
 MOST_LABELS, LEAST_GAP = 8, 16
 # Pixels that blurred edges reach to either side, and that the ringing of JPEG does: its
 # blocks of 8, doubled where the mask was enlarged afterwards.
 BLUR, RINGING = 4, 16
-# Fraction of the marked pixels that may have stray values elsewhere.
+# Stray values away from edges, as a fraction of the marked pixels.
 STRAY = 0.01
-# Fraction of all pixels that may be between the two values: noise has edges everywhere.
+# Fraction of all pixels that may lie between the two values: noise has edges everywhere.
 MOST_MIDDLE = 0.25
 CUT = (
     "have values between 0 and the largest along their edges, as JPEG and resizing "
@@ -40,19 +46,128 @@ CUT = (
 SEVERAL = "have several values above 0: all of them count as one."
 
 
+def recognise(path: Path) -> Contents | None:
+    """Recognises mask files by their extension."""
+    return Contents() if path.suffix.lower() in MASK_SUFFIXES else None
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Returns the integers of a PNG, TIFF or NumPy mask, `[H, W]` or `[D, H, W]`.
+
+    A TIFF of several pages and a NumPy array may hold all slices of a series.
+
+    Raises:
+      UserError: The file cannot be read, or does not hold integers.
+    """
+    try:
+        mask = _read_numpy(path) if path.suffix.lower() == ".npy" else _read_pages(path)
+    except UserError:
+        raise
+    # Broken images raise nearly everything in the decoders.
+    except Exception as error:
+        raise UserError(
+            f"{path}: cannot be read as a mask: {error}", where=path
+        ) from error
+    if mask.dtype.kind not in "bui" or mask.ndim not in (2, 3):
+        raise UserError(
+            f"{path}: a mask must be [H, W] or [D, H, W] integers, not "
+            f"{list(mask.shape)} {mask.dtype}.",
+            where=path,
+        )
+    if max(mask.shape[-2:]) > MAX_SIDE:
+        raise UserError(
+            f"{path}: {list(mask.shape)} is larger than any CT slice.", where=path
+        )
+    return mask
+
+
+def load(query: Query) -> tuple[dict[Key, Load], Numbered | None]:
+    """Returns the mask of each slice, and how the file was placed.
+
+    A mask belongs to the slice whose SOPInstanceUID or file name it bears, with or
+    without further words ('im001.png', 'im001_mask.png' for 'im001.dcm'). Otherwise its
+    slice follows from the number in its name or from the order of its pages (which is
+    the order of the frames if the mask bears the name of a multi-frame file). Numbers
+    may follow InstanceNumber, the numbers in the names of the slices' files, or, as in
+    many programs, the slices' positions from the feet to the head. All possible
+    numberings must agree, and the slices must be evenly spaced and of one series. A mask
+    that is named after a SeriesInstanceUID, or lies in a folder named so, belongs to
+    that series.
+
+    If one of the masks in `query.together` has the number 0, they count from 0.
+
+    Raises:
+      UserError: The mask belongs to none or to several of the slices, or its slice
+        follows from the order of slices of which some are missing, doubled or unevenly
+        spaced.
+    """
+    path, headers = query.path, query.headers
+    stem = file_stem(path)
+    named = _named_after(stem, headers)
+    if len(named) == 1 and not (stem.isdigit() and named[0].sop_uid != stem):
+        number = None if named[0].sop_uid in stem else file_number(path)
+        placed = None if number is None else Numbered(number, named[0], ("file names",))
+        return {named[0].key: _reader(path, None, named[0])}, placed
+    of_series = [h for h in headers if h.series_uid in (stem, path.parent.name)]
+    everything, headers = headers, named or of_series or headers
+    if len({header.series_uid for header in headers}) > 1:
+        raise UserError(
+            f"{path}: is not named after a single slice, and could belong to any of "
+            f"several series. {_RESOLVE}, or put them into a folder named after the "
+            "SeriesInstanceUID.",
+            where=path,
+        )
+    if len(named) == 1:
+        uid = named[0].series_uid
+        of_series = [header for header in everything if header.series_uid == uid]
+        return _by_number(path, of_series, named, [path])
+    mask = read_mask(path)
+    if mask.ndim == 3:
+        return _by_page(path, headers, len(mask), of_one_file=bool(named))
+    others = [p for p in query.together if not _named_after(file_stem(p), headers)]
+    return _by_number(path, headers, [], others or [path])
+
+
+def file_stem(path: Path) -> str:
+    """Returns a file's name in lower case without extension; a UID is kept whole."""
+    return io.composed(_SUFFIX.sub("", path.name)).casefold()
+
+
+def file_number(path: Path) -> int | None:
+    """Returns the number at the end of a file's name, or None; UIDs have none."""
+    found = re.search(r"(?<![\d.])(\d{1,6})[^\d.]*$", file_stem(path))
+    return int(found[1]) if found else None
+
+
+def _numbers_of(headers: Sequence[Header]) -> dict[str, dict[int, Header]]:
+    """Returns the slices by their numbers, for 'InstanceNumber' and 'file names'.
+
+    A source counts only if it numbers all slices, each differently.
+    """
+    found = {
+        "InstanceNumber": {header.number: header for header in headers},
+        "file names": {file_number(header.path): header for header in headers},
+    }
+    return {
+        source: by_number
+        for source, by_number in found.items()
+        if None not in by_number and len(by_number) == len(headers)
+    }
+
+
 def foreground(
     mask: np.ndarray, path: Path, notes: Notes, subject: str = "masks"
 ) -> np.ndarray:
-    """Returns what a mask of one thing marks.
+    """Returns the pixels that a mask of one class marks.
 
-    All values but 0 count if there is one, or if they are labels: whole numbers up to
-    15, or a few that lie apart and fill areas. If values between 0 and the largest are
-    found next to the edges only, as JPEG and resizing leave them, what reaches half the
-    commonest large value counts.
+    All values but 0 count if there is one such value, or if the values are labels:
+    integers up to 15, or a few that lie apart and fill areas. If values between 0 and
+    the largest occur only next to edges, as after JPEG compression and resizing, pixels
+    count from half the most frequent large value.
 
     Args:
       mask: `[...]` integers or booleans.
-      path: Its file, for errors.
+      path: File of the mask, for errors.
       notes: Counts to which the mask is added.
       subject: Plural noun for `notes`.
 
@@ -60,8 +175,8 @@ def foreground(
       `[...]` bool.
 
     Raises:
-      UserError: The values are neither labels nor those of a mask of 0 and another
-        value; or some are negative.
+      UserError: The values are neither labels nor those of a blurred mask of 0 and
+        another value, or some are negative.
     """
     notes.add(subject)
     mask = np.asarray(mask)
@@ -86,306 +201,7 @@ def foreground(
     return marked
 
 
-def _are_labels(mask: np.ndarray, values: np.ndarray) -> bool:
-    """Whether values are few, far apart, and each fills a square of 3 x 3 pixels."""
-    apart = np.diff(values, prepend=0).min() >= LEAST_GAP
-    if len(values) > MOST_LABELS or not apart:
-        return False
-    size = (1,) * (mask.ndim - 2) + (3, 3)
-    low = ndimage.minimum_filter(mask, size)
-    flat = mask[low == ndimage.maximum_filter(mask, size)]
-    return bool(np.isin(values, flat).all())
-
-
-def _are_edges(mask: np.ndarray, marked: np.ndarray, top: float) -> bool:
-    """Whether all values but 0 and `top` lie along the edges of what is marked."""
-    middle = (mask > top / 4) & (mask < 3 * top / 4)
-    if np.count_nonzero(middle) > MOST_MIDDLE * mask.size:
-        return False
-    other = (mask > 0) & (mask != top)
-    stray = (middle & ~_near_edges(marked, BLUR)) | (
-        other & ~_near_edges(marked, RINGING)
-    )
-    return np.count_nonzero(stray) <= STRAY * np.count_nonzero(marked)
-
-
-def _near_edges(marked: np.ndarray, reach: int) -> np.ndarray:
-    """Returns the pixels at most `reach` rows and columns from the other kind."""
-    size = (1,) * (marked.ndim - 2) + (2 * reach + 1,) * 2
-    low = ndimage.minimum_filter(marked.view(np.uint8), size)
-    return low != ndimage.maximum_filter(marked.view(np.uint8), size)
-
-
-def _refuse(path: Path, values: np.ndarray) -> None:
-    listed = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
-    raise UserError(
-        f"{path}: a mask of 0 and one other value is needed, but this one has "
-        f"{len(values)} values ({listed}), and they do not only blur its edges: save it "
-        "again with 0 outside and 1 inside, as PNG.",
-        where=path,
-    )
-
-
-# Label masks of annotated regions: mask files, and MedGIFT contour files.
-#
-# A label mask is `[H, W]` int: 0 outside all regions, 1 + class index inside.
-
-
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
-# A slice; see `Header.key`.
-Key = tuple
-# Reads the mask `[H, W]` of a slice.
-Load = Callable[[], np.ndarray]
-# Class index, and the pixels `[H, W]` bool that a region of this class marks.
-Claim = tuple[int, np.ndarray]
-# Draws the regions of a slice.
-Draw = Callable[[], list[Claim]]
-# Suffixes of DICOM files that are not part of the file's name.
-_SUFFIX = re.compile(r"\.[A-Za-z]\w{0,5}$")
-_RESOLVE = (
-    "Name masks after the SOPInstanceUIDs of their slices or after the slices' files "
-    "(im001.png for im001.dcm)"
-)
-
-
-class Labels(NamedTuple):
-    """The label mask of a slice.
-
-    Attributes:
-      mask: `[H, W]` int.
-      marked: Class index -> number of pixels that its regions mark.
-      overlaps: Two class indices, the smaller first -> number of pixels that regions of
-        both mark, and which are 0 in the mask.
-    """
-
-    mask: np.ndarray
-    marked: dict[int, int]
-    overlaps: dict[tuple[int, int], int]
-
-
-class Numbered(NamedTuple):
-    """How a mask was placed that is not named after the UID of its slice.
-
-    Attributes:
-      number: Number in the mask's name, or of a page, from 1.
-      header: Its slice.
-      clues: Names of what agrees about that, such as 'InstanceNumber'.
-      masks: Number of masks in the file.
-    """
-
-    number: int
-    header: Header
-    clues: tuple[str, ...]
-    masks: int = 1
-
-
-def clean_label(text: str) -> str:
-    """Returns a region's label as classes are named: one line, lower case, NFC."""
-    return " ".join(io.composed(text).split()).lower()
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """Returns the integers of a PNG, TIFF or NumPy mask, `[H, W]` or `[D, H, W]`.
-
-    A TIFF of several pages and a NumPy array may hold all slices of a series.
-
-    Raises:
-      UserError: The file cannot be read, or is no mask of whole numbers.
-    """
-    try:
-        mask = _read_numpy(path) if path.suffix.lower() == ".npy" else _read_pages(path)
-    except UserError:
-        raise
-    # Broken images raise nearly everything in the decoders.
-    except Exception as error:
-        raise UserError(
-            f"{path}: cannot be read as a mask: {error}", where=path
-        ) from error
-    if mask.dtype.kind not in "bui" or mask.ndim not in (2, 3):
-        raise UserError(
-            f"{path}: a mask must be [H, W] or [D, H, W] whole numbers, not "
-            f"{list(mask.shape)} {mask.dtype}.",
-            where=path,
-        )
-    if max(mask.shape[-2:]) > MAX_SIDE:
-        raise UserError(
-            f"{path}: {list(mask.shape)} is larger than any CT slice.", where=path
-        )
-    return mask
-
-
-def mask_of(
-    path: Path, headers: Sequence[Header], beside: Sequence[Path] = ()
-) -> tuple[dict[Key, Load], Numbered | None]:
-    """Returns the readers of the masks of a PNG, TIFF or NumPy file, and how it was placed.
-
-    A mask belongs to the slice whose SOPInstanceUID or file name it bears, with or
-    without further words ('im001.png', 'im001_mask.png' for 'im001.dcm'). Otherwise it
-    goes by the number in its name, or by the order of its pages (of a file with frames
-    whose name the mask bears, that of the frames). Numbers may follow
-    InstanceNumber, the numbers in the names of the slices' files, or the slices' positions
-    from the feet to the head, which many programs go by. Those that are possible must
-    agree; and the slices must be of one series (or the mask be named after its
-    SeriesInstanceUID, or lie in a folder named so), evenly spaced.
-
-    Args:
-      path: The mask file.
-      headers: The slices that it may belong to.
-      beside: All mask files that are numbered together with this one. A 0 among their
-        numbers means that they count from 0.
-
-    Raises:
-      UserError: The mask belongs to no slice, or could belong to several; or it goes
-        by the order of slices of which some are missing, doubled or unevenly spaced.
-    """
-    stem = file_stem(path)
-    named = _named_after(stem, headers)
-    if len(named) == 1 and not (stem.isdigit() and named[0].sop_uid != stem):
-        number = None if named[0].sop_uid in stem else file_number(path)
-        placed = None if number is None else Numbered(number, named[0], ("file names",))
-        return {named[0].key: _reader(path, None, named[0])}, placed
-    of_series = [h for h in headers if h.series_uid in (stem, path.parent.name)]
-    everything, headers = headers, named or of_series or headers
-    if len({header.series_uid for header in headers}) > 1:
-        raise UserError(
-            f"{path}: is not named after a single slice, and could belong to any of "
-            f"several series. {_RESOLVE}, or put them into a folder named after the "
-            "SeriesInstanceUID.",
-            where=path,
-        )
-    if len(named) == 1:
-        uid = named[0].series_uid
-        of_series = [header for header in everything if header.series_uid == uid]
-        return _by_number(path, of_series, named, [path])
-    mask = read_mask(path)
-    if mask.ndim == 3:
-        return _by_page(path, headers, len(mask), of_one_file=bool(named))
-    others = [p for p in beside if not _named_after(file_stem(p), headers)]
-    return _by_number(path, headers, [], others or [path])
-
-
-def file_stem(path: Path) -> str:
-    """Returns a file's name, in lower case, without suffix; a part of a UID is none."""
-    return io.composed(_SUFFIX.sub("", path.name)).casefold()
-
-
-def file_number(path: Path) -> int | None:
-    """Returns the number at the end of a file's name; None for a UID or without one."""
-    found = re.search(r"(?<![\d.])(\d{1,6})[^\d.]*$", file_stem(path))
-    return int(found[1]) if found else None
-
-
-def numbers_of(headers: Sequence[Header]) -> dict[str, dict[int, Header]]:
-    """Returns the numbers that slices bear, by their source.
-
-    'InstanceNumber' and 'file names'; each only if all slices have one of their own.
-    """
-    found = {
-        "InstanceNumber": {header.number: header for header in headers},
-        "file names": {file_number(header.path): header for header in headers},
-    }
-    return {
-        source: by_number
-        for source, by_number in found.items()
-        if None not in by_number and len(by_number) == len(headers)
-    }
-
-
-def add_masks(found: dict[Key, Load], new: dict[Key, Load], path: Path) -> None:
-    """Adds masks that `path` gives to `found`.
-
-    Raises:
-      UserError: A slice has a mask already.
-    """
-    for key in new:
-        if key in found:
-            raise UserError(
-                f"{path}: its slice has a second mask, in another file.", where=path
-            )
-    found |= new
-
-
-def read_medgift(path: Path) -> tuple[tuple[float, float], list[tuple]]:
-    """Returns ((x, y) spacing in mm, regions) of a MedGIFT contour file.
-
-    A region is (label, slice number from 1, contour `[n, 2]` in pixels: x, y).
-    Format: Depeursinge et al. 2012, "Building a reference multimedia database for
-    interstitial lung diseases".
-
-    Raises:
-      UserError: The file does not follow the format.
-    """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return _parse_medgift(lines)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise UserError(
-            f"{path}: not a MedGIFT contour file: {error}", where=path
-        ) from error
-
-
-def is_medgift(path: Path) -> bool:
-    """Whether a text file begins as MedGIFT contour files do."""
-    with path.open("rb") as file:
-        return file.read(200).lstrip().lower().startswith(b"spacing")
-
-
-def fill_contour(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Returns the pixels `[H, W]` bool whose centres lie inside a closed contour.
-
-    Even-odd rule; a pixel's centre has whole-numbered coordinates.
-
-    Args:
-      points: `[n, 2]` x (column) and y (row), pixels.
-      shape: (H, W).
-    """
-    filled = np.zeros(shape, bool)
-    x0, y0 = points.T
-    x1, y1 = np.roll(points, -1, axis=0).T
-    low, high = np.minimum(y0, y1), np.maximum(y0, y1)
-    for row in range(max(0, int(np.ceil(low.min()))), shape[0]):
-        if row >= high.max():
-            break
-        edge = (low <= row) & (row < high)
-        part = (row - y0[edge]) / (y1[edge] - y0[edge])
-        crossings = np.sort(x0[edge] + part * (x1[edge] - x0[edge]))
-        ends = np.clip(np.ceil(crossings), 0, shape[1]).astype(int)
-        for start, stop in zip(ends[::2], ends[1::2], strict=True):
-            filled[row, start:stop] = True
-    return filled
-
-
-def draw_regions(
-    regions: Sequence[tuple[int, np.ndarray]], shape: tuple[int, int]
-) -> list[Claim]:
-    """Returns the pixels of each of some (class index, contour `[n, 2]`) pairs."""
-    return [(index, fill_contour(points, shape)) for index, points in regions]
-
-
-def merge(claims: Sequence[Claim], shape: tuple[int, int]) -> Labels:
-    """Returns the label mask of the regions of a slice.
-
-    Pixels that regions of two classes claim are 0: they show neither for sure.
-    """
-    by_class: dict[int, np.ndarray] = {}
-    for index, inside in claims:
-        by_class[index] = by_class.get(index, False) | inside
-    labels = np.zeros(shape, np.int64)
-    times = np.zeros(shape, np.int64)
-    for index, inside in by_class.items():
-        labels[inside] = index + 1
-        times += inside
-    labels[times > 1] = 0
-    overlaps = {
-        (a, b): int(np.sum(by_class[a] & by_class[b]))
-        for a, b in itertools.combinations(sorted(by_class), 2)
-    }
-    return Labels(
-        labels,
-        {index: int(inside.sum()) for index, inside in by_class.items()},
-        {pair: pixels for pair, pixels in overlaps.items() if pixels},
-    )
+FORMAT = Format("mask", recognise, load=load, named_like_slices=True)
 
 
 def _read_numpy(path: Path) -> np.ndarray:
@@ -404,8 +220,8 @@ def _read_pages(path: Path) -> np.ndarray:
                 )
             if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
                 raise UserError(
-                    f"{path}: has mode {image.mode}; a mask has one channel of whole "
-                    "numbers.",
+                    f"{path}: has mode {image.mode}; a mask has one channel of "
+                    "integers.",
                     where=path,
                 )
             pages.append(np.array(image))
@@ -428,9 +244,9 @@ def _reader(path: Path, page: int | None, header: Header) -> Load:
 
 
 def _named_after(stem: str, headers: Sequence[Header]) -> list[Header]:
-    """Returns the slices whose UID or file name a mask's name is, or contains.
+    """Returns the slices whose UID or file name a mask's name equals or contains.
 
-    What the name has in addition must be words of its own, without a digit.
+    The rest of the name must consist of separate words without digits.
     """
     for exact in (True, False):
         for name_of in (lambda h: h.sop_uid, lambda h: file_stem(h.path)):
@@ -451,21 +267,21 @@ def _bears(stem: str, name: str, exact: bool) -> bool:
 def _orders(
     path: Path, headers: Sequence[Header]
 ) -> dict[str, tuple[Header, ...] | list[Header]]:
-    """Returns the orders in which slices may have been counted, by their names.
+    """Returns the slices in each order in which they may have been counted, by name.
 
     Raises:
-      UserError: The order is not certain, as slices are missing or doubled.
+      UserError: The order is uncertain because slices are missing or doubled.
     """
     series = sort_series(headers)
     if series.notes:
         # The number that a mask was given need not be the one that its slice has now.
         raise UserError(
-            f"{path}: goes by the order of its slices, which is not certain: "
+            f"{path}: depends on the order of its slices, which is uncertain: "
             f"{series.plain_notes[0]}. {_RESOLVE}.",
             where=path,
         )
     orders = {"position from the feet": series.headers}
-    for source, numbers in numbers_of(headers).items():
+    for source, numbers in _numbers_of(headers).items():
         orders[f"order of {source}"] = [numbers[number] for number in sorted(numbers)]
     return orders
 
@@ -474,17 +290,17 @@ def _by_number(
     path: Path,
     headers: Sequence[Header],
     named: Sequence[Header],
-    beside: Sequence[Path],
+    together: Sequence[Path],
 ) -> tuple[dict[Key, Load], Numbered]:
     number = file_number(path)
-    used = {file_number(p) for p in beside} - {None}
+    used = {file_number(p) for p in together} - {None}
     readings = [
         (source, numbers)
-        for source, numbers in numbers_of(headers).items()
+        for source, numbers in _numbers_of(headers).items()
         if used <= numbers.keys()
     ]
     if named:
-        # A bare number that is also the name of a slice's file: no need to count.
+        # A bare number that is also the name of a slice's file does not need counting.
         readings = [r for r in readings if r[0] != "file names"]
         readings.append(("file names", {number: named[0]}))
     else:
@@ -497,8 +313,8 @@ def _by_number(
                 readings.append((source, counted))
     if number is None or not readings:
         raise UserError(
-            f"{path}: belongs to no slice. {_RESOLVE}, or give them the numbers of the "
-            f"slices (1 to {len(headers)}).",
+            f"{path}: does not belong to any slice. {_RESOLVE}, or give them the "
+            f"numbers of the slices (1 to {len(headers)}).",
             where=path,
         )
     _check_agreed(path, used if not named else {number}, readings)
@@ -555,33 +371,41 @@ def _slice_text(header: Header) -> str:
     return f"{header.path} ({height_text(header)}{number})"
 
 
-def _parse_medgift(lines: list[str]) -> tuple[tuple[float, float], list[tuple]]:
-    spacing: dict[str, float] = {}
-    regions, label, number, at = [], "", 0, 0
-    while at < len(lines):
-        key, colon, value = (part.strip() for part in lines[at].partition(":"))
-        at += 1
-        if not colon:
-            raise ValueError(f"line '{lines[at - 1]}' was not expected")
-        match key.lower():
-            case "spacingx" | "spacingy" | "spacingz":
-                spacing[key.lower()[-1]] = float(value)
-            case "label":
-                label = clean_label(value)
-            case "slice_number":
-                number = int(value)
-            case "nb_points_on_contour":
-                count = int(value)
-                rows = [line.split() for line in lines[at : at + count]]
-                if len(rows) != count or any(len(row) != 2 for row in rows):
-                    raise ValueError(f"a contour of slice {number} lacks points")
-                points = np.array(rows, float).reshape(-1, 2)
-                points /= (spacing["x"], spacing["y"])
-                if not label or not np.isfinite(points).all():
-                    raise ValueError(f"a contour of slice {number} is not valid")
-                if count > 2:
-                    regions.append((label, number, points))
-                at += count
-    if not (spacing.get("x", 0) > 0 and spacing.get("y", 0) > 0):
-        raise ValueError("SpacingX and SpacingY must be given and positive")
-    return (spacing["x"], spacing["y"]), regions
+def _are_labels(mask: np.ndarray, values: np.ndarray) -> bool:
+    """Whether values are few, far apart, and each fills a square of 3 x 3 pixels."""
+    apart = np.diff(values, prepend=0).min() >= LEAST_GAP
+    if len(values) > MOST_LABELS or not apart:
+        return False
+    size = (1,) * (mask.ndim - 2) + (3, 3)
+    low = ndimage.minimum_filter(mask, size)
+    flat = mask[low == ndimage.maximum_filter(mask, size)]
+    return bool(np.isin(values, flat).all())
+
+
+def _are_edges(mask: np.ndarray, marked: np.ndarray, top: float) -> bool:
+    """Whether all values but 0 and `top` lie along the edges of what is marked."""
+    middle = (mask > top / 4) & (mask < 3 * top / 4)
+    if np.count_nonzero(middle) > MOST_MIDDLE * mask.size:
+        return False
+    other = (mask > 0) & (mask != top)
+    stray = (middle & ~_near_edges(marked, BLUR)) | (
+        other & ~_near_edges(marked, RINGING)
+    )
+    return np.count_nonzero(stray) <= STRAY * np.count_nonzero(marked)
+
+
+def _near_edges(marked: np.ndarray, reach: int) -> np.ndarray:
+    """Returns the pixels within `reach` rows and columns of an edge of the mask."""
+    size = (1,) * (marked.ndim - 2) + (2 * reach + 1,) * 2
+    low = ndimage.minimum_filter(marked.view(np.uint8), size)
+    return low != ndimage.maximum_filter(marked.view(np.uint8), size)
+
+
+def _refuse(path: Path, values: np.ndarray) -> None:
+    listed = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
+    raise UserError(
+        f"{path}: a mask of 0 and one other value is needed, but this one has "
+        f"{len(values)} values ({listed}), not all of them at its edges. Save it "
+        "again as PNG with 0 outside and 1 inside.",
+        where=path,
+    )

@@ -1,4 +1,4 @@
-"""Regions of NIfTI label volumes."""
+"""NIfTI label volumes."""
 
 import contextlib
 import gzip
@@ -14,40 +14,57 @@ import numpy as np
 from twostage_jax.ct import geometry
 from twostage_jax.ct.decode import refusing
 from twostage_jax.ct.dicom import Header
-from twostage_jax.ct.regions.masks import Key, Load
+from twostage_jax.ct.regions.base import Contents, Format, Key, Load, Query
 from twostage_jax.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
 # 2,000 slices of 1024 x 1024 pixels.
 MAX_VOXELS = 2**31
-# Two matrices that put the corner voxels as near as this, in voxels, are one.
+# Two matrices are equal if they place the corner voxels this near, in voxels.
 SAME_VOXELS = 0.1
-# Farther apart, they put marks on other pixels.
+# Farther apart, they mark other pixels.
 OTHER_VOXELS = 0.5
-# Read by a pattern: a parser of XML would follow entities.
+# Read by a pattern, because an XML parser would expand entities.
 _LABEL = re.compile(
     r'<Label\b[^>]*?\bKey="(\d{1,9})"[^>]*>\s*(?:<!\[CDATA\[)?([^<\]]*)'
 )
 
 
 def is_pair(path: Path) -> bool:
-    """Whether a file is a NIfTI header whose voxels are in an `.img` file beside it."""
+    """Whether a file is a NIfTI header whose voxels are in an `.img` file next to it."""
     if path.suffix.lower() != ".hdr" or not path.is_file():
         return False
     with path.open("rb") as file:
         return file.read(348)[344:] == b"ni1\0"
 
 
-def read(path: Path, headers: Sequence[Header]) -> dict[Key, Load]:
-    """Returns the masks, whole numbers, of the slices of one series.
+def recognise(path: Path) -> Contents | None:
+    """Recognises NIfTI files by their extension, and the headers of pairs of files."""
+    named = path.name.lower().endswith(SUFFIXES)
+    return Contents() if named or is_pair(path) else None
 
-    Volume and slices meet by where they lie, by the nearest voxel. A file that is not
-    compressed may be called `.nii.gz`, and the other way round.
+
+def load(query: Query) -> tuple[dict[Key, Load], None]:
+    """Returns the masks of the slices, which must be of one series; see `read`."""
+    number = len({header.series_uid for header in query.headers})
+    if number != 1:
+        raise UserError(
+            f"{query.path}: could belong to any of {number} series. Name it after its "
+            "SeriesInstanceUID.",
+            where=query.path,
+        )
+    return read(query.path, query.headers), None
+
+
+def read(path: Path, headers: Sequence[Header]) -> dict[Key, Load]:
+    """Returns the masks of the slices of one series, as integers.
+
+    Volume and slices are matched by their position in space, with the nearest voxel for
+    each pixel. Whether a file is compressed is read from its content, not from its name.
 
     Raises:
-      UserError: The file cannot be trusted; says nothing, or two things, about where it
-        lies; or marks planes where there is no slice, or several; or nibabel is not
-        installed.
+      UserError: The file cannot be trusted, its position is missing or ambiguous, it
+        marks planes with none or several slices, or nibabel is not installed.
     """
     with refusing(path, "NIfTI"):
         stack = geometry.Stack(headers)
@@ -57,7 +74,8 @@ def read(path: Path, headers: Sequence[Header]) -> dict[Key, Load]:
                 shape = shape[:-1]
             if len(shape) != 3 or not 0 < math.prod(shape) <= MAX_VOXELS:
                 raise UserError(
-                    f"{path}: is {list(image.shape)}, not a volume of labels.",
+                    f"{path}: has the shape {list(image.shape)}; a volume has three "
+                    "axes.",
                     where=path,
                 )
             to_mm = _to_mm(image.header, shape, stack, path)
@@ -67,14 +85,14 @@ def read(path: Path, headers: Sequence[Header]) -> dict[Key, Load]:
             if abs(volume).max() < 2**31:
                 volume = volume.astype(np.int32)
         if volume.dtype.kind not in "bui":
-            raise UserError(f"{path}: a mask must hold whole numbers.", where=path)
+            raise UserError(f"{path}: a mask must hold integers.", where=path)
         return _slices(volume, to_mm, path, stack)
 
 
 def fits(path: Path, headers: Sequence[Header]) -> bool:
     """Whether a volume's voxels are the pixels of the slices of one series.
 
-    By its header alone, under one of its matrices.
+    Reads the header only; one of its matrices must fit.
 
     Raises:
       UserError: nibabel is not installed, or the file is not NIfTI.
@@ -97,10 +115,10 @@ def fits(path: Path, headers: Sequence[Header]) -> bool:
 
 
 def label_names(path: Path) -> dict[int, str]:
-    """Returns the names of a volume's labels where the file has a table of them.
+    """Returns the names of a volume's labels; empty if the file has no label table.
 
     The table is the XML of Caret and Connectome Workbench, which TotalSegmentator
-    writes into the header's extensions as well.
+    also writes into the header's extensions.
 
     Raises:
       UserError: nibabel is not installed, or the file is not NIfTI.
@@ -115,9 +133,12 @@ def label_names(path: Path) -> dict[int, str]:
     return found
 
 
+FORMAT = Format("nifti", recognise, load=load)
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Gives a NIfTI image, by what the file holds and not by its name.
+    """Opens a NIfTI image by its content rather than its name.
 
     Raises:
       UserError: nibabel is not installed, or the file is not NIfTI.
@@ -154,11 +175,11 @@ def _to_mm(
 ) -> np.ndarray:
     """Returns the matrix `[4, 4]` from voxels to mm in DICOM's axes.
 
-    Where sform and qform differ, the one under which the volume is the very grid of the
+    If sform and qform differ, returns the one that maps the volume onto the grid of the
     slices.
 
     Raises:
-      UserError: There is none, or two and neither or both are that.
+      UserError: Both are missing, or they differ and neither or both fit the slices.
     """
     found = {}
     for name, (matrix, code) in (
@@ -170,7 +191,8 @@ def _to_mm(
             found[f"{name} (code {code})"] = np.diag([-1, -1, 1, 1]) @ matrix
     if not found:
         raise UserError(
-            f"{path}: does not say where it lies (sform and qform 0).", where=path
+            f"{path}: its position is missing (sform and qform have code 0).",
+            where=path,
         )
     for name, matrix in found.items():
         if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-6:
@@ -185,10 +207,10 @@ def _to_mm(
                 (name, _mm_text(matrix)) for name, matrix in found.items()
             )
             raise UserError(
-                f"{path}: says twice where it lies, and differently: the first voxel is "
-                f"at {first} by its {one}, at {second} by its {two}, and "
-                f"{'both' if fitting else 'neither'} would make it the grid of the "
-                "slices. Set the code of the wrong one to 0.",
+                f"{path}: gives two different positions: the first voxel is at {first} "
+                f"by its {one}, at {second} by its {two}, and "
+                f"{'both fit' if fitting else 'neither fits'} the grid of the slices. "
+                "Set the code of the wrong one to 0.",
                 where=path,
             )
         (chosen,) = fitting
@@ -207,7 +229,7 @@ def _corner_voxels(shape: Sequence[int]) -> np.ndarray:
 
 
 def _apart(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """Returns how far two matrices put a corner voxel apart, in voxels."""
+    """Returns the largest distance, in voxels, of a corner voxel under two matrices."""
     away = _corner_voxels(shape) @ (one - other).T
     size = np.linalg.norm(one[:3, :3], axis=0).min()
     return float(np.linalg.norm(away, axis=1).max() / size)
@@ -216,11 +238,11 @@ def _apart(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
 def _grids(
     matrix: np.ndarray, shape: Sequence[int], stack: geometry.Stack
 ) -> np.ndarray | None:
-    """Returns how far each slice's corner pixels lie from voxels, `[Z, 4, 3]` voxels.
+    """Returns the offsets of each slice's corner pixels from their voxels, `[Z, 4, 3]`.
 
-    Along the volume's axes for columns, rows and slices. The voxels are those that they
-    are if the volume is the grid of the slices, whichever way its axes run; None if its
-    size shows that it cannot be.
+    Offsets are in voxels along the volume's axes for columns, rows and slices. A pixel's
+    voxel is the one of the same indices if the volume is the grid of the slices, in
+    either direction of each axis. None if the volume has another size.
     """
     corners = np.stack([geometry.corners(plane) for plane in stack.planes])
     order = np.argsort(
@@ -229,7 +251,7 @@ def _grids(
     inverse = np.linalg.inv(matrix)
     voxels = corners[order] @ inverse[:3, :3].T + inverse[:3, 3]
     rows, columns = stack.planes[0].shape
-    # Which axis of the volume a row, a column and the stack run along, and which way.
+    # Axis of the volume along which a row, a column and the stack run, and its direction.
     steps = np.stack(
         [
             inverse[:3, :3] @ stack.planes[0].row,
@@ -265,10 +287,10 @@ def _is_grid(matrix: np.ndarray, shape: Sequence[int], stack: geometry.Stack) ->
 def _check_shear(
     matrix: np.ndarray, shape: Sequence[int], stack: geometry.Stack, path: Path
 ) -> None:
-    """Raises a UserError if a volume is the grid of a tilted series but for the tilt.
+    """Raises a UserError if a volume ignores the tilt of a series.
 
-    Programs that know no shear write such volumes: their voxels belong to the pixels of
-    the same indices, and say that they lie elsewhere.
+    Programs without support for sheared volumes write such files: their voxels belong
+    to the pixels of the same indices, but claim other positions.
     """
     away = _grids(matrix, shape, stack)
     if away is None:
@@ -279,9 +301,9 @@ def _check_shear(
         raise UserError(
             f"{path}: has the size of the series, and its voxels lie on the pixels of "
             f"one slice, but up to {most:.1f} voxels from those of others: the "
-            "program that wrote it took no account of the tilt of the gantry, so that "
-            "position and index contradict each other. Save it with a sheared sform, as "
-            "one mask per slice, or as DICOM SEG.",
+            "program that wrote it ignored the tilt of the gantry, so that position and "
+            "index contradict each other. Save it with a sheared sform, as one mask per "
+            "slice, or as DICOM SEG.",
             where=path,
         )
 
@@ -299,8 +321,8 @@ def _slices(
     if len(heights):
         raise UserError(
             f"{path}: {100 * len(heights) / count:.0f} % of what it marks, from z = "
-            f"{heights.min():.1f} to {heights.max():.1f} mm, lies where there is no "
-            "slice: was it drawn on another series, or resampled, or is a slice missing?",
+            f"{heights.min():.1f} to {heights.max():.1f} mm, does not lie on any "
+            "slice. Was it drawn on another series, or resampled, or is a slice missing?",
             where=path,
         )
     inverse = np.linalg.inv(to_mm)

@@ -1,5 +1,6 @@
 """Regions of DICOM structure sets (RTSTRUCT): closed planar contours."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,89 +11,77 @@ from scipy import spatial
 
 from twostage_jax.ct import decode, geometry
 from twostage_jax.ct.decode import refusing
-from twostage_jax.ct.dicom import Header
-from twostage_jax.ct.regions.masks import Claim, Draw, Key, clean_label, fill_contour
+from twostage_jax.ct.regions.base import (
+    Claim,
+    Contents,
+    Draw,
+    Format,
+    Key,
+    Query,
+    clean_label,
+    fill_contour,
+)
 from twostage_jax.errors import UserError
 
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 CLOSED, XOR, POINT = "CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "POINT"
-# Contours are written with rounded coordinates: 0.1 mm in pixels of 0.5 mm. One that
-# leaves another by less, in pixels, lies inside of it.
+# Contours are written with rounded coordinates: 0.1 mm in pixels of 0.5 mm. A contour
+# that leaves another by less than this, in pixels, lies inside it.
 INSIDE_PIXELS = 0.25
-# Distance between points of a contour at which it is compared with another, in pixels.
+# Distance between the points at which two contours are compared, in pixels.
 COMPARED_PIXELS = 0.5
 
 Contours = dict[tuple[int, int, int], list[tuple[str, np.ndarray]]]
 
 
-def referenced_series(dataset: pydicom.Dataset) -> tuple[str, ...]:
-    """Returns the SeriesInstanceUIDs that a structure set refers to."""
-    return tuple(str(item.SeriesInstanceUID) for item in _series(dataset))
-
-
-def labels(dataset: pydicom.Dataset) -> dict[int, str]:
-    """Returns the name of each ROI number that has a contour with an area.
+def recognise(path: Path) -> Contents | None:
+    """Returns the ROIs of a structure set that have a contour with an area.
 
     Points and ROIs without contours enclose nothing (PS3.3 C.8.8.6.1).
     """
-    names = _names(dataset)
-    drawn = {roi for roi, contour in _drawn(dataset) if not _is_empty(contour)}
-    return {roi: name for roi, name in names.items() if roi in drawn}
-
-
-def count_empty(dataset: pydicom.Dataset) -> int:
-    """Returns the number of ROIs that enclose nothing, and of such contours of others."""
-    names = labels(dataset)
-    contours = (roi in names and _is_empty(part) for roi, part in _drawn(dataset))
-    return len(_names(dataset)) - len(names) + sum(contours)
-
-
-def read(
-    path: Path,
-    headers: Sequence[Header],
-    class_names: Sequence[str],
-    *,
-    named_only: bool = False,
-) -> dict[Key, Draw]:
-    """Returns the regions of slices.
-
-    ROIs whose name is not a class name are skipped. A contour belongs to the slice in
-    whose plane it lies, which must be one of its images (Contour Image Sequence) if it
-    names them. For the contours of an ROI on a slice, see `area`.
-
-    Args:
-      path: The structure set.
-      headers: The slices that it may mark.
-      class_names: In label order.
-      named_only: Refuse contours that do not name their slice.
-
-    Raises:
-      UserError: The file cannot be trusted, or has a contour where there is no slice.
-    """
+    if decode.storage_class(path) != STRUCTURE_SET:
+        return None
     with refusing(path):
         dataset = decode.load(path, pixels=False)
-        stack = geometry.Stack(headers)
-        contours = _contours(dataset, path, stack, class_names, named_only)
+        series = tuple(str(item.SeriesInstanceUID) for item in _series(dataset))
+        names, parts = _names(dataset), list(_drawn(dataset))
+        drawn = {roi for roi, contour in parts if not _is_empty(contour)} & names.keys()
+        empty = sum(roi in drawn and _is_empty(contour) for roi, contour in parts)
+    labels = {names[roi] for roi in drawn}
+    return Contents(series, tuple(sorted(labels)), len(names) - len(drawn) + empty)
+
+
+def draw(query: Query) -> dict[Key, Draw]:
+    """Returns the regions of slices.
+
+    A contour belongs to the slice in whose plane it lies; if it names its images
+    (Contour Image Sequence), the slice must be one of them. Several contours of an ROI
+    on one slice are combined by `area`.
+
+    Raises:
+      UserError: The file cannot be trusted, or a contour does not lie on any slice.
+    """
+    with refusing(query.path):
+        dataset = decode.load(query.path, pixels=False)
+        contours = _contours(dataset, geometry.Stack(query.headers), query)
     found = {}
     for index in sorted({key[0] for key in contours}):
         regions = [(key[2], c) for key, c in contours.items() if key[0] == index]
-        shape = headers[index].shape
-        found[headers[index].key] = lambda regions=regions, shape=shape: _claims(
-            regions, shape
-        )
+        header = query.headers[index]
+        found[header.key] = functools.partial(_claims, regions, header.shape)
     return found
 
 
 def area(contours: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     """Returns the pixels `[H, W]` bool that CLOSED_PLANAR contours of an ROI enclose.
 
-    The standard does not say how several on a slice combine (PS3.3 C.8.8.6.3: only
-    CLOSEDPLANAR_XOR is an exclusive or). In practice, one that lies wholly inside
-    another is a hole in it, and one inside the hole an island; others add up, so that
-    what overlaps in part or is there twice counts once.
+    The standard does not define how several contours on a slice combine (PS3.3
+    C.8.8.6.3: only CLOSEDPLANAR_XOR is an exclusive or). In practice, a contour that
+    lies entirely inside another is a hole in it, and one inside the hole is an island.
+    All other contours are united.
 
     Args:
-      contours: `[n, 2]` x (column) and y (row) each, pixels.
+      contours: Closed contours, each `[n, 2]` x (column) and y (row), pixels.
       shape: (H, W).
     """
     dense = [_dense(points) for points in contours]
@@ -102,7 +91,7 @@ def area(contours: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
         for b in range(len(contours))
         if a != b and _lies_inside(contours[a], dense[a], contours[b], dense[b])
     }
-    # The first of those that are the same, each inside of the other.
+    # Equal contours lie inside each other: only the first of them counts.
     kept = [
         a
         for a in range(len(contours))
@@ -124,6 +113,9 @@ def area(contours: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     return total
 
 
+FORMAT = Format("rtstruct", recognise, draw=draw, anywhere=True)
+
+
 def _claims(
     regions: Sequence[tuple[int, list[tuple[str, np.ndarray]]]], shape: tuple[int, int]
 ) -> list[Claim]:
@@ -141,13 +133,10 @@ def _claims(
 
 
 def _contours(
-    dataset: pydicom.Dataset,
-    path: Path,
-    stack: geometry.Stack,
-    class_names: Sequence[str],
-    named_only: bool,
+    dataset: pydicom.Dataset, stack: geometry.Stack, query: Query
 ) -> Contours:
     """Returns (type, points `[n, 2]`: column, row) by slice index, ROI and class index."""
+    path, class_names = query.path, query.class_names
     names = _names(dataset)
     wanted = {k: class_names.index(v) for k, v in names.items() if v in class_names}
     references = {
@@ -167,8 +156,8 @@ def _contours(
         kind = str(contour.get("ContourGeometricType") or "")
         if kind not in (CLOSED, XOR):
             raise UserError(
-                f"{path}: {what} is {kind or 'of no type'}, which encloses no area. "
-                "To leave this ROI out, name the others with --classes (setting "
+                f"{path}: {what} is {kind or 'without a type'} and does not enclose an "
+                "area. To exclude this ROI, name the others with --classes (setting "
                 "'classes').",
                 where=path,
             )
@@ -187,11 +176,11 @@ def _contours(
             path,
             reference=references[roi],
             listed=listed,
-            named_only=named_only,
+            named_only=query.named_only,
         )
         if index is None:
             raise UserError(
-                f"{path}: {what} lies where there is no slice, at {_heights(points)}. "
+                f"{path}: {what} does not lie on any slice, at {_heights(points)}. "
                 "Was it drawn on another series, or is a slice missing?",
                 where=path,
             )
@@ -201,7 +190,7 @@ def _contours(
             flat.min(0) > [columns - 0.5, rows - 0.5]
         ).any():
             raise UserError(
-                f"{path}: {what} lies beside the pixels of its slice "
+                f"{path}: {what} lies outside the pixels of its slice "
                 f"{stack.headers[index].path}.",
                 where=path,
             )
@@ -272,7 +261,7 @@ def _lies_inside(
     outside = dense[~_within(dense, outer)]
     if not len(outside):
         return True
-    # The nearest of dense points is at most this much farther than the contour itself.
+    # The nearest point may be farther than the contour itself: by Pythagoras, this much.
     away, _ = spatial.cKDTree(outer_dense).query(outside)
     return bool(
         (np.sqrt(np.maximum(0, away**2 - (COMPARED_PIXELS / 2) ** 2)) <= margin).all()

@@ -1,6 +1,5 @@
 """Regions of DICOM segmentations (SEG): binary, fractional and label maps."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,15 @@ from pydicom.pixels import pixel_array
 
 from twostage_jax.ct import decode, geometry
 from twostage_jax.ct.decode import MAX_FRAMES, refusing
-from twostage_jax.ct.dicom import Header
-from twostage_jax.ct.regions.masks import Claim, Draw, Key, clean_label
+from twostage_jax.ct.regions.base import (
+    Claim,
+    Contents,
+    Draw,
+    Format,
+    Key,
+    Query,
+    clean_label,
+)
 from twostage_jax.errors import UserError
 
 SEGMENTATION = (
@@ -18,17 +24,46 @@ SEGMENTATION = (
     "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation Storage
 )
 # Direction cosines are written with a few decimals. At 1 degree the corners of a slice of
-# 400 mm lie 7 mm apart; how near they must be, `geometry.Stack.place` decides.
+# 400 mm lie 7 mm apart; `geometry.Stack.place` checks their distance from the slice.
 PARALLEL_DEGREES = 1.0
 
 
-def referenced_series(dataset: pydicom.Dataset) -> tuple[str, ...]:
-    """Returns the SeriesInstanceUIDs that a segmentation refers to."""
-    series = dataset.get("ReferencedSeriesSequence") or ()
-    return tuple(str(item.SeriesInstanceUID) for item in series)
+def recognise(path: Path) -> Contents | None:
+    """Returns the segments of a segmentation."""
+    if decode.storage_class(path) not in SEGMENTATION:
+        return None
+    with refusing(path):
+        dataset = decode.load(path, pixels=False)
+        series = dataset.get("ReferencedSeriesSequence") or ()
+        return Contents(
+            tuple(str(item.SeriesInstanceUID) for item in series),
+            tuple(sorted({*_labels(dataset).values()})),
+        )
 
 
-def labels(dataset: pydicom.Dataset) -> dict[int, str]:
+def draw(query: Query) -> dict[Key, Draw]:
+    """Returns the regions of slices.
+
+    A frame belongs to the slice in whose plane it lies; if it names its source images
+    (Derivation Image, PS3.3 C.7.6.16.2.5), the slice must be one of them. Each pixel of
+    the slice takes the value of the nearest pixel of the frame.
+
+    Raises:
+      UserError: The file cannot be trusted, or a region does not lie on any slice.
+    """
+    with refusing(query.path):
+        dataset = decode.load(query.path, pixels=True)
+        drawn = _regions(dataset, geometry.Stack(query.headers), query)
+    return {
+        query.headers[index].key: lambda index=index: drawn[index]
+        for index in sorted(drawn)
+    }
+
+
+FORMAT = Format("seg", recognise, draw=draw, anywhere=True)
+
+
+def _labels(dataset: pydicom.Dataset) -> dict[int, str]:
     """Returns the label of each segment number."""
     return {
         int(item.SegmentNumber): clean_label(str(item.get("SegmentLabel") or ""))
@@ -36,47 +71,13 @@ def labels(dataset: pydicom.Dataset) -> dict[int, str]:
     }
 
 
-def read(
-    path: Path,
-    headers: Sequence[Header],
-    class_names: Sequence[str],
-    *,
-    named_only: bool = False,
-) -> dict[Key, Draw]:
-    """Returns the regions of slices.
-
-    Segments whose label is not a class name are skipped. A frame belongs to the slice
-    in whose plane it lies, which must be one of its source images (Derivation Image,
-    PS3.3 C.7.6.16.2.5) if it names them; pixels meet by the nearest one.
-
-    Args:
-      path: The segmentation.
-      headers: The slices that it may mark.
-      class_names: In label order.
-      named_only: Refuse frames that do not name a source image.
-
-    Raises:
-      UserError: The file cannot be trusted, or has a region where there is no slice.
-    """
-    with refusing(path):
-        dataset = decode.load(path, pixels=True)
-        stack = geometry.Stack(headers)
-        drawn = _regions(dataset, path, stack, class_names, named_only)
-    return {
-        headers[index].key: lambda index=index: drawn[index] for index in sorted(drawn)
-    }
-
-
 def _regions(
-    dataset: pydicom.Dataset,
-    path: Path,
-    stack: geometry.Stack,
-    class_names: Sequence[str],
-    named_only: bool,
+    dataset: pydicom.Dataset, stack: geometry.Stack, query: Query
 ) -> dict[int, list[Claim]]:
     """Returns the claims of each slice by its index."""
+    path, class_names = query.path, query.class_names
     shape, number = _check_image(dataset, path)
-    names = labels(dataset)
+    names = _labels(dataset)
     wanted = {k: class_names.index(v) for k, v in names.items() if v in class_names}
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
     reference = str(dataset.get("FrameOfReferenceUID") or "")
@@ -109,7 +110,7 @@ def _regions(
             path,
             reference=reference,
             listed=listed,
-            named_only=named_only,
+            named_only=query.named_only,
         )
         if index is None:
             for k, _ in masks:
@@ -128,15 +129,15 @@ def _regions(
             for name, heights in lost.items()
         ]
         raise UserError(
-            f"{path}: has frames where there is no slice: {'; '.join(segments)}. Was it "
-            "drawn on another series, or is a slice missing?",
+            f"{path}: has frames that do not lie on any slice: {'; '.join(segments)}. "
+            "Was it drawn on another series, or is a slice missing?",
             where=path,
         )
     return drawn
 
 
 def _check_image(dataset: pydicom.Dataset, path: Path) -> tuple[tuple[int, int], int]:
-    """Returns ((rows, columns), frames) after a look at whether they can be."""
+    """Returns ((rows, columns), frames), checked for plausibility."""
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     number = int(dataset.get("NumberOfFrames") or 1)
     described = len(dataset.get("PerFrameFunctionalGroupsSequence") or ())
@@ -172,15 +173,15 @@ def _check_inside(
     outside = ~geometry.inside(geometry.centres(on)[mask], at)
     if outside.any():
         raise UserError(
-            f"{path}: {what}: {100 * outside.mean():.0f} % of what it marks lies beside "
-            "the pixels of its slice: it was drawn on another series, or the slice was "
+            f"{path}: {what}: {100 * outside.mean():.0f} % of what it marks lies outside "
+            "the pixels of its slice. It was drawn on another series, or the slice was "
             "cropped.",
             where=path,
         )
 
 
 def _segment(own: pydicom.Dataset, shared: pydicom.Dataset) -> int | None:
-    """Returns the segment that a frame shows; None if its values are the segments."""
+    """Returns the segment of a frame; None if its values are segment numbers."""
     items = own.get("SegmentIdentificationSequence") or shared.get(
         "SegmentIdentificationSequence"
     )
@@ -224,8 +225,8 @@ def _plane(
         values = items[0].get(keyword) if items else None
         if not values:
             raise UserError(
-                f"{path}: {keyword} of its frame {frame + 1} is missing: the frame does "
-                "not say where it lies.",
+                f"{path}: {keyword} of its frame {frame + 1} is missing, so that the "
+                "position of the frame is unknown.",
                 where=path,
             )
         return tuple(float(v) for v in values)

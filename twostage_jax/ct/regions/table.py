@@ -1,4 +1,4 @@
-"""Regions of a CSV file of polygons: patient, series, slice, label, points."""
+"""CSV files of polygons with the columns patient, series, slice, label, points."""
 
 import re
 import unicodedata
@@ -9,42 +9,43 @@ from pathlib import Path
 import numpy as np
 
 from twostage_jax import io
-from twostage_jax.ct.dicom import Header, patient_hash
-from twostage_jax.ct.regions.masks import Draw, Key, clean_label, draw_regions
+from twostage_jax.ct.dicom import patient_hash
+from twostage_jax.ct.regions.base import (
+    Contents,
+    Draw,
+    Format,
+    Key,
+    Query,
+    clean_label,
+    draw_regions,
+)
 from twostage_jax.errors import UserError
 
 COLUMNS = ("patient", "series", "slice", "label", "points")
-# Between the numbers of one point, and between points; see `_corners`.
+# Separators between the numbers of a point and between points; see `_corners`.
 LAYOUTS = (" ;", " |", "|;", "| ", ",;", ", ", ",|")
 
 
-def rows_of(path: Path) -> list[io.Row]:
-    """Returns the rows; see `tables.read` for the forms of the table.
-
-    patient: PatientID, or its salted hash; may be empty. series: SeriesInstanceUID.
-    slice: SOPInstanceUID, or InstanceNumber (of a multi-frame file the number of the
-    frame, from 1). points: column and row of at least three corners, in pixels; the
-    centre of the first pixel is 0 0: '10 20; 30.5 20; 30.5 40'. See `_corners` for
-    other ways to separate the numbers.
-
-    Raises:
-      UserError: The file cannot be read, or a column or a value is missing.
-    """
-    return io.read(path, COLUMNS, may_be_empty=("patient", "points"))
+def recognise(path: Path) -> Contents | None:
+    """Returns the series and labels of a CSV file other than `classes.csv`."""
+    name = path.name.lower()
+    if not name.endswith(".csv") or name == "classes.csv":
+        return None
+    rows = [row.values for row in _rows(path)]
+    return Contents(
+        tuple(sorted({row["series"] for row in rows})),
+        tuple(sorted({clean_label(row["label"]) for row in rows})),
+    )
 
 
-def read(
-    path: Path,
-    headers: Sequence[Header],
-    class_names: Sequence[str],
-    salt: str = "",
-) -> dict[Key, Draw]:
-    """Returns the regions of slices; rows of other series or labels are skipped.
+def draw(query: Query) -> dict[Key, Draw]:
+    """Returns the regions of slices; rows of other series are skipped.
 
     Raises:
-      UserError: A row names a slice that is not in its series, another patient, or no
-        polygon.
+      UserError: A row names a slice that is missing in its series or another patient,
+        or its points are not a polygon.
     """
+    path, headers, class_names = query.path, query.headers, query.class_names
     by_uid = {(h.series_uid, h.sop_uid): h for h in headers}
     by_number = defaultdict(list)
     for header in headers:
@@ -52,7 +53,7 @@ def read(
     series = {header.series_uid for header in headers}
     drawn: dict[Key, list[tuple[int, np.ndarray]]] = defaultdict(list)
     shapes = {header.key: header.shape for header in headers}
-    rows = rows_of(path)
+    rows = _rows(path)
     corners = _corners([row.values["points"] for row in rows])
     for (line, row), points in zip(rows, corners, strict=True):
         label = clean_label(row["label"])
@@ -64,13 +65,13 @@ def read(
         if len(candidates) != 1:
             raise UserError(
                 f"{at}: slice {row['slice']} "
-                f"{'occurs twice' if candidates else 'is not there'} in series "
+                f"{'occurs twice' if candidates else 'is missing'} in series "
                 f"{row['series']}.",
                 where=path,
             )
         header = candidates[0]
         given = {row["patient"], unicodedata.normalize("NFD", row["patient"])}
-        given |= {patient_hash(patient, salt) for patient in given}
+        given |= {patient_hash(patient, query.salt) for patient in given}
         if header.patient and not {"", header.patient} & given:
             raise UserError(
                 f"{at}: series {row['series']} is of another patient.", where=path
@@ -81,8 +82,26 @@ def read(
     return {key: lambda key=key: draw_regions(drawn[key], shapes[key]) for key in drawn}
 
 
+FORMAT = Format("csv", recognise, draw=draw, needs_every_series=True)
+
+
+def _rows(path: Path) -> list[io.Row]:
+    """Returns the rows; see `io.read` for the variants of CSV that are read.
+
+    patient: PatientID or its salted hash; may be empty. series: SeriesInstanceUID.
+    slice: SOPInstanceUID, or InstanceNumber (in a multi-frame file the number of the
+    frame, from 1). points: column and row of at least three corners, in pixels; the
+    centre of the first pixel is 0 0: '10 20; 30.5 20; 30.5 40'. See `_corners` for
+    other ways to separate the numbers.
+
+    Raises:
+      UserError: The file cannot be read, or a column or a value is missing.
+    """
+    return io.read(path, COLUMNS, may_be_empty=("patient", "points"))
+
+
 def _corners(texts: Sequence[str]) -> list[np.ndarray | str]:
-    """Returns the corners `[n, 2]` (column, row) of each polygon, or why it has none.
+    """Returns the corners `[n, 2]` (column, row) of each polygon, or an error message.
 
     Numbers stand in pairs, with one separator within a pair and another between pairs:
 
@@ -90,13 +109,13 @@ def _corners(texts: Sequence[str]) -> list[np.ndarray | str]:
         10, 20; 30.5, 20; 30.5, 40      10 20, 30.5 20, 30.5 40
 
     or in one row with one separator: blanks, semicolons, commas, or commas and blanks. A
-    comma without a blank may also be the decimal mark: '10 20; 30,5 20; 30,5 40'. Where
-    both readings give a polygon, as for '10,5 20,3 30,7 20,1 15,5 40,2' (six corners, or
-    three), other polygons of the same table decide; if none does, or some say the one and
-    some the other, the text is refused.
+    comma without a blank may also be the decimal mark: '10 20; 30,5 20; 30,5 40'. If both
+    readings give a polygon, as for '10,5 20,3 30,7 20,1 15,5 40,2' (six corners, or
+    three), other polygons of the same table decide; if they do not decide or disagree,
+    the text is refused.
 
     Args:
-      texts: Points of all polygons of a table.
+      texts: Column 'points' of all polygons of a table.
     """
     readings = [_readings(text) for text in texts]
     marks = {mark for found in readings if len(found) == 1 for mark in found}
@@ -123,7 +142,7 @@ def _corners(texts: Sequence[str]) -> list[np.ndarray | str]:
 def _readings(text: str) -> dict[str, np.ndarray]:
     """Returns the polygons that a text may mean, by their decimal mark.
 
-    The mark is '' where the text says nothing about it.
+    The mark is '' if the text fits both.
     """
     text = text.strip(" ;,\t\r\n")
     text = re.sub(r"\s*;\s*", ";", text)
