@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twostage_jax.stats import intervals, learning_curve, paired
+from twostage_jax.stats import intervals, learning_curve, metrics
+from twostage_jax.stats.arms import Paired
 from twostage_jax.stats.intervals import Resampler
-from twostage_jax.stats.paired import Paired
 
 NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 NODE_WEIGHTS = NODE_WEIGHTS / NODE_WEIGHTS.sum()
@@ -174,7 +174,7 @@ def truth(scenario: Scenario, metric: str) -> Callable[[np.ndarray, float], np.n
     """
     shifts = np.zeros(1)
     if scenario.training:
-        shifts = SHIFTS if metric in paired.OF_COUNTS else FEW_SHIFTS
+        shifts = SHIFTS if metrics.METRICS[metric].counts else FEW_SHIFTS
     # Neither depends on how many patients and seeds a study has of the population.
     many = dataclasses.replace(
         scenario, folds=0, training=0.0, validation=0.0, anew=True, patients=3000,
@@ -210,12 +210,12 @@ def _true(many: Scenario, metric: str) -> np.ndarray:
     """
     generator = np.random.default_rng(99)
     matrix = np.zeros((2, many.classes, many.classes))
-    if metric not in paired.OF_COUNTS:
+    if not metrics.METRICS[metric].counts:
         part = dataclasses.replace(many, seeds=max(many.seeds // 20, 1))
         found = []
         for _ in range(10):
             study = predicted(part, generator, simulate(part, generator))
-            one = paired.metric(study, metric)
+            one = metrics.metric(study, metric)
             found.append(one.score(one.sums.sum(2)).mean(1))
         return np.mean(found, axis=0)
     for _ in range(10):
@@ -229,7 +229,7 @@ def _true(many: Scenario, metric: str) -> np.ndarray:
         for k in range(many.classes):
             matrix[:, k, k] += right[:, k]
             matrix[:, k, (k + 1) % many.classes] += patches[:, k].sum() - right[:, k]
-    return paired.OF_COUNTS[metric](matrix)
+    return metrics.METRICS[metric].counts(matrix)
 
 
 def measure(
@@ -259,7 +259,7 @@ def measure(
         # The effects of training sets of the same patients scatter less.
         within = scenario.training * np.sqrt(1 - np.nan_to_num(simulated.trained))
         these = true_score(simulated.shift, within)
-        sampler = Resampler(paired.metric(study, metric), resamples, seed=repeat)
+        sampler = Resampler(metrics.metric(study, metric), resamples, seed=repeat)
         one = intervals.score_interval(sampler, score)
         two, p_value = intervals.difference_interval(sampler, contrast)
         plain = np.quantile(sampler.resampled @ [1, -1], [0.025, 0.975])
@@ -321,12 +321,12 @@ def measure_sizes(
         total = total + patches.sum(0)
     true = (right / total).mean(1).reshape(2, -1)
     needed = learning_curve.patches_to_match(true[0], true[1], SIZES)
-    areas = learning_curve.area_under_curve(SIZES, np.eye(len(SIZES)))
+    areas = learning_curve.area_weights(SIZES)
     gain, hits = areas @ (true[1] - true[0]), []
     for repeat in range(repeats):
         generator = np.random.default_rng((seed, repeat))
         study = predicted(scenario, generator, simulate_sizes(scenario, generator))
-        balanced = paired.metric(study, "balanced_accuracy")
+        balanced = metrics.metric(study, "balanced_accuracy")
         sampler = Resampler(balanced, resamples, repeat)
         weights = np.concatenate([-areas, areas])
         area, _ = intervals.difference_interval(sampler, weights)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from twostage_jax.errors import UserError, did_you_mean
-from twostage_jax.stats import paired
+from twostage_jax.stats import metrics
 from twostage_jax.transfer import TransferError, check_rules
 
 TARGET = "target"
@@ -537,9 +537,9 @@ def _check_primary(primary: tuple[str, str, str], arms: Mapping[str, Any]) -> No
         raise UserError(
             f"{path} compares '{first}' with itself: name two arms.", where=path
         )
-    if metric not in paired.METRICS:
+    if metric not in metrics.COMPARED:
         raise UserError(
-            f"{path}: unknown metric '{metric}'.{did_you_mean(metric, paired.METRICS)}",
+            f"{path}: unknown metric '{metric}'.{did_you_mean(metric, metrics.COMPARED)}",
             where=path,
         )
 

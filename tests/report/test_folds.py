@@ -7,7 +7,7 @@ from study_files import read_results, write_study
 from twostage_jax.errors import UserError
 from twostage_jax.report import analysis, load
 from twostage_jax.report.folds import by_seed
-from twostage_jax.stats.paired import OF_COUNTS
+from twostage_jax.stats.metrics import METRICS
 
 
 def save(folder, fold, labels, predicted):
@@ -64,7 +64,7 @@ def test_scores_are_those_of_the_report(tmp_path):
     write_study(tmp_path, {"scratch": 0.7, "natural": 0.8}, folds=4, seeds=(0, 1))
     pooled = by_seed(tmp_path, read_results(tmp_path)["rows"], 4)
     scores = analysis.analyse(load.load([tmp_path]), 200).full.scores
-    for metric in OF_COUNTS:
+    for metric in [name for name, one in METRICS.items() if one.counts]:
         for arm, interval in scores.intervals[metric].items():
             seeds = [row["metrics"][metric] for row in pooled if row["arm"] == arm]
             assert np.mean(seeds) == pytest.approx(interval.estimate, abs=1e-12)

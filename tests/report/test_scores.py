@@ -5,13 +5,13 @@ import io
 
 import numpy as np
 import pytest
+from arms_scored import interval
 from sklearn import metrics as sk
 from study_files import CLASSES, write_study
 
 from twostage_jax.report import analysis, classes_content, formats, load, scores_content
 from twostage_jax.stats import intervals, metrics
-from twostage_jax.stats.metrics import Predictions
-from twostage_jax.stats.paired import pair
+from twostage_jax.stats.arms import Predictions, pair, regions
 
 CHANCES = {"scratch": 0.7, "two_stage": 0.85}
 
@@ -45,7 +45,7 @@ def stored(table):
 def test_both_levels_have_every_score_of_their_predictions(study, found, level):
     given = [study.joined("two_stage", seed, 1.0) for seed in (0, 1)]
     if level == 1:
-        given = [metrics.regions(one) for one in given]
+        given = [regions(one) for one in given]
     expected = [metrics.scores(one.labels, one.probabilities) for one in given]
     mean = {name: np.mean([one[name] for one in expected]) for name in expected[0]}
     scores = found.levels[level]
@@ -148,7 +148,7 @@ def test_recall_is_the_accuracy_of_the_patients_that_have_the_class():
                 )
                 for one in seeds
             ]
-            expected = intervals.interval(alone, "accuracy", resamples=500)
+            expected = interval(alone, "accuracy", resamples=500)
             recall = found[k]["recall"][a]
             assert recall.estimate == pytest.approx(expected.estimate)
             # The resamples are the same ones for all arms.

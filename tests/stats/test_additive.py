@@ -4,14 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from arms_scored import interval, sampler_of
 from sklearn import metrics as sk
 
 from twostage_jax.errors import UserError
 from twostage_jax.stats import intervals, metrics
-from twostage_jax.stats import paired as additive
+from twostage_jax.stats.arms import Predictions, pair, regions
 from twostage_jax.stats.intervals import Resampler
-from twostage_jax.stats.metrics import Predictions
-from twostage_jax.stats.paired import pair
 
 PATIENTS = 9
 
@@ -62,7 +61,7 @@ def error(given, keep=slice(None)):
     "name, by_hand, error", [("auroc", area, 0.01), ("brier", error, 1e-9)]
 )
 def test_scores_of_all_patients_and_without_each(arms, name, by_hand, error):
-    sampler = Resampler(additive.metric(pair(arms), name), 10)
+    sampler = sampler_of(arms, name, 10)
     for a, seeds in enumerate(arms.values()):
         for s, given in enumerate(seeds):
             assert sampler.sample[a, s] == pytest.approx(by_hand(given))
@@ -75,7 +74,7 @@ def test_area_of_single_examples_has_the_variance_of_delong():
     generator = np.random.default_rng(1)
     labels = np.repeat([0, 1], [150, 100])
     one = predictions(generator, np.arange(250).astype(str), labels, classes=2)
-    sampler = Resampler(additive.metric(pair({"a": [one]}), "auroc"), 20_000)
+    sampler = sampler_of({"a": [one]}, "auroc", 20_000)
     score = one.probabilities[:, 1]
     above = (score[labels == 1, None] > score[labels == 0]) + 0.5 * (
         score[labels == 1, None] == score[labels == 0]
@@ -88,7 +87,7 @@ def test_area_of_single_examples_has_the_variance_of_delong():
 
 def test_area_of_resampled_patients_agrees_with_scikit_learn(arms):
     (given, *_) = arms["a"]
-    sampler = Resampler(additive.metric(pair({"a": [given]}), "auroc"), 20_000)
+    sampler = sampler_of({"a": [given]}, "auroc", 20_000)
     generator = np.random.default_rng(2)
     rows = [np.flatnonzero(given.groups == patient) for patient in set(given.groups)]
     drawn = [
@@ -104,7 +103,7 @@ def test_area_needs_every_class():
     groups = np.arange(20).astype(str)
     one = predictions(generator, groups, np.tile([0, 2], 10))
     with pytest.raises(UserError):
-        additive.metric(pair({"a": [one]}), "auroc")
+        metrics.metric(pair({"a": [one]}), "auroc")
 
 
 def test_area_of_a_class_in_few_of_many_patients_has_an_interval():
@@ -136,7 +135,7 @@ def test_brier_score_has_an_interval_up_to_two():
     ids = np.array([f"e{i}" for i in range(32)])
     said = np.stack([1 - wrong, wrong], axis=1)
     one = Predictions(ids, groups, np.zeros(32, int), said, 0)
-    found = intervals.interval([one], "brier")
+    found = interval([one], "brier")
     assert found.estimate == pytest.approx((2 * wrong**2).mean())
     assert 1 < found.low < found.estimate < found.high < 2
 
@@ -170,14 +169,14 @@ def test_f1_counts_false_alarms_in_patients_without_the_class():
     said[[0, 8]] = 0
     ids = np.array([f"e{i:02}" for i in range(48)])
     one = Predictions(ids, groups, labels, np.eye(2)[said], 0)
-    f1 = additive.of_class(pair({"a": [one]}), 1)["f1"]
+    f1 = metrics.of_class(pair({"a": [one]}), 1)["f1"]
     sampler = Resampler(f1, 50)
     assert sampler.sample[0, 0] == pytest.approx(sk.f1_score(labels, said))
     without = groups != "5"
     assert sampler.without[5, 0, 0] == pytest.approx(
         sk.f1_score(labels[without], said[without])
     )
-    recall = Resampler(additive.of_class(pair({"a": [one]}), 1)["recall"], 50)
+    recall = Resampler(metrics.of_class(pair({"a": [one]}), 1)["recall"], 50)
     assert recall.without.shape[0] == 5
 
 
@@ -214,7 +213,7 @@ def test_examples_are_ranked_within_their_fold():
     pooled = sk.roc_auc_score(given.labels, given.probabilities[:, 1])
     assert pooled == pytest.approx(0.75)
     paired = pair({"a": [given]})
-    assert intervals.interval([given], "auroc").estimate == pytest.approx(1)
+    assert interval([given], "auroc").estimate == pytest.approx(1)
     for of_class in intervals.class_intervals(paired, resamples=50):
         assert of_class["auroc"][0].estimate == pytest.approx(1)
     scores = metrics.scores(given.labels, given.probabilities, given.folds)
@@ -231,7 +230,7 @@ def test_area_over_folds_is_the_mean_of_those_of_the_folds(arms):
         dataclasses.replace(one, folds=folds[s][codes])
         for s, one in enumerate((given, *more))
     ]
-    sampler = Resampler(additive.metric(pair({"a": seeds}), "auroc"), 10)
+    sampler = sampler_of({"a": seeds}, "auroc", 10)
     for s, one in enumerate(seeds):
         expected = np.mean([area(one, one.folds == fold) for fold in range(3)])
         assert sampler.sample[0, s] == pytest.approx(expected)
@@ -248,9 +247,9 @@ def test_a_fold_without_a_class_has_no_area():
     labels = np.where(given.folds == 1, 0, given.labels)
     one = dataclasses.replace(given, labels=labels)
     # The first fold alone ranks anything.
-    assert intervals.interval([one], "auroc").estimate == pytest.approx(1)
+    assert interval([one], "auroc").estimate == pytest.approx(1)
     never = dataclasses.replace(one, labels=given.folds)
-    assert not additive.has_auroc(pair({"a": [never]}))
+    assert not metrics.has_auroc(pair({"a": [never]}))
     assert (
         metrics.scores(never.labels, never.probabilities, never.folds)["auroc"] is None
     )
@@ -277,14 +276,14 @@ def test_patient_scores_need_no_label_to_choose_patches():
     def score(found):
         return Resampler(found, 10).sample[0, 0]
 
-    assert score(additive.metric(paired, "patient_accuracy")) == pytest.approx(
+    assert score(metrics.metric(paired, "patient_accuracy")) == pytest.approx(
         np.mean([1 / 2, 1 / 2, 3 / 4, 1, 1])
     )
-    assert score(additive.metric(paired, "patient_balanced_accuracy")) == pytest.approx(
+    assert score(metrics.metric(paired, "patient_balanced_accuracy")) == pytest.approx(
         np.mean([1 / 2, 1 / 2, (1 / 2 + 1) / 2, 1, 1])
     )
     true, predicted = np.array([0, 1, 0.5, 0, 1]), np.array([0.5, 0.5, 0.75, 0, 1])
-    error, agreement = additive.shares_of_class(paired, 1)
+    error, agreement = metrics.shares_of_class(paired, 1)
     assert score(error) == pytest.approx(np.abs(true - predicted).mean())
     # ICC(A,1) by analysis of variance: subjects, raters, rest.
     table = np.stack([true, predicted], axis=1)
@@ -305,9 +304,9 @@ def test_regions_are_chosen_by_their_true_label_and_patients_are_not():
     positive = np.tile([0.1, 0.6, 0.9], 6)
     ids = np.array([f"e{i:02}" for i in range(18)])
     one = Predictions(ids, groups, labels, np.stack([1 - positive, positive], 1), 0)
-    regions = intervals.interval([metrics.regions(one)], "accuracy").estimate
-    patients = intervals.interval([one], "patient_accuracy").estimate
-    assert (regions, patients) == pytest.approx((1, 2 / 3))
+    of_regions = interval([regions(one)], "accuracy").estimate
+    patients = interval([one], "patient_accuracy").estimate
+    assert (of_regions, patients) == pytest.approx((1, 2 / 3))
 
 
 def test_a_patient_without_examples_has_sums_of_zero():

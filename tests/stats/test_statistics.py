@@ -5,17 +5,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from arms_scored import compare, interval, sampler_of
 from basics import experiment
 from scipy import stats
 from sklearn import metrics as sk
 from sklearn.isotonic import isotonic_regression
 
 from twostage_jax.errors import UserError
-from twostage_jax.stats import intervals, learning_curve
-from twostage_jax.stats import paired as additive
+from twostage_jax.stats import intervals, learning_curve, metrics
+from twostage_jax.stats.arms import Predictions, pair
 from twostage_jax.stats.intervals import Resampler
-from twostage_jax.stats.metrics import Predictions
-from twostage_jax.stats.paired import pair
 
 ALL = np.ones(1)
 
@@ -42,7 +41,7 @@ def study(generator, chance, seeds=3, patients=12, patches=20):
 
 def accuracy_of(arm, resamples):
     """The resamples of an arm's accuracy."""
-    return Resampler(additive.metric(pair({"arm": arm}), "accuracy"), resamples)
+    return sampler_of({"arm": arm}, "accuracy", resamples)
 
 
 @pytest.mark.parametrize("shape", [(2,), (5,)])
@@ -50,21 +49,21 @@ def test_metrics_of_counts_agree_with_scikit_learn(shape):
     generator = np.random.default_rng(0)
     labels, predicted = generator.integers(shape[0], size=(2, 200))
     matrix = sk.confusion_matrix(labels, predicted)
-    assert additive.accuracy(matrix) == pytest.approx(
+    assert metrics.accuracy(matrix) == pytest.approx(
         sk.accuracy_score(labels, predicted)
     )
-    assert additive.balanced_accuracy(matrix) == pytest.approx(
+    assert metrics.balanced_accuracy(matrix) == pytest.approx(
         sk.balanced_accuracy_score(labels, predicted)
     )
-    assert additive.macro_f1(matrix) == pytest.approx(
+    assert metrics.macro_f1(matrix) == pytest.approx(
         sk.f1_score(labels, predicted, average="macro")
     )
 
 
 def test_a_class_that_does_not_occur_is_left_out():
     matrix = np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
-    assert additive.balanced_accuracy(matrix) == pytest.approx((3 / 4 + 1) / 2)
-    assert additive.macro_f1(matrix) == pytest.approx((6 / 7 + 4 / 5) / 2)
+    assert metrics.balanced_accuracy(matrix) == pytest.approx((3 / 4 + 1) / 2)
+    assert metrics.macro_f1(matrix) == pytest.approx((6 / 7 + 4 / 5) / 2)
 
 
 def test_counts_by_hand():
@@ -131,7 +130,7 @@ def test_seeds_alone_give_the_variance_of_their_mean():
 
 def test_score_interval_by_hand():
     right = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 1])
-    found = intervals.interval([predictions(right)], "accuracy")
+    found = interval([predictions(right)], "accuracy")
     # The jackknife error is the larger: it has n - 1 below the fraction bar.
     half = stats.t.ppf(0.975, 9) * np.sqrt(0.7 * 0.3 / 9) / (0.7 * 0.3)
     expected = 1 / (1 + np.exp(-(np.log(0.7 / 0.3) + half * np.array([-1, 1]))))
@@ -142,8 +141,8 @@ def test_score_interval_by_hand():
 def test_same_seed_same_numbers():
     arms = {"a": study(np.random.default_rng(0), 0.8)}
     arms["b"] = study(np.random.default_rng(1), 0.85)
-    first = intervals.compare(arms, resamples=500)
-    assert first == intervals.compare(arms, resamples=500)
+    first = compare(arms, resamples=500)
+    assert first == compare(arms, resamples=500)
 
 
 def test_p_value_and_interval_tell_the_same():
@@ -151,7 +150,7 @@ def test_p_value_and_interval_tell_the_same():
     for seed in range(40):
         generator = np.random.default_rng(seed)
         arms = {"a": study(generator, 0.8), "b": study(generator, 0.85)}
-        (found,) = intervals.compare(arms, resamples=1000)
+        (found,) = compare(arms, resamples=1000)
         excluded = not found.low <= 0 <= found.high
         if abs(found.p_value - 0.05) > 0.005:
             assert excluded == (found.p_value < 0.05)
@@ -188,7 +187,7 @@ def test_differences_are_later_minus_earlier_and_corrected():
     generator = np.random.default_rng(0)
     levels = {"a": 0.6, "b": 0.9, "c": 0.9}
     arms = {name: study(generator, level) for name, level in levels.items()}
-    found = intervals.compare(arms, "accuracy", resamples=1000)
+    found = compare(arms, "accuracy", resamples=1000)
     assert [(one.first, one.second) for one in found] == [
         ("b", "a"),
         ("c", "a"),
@@ -226,7 +225,7 @@ def test_holm_by_hand_and_against_statsmodels():
 
 def test_few_patients_give_a_score_and_no_interval():
     arm = [predictions([1, 0, 1, 1], ["p", "p", "q", "q"])]
-    found = intervals.interval(arm, "accuracy")
+    found = interval(arm, "accuracy")
     assert found.estimate == 0.75
     assert found.low is None and found.high is None
     assert "2 test groups" in found.reason
@@ -237,16 +236,16 @@ def test_a_class_of_one_patient_gives_no_interval_of_a_mean_over_classes():
     labels = (groups == 0).astype(int)
     right = np.random.default_rng(0).random(32) < 0.7
     arm = [predictions(right, groups, labels)]
-    found = intervals.interval(arm)
+    found = interval(arm)
     assert found.low is None and "class 1 occurs in 1" in found.reason
-    assert intervals.interval(arm, "accuracy").low is not None
+    assert interval(arm, "accuracy").low is not None
 
 
 def test_perfect_and_equal_arms_have_no_interval():
     perfect = [predictions(np.ones(20), np.repeat(np.arange(10), 2))]
-    found = intervals.interval(perfect, "accuracy")
+    found = interval(perfect, "accuracy")
     assert found.estimate == 1 and found.low is None and "every patient" in found.reason
-    (found,) = intervals.compare({"a": perfect, "b": perfect}, "accuracy")
+    (found,) = compare({"a": perfect, "b": perfect}, "accuracy")
     assert found.estimate == 0 and found.low is None and found.p_value == 1
 
 
@@ -260,7 +259,7 @@ def test_what_cannot_be_paired_is_named():
         moved = dataclasses.replace(arm[1], groups=np.roll(arm[1].groups, 3))
         pair({"a": [arm[0], moved]})
     with pytest.raises(UserError, match="Did you mean 'macro_f1'"):
-        intervals.interval(arm, "macrof1")
+        interval(arm, "macrof1")
     with pytest.raises(UserError, match="No predictions of b"):
         pair({"a": arm, "b": []})
 
@@ -285,11 +284,13 @@ def test_intervals_cover_and_the_test_keeps_its_level():
 
 def test_area_under_a_curve_by_hand():
     n = [10, 100, 10_000]
-    assert learning_curve.area_under_curve(n, [0.7, 0.7, 0.7]) == pytest.approx(0.7)
+    assert sum(0.7 * learning_curve.area_weights(n)) == pytest.approx(0.7)
     # One decade at a mean of 0.5, two at 0.75.
-    assert learning_curve.area_under_curve(n, [0.4, 0.6, 0.9]) == pytest.approx(2 / 3)
+    assert np.dot([0.4, 0.6, 0.9], learning_curve.area_weights(n)) == pytest.approx(
+        2 / 3
+    )
     with pytest.raises(UserError, match="two or more different sizes"):
-        learning_curve.area_under_curve([10], [0.7])
+        learning_curve.area_weights([10])
 
 
 def test_patches_to_match_by_hand():
@@ -328,9 +329,15 @@ def test_the_interval_of_a_matching_size_is_widened_for_few_patients():
 
 
 def test_a_curve_that_falls_is_made_monotone_first():
-    curves = np.random.default_rng(0).random((20, 6))
-    expected = [isotonic_regression(curve) for curve in curves]
-    np.testing.assert_allclose(learning_curve._isotonic(curves), expected)
+    # The size that matches a score is where the isotonic curve reaches it.
+    sizes, curves = np.arange(1, 7), np.random.default_rng(0).random((20, 6))
+    for curve in curves:
+        risen = isotonic_regression(curve)
+        (goal,) = np.diff(risen[[0, -1]]) / 2 + risen[0]
+        if goal > risen[0]:
+            matched = learning_curve.patches_to_match(curve, np.full(6, goal), sizes)
+            at = np.interp(np.log(matched[0]), np.log(sizes), risen)
+            assert at == pytest.approx(goal)
     n = [10, 100, 1000]
     scratch, other = np.array([0.5, 0.8, 0.7]), np.array([0.75, 0.75, 0.76])
     assert learning_curve.patches_to_match(scratch, other, n).tolist() == pytest.approx(
@@ -356,7 +363,7 @@ def test_size_study_of_an_arm_that_needs_a_tenth():
     assert gain.low > 0.05 and p_value < 0.001
     scores = [one.estimate for one in found.scores["scratch"]]
     assert found.areas["scratch"].estimate == pytest.approx(
-        learning_curve.area_under_curve(found.n, scores)
+        np.dot(scores, learning_curve.area_weights(found.n))
     )
 
 
@@ -375,7 +382,7 @@ def shared_patients(training, seed, level=(2.0, 2.0), **scenario):
     generator = np.random.default_rng((11, seed))
     simulated = module.simulate(scenario, generator)
     paired = module.predicted(scenario, generator, simulated)
-    return Resampler(additive.metric(paired, "balanced_accuracy"), 200, seed)
+    return Resampler(metrics.metric(paired, "balanced_accuracy"), 200, seed)
 
 
 def test_training_sets_of_the_same_patients_are_in_the_interval():
@@ -459,7 +466,7 @@ def test_new_training_patients_need_folds_of_several_seeds(folds, trained):
 def test_the_least_detectable_difference_is_found_four_times_in_five():
     right = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 1])
     other = np.array([1, 1, 1, 0, 0, 0, 1, 0, 0, 1])
-    (found,) = intervals.compare(
+    (found,) = compare(
         {"a": [predictions(other)], "b": [predictions(right)]}, "accuracy"
     )
     error = (right - other).std(ddof=1) / np.sqrt(10)

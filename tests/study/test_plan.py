@@ -13,7 +13,7 @@ from test_config import config_file
 from twostage_jax import config as configs
 from twostage_jax.ct.phantom import CLASS_NAMES, DISEASES
 from twostage_jax.errors import UserError
-from twostage_jax.stats.paired import MIN_GROUPS_A_CLASS
+from twostage_jax.stats.metrics import MIN_GROUPS_A_CLASS
 from twostage_jax.study import plan
 from twostage_jax.study.plan import split_of
 from twostage_jax.train import parallel

@@ -16,9 +16,9 @@ from twostage_jax.report import scores
 from twostage_jax.report.joining import Place, Record, Study
 from twostage_jax.report.scores import Scores
 from twostage_jax.stats import learning_curve
+from twostage_jax.stats.arms import Predictions
 from twostage_jax.stats.intervals import RESAMPLES, Difference, Interval
 from twostage_jax.stats.learning_curve import SizeStudy
-from twostage_jax.stats.metrics import Predictions
 
 METRIC = "balanced_accuracy"
 

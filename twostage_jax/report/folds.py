@@ -8,8 +8,7 @@ from typing import Any
 from twostage_jax.errors import UserError
 from twostage_jax.report.load import read_arrays
 from twostage_jax.stats import metrics
-from twostage_jax.stats.metrics import Predictions
-from twostage_jax.stats.paired import OF_COUNTS
+from twostage_jax.stats.arms import Predictions, joined
 
 
 def by_seed(
@@ -62,8 +61,8 @@ def _scores(workdir: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, float
         saved = read_arrays(workdir / row["predictions"], names)
         parts.append(Predictions(groups=None, seed=row["seed"], **saved))
     try:
-        whole = metrics.joined(parts)
+        whole = joined(parts)
         matrix = metrics.confusion(whole.labels, whole.probabilities)
     except UserError as error:
         raise UserError(f"{workdir / rows[0]['predictions']}: {error}") from None
-    return {name: float(score(matrix)) for name, score in OF_COUNTS.items()}
+    return metrics.of_counts(matrix)

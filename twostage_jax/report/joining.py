@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twostage_jax.errors import UserError
-from twostage_jax.stats import metrics
-from twostage_jax.stats.metrics import Predictions
+from twostage_jax.stats.arms import Predictions, joined
 
 # What rows of one study may differ in: `results._protocol` says the same.
 FREE_STUDY = ("seeds", "arms", "fractions", "baselines", "side_by_side")
@@ -134,7 +133,7 @@ class Study:
     def joined(self, arm: str, seed: int, fraction: float) -> Predictions:
         """Returns the predictions of all folds of a seed, of an arm or a baseline."""
         records = self.records if arm in self.arms else self.baselines
-        return metrics.joined(
+        return joined(
             [
                 records[Place(arm, seed, fraction, fold)].predictions
                 for fold in self.folds

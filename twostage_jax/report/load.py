@@ -21,7 +21,7 @@ from twostage_jax.errors import UserError
 from twostage_jax.report import joining
 from twostage_jax.report.joining import Place, Record, Study
 from twostage_jax.stats import metrics
-from twostage_jax.stats.metrics import Predictions
+from twostage_jax.stats.arms import Predictions, checked
 
 SCHEMA = 1
 # Scores are stored as computed; JSON keeps every digit.
@@ -187,7 +187,7 @@ def _record(folder: Path, row: Mapping[str, Any]) -> tuple[Record, tuple[str, ..
 
 
 def _predictions(saved: Mapping[str, np.ndarray], seed: int) -> Predictions:
-    labels, probabilities = metrics.checked(saved["labels"], saved["probabilities"])
+    labels, probabilities = checked(saved["labels"], saved["probabilities"])
     ids, groups = saved["ids"].astype(str), saved["groups"].astype(str)
     if ids.shape != labels.shape or groups.shape != labels.shape:
         raise UserError("ids, groups and labels are not of the same examples.")

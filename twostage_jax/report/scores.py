@@ -10,15 +10,12 @@ import numpy as np
 
 from twostage_jax.stats import intervals as statistics
 from twostage_jax.stats import metrics
-from twostage_jax.stats import paired as additive
+from twostage_jax.stats.arms import Paired, Predictions, pair, regions
 from twostage_jax.stats.intervals import Difference, Interval, Resampler
-from twostage_jax.stats.metrics import Predictions
-from twostage_jax.stats.paired import Paired, pair
+from twostage_jax.stats.metrics import OF_PATIENTS
 
 ArmPredictions = Mapping[str, Sequence[Predictions]]
 Level = Literal["patch", "region"]
-# Of patients, who need no label: see `additive`.
-OF_PATIENTS = ("patient_accuracy", "patient_balanced_accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +96,13 @@ class Scores:
         """For each class, 'error' and 'agreement' -> arm -> value and interval.
 
         Of the shares of the class in the patches of each patient: see
-        `additive.share_error` and `additive.share_agreement`.
+        `metrics.share_error` and `metrics.share_agreement`.
         """
         found = []
         for k in range(len(self.class_names)):
             error, agreement = (
                 Resampler(one, self.resamples)
-                for one in additive.shares_of_class(self.paired, k)
+                for one in metrics.shares_of_class(self.paired, k)
             )
             correlations = [
                 _of_correlation(statistics.difference_interval(agreement, one)[0])
@@ -138,19 +135,19 @@ def of_arms(
       named: Metrics; empty for all that are defined.
 
     Raises:
-      UserError: As `paired.pair`.
+      UserError: As `arms.pair`.
     """
     paired = pair(arms)
     first = next(iter(arms.values()))[0]
     if not named:
-        named = additive.OF_PATCHES
+        named = metrics.OF_PATCHES
         if level == "patch" and first.groups is not None:
             named += OF_PATIENTS
     intervals, pairs = {}, {}
     for metric in named:
-        if metric == "auroc" and not additive.has_auroc(paired):
+        if metric == "auroc" and not metrics.has_auroc(paired):
             continue
-        sampler = Resampler(additive.metric(paired, metric), resamples)
+        sampler = Resampler(metrics.metric(paired, metric), resamples)
         intervals[metric] = {
             arm: _with_names(one, class_names)
             for arm, one in zip(
@@ -190,10 +187,7 @@ def by_region(scores: Scores) -> Scores | None:
     """Returns patch-level scores at region level, or None if the set names no patients."""
     if scores.groups is None:
         return None
-    arms = {
-        arm: [metrics.regions(one) for one in seeds]
-        for arm, seeds in scores.arms.items()
-    }
+    arms = {arm: [regions(one) for one in seeds] for arm, seeds in scores.arms.items()}
     return of_arms(arms, scores.class_names, scores.resamples, "region")
 
 

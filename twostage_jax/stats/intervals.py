@@ -18,14 +18,14 @@ test patients does not enter it.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
 
-from twostage_jax.stats import paired as additive
-from twostage_jax.stats.metrics import Predictions
-from twostage_jax.stats.paired import Additive, Paired, pair
+from twostage_jax.stats import metrics
+from twostage_jax.stats.arms import Paired
+from twostage_jax.stats.metrics import Additive
 
 # Patients count in the regression with this power of their share of the score: large
 # ones are measured more precisely, but differ from each other all the same. By
@@ -295,36 +295,18 @@ class Difference(Interval):
         )
 
 
-def interval(
-    predictions: Sequence[Predictions],
-    metric: str = "balanced_accuracy",
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """Returns the score of one arm, mean over its seeds, and its 95 % interval.
-
-    With one seed the interval holds for that seed: it knows nothing of others.
-
-    Raises:
-      UserError: As `paired.pair`, or the metric is unknown.
-    """
-    of_arm = additive.metric(pair({"arm": predictions}), metric)
-    return score_interval(Resampler(of_arm, resamples, seed), np.ones(1))
-
-
 def class_intervals(
     paired: Paired, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[dict[str, list[Interval | None]]]:
     """Returns, for each class, metric -> the mean over seeds of each arm, and interval.
 
-    The metrics are those of `additive.of_class`. None stands for what some seed of the
+    The metrics are those of `metrics.of_class`. None stands for what some seed of the
     arm does not define.
     """
     found = []
     for k in range(paired.probabilities.shape[-1]):
         found.append({})
-        for name, one in additive.of_class(paired, k).items():
+        for name, one in metrics.of_class(paired, k).items():
             intervals = score_intervals(Resampler(one, resamples, seed))
             defined = np.ones(len(intervals)) if one.defined is None else one.defined
             found[-1][name] = [
@@ -334,25 +316,14 @@ def class_intervals(
     return found
 
 
-def compare(
-    arms: Mapping[str, Sequence[Predictions]],
-    metric: str = "balanced_accuracy",
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> list[Difference]:
+def differences(paired: Paired, sampler: Resampler, metric: str) -> list[Difference]:
     """Returns the paired difference of every pair of arms, later minus earlier.
 
-    Raises:
-      UserError: As `paired.pair`, or the metric is unknown.
+    Args:
+      paired: arms.
+      sampler: resamples of the metric of these arms.
+      metric: name of the metric.
     """
-    paired = pair(arms)
-    sampler = Resampler(additive.metric(paired, metric), resamples, seed)
-    return differences(paired, sampler, metric)
-
-
-def differences(paired: Paired, sampler: Resampler, metric: str) -> list[Difference]:
-    """Returns what `compare` does, from resamples that are there already."""
     found = []
     for second, first in itertools.combinations(range(len(paired.arms)), 2):
         weights = np.zeros(len(paired.arms))

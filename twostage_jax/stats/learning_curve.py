@@ -12,7 +12,8 @@ import numpy as np
 from scipy import stats
 
 from twostage_jax.errors import UserError
-from twostage_jax.stats import paired
+from twostage_jax.stats import metrics
+from twostage_jax.stats.arms import Predictions, pair
 from twostage_jax.stats.intervals import (
     LEVEL,
     RESAMPLES,
@@ -23,8 +24,6 @@ from twostage_jax.stats.intervals import (
     score_interval,
     widening,
 )
-from twostage_jax.stats.metrics import Predictions
-from twostage_jax.stats.paired import pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +52,7 @@ class SizeStudy:
     Attributes:
       n: Sizes, ascending.
       scores: Arm -> an interval at each size.
-      areas: Arm -> area under its curve (see `area_under_curve`).
+      areas: Arm -> area under its curve (see `area_weights`).
       area_gains: Arm -> its area minus that of the baseline, and the p-value.
       trends: Arm -> its gain over the baseline at the smallest size minus that at the
         largest, and the p-value.
@@ -68,8 +67,8 @@ class SizeStudy:
     matches: dict[str, list[Match]]
 
 
-def area_under_curve(n: Sequence[float], score: np.ndarray) -> np.ndarray:
-    """Returns the area under scores `[..., F]` over log n, as a mean score.
+def area_weights(n: Sequence[float]) -> np.ndarray:
+    """Returns weights `[F]` of scores whose sum is the area under a curve over log n.
 
     Trapezoids over the logarithm of the size, divided by its range: a constant score c
     gives c.
@@ -77,7 +76,9 @@ def area_under_curve(n: Sequence[float], score: np.ndarray) -> np.ndarray:
     Raises:
       UserError: Fewer than two sizes, or sizes that do not ascend from above 0.
     """
-    return np.asarray(score) @ _area_weights(n)
+    steps = np.diff(np.log(_ascending(n)))
+    edges = np.concatenate([[0.0], steps, [0.0]])
+    return (edges[:-1] + edges[1:]) / 2 / steps.sum()
 
 
 def patches_to_match(
@@ -96,7 +97,7 @@ def patches_to_match(
       `[..., F]`: `inf` for more than the largest size, 0 for no more than the smallest.
 
     Raises:
-      UserError: As `area_under_curve`.
+      UserError: As `area_weights`.
     """
     logs = np.log(_ascending(n))
     curve, goal = np.broadcast_arrays(_isotonic(np.asarray(scratch, float)), other)
@@ -122,7 +123,7 @@ def size_study(
 
     Args:
       arms: Arm -> size (number of target training patches) -> predictions of its seeds.
-      metric: A key of `additive.METRICS`.
+      metric: A key of `metrics.COMPARED`.
       baseline: The arm that the others are compared with.
       resamples, seed: Number of resamples of the bootstrap, and its seed.
 
@@ -144,9 +145,9 @@ def size_study(
                 where=arm,
             )
     flat = {f"{arm}, n={size:g}": arms[arm][size] for arm in arms for size in n}
-    sampler = Resampler(paired.metric(pair(flat), metric), resamples, seed)
+    sampler = Resampler(metrics.metric(pair(flat), metric), resamples, seed)
     weights = np.eye(len(flat)).reshape(len(arms), len(n), -1)
-    over_sizes = np.einsum("f,afi->ai", _area_weights(n), weights)
+    over_sizes = np.einsum("f,afi->ai", area_weights(n), weights)
     names = list(arms)
     base = names.index(baseline)
     others = [place for place in range(len(names)) if place != base]
@@ -239,12 +240,6 @@ def _ascending(n: Sequence[float]) -> np.ndarray:
             "0, ascending. Add fractions to config.study.fractions."
         )
     return sizes
-
-
-def _area_weights(n: Sequence[float]) -> np.ndarray:
-    steps = np.diff(np.log(_ascending(n)))
-    edges = np.concatenate([[0.0], steps, [0.0]])
-    return (edges[:-1] + edges[1:]) / 2 / steps.sum()
 
 
 def _isotonic(curve: np.ndarray) -> np.ndarray:

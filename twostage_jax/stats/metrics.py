@@ -1,71 +1,101 @@
-"""Scores from predictions.
+"""Metrics of predictions: for one set of them, and as sums over patients.
 
-Every function takes `labels` `[N]` (integers in `[0, K)`) and `probabilities` `[N, K]`;
-the predicted class is the most probable one, the first of them at a tie. A score that
-the examples do not define is None, never a made-up number.
+Each metric is one entry of `METRICS`. `scores` computes them for one set of predictions;
+there the predicted class is the most probable one, the first of them at a tie, and a
+score that the examples do not define is None, never a made-up number. `metric` computes
+them for paired arms, as functions of sums over patients, for the intervals.
+
+A patient who is drawn twice in a resample, or excluded, is a weight on these sums: all
+resamples are one matrix product (see `intervals.Resampler`). Confusion counts are such
+sums, and so are the squared error of probabilities and the moments of class fractions per
+patient. The area under an ROC curve counts pairs of examples, which may be of two
+patients; here it is its first-order expansion in the weights of patients, from the
+placements of each example among those of the other class (DeLong et al. 1988; for
+patients with several examples, Obuchowski 1997): exact where all weigh the same. Examples
+are ranked among those of their own fold, whose probabilities are of one model, and the
+areas are averaged over the folds.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 from sklearn import metrics as sk
 
-from twostage_jax.errors import UserError
+from twostage_jax.errors import UserError, did_you_mean
+from twostage_jax.stats.arms import Paired, checked
 
 # Guo et al. 2017, "On Calibration of Modern Neural Networks", use 15 bins.
 CALIBRATION_BINS = 15
-# Softmax in float32, or bfloat16 cast to it, sums to one within this.
-SUM_TOLERANCE = 1e-2
+# Fewer say too little of how patients differ; the simulation goes down to 8.
+MIN_GROUPS = 5
+# A mean over classes needs each of them in some patients.
+MIN_GROUPS_A_CLASS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Predictions:
-    """Predictions of one seed of one arm; folds are concatenated.
+class Additive:
+    """A metric of paired predictions.
 
     Attributes:
-      ids: `[N]` strings, unique.
-      groups: `[N]` strings (patients), or None if the set has no groups: every example
-        is then a group of its own.
-      labels: `[N]` integers in `[0, K)`.
-      probabilities: `[N, K]` floats; rows sum to one.
-      seed: The seed; arms are paired by it.
-      folds: `[N]` integers: the fold whose model predicted the example; None if one
-        model predicted all of them.
-      trained: Number of groups (patients) that a model was trained on, mean over folds;
-        None if it is not known.
+      sums: `[A, S, P, ...]`, sums over the examples of each patient.
+      score: Sums over patients `[..., A, S, ...]` -> scores `[..., A, S]`.
+      parts: `[P, M]`: number of examples that a patient has of each of the M parts of
+        which the score is the mean: one for accuracy, the classes for a mean over them.
+      reason: Why no interval can be given, or ''.
+      largest: The largest possible score.
+      defined: `[A]` bool: whether every seed of an arm defines it; None for all arms.
+      folds, trained: As in `Paired`.
     """
 
-    ids: np.ndarray
-    groups: np.ndarray | None
-    labels: np.ndarray
-    probabilities: np.ndarray
-    seed: int = 0
+    sums: np.ndarray
+    score: Callable[[np.ndarray], np.ndarray]
+    parts: np.ndarray
+    reason: str = ""
+    largest: float = 1.0
+    defined: np.ndarray | None = None
     folds: np.ndarray | None = None
-    trained: float | None = None
+    trained: np.ndarray | None = None
+
+    @property
+    def shares(self) -> np.ndarray:
+        """`[P]`: the share of each patient in the score."""
+        totals = self.parts.sum(0)
+        return (self.parts[:, totals > 0] / totals[totals > 0]).mean(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One metric: an entry of `METRICS`.
+
+    Attributes:
+      title: name in tables and figures.
+      score: function (labels `[N]`, probabilities `[N, K]`, folds `[N]` or None) -> score
+        of one set of predictions, or None if they do not define it; None for metrics per
+        patient.
+      sums: function from paired predictions to sums over patients; None if the metric
+        is not additive: then it has no interval, and arms are not compared by it.
+      counts: function from confusion counts `[..., K, K]` to the score, for metrics that
+        depend on nothing else.
+      percent: whether tables show it in per cent.
+    """
+
+    title: str
+    score: Callable[..., float | None] | None = None
+    sums: Callable[[Paired], Additive] | None = None
+    counts: Callable[[np.ndarray], np.ndarray] | None = None
+    percent: bool = True
 
 
 def scores(
     labels: ArrayLike, probabilities: ArrayLike, folds: ArrayLike | None = None
 ) -> dict[str, float | None]:
-    """Returns the scores of a set of predictions.
-
-    - accuracy: fraction of examples predicted right.
-    - balanced_accuracy: mean recall over the classes that occur in the labels.
-    - macro_f1: mean F1 over the classes that occur in labels or predictions.
-    - auroc: mean one-vs-rest area under the ROC curve over all classes. Examples are
-      ranked among those of their own fold, and the areas averaged over the folds:
-      probabilities of different models have no common scale. None unless every class
-      has a fold in which it and another class occur.
-    - ece: expected calibration error of the predicted class, 15 bins of equal width
-      (Guo et al. 2017).
-    - brier: mean over examples of the sum over classes of squared differences between
-      probability and outcome (Brier 1950), from 0 to 2; twice the usual binary score.
+    """Returns the scores of a set of predictions: every metric with a `score`.
 
     Args:
-      labels, probabilities: See the top of this file.
+      labels, probabilities: `[N]` integers in `[0, K)` and `[N, K]`.
       folds: `[N]` integers, the fold whose model predicted an example; None for one
         model.
 
@@ -73,167 +103,98 @@ def scores(
       UserError: Arrays that do not fit together, or are not labels and probabilities.
     """
     labels, probabilities = checked(labels, probabilities)
-    predicted = probabilities.argmax(1)
-    matrix = confusion(labels, probabilities)
-    support = matrix.sum(1)
-    recalls = np.diag(matrix)[support > 0] / support[support > 0]
-    areas = _areas(labels, probabilities, folds)
-    outcome = np.eye(probabilities.shape[1])[labels]
     return {
-        "accuracy": float(sk.accuracy_score(labels, predicted)),
-        "balanced_accuracy": float(recalls.mean()),
-        "macro_f1": float(sk.f1_score(labels, predicted, average="macro")),
-        "auroc": None if None in areas else float(np.mean(areas)),
-        "ece": _calibration_error(labels, probabilities),
-        "brier": float(((probabilities - outcome) ** 2).sum(1).mean()),
+        name: one.score(labels, probabilities, folds)
+        for name, one in METRICS.items()
+        if one.score
     }
-
-
-def per_class(
-    labels: ArrayLike, probabilities: ArrayLike, class_names: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Returns precision, recall, f1, support and auroc of each class, in label order.
-
-    None stands for what is not defined: the precision of a class never predicted, the
-    recall and auroc of a class that does not occur, the F1 of one that does neither.
-
-    Raises:
-      UserError: As `scores`, or the class names are not one a column.
-    """
-    labels, probabilities = checked(labels, probabilities)
-    if len(class_names) != probabilities.shape[1]:
-        raise UserError(
-            f"{len(class_names)} class names for {probabilities.shape[1]} columns of "
-            "probabilities: give one name a column, in label order."
-        )
-    precision, recall, f1, support = sk.precision_recall_fscore_support(
-        labels,
-        probabilities.argmax(1),
-        labels=range(len(class_names)),
-        zero_division=np.nan,
-    )
-    return [
-        {
-            "class": str(name),
-            "precision": _defined(precision[k]),
-            "recall": _defined(recall[k]),
-            "f1": _defined(f1[k]),
-            "support": int(support[k]),
-            "auroc": area,
-        }
-        for k, (name, area) in enumerate(
-            zip(class_names, _areas(labels, probabilities), strict=True)
-        )
-    ]
 
 
 def confusion(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
-    """Returns the counts `[K, K]` int64: true class by row, predicted by column."""
-    labels, probabilities = checked(labels, probabilities)
-    return sk.confusion_matrix(
-        labels, probabilities.argmax(1), labels=range(probabilities.shape[1])
-    )
-
-
-def by_region(
-    labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns region-level predictions: one for each (patient, true class).
-
-    The probabilities of a patient's patches of one true class are averaged (soft vote).
-    The true class selects the patches, so this is a score of regions that somebody has
-    outlined; it is not a diagnosis of a patient, which has to do without the labels.
-
-    Returns:
-      labels `[M]`, probabilities `[M, K]`, groups `[M]`; sorted by group, then label.
+    """Returns the counts `[K, K]` int64: true class by row, predicted by column.
 
     Raises:
-      UserError: As `scores`, or the number of groups is not that of the examples.
+      UserError: As `scores`.
     """
     labels, probabilities = checked(labels, probabilities)
-    groups = np.asarray(groups).astype(str)
-    if groups.shape != labels.shape:
-        raise UserError(
-            f"{len(labels)} predictions but groups of shape {groups.shape}: "
-            "region-level scores need one group per example.",
-            where="groups",
-        )
-    names, codes = np.unique(groups, return_inverse=True)
-    cells, codes = np.unique(
-        codes * probabilities.shape[1] + labels, return_inverse=True
-    )
-    sums = np.zeros((len(cells), probabilities.shape[1]))
-    np.add.at(sums, codes, probabilities)
-    means = sums / np.bincount(codes)[:, None]
-    patient, label = np.divmod(cells, probabilities.shape[1])
-    return label, means, names[patient]
+    return count(labels, probabilities.argmax(1), probabilities.shape[1])
 
 
-def regions(predictions: Predictions) -> Predictions:
-    """Returns the region-level predictions (see `by_region`) of patch-level ones.
-
-    Raises:
-      UserError: The predictions have no groups.
-    """
-    if predictions.groups is None:
-        raise UserError(
-            "The data set has no groups, so there are no region-level scores.",
-            where="groups",
-        )
-    labels, probabilities, groups = by_region(
-        predictions.labels, predictions.probabilities, predictions.groups
-    )
-    ids = np.array(
-        [f"{group}/{label}" for group, label in zip(groups, labels, strict=True)]
-    )
-    folds = predictions.folds
-    if folds is not None:
-        # A patient is tested by one model.
-        names, first = np.unique(predictions.groups.astype(str), return_index=True)
-        folds = folds[first][np.searchsorted(names, groups)]
-    return dataclasses.replace(
-        predictions,
-        ids=ids,
-        groups=groups,
-        labels=labels,
-        probabilities=probabilities,
-        folds=folds,
-    )
+def count(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Returns the counts `[K, K]` int64 of `[N]` true and predicted classes."""
+    cells = np.bincount(labels * classes + predicted, minlength=classes**2)
+    return cells.reshape(classes, classes)
 
 
-def joined(folds: Sequence[Predictions]) -> Predictions:
-    """Returns the predictions of all folds of one seed as one set.
-
-    Raises:
-      UserError: There are none, an example was tested twice, or the folds differ in
-        seed, classes or in having groups.
-    """
-    if not folds:
-        raise UserError("There are no folds to join.")
-    alike = {
-        (fold.seed, fold.groups is None, np.shape(fold.probabilities)[1])
-        for fold in folds
+def of_counts(matrix: np.ndarray) -> dict[str, float]:
+    """Returns the metrics that depend on confusion counts `[K, K]` alone."""
+    return {
+        name: float(one.counts(matrix)) for name, one in METRICS.items() if one.counts
     }
-    ids = np.concatenate([fold.ids for fold in folds])
-    if len(alike) > 1 or len(np.unique(ids)) < len(ids):
+
+
+def metric(paired: Paired, name: str) -> Additive:
+    """Returns a metric of `COMPARED` for paired arms.
+
+    Raises:
+      UserError: The name is unknown, or the metric is not defined.
+    """
+    if name not in COMPARED:
         raise UserError(
-            "Folds cannot be joined: they differ in seed, classes or groups, or test "
-            "the same example twice. They are of different studies."
+            f"Metric '{name}' is unknown.{did_you_mean(name, COMPARED)}", where=name
         )
-    trained = [fold.trained for fold in folds]
-    return Predictions(
-        ids,
-        None
-        if folds[0].groups is None
-        else np.concatenate([fold.groups for fold in folds]),
-        np.concatenate([fold.labels for fold in folds]),
-        np.concatenate([fold.probabilities for fold in folds]),
-        folds[0].seed,
-        np.repeat(np.arange(len(folds)), [len(fold.labels) for fold in folds])
-        if len(folds) > 1
-        else None,
-        None if None in trained else float(np.mean(trained)),
+    return _with_folds(METRICS[name].sums(paired), paired)
+
+
+def has_auroc(paired: Paired) -> bool:
+    """Whether every class has, for each seed, a fold with it and with another class."""
+    return all(_ranked(paired, k) for k in range(paired.probabilities.shape[-1]))
+
+
+def of_class(paired: Paired, k: int) -> Mapping[str, Additive]:
+    """Returns precision, recall, F1 and AUROC of a class, those that are defined.
+
+    Recall is that of the patients who have the class. In a resample in which the class
+    is never predicted its precision counts as 0.
+    """
+    support = paired.supports[:, k]
+    rest = paired.supports.sum(1) - support
+    right, true, predicted = (
+        paired.cells[..., k, k],
+        paired.cells[..., k, :].sum(-1),
+        paired.cells[..., :, k].sum(-1),
     )
+    counted = predicted.mean((0, 1))
+    held = int((support > 0).sum())
+    reason = ""
+    if held < MIN_GROUPS:
+        reason = f"class {k} occurs in {_needs_more(held)}"
+
+    def ratio(part: np.ndarray, whole: np.ndarray, parts: np.ndarray) -> Additive:
+        sums = np.stack([part, whole], axis=-1)
+        defined = (whole.sum(2) > 0).all(1)
+        return Additive(sums, _ratio, parts[:, None], reason, defined=defined)
+
+    found = {}
+    if counted.any():
+        found["precision"] = ratio(right, predicted, counted)
+    if support.any():
+        found["recall"] = ratio(right, true, support)
+        found["f1"] = ratio(2 * right, true + predicted, support + counted)
+    if _ranked(paired, k):
+        sums = _placements(paired, k)[..., None, :, :]
+        parts = np.stack([support, rest], axis=1)
+        others = int((rest > 0).sum())
+        if others < MIN_GROUPS:
+            reason = f"class {k} has others beside it in {_needs_more(others)}"
+        found["auroc"] = Additive(sums, _areas(sums), parts, reason)
+    return {name: _with_folds(one, paired) for name, one in found.items()}
+
+
+def shares_of_class(paired: Paired, k: int) -> tuple[Additive, Additive]:
+    """Returns `share_error` and `share_agreement` of a class."""
+    found = share_error(paired, k), share_agreement(paired, k)
+    return tuple(_with_folds(one, paired) for one in found)
 
 
 def reliability(
@@ -261,78 +222,315 @@ def reliability(
     )
 
 
-def checked(
-    labels: ArrayLike, probabilities: ArrayLike
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns labels as int64 and probabilities as float64, if they are such.
+def accuracy(matrix: np.ndarray) -> np.ndarray:
+    """Returns the fraction of right predictions of counts `[..., K, K]`."""
+    return np.trace(matrix, axis1=-2, axis2=-1) / matrix.sum((-2, -1))
+
+
+def balanced_accuracy(matrix: np.ndarray) -> np.ndarray:
+    """Returns the mean recall over classes that occur, of counts `[..., K, K]`."""
+    return _mean_ratio(_diagonal(matrix), matrix.sum(-1))
+
+
+def macro_f1(matrix: np.ndarray) -> np.ndarray:
+    """Returns the mean F1 over classes that occur or are predicted."""
+    return _mean_ratio(2 * _diagonal(matrix), matrix.sum(-1) + matrix.sum(-2))
+
+
+def auroc(paired: Paired) -> Additive:
+    """Returns the mean one-vs-rest area under the ROC curve over the classes.
 
     Raises:
-      UserError: They are not; the message names the first bad example.
+      UserError: It is not defined (see `has_auroc`).
     """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
-    if labels.ndim != 1 or probabilities.ndim != 2 or len(labels) != len(probabilities):
+    if not has_auroc(paired):
         raise UserError(
-            f"Predictions: labels of shape {labels.shape} and probabilities of shape "
-            f"{probabilities.shape}; they must be [N] and [N, K] of the same examples."
+            "AUROC is not defined: some class never occurs in the test set together "
+            "with another class, within one fold.",
+            where="labels",
         )
-    if not len(labels):
-        raise UserError("Predictions: there are no examples, so there is no score.")
-    if probabilities.shape[1] < 2:
-        raise UserError("Predictions: probabilities need a column for each class.")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"Predictions: labels must be integers, not {labels.dtype}.")
-    probabilities = probabilities.astype(np.float64)
-    count = probabilities.shape[1]
-    _check(
-        (labels >= 0) & (labels < count),
-        f"a label outside 0 to {count - 1}: it was made with other classes.",
+    classes = range(paired.probabilities.shape[-1])
+    sums = np.stack([_placements(paired, k) for k in classes], axis=3)
+    reason = _too_few(paired, paired.supports)
+    return Additive(sums, _areas(sums), paired.supports, reason)
+
+
+def _ranked(paired: Paired, k: int) -> bool:
+    """Whether class `k` has, for each seed, a fold in which it and others occur."""
+    own, rest = paired.supports[:, k], paired.supports.sum(1) - paired.supports[:, k]
+    return all(
+        any(own[one].any() and rest[one].any() for one in of_seed)
+        for of_seed in _members(paired)
     )
-    _check(
-        np.isfinite(probabilities).all(1),
-        "a probability that is NaN or infinite: the model has diverged.",
-    )
-    _check(
-        (probabilities >= 0).all(1)
-        & (np.abs(probabilities.sum(1) - 1) <= SUM_TOLERANCE),
-        "probabilities that are negative or do not sum to 1: give the softmax of the "
-        "logits.",
-    )
-    return labels.astype(np.int64), probabilities
 
 
-def _check(good: np.ndarray, problem: str) -> None:
-    if not good.all():
-        bad = np.flatnonzero(~good)
-        raise UserError(
-            f"Predictions: {len(bad)} of {len(good)} examples, the first at position "
-            f"{bad[0]}, have {problem}"
-        )
+def _members(paired: Paired) -> np.ndarray:
+    """Returns `[S, F, P]` bool: whether a patient was tested in a fold."""
+    folds = paired.folds
+    if folds is None:
+        folds = np.zeros((len(paired.seeds), len(paired.groups)), int)
+    return folds[:, None] == np.arange(folds.max() + 1)[:, None]
 
 
-def _areas(
-    labels: np.ndarray, probabilities: np.ndarray, folds: ArrayLike | None = None
-) -> list[float | None]:
-    """Returns the one-vs-rest AUROC of each class, mean over folds.
+def brier(paired: Paired) -> Additive:
+    """Returns the Brier score, from 0 to 2 (see `_brier_score`)."""
+    errors = _squared_errors(paired.labels, paired.probabilities)
+    sums = paired.by_group(np.stack([errors, np.ones_like(errors)], axis=-1))
+    parts = paired.supports.sum(1, keepdims=True)
+    return Additive(sums, _ratio, parts, _too_few(paired, parts), largest=2.0)
 
-    Folds without one of the two sides are skipped; None if no fold has both.
+
+def patient_accuracy(paired: Paired) -> Additive:
+    """Returns the mean over patients of the accuracy of a patient's patches."""
+    matrix = paired.cells
+    right = np.trace(matrix, axis1=-2, axis2=-1)
+    return _mean_of_patients(paired, right / matrix.sum((-2, -1)))
+
+
+def patient_balanced_accuracy(paired: Paired) -> Additive:
+    """Returns the mean over patients of the balanced accuracy of a patient's patches.
+
+    The balanced accuracy of a patient is the mean recall over the classes that the
+    patient has.
+    """
+    return _mean_of_patients(paired, balanced_accuracy(paired.cells))
+
+
+def share_error(paired: Paired, k: int) -> Additive:
+    """Returns the mean over patients of the absolute error of the share of a class.
+
+    The share of class `k` is the fraction of a patient's patches: those predicted as `k`
+    against those labelled `k`. No label decides which patches are counted.
+    """
+    true, predicted = _class_shares(paired, k)
+    return _mean_of_patients(paired, np.abs(predicted - true))
+
+
+def share_agreement(paired: Paired, k: int) -> Additive:
+    """Returns the intraclass correlation of predicted and true shares of a class.
+
+    ICC(A,1), absolute agreement of single measurements (McGraw & Wong 1996), over
+    patients; from -1 to 1.
+    """
+    true, predicted = _class_shares(paired, k)
+    true = np.broadcast_to(true, predicted.shape)
+    moments = (np.ones_like(predicted), true, predicted, true**2, predicted**2,
+               true * predicted)  # fmt: skip
+    parts = np.ones((len(paired.groups), 1))
+    reason = _too_few(paired, parts)
+    return Additive(np.stack(moments, -1), _agreement, parts, reason)
+
+
+def _class_shares(paired: Paired, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the true share `[P]` of a class, and the predicted ones `[A, S, P]`."""
+    size = paired.supports.sum(1)
+    return paired.supports[:, k] / size, paired.cells[..., k].sum(-1) / size
+
+
+def _agreement(summed: np.ndarray) -> np.ndarray:
+    """Returns ICC(A,1) of sums `[..., 6]`: of 1, x, y, x^2, y^2 and xy."""
+    n, x, y, xx, yy, xy = np.moveaxis(summed, -1, 0)
+    n = np.maximum(n, 2)
+    # Mean squares of two measurements of n subjects.
+    covariance = (xy - x * y / n) / (n - 1)
+    spread = ((xx - x**2 / n) + (yy - y**2 / n)) / (n - 1)
+    rows, error = spread / 2 + covariance, spread / 2 - covariance
+    columns = (x - y) ** 2 / (2 * n)
+    whole = rows + error + 2 * (columns - error) / n
+    return (rows - error) / np.where(whole > 0, whole, 1)
+
+
+def _mean_of_patients(paired: Paired, values: np.ndarray) -> Additive:
+    """Returns the mean over patients of `[A, S, P]` values; every patient counts once."""
+    sums = np.stack([values, np.ones_like(values)], axis=-1)
+    parts = np.ones((len(paired.groups), 1))
+    return Additive(sums, _ratio, parts, _too_few(paired, parts))
+
+
+def _auroc_score(labels, probabilities, folds) -> float | None:
+    """Returns the mean one-vs-rest area under the ROC curve over all classes.
+
+    Examples are ranked among those of their own fold, and the areas averaged over the
+    folds: probabilities of different models have no common scale. None unless every
+    class has a fold in which it and another class occur.
     """
     folds = np.zeros(len(labels), int) if folds is None else np.asarray(folds)
     parts = [folds == fold for fold in np.unique(folds)]
-    found: list[float | None] = []
+    means = []
     for k in range(probabilities.shape[1]):
         areas = [
             sk.roc_auc_score(labels[part] == k, probabilities[part, k])
             for part in parts
             if 0 < (labels[part] == k).sum() < part.sum()
         ]
-        found.append(float(np.mean(areas)) if areas else None)
-    return found
+        if not areas:
+            return None
+        means.append(float(np.mean(areas)))
+    return float(np.mean(means))
 
 
-def _calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
+def _brier_score(labels, probabilities, folds) -> float:
+    """Returns the mean over examples of the squared error, summed over classes.
+
+    Brier 1950; from 0 to 2, twice the usual binary score.
+    """
+    return float(_squared_errors(labels, probabilities).mean())
+
+
+def _squared_errors(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    outcome = np.eye(probabilities.shape[-1])[labels]
+    return ((probabilities - outcome) ** 2).sum(-1)
+
+
+def _calibration_error(labels, probabilities, folds) -> float:
+    """Returns the expected calibration error of the predicted class, 15 bins."""
     confidence, accuracy, count = reliability(labels, probabilities)
     return float(np.nansum(count * np.abs(confidence - accuracy)) / count.sum())
 
 
-def _defined(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def _placements(paired: Paired, k: int) -> np.ndarray:
+    """Returns sums `[A, S, P, F, 4]` of the examples of class `k` and of the others.
+
+    For each of F folds: the placements, which are the fraction of the other side in the
+    same fold that is ranked as it should be (ties half), and their number; first of the
+    class, then of the others. A patient has zeros in the folds of others.
+    """
+    scores = paired.probabilities[..., k]
+    positive = paired.labels == k
+    members = _members(paired)
+    arms, seeds = scores.shape[:2]
+    found = np.zeros((arms, seeds, len(paired.groups), members.shape[1], 4))
+    for s, f in np.ndindex(members.shape[:2]):
+        inside = members[s, f][paired.codes]
+        values = np.zeros((arms, 1, len(positive), 4))
+        sides = (inside & positive, inside & ~positive)
+        if not all(side.any() for side in sides):
+            sides = ()
+        ranks = np.zeros((arms, len(positive)))
+        ranks[:, inside] = stats.rankdata(scores[:, s, inside], axis=-1)
+        for side, column in zip(sides, (0, 2), strict=False):
+            # A rank among all minus that among its own side: how many of the other are
+            # below.
+            own = stats.rankdata(scores[:, s, side], axis=-1)
+            share = (ranks[:, side] - own) / (inside.sum() - side.sum())
+            values[:, 0, side, column] = share if column == 0 else 1 - share
+            values[:, 0, side, column + 1] = 1
+        found[:, s, :, f] = paired.by_group(values)[:, 0]
+    return found
+
+
+def _areas(sums: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the score of `_placements` `[A, S, P, M, F, 4]`.
+
+    It is the mean over M classes of the mean of the areas of F folds. Areas without one
+    of their sides are skipped; if a resample has no other, that of the sample stays.
+    """
+    total = sums.sum(2)
+    counted = total[..., 1] > 0
+    area = total[..., 0] / np.where(counted, total[..., 1], 1)
+    whole = (counted * area).sum(-1) / np.maximum(counted.sum(-1), 1)
+
+    def score(summed: np.ndarray) -> np.ndarray:
+        up, ups, down, downs = np.moveaxis(summed, -1, 0)
+        some = (ups > 0) & (downs > 0)
+        ups, downs = np.where(some, ups, 1), np.where(some, downs, 1)
+        areas = some * (up / ups + down / downs - area)
+        folds = some.sum(-1)
+        found = np.where(folds > 0, areas.sum(-1) / np.maximum(folds, 1), whole)
+        there = folds > 0
+        there |= ~there.any(-1, keepdims=True)
+        return (there * found).sum(-1) / there.sum(-1)
+
+    return score
+
+
+def _too_few(paired: Paired, parts: np.ndarray) -> str:
+    """Returns why patients are too few for an interval, or ''."""
+    groups = len(paired.groups)
+    if groups < MIN_GROUPS:
+        return _needs_more(groups)
+    held = (parts > 0).sum(0)
+    rare = np.flatnonzero((held > 0) & (held < MIN_GROUPS_A_CLASS))
+    if parts.shape[1] > 1 and len(rare):
+        return (
+            f"class {rare[0]} occurs in {_counted(held[rare[0]])}: an interval of a "
+            f"mean over classes needs each in {MIN_GROUPS_A_CLASS} or more"
+        )
+    return ""
+
+
+def _needs_more(groups: int) -> str:
+    return f"{_counted(groups)}: an interval needs {MIN_GROUPS} or more"
+
+
+def _counted(groups: int) -> str:
+    return f"{groups} test {'group' if groups == 1 else 'groups'}"
+
+
+def _ratio(summed: np.ndarray) -> np.ndarray:
+    """Returns the quotient of sums `[..., 2]`; 0 where nothing is counted."""
+    part, whole = np.moveaxis(summed, -1, 0)
+    return part / np.where(whole > 0, whole, 1)
+
+
+def _diagonal(matrix: np.ndarray) -> np.ndarray:
+    return np.diagonal(matrix, axis1=-2, axis2=-1)
+
+
+def _mean_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Returns the mean over the last axis of part / whole where whole is not 0."""
+    some = whole > 0
+    if whole.ndim == 1:
+        # Absent classes must not change how the sum over the others is rounded.
+        return (part[some] / whole[some]).mean()
+    ratios = np.divide(part, whole, out=np.zeros(whole.shape), where=some)
+    return ratios.sum(-1) / some.sum(-1)
+
+
+def _with_folds(one: Additive, paired: Paired) -> Additive:
+    return dataclasses.replace(one, folds=paired.folds, trained=paired.trained)
+
+
+def _from_counts(
+    title: str, counts: Callable[[np.ndarray], np.ndarray], over_classes: bool = True
+) -> Metric:
+    """Returns a metric of confusion counts.
+
+    Args:
+      title: name in tables and figures.
+      counts: function from counts `[..., K, K]` to scores `[...]`.
+      over_classes: whether it is a mean over classes, which needs each of them in some
+        patients.
+    """
+
+    def score(labels, probabilities, folds) -> float:
+        return float(counts(confusion(labels, probabilities)))
+
+    def sums(paired: Paired) -> Additive:
+        parts = paired.supports
+        if not over_classes:
+            parts = parts.sum(1, keepdims=True)
+        return Additive(paired.cells, counts, parts, _too_few(paired, parts))
+
+    return Metric(title, score, sums, counts)
+
+
+METRICS: dict[str, Metric] = {
+    # Fraction of examples predicted right.
+    "accuracy": _from_counts("accuracy", accuracy, over_classes=False),
+    "balanced_accuracy": _from_counts("balanced accuracy", balanced_accuracy),
+    "macro_f1": _from_counts("macro-F1", macro_f1),
+    "auroc": Metric("AUROC", _auroc_score, auroc),
+    "ece": Metric("ECE", _calibration_error, percent=False),
+    "brier": Metric("Brier", _brier_score, brier, percent=False),
+    # Per patient: without a label that decides which patches are counted.
+    "patient_accuracy": Metric("accuracy", sums=patient_accuracy),
+    "patient_balanced_accuracy": Metric(
+        "balanced accuracy", sums=patient_balanced_accuracy
+    ),
+}
+# Metrics with intervals, by which arms can be compared.
+COMPARED = tuple(name for name, one in METRICS.items() if one.sums)
+# Those of the patches, whatever patients they are of, and those of patients.
+OF_PATCHES = tuple(name for name in COMPARED if METRICS[name].score)
+OF_PATIENTS = tuple(name for name in COMPARED if not METRICS[name].score)

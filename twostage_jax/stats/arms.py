@@ -1,0 +1,367 @@
+"""Predictions of arms: checked, joined over folds, averaged over regions, paired.
+
+`labels` are `[N]` integers in `[0, K)`, `probabilities` `[N, K]`. Arms are paired by seed
+and by example, and their test patients are the units of all statistics.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from twostage_jax.errors import UserError
+
+# Softmax in float32, or bfloat16 cast to it, sums to one within this.
+SUM_TOLERANCE = 1e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Predictions of one seed of one arm; folds are concatenated.
+
+    Attributes:
+      ids: `[N]` strings, unique.
+      groups: `[N]` strings (patients), or None if the set has no groups: every example
+        is then a group of its own.
+      labels: `[N]` integers in `[0, K)`.
+      probabilities: `[N, K]` floats; rows sum to one.
+      seed: The seed; arms are paired by it.
+      folds: `[N]` integers: the fold whose model predicted the example; None if one
+        model predicted all of them.
+      trained: Number of groups (patients) that a model was trained on, mean over folds;
+        None if it is not known.
+    """
+
+    ids: np.ndarray
+    groups: np.ndarray | None
+    labels: np.ndarray
+    probabilities: np.ndarray
+    seed: int = 0
+    folds: np.ndarray | None = None
+    trained: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """Predictions of arms with the same seeds for the same examples.
+
+    Attributes:
+      arms: A names.
+      seeds: S seeds.
+      groups: P names of patients.
+      codes: `[N]` ints: the patient of each example.
+      labels: `[N]` ints in `[0, K)`.
+      probabilities: `[A, S, N, K]` float64.
+      folds: `[S, P]` ints: the fold whose model predicted a patient; None if one model
+        predicted all of them.
+      trained: `[A]`: fraction of the patients that a model of each arm was trained on;
+        NaN if it is not known, or the data names no patients.
+    """
+
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    groups: tuple[str, ...]
+    codes: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    folds: np.ndarray | None = None
+    trained: np.ndarray | None = None
+
+    @functools.cached_property
+    def right(self) -> np.ndarray:
+        """`[A, S, N]` bool: whether an example was predicted right."""
+        return self.probabilities.argmax(-1) == self.labels
+
+    @functools.cached_property
+    def supports(self) -> np.ndarray:
+        """`[P, K]`: number of examples of each class of a patient."""
+        found = np.zeros((len(self.groups), self.probabilities.shape[-1]))
+        np.add.at(found, (self.codes, self.labels), 1)
+        return found
+
+    @functools.cached_property
+    def cells(self) -> np.ndarray:
+        """`[A, S, P, K, K]` float64: confusion counts, true class before predicted."""
+        predicted = self.probabilities.argmax(-1)
+        classes = self.probabilities.shape[-1]
+        found = np.zeros((*predicted.shape[:2], len(self.groups), classes, classes))
+        arms, seeds = np.ogrid[: predicted.shape[0], : predicted.shape[1]]
+        where = (arms[..., None], seeds[..., None], self.codes, self.labels, predicted)
+        np.add.at(found, where, 1)
+        return found
+
+    def by_group(self, values: np.ndarray) -> np.ndarray:
+        """Returns the sums `[A, S, P, ...]` over the examples of each patient."""
+        order = np.argsort(self.codes, kind="stable")
+        present, starts = np.unique(self.codes[order], return_index=True)
+        shape = (*values.shape[:2], len(self.groups), *values.shape[3:])
+        found = np.zeros(shape, values.dtype)
+        found[:, :, present] = np.add.reduceat(values[:, :, order], starts, axis=2)
+        return found
+
+
+def pair(arms: Mapping[str, Sequence[Predictions]]) -> Paired:
+    """Returns the predictions of arms, paired by seed and example.
+
+    Args:
+      arms: Arm -> the predictions of its seeds, in any order. Without groups every
+        example counts as a group of its own.
+
+    Raises:
+      UserError: Seeds are missing or twice there, or the examples, labels, groups or
+        classes are not the same everywhere.
+    """
+    if not arms or not all(arms.values()):
+        empty = [name for name, seeds in arms.items() if not seeds]
+        raise UserError(f"No predictions of {', '.join(empty) or 'any arm'}.")
+    by_seed = {name: _by_seed(name, given) for name, given in arms.items()}
+    first = next(iter(by_seed))
+    seeds = tuple(sorted(by_seed[first]))
+    for name, given in by_seed.items():
+        if missing := set(seeds) ^ set(given):
+            raise UserError(
+                f"Arms '{first}' and '{name}' cannot be paired: only one of them has "
+                f"seeds {sorted(missing)}. Run these for both, or leave them out."
+            )
+    *examples, probabilities = _examples(by_seed[first][seeds[0]])
+    found = np.empty((len(arms), len(seeds), *probabilities.shape))
+    folds = {seed: _folds(by_seed[first][seed]) for seed in seeds}
+    for a, (name, given) in enumerate(by_seed.items()):
+        for s, seed in enumerate(seeds):
+            *others, probabilities = _examples(given[seed])
+            if (
+                probabilities.shape != found.shape[2:]
+                or not all(map(np.array_equal, examples, others))
+                or not np.array_equal(folds[seed], _folds(given[seed]))
+            ):
+                raise UserError(
+                    f"Arm '{name}', seed {seed}: its test examples, labels, groups, "
+                    f"folds or classes are not those of arm '{first}', seed "
+                    f"{seeds[0]}. It is from another split or other data: run it again "
+                    "with the same data settings.",
+                    where=name,
+                )
+            found[a, s] = probabilities
+    _, labels, groups = examples
+    names, codes = np.unique(groups, return_inverse=True)
+    return Paired(
+        tuple(arms),
+        seeds,
+        tuple(names.tolist()),
+        codes,
+        labels,
+        found,
+        _by_patient(list(folds.values()), codes),
+        np.array([_trained(seeds, len(names)) for seeds in arms.values()]),
+    )
+
+
+def joined(folds: Sequence[Predictions]) -> Predictions:
+    """Returns the predictions of all folds of one seed as one set.
+
+    Raises:
+      UserError: There are none, an example was tested twice, or the folds differ in
+        seed, classes or in having groups.
+    """
+    if not folds:
+        raise UserError("There are no folds to join.")
+    alike = {
+        (fold.seed, fold.groups is None, np.shape(fold.probabilities)[1])
+        for fold in folds
+    }
+    ids = np.concatenate([fold.ids for fold in folds])
+    if len(alike) > 1 or len(np.unique(ids)) < len(ids):
+        raise UserError(
+            "Folds cannot be joined: they differ in seed, classes or groups, or test "
+            "the same example twice. They are of different studies."
+        )
+    trained = [fold.trained for fold in folds]
+    return Predictions(
+        ids,
+        None
+        if folds[0].groups is None
+        else np.concatenate([fold.groups for fold in folds]),
+        np.concatenate([fold.labels for fold in folds]),
+        np.concatenate([fold.probabilities for fold in folds]),
+        folds[0].seed,
+        np.repeat(np.arange(len(folds)), [len(fold.labels) for fold in folds])
+        if len(folds) > 1
+        else None,
+        None if None in trained else float(np.mean(trained)),
+    )
+
+
+def regions(predictions: Predictions) -> Predictions:
+    """Returns the region-level predictions (see `by_region`) of patch-level ones.
+
+    Raises:
+      UserError: The predictions have no groups.
+    """
+    if predictions.groups is None:
+        raise UserError(
+            "The data set has no groups, so there are no region-level scores.",
+            where="groups",
+        )
+    labels, probabilities, groups = by_region(
+        predictions.labels, predictions.probabilities, predictions.groups
+    )
+    ids = np.array(
+        [f"{group}/{label}" for group, label in zip(groups, labels, strict=True)]
+    )
+    folds = predictions.folds
+    if folds is not None:
+        # A patient is tested by one model.
+        names, first = np.unique(predictions.groups.astype(str), return_index=True)
+        folds = folds[first][np.searchsorted(names, groups)]
+    return dataclasses.replace(
+        predictions,
+        ids=ids,
+        groups=groups,
+        labels=labels,
+        probabilities=probabilities,
+        folds=folds,
+    )
+
+
+def by_region(
+    labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns region-level predictions: one for each (patient, true class).
+
+    The probabilities of a patient's patches of one true class are averaged (soft vote).
+    The true class selects the patches, so this is a score of regions that somebody has
+    outlined; it is not a diagnosis of a patient, which has to do without the labels.
+
+    Returns:
+      labels `[M]`, probabilities `[M, K]`, groups `[M]`; sorted by group, then label.
+
+    Raises:
+      UserError: As `scores`, or the number of groups is not that of the examples.
+    """
+    labels, probabilities = checked(labels, probabilities)
+    groups = np.asarray(groups).astype(str)
+    if groups.shape != labels.shape:
+        raise UserError(
+            f"{len(labels)} predictions but groups of shape {groups.shape}: "
+            "region-level scores need one group per example.",
+            where="groups",
+        )
+    names, codes = np.unique(groups, return_inverse=True)
+    cells, codes = np.unique(
+        codes * probabilities.shape[1] + labels, return_inverse=True
+    )
+    sums = np.zeros((len(cells), probabilities.shape[1]))
+    np.add.at(sums, codes, probabilities)
+    means = sums / np.bincount(codes)[:, None]
+    patient, label = np.divmod(cells, probabilities.shape[1])
+    return label, means, names[patient]
+
+
+def checked(
+    labels: ArrayLike, probabilities: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns labels as int64 and probabilities as float64, if they are such.
+
+    Raises:
+      UserError: They are not; the message names the first bad example.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    if labels.ndim != 1 or probabilities.ndim != 2 or len(labels) != len(probabilities):
+        raise UserError(
+            f"Predictions: labels of shape {labels.shape} and probabilities of shape "
+            f"{probabilities.shape}; they must be [N] and [N, K] of the same examples."
+        )
+    if not len(labels):
+        raise UserError("Predictions: there are no examples, so there is no score.")
+    if probabilities.shape[1] < 2:
+        raise UserError("Predictions: probabilities need a column for each class.")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"Predictions: labels must be integers, not {labels.dtype}.")
+    probabilities = probabilities.astype(np.float64)
+    count = probabilities.shape[1]
+    _check(
+        (labels >= 0) & (labels < count),
+        f"a label outside 0 to {count - 1}: it was made with other classes.",
+    )
+    _check(
+        np.isfinite(probabilities).all(1),
+        "a probability that is NaN or infinite: the model has diverged.",
+    )
+    _check(
+        (probabilities >= 0).all(1)
+        & (np.abs(probabilities.sum(1) - 1) <= SUM_TOLERANCE),
+        "probabilities that are negative or do not sum to 1: give the softmax of the "
+        "logits.",
+    )
+    return labels.astype(np.int64), probabilities
+
+
+def _check(good: np.ndarray, problem: str) -> None:
+    if not good.all():
+        bad = np.flatnonzero(~good)
+        raise UserError(
+            f"Predictions: {len(bad)} of {len(good)} examples, the first at position "
+            f"{bad[0]}, have {problem}"
+        )
+
+
+def _folds(given: Predictions) -> np.ndarray:
+    """Returns the fold of each example, in the order of the ids; zeros for one model."""
+    if given.folds is None:
+        return np.zeros(len(given.labels), int)
+    return np.asarray(given.folds)[np.argsort(np.asarray(given.ids).astype(str))]
+
+
+def _by_patient(folds: Sequence[np.ndarray], codes: np.ndarray) -> np.ndarray | None:
+    """Returns the folds `[S, P]` of patients, from those of the examples of each seed.
+
+    Raises:
+      UserError: Examples of one patient were predicted in two folds.
+    """
+    found = np.zeros((len(folds), codes.max() + 1), int)
+    for s, of_examples in enumerate(folds):
+        found[s, codes] = of_examples
+        if not np.array_equal(found[s, codes], of_examples):
+            raise UserError(
+                "Examples of one patient were predicted in two folds: the folds are "
+                "from different splits. Run the study again.",
+                where="folds",
+            )
+    return found if found.any() else None
+
+
+def _trained(given: Sequence[Predictions], patients: int) -> float:
+    counts = [one.trained for one in given if one.groups is not None]
+    if len(counts) < len(given) or None in counts:
+        return np.nan
+    return float(np.mean(counts)) / patients
+
+
+def _by_seed(arm: str, given: Sequence[Predictions]) -> dict[int, Predictions]:
+    by_seed = {one.seed: one for one in given}
+    if len(by_seed) < len(given):
+        raise UserError(
+            f"Arm '{arm}' has predictions of the same seed twice: join folds with "
+            "`joined`, and give each seed once."
+        )
+    return by_seed
+
+
+def _examples(
+    given: Predictions,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns ids, labels, groups and probabilities by id."""
+    labels, probabilities = checked(given.labels, given.probabilities)
+    ids = np.asarray(given.ids).astype(str)
+    groups = ids if given.groups is None else np.asarray(given.groups).astype(str)
+    if ids.shape != labels.shape or groups.shape != labels.shape:
+        raise UserError(
+            f"{len(labels)} predictions with {len(ids)} ids and {len(groups)} groups: "
+            "they must be of the same examples."
+        )
+    if len(np.unique(ids)) < len(ids):
+        raise UserError("Predictions: ids are not unique, so they cannot be paired.")
+    order = np.argsort(ids)
+    return ids[order], labels[order], groups[order], probabilities[order]
