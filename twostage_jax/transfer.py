@@ -1,190 +1,98 @@
-"""The shape changes that a transfer rule can name: pure functions of one kernel.
+"""Transfer of one stage's variables to the next: rules, actions, and a full report.
 
-Each takes the source's kernel and the shape the target wants, and returns a new kernel
-of the source's dtype, computed in float64. A kernel it does not apply to is a
-`ValueError` that says why.
+A rule is a pair (regular expression, action). It is matched against the whole path of
+an array, such as 'params/conv1/kernel', and the first rule that matches claims the
+array. The actions:
+
+  copy            the source's values
+  init            the target's fresh values; the source's, if any, stay unused
+  drop            the source's array stays unused and the target has none of that name
+  rgb_to_grey     a colour kernel for grey images
+  grey_to_rgb     a grey kernel for colour images
+  resize_kernel   a convolution of another window size
+  resize_dense:C  the first dense layer, behind a map of C channels of another size
+
+Nothing is lost in silence: every array of both sides has a row in the report, and
+whatever the rules do not settle is refused (see `transfer`).
+
+The last four actions change shapes; each is one function with the decorator `_action`,
+which is all that another one needs. Such a function takes the source's kernel and the
+target's shape, and returns a new kernel of the source's dtype, computed in float64; it
+raises a ValueError with the reason if it does not apply to that kernel.
+
+This module does not import jax: a config is checked, and a report written, without it.
 """
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from twostage_jax.errors import UserError, did_you_mean
 
 Shape = tuple[int, ...]
+Variables = Mapping[str, Any]
 Change = Callable[[np.ndarray, Shape], np.ndarray]
 
-ACTIONS = (
-    "copy",
-    "init",
-    "drop",
-    "rgb_to_grey",
-    "grey_to_rgb",
-    "resize_kernel",
-    "resize_dense:C",
-)
+# Optimiser state and step counters are not variables and never cross a stage boundary.
+COLLECTIONS = ("params", "batch_stats")
 
-
-def rgb_to_grey(kernel: np.ndarray, shape: Shape) -> np.ndarray:
-    """Sums `[kh, kw, 3, cout]` over its input channels, to `[kh, kw, 1, cout]`.
-
-    The response to a grey image is the source's response to that image in all three
-    channels.
-    """
-    _require_channels(kernel, 3)
-    grey = kernel.astype(np.float64).sum(axis=2, keepdims=True)
-    return grey.astype(kernel.dtype)
-
-
-def grey_to_rgb(kernel: np.ndarray, shape: Shape) -> np.ndarray:
-    """Spreads `[kh, kw, 1, cout]` evenly over three channels: `[kh, kw, 3, cout]`.
-
-    The response to a colour image is the source's response to the mean of its channels.
-    """
-    _require_channels(kernel, 1)
-    third = kernel.astype(np.float64) / 3
-    return np.repeat(third, 3, axis=2).astype(kernel.dtype)
-
-
-def resize_kernel(kernel: np.ndarray, shape: Shape) -> np.ndarray:
-    """Resizes the window of a convolution, `[kh, kw, cin, cout]`.
-
-    The new kernel responds to a patch of its own size as the source's does to that
-    patch resized, bilinearly, to the source's size. Constant patches keep their
-    response; the same size is the identity.
-    """
-    if kernel.ndim != 4 or len(shape) != 4:
-        raise ValueError("it needs kernels [kh, kw, cin, cout]")
-    return _resize(kernel, shape[0], shape[1])
-
-
-def resize_dense(kernel: np.ndarray, shape: Shape, *, channels: int) -> np.ndarray:
-    """Resizes the grid of a dense layer behind a flattened square feature map.
-
-    The rows of `[side * side * channels, units]` are in (row, column, channel) order.
-    The new layer responds to a feature map of its own size as the source's does to that
-    map resized, bilinearly, to the source's grid.
-    """
-    if kernel.ndim != 2 or len(shape) != 2:
-        raise ValueError("it needs kernels [side * side * channels, units]")
-    old, new = (_side(rows, channels) for rows in (kernel.shape[0], shape[0]))
-    grid = kernel.reshape(old, old, channels, kernel.shape[1])
-    return _resize(grid, new, new).reshape(new * new * channels, kernel.shape[1])
-
-
-_CHANGES: dict[str, Change] = {
-    "rgb_to_grey": rgb_to_grey,
-    "grey_to_rgb": grey_to_rgb,
-    "resize_kernel": resize_kernel,
+_REINITIALISE = {
+    "head": r"params/head/.*",
+    "dense": r"params/(fc\d+|head)/.*",
 }
+# Names of dtypes, because for NumPy jax's bfloat16 is not a number.
+_NUMBER = re.compile(r"(b?float|u?int|complex)\d.*")
 
 
-def parse_action(action: str) -> Change | None:
-    """Returns the shape change that `action` names, None for those that change none.
+class TransferError(UserError):
+    """Raised if a transfer cannot be done exactly as its rules say.
 
-    Raises:
-      ValueError: The action is unknown, or its argument is missing or wrong.
+    Attributes:
+      violations: One sentence per violation.
     """
-    name, colon, channels = action.partition(":")
-    if name == "resize_dense":
-        if not (channels.isascii() and channels.isdecimal() and int(channels)):
-            raise ValueError(
-                "'resize_dense' needs the number of channels of the feature map that "
-                "the layer flattens, such as 'resize_dense:256'."
-            )
-        return functools.partial(resize_dense, channels=int(channels))
-    if action not in ACTIONS:
-        known = name in ACTIONS and colon
-        hint = f" Write '{name}' alone." if known else did_you_mean(name, ACTIONS)
-        raise ValueError(f"unknown action '{action}'.{hint}")
-    return _CHANGES.get(name)
+
+    def __init__(self, violations: Sequence[str]):
+        self.violations = tuple(violations)
+        count = len(self.violations)
+        title = f"The transfer has {count} violation{'s' * (count > 1)}:"
+        super().__init__("\n  ".join([title, *self.violations]))
 
 
-def suitable_actions(source: Shape, target: Shape) -> tuple[str, ...]:
-    """Returns the actions that bring a source array to the target's shape."""
-    if source == target:
-        return ("copy",)
-    if len(source) == len(target) == 4 and source[3] == target[3]:
-        channels = (source[2], target[2])
-        if source[:2] == target[:2] and channels == (3, 1):
-            return ("rgb_to_grey",)
-        if source[:2] == target[:2] and channels == (1, 3):
-            return ("grey_to_rgb",)
-        if source[2] == target[2]:
-            return ("resize_kernel", "init")
-    if len(source) == len(target) == 2 and source[1] == target[1]:
-        # Some C makes both C times a square just where their product is a square.
-        product = source[0] * target[0]
-        if product and math.isqrt(product) ** 2 == product:
-            return ("resize_dense:C", "init")
-    return ("init",)
+class Rule(NamedTuple):
+    """Transfer rule; a plain pair (pattern, action) does as well.
 
-
-def _require_channels(kernel: np.ndarray, channels: int) -> None:
-    if kernel.ndim != 4 or kernel.shape[2] != channels:
-        raise ValueError(f"it needs a source kernel [kh, kw, {channels}, cout]")
-
-
-def _side(rows: int, channels: int) -> int:
-    side = math.isqrt(rows // channels)
-    if side * side * channels != rows or not rows:
-        raise ValueError(f"{rows} rows are no square map of {channels} channels")
-    return side
-
-
-def _resize(kernel: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes the first two axes of `[h, w, c, n]` by the transpose of interpolation.
-
-    <W', x> = <W, R x> for every map x, with R the interpolation from the new grid to
-    the old one, gives W' = R^T W. Interpolating W itself would change the sum of the
-    weights, and so every response, with the number of positions.
+    Attributes:
+      pattern: Regular expression for whole paths.
+      action: Name of the action, with its argument if it takes one.
+      default: Whether earlier rules may claim every array that this rule matches;
+        otherwise a rule that claims no array is a violation.
     """
-    rows = _interpolation(height, kernel.shape[0])
-    columns = _interpolation(width, kernel.shape[1])
-    resized = np.einsum(
-        "hi,wj,hwcn->ijcn", rows, columns, kernel.astype(np.float64), optimize=True
-    )
-    return resized.astype(kernel.dtype)
 
-
-def _interpolation(old: int, new: int) -> np.ndarray:
-    """Returns the matrix `[new, old]` of linear interpolation, rows summing to one.
-
-    Pixel centres lie at half-integers; shrinking widens the triangle so that no pixel
-    is skipped, as `jax.image.resize(..., 'linear')` does.
-    """
-    centres = (np.arange(new) + 0.5) * old / new - 0.5
-    distance = np.abs(centres[:, None] - np.arange(old))
-    weights = np.maximum(0, 1 - distance / max(1, old / new))
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-# The account of one transfer: a row for every array, as a table, a line and JSON.
+    pattern: str
+    action: str
+    default: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What happened to one array.
+    """Record of one array in a transfer.
 
-    Shapes and norms are None where there is no such array. Norms are Euclidean, and
-    None too for an array with NaN or infinity (it was not used, or it was refused).
+    Shapes and norms are None for an array that does not exist. Norms are Euclidean, and
+    also None for an array with NaN or infinity (it was not used, or it was refused).
 
     Attributes:
-      path: Such as 'params/conv1/kernel'.
-      action: Of the rule that claimed the array.
-      rule: The pattern of that rule.
-      source_shape: In the stage before.
-      target_shape: In the new stage.
-      source_norm: Of the array in the stage before.
-      fresh_norm: Of the target's array before the transfer.
-      norm: Of the target's array after it.
+      path: Path of the array, such as 'params/conv1/kernel'.
+      action: Action of the rule that claimed the array.
+      rule: Pattern of that rule.
+      source_shape: Shape in the previous stage.
+      target_shape: Shape in the new stage.
+      source_norm: Norm in the previous stage.
+      fresh_norm: Norm of the target's array before the transfer.
+      norm: Norm of the target's array after the transfer.
     """
 
     path: str
@@ -199,11 +107,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class TransferReport:
-    """One row for each array of the target, then for each that only the source has.
+    """Report of one transfer, as a table, as one line, and as JSON.
 
     Attributes:
-      rows: What happened to each array.
-      notes: What else the reader must know, such as another normalisation.
+      rows: One row per array of the target, then per array that only the source has.
+      notes: Sentences that the reader must know, such as another normalisation.
     """
 
     rows: tuple[Row, ...]
@@ -225,7 +133,7 @@ class TransferReport:
         )
 
     def summary(self) -> str:
-        """Returns what was done in one line, and a line for each note."""
+        """Returns the transfer in one line, and a line per note."""
         present = [r for r in self.rows if r.target_shape is not None]
         copied = [r for r in present if r.action == "copy"]
         fresh = [r.path for r in present if r.action == "init"]
@@ -233,8 +141,8 @@ class TransferReport:
         values = sum(math.prod(r.target_shape) for r in copied)
         parts = [f"copied {len(copied)} ({_count(values)} values)"]
         if changed:
-            what = ", ".join(f"{_layer(r.path)}: {r.action}" for r in changed)
-            parts.append(f"changed {len(changed)} ({what})")
+            layers = ", ".join(f"{_layer(r.path)}: {r.action}" for r in changed)
+            parts.append(f"changed {len(changed)} ({layers})")
         parts.append(f"re-initialised {len(fresh)}{_layers(fresh)}")
         parts.append(f"unused {len(self.unused)}{_layers(self.unused)}")
         return "\n".join([", ".join(parts), *(f"note: {n}" for n in self.notes)])
@@ -269,7 +177,446 @@ class TransferReport:
         return {"rows": rows, "unused": list(self.unused), "notes": list(self.notes)}
 
 
-def row(
+def rules_for(
+    reinitialise: str = "head", extra: Sequence[tuple[str, str]] = ()
+) -> tuple[tuple[str, str] | Rule, ...]:
+    """Returns the rules `extra`, then the default ones.
+
+    Args:
+      reinitialise: Layers with fresh values: 'head' (the last layer) or 'dense' (all
+        fully connected layers: fc6, fc7, head). All others are copied.
+      extra: (pattern, action) pairs that take precedence over the default.
+
+    Raises:
+      UserError: `reinitialise` is unknown.
+    """
+    if reinitialise not in _REINITIALISE:
+        raise UserError(
+            f"reinitialise: unknown value '{reinitialise}'."
+            f"{did_you_mean(reinitialise, _REINITIALISE)}",
+            where="reinitialise",
+        )
+    fresh = Rule(_REINITIALISE[reinitialise], "init", default=True)
+    return (*extra, fresh, Rule(".*", "copy", default=True))
+
+
+DEFAULT_RULES = rules_for()
+
+
+def transfer(
+    source: Variables,
+    target: Variables,
+    rules: Sequence[tuple[str, str] | Rule],
+    *,
+    notes: Sequence[str] = (),
+) -> tuple[dict[str, Any], TransferReport]:
+    """Returns the target's variables after the transfer, and its report.
+
+    Args:
+      source: Variables of the previous stage, `{'params': ..., 'batch_stats': ...}`:
+        nested dicts of NumPy or jax arrays.
+      target: Freshly initialised variables of the new stage.
+      rules: Rules, as the module describes them; the first match claims an array.
+      notes: Sentences for the report.
+
+    Returns:
+      Variables with the structure of `target`, NumPy arrays that share no memory with
+      the inputs, which stay unchanged; and the report.
+
+    Raises:
+      TransferError: All violations together: a rule that is invalid or claims nothing;
+        an array that no rule claims, or that one side lacks though the action needs
+        both; shapes or dtypes that differ after the action; NaN or infinity in an array
+        that would be used; a leaf that is not an array of numbers, or lies outside the
+        collections that cross a stage boundary.
+    """
+    violations: list[str] = []
+    old = _flatten(source, "source", violations)
+    fresh = _flatten(target, "target", violations)
+    compiled = [_compile(rule, violations) for rule in rules]
+    rows, result = [], {}
+    for path, rule in _claims(compiled, old, fresh, violations).items():
+        before, start = old.get(path), fresh.get(path)
+        after, faults = _carry(rule, path, before, start)
+        violations += [f"{path} (rule '{rule.pattern}'): {fault}" for fault in faults]
+        rows.append(_row(path, rule.action, rule.pattern, before, start, after))
+        result[path] = after
+    if violations:
+        raise TransferError(violations)
+    return _unflatten(target, result), TransferReport(tuple(rows), tuple(notes))
+
+
+def check_rules(rules: Sequence[tuple[str, str] | Rule]) -> None:
+    """Raises a TransferError if a rule is invalid; needs no variables."""
+    violations: list[str] = []
+    for rule in rules:
+        _compile(rule, violations)
+    if violations:
+        raise TransferError(violations)
+
+
+class Action(NamedTuple):
+    """Entry of `ACTIONS`; see `_action` for the fields.
+
+    Attributes:
+      change: Function that changes the shape; None if values are taken as they are.
+      suits: Function of source and target shape: whether to advise the action.
+      argument: Meaning of the argument; empty if the action takes none.
+    """
+
+    change: Callable[..., np.ndarray] | None
+    suits: Callable[[Shape, Shape], bool]
+    argument: str = ""
+
+
+ACTIONS = {
+    "copy": Action(None, lambda source, target: source == target),
+    "init": Action(None, lambda source, target: source != target),
+    "drop": Action(None, lambda source, target: False),
+}
+
+
+def _action(
+    suits: Callable[[Shape, Shape], bool], argument: str = ""
+) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
+    """Registers a change of shape as an action, under the name of its function.
+
+    Args:
+      suits: Function of source and target shape: whether to advise the action if these
+        differ.
+      argument: Meaning of the positive integer behind the colon, which the function gets
+        as a third argument; empty if the action takes none.
+    """
+
+    def register(change: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        ACTIONS[change.__name__] = Action(change, suits, argument)
+        return change
+
+    return register
+
+
+@_action(suits=lambda source, target: _is_kernel(source, target, (3, 1)))
+def rgb_to_grey(kernel: np.ndarray, shape: Shape) -> np.ndarray:
+    """Sums `[kh, kw, 3, cout]` over its input channels, to `[kh, kw, 1, cout]`.
+
+    The response to a grey image is the source's response to that image in all three
+    channels.
+    """
+    _require_channels(kernel, 3)
+    grey = kernel.astype(np.float64).sum(axis=2, keepdims=True)
+    return grey.astype(kernel.dtype)
+
+
+@_action(suits=lambda source, target: _is_kernel(source, target, (1, 3)))
+def grey_to_rgb(kernel: np.ndarray, shape: Shape) -> np.ndarray:
+    """Spreads `[kh, kw, 1, cout]` evenly over three channels: `[kh, kw, 3, cout]`.
+
+    The response to a colour image is the source's response to the mean of its channels.
+    """
+    _require_channels(kernel, 1)
+    third = kernel.astype(np.float64) / 3
+    return np.repeat(third, 3, axis=2).astype(kernel.dtype)
+
+
+@_action(
+    suits=lambda source, target: (
+        len(source) == len(target) == 4
+        and source != target
+        and source[2:] == target[2:]
+    )
+)
+def resize_kernel(kernel: np.ndarray, shape: Shape) -> np.ndarray:
+    """Resizes the window of a convolution, `[kh, kw, cin, cout]`.
+
+    The new kernel responds to a patch of its own size as the source's does to that
+    patch resized, bilinearly, to the source's size. Constant patches keep their
+    response; the same size is the identity.
+    """
+    if kernel.ndim != 4 or len(shape) != 4:
+        raise ValueError("it needs kernels [kh, kw, cin, cout]")
+    return _resize(kernel, shape[0], shape[1])
+
+
+@_action(
+    suits=lambda source, target: _is_dense(source, target),
+    argument="the number of channels of the feature map that the layer flattens",
+)
+def resize_dense(kernel: np.ndarray, shape: Shape, channels: int) -> np.ndarray:
+    """Resizes the grid of a dense layer behind a flattened square feature map.
+
+    The rows of `[side * side * channels, units]` are in (row, column, channel) order.
+    The new layer responds to a feature map of its own size as the source's does to that
+    map resized, bilinearly, to the source's grid.
+    """
+    if kernel.ndim != 2 or len(shape) != 2:
+        raise ValueError("it needs kernels [side * side * channels, units]")
+    old, new = (_side(rows, channels) for rows in (kernel.shape[0], shape[0]))
+    grid = kernel.reshape(old, old, channels, kernel.shape[1])
+    return _resize(grid, new, new).reshape(new * new * channels, kernel.shape[1])
+
+
+class _Compiled(NamedTuple):
+    """Compiled rule; `regex` or `action` is None if that part is invalid."""
+
+    pattern: str
+    regex: re.Pattern | None
+    action: str | None
+    change: Change | None
+    default: bool
+
+
+def _compile(rule: tuple[str, str] | Rule, violations: list[str]) -> _Compiled:
+    try:
+        pattern, action, default = Rule(*rule)
+        if not isinstance(pattern, str) or not isinstance(action, str):
+            raise TypeError
+        regex = re.compile(pattern)
+    except TypeError:
+        violations.append(f"rule {rule!r}: write (regular expression, action).")
+        return _Compiled(repr(rule), None, None, None, False)
+    except re.error as error:
+        violations.append(f"rule '{pattern}': not a regular expression: {error}.")
+        return _Compiled(pattern, None, None, None, default)
+    try:
+        return _Compiled(pattern, regex, action, _parse_action(action), default)
+    except ValueError as error:
+        violations.append(f"rule '{pattern}': {error}")
+        return _Compiled(pattern, regex, None, None, default)
+
+
+def _claims(
+    rules: Sequence[_Compiled],
+    source: Mapping[str, np.ndarray],
+    target: Mapping[str, np.ndarray],
+    violations: list[str],
+) -> dict[str, _Compiled]:
+    """Returns the first rule to match each path, the target's paths first.
+
+    Rules after an invalid one are not judged: what that one was meant to claim is
+    unknown.
+    """
+    readable = [rule.regex is not None for rule in rules]
+    judged = rules[: readable.index(False)] if False in readable else rules
+    paths = [*target, *(path for path in source if path not in target)]
+    claims, used = {}, set()
+    for path in paths:
+        for i, rule in enumerate(judged):
+            if rule.regex.fullmatch(path):
+                claims[path] = rule
+                used.add(i)
+                break
+        else:
+            if all(readable):
+                action = "init" if path in target else "drop"
+                if path in source and path in target:
+                    action = "copy"
+                violations.append(f"{path}: no rule claims it. {_put(path, action)}")
+    for i, rule in enumerate(judged):
+        if i not in used and (fault := _why_idle(rule, paths)):
+            violations.append(f"rule '{rule.pattern}': {fault}")
+    return claims
+
+
+def _why_idle(rule: _Compiled, paths: Sequence[str]) -> str | None:
+    """Returns why a rule claims no array; None if it is a default rule."""
+    if any(rule.regex.fullmatch(path) for path in paths):
+        if rule.default:
+            return None
+        return "earlier rules claim all that it matches. Move it up or delete it."
+    part = next((path for path in paths if rule.regex.search(path)), None)
+    if part:
+        return (
+            f"it matches no whole path, only a part of some, such as '{part}'. "
+            "Write '.*' for the rest."
+        )
+    example = f" Paths look like '{paths[0]}'." if paths else ""
+    return f"it matches no array.{example}"
+
+
+def _carry(
+    rule: _Compiled, path: str, source: np.ndarray | None, target: np.ndarray | None
+) -> tuple[np.ndarray | None, list[str]]:
+    """Returns the target's new array, or None, and the violations."""
+    if rule.action is None:
+        return None, []
+    if rule.action == "drop":
+        if target is None:
+            return None, []
+        return None, [f"the target needs this array. {_put(path, 'init')}"]
+    if rule.action == "init":
+        faults = _not_finite(target, "target's fresh")
+        return target, [f"{fault} Fix its initialiser." for fault in faults]
+    if target is None:
+        return None, [f"only the source has this array. {_put(path, 'drop')}"]
+    if source is None:
+        return None, [f"only the target has this array. {_put(path, 'init')}"]
+    faults = [
+        f"{fault} Train that stage again. Or, to do without: {_put(path, 'init')}"
+        for fault in _not_finite(source, "source's")
+    ]
+    if source.dtype != target.dtype:
+        faults.append(
+            f"the source is {source.dtype}, the target {target.dtype}. Convert the "
+            f"source's array. Or, to do without: {_put(path, 'init')}"
+        )
+    shapes = f"source {source.shape} and target {target.shape}"
+    advice = _put(path, *_suitable_actions(source.shape, target.shape))
+    try:
+        after = rule.change(source, target.shape) if rule.change else source
+    except ValueError as error:
+        return None, [*faults, f"'{rule.action}' with {shapes}: {error}. {advice}"]
+    if after.shape != target.shape:
+        faults.append(f"'{rule.action}' does not bring {shapes} together. {advice}")
+    return after, faults
+
+
+def _not_finite(array: np.ndarray | None, whose: str) -> list[str]:
+    bad = 0 if array is None else int(np.sum(~np.isfinite(array)))
+    if not bad:
+        return []
+    return [f"{bad} of the {whose} {array.size} values are NaN or infinite."]
+
+
+def _put(path: str, *actions: str) -> str:
+    """Returns the advice to put one of these rules first."""
+    written, notes = [], []
+    for action in actions:
+        argument = ACTIONS[action].argument
+        written.append(str((re.escape(path), f"{action}:C" if argument else action)))
+        if argument:
+            notes.append(f", where C is {argument}")
+    return f"Put the rule {' or '.join(written)} first{''.join(notes)}."
+
+
+def _flatten(tree: Any, whose: str, violations: list[str]) -> dict[str, np.ndarray]:
+    """Returns path -> array, in the tree's order."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def walk(node: Any, path: str) -> None:
+        if isinstance(node, Mapping):
+            for name, child in node.items():
+                if not isinstance(name, str) or "/" in name:
+                    violations.append(f"{whose} {path}: {name!r} cannot name an array.")
+                else:
+                    walk(child, f"{path}/{name}")
+            return
+        is_array = hasattr(node, "__array__") and hasattr(node, "dtype")
+        if is_array and _NUMBER.fullmatch(getattr(node.dtype, "name", "")):
+            arrays[path] = np.asarray(node)
+        else:
+            kind = node.dtype if is_array else type(node).__name__
+            violations.append(f"{whose} {path}: {kind} is not an array of numbers.")
+
+    if not isinstance(tree, Mapping):
+        violations.append(f"{whose}: {type(tree).__name__} is not a dict of variables.")
+        return arrays
+    for name, collection in tree.items():
+        if name in COLLECTIONS:
+            walk(collection, name)
+        else:
+            violations.append(
+                f"{whose} {name}: only {' and '.join(COLLECTIONS)} cross from stage to "
+                "stage. Remove it."
+            )
+    return arrays
+
+
+def _unflatten(
+    tree: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path: str = ""
+) -> dict[str, Any]:
+    """Returns copies of the arrays in the structure of `tree`, empty dicts included."""
+    return {
+        name: _unflatten(child, arrays, f"{path}{name}/")
+        if isinstance(child, Mapping)
+        else np.array(arrays[path + name])
+        for name, child in tree.items()
+    }
+
+
+def _parse_action(action: str) -> Change | None:
+    """Returns the change of shape that `action` names, None for the others.
+
+    Raises:
+      ValueError: The action is unknown, or its argument is missing or wrong.
+    """
+    name, colon, value = action.partition(":")
+    entry = ACTIONS.get(name)
+    if entry is None:
+        raise ValueError(f"unknown action '{action}'.{did_you_mean(name, ACTIONS)}")
+    if not entry.argument:
+        if colon:
+            raise ValueError(f"unknown action '{action}'. Write '{name}' alone.")
+        return entry.change
+    if not (value.isascii() and value.isdecimal() and int(value)):
+        raise ValueError(f"'{name}' needs {entry.argument}, such as '{name}:256'.")
+    return lambda kernel, shape: entry.change(kernel, shape, int(value))
+
+
+def _suitable_actions(source: Shape, target: Shape) -> list[str]:
+    """Returns the names of the actions that bring a source array to a target's shape.
+
+    'init' comes last: it gives up the source's values.
+    """
+    names = [name for name, action in ACTIONS.items() if action.suits(source, target)]
+    return sorted(names, key=lambda name: name == "init")
+
+
+def _is_kernel(source: Shape, target: Shape, channels: tuple[int, int]) -> bool:
+    """Whether two convolutions differ in input channels alone, as `channels` says."""
+    if not len(source) == len(target) == 4 or (source[2], target[2]) != channels:
+        return False
+    return source[:2] == target[:2] and source[3] == target[3]
+
+
+def _is_dense(source: Shape, target: Shape) -> bool:
+    """Whether two dense layers may lie behind square maps with the same channels."""
+    if not len(source) == len(target) == 2 or source[1] != target[1]:
+        return False
+    # Some C makes both C times a square exactly if their product is a square.
+    product = source[0] * target[0]
+    return product > 0 and source != target and math.isqrt(product) ** 2 == product
+
+
+def _require_channels(kernel: np.ndarray, channels: int) -> None:
+    if kernel.ndim != 4 or kernel.shape[2] != channels:
+        raise ValueError(f"it needs a source kernel [kh, kw, {channels}, cout]")
+
+
+def _side(rows: int, channels: int) -> int:
+    side = math.isqrt(rows // channels)
+    if side * side * channels != rows or not rows:
+        raise ValueError(f"{rows} rows are not a square map of {channels} channels")
+    return side
+
+
+def _resize(kernel: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes the first two axes of `[h, w, c, n]` by the transpose of interpolation.
+
+    <W', x> = <W, R x> for every map x, with R the interpolation from the new grid to
+    the old one, gives W' = R^T W. Interpolating W itself would change the sum of the
+    weights, and so every response, with the number of positions.
+    """
+    rows = _interpolation(height, kernel.shape[0])
+    columns = _interpolation(width, kernel.shape[1])
+    resized = np.einsum(
+        "hi,wj,hwcn->ijcn", rows, columns, kernel.astype(np.float64), optimize=True
+    )
+    return resized.astype(kernel.dtype)
+
+
+def _interpolation(old: int, new: int) -> np.ndarray:
+    """Returns the matrix `[new, old]` of linear interpolation, rows summing to one.
+
+    Pixel centres lie at half-integers; shrinking widens the triangle so that no pixel
+    is skipped, as `jax.image.resize(..., 'linear')` does.
+    """
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    distance = np.abs(centres[:, None] - np.arange(old))
+    weights = np.maximum(0, 1 - distance / max(1, old / new))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _row(
     path: str,
     action: str,
     rule: str,
@@ -277,7 +624,7 @@ def row(
     fresh: np.ndarray | None,
     result: np.ndarray | None,
 ) -> Row:
-    """Returns the row of one array; None stands for an array that is not there."""
+    """Returns the row of one array; None stands for a missing array."""
     return Row(
         path=path,
         action=action,
@@ -305,7 +652,7 @@ def _layers(paths: Iterable[str]) -> str:
 
 
 def _layer(path: str) -> str:
-    """Returns the path without its collection and the array's own name."""
+    """Returns the path without its collection and the name of the array."""
     return "/".join(path.split("/")[1:-1]) or path
 
 
@@ -322,306 +669,3 @@ def _text(shape: Shape | None) -> str:
 
 def _number(norm: float | None) -> str:
     return "-" if norm is None else f"{norm:.4g}"
-
-
-# What one stage hands to the next: rules -> variables and a report of every array.
-#
-# A rule is a pair (regular expression, action). It is matched against the whole path of
-# an array, such as 'params/conv1/kernel', and the first rule that matches claims the
-# array. The actions:
-#
-#   copy            the source's values
-#   init            the target's fresh values; the source's, if any, stay unused
-#   drop            the source's array stays unused and the target has none of that name
-#   rgb_to_grey     a colour kernel for grey images      (see `transfer_actions` for this
-#   grey_to_rgb     a grey kernel for colour images       and the next three)
-#   resize_kernel   a convolution of another window size
-#   resize_dense:C  the first dense layer, behind a map of C channels of another size
-#
-# Nothing is left out in silence: see `transfer` for what is refused.
-
-
-Variables = Mapping[str, Any]
-
-# Optimiser state and step counters are no variables and never cross a stage boundary.
-COLLECTIONS = ("params", "batch_stats")
-
-_REINITIALISE = {
-    "head": r"params/head/.*",
-    "dense": r"params/(fc\d+|head)/.*",
-}
-
-
-class TransferError(UserError):
-    """A transfer that is not exactly what was asked for; lists every violation."""
-
-    def __init__(self, violations: Sequence[str]):
-        self.violations = tuple(violations)
-        count = len(self.violations)
-        title = f"The transfer has {count} violation{'s' * (count > 1)}:"
-        super().__init__("\n  ".join([title, *self.violations]))
-
-
-class Rule(NamedTuple):
-    """(pattern, action); a plain pair of strings does as well.
-
-    A `default` rule may be overruled: it need not claim an array if earlier rules took
-    all that it matches.
-    """
-
-    pattern: str
-    action: str
-    default: bool = False
-
-
-def rules_for(
-    reinitialise: str = "head", extra: Sequence[tuple[str, str]] = ()
-) -> tuple[tuple[str, str] | Rule, ...]:
-    """Returns the rules `extra`, then the default ones.
-
-    Args:
-      reinitialise: 'head': the last layer starts afresh and the rest is copied.
-        'dense': all fully connected layers (fc6, fc7, head) start afresh.
-      extra: (pattern, action) pairs that take precedence over the default.
-
-    Raises:
-      UserError: `reinitialise` is neither.
-    """
-    if reinitialise not in _REINITIALISE:
-        raise UserError(
-            f"reinitialise: unknown value '{reinitialise}'."
-            f"{did_you_mean(reinitialise, _REINITIALISE)}"
-        )
-    fresh = Rule(_REINITIALISE[reinitialise], "init", default=True)
-    return (*extra, fresh, Rule(".*", "copy", default=True))
-
-
-DEFAULT_RULES = rules_for()
-
-
-def transfer(
-    source: Variables,
-    target: Variables,
-    rules: Sequence[tuple[str, str] | Rule],
-    *,
-    notes: Sequence[str] = (),
-) -> tuple[dict[str, Any], TransferReport]:
-    """Returns the target's variables with what the rules carry over from the source.
-
-    Args:
-      source: Variables of the stage before, `{'params': ..., 'batch_stats': ...}`:
-        nested dicts of NumPy or jax arrays.
-      target: Freshly initialised variables of the new stage.
-      rules: See the module; first match wins, the whole path must match.
-      notes: Sentences for the report.
-
-    Returns:
-      Variables with the structure of `target`, NumPy arrays that share no memory with
-      the inputs, which are left as they are; and the report.
-
-    Raises:
-      TransferError: With every violation there is: a rule that cannot be read, or that
-        claims nothing; an array that no rule claims, or that only one side has where
-        the action needs both; shapes or dtypes that differ after the action; NaN or
-        infinity in an array that would be used; anything that is no array, or lies
-        outside the collections that cross a stage boundary.
-    """
-    violations: list[str] = []
-    old = _flatten(source, "source", violations)
-    fresh = _flatten(target, "target", violations)
-    compiled = [_compile(rule, violations) for rule in rules]
-    rows, result = [], {}
-    for path, rule in _claims(compiled, old, fresh, violations).items():
-        before, start = old.get(path), fresh.get(path)
-        after, faults = _carry(rule, path, before, start)
-        violations += [f"{path} (rule '{rule.pattern}'): {fault}" for fault in faults]
-        rows.append(row(path, rule.action, rule.pattern, before, start, after))
-        result[path] = after
-    if violations:
-        raise TransferError(violations)
-    return _unflatten(target, result), TransferReport(tuple(rows), tuple(notes))
-
-
-def check_rules(rules: Sequence[tuple[str, str] | Rule]) -> None:
-    """Raises a TransferError if a rule cannot be read; needs no variables."""
-    violations: list[str] = []
-    for rule in rules:
-        _compile(rule, violations)
-    if violations:
-        raise TransferError(violations)
-
-
-class _Compiled(NamedTuple):
-    """A rule that was read; `regex` or `action` is None where that failed."""
-
-    pattern: str
-    regex: re.Pattern | None
-    action: str | None
-    change: Change | None
-    default: bool
-
-
-def _compile(rule: tuple[str, str] | Rule, violations: list[str]) -> _Compiled:
-    try:
-        pattern, action, default = Rule(*rule)
-        if not isinstance(pattern, str) or not isinstance(action, str):
-            raise TypeError
-        regex = re.compile(pattern)
-    except TypeError:
-        violations.append(f"rule {rule!r}: write (regular expression, action).")
-        return _Compiled(repr(rule), None, None, None, False)
-    except re.error as error:
-        violations.append(f"rule '{pattern}': no regular expression: {error}.")
-        return _Compiled(pattern, None, None, None, default)
-    try:
-        return _Compiled(pattern, regex, action, parse_action(action), default)
-    except ValueError as error:
-        violations.append(f"rule '{pattern}': {error}")
-        return _Compiled(pattern, regex, None, None, default)
-
-
-def _claims(
-    rules: Sequence[_Compiled],
-    source: Mapping[str, np.ndarray],
-    target: Mapping[str, np.ndarray],
-    violations: list[str],
-) -> dict[str, _Compiled]:
-    """Returns the first rule to match each path, the target's paths first.
-
-    Behind a rule that could not be read nothing is judged: what it was meant to claim
-    is not known.
-    """
-    readable = [rule.regex is not None for rule in rules]
-    judged = rules[: readable.index(False)] if False in readable else rules
-    paths = [*target, *(path for path in source if path not in target)]
-    claims, used = {}, set()
-    for path in paths:
-        for i, rule in enumerate(judged):
-            if rule.regex.fullmatch(path):
-                claims[path] = rule
-                used.add(i)
-                break
-        else:
-            if all(readable):
-                action = "init" if path in target else "drop"
-                if path in source and path in target:
-                    action = "copy"
-                violations.append(f"{path}: no rule claims it. {_put(path, action)}")
-    for i, rule in enumerate(judged):
-        if i not in used and (fault := _why_idle(rule, paths)):
-            violations.append(f"rule '{rule.pattern}': {fault}")
-    return claims
-
-
-def _why_idle(rule: _Compiled, paths: Sequence[str]) -> str | None:
-    """Returns why the rule claims no array, None for a default rule overruled."""
-    if any(rule.regex.fullmatch(path) for path in paths):
-        if rule.default:
-            return None
-        return "earlier rules claim all that it matches. Move it up or delete it."
-    part = next((path for path in paths if rule.regex.search(path)), None)
-    if part:
-        return (
-            f"it matches no whole path, only a part of some, such as '{part}'. "
-            "Write '.*' for the rest."
-        )
-    example = f" Paths look like '{paths[0]}'." if paths else ""
-    return f"it matches no array.{example}"
-
-
-def _carry(
-    rule: _Compiled, path: str, source: np.ndarray | None, target: np.ndarray | None
-) -> tuple[np.ndarray | None, list[str]]:
-    """Returns the target's new array, if it is to have one, and what is wrong."""
-    if rule.action is None:
-        return None, []
-    if rule.action == "drop":
-        if target is None:
-            return None, []
-        return None, [f"the target needs this array. {_put(path, 'init')}"]
-    if rule.action == "init":
-        faults = _not_finite(target, "target's fresh")
-        return target, [f"{fault} Mend its initialiser." for fault in faults]
-    if target is None:
-        return None, [f"only the source has this array. {_put(path, 'drop')}"]
-    if source is None:
-        return None, [f"only the target has this array. {_put(path, 'init')}"]
-    faults = [
-        f"{fault} Train that stage again. Or, to do without: {_put(path, 'init')}"
-        for fault in _not_finite(source, "source's")
-    ]
-    if source.dtype != target.dtype:
-        faults.append(
-            f"the source is {source.dtype}, the target {target.dtype}. Convert the "
-            f"source's array. Or, to do without: {_put(path, 'init')}"
-        )
-    shapes = f"source {source.shape} and target {target.shape}"
-    advice = _put(path, *suitable_actions(source.shape, target.shape))
-    try:
-        after = rule.change(source, target.shape) if rule.change else source
-    except ValueError as error:
-        return None, [*faults, f"'{rule.action}' with {shapes}: {error}. {advice}"]
-    if after.shape != target.shape:
-        faults.append(f"'{rule.action}' does not bring {shapes} together. {advice}")
-    return after, faults
-
-
-def _not_finite(array: np.ndarray | None, whose: str) -> list[str]:
-    bad = 0 if array is None else int(np.sum(~np.isfinite(array)))
-    if not bad:
-        return []
-    return [f"{bad} of the {whose} {array.size} values are NaN or infinite."]
-
-
-def _put(path: str, *actions: str) -> str:
-    """Returns the advice to put one of these rules first."""
-    rules = " or ".join(str((re.escape(path), action)) for action in actions)
-    note = ""
-    if "resize_dense:C" in actions:
-        note = ", where C is the number of channels of the map that the layer flattens"
-    return f"Put the rule {rules} first{note}."
-
-
-def _flatten(tree: Any, whose: str, violations: list[str]) -> dict[str, np.ndarray]:
-    """Returns path -> array, in the tree's order."""
-    arrays: dict[str, np.ndarray] = {}
-
-    def walk(node: Any, path: str) -> None:
-        if isinstance(node, Mapping):
-            for name, child in node.items():
-                if not isinstance(name, str) or "/" in name:
-                    violations.append(f"{whose} {path}: {name!r} cannot name an array.")
-                else:
-                    walk(child, f"{path}/{name}")
-            return
-        is_array = isinstance(node, np.ndarray | np.generic | jax.Array)
-        if is_array and jnp.issubdtype(node.dtype, jnp.number):
-            arrays[path] = np.asarray(node)
-        else:
-            kind = node.dtype if is_array else type(node).__name__
-            violations.append(f"{whose} {path}: {kind} is no array of numbers.")
-
-    if not isinstance(tree, Mapping):
-        violations.append(f"{whose}: {type(tree).__name__} is no dict of variables.")
-        return arrays
-    for name, collection in tree.items():
-        if name in COLLECTIONS:
-            walk(collection, name)
-        else:
-            violations.append(
-                f"{whose} {name}: only {' and '.join(COLLECTIONS)} cross from stage to "
-                "stage. Leave it out."
-            )
-    return arrays
-
-
-def _unflatten(
-    tree: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path: str = ""
-) -> dict[str, Any]:
-    """Returns copies of the arrays in the structure of `tree`, empty dicts included."""
-    return {
-        name: _unflatten(child, arrays, f"{path}{name}/")
-        if isinstance(child, Mapping)
-        else np.array(arrays[path + name])
-        for name, child in tree.items()
-    }

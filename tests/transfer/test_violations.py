@@ -1,5 +1,6 @@
 """Violations of the contract of transfer: each by its message, all at once."""
 
+import inspect
 import json
 import re
 
@@ -9,13 +10,13 @@ import numpy as np
 import pytest
 from transfer_trees import COPY_ALL, array, network, one, only_violation, violations
 
+from twostage_jax import transfer as transfers
 from twostage_jax.errors import UserError
 from twostage_jax.transfer import (
     ACTIONS,
     DEFAULT_RULES,
     TransferError,
     check_rules,
-    parse_action,
     transfer,
 )
 
@@ -87,8 +88,8 @@ def test_array_that_the_target_has_cannot_be_dropped():
 @pytest.mark.parametrize(
     ("source", "target", "advice"),
     [
-        ((5, 5, 3, 64), (5, 5, 1, 64), ["rgb_to_grey"]),
-        ((5, 5, 1, 64), (5, 5, 3, 64), ["grey_to_rgb"]),
+        ((5, 5, 3, 64), (5, 5, 1, 64), ["rgb_to_grey", "init"]),
+        ((5, 5, 1, 64), (5, 5, 3, 64), ["grey_to_rgb", "init"]),
         ((7, 7, 3, 8), (3, 3, 3, 8), ["resize_kernel", "init"]),
         ((36 * 4, 8), (9 * 4, 8), ["resize_dense:C", "init"]),
         ((0, 8), (4, 8), ["init"]),
@@ -131,9 +132,9 @@ def test_advice_escapes_names_that_are_no_plain_regular_expressions():
         ("resize_kernel", (3, 3), (5, 5), "[kh, kw, cin, cout]"),
         ("resize_kernel", (3, 3, 1, 2), (5, 5, 3, 2), "does not bring"),
         ("resize_dense:2", (18, 2), (18,), "[side * side * channels, units]"),
-        ("resize_dense:2", (18, 2), (12, 2), "12 rows are no square map"),
-        ("resize_dense:2", (19, 2), (8, 2), "19 rows are no square map"),
-        ("resize_dense:2", (18, 2), (0, 2), "0 rows are no square map"),
+        ("resize_dense:2", (18, 2), (12, 2), "12 rows are not a square map"),
+        ("resize_dense:2", (19, 2), (8, 2), "19 rows are not a square map"),
+        ("resize_dense:2", (18, 2), (0, 2), "0 rows are not a square map"),
         ("resize_dense:2", (18, 2), (8, 3), "does not bring"),
     ],
 )
@@ -250,7 +251,7 @@ def test_name_that_makes_paths_ambiguous_is_an_error(name):
 
 
 def test_variables_that_are_no_dict_are_an_error():
-    assert "source: list is no dict" in only_violation(
+    assert "source: list is not a dict" in only_violation(
         [array(2)], one(array(2)), [(".*", "init")]
     )
 
@@ -332,6 +333,8 @@ def test_a_transfer_error_is_a_user_error():
     assert issubclass(TransferError, UserError)
 
 
-def test_every_documented_action_can_be_parsed():
-    for action in ACTIONS:
-        parse_action(action.replace(":C", ":4"))
+def test_every_action_is_documented_and_can_be_parsed():
+    described = re.findall(r"^  (\w+)(?::C)?  +\w", inspect.getdoc(transfers), re.M)
+    assert described == [*ACTIONS]
+    for name, action in ACTIONS.items():
+        check_rules([(".*", f"{name}:4" if action.argument else name)])
