@@ -1,12 +1,13 @@
 """Config file -> settings: what is unknown or impossible is named."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 from basics import REPOSITORY
 from ml_collections import ConfigDict
 
-from twostage_jax import config
 from twostage_jax import config as configs
 from twostage_jax.errors import UserError
 
@@ -52,14 +53,14 @@ def test_every_variant_parses_under_a_name_of_its_own(name, variant):
 def test_default_config_lists_every_setting(raw):
     target = raw.stages.target.to_dict()
     for block, cls in (
-        ("transfer", config.TransferConfig),
-        ("optim", config.OptimConfig),
-        ("train", config.TrainConfig),
-        ("augment", config.AugmentConfig),
+        ("transfer", configs.TransferConfig),
+        ("optim", configs.OptimConfig),
+        ("train", configs.TrainConfig),
+        ("augment", configs.AugmentConfig),
     ):
         assert set(target[block]) == set(cls.__dataclass_fields__)
-    assert set(raw.model.to_dict()) == set(config.ModelConfig.__dataclass_fields__)
-    assert set(raw.study.to_dict()) == set(config.StudyConfig.__dataclass_fields__)
+    assert set(raw.model.to_dict()) == set(configs.ModelConfig.__dataclass_fields__)
+    assert set(raw.study.to_dict()) == set(configs.StudyConfig.__dataclass_fields__)
 
 
 def test_values_of_the_file_arrive(raw):
@@ -77,69 +78,94 @@ def test_integer_passes_for_a_float(raw):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "words"),
+    ("path", "value"),
     [
-        ("stages.target.optim.learing_rate", 0.1, "Did you mean 'learning_rate'"),
-        ("stages.target.optimizer", {}, "unknown setting"),
-        ("modell", {}, "Did you mean 'model'"),
-        ("stages.target.optim.name", "sdg", "must be one of 'sgd', 'adamw'"),
-        ("stages.target.train.steps", 0, "must be positive"),
-        ("stages.target.train.steps", 1.5, "must be of type int"),
-        ("stages.target.train.steps", True, "must be of type int"),
-        ("stages.target.train.steps", 20, "it must be below train.steps"),
-        ("stages.target.optim.learning_rate", float("nan"), "must be finite"),
-        ("stages.target.optim.freeze", "conv1", "must be a tuple"),
-        ("stages.target.optim.freeze", ("conv(",), "no regular expression"),
-        ("stages.target.optim.lr_factors", (("a",),), "must have 2 entries"),
-        ("stages.target.data.window", (-600.0,), "(centre, width)"),
-        ("stages.target.data.window", (-600.0, 0.0), "positive widths"),
-        ("stages.target.data.test", 1.0, "between 0 and 1"),
-        ("stages.target.transfer.rules", ((".*", "copi"),), "Did you mean 'copy'"),
-        ("model.dropout", 1.0, "below 1"),
-        ("model.channels", 2, "must be one of 1, 3"),
-        ("arms.two_stage", "natural > textur > target", "Did you mean 'texture'"),
-        ("arms.two_stage", "natural > texture", "must end at 'target'"),
-        ("arms.two_stage", "natural > natural > target", "visits a stage twice"),
-        ("study.arms", ("two_stag",), "Did you mean 'two_stage'"),
-        ("study.seeds", (1, 1), "all unlike"),
-        ("study.seeds", (), "one or more"),
-        ("study.fractions", (0.0,), "shares above 0"),
-        ("study.fractions", (0.5, 0.5), "one twice"),
-        ("study.folds", 1, "0 for one split"),
-        ("study.side_by_side", -1, "give 0"),
-        (
-            "study.grid",
-            (("optim.lerning_rate", (0.1,)),),
-            "Did you mean 'learning_rate'",
-        ),
-        ("study.grid", (("data.window", (1.0,)),), "must begin with one of transfer."),
-        ("study.grid", (("optim", (1.0,)),), "unknown setting"),
-        ("study.grid", (("optim.learning_rate", ("a",)),), "must be of type float"),
-        ("study.grid", (("optim.learning_rate", ()),), "needs values, all unlike"),
-        ("study.grid", (("optim.momentum", (0.9, 0.9)),), "needs values, all unlike"),
-        ("study.grid", (("optim.momentum", (0.9, 1.0)),), "below 1"),
-        ("study.grid", (("optim.momentum", (0.9,)),) * 2, "names a setting twice"),
-        (
-            "study.grid",
-            (("optim.warmup_steps", (5, 400)),),
-            "below train.steps (400)",
-        ),
-        ("study.grid", (("train.steps", (100, 400)),), "'train.steps' is not to be"),
-        ("study.grid", (("train.batch_size", (32,)),), "'train.batch_size' is not"),
+        ("stages.target.optim.name", "sdg"),
+        ("stages.target.train.steps", 0),
+        ("stages.target.train.steps", 1.5),
+        ("stages.target.train.steps", True),
+        ("stages.target.optim.learning_rate", float("nan")),
+        ("stages.target.optim.freeze", "conv1"),
+        ("stages.target.optim.freeze", ("conv(",)),
+        ("stages.target.optim.lr_factors", (("a",),)),
+        ("stages.target.optim.lr_factors", (("(", 1.0),)),
+        ("stages.target.optim.l2_sp", -0.1),
+        ("stages.target.augment.shift", -1),
+        ("stages.target.data.window", (-600.0,)),
+        ("stages.target.data.window", (-600.0, 0.0)),
+        ("stages.target.data.test", 1.0),
+        ("stages.target.data.source", None),
+        ("stages.target.transfer.rules", ((".*", "copi"),)),
+        ("model", 3),
+        ("model.dropout", 1.0),
+        ("model.channels", 2),
+        ("arms.two_stage", "natural > textur > target"),
+        ("arms.two_stage", "natural > texture"),
+        ("arms.two_stage", "natural > natural > target"),
+        ("study.arms", ("two_stag",)),
+        ("study.seeds", (1, 1)),
+        ("study.seeds", (-1,)),
+        ("study.seeds", ()),
+        ("study.fractions", (0.0,)),
+        ("study.fractions", (0.5, 0.5)),
+        ("study.baselines", ("frozn",)),
+        ("study.folds", 1),
+        ("study.side_by_side", -1),
+        ("study.grid", (("optim.lerning_rate", (0.1,)),)),
+        ("study.grid", (("data.window", (1.0,)),)),
+        ("study.grid", (("optim", (1.0,)),)),
+        ("study.grid", (("optim.learning_rate", ("a",)),)),
+        ("study.grid", (("optim.learning_rate", ()),)),
+        ("study.grid", (("optim.momentum", (0.9, 0.9)),)),
+        ("study.grid", (("optim.momentum", (0.9, 1.0)),)),
+        ("study.grid", (("optim.momentum", (0.9,)),) * 2),
+        ("study.grid", (("optim.warmup_steps", (5, 400)),)),
+        ("study.grid", (("train.steps", (100, 400)),)),
+        ("study.grid", (("train.batch_size", (32,)),)),
+        ("study.primary", ("two_stage", "scrach", "accuracy")),
+        ("study.primary", ("scratch", "scratch", "accuracy")),
+        ("study.primary", ("two_stage", "scratch", "acuracy")),
     ],
 )
-def test_bad_setting_is_named(raw, path, value, words):
+def test_bad_setting_is_named_in_one_line(raw, path, value):
+    error = refused(raw, path, value)
+    assert error.where == f"config.{path}"
+    assert str(error).startswith(error.where) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "suggestion"),
+    [
+        ("stages.target.optim.learing_rate", 0.1, "learning_rate"),
+        ("stages.target.optimizer", {}, "optim"),
+        ("modell", {}, "model"),
+        ("arms.two_stage", "natural > textur > target", "texture"),
+        ("study.grid", (("optim.lerning_rate", (0.1,)),), "learning_rate"),
+    ],
+)
+def test_misspelled_name_gets_a_suggestion(raw, path, value, suggestion):
+    error = refused(raw, path, value)
+    assert error.where == f"config.{path}" and f"'{suggestion}'?" in str(error)
+
+
+def test_warm_up_must_end_before_the_training_does(raw):
+    error = refused(raw, "stages.target.train.steps", 20)
+    assert error.where == "config.stages.target.optim.warmup_steps"
+
+
+def refused(raw, path, value):
+    """Returns the error of a config with one value changed."""
     tree = raw.to_dict()
     node = tree
     *parents, last = path.split(".")
     for name in parents:
         node = node[name]
     node[last] = value
+    if value is None:
+        del node[last]
     with pytest.raises(UserError) as error:
         configs.parse(ConfigDict(tree))
-    assert words in str(error.value)
-    assert "config." in str(error.value)
-    assert "\n" not in str(error.value)
+    return error.value
 
 
 def test_values_of_the_grid_replace_those_of_the_stage(raw):
@@ -153,25 +179,12 @@ def test_values_of_the_grid_replace_those_of_the_stage(raw):
 
 
 def test_target_stage_is_required(raw):
-    tree = raw.to_dict()
-    del tree["stages"]["target"]
-    with pytest.raises(UserError, match="config.stages.target is missing"):
-        configs.parse(ConfigDict(tree))
+    assert refused(raw, "stages.target", None).where == "config.stages.target"
 
 
-@pytest.mark.parametrize(
-    "primary",
-    [
-        ("two_stage", "scrach", "accuracy"),
-        ("scratch", "scratch", "accuracy"),
-        ("two_stage", "scratch", "acuracy"),
-    ],
-)
-def test_a_primary_endpoint_that_means_nothing_is_refused(raw, primary):
-    raw.study.primary = primary
-    with pytest.raises(UserError) as error:
-        configs.parse(raw)
-    assert error.value.where == "config.study.primary"
+def test_config_is_read_without_jax():
+    code = "import sys, twostage_jax.config; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
 
 
 def test_a_study_without_the_arms_of_the_default_endpoint_is_sound(raw):
