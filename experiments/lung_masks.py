@@ -451,7 +451,7 @@ def main() -> None:
     dicom, ribs = measure_dicom(options.data / "ct_dicom")
     trunk = measure_trunk(options.trunk)
     solid, abdomens = measure_constructed(2 * options.phantoms)
-    picture = options.out.with_suffix(".png")
+    picture = options.out.with_suffix(".jpg")
     failures(real, picture)
     found = {
         "milliseconds_a_slice": round(1000 * seconds / len(real)),
