@@ -75,7 +75,7 @@ def _padding(other: np.ndarray, path: Path) -> np.ndarray:
     """
     with quiet():
         dataset = pydicom.dcmread(path)
-        views = decode.of(dataset, path)
+        views = decode.frames(dataset, path)
         stored = [
             decode.container_values(dataset, path, index) for index in range(len(views))
         ]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from ct_files import SERIES, refused_at, write_ct, write_enhanced
 
-from twostage_jax.ct.series import find_series, read_volume
+from twostage_jax.ct.series import TOGETHER, find_series, read_volume
 from twostage_jax.errors import UserError
 
 
@@ -98,9 +98,7 @@ def test_slices_that_do_not_fit_together_are_refused(tmp_path, tags):
     assert {path.name for path, _ in skipped} == {"a", "b"}
     (culprit,) = [path for path, why in skipped if why.startswith(f"{path}: ")]
     assert error.value.where == str(culprit)
-    assert [why for path, why in skipped if path != culprit] == [
-        "left out with the other slices of its series, one of which is refused."
-    ]
+    assert [why for path, why in skipped if path != culprit] == [TOGETHER]
 
 
 def test_broken_file_is_refused_or_listed_on_request(tmp_path):

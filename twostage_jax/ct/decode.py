@@ -1,6 +1,7 @@
-"""Whatever a broken DICOM file makes the libraries do becomes a refusal in plain words.
+"""One DICOM file -> data set, frames, stored values, and the function from them to HU.
 
-Neither messages nor logs repeat what a file holds: a value may identify a patient.
+A file that is damaged or contradicts itself is refused; nothing is guessed. Neither
+messages nor logs repeat its content, because any value may identify a patient.
 """
 
 import contextlib
@@ -27,67 +28,16 @@ from twostage_jax.errors import UserError
 _SPOKEN = ("pydicom", "highdicom")
 # Python's messages put a value between quotation marks.
 _QUOTED = re.compile(r"(['\"]).*?\1")
-
-
-@contextlib.contextmanager
-def refusing(path: Path, form: str = "DICOM") -> Iterator[None]:
-    """Turns whatever a broken file makes the decoders raise into a refusal, quietly.
-
-    Args:
-      path: The file.
-      form: Name of its format, for the message.
-
-    Raises:
-      UserError: In place of any other exception; it names the file.
-    """
-    try:
-        with quiet():
-            yield
-    except UserError as error:
-        error.where = error.where or str(path)
-        raise
-    # Broken files raise nearly everything in pydicom and the codecs below it.
-    except Exception as error:
-        text = _QUOTED.sub("'...'", " ".join(str(error).split()))
-        why = text or type(error).__name__
-        raise UserError(
-            f"{path}: cannot be read as {form}: {why}", where=path
-        ) from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps pydicom and highdicom from warning and logging, which repeat values.
-
-    For one thread at a time, as `warnings.catch_warnings` is.
-    """
-    loggers = [logging.getLogger(name) for name in _SPOKEN]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        # What `pixels` makes an error of stays one.
-        warnings.filterwarnings("ignore", message="(?!The decoded RLE segment)")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-# One DICOM file -> its data set; refused where the file shows that it is damaged.
-
-
 # A whole-body series as one multi-frame file.
 MAX_FILE_BYTES = 2 * 2**30
 # Deflated files may hold a thousand times their size.
 MAX_INFLATED_BYTES = 512 * 2**20
 _PIXEL_DATA = pydicom.tag.Tag("PixelData")
 _UNDEFINED = 0xFFFFFFFF
-# Groups of a data set that begins without a header: its file meta information, or its
-# first attributes, little or big endian.
+# First group of a data set without a header: file meta information, or attributes in
+# little or big endian.
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
-# How files begin that people keep next to DICOM, or in its place (offset, bytes, kind).
+# Signatures of files that are kept next to DICOM or mistaken for it (offset, bytes, kind).
 _ARCHIVE = "archive: unpack it"
 _KINDS = (
     (0, b"PK\x03\x04", f"a ZIP {_ARCHIVE}"),
@@ -106,22 +56,108 @@ _KINDS = (
     (0, b"ObjectType", "a MetaImage volume, not DICOM"),
     (0, b"DICM", "DICOM whose 128 bytes before 'DICM' are missing: export it again"),
 )
-# Reasons of `why_not_dicom` for files whose content never came.
-EMPTY = ("empty", "holds nothing but zeros: was it copied completely?")
-# Formats that are ZIP files inside, and are not meant to be unpacked.
+# Reasons of `why_not_dicom` for files without content.
+EMPTY = ("empty", "holds only zeros: was it copied completely?")
+# Formats that are ZIP files inside but are not meant to be unpacked.
 _ZIPPED = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".jar", ".apk", ".npz", ".pt")
 _TYPES = {str(vr) for vr in VR if len(vr) == 2}
-# Old writers put question marks where they did not know.
+# Old writers put question marks for an unknown type.
 _TYPE = re.compile(r"[A-Z]{2}|\?\?")
-# Numbers, names and codes written as text.
+# Types of numbers, names and codes that are written as text.
 _TEXT = {"CS", "DS", "IS", "UI"}
+ENHANCED_CT = (
+    "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT Image Storage
+    "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT Image Storage
+)
+# A study of a few thousand slices is large; the counter could reach 2**31.
+MAX_FRAMES = 20_000
+# Functional group (DICOM PS3.3 C.7.6.16) -> attributes of a single-frame file.
+_GROUPS = {
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelValueTransformationSequence": (
+        "RescaleIntercept",
+        "RescaleSlope",
+        "RescaleType",
+    ),
+    "CTReconstructionSequence": ("ConvolutionKernel",),
+    "CTImageFrameTypeSequence": ("FrameType",),
+}
+_NOT_OF_A_FRAME = {
+    pydicom.datadict.tag_for_keyword(keyword)
+    for keyword in (
+        "SharedFunctionalGroupsSequence",
+        "PerFrameFunctionalGroupsSequence",
+        "NumberOfFrames",
+        "PixelData",
+    )
+}
+# The largest CT matrix in use is 2048; more than twice that is an error.
+MAX_SIDE = 4096
+# Plugins of pydicom, those that are strict about damaged streams first.
+_PLUGINS = ("pydicom", "pyjpegls", "pylibjpeg", "gdcm", "pillow")
+_START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xF7}
+Transform = Callable[[np.ndarray], np.ndarray]
+# Every CT image contains air: a table that starts above this does not give HU.
+AIR_BELOW_HU = -900
+# Distance of air and water: stored values that span less are not CT.
+LEAST_SPAN_HU = 1000
+# 8 bits for the 4096 HU of a CT need a slope of 16.
+STEEPEST_SLOPE = 100
+
+
+@contextlib.contextmanager
+def refusing(path: Path, form: str = "DICOM") -> Iterator[None]:
+    """Turns every exception about a broken file into a `UserError`, and silences logs.
+
+    Args:
+      path: The file.
+      form: Name of its format, for the message.
+
+    Raises:
+      UserError: In place of any other exception; it names the file.
+    """
+    try:
+        with quiet():
+            yield
+    except UserError as error:
+        error.where = error.where or str(path)
+        raise
+    # Broken files raise almost any exception in pydicom and its codecs.
+    except Exception as error:
+        text = _QUOTED.sub("'...'", " ".join(str(error).split()))
+        why = text or type(error).__name__
+        raise UserError(
+            f"{path}: cannot be read as {form}: {why}", where=path
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences warnings and logs of pydicom and highdicom, which repeat values.
+
+    Not thread-safe, like `warnings.catch_warnings`.
+    """
+    loggers = [logging.getLogger(name) for name in _SPOKEN]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        # `container_values` turns this warning into an error.
+        warnings.filterwarnings("ignore", message="(?!The decoded RLE segment)")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def why_not_dicom(path: Path) -> str:
-    """Returns why a file is not read as DICOM, by its content; '' if it is DICOM.
+    """Returns the reason why a file is not read as DICOM; '' if it is DICOM.
 
-    A data set without the header (128 bytes, 'DICM') is DICOM if it names one of the
-    storage classes of the standard.
+    Only the content counts. A data set without the header (128 bytes, 'DICM') is DICOM
+    if it names one of the storage classes of the standard.
 
     Raises:
       OSError: The file cannot be read.
@@ -148,24 +184,24 @@ def why_not_dicom(path: Path) -> str:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, whatever its name; see `why_not_dicom`."""
+    """Whether a file is DICOM by its content; see `why_not_dicom`."""
     return not why_not_dicom(path)
 
 
 def _bare(path: Path) -> pydicom.Dataset:
-    """Returns some attributes of what may be a data set without a header, or nothing."""
+    """Returns some attributes of a data set without a header; empty for other files."""
     try:
         with quiet():
             found = peek(path, "SOPClassUID", "Modality", "Rows", "Columns")
-            # Values are parsed only now.
+            # Values are parsed only here.
             return pydicom.Dataset({e.tag: e for e in found})
-    # Random bytes make pydicom raise nearly everything.
+    # Random bytes make pydicom raise almost any exception.
     except Exception:
         return pydicom.Dataset()
 
 
 def peek(path: Path, *keywords: str) -> pydicom.Dataset:
-    """Returns some attributes of a DICOM file, without its checks; see `is_dicom`."""
+    """Returns some attributes of a DICOM file without checking it; see `is_dicom`."""
     start, meta = _meta(path)
     if meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
         return _inflated(path, start, meta)
@@ -188,15 +224,15 @@ def storage_class(path: Path) -> str:
 
 
 def other_class(path: Path, classes: Container[str]) -> str:
-    """Returns the name of a file's storage class, by its meta information.
+    """Returns the name of a file's storage class if it is none of `classes`, or ''.
 
-    '' if it is one of `classes`, or is not named, or not one of the standard's. The meta
-    information comes first in a file, and is whole in most damaged ones.
+    Also '' if the class is missing or not part of the standard. The file meta
+    information is read, which comes first and is intact in most damaged files.
     """
     try:
         with quiet():
             uid = pydicom.uid.UID(_meta(path)[1].get("MediaStorageSOPClassUID") or "")
-    # Broken files raise nearly everything in pydicom.
+    # Broken files raise almost any exception in pydicom.
     except Exception:
         return ""
     return uid.name if uid not in classes and _is_storage(uid) else ""
@@ -207,24 +243,24 @@ def _is_storage(uid: pydicom.uid.UID) -> bool:
 
 
 def load(path: Path, *, pixels: bool) -> pydicom.Dataset:
-    """Returns a file's data set, without its pixel data unless asked for them.
+    """Returns a file's data set, with or without its pixel data.
 
     Raises:
-      UserError: The file is too large, names no transfer syntax, or is damaged in a way
-        that shows.
+      UserError: The file is too large or visibly damaged, or its transfer syntax is
+        missing.
     """
     size = os.stat(path).st_size
     if size > MAX_FILE_BYTES:
         raise UserError(
-            f"{path}: {size / 2**20:.0f} MiB are too many for one CT file "
-            f"(at most {MAX_FILE_BYTES / 2**20:.0f}): export smaller files.",
+            f"{path}: {size / 2**20:.0f} MiB are too large for a CT file "
+            f"(at most {MAX_FILE_BYTES / 2**20:.0f}). Export smaller files.",
             where=path,
         )
     start, meta = _meta(path)
     syntax = meta.get("TransferSyntaxUID")
     if syntax is None and len(meta):
         raise UserError(
-            f"{path}: the transfer syntax is missing: export the file again.",
+            f"{path}: the transfer syntax is missing. Export the file again.",
             where=path,
         )
     if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
@@ -239,10 +275,9 @@ def load(path: Path, *, pixels: bool) -> pydicom.Dataset:
 
 
 def check_elements(dataset: pydicom.Dataset, path: Path) -> None:
-    """Raises a UserError if an element cannot have been written as it is.
+    """Raises a UserError if an element shows that the file is damaged.
 
-    The elements of a data set, not those of its sequences: many files have private ones
-    that nobody can read.
+    Elements inside sequences are not checked: many files have unreadable private ones.
     """
     for tag in dataset.keys():
         raw = dataset.get_item(tag)
@@ -250,9 +285,9 @@ def check_elements(dataset: pydicom.Dataset, path: Path) -> None:
             continue
         if raw.VR is not None and not _TYPE.fullmatch(raw.VR):
             raise UserError(
-                f"{path}: {tag} is of no known type: the file is damaged.", where=path
+                f"{path}: {tag} has an unknown type: the file is damaged.", where=path
             )
-        # Readers differ in what they make of it: to some the text ends there.
+        # Readers disagree: for some of them the text ends there.
         if _is_text(raw) and b"\0" in (raw.value or b"").rstrip(b"\0 "):
             raise UserError(
                 f"{path}: {tag} holds a zero byte: the file is damaged.", where=path
@@ -267,10 +302,10 @@ def _is_text(raw: RawDataElement) -> bool:
 
 
 def _meta(path: Path) -> tuple[int, pydicom.dataset.FileMetaDataset]:
-    """Returns where a file's meta information begins, in bytes, and what it holds.
+    """Returns the offset of a file's meta information in bytes, and its content.
 
-    Files without the 128 bytes and 'DICM', and data sets without meta information, are
-    read as well.
+    Also reads files without the 128 bytes and 'DICM', and data sets without meta
+    information.
     """
     with path.open("rb") as file:
         start = 132 if file.read(132)[128:] == b"DICM" else 0
@@ -285,12 +320,12 @@ def _meta(path: Path) -> tuple[int, pydicom.dataset.FileMetaDataset]:
 
 
 def _name_syntax(dataset: pydicom.Dataset, path: Path) -> None:
-    """Writes down the transfer syntax of a data set that has no meta information."""
+    """Sets the transfer syntax of a data set without meta information."""
     raw = dataset.get_item(_PIXEL_DATA) if _PIXEL_DATA in dataset else None
     if isinstance(raw, RawDataElement) and raw.length == _UNDEFINED:
         raise UserError(
-            f"{path}: has compressed pixels, but lacks the header that says how they "
-            "are compressed: export the file again.",
+            f"{path}: has compressed pixels, but lacks the header that names the "
+            "compression. Export the file again.",
             where=path,
         )
     implicit, little = dataset.original_encoding
@@ -306,9 +341,9 @@ def _name_syntax(dataset: pydicom.Dataset, path: Path) -> None:
 def _check_end(dataset: pydicom.Dataset, path: Path, size: int) -> None:
     """Raises a UserError if something other than attributes comes after the pixels.
 
-    Then bytes were put in before the end of the pixels, which are shifted. Attributes
-    ascend by tag (PS3.5 7.1), fill the file to its end, and are private ones, or those
-    few of the standard that have higher tags than the pixels.
+    That means that bytes were inserted before the end of the pixels, which are shifted.
+    Attributes ascend by tag (PS3.5 7.1), fill the file to its end, and are private or
+    among the few of the standard with higher tags than the pixels.
     """
     tags = list(dataset.keys())
     if _PIXEL_DATA not in tags:
@@ -317,8 +352,7 @@ def _check_end(dataset: pydicom.Dataset, path: Path, size: int) -> None:
     at = _end_of(dataset.get_item(_PIXEL_DATA))
     if at is not None and at > size:
         raise UserError(
-            f"{path}: its pixels end {at - size} bytes before they claim to: it is cut "
-            "off.",
+            f"{path}: its pixels end {at - size} bytes too early: the file is cut off.",
             where=path,
         )
     sound = after == sorted(after)
@@ -331,12 +365,13 @@ def _check_end(dataset: pydicom.Dataset, path: Path, size: int) -> None:
         at = _end_of(item)
     if not sound or (at is not None and not 0 <= size - at <= 1):
         raise UserError(
-            f"{path}: has unknown data after its pixels: it is damaged.", where=path
+            f"{path}: has unknown data after its pixels: the file is damaged.",
+            where=path,
         )
 
 
 def _end_of(item: RawDataElement | pydicom.DataElement) -> int | None:
-    """Returns where an element ends in its file, in bytes; None if it does not say."""
+    """Returns the offset of an element's end in bytes; None if its length is unknown."""
     if not isinstance(item, RawDataElement) or item.length == _UNDEFINED:
         return None
     return item.value_tell + item.length
@@ -351,15 +386,15 @@ def _may_follow(
         return pydicom.datadict.dictionary_has_tag(tag)
     if item.VR is not None:
         return item.VR in _TYPES
-    # Without a type, a few bytes of pixels look like an element: what the standard asks
-    # of private ones (PS3.5 7.8.1) is needed, that somebody reserved their block.
+    # Without a type, a few bytes of pixels can look like an element. A private one must
+    # lie in a reserved block, as the standard demands (PS3.5 7.8.1).
     if 0x10 <= tag.elem <= 0xFF:
         return bool(item.value) and item.value.strip(b"\0 ").isascii()
     return (tag.group << 16 | tag.elem >> 8) in dataset
 
 
 class _Bounded(io.BufferedReader):
-    """A file that gives memory only for what it holds, not for what a length claims."""
+    """A file whose reads allocate memory for its size, not for a claimed length."""
 
     def __init__(self, path: Path, size: int) -> None:
         # As a string: pydicom puts the name into its messages.
@@ -375,13 +410,13 @@ class _Bounded(io.BufferedReader):
 def _inflated(
     path: Path, start: int, meta: pydicom.dataset.FileMetaDataset
 ) -> pydicom.Dataset:
-    """Returns the data set of a deflated file, which must not grow without bounds."""
+    """Returns the data set of a deflated file, up to `MAX_INFLATED_BYTES`."""
     length = meta.get("FileMetaInformationGroupLength")
     if length is None:
         raise UserError(
-            f"{path}: its file meta information does not say its length.", where=path
+            f"{path}: the length of its file meta information is missing.", where=path
         )
-    # The length's own element has 12 bytes, and does not count.
+    # The element of the length itself has 12 bytes, which do not count.
     packed = path.read_bytes()[start + 12 + int(length) :]
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     plain = stream.decompress(packed, MAX_INFLATED_BYTES)
@@ -406,51 +441,18 @@ def _inflated(
     )
 
 
-# Multi-frame (enhanced) CT: each frame as a single-frame file would describe it.
-
-
-ENHANCED_CT = (
-    "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT Image Storage
-    "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT Image Storage
-)
-# A study of a few thousand slices is large; the counter goes up to 2**31.
-MAX_FRAMES = 20_000
-# Functional group (DICOM PS3.3 C.7.6.16) -> what a single-frame file has at the top.
-_GROUPS = {
-    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
-    "PlanePositionSequence": ("ImagePositionPatient",),
-    "PlaneOrientationSequence": ("ImageOrientationPatient",),
-    "PixelValueTransformationSequence": (
-        "RescaleIntercept",
-        "RescaleSlope",
-        "RescaleType",
-    ),
-    "CTReconstructionSequence": ("ConvolutionKernel",),
-    "CTImageFrameTypeSequence": ("FrameType",),
-}
-_NOT_OF_A_FRAME = {
-    pydicom.datadict.tag_for_keyword(keyword)
-    for keyword in (
-        "SharedFunctionalGroupsSequence",
-        "PerFrameFunctionalGroupsSequence",
-        "NumberOfFrames",
-        "PixelData",
-    )
-}
-
-
-def count(dataset: pydicom.Dataset, path: Path) -> int:
-    """Returns the number of frames; 1 for what is no multi-frame CT.
+def count_frames(dataset: pydicom.Dataset, path: Path) -> int:
+    """Returns the number of frames; 1 for anything but a multi-frame CT.
 
     Raises:
-      UserError: The number is absurd, or contradicts the frames' descriptions.
+      UserError: The number is implausible or contradicts the frames' descriptions.
     """
     if dataset.get("SOPClassUID") not in ENHANCED_CT:
         return 1
     number = int(dataset.get("NumberOfFrames") or 0)
     if not 0 < number <= MAX_FRAMES:
         raise UserError(
-            f"{path}: claims {number} frames; 1 to {MAX_FRAMES} are believed."
+            f"{path}: claims {number} frames; 1 to {MAX_FRAMES} are plausible."
         )
     described = len(dataset.get("PerFrameFunctionalGroupsSequence") or ())
     if described != number:
@@ -460,15 +462,15 @@ def count(dataset: pydicom.Dataset, path: Path) -> int:
     return number
 
 
-def of(dataset: pydicom.Dataset, path: Path) -> list[pydicom.Dataset]:
+def frames(dataset: pydicom.Dataset, path: Path) -> list[pydicom.Dataset]:
     """Returns the description of each frame, with the tags of a single-frame CT image.
 
-    What a frame says of itself comes before what all frames share. Pixels are left out.
+    Attributes of a frame override those that all frames share. Pixels are omitted.
 
     Raises:
-      UserError: See `count` and `loading.check_elements`.
+      UserError: See `count_frames` and `check_elements`.
     """
-    number = count(dataset, path)
+    number = count_frames(dataset, path)
     if dataset.get("SOPClassUID") not in ENHANCED_CT:
         return [dataset]
     common = [e for e in dataset if e.tag not in _NOT_OF_A_FRAME]
@@ -493,61 +495,56 @@ def of(dataset: pydicom.Dataset, path: Path) -> list[pydicom.Dataset]:
     return found
 
 
-# The stored values of one DICOM image, checked before any memory is taken.
-
-
-# The largest CT matrix in use is 2048; a larger claim than twice that is an error.
-MAX_SIDE = 4096
-# Plugins of pydicom, the ones that are strict about damaged streams first.
-_PLUGINS = ("pydicom", "pyjpegls", "pylibjpeg", "gdcm", "pillow")
-_START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xF7}
-
-
 def check_shape(dataset: pydicom.Dataset, path: Path) -> tuple[int, int]:
     """Returns (rows, columns) of an image of one grey channel.
 
     Raises:
-      UserError: It is none, or claims an absurd size.
+      UserError: It is not such an image, or claims an implausible size.
     """
     rows, columns = dataset.get("Rows"), dataset.get("Columns")
     if not rows or not columns:
-        raise UserError(f"{path}: Rows or Columns is missing: this is no image.")
+        raise UserError(f"{path}: Rows or Columns is missing: this is not an image.")
     if max(rows, columns) > MAX_SIDE:
         raise UserError(
-            f"{path}: claims {rows} x {columns} pixels; at most {MAX_SIDE} a side are "
-            "believed."
+            f"{path}: claims {rows} x {columns} pixels; at most {MAX_SIDE} per side are "
+            "plausible."
         )
     number = int(dataset.get("NumberOfFrames") or 1)
-    if number != count(dataset, path):
+    if number != count_frames(dataset, path):
         raise UserError(
-            f"{path}: has {number} frames, but is no enhanced CT, which says where "
-            "each of them lies: export single-frame files."
+            f"{path}: has {number} frames, but is not an enhanced CT, which gives "
+            "the position of each frame. Export single-frame files."
         )
     if dataset.get("SamplesPerPixel") != 1:
         raise UserError(
-            f"{path}: {dataset.get('SamplesPerPixel')} samples a pixel: no grey image."
+            f"{path}: {dataset.get('SamplesPerPixel')} samples per pixel: not a grey "
+            "image."
         )
     photometric = dataset.get("PhotometricInterpretation")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise UserError(f"{path}: photometric interpretation {photometric!r}: no grey.")
+        raise UserError(
+            f"{path}: photometric interpretation {photometric!r} is not grey."
+        )
     bits = dataset.get("BitsAllocated"), dataset.get("BitsStored")
     if bits[0] not in (8, 16, 32) or not bits[1] or not 0 < bits[1] <= bits[0]:
         raise UserError(f"{path}: {bits[1]} bits stored in {bits[0]} are not possible.")
     if dataset.get("PixelRepresentation") not in (0, 1):
         raise UserError(f"{path}: PixelRepresentation (signed or not) is missing.")
     if dataset.get("HighBit", bits[1] - 1) != bits[1] - 1:
-        raise UserError(f"{path}: HighBit is not BitsStored - 1; this is not read.")
+        raise UserError(
+            f"{path}: HighBit is not BitsStored - 1, which is not supported."
+        )
     return int(rows), int(columns)
 
 
 def container_values(
     dataset: pydicom.Dataset, path: Path, frame: int = 0
 ) -> np.ndarray:
-    """Returns a frame as it lies in its 8, 16 or 32-bit cells, `[H, W]` int64.
+    """Returns the 8, 16 or 32-bit cells of a frame, `[H, W]` int64.
 
     Raises:
-      UserError: The pixel data are missing, shorter than the image they claim to be,
-        cannot be decoded, or need a decoder that is not installed.
+      UserError: The pixel data are missing, do not have the size of the image, cannot
+        be decoded, or need a decoder that is not installed.
     """
     rows, columns = check_shape(dataset, path)
     if "PixelData" not in dataset or not dataset.PixelData:
@@ -558,20 +555,20 @@ def container_values(
         plugin = _plugin(syntax, path)
         _check_stream(dataset, path, frame, (rows, columns))
     else:
-        number = count(dataset, path)
+        number = count_frames(dataset, path)
         expected = rows * columns * dataset.BitsAllocated // 8 * number
         held = len(dataset.PixelData)
         if held < expected:
             raise UserError(
                 f"{path}: {number} x {rows} x {columns} pixels need {expected} bytes, "
-                f"the file holds {held}: it is cut off."
+                f"the file has {held}: it is cut off."
             )
         if held - expected >= columns * dataset.BitsAllocated // 8:
             raise UserError(
                 f"{path}: {number} x {rows} x {columns} pixels need {expected} bytes, "
-                f"the file holds {held}: the size that it claims is wrong."
+                f"the file has {held}: its Rows, Columns or frames are wrong."
             )
-        # Writers leave more than the one byte of padding that is allowed.
+        # Some writers leave more than the one byte of padding that is allowed.
         if held > expected + expected % 2:
             dataset.PixelData = dataset.PixelData[: expected + expected % 2]
     with warnings.catch_warnings():
@@ -587,7 +584,7 @@ def container_values(
     if values.shape != (rows, columns):
         raise UserError(
             f"{path}: decodes to {values.shape}, not to the {rows} x {columns} pixels "
-            "that it claims."
+            "of its header."
         )
     return values.astype(np.int64)
 
@@ -595,19 +592,19 @@ def container_values(
 def pixel_cell(
     values: np.ndarray, known: np.ndarray, dataset: pydicom.Dataset, path: Path
 ) -> np.ndarray:
-    """Returns the stored values without what lies in the unused bits of their cells.
+    """Returns the stored values without the unused bits of their cells.
 
-    A value that does not fit BitsStored is either an overlay in the unused bits (which
-    is then declared, and removed) or a writer's error, which nothing can tell from it.
+    A value that does not fit BitsStored is either an overlay in the unused bits, which
+    is removed if it is declared, or a writer's error.
 
     Args:
-      values: What `container_values` gave, `[H, W]`.
-      known: `[H, W]` bool, pixels whose meaning is known already (padding).
-      dataset: The image's data set.
-      path: For the message.
+      values: Cells from `container_values`, `[H, W]`.
+      known: Pixels whose meaning is known already (padding), `[H, W]` bool.
+      dataset: Data set of the image.
+      path: File, for the message.
 
     Raises:
-      UserError: Values do not fit BitsStored, and no overlay explains it.
+      UserError: Values do not fit BitsStored, and no overlay is declared.
     """
     stored, signed = dataset.BitsStored, dataset.PixelRepresentation == 1
     if stored == dataset.BitsAllocated:
@@ -634,15 +631,15 @@ def _has_embedded_overlay(dataset: pydicom.Dataset) -> bool:
 
 
 def _plugin(syntax: pydicom.uid.UID, path: Path) -> str:
-    """Returns the decoder to use: the strictest of those that are installed.
+    """Returns the strictest installed decoder.
 
-    Left to itself, pydicom tries one after the other, and a lenient one makes pixels of
+    By default, pydicom tries one after the other, and a lenient decoder makes pixels of
     a damaged stream that a strict one refuses.
     """
     try:
         installed = get_decoder(syntax).available_plugins
     except NotImplementedError:
-        raise UserError(f"{path}: {syntax.name} is not read.") from None
+        raise UserError(f"{path}: {syntax.name} is not supported.") from None
     if not installed:
         raise UserError(
             f"{path}: is compressed with {syntax.name}, whose decoder is not "
@@ -654,8 +651,8 @@ def _plugin(syntax: pydicom.uid.UID, path: Path) -> str:
 def _check_stream(
     dataset: pydicom.Dataset, path: Path, frame: int, shape: tuple[int, int]
 ) -> None:
-    """Raises a UserError if a compressed stream would unpack to another size."""
-    number = count(dataset, path)
+    """Raises a UserError if a compressed stream has another size than its header."""
+    number = count_frames(dataset, path)
     stream = get_frame(dataset.PixelData, frame, number_of_frames=number)
     found = _stream_shape(stream)
     if found is not None and found != shape:
@@ -666,7 +663,7 @@ def _check_stream(
 
 
 def _stream_shape(frame: bytes) -> tuple[int, int] | None:
-    """Returns (rows, columns) of a JPEG, JPEG-LS or JPEG 2000 stream, None of others.
+    """Returns (rows, columns) of a JPEG, JPEG-LS or JPEG 2000 stream; else None.
 
     ITU-T T.81 and T.87 (start of frame), T.800 (SIZ).
     """
@@ -685,44 +682,34 @@ def _stream_shape(frame: bytes) -> tuple[int, int] | None:
     return None
 
 
-# Stored values -> Hounsfield units: linear rescale, or lookup table.
-
-
-Transform = Callable[[np.ndarray], np.ndarray]
-# Air is in every CT image: a table that starts above this is none of HU.
-AIR_BELOW_HU = -900
-# Air and water lie this far apart: stored values that span less hold no CT.
-LEAST_SPAN_HU = 1000
-# 8 bits for the 4096 HU of a CT need a slope of 16.
-STEEPEST_SLOPE = 100
-
-
 def transform(dataset: pydicom.Dataset, path: Path) -> Transform:
     """Returns the function from stored values to HU, float64 (DICOM PS3.3 C.11.1).
 
     Raises:
-      UserError: There is neither a rescale nor a table, or both, or it gives no HU, or
-        its slope is absurd.
+      UserError: Rescale and table are both missing or both given, the unit is not HU,
+        or the slope is implausible.
     """
     rescaled = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
     if dataset.get("ModalityLUTSequence"):
         if rescaled != (None, None):
-            raise UserError(f"{path}: has a modality LUT and a rescale: which is it?")
+            raise UserError(f"{path}: has both a modality LUT and a rescale.")
         return _lookup(dataset, path)
     if None in rescaled:
         raise UserError(
-            f"{path}: a CT without RescaleSlope and RescaleIntercept: its values "
-            "cannot be turned into HU."
+            f"{path}: RescaleSlope or RescaleIntercept is missing: its values cannot "
+            "be converted to HU."
         )
     slope, intercept = map(float, rescaled)
     if not (math.isfinite(slope) and math.isfinite(intercept) and slope > 0):
-        raise UserError(f"{path}: rescale slope {slope}, intercept {intercept}.")
+        raise UserError(
+            f"{path}: rescale slope {slope} and intercept {intercept} are not valid."
+        )
     span = slope * 2**dataset.BitsStored
     if span < LEAST_SPAN_HU or slope > STEEPEST_SLOPE:
         raise UserError(
             f"{path}: RescaleSlope is {slope:g}: {dataset.BitsStored} bits span "
-            f"{span:g} HU, where at least {LEAST_SPAN_HU}, by a slope of at most "
-            f"{STEEPEST_SLOPE}, are believed: export the file again, or leave it out."
+            f"{span:g} HU. At least {LEAST_SPAN_HU} HU and a slope of at most "
+            f"{STEEPEST_SLOPE} are plausible. Export the file again, or exclude it."
         )
     _check_unit(dataset.get("RescaleType"), path)
     return lambda stored: stored * slope + intercept
@@ -738,11 +725,11 @@ def _check_unit(unit: str | None, path: Path) -> None:
 def _lookup(dataset: pydicom.Dataset, path: Path) -> Transform:
     item = dataset.ModalityLUTSequence[0]
     if not item.get("ModalityLUTType"):
-        raise UserError(f"{path}: its modality LUT does not say that it gives HU.")
+        raise UserError(f"{path}: the unit of its modality LUT is missing.")
     _check_unit(item.ModalityLUTType, path)
     entries, first, bits = (int(v) for v in item.LUTDescriptor)
     entries = entries or 2**16
-    # The descriptor's first value has the sign of the pixels, whatever its own VR.
+    # The first value of the descriptor has the sign of the pixels in spite of its VR.
     if dataset.PixelRepresentation == 1 and first >= 2**15:
         first -= 2**16
     table = item.LUTData
@@ -752,6 +739,6 @@ def _lookup(dataset: pydicom.Dataset, path: Path) -> Transform:
     if len(table) != entries or table.min() > AIR_BELOW_HU:
         raise UserError(
             f"{path}: its modality LUT has {len(table)} of {entries} entries, from "
-            f"{table.min(initial=0):.0f}: this is no table of HU."
+            f"{table.min(initial=0):.0f}: this is not a table of HU."
         )
     return lambda stored: table[np.clip(stored - first, 0, entries - 1).astype(int)]

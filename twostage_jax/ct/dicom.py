@@ -1,4 +1,8 @@
-"""The lengths and directions of a CT header, within what a CT image can have."""
+"""Slice of a CT file: its header, checked, and its Hounsfield units.
+
+Stored value -> modality rescale (slope, intercept) -> HU -> padding set to air. A file
+that cannot be trusted is refused with its path and the reason; nothing is guessed.
+"""
 
 import dataclasses
 import hashlib
@@ -14,99 +18,29 @@ from twostage_jax.ct import decode
 from twostage_jax.ct.decode import refusing
 from twostage_jax.errors import UserError
 
-# From micro-CT of a specimen to the whole field of a scanner on a very coarse matrix.
+# From micro-CT of a specimen to the full field of a scanner on a very coarse matrix.
 SPACING_MM = (0.01, 10.0)
-# The widest detector covers 160 mm; 0 is written where the thickness is not known.
+# The widest detector covers 160 mm; 0 stands for an unknown thickness.
 THICKNESS_MM = (0.0, 200.0)
 # No couch travels 10 m.
 POSITION_MM = (-10_000.0, 10_000.0)
 # Cosines are written with a few decimals only.
 COSINE_TOLERANCE = 0.01
-
-
-def lengths(
-    dataset: pydicom.Dataset,
-    keyword: str,
-    count: int,
-    believed: tuple[float, float],
-    path: Path,
-) -> tuple[float, ...] | None:
-    """Returns `count` numbers in mm, or None if they are not given.
-
-    Args:
-      dataset: The image's data set.
-      keyword: Of the attribute.
-      count: How many numbers it has.
-      believed: The least and the greatest, mm.
-      path: For the message.
-
-    Raises:
-      UserError: There are fewer or more of them, or one is out of range.
-    """
-    values = _numbers(dataset, keyword, count, path)
-    low, high = believed
-    if values is not None and not all(low <= value <= high for value in values):
-        raise UserError(
-            f"{path}: {keyword} is {values}: {low:g} to {high:g} mm are believed: "
-            "export the file again, or leave it out."
-        )
-    return values
-
-
-def orientation(dataset: pydicom.Dataset, path: Path) -> tuple[float, ...] | None:
-    """Returns ImageOrientationPatient, or None if it is not given.
-
-    Raises:
-      UserError: It is not two perpendicular unit vectors.
-    """
-    values = _numbers(dataset, "ImageOrientationPatient", 6, path)
-    if values is None:
-        return None
-    vectors = np.reshape(values, (2, 3))
-    with np.errstate(over="ignore", invalid="ignore"):
-        error = np.abs(vectors @ vectors.T - np.eye(2)).max()
-    if not error <= 2 * COSINE_TOLERANCE:
-        raise UserError(
-            f"{path}: ImageOrientationPatient {values} is not two perpendicular unit "
-            "vectors: export the file again, or leave it out."
-        )
-    return values
-
-
-def _numbers(
-    dataset: pydicom.Dataset, keyword: str, count: int, path: Path
-) -> tuple[float, ...] | None:
-    raw = dataset.get(keyword)
-    if raw is None or raw == "":
-        return None
-    values = tuple(float(v) for v in np.atleast_1d(raw))
-    if len(values) != count or not all(math.isfinite(v) for v in values):
-        raise UserError(f"{path}: {keyword} is {values}: {count} numbers are needed.")
-    return values
-
-
-# One DICOM file -> Hounsfield units and where the slice lies.
-#
-# Stored value -> modality rescale (slope, intercept) -> HU -> padding set to air. What
-# cannot be trusted is refused with its path and the reason; nothing is guessed.
-
-
 AIR_HU = -1000
-# Scanners write these outside a round field of view and often do not say so
-# (PixelPaddingValue is missing), some as stored values, some as HU.
+# Scanners write these outside a round field of view, often without PixelPaddingValue,
+# some as stored values, some as HU.
 UNTAGGED_PADDING = (-2000, -2048)
-# The lowest value of a 12-bit CT; what lies below is no measurement of tissue or air.
+# The lowest value of a 12-bit CT; lower values do not measure tissue or air.
 LOWEST_HU = -1024
-# Below the lowest value that 12 signed bits and the usual intercept give, -3072.
+# Below -3072, the lowest value that 12 signed bits and the usual intercept give.
 IMPOSSIBLE_BELOW_HU = -4096
-# Noise reaches below air, but not much of it this far.
+# Noise reaches below air, but only a small fraction of pixels this far.
 UNMEASURED_BELOW_HU, MOST_UNMEASURED = -1500, 0.01
-# Padding that is tagged with a value above this could be confused with tissue.
+# A tagged padding value above this could be confused with tissue.
 TISSUE_HU = -900
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 CT_CLASSES = (CT_IMAGE, *decode.ENHANCED_CT)
-# PS3.3 C.12.1 and C.7.6.1: 'YES' for images that were made artificially or are of a
-# phantom.
+# PS3.3 C.12.1 and C.7.6.1: 'YES' for synthetic images and for images of a phantom.
 NOT_A_PATIENT = ("SyntheticData", "QualityControlImage")
 
 
@@ -116,27 +50,28 @@ class NotCTError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What is known of a slice before its pixels are read.
+    """Header of a slice.
 
     Attributes:
       path: The file.
-      sop_uid: SOPInstanceUID, the slice's own name.
+      sop_uid: SOPInstanceUID, which names the slice.
       series_uid: SeriesInstanceUID.
-      patient: Salted hash of the PatientID (see `patient_hash`); '' if it has none.
+      patient: Salted hash of the PatientID (see `patient_hash`); '' if it is missing.
       shape: (rows, columns).
       spacing: (row, column) distance between pixel centres, mm; None if not given.
-      position: x, y, z of the first pixel's centre, mm, in the patient's axes.
-      orientation: Direction cosines of a row, then of a column.
-      number: InstanceNumber; of a multi-frame file the frame's, from 1.
+      position: x, y, z of the first pixel's centre, mm, in the patient's axes; None if
+        not given.
+      orientation: Direction cosines of a row, then of a column; None if not given.
+      number: InstanceNumber, or in a multi-frame file the number of the frame, from 1.
       frame: Index of the frame in its file, from 0.
       kernel: ConvolutionKernel; '' if not given.
       thickness: SliceThickness, mm; None if not given.
       reference: FrameOfReferenceUID, the name of the patient's axes; '' if not given.
       study: StudyInstanceUID; '' if not given.
       repeated: Whether another series has a slice of the same SOPInstanceUID.
-      lossy: Was once compressed with loss, which smooths texture.
-      synthetic: SyntheticData (0008,001C) or QualityControlImage (0028,0300) says that
-        the image shows no patient: it is generated, or that of a phantom.
+      lossy: Whether lossy compression was ever applied, which smooths texture.
+      synthetic: Whether the image is generated or shows a phantom, by SyntheticData
+        (0008,001C) or QualityControlImage (0028,0300).
     """
 
     path: Path
@@ -161,17 +96,17 @@ class Header:
     def key(self) -> tuple[str, int]:
         """Name of the slice, its SOPInstanceUID, and frame.
 
-        Where series repeat each other's SOPInstanceUIDs, the name is that of the series
-        and the slice: 'SeriesInstanceUID/SOPInstanceUID'.
+        If series repeat each other's SOPInstanceUIDs, the name is
+        'SeriesInstanceUID/SOPInstanceUID'.
         """
         name = f"{self.series_uid}/{self.sop_uid}" if self.repeated else self.sop_uid
         return name, self.frame
 
 
 def patient_hash(patient_id: str, salt: str = "") -> str:
-    """Returns 'patient-' and 10 hex digits: the only form in which ids leave here.
+    """Returns 'patient-' and 10 hex digits: the only form in which ids are stored.
 
-    Without a secret salt, somebody with a list of ids can find theirs again.
+    Without a secret salt, the hash of a known id can be recomputed.
     """
     digits = hashlib.sha256(
         (salt + patient_id).encode(errors="surrogateescape")
@@ -180,7 +115,7 @@ def patient_hash(patient_id: str, salt: str = "") -> str:
 
 
 def read_headers(path: Path, salt: str = "") -> list[Header]:
-    """Returns the header of a CT file's slice, or those of its frames.
+    """Returns the headers of a CT file: one per frame.
 
     Raises:
       NotCTError: The file is sound but not a CT slice.
@@ -191,7 +126,7 @@ def read_headers(path: Path, salt: str = "") -> list[Header]:
 
 
 def series_uid(path: Path) -> str:
-    """Returns the SeriesInstanceUID of any file, however broken; '' where none is read."""
+    """Returns the SeriesInstanceUID of a file; '' if it is missing or unreadable."""
     tag = "SeriesInstanceUID"
     try:
         with refusing(path):
@@ -204,11 +139,11 @@ def read_slice(path: Path, salt: str = "", frame: int = 0) -> tuple[Header, np.n
     """Returns a slice's header and its Hounsfield units, `[H, W]` int16.
 
     Padding is `AIR_HU`; fractions of HU are rounded.
-    MONOCHROME1 does not change HU, which are a physical quantity: see `window`.
+    MONOCHROME1 does not change HU, which are a physical quantity.
 
     Raises:
       NotCTError: The file is sound but not a CT slice.
-      UserError: The file cannot be trusted as a CT slice, or not be decoded.
+      UserError: The file cannot be trusted as a CT slice, or cannot be decoded.
     """
     return next(read_slices(path, [frame], salt))
 
@@ -216,11 +151,11 @@ def read_slice(path: Path, salt: str = "", frame: int = 0) -> tuple[Header, np.n
 def read_slices(
     path: Path, indices: Sequence[int], salt: str = ""
 ) -> Iterator[tuple[Header, np.ndarray]]:
-    """Yields frames of one file as `read_slice` returns them; the file is read once."""
+    """Yields frames of one file like `read_slice`, reading the file once."""
     with refusing(path):
         dataset = decode.load(path, pixels=True)
         headers = _headers(dataset, path, salt)
-        views = decode.of(dataset, path)
+        views = decode.frames(dataset, path)
     for index in indices:
         with refusing(path):
             hu = _hounsfield(dataset, views[index], path, index)
@@ -252,14 +187,14 @@ def _hounsfield(
     hu[tagged | (untagged & (hu < LOWEST_HU))] = AIR_HU
     if hu.min() < IMPOSSIBLE_BELOW_HU or hu.max() > 32767:
         raise UserError(
-            f"{path}: rescales to {hu.min():.0f} to {hu.max():.0f} HU, which no CT "
-            "measures: the sign of its pixels or its rescale is wrong."
+            f"{path}: rescales to {hu.min():.0f} to {hu.max():.0f} HU, which are not "
+            "CT values: the sign of its pixels or its rescale is wrong."
         )
     strange = np.mean(hu < UNMEASURED_BELOW_HU)
     if strange > MOST_UNMEASURED:
         raise UserError(
             f"{path}: {100 * strange:.0f} % of its pixels are below "
-            f"{UNMEASURED_BELOW_HU} HU, and are no padding that is known."
+            f"{UNMEASURED_BELOW_HU} HU and are not a known padding value."
         )
     return np.rint(hu).astype(np.int16)
 
@@ -267,7 +202,7 @@ def _hounsfield(
 def _headers(dataset: pydicom.Dataset, path: Path, salt: str) -> list[Header]:
     _check_is_ct(dataset, path)
     shape = decode.check_shape(dataset, path)
-    views = decode.of(dataset, path)
+    views = decode.frames(dataset, path)
     return [_header(view, path, salt, shape, i) for i, view in enumerate(views)]
 
 
@@ -285,7 +220,7 @@ def _header(
             raise UserError(f"{path}: {keyword} is missing.")
     patient = str(dataset.get("PatientID") or "").strip()
     number = dataset.get("InstanceNumber")
-    thickness = lengths(dataset, "SliceThickness", 1, THICKNESS_MM, path)
+    thickness = _lengths(dataset, "SliceThickness", 1, THICKNESS_MM, path)
     kernel = dataset.get("ConvolutionKernel") or ""
     kernel = kernel if isinstance(kernel, str) else "/".join(map(str, kernel))
     return Header(
@@ -294,9 +229,9 @@ def _header(
         series_uid=str(dataset.SeriesInstanceUID),
         patient=patient_hash(patient, salt) if patient else "",
         shape=shape,
-        spacing=lengths(dataset, "PixelSpacing", 2, SPACING_MM, path),
-        position=lengths(dataset, "ImagePositionPatient", 3, POSITION_MM, path),
-        orientation=orientation(dataset, path),
+        spacing=_lengths(dataset, "PixelSpacing", 2, SPACING_MM, path),
+        position=_lengths(dataset, "ImagePositionPatient", 3, POSITION_MM, path),
+        orientation=_orientation(dataset, path),
         number=None if number is None else int(number),
         frame=frame,
         kernel=kernel,
@@ -308,17 +243,78 @@ def _header(
     )
 
 
+def _lengths(
+    dataset: pydicom.Dataset,
+    keyword: str,
+    count: int,
+    limits: tuple[float, float],
+    path: Path,
+) -> tuple[float, ...] | None:
+    """Returns an attribute of `count` numbers in mm, or None if it is missing.
+
+    Args:
+      dataset: Data set of the image.
+      keyword: Keyword of the attribute.
+      count: Number of its values.
+      limits: Smallest and largest plausible value, mm.
+      path: File, for the message.
+
+    Raises:
+      UserError: The number of values is different, or one is out of range.
+    """
+    values = _numbers(dataset, keyword, count, path)
+    low, high = limits
+    if values is not None and not all(low <= value <= high for value in values):
+        raise UserError(
+            f"{path}: {keyword} is {values}; {low:g} to {high:g} mm are plausible. "
+            "Export the file again, or exclude it."
+        )
+    return values
+
+
+def _orientation(dataset: pydicom.Dataset, path: Path) -> tuple[float, ...] | None:
+    """Returns ImageOrientationPatient, or None if it is missing.
+
+    Raises:
+      UserError: It is not two perpendicular unit vectors.
+    """
+    values = _numbers(dataset, "ImageOrientationPatient", 6, path)
+    if values is None:
+        return None
+    vectors = np.reshape(values, (2, 3))
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = np.abs(vectors @ vectors.T - np.eye(2)).max()
+    if not error <= 2 * COSINE_TOLERANCE:
+        raise UserError(
+            f"{path}: ImageOrientationPatient {values} is not two perpendicular unit "
+            "vectors. Export the file again, or exclude it."
+        )
+    return values
+
+
+def _numbers(
+    dataset: pydicom.Dataset, keyword: str, count: int, path: Path
+) -> tuple[float, ...] | None:
+    raw = dataset.get(keyword)
+    if raw is None or raw == "":
+        return None
+    values = tuple(float(v) for v in np.atleast_1d(raw))
+    if len(values) != count or not all(math.isfinite(v) for v in values):
+        raise UserError(f"{path}: {keyword} is {values}; {count} numbers are needed.")
+    return values
+
+
 def _check_is_ct(dataset: pydicom.Dataset, path: Path) -> None:
     modality, sop_class = dataset.get("Modality"), dataset.get("SOPClassUID", CT_IMAGE)
     if not modality and dataset.get("SOPClassUID") == CT_IMAGE:
-        raise UserError(f"{path}: a CT image whose Modality is not given.")
+        raise UserError(f"{path}: a CT image whose Modality is missing.")
     if modality != "CT":
         raise NotCTError(f"{path}: modality {modality or 'not given'}, not CT.")
     if sop_class not in CT_CLASSES:
         name = pydicom.uid.UID(sop_class).name
         raise NotCTError(f"{path}: not a CT image but {name}.")
     if dataset.get("BurnedInAnnotation") == "YES":
-        raise NotCTError(f"{path}: has annotation burned into its pixels.")
+        raise NotCTError(f"{path}: has annotations burned into its pixels.")
     _check_is_slice(dataset, path)
 
 
@@ -344,14 +340,14 @@ def _tagged_padding(
     padding = (values >= low) & (values <= high)
     if to_hu(np.array(high)) <= TISSUE_HU:
         return padding
-    # The same value occurs inside the body: padding there is what reaches the border.
+    # The value may also occur inside the body: only regions at the border are padding.
     regions, _ = ndimage.label(padding)
     border = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
     return padding & np.isin(regions, border[border > 0])
 
 
 def _as_pixel(value: int | bytes, dataset: pydicom.Dataset) -> int:
-    """Returns a tag's value with the sign of the pixels: writers mix up US and SS."""
+    """Returns a tag's value with the sign of the pixels; writers confuse US and SS."""
     bits = dataset.BitsAllocated
     if isinstance(value, bytes):
         value = int.from_bytes(value[: bits // 8], "little")

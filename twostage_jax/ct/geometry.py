@@ -1,7 +1,7 @@
-"""Where a slice's pixels lie in the patient, and what lies at them in another image.
+"""Positions of a slice's pixels in the patient, and other images sampled at them.
 
-Millimetres are in the patient's axes as DICOM has them: to the left, the back, the head.
-A pixel's centre has whole-numbered coordinates.
+Millimetres are in DICOM's axes of the patient: to the left, the back and the head. The
+centre of a pixel has integer coordinates.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ from twostage_jax.ct.dicom import Header
 from twostage_jax.ct.series import POSITION_TOLERANCE_MM
 from twostage_jax.errors import UserError
 
-# A drawn plane must be this near to its slice, as a fraction of the distance to the next
-# slice; where there is no other slice, this near in mm.
-PLANE_SHARE, PLANE_MM = 0.25, 0.5
+# Largest distance of a drawn plane from its slice, as a fraction of the distance to the
+# next slice, or in mm if there is only one slice.
+PLANE_FRACTION, PLANE_MM = 0.25, 0.5
 # Positions are written with a few decimals only.
 EDGE_PIXELS = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class Plane:
-    """An image in space: as `Header` has it, with nothing missing."""
+    """Position of an image in space, with the fields of `Header`, none of them missing."""
 
     shape: tuple[int, int]
     spacing: tuple[float, float]
@@ -34,37 +34,37 @@ class Plane:
 
     @property
     def row(self) -> np.ndarray:
-        """The direction in which the column index grows."""
+        """Direction in which the column index grows."""
         return np.array(self.orientation[:3])
 
     @property
     def column(self) -> np.ndarray:
-        """The direction in which the row index grows."""
+        """Direction in which the row index grows."""
         return np.array(self.orientation[3:])
 
     @property
     def normal(self) -> np.ndarray:
-        """The direction in which slices are ordered."""
+        """Direction in which slices are ordered."""
         return np.cross(self.row, self.column)
 
 
 def plane(header: Header) -> Plane:
-    """Returns where a slice lies.
+    """Returns the plane of a slice.
 
     Raises:
-      UserError: Its header does not say.
+      UserError: Its header is incomplete.
     """
     if header.spacing is None or header.position is None or header.orientation is None:
         raise UserError(
             f"{header.path}: PixelSpacing, ImagePositionPatient or "
-            "ImageOrientationPatient is missing: no region can be placed on it.",
+            "ImageOrientationPatient is missing: regions cannot be placed on it.",
             where=header.path,
         )
     return Plane(header.shape, header.spacing, header.position, header.orientation)
 
 
 def to_pixels(points: np.ndarray, on: Plane) -> np.ndarray:
-    """Returns (column, row, mm off the plane) `[..., 3]` of points `[..., 3]` in mm."""
+    """Returns (column, row, mm from the plane) `[..., 3]` of points `[..., 3]` in mm."""
     away = points - np.array(on.position)
     return np.stack(
         [
@@ -87,12 +87,12 @@ def centres(of: Plane) -> np.ndarray:
 
 
 def sampled(image: np.ndarray, on: Plane, at: Plane) -> np.ndarray:
-    """Returns what `image` `[h, w]` on one plane shows at the pixels of another.
+    """Returns `image` `[h, w]` of one plane at the pixels of another.
 
-    By the nearest pixel; 0 outside of the image.
+    Takes the nearest pixel; 0 outside the image.
     """
-    places = to_pixels(centres(at), on)
-    column, row = (np.rint(places[..., axis]).astype(np.int64) for axis in (0, 1))
+    positions = to_pixels(centres(at), on)
+    column, row = (np.rint(positions[..., axis]).astype(np.int64) for axis in (0, 1))
     inside = (row >= 0) & (row < image.shape[0])
     inside &= (column >= 0) & (column < image.shape[1])
     found = np.zeros(at.shape, image.dtype)
@@ -101,7 +101,7 @@ def sampled(image: np.ndarray, on: Plane, at: Plane) -> np.ndarray:
 
 
 def inside(points: np.ndarray, on: Plane) -> np.ndarray:
-    """Returns which points `[..., 3]` in mm lie over the pixels of a plane, bool."""
+    """Returns whether points `[..., 3]` in mm lie above the pixels of a plane, bool."""
     flat = to_pixels(points, on)
     rows, columns = on.shape
     over = abs(flat[..., 0] - (columns - 1) / 2) <= columns / 2 + EDGE_PIXELS
@@ -114,7 +114,7 @@ def corners(of: Plane) -> np.ndarray:
 
 
 def named_by(reference: pydicom.Dataset) -> set[tuple[str, int | None]]:
-    """Returns the slices that an image reference names, as `Stack.place` takes them."""
+    """Returns the slices that an image reference names, in the form of `Stack.place`."""
     uid = str(reference.get("ReferencedSOPInstanceUID") or "")
     numbers = reference.get("ReferencedFrameNumber")
     if numbers is None or not uid:
@@ -123,23 +123,23 @@ def named_by(reference: pydicom.Dataset) -> set[tuple[str, int | None]]:
 
 
 def height_text(header: Header) -> str:
-    """Returns 'z = -75 mm' for a slice's first pixel, or that it is not known."""
+    """Returns the height of a slice's first pixel as text, such as 'z = -75 mm'."""
     return f"z = {header.position[2]:g} mm" if header.position else "z unknown"
 
 
 class Stack:
-    """The slices of one or more series, to find those that regions were drawn on.
+    """Slices of one or more series; finds those that regions were drawn on.
 
     Attributes:
-      headers: One per slice.
-      planes: One per slice.
+      headers: Header of each slice.
+      planes: Plane of each slice.
     """
 
     def __init__(self, headers: Sequence[Header]) -> None:
-        """Takes slices, at least one.
+        """Places at least one slice.
 
         Raises:
-          UserError: A header does not say where its slice lies.
+          UserError: The header of a slice is incomplete.
         """
         self.headers = headers
         self.planes = [plane(header) for header in headers]
@@ -155,7 +155,7 @@ class Stack:
             of_series = series == uid
             steps = np.diff(np.sort(self._heights[of_series]))
             steps = steps[steps > POSITION_TOLERANCE_MM]
-            near = PLANE_SHARE * steps.min() if len(steps) else PLANE_MM
+            near = PLANE_FRACTION * steps.min() if len(steps) else PLANE_MM
             self._near[of_series] = near
 
     def place(
@@ -171,24 +171,24 @@ class Stack:
     ) -> int | None:
         """Returns the index of the slice that a region was drawn on.
 
-        It must hold all points. Where the region names its slice, the two must agree.
+        The slice must contain all points. If the region names its slice, both must agree.
 
         Args:
           points: Points of the region or corners of its frame, `[n, 3]` mm.
-          names: Slices that the region names: SOPInstanceUID, and index of the frame or
-            None.
+          names: (SOPInstanceUID, index of the frame or None) of the slices that the
+            region names.
           what: Subject of the error message: "ROI 'a' has a contour that".
           path: The file of regions.
           reference: FrameOfReferenceUID of the points; '' if not given.
-          listed: SOPInstanceUIDs that the file as a whole refers to: they choose where
-            several slices lie at one position and the region names none.
+          listed: SOPInstanceUIDs that the file as a whole refers to; they decide between
+            slices at one position if the region does not name its slice.
           named_only: Refuse regions that do not name their slice.
 
         Returns:
-          None if there is no slice at the points, nor one that the region names.
+          Index of the slice; None if a slice neither lies at the points nor is named.
 
         Raises:
-          UserError: Name and position contradict each other, or fit several slices, or
+          UserError: Name and position contradict each other or fit several slices, or
             the points were drawn in another frame of reference.
         """
         away = np.abs(points @ self._normals.T - self._heights).max(axis=0)
@@ -226,24 +226,24 @@ class Stack:
         if named_only and not names:
             raise UserError(
                 f"{path}: {what} does not name its slice. The file refers to several "
-                "series, not all of which are there, so that it could belong to any of "
+                "series, some of which are missing, so that it could belong to any of "
                 "them.",
                 where=path,
             )
         if len(same) > 1:
             first, second = (self.headers[i] for i in same[:2])
             raise UserError(
-                f"{path}: {what} could belong to several slices that lie at one "
-                f"position, {height_text(first)}: {first.path} and {second.path}. "
+                f"{path}: {what} could belong to several slices at one position, "
+                f"{height_text(first)}: {first.path} and {second.path}. "
                 "Remove the series or phase that the regions were not drawn on.",
                 where=path,
             )
         return int(same[0])
 
     def turned(self, on: Plane) -> float:
-        """Returns the angle in degrees between a plane and the slices, however it faces.
+        """Returns the smallest angle in degrees between a plane and the slices.
 
-        That to the nearest series, if they differ.
+        Planes that face opposite directions are parallel.
         """
         cosines = np.abs(self._normals @ on.normal)
         return float(np.degrees(np.arccos(min(1.0, cosines.max()))))
@@ -255,9 +255,9 @@ class Stack:
         return next((int(i) for i in others if i != index), None)
 
     def holds(self, points: np.ndarray) -> np.ndarray:
-        """Returns which points `[n, 3]` in mm lie on a slice, `[n]` bool.
+        """Returns whether points `[n, 3]` in mm lie on a slice, `[n]` bool.
 
-        For slices of one series, which are parallel.
+        Slices must be of one series, and so parallel.
         """
         heights = points @ self._normals[0]
         along = self._positions @ self._normals[0]
@@ -290,6 +290,6 @@ class Stack:
             return f"{on}, but names the slice {header.path} ({height_text(header)})."
         header = self.headers[named[0]]
         return (
-            f"names the slice {header.path} ({height_text(header)}), but lies where "
-            f"there is no slice, at {at}."
+            f"names the slice {header.path} ({height_text(header)}), but does not "
+            f"lie on any slice, at {at}."
         )

@@ -1,16 +1,17 @@
-"""Lung masks that other programs made: which series each belongs to, and their pixels.
+"""Lung masks of other programs: the series that each belongs to, and their pixels.
 
-Read are NIfTI volumes and DICOM SEG, as these programs write them:
+NIfTI volumes and DICOM SEG are read, as these programs write them:
 
     TotalSegmentator   a folder per case with a file per structure, such as
                        lung_upper_lobe_left.nii.gz, or one file with a table of labels,
                        or a SEG
     lungmask           one NIfTI per case: 1 right and 2 left, or the lobes 1 to 5
 
-A mask belongs to the series that it names: a SEG by its references, a NIfTI by the
-SeriesInstanceUID, StudyInstanceUID or PatientID (or its hash) in its name or in that of a
-folder, or by lying in the folder of the series' name. Without a name, it belongs to the
-series whose pixels are its voxels, if all such series show the same scan.
+A mask belongs to the series that it names. A SEG names it by its references. A NIfTI
+names it by the SeriesInstanceUID, StudyInstanceUID or PatientID (or its hash) in its own
+name or in that of a folder, or by lying in a folder named like the folder of the series.
+Otherwise a mask belongs to the series whose pixels are its voxels, if all such series show
+the same scan.
 """
 
 import dataclasses
@@ -32,26 +33,26 @@ from twostage_jax.ct.series import Series
 from twostage_jax.errors import UserError
 from twostage_jax.folders import Skipped
 
-# Words of labels and file names, after `_words`. Structures beside or inside the lungs
-# that lung masks come with:
+# Words of labels and file names, after `_words`: structures next to or inside the lungs
+# that accompany lung masks.
 _OTHER = re.compile(
     r"vessel|arter|vein|airway|\bwalls?\b|trache|bronch|heart|atri|ventric|aort|liver|"
     r"thyroid|thymus|prostate|brain|frontal|caudate|pleura|effusion|spleen|stomach|"
     r"colon|bowel|intestin|duoden|esophag|kidney|vertebra|\bribs?\b|spin(e|al)|\bbody\b|"
     r"muscle|\bskin\b|mediastin|fissure|lymph|diaphragm"
 )
-# Disease, which is often in the name of a data set or a case too.
+# Words of disease, which also occur in the names of data sets and cases.
 _DISEASE = re.compile(
     r"nodul|lesion|tumou?r|cancer|infiltrat|infect|opacit|consolid|\bggo\b|fibros|"
     r"emphys|\b[gpci]tv|metast|covid|abnormal"
 )
-# Values of masks without labels: one structure; right and left lung, also as LUNA16 has
-# them; five lobes.
+# Values of masks without labels: right and left lung, also in the numbering of LUNA16;
+# five lobes.
 _PLAIN_VALUES = ({1, 2}, {3, 4}, {1, 2, 3, 4, 5})
-# Files of lobes share no more than this fraction of the smaller.
+# Files of lobes overlap by at most this fraction of the smaller.
 _MOST_SHARED = 0.05
-# Fractions of a lung mask with air in it: less is another patient's mask, or a shifted
-# one; less than the second is said.
+# Fraction of air in a lung mask: below the first, the mask is shifted or of another
+# patient; below the second, a remark is made.
 _LEAST_AIR, _USUAL_AIR = 0.05, 0.5
 
 
@@ -62,8 +63,8 @@ class LungFile:
     Attributes:
       path: The file.
       format: NIfTI or SEG.
-      labels: Numbers (NIfTI) or names (SEG) of what is lung; None for a NIfTI that does
-        not name its labels.
+      labels: Values (NIfTI) or labels (SEG) of lung; None for a NIfTI without label
+        names.
     """
 
     path: Path
@@ -73,7 +74,7 @@ class LungFile:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class GivenLungs:
-    """Lung mask of one series, of one or more files.
+    """Lung mask of one series, from one or more files.
 
     Attributes:
       files: The files.
@@ -91,9 +92,8 @@ class GivenLungs:
         """Returns the mask, `[H, W]` bool, of every slice of the series.
 
         Raises:
-          UserError: A file does not fit the slices, marks nothing on them, or holds
-            values of which it is unknown whether they are lung; or two files mark the
-            same pixels.
+          UserError: A file does not fit the slices, marks none of their pixels, or has
+            values of unknown meaning; or two files mark the same pixels.
         """
         found = {header.key: np.zeros(header.shape, bool) for header in headers}
         for file in self.files:
@@ -112,7 +112,7 @@ class GivenLungs:
         # A single lobe may be empty: a file is written for each.
         if not any(mask.any() for mask in found.values()):
             raise UserError(
-                f"{self.files[0].path}: no lung is marked on the slices.",
+                f"{self.files[0].path}: does not mark any lung on the slices.",
                 where=self.files[0].path,
             )
         return found
@@ -139,11 +139,11 @@ class Matched:
         """Returns the lung mask of a series.
 
         Raises:
-          UserError: There is none, or it could be any of several.
+          UserError: The mask is missing or ambiguous.
         """
         if series_uid not in self._found:
             raise UserError(
-                "A lung mask for the series was not found among the given ones. "
+                "A lung mask for the series was not found among the given files. "
                 f"{self._reasons[series_uid]}",
                 where=self.folder,
             )
@@ -151,12 +151,12 @@ class Matched:
 
 
 def folder(given: str) -> Path | None:
-    """Returns the folder or file of masks that a setting `lungs` names.
+    """Returns the folder or file of masks in a setting `lungs`.
 
     None for the words '', 'given', 'found' and 'off'.
 
     Raises:
-      UserError: It is neither one of the words nor there.
+      UserError: The setting is neither one of the words nor an existing path.
     """
     if given in ("", "given", "found", "off"):
         return None
@@ -182,7 +182,7 @@ def match(
       salt: Secret mixed into the patients' hashes.
 
     Raises:
-      UserError: The folder does not exist, or holds no lung mask.
+      UserError: The folder does not exist or does not contain a lung mask.
     """
     regions, lungs, skipped = annotations.find(root, given, [])
     files, homes = [], {}
@@ -231,14 +231,14 @@ def match(
 
 
 def air_remark(hu: np.ndarray, lungs: np.ndarray) -> str:
-    """Returns a remark on given lungs that hold little air, or ''.
+    """Returns a remark on given lungs that contain little air, or ''.
 
     Args:
-      hu: `[Z, H, W]`.
-      lungs: `[Z, H, W]` bool.
+      hu: Hounsfield units, `[Z, H, W]`.
+      lungs: Lung mask, `[Z, H, W]` bool.
 
     Raises:
-      UserError: They hold nearly none.
+      UserError: They contain almost no air.
     """
     air = float(np.mean(hu[lungs] < AIR_BELOW_HU))
     text = f"{100 * air:.0f} % of the given lung is darker than {AIR_BELOW_HU} HU"
@@ -256,7 +256,7 @@ def _words(name: str) -> str:
 
 
 def _is_lung(label: str) -> bool:
-    """Whether a label is that of a lung, or of a part of it that is all lung."""
+    """Whether a label names a lung or a lobe of it."""
     words = _words(label)
     lobe = re.search(r"\blobes?\b", words) and re.search(r"upper|middle|lower", words)
     return ("lung" in words or bool(lobe)) and not (
@@ -265,10 +265,10 @@ def _is_lung(label: str) -> bool:
 
 
 def _lung_file(file: annotations.RoiFile) -> LungFile:
-    """Returns what is lung in a file.
+    """Returns a file with its labels of lung.
 
     Raises:
-      UserError: It is not a lung mask.
+      UserError: The file is not a lung mask.
     """
     path = file.path
     if file.format == nifti.FORMAT:
@@ -276,21 +276,23 @@ def _lung_file(file: annotations.RoiFile) -> LungFile:
         lung = tuple(value for value, name in names.items() if _is_lung(name))
         if names and not lung:
             raise UserError(
-                f"{path}: none of its {len(names)} labels is lung.", where=path
+                f"{path}: its {len(names)} labels do not include a lung.", where=path
             )
         if not names and _OTHER.search(_words(annotations.stem(path))):
-            raise UserError(f"{path}: is not a lung mask by its name.", where=path)
+            raise UserError(
+                f"{path}: its name is that of another structure than lung.", where=path
+            )
         return LungFile(path, file.format, lung or None)
     if file.format == seg.FORMAT:
         lung = _lung_segments(path)
         if not lung:
-            raise UserError(f"{path}: none of its segments is lung.", where=path)
+            raise UserError(f"{path}: its segments do not include a lung.", where=path)
         return LungFile(path, file.format, lung)
     raise UserError(f"{path}: lung masks are read from NIfTI and SEG.", where=path)
 
 
 def _lung_segments(path: Path) -> tuple[str, ...]:
-    """Returns the labels of a SEG's segments that are lung, by label or coded type."""
+    """Returns the labels of a SEG's lung segments, by label or coded type."""
     with refusing(path):
         dataset = decode.load(path, pixels=False)
         found = set()
@@ -313,7 +315,7 @@ def _series_of(
     root: Path,
     salt: str,
 ) -> tuple[list[Series], bool]:
-    """Returns the series that a file fits, and whether it names them."""
+    """Returns the series that a file fits, and whether the file names them."""
     if region.series:
         return [one for one in series if one.uid in region.series], True
     inside = file.path.relative_to(above)
@@ -343,7 +345,7 @@ def _series_of(
         return _in_frame(file, pool), bool(named)
     fitting = [one for one in pool if nifti.fits(file.path, one.headers)]
     if not fitting and len({(one.patient, _scan(one)) for one in pool}) == 1:
-        # Cut to the lungs, for instance: its reader decides.
+        # The volume may be cropped to the lungs, for instance: its reader decides.
         fitting = pool
     return fitting, bool(named)
 
@@ -355,16 +357,16 @@ def _in_frame(file: LungFile, series: Sequence[Series]) -> list[Series]:
 
 
 def _scan(series: Series) -> str:
-    """Returns a name that reconstructions of the same scan share."""
+    """Returns an identifier that reconstructions of the same scan share."""
     first = series.headers[0]
     return first.reference or first.study or series.uid
 
 
 def _chosen(files: Sequence[LungFile]) -> tuple[LungFile, ...]:
-    """Returns the files, out of those that fit a series, that make its lung mask.
+    """Returns the files that make up the lung mask of a series, out of those that fit it.
 
     Raises:
-      UserError: They could be several masks.
+      UserError: The files could be several masks.
     """
     folders = {file.path.parent for file in files}
     called = {file: _words(annotations.stem(file.path)) for file in files}
@@ -382,7 +384,7 @@ def _chosen(files: Sequence[LungFile]) -> tuple[LungFile, ...]:
 
 
 def _read(file: LungFile, headers: Sequence[Header]) -> dict[Key, np.ndarray]:
-    """Returns what a file marks as lung, `[H, W]` bool, on slices of one series."""
+    """Returns the lung mask `[H, W]` bool of a file on slices of one series."""
     if file.format == seg.FORMAT:
         drawn = seg.draw(Query(file.path, headers, file.labels))
         shapes = {header.key: header.shape for header in headers}
@@ -405,9 +407,9 @@ def _read(file: LungFile, headers: Sequence[Header]) -> dict[Key, np.ndarray]:
 def _refuse_values(path: Path, values: set[int]) -> None:
     shown = ", ".join(map(str, sorted(values)[:12]))
     raise UserError(
-        f"{path}: has the values {shown}{', ...' if len(values) > 12 else ''} and does "
-        "not say which are lung (1 and 2 are read as the lungs, 1 to 5 as the lobes). "
-        "Save the lungs alone.",
+        f"{path}: has the values {shown}{', ...' if len(values) > 12 else ''}, whose "
+        "meaning is unknown (1 and 2 are read as the lungs, 1 to 5 as the lobes). Save "
+        "only the lungs.",
         where=path,
     )
 

@@ -1,11 +1,11 @@
 """Lung masks by threshold and morphology, without any training.
 
-Slice by slice, because high-resolution protocols leave centimetres between sections;
-slices that lie close together are joined, so that a piece is judged with what continues
-it. The steps are those of the rule-based methods since Hu, Hoffman and Reinhardt 2001
-(doi:10.1109/42.929615): air inside the body, without the airways, smoothed and filled;
-dense disease under the chest wall is filled up to the convex hull of its lung, on the
-costal side only.
+Slices are processed one by one, because high-resolution protocols leave centimetres
+between sections; slices that lie close together are joined, so that a piece is judged
+together with its continuation. The steps are those of the rule-based methods since Hu,
+Hoffman and Reinhardt 2001 (doi:10.1109/42.929615): air inside the body, without the
+airways, smoothed and filled; dense disease under the chest wall is filled up to the convex
+hull of its lung, on the costal side only.
 
 Gas in stomach and bowel is distinguished from lung by the ribs: lung reaches the chest
 wall, and a rib lies close outside part of its outline in every section; the abdominal
@@ -25,61 +25,61 @@ from skimage import measure, morphology
 
 # Between ground-glass opacity (-700 to -300 HU) and fat (-100 HU).
 AIR_BELOW_HU = -300
-# The inside of trachea and bowel; blur and noise leave normal lung above it.
+# Lumen of trachea and bowel; normal lung stays above this despite blur and noise.
 GAS_BELOW_HU = -930
-# Median of bowel gas; even emphysema has vessels and walls among its air. What is
-# larger (mm^2 in one slice, mm^3 in several) is no bowel, however dark.
+# Median of bowel gas; even emphysema contains vessels and walls. Larger pieces (mm^2 in
+# one slice, mm^3 in several) are not bowel, even if they are dark.
 BOWEL_BELOW_HU = -965
 LARGEST_BOWEL_MM2, LARGEST_BOWEL_MM3 = 6000.0, 300e3
-# Pure gas: no median of a lung is so low.
+# Pure gas: the median of a lung is higher.
 GAS_HU = -985
-# Blur makes the median of small gas pockets (mm^2) say little, their darkest tenth not.
+# Blur raises the median of small gas pockets (mm^2) but not their darkest tenth.
 POCKET_MM2, POCKET_BELOW_HU = 1500.0, -975
 BONE_ABOVE_HU = 200
-# Blocks of pixels blur a rib: it is looked for above this, and nothing else is. What is
-# brighter than any bone is metal, whose streaks look like air.
+# Threshold for ribs only, which blocks of pixels blur. Pixels brighter than any bone are
+# metal, whose streaks look like air.
 RIB_ABOVE_HU, METAL_ABOVE_HU = 180, 2500
-# A rib this near, mm, lies beside lung.
+# A rib within this distance, mm, lies next to lung.
 RIB_MM = 12.0
-# Fractions of a piece's outline with a rib outside it: of lung, and of lung as dark as
+# Smallest fraction of a piece's outline next to ribs, for lung and for lung as dark as
 # gas (median away from its edge, HU).
 BESIDE_RIBS, DARK_BESIDE_RIBS, DARK_BELOW_HU = 0.02, 0.10, -900
-# Colon under the ribs: as above, of what is as dark as bowel and no larger.
+# The same fraction for pieces as dark and as small as bowel: colon lies under ribs, too.
 BOWEL_BESIDE_RIBS = 0.30
-# The median counts pixels further than this from the edge, mm.
+# The median away from the edge counts pixels farther than this from it, mm.
 CORE_MM = 3.0
-# Lung away from all ribs: an island between consolidations, no darker by more than this
-# than the darkest lung next to ribs in its slice, of pieces of at least so many mm^2.
+# Lung away from all ribs is an island between consolidations. It is at most this much
+# darker (HU) than the darkest piece next to ribs in its slice of at least this area, mm^2.
 ISLAND_HU, ISLAND_LIKE_MM2 = 40.0, 500.0
-# An island lies in the convex hull of such lung, or as near to it, mm: not outside the
-# chest, between trunk and arm.
+# An island lies within this distance, mm, of the convex hull of such lung: not outside
+# the chest, between trunk and arm.
 ISLAND_MM = 8.0
-# Larger than bowel whose gas is not dark, mm^2.
+# Larger pieces of grey gas are not bowel, mm^2.
 LARGEST_GREY_BOWEL_MM2 = 3000.0
 # Less lung than this in a single section (mm^2) or volume (mm^3) could be something else.
 LITTLE_MM2, LITTLE_MM3 = 1000.0, 20e3
-# Two thirds of such lung is too dark to be sure.
-DOUBTFUL_SHARE = 2 / 3
-# The shapes looked for are centimetres large: they are found on pixels of about this.
+# With more than two thirds of dark or rib-less lung, the mask is uncertain.
+DOUBTFUL_FRACTION = 2 / 3
+# Approximate pixel size for the search: the structures are centimetres large.
 WORKING_MM = 1.4
-# Slices further apart do not show the same piece of bowel twice.
+# Slices farther apart do not show the same piece of bowel twice.
 JOINED_MM = 6.0
 CLOSING_MM = 7.0
-# A lung section is larger than this, mm^2; a trachea is smaller than that.
+# Smallest section of a lung and largest of a trachea, mm^2.
 SMALLEST_SECTION_MM2 = 60.0
 LARGEST_AIRWAY_MM2 = 900.0
-# Pieces of less than this share of the largest are no lung.
-SMALLEST_SHARE = 0.01
+# Pieces smaller than this fraction of the largest are not lung.
+SMALLEST_FRACTION = 0.01
 
 
 class Lungs(NamedTuple):
     """Lungs of some slices.
 
     Attributes:
-      mask: `[Z, H, W]` bool.
-      doubts: For each of the Z slices, why its mask is uncertain; '' where it is not.
-      gas: Fraction of the air inside the body, in each of the Z slices, that was taken
-        for gas in stomach or bowel.
+      mask: Lung mask, `[Z, H, W]` bool.
+      doubts: Reason why the mask of each slice is uncertain; '' if it is certain.
+      gas: Fraction of the air inside the body in each slice that was classified as gas
+        in stomach or bowel.
     """
 
     mask: np.ndarray
@@ -92,14 +92,15 @@ class _Piece:
     """Connected air in one slice.
 
     Attributes:
-      label: Its number in the slice's array of pieces.
-      at: (row, column) of one of its pixels.
-      area: mm^2.
+      label: Number in the slice's array of pieces.
+      at: (row, column) of a pixel of the piece.
+      area: Area, mm^2.
       median: Median HU.
       core: Median HU away from its edge.
-      rim: Pixels of its outline.
-      ribs: Those of them with a rib close outside; `rim` if the slice shows no bone.
-      lung: Whether it counts as lung.
+      rim: Number of pixels of its outline.
+      ribs: Number of these pixels with a rib close outside; `rim` in a slice without
+        bone.
+      lung: Whether the piece counts as lung.
     """
 
     label: int
@@ -121,22 +122,22 @@ class _Piece:
 
 
 def lung_mask(hu: np.ndarray, spacing: Sequence[float | None]) -> np.ndarray:
-    """Returns where the lungs are, `[Z, H, W]` bool: the mask of `find_lungs`."""
+    """Returns the lung mask of `find_lungs`, `[Z, H, W]` bool."""
     return find_lungs(hu, spacing).mask
 
 
 def find_lungs(hu: np.ndarray, spacing: Sequence[float | None]) -> Lungs:
-    """Returns where the lungs are, and where that is uncertain.
+    """Returns the lungs, and the slices in which they are uncertain.
 
-    Trachea, main bronchi, table, and gas in stomach and bowel are left out; vessels
-    inside the lungs and dense disease that lung surrounds, or that lies between lung
-    and chest wall, are left in. A lobe without any air in it cannot be told from the
-    chest wall and is lost, and so is a lung that the border of the image cuts open.
+    Excludes trachea, main bronchi, table, and gas in stomach and bowel. Includes vessels
+    inside the lungs, and dense disease that is surrounded by lung or lies between lung
+    and chest wall. A lobe without air cannot be distinguished from the chest wall and is
+    lost, as is a lung that is cut by the border of the image.
 
     Args:
-      hu: `[Z, H, W]` Hounsfield units of axial slices, in the order of a series.
-      spacing: Millimetres between (slices, rows, columns), or (rows, columns); without
-        the first, or with None for it, slices are taken one by one.
+      hu: Hounsfield units of axial slices in the order of a series, `[Z, H, W]`.
+      spacing: Millimetres between (slices, rows, columns), or (rows, columns). If the
+        distance between slices is missing or None, they are processed one by one.
 
     Raises:
       ValueError: The array is not three-dimensional, or a spacing is not positive.
@@ -188,15 +189,15 @@ def _shrunk(image: np.ndarray, factor: int) -> np.ndarray:
 def _air_in_body(image: np.ndarray, pixel: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns the air inside the body, without the airways, and the body, `[H, W]`."""
     tissue = image >= AIR_BELOW_HU
-    # Filled first: the chest wall is too thin to be opened. Opened, so that the table
-    # and clothes that touch the skin fall off.
+    # Filled first, because the chest wall is too thin for opening. Opening removes the
+    # table and clothes that touch the skin.
     solid, count = ndimage.label(_opened(ndimage.binary_fill_holes(tissue), 5 / pixel))
     if not count:
         return np.zeros(image.shape, bool), np.zeros(image.shape, bool)
     body = solid == 1 + np.bincount(solid.ravel())[1:].argmax()
     columns = np.flatnonzero(body.any(0))
     middle, width = (columns[0] + columns[-1]) / 2, columns[-1] - columns[0] + 1
-    # Where skin and air mix is no lung.
+    # Pixels in which skin and air mix are not lung.
     inside = _eroded(body, 3 / pixel)
     air = ~tissue & inside
     for threshold in (GAS_BELOW_HU, AIR_BELOW_HU):
@@ -212,7 +213,7 @@ def _remove_airways(
     width: int,
     pixel: float,
 ) -> None:
-    """Takes trachea and main bronchi, with their walls, out of `air`, in place."""
+    """Removes trachea and main bronchi, with their walls, from `air` in place."""
     pieces, _ = ndimage.label(dark)
     margin = int(np.ceil(4.5 / pixel)) + 1
     for piece in measure.regionprops(pieces):
@@ -229,21 +230,21 @@ def _remove_airways(
         distance = ndimage.distance_transform_edt(~lumen) * pixel
         ring = (distance > 1.5) & (distance <= 4.5)
         wall = np.mean(image[box][ring] >= AIR_BELOW_HU)
-        # Lung that is cut tangentially is flat; an airway's section is compact.
+        # Tangentially cut lung is flat; the section of an airway is compact.
         if wall > 0.6 and piece.solidity > 0.75:
             air[box] &= distance > 2.5
 
 
 def _ribs(image: np.ndarray, body: np.ndarray, pixel: float) -> np.ndarray | None:
-    """Returns which pixels have a rib near and outside of them; None without bone.
+    """Returns the pixels with a rib close outside, `[H, W]` bool; None without bone.
 
-    Outside: nearer to the skin. A rib or another bone of the chest wall, that is; the
-    spine lies behind the lungs, and bowel in front of it.
+    Outside means nearer to the skin: ribs and other bones of the chest wall count, but
+    the spine, which lies behind the lungs and in front of which bowel lies, does not.
 
     Args:
-      image: `[H, W]` HU.
-      body: `[H, W]` bool.
-      pixel: Millimetres per pixel.
+      image: Hounsfield units, `[H, W]`.
+      body: Mask of the body, `[H, W]` bool.
+      pixel: Pixel size, mm.
     """
     pieces, count = ndimage.label((image > RIB_ABOVE_HU) & body)
     if not count:
@@ -270,22 +271,22 @@ def _lungs_of(
     """Returns the lungs in `air`, `[Z, H, W]` bool, and the doubts about each slice.
 
     Args:
-      air: `[Z, H, W]` bool.
-      hu: `[Z, H, W]`.
-      ribs: For each slice, `_ribs`.
-      pixel: Millimetres per pixel.
-      step: Millimetres between slices; None if this is one slice.
+      air: Air inside the body, `[Z, H, W]` bool.
+      hu: Hounsfield units, `[Z, H, W]`.
+      ribs: Result of `_ribs` for each slice.
+      pixel: Pixel size, mm.
+      step: Distance between slices, mm; None for a single slice.
     """
     sections, pieces = [], []
     for image, inside, near in zip(hu, air, ribs, strict=True):
         labels, _ = ndimage.label(inside)
-        # A section of a volume may be small: `_lung_pieces` looks at the whole of it.
+        # A section of a volume may be small: `_lung_pieces` judges the whole volume.
         fewest = SMALLEST_SECTION_MM2 if step is None else 0.0
         found = _measured(labels, image, near, pixel, fewest)
         _judge(labels, found, pixel)
         sections.append(labels)
         pieces.append(found)
-    # Dark gas is taken out first: through a thin wall it would join bowel to lung.
+    # Dark gas is removed first: through a thin wall it would join bowel to lung.
     lung = np.stack(
         [
             _chosen(labels, [p for p in found if p.lung or not p.dark])
@@ -303,7 +304,7 @@ def _lungs_of(
                 total[number] += piece.area
                 beside[number] += piece.area * piece.lung
                 members.append((z, piece, number))
-    # What continues lung from slice to slice is lung.
+    # Pieces that continue lung from slice to slice are lung.
     kept = beside > 0.5 * total
     areas = [sum(piece.area for piece in found) for found in pieces]
     return kept[volumes], _doubts(members, kept, ribs, areas, step)
@@ -338,7 +339,7 @@ def _measured(
 
 
 def _judge(labels: np.ndarray, pieces: list[_Piece], pixel: float) -> None:
-    """Decides which pieces of one slice are lung, by themselves and by each other."""
+    """Decides which pieces of a slice are lung, one by one and by comparison."""
     for piece in pieces:
         least = DARK_BESIDE_RIBS if piece.dark else BESIDE_RIBS
         if piece.core < BOWEL_BELOW_HU and piece.area < LARGEST_BOWEL_MM2:
@@ -370,14 +371,14 @@ def _doubts(
     areas: Sequence[float],
     step: float | None,
 ) -> list[str]:
-    """Returns why the lungs of each slice are uncertain, '' where they are not.
+    """Returns the reason why the lungs of each slice are uncertain, or ''.
 
     Args:
-      members: (slice, piece, number of the volume that it belongs to).
-      kept: For each volume, whether it is lung.
-      ribs: For each slice, `_ribs`.
+      members: (slice, piece, number of its volume) of each piece.
+      kept: Whether each volume is lung.
+      ribs: Result of `_ribs` for each slice.
       areas: Area of all pieces of each slice, mm^2.
-      step: As in `_lungs_of`.
+      step: Distance between slices, mm; None for a single slice.
     """
     volume = step and step * sum(p.area for _, p, number in members if kept[number])
     doubts = []
@@ -387,9 +388,9 @@ def _doubts(
         dark = sum(piece.area for piece in own if piece.dark)
         away = sum(piece.area for piece in own if piece.beside_ribs < BESIDE_RIBS)
         reasons = []
-        if near is not None and away > DOUBTFUL_SHARE * area > 0:
+        if near is not None and away > DOUBTFUL_FRACTION * area > 0:
             reasons.append("no rib lies next to it")
-        if dark > DOUBTFUL_SHARE * area > 0:
+        if dark > DOUBTFUL_FRACTION * area > 0:
             reasons.append("it is nearly as dark as gas")
         if step is None and 0 < area < LITTLE_MM2:
             reasons.append(f"it covers only {area / 100:.1f} cm2")
@@ -407,16 +408,16 @@ def _lung_pieces(
     """Returns `air` `[Z, H, W]` without small pieces and bowel gas.
 
     Args:
-      air: `[Z, H, W]` bool.
-      hu: `[Z, H, W]`.
-      pixel: Millimetres a pixel.
-      step: Millimetres between slices; None if this is one slice.
+      air: Air inside the body, `[Z, H, W]` bool.
+      hu: Hounsfield units, `[Z, H, W]`.
+      pixel: Pixel size, mm.
+      step: Distance between slices, mm; None for a single slice.
     """
     pieces, count = ndimage.label(air)
     if not count:
         return air
     sizes = np.bincount(pieces.ravel())
-    fewest = max(SMALLEST_SECTION_MM2 / pixel**2, SMALLEST_SHARE * sizes[1:].max())
+    fewest = max(SMALLEST_SECTION_MM2 / pixel**2, SMALLEST_FRACTION * sizes[1:].max())
     lung = sizes >= fewest
     lung[0] = False
     for index, box in enumerate(ndimage.find_objects(pieces), start=1):
@@ -440,7 +441,7 @@ def _lung_pieces(
 def _filled(image: np.ndarray, air: np.ndarray, pixel: float) -> np.ndarray:
     """Returns one slice's lungs with their vessels and dense disease, `[H, W]` bool."""
     both = morphology.convex_hull_image(air)
-    # How far inside of the hull of both lungs, mm: small under the chest wall.
+    # Depth inside the hull of both lungs, mm: small under the chest wall.
     depth = ndimage.distance_transform_edt(both) * pixel
     filled = np.zeros(air.shape, bool)
     enclosed = np.zeros(air.shape, bool)
@@ -448,12 +449,12 @@ def _filled(image: np.ndarray, air: np.ndarray, pixel: float) -> np.ndarray:
         lung = ndimage.binary_fill_holes(_closed(side, CLOSING_MM / pixel))
         filled |= lung | _costal_disease(image, lung, depth, pixel)
         enclosed |= ndimage.binary_fill_holes(side)
-    # What lung surrounds is no bone, however bright: a vessel with contrast medium.
+    # Bright pixels surrounded by lung are not bone but vessels with contrast medium.
     return enclosed | (filled & (image < BONE_ABOVE_HU))
 
 
 def _sides(air: np.ndarray) -> list[np.ndarray]:
-    """Returns the sections of the two lungs, or of the one that there is."""
+    """Returns the sections of the two lungs, or of the only one."""
     columns = np.flatnonzero(air.any(0))
     middle = (columns[0] + columns[-1]) / 2
     pieces, count = ndimage.label(air)
@@ -477,8 +478,10 @@ def _sides(air: np.ndarray) -> list[np.ndarray]:
 def _costal_disease(
     image: np.ndarray, lung: np.ndarray, depth: np.ndarray, pixel: float
 ) -> np.ndarray:
-    """Returns the dents of a lung that the chest wall, not the mediastinum, borders."""
-    dents, count = ndimage.label(_opened(_hull(lung) & ~lung, 2 / pixel))
+    """Returns the dents of a lung that border on the chest wall, not the mediastinum."""
+    dents, count = ndimage.label(
+        _opened(morphology.convex_hull_image(lung) & ~lung, 2 / pixel)
+    )
     found = np.zeros(lung.shape, bool)
     near_lung = _dilated(lung, 2.5 / pixel)
     for index in range(1, count + 1):
@@ -491,14 +494,10 @@ def _costal_disease(
     return found
 
 
-def _hull(mask: np.ndarray) -> np.ndarray:
-    return morphology.convex_hull_image(mask)
-
-
 def _refined(
     image: np.ndarray, air: np.ndarray, filled: np.ndarray, factor: int
 ) -> np.ndarray:
-    """Returns the mask at the slice's own resolution, its edge at the threshold."""
+    """Returns the mask at the slice's full resolution, its edge at the threshold."""
     if factor == 1:
         return filled
 
@@ -515,13 +514,13 @@ def _refined(
 
 
 def _dilated(mask: np.ndarray, radius: float) -> np.ndarray:
-    """Returns the pixels within `radius` pixels of the mask: a disc of any size."""
-    # Without any pixel there is no distance to it, and the result would be arbitrary.
+    """Returns the pixels within `radius` pixels of the mask."""
+    # The distance to an empty mask is undefined, and the result would be arbitrary.
     return morphology.isotropic_dilation(mask, radius) if mask.any() else mask.copy()
 
 
 def _eroded(mask: np.ndarray, radius: float) -> np.ndarray:
-    # What lies beyond the border of the image counts as mask: a cut body is no edge.
+    # Pixels beyond the border of the image count as mask: a cut body is not an edge.
     return mask.copy() if mask.all() else morphology.isotropic_erosion(mask, radius)
 
 

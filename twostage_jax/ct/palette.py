@@ -1,21 +1,21 @@
-"""Names and colours of classes, and the notice that every output carries."""
+"""Colours of classes, and the notice on every output."""
 
 from collections.abc import Sequence
 
 NOTICE = "Research use only, not for diagnosis"
-# Whether the training images were synthetic; None: the model does not say. In full, and
-# for fields of 64 or 79 letters that hold the notice, too.
+# Whether the training images were synthetic, in full and for fields of 64 or 79 letters
+# that contain the notice, too; None: not recorded.
 ORIGINS = {
     True: "Model trained on synthetic images, not on patients",
     None: "Whether the model was trained on synthetic images is not recorded",
     False: "",
 }
 SHORT_ORIGINS = {True: "synthetic training", None: "training unknown", False: ""}
-# Lung whose windows are unlike the training images; see `novelty`.
+# Label of lung whose windows differ from the training images; see `train.novelty`.
 UNLIKE = "unlike the training images"
 NORMAL_NAMES = ("normal", "healthy")
-# Okabe and Ito 2008, "Color Universal Design": told apart in all forms of colour
-# blindness. Neighbours in this order are far apart.
+# Okabe and Ito 2008, "Color Universal Design": distinguishable with all forms of colour
+# blindness. Neighbours in this order differ strongly.
 COLOURS = (
     (213, 94, 0),
     (86, 180, 233),
@@ -28,7 +28,7 @@ COLOURS = (
 
 
 def is_normal(name: str) -> bool:
-    """Whether a class stands for lung without disease."""
+    """Whether a class is lung without disease."""
     return name.strip().lower() in NORMAL_NAMES
 
 
@@ -40,12 +40,12 @@ def colour(index: int, class_names: Sequence[str]) -> tuple[int, int, int] | Non
 
 
 def is_striped(index: int, class_names: Sequence[str]) -> bool:
-    """Whether a class has a colour that others have before it, and is drawn in stripes."""
+    """Whether a class repeats the colour of an earlier one and is drawn in stripes."""
     return _diseases_before(index, class_names) >= len(COLOURS)
 
 
 def printable(text: str, longest: int) -> str:
-    """Returns a text in one line of at most `longest` characters, none of control."""
+    """Returns a text as one line of at most `longest` printable characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
 

@@ -1,4 +1,4 @@
-"""Where to cut square patches out of a labelled slice, and slices at one resolution."""
+"""Positions of square patches in a labelled slice, and resampling of slices."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,82 +19,82 @@ def covered(
     coverage: Sequence[float],
     pure: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a slice's patches, `[N, 3]` int, and how much of each is covered, `[N]`.
+    """Returns a slice's patches, `[N, 3]` int, and their coverage, `[N]`.
 
-    A patch is (row, column, class index); the share is that of its class. Patches lie
-    on a grid that starts at pixel (0, 0). A patch belongs to the class that covers most
-    of it; where two cover the same share, to none.
+    A patch is (row, column, class index); its coverage is the fraction of its pixels
+    that have this class. Patches lie on a grid that starts at pixel (0, 0). A patch
+    belongs to the class that covers most of it, and is dropped if two cover the same.
 
     Args:
-      labels: `[H, W]` int: 0 outside all regions, 1 + class index inside.
+      labels: Label mask `[H, W]` int: 0 outside all regions, 1 + class index inside.
       size: Height and width of a patch, pixels.
       stride: Distance between neighbouring patches, pixels.
-      coverage: For each class, the share of the patch that it must cover at least.
-      pure: Classes whose patches must not hold a single pixel of another class.
+      coverage: Smallest coverage for each class, 0 to 1.
+      pure: Classes whose patches must not contain a single pixel of another class.
 
     Raises:
       ValueError: A patch is larger than the slice.
     """
     if size > min(labels.shape):
         raise ValueError(f"patches of {size} pixels in a slice of {labels.shape}")
-    shares = np.stack(
-        [_share(labels == index + 1, size, stride) for index in range(len(coverage))]
+    fractions = np.stack(
+        [_fraction(labels == index + 1, size, stride) for index in range(len(coverage))]
     )
     for index in pure:
-        others = _share((labels != 0) & (labels != index + 1), size, stride)
-        shares[index][others > 0] = 0
-    best = shares.argmax(axis=0)
-    top = shares.max(axis=0)
-    # Shares are multiples of 1 / size**2; the sliver only guards against rounding.
+        others = _fraction((labels != 0) & (labels != index + 1), size, stride)
+        fractions[index][others > 0] = 0
+    best = fractions.argmax(axis=0)
+    top = fractions.max(axis=0)
+    # Fractions are multiples of 1 / size**2; the tolerance only guards against rounding.
     enough = (top > 0) & (top >= np.asarray(coverage)[best] - 1e-9)
-    enough &= (shares == top).sum(axis=0) == 1
+    enough &= (fractions == top).sum(axis=0) == 1
     rows, columns = np.nonzero(enough)
-    places = np.stack([rows * stride, columns * stride, best[enough]], axis=1)
-    return places, top[enough]
+    found = np.stack([rows * stride, columns * stride, best[enough]], axis=1)
+    return found, top[enough]
 
 
 def apart(
-    corners: np.ndarray, shares: np.ndarray, *, size: int, overlap: float
+    corners: np.ndarray, coverage: np.ndarray, *, size: int, overlap: float
 ) -> np.ndarray:
     """Returns the indices `[M]`, in order, of patches that overlap little enough.
 
-    The best covered patches are taken first, in the order given where they are equal;
-    each that overlaps one taken before by more than `overlap` of its area is left out.
+    Patches are taken in the order of their coverage, ties in the given order, unless
+    they overlap an earlier patch by more than `overlap` of their area.
 
     Args:
-      corners: `[N, 2]` int: first row and column.
-      shares: `[N]`, how much of each patch is covered.
+      corners: First row and column of each patch, `[N, 2]` int.
+      coverage: Coverage of each patch, `[N]`.
       size: Height and width of a patch, pixels.
-      overlap: Largest share of a patch that another may cover; 1 = all are taken.
+      overlap: Largest fraction of a patch that another may cover; 1 takes all patches.
     """
     if overlap >= 1:
         return np.arange(len(corners))
     taken: list[int] = []
-    for index in np.argsort(-shares, kind="stable"):
+    for index in np.argsort(-coverage, kind="stable"):
         sides = size - abs(corners[taken] - corners[index])
         shared = np.maximum(sides, 0).prod(axis=1) / size**2
-        # The sliver only guards against rounding.
+        # The tolerance only guards against rounding.
         if not (shared > overlap + 1e-9).any():
             taken.append(int(index))
     return np.sort(np.array(taken, int))
 
 
-def regions_of(labels: np.ndarray, places: np.ndarray, *, size: int) -> np.ndarray:
-    """Returns the number of the region that each patch shows most of, `[N]`.
+def regions_of(labels: np.ndarray, cuts: np.ndarray, *, size: int) -> np.ndarray:
+    """Returns the number of the region that fills most of each patch, `[N]`.
 
     A region is a connected part of one class; its number is unique in the slice.
 
     Args:
-      labels: `[H, W]` int: 0 outside all regions, 1 + class index inside.
-      places: `[N, 3]` int: row, column, class index.
+      labels: Label mask `[H, W]` int: 0 outside all regions, 1 + class index inside.
+      cuts: Row, column and class index of each patch, `[N, 3]` int.
       size: Height and width of a patch, pixels.
     """
     numbers = np.zeros(labels.shape, np.int64)
-    for index in np.unique(places[:, 2]):
+    for index in np.unique(cuts[:, 2]):
         parts, _ = ndimage.label(labels == index + 1)
         numbers += np.where(parts > 0, parts + numbers.max(), 0)
-    found = np.zeros(len(places), np.int64)
-    for i, (row, column, index) in enumerate(places):
+    found = np.zeros(len(cuts), np.int64)
+    for i, (row, column, index) in enumerate(cuts):
         patch = np.s_[row : row + size, column : column + size]
         own = numbers[patch][labels[patch] == index + 1]
         found[i] = np.bincount(own).argmax()
@@ -114,15 +114,15 @@ def check_size(shape: tuple[int, int], size: int, path: Path) -> None:
 def choose(
     classes: np.ndarray, *, per_class: int, seed: int, patient: str
 ) -> np.ndarray:
-    """Returns the indices `[M]`, in order, of at most `per_class` examples a class.
+    """Returns the indices `[M]`, in order, of at most `per_class` examples per class.
 
-    The choice is random, and depends on the arguments and on nothing else.
+    The choice is random, and depends only on the arguments.
 
     Args:
-      classes: `[N]` class indices of one patient's patches.
-      per_class: Most patches of a class; 0 = all of them.
-      seed: Of the choice.
-      patient: Makes it differ from patient to patient.
+      classes: Class indices of one patient's patches, `[N]`.
+      per_class: Largest number of patches per class; 0 takes all of them.
+      seed: Seed of the choice.
+      patient: Name of the patient, which varies the choice between patients.
     """
     if not per_class:
         return np.arange(len(classes))
@@ -140,7 +140,7 @@ def choose(
 def resampled_shape(
     shape: tuple[int, int], from_mm: tuple[float, float], to_mm: float, path: Path
 ) -> tuple[int, int]:
-    """Returns the shape of a slice at `to_mm` mm a pixel: sides to the nearest pixel.
+    """Returns the shape of a slice at `to_mm` mm per pixel, rounded to whole pixels.
 
     Raises:
       UserError: It would be empty or larger than `MAX_SIDE`.
@@ -150,7 +150,7 @@ def resampled_shape(
     )
     if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE):
         raise UserError(
-            f"{path}: resampled from {from_mm} to {to_mm} mm a pixel it would have "
+            f"{path}: resampled from {from_mm} to {to_mm} mm per pixel it would have "
             f"{rows} x {columns} pixels: check the setting 'spacing' (mm).",
             where="spacing",
         )
@@ -158,13 +158,13 @@ def resampled_shape(
 
 
 def resample_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Returns `[H, W]` numbers as `[*shape]`, float32, over the same field of view.
+    """Returns an image `[H, W]` resampled to `[*shape]` float32, same field of view.
 
-    Linear interpolation, after a Gaussian blur where the image shrinks: without it the
+    Linear interpolation, after a Gaussian blur if the image shrinks: without it the
     finest texture would fold back as false coarse texture.
     """
     factors = [old / new for old, new in zip(image.shape, shape, strict=True)]
-    # The usual anti-aliasing width, that of scikit-image's `resize`.
+    # Anti-aliasing width of scikit-image's `resize`.
     sigma = [max(0.0, (factor - 1) / 2) for factor in factors]
     smooth = ndimage.gaussian_filter(image.astype(np.float32), sigma, mode="nearest")
     zoom = [1 / factor for factor in factors]
@@ -172,7 +172,7 @@ def resample_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def resample_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Returns a mask `[H, W]` as `[*shape]`, by the nearest pixel."""
+    """Returns a mask `[H, W]` resampled to `[*shape]` by the nearest pixel."""
     rows, columns = (
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
         for old, new in zip(mask.shape, shape, strict=True)
@@ -180,8 +180,8 @@ def resample_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return mask[np.ix_(rows, columns)]
 
 
-def _share(mask: np.ndarray, size: int, stride: int) -> np.ndarray:
-    """Returns the share of `mask` in every patch of the grid."""
+def _fraction(mask: np.ndarray, size: int, stride: int) -> np.ndarray:
+    """Returns the fraction of `mask` in every patch of the grid."""
     sums = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     low, high = sums[:-size], sums[size:]
     counts = high[:, size:] - high[:, :-size] - low[:, size:] + low[:, :-size]

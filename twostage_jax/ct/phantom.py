@@ -1,4 +1,13 @@
-"""What a CT scanner makes of a phantom: blur, noise, and a DICOM file."""
+"""HRCT phantoms of diffuse lung disease, and their DICOM files.
+
+A phantom patient is a few axial sections, some centimetres apart as in high-resolution
+protocols, with one to three diseases drawn at their true size and HU, and the mask of
+each. Patients differ in build, lung density, scanner, and extent and severity of disease;
+mild disease is close to normal lung. A section takes about 0.2 s.
+
+Phantoms are for trying and testing the program. They do not show how well it reads
+patients.
+"""
 
 import dataclasses
 import pathlib
@@ -22,8 +31,8 @@ from twostage_jax.ct.phantom_anatomy import (
 from twostage_jax.errors import UserError
 
 # Manufacturer, kernel, point spread (mm), edge gain, noise (HU at 1 mm thickness), and
-# spatial frequency at which the noise falls (cycles a mm): one soft, one medium and
-# two sharp kernels. Names as these manufacturers write them.
+# spatial frequency at which the noise falls (cycles per mm): one soft, one medium and two
+# sharp kernels, with the manufacturers' names.
 KERNELS = (
     ("GE MEDICAL SYSTEMS", "STANDARD", 0.55, 0.0, 16, 0.28),
     ("GE MEDICAL SYSTEMS", "LUNG", 0.42, 0.5, 30, 0.42),
@@ -32,20 +41,50 @@ KERNELS = (
 )
 
 
+CLASS_NAMES = ("normal", *TEXTURES)
+
+# Each disease occurs 4 times in 12 patients, so that each part of a split can have it.
+DISEASES = (
+    ("honeycombing", "reticular"),
+    ("ground_glass", "consolidation"),
+    ("emphysema",),
+    ("nodular", "ground_glass"),
+    ("reticular", "ground_glass"),
+    ("emphysema", "honeycombing"),
+    ("consolidation", "nodular"),
+    ("honeycombing", "reticular", "ground_glass"),
+    ("nodular", "emphysema"),
+    ("consolidation", "nodular"),
+    ("honeycombing", "consolidation"),
+    ("reticular", "emphysema"),
+)
+
+# Preferred location of a disease: depth under the pleura over which it fades, mm (0:
+# uniform), and pull towards the back, in standard deviations per 100 mm.
+HABITS = {
+    "consolidation": (0, 1.0),
+    "ground_glass": (0, 0.4),
+    "honeycombing": (14, 0.8),
+    "reticular": (18, 0.5),
+    "emphysema": (0, -0.4),
+    "nodular": (0, 0.0),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Scanner:
-    """How a patient was scanned.
+    """Scanner and protocol of a patient.
 
     Attributes:
-      manufacturer: One of `KERNELS`; it decides how HU are stored.
+      manufacturer: One of `KERNELS`; determines how HU are stored.
       kernel: Name of the convolution kernel, as DICOM gives it.
       blur: Standard deviation of the point spread, mm.
       edge: Gain of the kernel's edge enhancement.
       noise: Standard deviation of the noise, HU.
-      grain: Spatial frequency at which the noise's spectrum falls, cycles a mm.
+      grain: Spatial frequency at which the noise's spectrum falls, cycles per mm.
       thickness: Slice thickness, mm.
       gap: Distance between sections, mm.
-      field: Field of view as a share of the body's width.
+      field: Field of view as a fraction of the body's width.
     """
 
     manufacturer: str
@@ -77,7 +116,7 @@ class Scanner:
         )
 
     def image(self, rng, grid: Grid, hu: np.ndarray) -> np.ndarray:
-        """Returns what the scanner makes of the true HU `[H, W]`: int16."""
+        """Returns the scanned image `[H, W]` int16 of the true HU `[H, W]`."""
         hu = grid.blur(np.maximum(hu, -1000), self.blur)
         if self.edge:
             hu = hu + self.edge * (hu - grid.blur(hu, 0.9))
@@ -102,16 +141,16 @@ class Scanner:
         """Returns one section as a CT image.
 
         GE files are signed, rescale with -1024 and pad outside a round field with a
-        tagged -2000; TOSHIBA files are signed, rescale with 0 and pad with -2048
-        without saying so; SIEMENS files are unsigned, rescale with -1024 and have a
+        tagged -2000; TOSHIBA files are signed, rescale with 0 and pad with an untagged
+        -2048; SIEMENS files are unsigned, rescale with -1024 and have a
         square field.
 
         Args:
-          hu: `[H, W]` int16, -1024 to 3071.
+          hu: Hounsfield units, `[H, W]` int16, -1024 to 3071.
           patient_id: PatientID.
-          seed: Distinguishes patients of the same id.
+          seed: Seed that distinguishes patients of the same id.
           index: Number of the section from the top, from 0.
-          spacing: Millimetres a pixel.
+          spacing: Pixel size, mm.
         """
         image = _empty(patient_id, seed, index)
         image.Manufacturer = self.manufacturer
@@ -137,7 +176,7 @@ class Scanner:
 
 
 def round_field(shape: tuple[int, int]) -> np.ndarray:
-    """Returns the disc, `[H, W]` bool, that a scanner reconstructs."""
+    """Returns the disc that a scanner reconstructs, `[H, W]` bool."""
     rows, columns = np.ogrid[: shape[0], : shape[1]]
     middle = (shape[0] - 1) / 2, (shape[1] - 1) / 2
     reach = (rows - middle[0]) ** 2 + (columns - middle[1]) ** 2
@@ -145,7 +184,7 @@ def round_field(shape: tuple[int, int]) -> np.ndarray:
 
 
 def _empty(patient_id: str, seed: int, index: int) -> pydicom.Dataset:
-    """A CT image without pixels: what does not depend on the scanner."""
+    """Returns a CT image without pixels and without the scanner's attributes."""
 
     def uid(*parts) -> str:
         return generate_uid(entropy_srcs=[patient_id, str(seed), *map(str, parts)])
@@ -174,65 +213,19 @@ def _empty(patient_id: str, seed: int, index: int) -> pydicom.Dataset:
     return image
 
 
-# HRCT phantoms of diffuse lung disease, and their DICOM files.
-#
-# A phantom patient is a few axial sections, some centimetres apart as in the
-# high-resolution protocols this imitates, with one to three diseases drawn at their
-# true size and HU, and the mask of where each is. Patients differ in build, lung
-# density, scanner, disease extent and severity; mild disease is close to normal lung.
-#
-#     python -m twostage_jax.ct.phantom --out=phantoms --patients=24 --seed=0
-#
-# writes one folder a patient: `*.dcm`, `rois/<SOPInstanceUID>.png` (0 outside, else 1 +
-# class index) and `lungs/<SOPInstanceUID>.png` (0 or 1), and `classes.json`; the data
-# source 'dicom' reads the folder. About 0.2 s a section.
-#
-# Phantoms are for trying and testing the program. They say nothing about how well it
-# reads patients.
-
-
-CLASS_NAMES = ("normal", *TEXTURES)
-
-# Each disease comes 4 times in 12 patients, so that a split by patient can have all.
-DISEASES = (
-    ("honeycombing", "reticular"),
-    ("ground_glass", "consolidation"),
-    ("emphysema",),
-    ("nodular", "ground_glass"),
-    ("reticular", "ground_glass"),
-    ("emphysema", "honeycombing"),
-    ("consolidation", "nodular"),
-    ("honeycombing", "reticular", "ground_glass"),
-    ("nodular", "emphysema"),
-    ("consolidation", "nodular"),
-    ("honeycombing", "consolidation"),
-    ("reticular", "emphysema"),
-)
-
-# Where a disease prefers to be: mm of depth under the pleura over which it fades (0:
-# no preference), and pull towards the back, in standard deviations a 100 mm.
-HABITS = {
-    "consolidation": (0, 1.0),
-    "ground_glass": (0, 0.4),
-    "honeycombing": (14, 0.8),
-    "reticular": (18, 0.5),
-    "emphysema": (0, -0.4),
-    "nodular": (0, 0.0),
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Phantom:
     """One phantom patient.
 
     Attributes:
-      patient: The patient's number.
-      hu: `[Z, H, W]` int16, from the apex of the lungs to the base.
-      labels: `[Z, H, W]` uint8: 0 where nothing is marked, else 1 + class index.
-      lungs: `[Z, H, W]` bool.
-      spacing: Millimetres a pixel.
-      scanner: How the patient was scanned.
-      diseases: The names of the classes other than normal that the patient has.
+      patient: Number of the patient.
+      hu: Hounsfield units, `[Z, H, W]` int16, from the apex of the lungs to the base.
+      labels: Label mask, `[Z, H, W]` uint8: 0 outside all regions, 1 + class index
+        inside.
+      lungs: Lung mask, `[Z, H, W]` bool.
+      spacing: Pixel size, mm.
+      scanner: Scanner and protocol.
+      diseases: Classes of the patient other than normal.
     """
 
     patient: int
@@ -250,10 +243,10 @@ def phantom_slices(
     """Draws one patient.
 
     Args:
-      patient: Number of the patient; it alone decides which diseases, see `DISEASES`.
-      seed: Another seed gives other patients with the same diseases.
-      slices: Axial sections.
-      matrix: Pixels a side. The field of view is fitted to the body, as in practice;
+      patient: Number of the patient, which determines the diseases; see `DISEASES`.
+      seed: Seed of everything else.
+      slices: Number of axial sections.
+      matrix: Pixels per side. The field of view is fitted to the body, as in practice;
         448 pixels give a spacing of 0.65 to 0.9 mm.
     """
     rng = np.random.default_rng([seed, patient])
@@ -281,7 +274,7 @@ def phantom_slices(
 
 
 def _healthy(rng, grid: Grid, lungs, hila, density: float) -> Lung:
-    """Parenchyma that is denser towards the back, and its vessels and bronchi."""
+    """Returns parenchyma that is denser towards the back, with vessels and bronchi."""
     _, y = grid.coordinates()
     air = density + 0.22 * y + 11 * grid.noise(rng, 13) + 10 * grid.noise(rng, 45)
     air = air.astype(np.float32)
@@ -293,7 +286,7 @@ def _healthy(rng, grid: Grid, lungs, hila, density: float) -> Lung:
             continue
         tips = points_mm(rng, grid, side, int(side.sum() * grid.spacing**2 / 95))
         branches = tree(rng, tips, hilum, 0.3)
-        # Branches leave the section and come back.
+        # Branches leave the section and return.
         column, row = (branches[:, :2] / grid.spacing + grid.matrix / 2).astype(int).T
         branches = branches[grid.noise(rng, 22)[row, column] > -0.35]
         across = points_mm(rng, grid, side, len(tips) // 2)
@@ -311,7 +304,7 @@ def _healthy(rng, grid: Grid, lungs, hila, density: float) -> Lung:
 
 
 def _regions(rng, grid: Grid, lungs, extents: dict[str, float]) -> dict:
-    """Where each disease is: `[H, W]` bool by name; later ones take what is left."""
+    """Returns the region of each disease, `[H, W]` bool; later ones avoid earlier ones."""
     _, y = grid.coordinates()
     # Under the chest wall, not along the heart: fill each row from lung to lung.
     cavity = (
@@ -334,7 +327,7 @@ def _regions(rng, grid: Grid, lungs, extents: dict[str, float]) -> dict:
 
 
 def _diseased(rng, lung: Lung, regions: dict, severity: dict) -> np.ndarray:
-    """The lungs' HU `[H, W]` with every disease in its place."""
+    """Returns the lungs' HU `[H, W]` with every disease in its region."""
     hu = lung.filled(lung.air)
     for name, where in regions.items():
         if where.any():
@@ -345,7 +338,7 @@ def _diseased(rng, lung: Lung, regions: dict, severity: dict) -> np.ndarray:
 
 
 def _label_map(grid: Grid, lungs, regions: dict) -> np.ndarray:
-    """Labels `[H, W]` uint8; lung within 5 mm of disease is left unmarked."""
+    """Returns labels `[H, W]` uint8; lung within 5 mm of disease stays unmarked."""
     diseased = np.zeros(grid.shape, bool)
     labels = np.zeros(grid.shape, np.uint8)
     for name, where in regions.items():
@@ -363,11 +356,11 @@ def write_patient(folder: pathlib.Path, phantom: Phantom, *, seed: int = 0) -> N
     patient 7. The same phantom and seed give the same files.
 
     Raises:
-      UserError: The folder holds something already.
+      UserError: The folder is not empty.
     """
     folder = pathlib.Path(folder)
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty: give a new folder.", where=folder)
+        raise UserError(f"{folder} is not empty. Give a new folder.", where=folder)
     for name in ("rois", "lungs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     name = f"PHANTOM-{phantom.patient:03d}"

@@ -1,8 +1,12 @@
-"""A chest in axial section: the healthy organs around and inside the lungs, in HU.
+"""A chest in axial section, in HU: healthy organs, and lung textures of diffuse disease.
 
 The picture follows the radiological convention: the patient's right is at the left,
 the spine at the bottom. Lengths are millimetres. Attenuations are textbook values
 (Hounsfield scale: air -1000, fat -100, muscle and blood 30 to 60, bone above 200).
+
+A texture function returns the healthy lung as if the disease were everywhere; `phantom`
+blends it into the diseased regions. Textures follow the definitions of the Fleischner
+Society's glossary (Hansell et al. 2008, doi:10.1148/radiol.2462070712).
 """
 
 import dataclasses
@@ -22,8 +26,8 @@ class Grid:
     """Square pixel grid, its origin in the centre.
 
     Attributes:
-      matrix: Pixels a side.
-      spacing: Millimetres a pixel.
+      matrix: Pixels per side.
+      spacing: Pixel size, mm.
     """
 
     matrix: int
@@ -40,13 +44,13 @@ class Grid:
         return axis[None, :], axis[:, None]
 
     def blur(self, image: np.ndarray, sigma_mm: float) -> np.ndarray:
-        """Gaussian blur, `sigma_mm` its standard deviation; float32 out."""
+        """Returns a Gaussian blur of standard deviation `sigma_mm`, float32."""
         return ndimage.gaussian_filter(
             np.asarray(image, np.float32), sigma_mm / self.spacing, truncate=3.0
         )
 
     def noise(self, rng: np.random.Generator, scale_mm: float) -> np.ndarray:
-        """Smooth random field `[H, W]`, zero mean, unit deviation.
+        """Returns a smooth random field `[H, W]` of mean 0 and standard deviation 1.
 
         `scale_mm` is about the distance over which it changes sign. Made by cubic
         interpolation of white noise on a coarser grid, which costs little.
@@ -60,7 +64,7 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Body:
-    """The build of one patient; half axes and thicknesses in mm."""
+    """Build of a patient; half axes and thicknesses in mm."""
 
     half_width: float
     half_depth: float
@@ -81,7 +85,7 @@ class Body:
 
 
 def _ellipse(x, y, cx, cy, rx, ry, power=2.0):
-    """Superellipse value: below 1 inside, 1 on the outline."""
+    """Returns the value of a superellipse: below 1 inside, 1 on the outline."""
     across, down = (x - cx) / rx, (y - cy) / ry
     if power == 2:  # much faster than raising to a power
         return across * across + down * down
@@ -89,7 +93,7 @@ def _ellipse(x, y, cx, cy, rx, ry, power=2.0):
 
 
 def _mediastinum(body: Body, level: float, x, y, width: float, depth: float):
-    """Heart, great vessels, spine and what lies between the lungs: `[H, W]` bool."""
+    """Returns heart, great vessels, spine and mediastinum, `[H, W]` bool."""
     stations = [-1, -0.6, -0.25, 0.25, 0.7, 1]
     half = np.interp(y / depth, stations, [9, 11, 26, 28, 22, 24]).astype(np.float32)
     organs = np.abs(x - 3) < half
@@ -110,10 +114,11 @@ def chest(
     """Draws one section without the insides of the lungs.
 
     Args:
-      body: The patient.
-      level: 0 at the apex of the lungs to 1 at the base; 0.2 to 0.9 make sense.
-      grid: The pixel grid; a field narrower than the body cuts it, as in practice.
-      rng: Source of what differs between sections of one patient.
+      body: Build of the patient.
+      level: Height from 0 at the apex of the lungs to 1 at the base; 0.2 to 0.9 are
+        realistic.
+      grid: Pixel grid; a field narrower than the body cuts it, as in practice.
+      rng: Random generator for the differences between sections of one patient.
 
     Returns:
       HU `[H, W]` float32 with air in the lungs, the lung mask `[H, W]` bool, and the
@@ -189,9 +194,9 @@ def tree(
     r^2.7, between Murray's exponent 3 and what lung arteries show.
 
     Args:
-      rng: Source of the bends.
-      tips: `[N, 2]` points in mm.
-      root: `[2]` in mm.
+      rng: Random generator for the bends.
+      tips: Ends of the branches, `[N, 2]` in mm.
+      root: Root of the tree, `[2]` in mm.
       tip_radius: Radius of the last branches, mm.
 
     Returns:
@@ -218,12 +223,12 @@ def tree(
 
 
 def draw(grid: Grid, segments: np.ndarray, extra: float = 0.0) -> np.ndarray:
-    """Draws segments as `[H, W]` float32, the share of each pixel that they cover.
+    """Draws segments as `[H, W]` float32: the fraction of each pixel that they cover.
 
     Args:
-      grid: The pixel grid.
-      segments: `[M, 5]`: x0, y0, x1, y1, radius in mm; a dot has both ends alike.
-      extra: Added to every radius, mm.
+      grid: Pixel grid.
+      segments: `[M, 5]`: x0, y0, x1, y1, radius in mm; both ends of a dot are equal.
+      extra: Addition to every radius, mm.
     """
     factor = 3  # finer pixels, averaged below, so that thin branches come out faint
     scale = factor / grid.spacing
@@ -240,23 +245,15 @@ def draw(grid: Grid, segments: np.ndarray, extra: float = 0.0) -> np.ndarray:
     return np.asarray(fine.reduce(factor), np.float32) / 255
 
 
-# Lung textures of diffuse disease, drawn in HU at their true size in millimetres.
-#
-# Each texture function takes the healthy lung and returns the lung as if the disease
-# were everywhere; `ct/phantom.py` blends it in where the disease is. What is drawn
-# follows the definitions of the Fleischner Society's glossary (Hansell et al. 2008,
-# doi:10.1148/radiol.2462070712).
-
-
 @dataclasses.dataclass(frozen=True)
 class Lung:
     """The lungs of one section.
 
     Attributes:
-      grid: The pixel grid.
-      air: `[H, W]` HU of the parenchyma without vessels.
-      vessels: `[H, W]` share of vessel in each pixel.
-      hila: `[2, 2]` x, y in mm.
+      grid: Pixel grid.
+      air: HU of the parenchyma without vessels, `[H, W]`.
+      vessels: Fraction of vessel in each pixel, `[H, W]`.
+      hila: x, y of both hila in mm, `[2, 2]`.
     """
 
     grid: Grid
@@ -265,13 +262,13 @@ class Lung:
     hila: np.ndarray
 
     def filled(self, air: np.ndarray, vessels: np.ndarray | None = None) -> np.ndarray:
-        """Returns HU of vessels (the healthy ones, unless given) amid `air`."""
+        """Returns HU of `air` with vessels, by default the healthy ones."""
         vessels = self.vessels if vessels is None else vessels
         return air + vessels * (35 - air)
 
 
 def points_mm(rng, grid: Grid, mask: np.ndarray, count: int) -> np.ndarray:
-    """Returns `[count, 2]` x, y in mm of random places inside `mask`."""
+    """Returns x, y in mm of random points inside `mask`, `[count, 2]`."""
     rows, columns = np.nonzero(mask)
     pick = rng.integers(0, len(rows), count)
     pixels = np.column_stack([columns[pick], rows[pick]])
@@ -280,11 +277,11 @@ def points_mm(rng, grid: Grid, mask: np.ndarray, count: int) -> np.ndarray:
 
 
 def _cells(rng, grid: Grid, near: np.ndarray, size: float, ragged: float, warp: float):
-    """Random polygons of about `size` mm across.
+    """Draws random polygonal cells about `size` mm across.
 
-    Returns, for the pixels of `near` in row order: distance to the nearest and to the
-    second nearest wall in mm, the nearest wall's random number (the same all along
-    the wall) and the cell's centre `[P, 2]` and random number, in [0, 1].
+    Returns, for the pixels of `near` in row order: the distances to the nearest and the
+    second nearest wall in mm, the random number of the nearest wall (constant along the
+    wall), and the centre `[P, 2]` and random number of the cell; numbers are in [0, 1].
     """
     half = grid.matrix * grid.spacing / 2 + 2 * size
     lattice = np.arange(-half, half, size)

@@ -1,4 +1,4 @@
-"""What was left out or went wrong, without the names that paths and messages may hold."""
+"""Reasons and errors without the names that paths and messages may contain."""
 
 import contextlib
 import csv
@@ -15,48 +15,53 @@ from twostage_jax.io import inert
 
 # (name of the file, reason)
 Hidden = list[tuple[str, str]]
-# Reasons that a message gives for what was left out.
+# Reasons that a message about skipped files lists.
 _MOST_REASONS = 3
 _UID = re.compile(r"\b[0-2](\.\d+){4,}\b")
 
 
 def file_hash(path: Path, salt: str) -> str:
-    """Returns a short name of a file that does not give its path away."""
+    """Returns a short name of a file that does not reveal its path."""
     return "file-" + patient_hash(str(path), salt).removeprefix("patient-")
+
+
+def series_hash(uid: str, salt: str) -> str:
+    """Returns a short name of a series that does not reveal its UID."""
+    return "series-" + patient_hash(uid, salt).removeprefix("patient-")
 
 
 def hide(
     skipped: Iterable[tuple[Path, str]], roots: Sequence[Path], salt: str
 ) -> Hidden:
-    """Returns (hash of the path, reason without paths and UIDs) of files left out.
+    """Returns (hash of the path, reason without paths and UIDs) of skipped files.
 
     Args:
-      skipped: (path, reason).
-      roots: Folders below which the paths lie.
-      salt: Of the hashes.
+      skipped: (path, reason) of each file.
+      roots: Folders that contain the files.
+      salt: Secret mixed into the hashes.
     """
     return [(file_hash(path, salt), _plain(path, why, roots)) for path, why in skipped]
 
 
 def first_reasons(skipped: Sequence[tuple[Path, str]], roots: Sequence[Path]) -> str:
-    """Returns how many files were left out, and the commonest reasons; '' for none.
+    """Returns the number of skipped files and the most frequent reasons, as text.
 
     Args:
-      skipped: (path, reason).
-      roots: Folders below which the paths lie.
+      skipped: (path, reason) of each file; if empty, the text is ''.
+      roots: Folders that contain the files.
     """
     listed = [(str(path), _plain(path, why, roots)) for path, why in skipped]
     verb = "files were" if len(listed) > 1 else "file was"
-    return f"{len(listed)} {verb} left out: {counted(listed)}." if listed else ""
+    return f"{len(listed)} {verb} skipped: {counted(listed)}." if listed else ""
 
 
 def counted(listed: Hidden) -> str:
-    """Returns the commonest reasons, each with how many and the first name, in words."""
+    """Returns the most frequent reasons, each with its count and the first name."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in listed:
         reason = reason if reason.endswith("...") else reason.removesuffix(".")
         by_reason.setdefault(reason, []).append(name)
-    # The reason of a series comes before the sound slices that it takes along.
+    # The reason for a series comes before the valid slices that are skipped with it.
     order = sorted(
         by_reason.items(), key=lambda item: (item[0] in TOGETHER, -len(item[1]))
     )
@@ -71,9 +76,9 @@ def counted(listed: Hidden) -> str:
 
 
 def write_skipped(out: Path, skipped: Hidden) -> None:
-    """Writes `out/skipped.csv`: what was left out, a file a line, and why."""
+    """Writes `out/skipped.csv`: name and reason of each skipped file."""
     with io.replacing(out / "skipped.csv") as path:
-        # Names of files need not be UTF-8.
+        # Names of files may not be UTF-8.
         with path.open(
             "w", newline="", encoding="utf-8", errors="backslashreplace"
         ) as file:
@@ -84,17 +89,17 @@ def write_skipped(out: Path, skipped: Hidden) -> None:
 
 @contextlib.contextmanager
 def errors(roots: Mapping[str, Path], salt: str) -> Iterator[None]:
-    """Takes paths and UIDs out of the errors of a block.
+    """Removes paths and UIDs from the errors of a block.
 
     Args:
-      roots: Files and folders, each by the flag that gives it.
-      salt: Of the hashes that stand for what lies below them.
+      roots: Files and folders, by the flag that gives each.
+      salt: Secret mixed into the hashes of the paths below them.
 
     Raises:
-      UserError, OSError: As the block did.
-      RuntimeError: For all other exceptions, whose tracebacks may hold paths.
+      UserError, OSError: If the block raises them.
+      RuntimeError: For all other exceptions, whose tracebacks may contain paths.
     """
-    # Python would show the hidden error, as the context, without the 'from None'.
+    # Without 'from None', Python would show the original error as the context.
     try:
         yield
     except UserError as error:
@@ -114,19 +119,19 @@ def errors(roots: Mapping[str, Path], salt: str) -> Iterator[None]:
 
 
 def without_paths(text: str, roots: Mapping[str, Path], salt: str) -> str:
-    """Returns a message with hashes for what lies below `roots` and flags for them.
+    """Returns a message with hashes for paths below `roots`, and flags for `roots`.
 
     Args:
       text: The message.
-      roots: Files and folders, each by the flag that gives it.
-      salt: Of the hashes.
+      roots: Files and folders, by the flag that gives each.
+      salt: Secret mixed into the hashes.
     """
     names = {path: flag for flag, path in roots.items()}
     for root in roots.values():
         for path in every_path(root):
-            for place in (path, *path.parents):
-                if place.is_relative_to(root):
-                    names.setdefault(place, file_hash(place, salt))
+            for above in (path, *path.parents):
+                if above.is_relative_to(root):
+                    names.setdefault(above, file_hash(above, salt))
     found = [path for path in names if str(path) in text]
     for path in sorted(found, key=lambda path: len(str(path)), reverse=True):
         text = re.sub(rf"{re.escape(str(path))}(?![\w/-])", names[path], text)
@@ -147,11 +152,6 @@ def _ended(text: str) -> str:
 
 
 def _cut(text: str, path: str) -> str:
-    # Where a path ends in a sentence cannot be told: blanks may be part of it.
+    # The end of a path in a sentence is unknown: it may contain blanks.
     before, found, _ = text.partition(path)
     return f"{before}..." if found else before
-
-
-def series_hash(uid: str, salt: str) -> str:
-    """Returns a short name of a series that does not give its UID away."""
-    return "series-" + patient_hash(uid, salt).removeprefix("patient-")

@@ -22,22 +22,22 @@ from twostage_jax.ct.dicom import (
 from twostage_jax.errors import UserError
 from twostage_jax.folders import Skipped, walk
 
-# Reason of slices that are sound, in a series that is refused for another one.
-TOGETHER = "left out with the other slices of its series, one of which is refused."
+# Reason for valid slices of a series that is refused because of another slice.
+TOGETHER = "skipped with the other slices of its series, one of which is refused."
 # Direction cosines and positions are written with a few decimals only.
 ORIENTATION_TOLERANCE = 1e-3
 POSITION_TOLERANCE_MM = 0.01
-# Writers round the spacing: over the whole image, this part of a pixel does not matter.
+# Writers round the spacing: this fraction of a pixel over the whole image is negligible.
 FIELD_TOLERANCE = 0.1
 THICKNESS_TOLERANCE_MM = 0.005
 # Relative difference from the median step above which a step is reported.
 STEP_TOLERANCE = 0.05
-# Between the way from slice to slice and their normal: a tilted gantry.
+# Angle between the direction from slice to slice and their normal: a tilted gantry.
 TILT_TOLERANCE_DEGREES = 0.5
 # Fat lies at -100 HU, lung and the air around the patient far below.
 NO_AIR_ABOVE_HU, MOST_BELOW = -100, 1e-3
-# Where the rescale is lost, water lies at 1024 HU, and at least so much of the image is
-# brighter than this, which little but dense bone is.
+# If the rescale is lost, water lies at 1024 HU, and at least this fraction of the image is
+# brighter than this limit, which otherwise only dense bone exceeds.
 BRIGHT_HU, LEAST_BRIGHT = 700, 0.1
 
 
@@ -45,22 +45,21 @@ BRIGHT_HU, LEAST_BRIGHT = 700, 0.1
 class Series:
     """Slices of one scan, sorted along their common normal.
 
-    For axial slices the order is from the feet to the head, in whatever order the
-    files were named or numbered.
+    Axial slices run from the feet to the head, regardless of the names and numbers of
+    the files.
 
     Attributes:
       uid: SeriesInstanceUID.
-      patient: Salted hash of the PatientID; '' if it has none.
-      headers: One a slice.
+      patient: Salted hash of the PatientID; '' if it is missing.
+      headers: Header of each slice.
       step: Median distance between neighbouring slices, mm; None for a single slice.
-      notes: What keeps the slices from being an even volume: doubled, missing or
-        unevenly spaced ones, by their numbers in this order, from 1, and then, in
-        brackets, by the names of their files.
-      remarks: What else is odd: a tilted gantry, mixed kernels or slice thicknesses,
-        compression with loss, files that may belong to it and were not read.
-      left_out: Number of files that belong to the series, or may belong to it because
-        they lie in its folders and cannot be read, and are not among its slices.
-        Copies of its slices do not count.
+      notes: Reasons why the slices are not an evenly spaced volume: doubled, missing or
+        unevenly spaced slices, by their numbers in this order, from 1, followed by the
+        names of their files in brackets.
+      remarks: Other peculiarities: a tilted gantry, mixed kernels or slice thicknesses,
+        lossy compression, files that may belong to the series and were not read.
+      left_out: Number of files that could not be used and belong to the series, or may
+        belong to it because they lie in its folders. Copies of its slices do not count.
     """
 
     uid: str
@@ -73,21 +72,21 @@ class Series:
 
     @property
     def plain_notes(self) -> tuple[str, ...]:
-        """The notes without names of files, which may hold patients' names."""
+        """Notes without the names of files, which may contain patients' names."""
         return tuple(note.partition(" (")[0] for note in self.notes)
 
 
 def find_series(
     folder: Path, *, salt: str = "", go_on: bool = False
 ) -> tuple[list[Series], Skipped]:
-    """Returns the CT series below a folder, and (path, reason) of all files left out.
+    """Returns the CT series below a folder, and (path, reason) of all skipped files.
 
-    File and folder names do not matter, nor do extensions.
+    Names of files and folders do not matter.
 
     Args:
-      folder: Searched with its sub-folders.
-      salt: For the patient hash.
-      go_on: Leave out, and list, what would be refused.
+      folder: Folder to search, with its sub-folders.
+      salt: Secret mixed into the patients' hashes.
+      go_on: Skip, and list, files that would be refused.
 
     Raises:
       UserError: A CT file cannot be trusted, or a series has mixed orientations, shapes
@@ -101,12 +100,12 @@ def find_series(
 def group(
     headers: Sequence[Header], lost: Sequence[Path] = (), *, go_on: bool = False
 ) -> tuple[list[Series], Skipped]:
-    """Returns the series that slices belong to, and (path, reason) of those left out.
+    """Returns the series of slices, and (path, reason) of skipped slices.
 
     Args:
       headers: Headers of the slices.
-      lost: Files that may hold slices and were not read; see `Scan`.
-      go_on: Leave out, and list, what would be refused.
+      lost: Files that may contain slices and were not read; see `Scan`.
+      go_on: Skip, and list, series that would be refused.
 
     Raises:
       UserError: Slices of a series do not fit together, and `go_on` is false.
@@ -127,7 +126,7 @@ def group(
 
 
 def _with_left_out(found: Sequence[Series], lost: Sequence[Path]) -> Iterator[Series]:
-    """Yields the series, with the number of files that may be missing in them."""
+    """Yields the series, with the number of files that may be missing from each."""
     named, unnamed = Counter(), Counter()
     for path in lost:
         uid = series_uid(path)
@@ -149,7 +148,7 @@ def _with_left_out(found: Sequence[Series], lost: Sequence[Path]) -> Iterator[Se
 
 
 def _with_parts(found: Iterable[Series]) -> Iterator[Series]:
-    """Yields the series, with a remark where single slices look like one scan."""
+    """Yields the series, with a remark on single slices that look like one scan."""
     found = list(found)
     alike = defaultdict(set)
 
@@ -176,7 +175,7 @@ def _with_parts(found: Iterable[Series]) -> Iterator[Series]:
 
 
 def _refused(headers: Sequence[Header], reason: str) -> Skipped:
-    """Returns what to list where the slices of a series are refused together."""
+    """Returns (path, reason) of the slices of a refused series."""
     paths = dict.fromkeys(header.path for header in headers)
     culprit = next((p for p in paths if reason.startswith(f"{p}: ")), next(iter(paths)))
     return [(path, reason if path == culprit else TOGETHER) for path in paths]
@@ -187,9 +186,9 @@ class Scan(NamedTuple):
 
     Attributes:
       headers: Headers of the slices.
-      others: (path, reason) of the files that hold no slices, or refused ones.
-      unread: (path, reason) of what cannot or should not be opened; see `walk`.
-      lost: Those paths of both that may hold slices: refused CT files, links to nothing,
+      others: (path, reason) of files without slices and of refused files.
+      unread: (path, reason) of files that cannot or should not be opened; see `walk`.
+      lost: Paths of both lists that may contain slices: refused CT files, broken links,
         unreadable and empty files.
     """
 
@@ -205,16 +204,15 @@ def scan(
     salt: str = "",
     go_on: bool = False,
 ) -> Scan:
-    """Returns the headers of all CT slices below a folder, and what was left out.
+    """Returns the headers of all CT slices below a folder, and the skipped files.
 
-    Localisers, secondary captures, other modalities and files that are not DICOM are
-    left out; so is a copy of a slice: of the same series, SOPInstanceUID, place and
-    pixels.
+    Skips localisers, secondary captures, other modalities, files that are not DICOM, and
+    copies of a slice: those with the same series, SOPInstanceUID, position and pixels.
 
     Args:
-      folder: Searched with its sub-folders, in the order of names; see `walk`.
-      salt: For the patient hash.
-      go_on: Leave out, and list, what would be refused.
+      folder: Folder to search, with its sub-folders, in the order of names; see `walk`.
+      salt: Secret mixed into the patients' hashes.
+      go_on: Skip, and list, files that would be refused.
 
     Raises:
       UserError: A CT file cannot be trusted.
@@ -237,7 +235,7 @@ def scan(
             if first is not None:
                 reason = f"doubled: a copy of {first.path}"
                 if first.patient != found[0].patient:
-                    # Which of them a mask or a reference means is not known.
+                    # A mask or a reference could mean either of them.
                     raise UserError(
                         f"{path}: {reason}, of another patient.", where=path
                     )
@@ -269,31 +267,31 @@ def scan(
 
 
 def _uids(header: Header) -> tuple[str, str, int]:
-    """Returns what only copies of a slice share: both its UIDs, and the frame."""
+    """Returns UIDs and frame, which only copies of a slice share."""
     return header.series_uid, header.sop_uid, header.frame
 
 
 def _not_dicom(path: Path) -> str:
-    """Returns why a file is no DICOM file and may be left out; '' if it is DICOM.
+    """Returns the reason to skip a file that is not DICOM; '' if it is DICOM.
 
     Raises:
-      UserError: By its name the file should be DICOM.
+      UserError: The file has the extension of DICOM files.
     """
     if path.name.upper() == "DICOMDIR":
         return "a DICOMDIR, the table of contents of a medium"
     reason = decode.why_not_dicom(path)
     if reason and path.suffix.lower() in (".dcm", ".dicom"):
-        raise UserError(f"{path}: {reason}, despite its name.", where=path)
+        raise UserError(f"{path}: {reason}, despite its extension.", where=path)
     return reason
 
 
 def _may_be_dicom(path: Path) -> bool:
-    """Whether a file has a name that DICOM files have: no extension, or a number."""
+    """Whether a file is named like DICOM files: without extension, or with a number."""
     return path.suffix[1:].isdigit() or not path.suffix
 
 
 def _copied(found: Sequence[Header], known: Sequence[Header]) -> Header | None:
-    """Returns the header of which a file is a copy, or None.
+    """Returns the header of the slice that a file is a copy of, or None.
 
     Args:
       found: Headers of the file's frames.
@@ -374,7 +372,7 @@ def read_volume(series: Series) -> np.ndarray:
     """
     if series.notes:
         raise UserError(
-            f"{series.headers[0].path.parent}: the slices make no even volume: "
+            f"{series.headers[0].path.parent}: the slices are not an evenly spaced volume: "
             f"{'; '.join(series.notes)}.",
             where=series.headers[0].path.parent,
         )
@@ -390,7 +388,7 @@ def read_in_turn(headers: Sequence[Header]) -> Iterator[tuple[int, np.ndarray]]:
     A multi-frame file is read once for all of its frames.
 
     Raises:
-      UserError: A file cannot be decoded, or is no longer what it was.
+      UserError: A file cannot be decoded, or has changed.
     """
     by_path = defaultdict(list)
     for index, header in enumerate(headers):
@@ -407,15 +405,14 @@ def read_in_turn(headers: Sequence[Header]) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def check_air(slices: Iterable[np.ndarray], path: Path) -> None:
-    """Raises a UserError if a series has no air in it: its values are not HU.
+    """Raises a UserError if a series does not contain air: its values are not HU.
 
-    Around every patient, and in every lung, there is air. A series without it has lost
-    its RescaleIntercept, or shows no chest.
+    Air surrounds every patient and fills every lung. A series without air has lost its
+    RescaleIntercept, or does not show a chest.
 
     Args:
-      slices: HU `[H, W]` of the slices of one series; only as many are taken as it
-        takes to find air.
-      path: File of one of them, for the message.
+      slices: HU `[H, W]` of the slices of one series; read only until air is found.
+      path: File of one of the slices, for the message.
     """
     total = below = bright = padding = 0
     for hu in slices:
@@ -426,12 +423,12 @@ def check_air(slices: Iterable[np.ndarray], path: Path) -> None:
         bright += np.count_nonzero(measured > BRIGHT_HU)
         if below > MOST_BELOW * total:
             return
-        # What is exactly air may be air of its own, or have been made so as padding.
+        # Pixels of exactly the value of air may be air or padding.
         if padding > MOST_BELOW * total and bright <= LEAST_BRIGHT * total:
             return
     if total:
         raise UserError(
-            f"{path}: no slice of its series has air in it: its values are not HU. Was "
+            f"{path}: its series does not contain any air: its values are not HU. Was "
             "RescaleIntercept lost (usually -1024)? Export the series again.",
             where=path,
         )
@@ -451,7 +448,7 @@ def _normal(header: Header) -> np.ndarray:
 def _check_alike(headers: Sequence[Header]) -> None:
     if len(headers) < 2:
         return
-    # Compared with what most slices have in common, so that the odd one is named.
+    # Compared with the most frequent geometry, so that the error names the odd slice.
     common = Counter(map(_geometry, headers)).most_common(1)[0][0]
     first = next(header for header in headers if _geometry(header) == common)
     named: dict[tuple, Header] = {}
@@ -478,15 +475,15 @@ def _check_alike(headers: Sequence[Header]) -> None:
             differ = "pixels" if _same_place(header, other) else "positions"
             raise UserError(
                 f"{header.path}: has the same SOPInstanceUID as another file of its "
-                f"series, but their {differ} differ, so neither is a copy, and regions "
-                "cannot name one of them. Anonymise or export the series again, with a "
-                f"UID for each slice. The other file is {other.path}.",
+                f"series, but their {differ} differ. Neither is a copy, and regions cannot "
+                "name one of them. Anonymise or export the series again, with a UID for "
+                f"each slice. The other file is {other.path}.",
                 where=header.path,
             )
 
 
 def _geometry(header: Header) -> tuple:
-    """Returns what all slices of a scan share, but for the spacing's rounding."""
+    """Returns the properties that all slices of a scan share exactly."""
     turn = tuple(round(v, 2) + 0.0 for v in header.orientation or ())
     return turn, header.shape, header.patient
 
@@ -514,9 +511,9 @@ def _notes(steps: np.ndarray, headers: Sequence[Header]) -> Iterator[str]:
 def _remarks(headers: Sequence[Header]) -> Iterator[str]:
     first, last = headers[0], headers[-1]
     if len(headers) > 1:
-        way = np.subtract(last.position, first.position)
-        along = abs(float(np.dot(way, _normal(first))))
-        across = np.sqrt(max(0.0, float(np.dot(way, way)) - along**2))
+        shift = np.subtract(last.position, first.position)
+        along = abs(float(np.dot(shift, _normal(first))))
+        across = np.sqrt(max(0.0, float(np.dot(shift, shift)) - along**2))
         tilt = float(np.degrees(np.arctan2(across, along)))
         if tilt > TILT_TOLERANCE_DEGREES and along > POSITION_TOLERANCE_MM:
             yield f"tilted gantry: slices are shifted by {tilt:.1f} degrees"
