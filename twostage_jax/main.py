@@ -34,7 +34,11 @@ def train(config: ConfigDict, *, workdir: str = "", data_dir: str = "") -> None:
     from twostage_jax.study import run
 
     folder = Path(workdir or Path("runs") / settings.name)
-    run.run(settings, folder, cli.data_dir(data_dir))
+    if run.run(settings, folder, cli.data_dir(data_dir)) is not None:
+        # Training needs neither matplotlib nor Jinja2.
+        from twostage_jax.report.write import write_run
+
+        write_run(folder)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

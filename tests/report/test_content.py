@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from study_files import write_study
 
-from twostage_jax.report import analysis, content, formats, load, parts, write
+from twostage_jax.report import analysis, parts, sections, study_table, write
+from twostage_jax.report import tables as formats
 from twostage_jax.report.artefacts import gather
-from twostage_jax.report.page import html
+from twostage_jax.report.write import html
 
 TWO = {"scratch": 0.7, "two_stage": 0.85}
 
 
 def report(study, resamples=200):
     found = analysis.analyse(study, resamples)
-    return content.build(study, found, gather(study)), found
+    return sections.build(study, found, gather(study)), found
 
 
 def tables_of(made):
@@ -55,7 +56,7 @@ def folded(tmp_path_factory):
     """A study of folds, at two sizes that differ between folds."""
     folder = tmp_path_factory.mktemp("folded")
     write_study(folder, TWO, folds=2, fractions=(1.0, 0.5), seeds=(0, 1), patches=12)
-    study = load.load([folder])
+    study = study_table.load([folder])
     return with_sizes(study, lambda p: int(p.fraction * (1500 + 200 * p.fold)))
 
 
@@ -93,7 +94,7 @@ def test_sizes_name_patients_only_where_they_are_drawn_by_patient(tmp_path, pati
     write_study(
         tmp_path, TWO, patients=patients, fractions=(1.0, 0.5), seeds=(0,), patches=6
     )
-    study = load.load([tmp_path])
+    study = study_table.load([tmp_path])
     if patients:
         study.config["study"]["draw"] = "patch"
     curve = size_curve_of(report(study)[0])
@@ -104,14 +105,14 @@ def test_sizes_name_patients_only_where_they_are_drawn_by_patient(tmp_path, pati
 
 def test_sizes_that_are_alike_are_no_means(tmp_path):
     write_study(tmp_path, TWO, fractions=(1.0, 0.5), seeds=(0, 1), patches=12)
-    made, _ = report(load.load([tmp_path]))
+    made, _ = report(study_table.load([tmp_path]))
     assert column(tables_of(made)["sizes"], "training patches") == [1600, 800]
     assert "mean over seeds and folds" not in write.markdown(made)
 
 
 def test_the_size_axis_is_of_the_seeds_on_it(tmp_path):
     write_study(tmp_path, TWO, fractions=(1.0, 0.5), patches=12)
-    study = load.load([tmp_path])
+    study = study_table.load([tmp_path])
     study = with_sizes(study, lambda p: int(p.fraction * (1000 + 100 * p.seed)))
     gone = {p for p in study.records if (p.seed, p.fraction) == (2, 0.5)}
     kept = {place: one for place, one in study.records.items() if place not in gone}
@@ -127,18 +128,18 @@ def test_the_method_says_which_training_patients_intervals_hold_for(of_folds, tm
     text = write.markdown(made)
     intervals = found.full.scores.intervals["balanced_accuracy"].values()
     assert all(one.these is None for one in intervals)
-    assert content.ONE_READING in text
+    assert sections.ONE_READING in text
     assert "within their fold" in tables_of(made)["scores"].note
     write_study(tmp_path, TWO, seeds=(0,), patches=6)
-    text = write.markdown(report(load.load([tmp_path]))[0])
-    assert content.ONE_READING not in text and "within their fold" not in text
+    text = write.markdown(report(study_table.load([tmp_path]))[0])
+    assert sections.ONE_READING not in text and "within their fold" not in text
 
 
 def test_folds_drawn_again_for_each_seed_give_two_readings(tmp_path):
     folder = write_study(tmp_path, TWO, folds=2, seeds=(0, 1), patches=12, anew=True)
-    made, found = report(load.load([folder]))
+    made, found = report(study_table.load([folder]))
     text = write.markdown(made)
-    assert content.TWO_READINGS.format(**content.REJECTED) in text
+    assert sections.TWO_READINGS.format(**sections.REJECTED) in text
     assert "in 2 folds, drawn again for each seed, and" in made.summary[1]
     assert found.full.scores.groups == 16
     (one,) = found.full.scores.differences["balanced_accuracy"]
@@ -156,8 +157,8 @@ def test_what_the_method_quotes_is_in_the_page_of_coverage():
     (line,) = re.findall(rf"^\| {name} \| balanced .*", page.read_text(), re.M)
     head = re.search(r"^\| scenario .*", page.read_text(), re.M)[0]
     cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
-    assert cells["level"] == content.REJECTED["new"]
-    assert cells["level, these"] == content.REJECTED["these"]
+    assert cells["level"] == sections.REJECTED["new"]
+    assert cells["level, these"] == sections.REJECTED["these"]
 
 
 def test_copies_in_the_test_set_are_warned_of_once(tmp_path):
@@ -166,7 +167,7 @@ def test_copies_in_the_test_set_are_warned_of_once(tmp_path):
         lineage = json.loads(path.read_text())
         lineage["data"]["copies"] = "data set 'x': 2 of 480 test images are in"
         path.write_text(json.dumps(lineage))
-    warnings = report(load.load([folder]))[0].warnings
+    warnings = report(study_table.load([folder]))[0].warnings
     assert sum("2 of 480 test images" in line for line in warnings) == 1
 
 
@@ -176,7 +177,7 @@ def test_notes_on_the_files_of_a_data_set_are_given_once(tmp_path):
         lineage = json.loads(path.read_text())
         lineage["data"]["notes"] = ["12 of 40 images are <i>turned</i>."]
         path.write_text(json.dumps(lineage))
-    study = load.load([folder])
+    study = study_table.load([folder])
     made, _ = report(study)
     assert sum("12 of 40 images" in line for line in made.warnings) == 1
     assert "<i>turned" not in write.html(made, study)
@@ -216,7 +217,7 @@ def test_any_shape_of_study_has_a_whole_report(tmp_path, arms, patients, folds):
         tmp_path, arms, patients=patients, folds=folds, classes=("lung", "nodule"),
         seeds=(0, 1), fractions=(1.0, 0.5), patches=12,
     )  # fmt: skip
-    study = load.load([tmp_path])
+    study = study_table.load([tmp_path])
     made, found = report(study)
     levels = {"scores", "per_class", "confusion", "calibration"}
     names = levels | {"sizes", "areas", "rows"}
@@ -242,13 +243,13 @@ def test_any_shape_of_study_has_a_whole_report(tmp_path, arms, patients, folds):
 
 def test_report_says_at_its_head_that_the_target_images_are_synthetic(tmp_path):
     folder = write_study(tmp_path / "run", TWO, rich=True)
-    made, _ = report(load.load([folder]))
+    made, _ = report(study_table.load([folder]))
     assert not any("synthetic" in text for text in made.summary)
     for path in folder.glob("stages/*/lineage.json"):
         lineage = json.loads(path.read_text())
         lineage["data"]["synthetic"] = lineage["stage"] != "texture"
         lineage["data"]["name"] = f"{lineage['stage']}_set"
         path.write_text(json.dumps(lineage))
-    made, _ = report(load.load([folder]))
+    made, _ = report(study_table.load([folder]))
     (text,) = [text for text in made.summary if "synthetic" in text]
     assert "target_set" in text and "natural_set" not in text

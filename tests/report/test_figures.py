@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
 
-from twostage_jax.report import figures, montages, tables
+from twostage_jax.report import figures, tables
 from twostage_jax.stats import metrics
 
 ARMS = ("scratch", "natural", "texture", "two_stage")
@@ -71,13 +71,13 @@ def drawn():
             {arm: np.eye(15, dtype=int) + 1 for arm in ARMS},
             [f"class {i}" for i in range(15)],
         ),
-        "montage": montages.montage(*examples(), names, f"target: {NASTY}"),
+        "montage": figures.montage(*examples(), names, f"target: {NASTY}"),
         "sizes": figures.size_curve(sizes()),
         "sizes of patients": figures.size_curve(
             sizes(), unit="x" * 60, patients={100: 2, 200: 3.5, 2000: 1234}
         ),
         "calibration": figures.calibration(reliability()),
-        "labelled": montages.labelled(
+        "labelled": figures.labelled(
             examples()[0], [[f"true: {NASTY} (0.12)", "predicted: b"]] * 12, NASTY
         ),
     }
@@ -172,7 +172,7 @@ def test_confusion_matrix_shows_shares_and_counts_and_no_share_of_nothing():
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_montage_shows_the_pixels_it_was_given(dtype, channels):
     images, labels = examples(dtype, channels)
-    figure = montages.montage(images, labels, ["a", "b", "c"], "title", columns=2)
+    figure = figures.montage(images, labels, ["a", "b", "c"], "title", columns=2)
     assert len(figure.axes) == 3
     shown = figure.axes[1].get_images()[0].get_array()
     expected = examples(np.uint8, channels)[0][4:6].squeeze()
@@ -192,7 +192,7 @@ def test_calibration_leaves_out_bins_of_a_handful():
 def test_montage_leaves_out_classes_without_images():
     images, labels = examples()
     keep = labels != 1
-    figure = montages.montage(images[keep], labels[keep], ["a", "b", "c"], "title")
+    figure = figures.montage(images[keep], labels[keep], ["a", "b", "c"], "title")
     assert [text.get_text() for text in figure.texts] == ["title", "a", "c"]
 
 

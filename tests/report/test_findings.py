@@ -5,15 +5,16 @@ import dataclasses
 import pytest
 from study_files import write_study
 
-from twostage_jax.report import analysis, content, findings, load
+from twostage_jax.report import analysis, sections, study_table
+from twostage_jax.report import text as findings
 from twostage_jax.report.artefacts import gather
-from twostage_jax.report.summary import summary
+from twostage_jax.report.text import summary
 from twostage_jax.stats.intervals import Difference, holm
 
 
 def told(folder, chances, resamples=2000, **study):
     """Returns the paragraphs of a study, and its analysis."""
-    study = load.load([write_study(folder, chances, **study)])
+    study = study_table.load([write_study(folder, chances, **study)])
     found = analysis.analyse(study, resamples)
     return summary(study, found), found
 
@@ -71,7 +72,7 @@ def test_too_few_patients_give_scores_and_no_interval(tmp_path):
 def test_a_class_of_few_patients_is_named_and_accuracy_stands_in(tmp_path):
     # 16 patients, but only two hold the rare class.
     folder = write_study(tmp_path, {"scratch": 0.6, "two_stage": 0.9})
-    study = load.load([folder])
+    study = study_table.load([folder])
     rare = ("p00", "p01")
     records = {}
     for place, record in study.records.items():
@@ -136,7 +137,7 @@ def test_an_area_that_is_not_shown_to_differ_is_not_told_as_a_gain(tmp_path):
 def test_what_the_intervals_are_over_is_said(tmp_path):
     chances = {"scratch": 0.7, "two_stage": 0.9}
     folder = write_study(tmp_path / "one", chances, folds=2)
-    study = load.load([folder])
+    study = study_table.load([folder])
     basis = summary(study, analysis.analyse(study, 500))[1]
     assert "in 2 folds, and 1,600 target training patches" in basis
     assert "the training patients of this study only" in basis
@@ -148,7 +149,7 @@ def test_what_the_intervals_are_over_is_said(tmp_path):
     basis = summary(study, analysis.analyse(study, 500))[1]
     assert "and on average 1,550 (1,500–1,600) target training patches" in basis
     folder = write_study(tmp_path / "anew", chances, folds=2, anew=True)
-    study = load.load([folder])
+    study = study_table.load([folder])
     answer, basis = summary(study, analysis.analyse(study, 500))[:2]
     assert "over new training patients" in basis and "only" not in basis
     assert "for new training patients, " in answer
@@ -286,14 +287,14 @@ def test_verdicts(estimate, low, high, alone, p_value, expected):
 
 def test_missing_rows_are_part_of_the_first_words(tmp_path):
     folder = write_study(tmp_path, {"scratch": 0.7, "two_stage": 0.9})
-    study = load.load([folder])
+    study = study_table.load([folder])
     records = dict(list(study.records.items())[:-1])
     missing = tuple(set(study.records) - set(records))
     study = dataclasses.replace(study, records=records, missing=missing)
     found = analysis.analyse(study, 500)
     text = " ".join(summary(study, found))
     assert "2 seeds" in text and "1 row is missing; see below." in text
-    report = content.build(study, found, gather(study))
+    report = sections.build(study, found, gather(study))
     assert "Nothing is averaged over them" in report.warnings[0]
 
 
@@ -323,9 +324,9 @@ def test_baselines_are_a_table_at_every_size(tmp_path):
     folder = write_study(
         tmp_path, chances, fractions=(1.0, 0.5), baselines={"descriptors": 0.6}
     )
-    study = load.load([folder])
+    study = study_table.load([folder])
     found = analysis.analyse(study, 500)
-    report = content.build(study, found, gather(study))
+    report = sections.build(study, found, gather(study))
     (table,) = (
         part
         for section in report.sections

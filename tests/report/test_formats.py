@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from study_files import ARMS, HOSTILE
 
-from twostage_jax.report import formats
-from twostage_jax.report.formats import Column, Table
+from twostage_jax.report import tables
+from twostage_jax.report.tables import Column, Table
 from twostage_jax.stats.intervals import Interval
 from twostage_jax.stats.learning_curve import Match
 
@@ -33,7 +33,7 @@ def test_latex_table_is_whole_and_escaped(study_report):
     assert len(lines) == 1 + len(ARMS)
     assert {line.count("&") for line in lines} == {4}
     assert r"Balanced accuracy (\%)" in text
-    assert formats.latex_text(HOSTILE[2]) == (
+    assert tables.latex_text(HOSTILE[2]) == (
         r"50 \% \& \$x\_1\$ \textbackslash{}input\{y\}"
     )
 
@@ -43,9 +43,9 @@ def test_latex_table_is_whole_and_escaped(study_report):
 )
 def test_latex_sets_the_table_whatever_its_text(study_report, tmp_path):
     shutil.copy(study_report / "table.tex", tmp_path / "result.tex")
-    text = " ".join([*HOSTILE, *formats.LATEX])
+    text = " ".join([*HOSTILE, *tables.LATEX])
     table = Table("t", text, [Column(text), Column("n", "count")], [[text, 1]], text)
-    (tmp_path / "hostile.tex").write_text(formats.latex(table, "tab:hostile"))
+    (tmp_path / "hostile.tex").write_text(tables.latex(table, "tab:hostile"))
     (tmp_path / "all.tex").write_text(DOCUMENT)
     done = subprocess.run(
         ["pdflatex", "-no-shell-escape", "-interaction=nonstopmode", "-halt-on-error",
@@ -68,15 +68,15 @@ def test_values_are_shown_rounded_and_stored_whole():
         1234.0, [0.5, 0.7], Match(10, 20.5, 0.0, np.inf, "20 (a to b)"),
     ]  # fmt: skip
     table = Table("t", "Caption", columns, [row, [None] * 7])
-    shown = [formats.show(c.kind, v) for c, v in zip(columns, row, strict=True)]
+    shown = [c.show(v) for c, v in zip(columns, row, strict=True)]
     assert shown == [
         "two-stage", "51.2 (40.0 to 60.0)", "−2.0", "< 0.001", "1,234",
         "0.600 ± 0.141", "20 (a to b)",
     ]  # fmt: skip
-    header, line, empty = csv.reader(io.StringIO(formats.csv_text(table)))
+    header, line, empty = csv.reader(io.StringIO(tables.csv_text(table)))
     assert line == [
         "two_stage", "0.51234", "0.4", "0.6", "-0.02", "", "", "0.0004", "1234.0",
         "0.6", str(np.std([0.5, 0.7], ddof=1)), "20.5", "0.0", "inf",
     ]  # fmt: skip
     assert len(header) == len(line) == len(empty) and set(empty) == {""}
-    assert "| –" in formats.markdown(table)
+    assert "| –" in tables.markdown(table)

@@ -9,9 +9,9 @@ import study_files
 from study_files import CLASSES, read_results, write_results, write_study
 
 from twostage_jax.errors import UserError
-from twostage_jax.report import analysis, content, load
+from twostage_jax.report import analysis, sections, study_table
 from twostage_jax.report.artefacts import gather
-from twostage_jax.report.joining import Place
+from twostage_jax.report.study_table import Place
 
 SMALL = {"patients": 6, "patches": 6}
 CHANCES = {"scratch": 0.7, "two_stage": 0.8}
@@ -24,7 +24,7 @@ def run(tmp_path):
 
 def refused(*folders):
     with pytest.raises(UserError) as error:
-        load.load(folders)
+        study_table.load(folders)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -44,7 +44,7 @@ def edit_arrays(folder, name, **changes):
 
 
 def test_rows_come_with_their_predictions_sorted_by_id(run):
-    study = load.load([run])
+    study = study_table.load([run])
     assert list(study.arms) == ["scratch", "two_stage"]
     assert study.missing == () and study.class_names == CLASSES
     found = study.records[Place("scratch", 1, 1.0, 0)]
@@ -56,26 +56,26 @@ def test_rows_come_with_their_predictions_sorted_by_id(run):
 
 def test_folders_with_other_seeds_are_joined(run, tmp_path):
     other = write_study(tmp_path / "b", CHANCES, seeds=(3, 4), **SMALL)
-    study = load.load([run, other])
+    study = study_table.load([run, other])
     assert study.seeds == (0, 1, 2, 3, 4) and len(study.records) == 10
     assert study.complete(1.0) == (("scratch", "two_stage"), (0, 1, 2, 3, 4))
 
 
 def test_the_same_rows_in_two_folders_count_once(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
-    assert len(load.load([run, copy]).records) == 6
+    assert len(study_table.load([run, copy]).records) == 6
     # As is the same folder given twice.
-    assert len(load.load([run, run]).records) == 6
+    assert len(study_table.load([run, run]).records) == 6
 
 
 def test_missing_rows_are_named_and_their_seed_is_left_out(run):
     edit(run, lambda results: results["rows"].pop())
-    study = load.load([run])
+    study = study_table.load([run])
     assert study.missing == (Place("two_stage", 2, 1.0, 0),)
     assert study.complete(1.0) == (("scratch", "two_stage"), (0, 1))
     found = analysis.analyse(study, resamples=100)
     assert found.full.scores.seeds == (0, 1)
-    report = content.build(study, found, gather(study))
+    report = sections.build(study, found, gather(study))
     assert any(
         "Missing rows: two_stage (seed 2, fraction 1, fold 0)." in text
         for text in report.warnings
@@ -86,24 +86,24 @@ def test_missing_rows_are_named_and_their_seed_is_left_out(run):
 def test_a_fold_that_is_missing_takes_its_seed_with_it(tmp_path):
     run = write_study(tmp_path / "a", CHANCES, folds=2, **SMALL)
     edit(run, lambda results: results["rows"].pop(0))
-    study = load.load([run])
+    study = study_table.load([run])
     assert study.missing == (Place("scratch", 0, 1.0, 0),)
     assert study.complete(1.0)[1] == (1, 2)
 
 
 def test_nothing_is_reported_without_one_whole_seed(run):
     edit(run, lambda r: r.update(rows=[x for x in r["rows"] if x["arm"] == "scratch"]))
-    study = load.load([run])
+    study = study_table.load([run])
     # The other arm is left out, by name; alone it can still be described.
     assert study.complete(1.0)[0] == ("scratch",)
     edit(run, lambda r: r["config"]["study"].update(folds=2))
     with pytest.raises(UserError, match="no seed has all its folds"):
-        analysis.analyse(load.load([run]))
+        analysis.analyse(study_table.load([run]))
 
 
 def test_folds_are_put_together_and_test_every_patient_once(tmp_path):
     run = write_study(tmp_path / "a", CHANCES, folds=3, **SMALL)
-    study = load.load([run])
+    study = study_table.load([run])
     joined = study.joined("scratch", 0, 1.0)
     assert len(np.unique(joined.ids)) == 36 and len(np.unique(joined.groups)) == 6
 
@@ -126,7 +126,7 @@ def test_folders_of_another_protocol_are_refused(run, tmp_path):
 def test_how_often_states_are_saved_does_not_part_folders(run, tmp_path):
     train = {"steps": 400, "save_every": 7}
     other = write_study(tmp_path / "b", CHANCES, seeds=(3,), train=train, **SMALL)
-    assert len(load.load([run, other]).seeds) == 4
+    assert len(study_table.load([run, other]).seeds) == 4
 
 
 def test_the_same_row_with_other_predictions_is_refused(run, tmp_path):
@@ -253,14 +253,14 @@ def test_a_row_that_lacks_a_field_is_named(run):
 
 def test_stages_and_mistakes_that_are_damaged_are_left_out_by_name(tmp_path):
     run = write_study(tmp_path / "a", CHANCES, seeds=(0,), rich=True, **SMALL)
-    whole = gather(load.load([run]))
+    whole = gather(study_table.load([run]))
     assert len(whole.stages) == 4 and set(whole.examples) == {
         "natural", "texture", "target",
     }  # fmt: skip
     (run / "examples" / "mistakes.npz").write_bytes(b"PK")
     (run / "stages" / next(iter(whole.stages)) / "lineage.json").write_text("{}")
     edit(run, lambda r: r["rows"][1].update(stage_runs=["../../etc"]))
-    found = gather(load.load([run]))
+    found = gather(study_table.load([run]))
     text = " ".join(found.notes)
     assert "No worst mistakes" in text and "mistakes.npz: is damaged" in text
     assert "lineage.json: lacks stage" in text and "../../etc" in text
@@ -271,7 +271,7 @@ def test_a_transfer_report_that_lacks_a_field_is_left_out_by_name(tmp_path):
     run = write_study(tmp_path / "a", CHANCES, seeds=(0,), rich=True, **SMALL)
     for path in (run / "stages").glob("texture-*/transfer.json"):
         path.write_text('{"rows": [{"path": "params/x"}]}')
-    found = gather(load.load([run]))
+    found = gather(study_table.load([run]))
     assert len(found.stages) == 3
     assert any("transfer.json: lacks action, rule" in note for note in found.notes)
 
@@ -304,7 +304,7 @@ def test_what_explain_found_is_shown(tmp_path):
     }
     explained = {"words": ["Edges, then texture."], "figures": figures, "left_out": []}
     (folder / "explain.json").write_text(json.dumps(explained))
-    found = gather(load.load([run]))
+    found = gather(study_table.load([run]))
     assert found.explanation.words == ["Edges, then texture."]
     assert list(found.explanation.figures) == ["first_layer"]
     (saved,) = found.explanation.figures.values()
@@ -313,7 +313,7 @@ def test_what_explain_found_is_shown(tmp_path):
 
 
 def test_settings_that_are_nested_are_named_by_their_path():
-    from twostage_jax.report.joining import flat
+    from twostage_jax.report.study_table import flat
 
     nested = {"a": {"b": [1, 2], "c": ""}, "d": 0.5, "e": {}}
     assert flat(nested) == {"a.b": "[1, 2]", "a.c": "''", "d": "0.5", "e": "{}"}

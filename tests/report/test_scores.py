@@ -9,7 +9,8 @@ from arms_scored import interval
 from sklearn import metrics as sk
 from study_files import CLASSES, write_study
 
-from twostage_jax.report import analysis, classes_content, formats, load, scores_content
+from twostage_jax.report import analysis, score_tables, study_table
+from twostage_jax.report import tables as formats
 from twostage_jax.stats import intervals, metrics
 from twostage_jax.stats.arms import Predictions, pair, regions
 
@@ -28,7 +29,7 @@ def predictions(labels, groups, right, seed=0, classes=3):
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scored")
-    return load.load([write_study(folder, CHANCES, seeds=(0, 1), patches=9)])
+    return study_table.load([write_study(folder, CHANCES, seeds=(0, 1), patches=9)])
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +50,8 @@ def test_both_levels_have_every_score_of_their_predictions(study, found, level):
     expected = [metrics.scores(one.labels, one.probabilities) for one in given]
     mean = {name: np.mean([one[name] for one in expected]) for name in expected[0]}
     scores = found.levels[level]
-    of_arm = stored(scores_content.main(study, found, scores))[1]
-    of_arm |= stored(classes_content.calibration(scores))[1]
+    of_arm = stored(score_tables.scores_table(study, found, scores))[1]
+    of_arm |= stored(score_tables.calibration_table(scores))[1]
     assert of_arm["arm"] == "two_stage"
     for title, name in {
         "balanced accuracy": "balanced_accuracy",
@@ -70,7 +71,7 @@ def test_both_levels_have_every_score_of_their_predictions(study, found, level):
 def test_both_levels_have_every_score_of_each_class(study, found, level):
     scores = found.levels[level]
     given = scores.arms["scratch"]
-    lines = stored(classes_content.per_class(study, scores))
+    lines = stored(score_tables.class_table(study, scores))
     assert [(one["class"], one["arm"]) for one in lines] == [
         (name, arm) for name in CLASSES for arm in CHANCES
     ]
@@ -94,7 +95,7 @@ def test_both_levels_have_every_score_of_each_class(study, found, level):
 @pytest.mark.parametrize("level", [0, 1])
 def test_confusion_counts_are_in_a_table_by_true_and_predicted_class(found, level):
     scores = found.levels[level]
-    lines = stored(classes_content.confusion(scores))
+    lines = stored(score_tables.confusion_table(scores))
     assert list(lines[0]) == ["arm", "true class", "predicted class", "count"]
     assert len(lines) == 2 * 3 * 3
     for arm, seeds in scores.arms.items():
@@ -115,9 +116,9 @@ def test_confusion_counts_are_in_a_table_by_true_and_predicted_class(found, leve
 def test_notes_say_what_has_an_interval_and_what_a_spread(study, found, level):
     scores = found.levels[level]
     tables = (
-        scores_content.main(study, found, scores),
-        classes_content.per_class(study, scores),
-        classes_content.calibration(scores),
+        score_tables.scores_table(study, found, scores),
+        score_tables.class_table(study, scores),
+        score_tables.calibration_table(scores),
     )
     for table in tables:
         assert f"{('patch', 'region')[level]} level" in table.caption

@@ -18,7 +18,7 @@ from study_files import ARMS, HOSTILE, read_results, write_results, write_study
 
 from twostage_jax import io as atomic
 from twostage_jax.errors import UserError
-from twostage_jax.report import figures, montages
+from twostage_jax.report import figures
 from twostage_jax.report.write import write_report
 
 
@@ -203,7 +203,7 @@ def test_mistakes_show_what_was_predicted_and_their_pixels(study_run, page):
 def test_labelled_images_show_the_pixels_they_were_given():
     images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1)).astype(np.uint8)
     lines = [[f"true: {i}", HOSTILE[2]] for i in range(7)]
-    figure = montages.labelled(images, lines, "title")
+    figure = figures.labelled(images, lines, "title")
     assert len(figure.axes) == 7
     for i in range(7):
         shown = figure.axes[i].get_images()[0].get_array()

@@ -93,71 +93,26 @@ def test_the_primary_endpoint_is_part_of_the_protocol(tmp_path):
     assert len(digests) == 2
 
 
-def test_figures_are_of_the_largest_fraction_alone(tmp_path, monkeypatch):
+def test_mistakes_are_of_the_largest_fraction_alone(tmp_path):
     config = parsed(**{"study.fractions": (1.0, 0.5), "study.arms": ("texture",)})
     made = datasets()
     rows = plan.rows(config, made)
-    materials = Materials(config, made, tmp_path)
+    materials = trained(tmp_path, (config, made, rows), [[(0.5, 1.0)]] * len(rows))
     for row in rows:
-        told = {
-            "validation": {
-                "validation_balanced_accuracy": 0.5,
-                "validation_loss": 1.0,
-            },
-            "history": [row.fraction],
-        }
-        for run in row.candidates[0].chain:
-            io.write_json(materials.folder(run) / "lineage.json", told)
-        # All said to be of class 0: right at fraction 1, wrong at a half.
-        labels = np.zeros(6, int) if row.fraction == 1 else np.ones(6, int)
+        # All are said to be of class 0, with less confidence at a half.
+        said = np.eye(3)[np.zeros(6, int)]
         np.savez(
             materials.folder(row.candidates[0]) / "predictions.npz",
             ids=made["target"].ids[:6],
-            labels=labels,
-            probabilities=np.eye(3)[np.zeros(6, int)],
+            probabilities=said if row.fraction == 1 else said[:, ::-1],
         )
-    drawn = {}
-    for name in ("learning_curves", "confusion_matrices"):
-        monkeypatch.setattr(
-            results.figures,
-            name,
-            lambda what, *_, name=name: drawn.update({name: what}),
-        )
-    monkeypatch.setattr(results.figures, "save", lambda *_: None)
-    monkeypatch.setattr(results.montages, "montage", lambda *_: None)
-    results.draw(materials, rows)
-    whole = [row for row in rows if row.fraction == 1]
-    matrix = drawn["confusion_matrices"]["texture"]
-    assert matrix.sum() == matrix[0, 0] == 6 * len(whole)
-    targets = drawn["learning_curves"]["target"]
-    assert [history for _, history in targets.values()] == [[1.0]] * len(whole)
-
-
-@pytest.mark.parametrize(
-    ("folds", "words"),
-    [(0, "has seen; 12 test"), (2, "of all 2 folds together; 24 test")],
-)
-def test_the_page_counts_the_test_examples_of_all_folds(tmp_path, folds, words):
-    rows = []
-    for fold in range(max(folds, 1)):
-        name = f"{fold}.npz"
-        np.savez(
-            tmp_path / name,
-            ids=np.array([f"{fold}-{i}" for i in range(12)]),
-            labels=np.arange(12) % 2,
-            probabilities=np.eye(2)[np.arange(12) % 2],
-        )
-        rows.append(
-            {"arm": "texture", "seed": 0, "fraction": 1.0, "fold": fold, "n_train": 9,
-             "n_test": 12, "metrics": {"accuracy": 1.0}, "predictions": name}
-        )  # fmt: skip
-    config = parsed(**{"study.folds": folds})
-    table = results.tabulate(
-        Materials(config, datasets(), tmp_path), {"rows": rows, "baselines": []}
-    )
-    page = (tmp_path / "results.md").read_text()
-    assert f"{words} examples, 1 seed." in page
-    assert " 100.0 |" in table and table in page
+    results.save_examples(materials, rows)
+    with np.load(tmp_path / "examples" / "mistakes.npz") as saved:
+        assert set(saved["arm"]) == {"texture"}
+        assert len(saved["ids"]) == (made["target"].labels[:6] != 0).sum()
+        np.testing.assert_array_equal(saved["probabilities"][:, 0], 1)
+    names = {path.stem for path in (tmp_path / "examples").glob("*.npz")}
+    assert names == {"texture", "target", "mistakes"} | set(made)
 
 
 def test_grid_is_every_combination_first_setting_slowest():

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from twostage_jax.explain.comparisons import ALL_LAYERS, RANDOM
 from twostage_jax.explain.differences import Pair, Told, told
 from twostage_jax.explain.measure_tables import label
-from twostage_jax.report.formats import listed
+from twostage_jax.report.tables import listed
 
 # More silent channels than this share are worth a word.
 MANY_SILENT = 1 / 3

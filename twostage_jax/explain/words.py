@@ -9,7 +9,7 @@ from twostage_jax.explain import measure_tables
 from twostage_jax.explain.faithfulness import RANDOM_ORDER
 from twostage_jax.explain.figures import MARKS, foot_notes, method_label
 from twostage_jax.report.figures import arm_label
-from twostage_jax.report.formats import listed
+from twostage_jax.report.tables import listed
 
 # Areas nearer to those of the random order than this are called no better.
 MARGIN = 0.01

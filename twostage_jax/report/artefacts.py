@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from twostage_jax.errors import UserError
-from twostage_jax.report.joining import NAMED, Study
-from twostage_jax.report.load import read_arrays, read_json
+from twostage_jax.report.study_table import NAMED, Study, read_arrays, read_json
 
 # What `stage.StageRun.folder_name` can be; nothing that leads out of the folder.
 STAGE_FOLDER = re.compile(r"[\w-][\w. -]*-[0-9a-f]{12}")

@@ -1,41 +1,138 @@
-"""Figures for print: one colour an arm, text of 7 to 8 pt at the width it is made for.
+"""Figures for print, and their captions for the report.
 
-Every function returns a `Figure`; `save` writes it.
+Each arm has one colour; text is 7 to 8 pt at the printed width, 3.5 inches for a column
+and 7 for a page. Functions named after a figure return a `Figure`, which `save` writes;
+those named `..._picture` add the caption and the alternative text. pyplot's global
+state is never touched, so figures may be drawn in threads.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+import io
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from PIL import Image
 
-from twostage_jax.report.style import (
-    ARM_COLOURS,
-    COLUMN,
-    LABEL_ROOM,
-    OTHER_COLOURS,
-    PAGE,
-    SHARED,
-    STYLE,
-    arm_label,
-    arm_style,
-    file_name,
-    plain,
-    save,
-    styled,
-    svg,
-)
+from twostage_jax.report.analysis import Analysis, Scores, patients_of_curve
+from twostage_jax.report.artefacts import Artefacts, Mistakes, StageRecord
+from twostage_jax.report.parts import Card, Cards, Picture
+from twostage_jax.report.study_table import Study
+from twostage_jax.report.tables import arm_name, readable
+from twostage_jax.stats import metrics
 
-__all__ = [
-    "ARM_COLOURS", "COLUMN", "OTHER_COLOURS", "PAGE", "SHARED", "STYLE", "arm_label",
-    "arm_style", "calibration", "confusion_matrices", "file_name",
-    "learning_curves", "plain", "save", "size_curve", "svg",
-]  # fmt: skip
+COLUMN, PAGE = 3.5, 7.0  # inches
+LABEL_ROOM = 1.2  # inches beside or below panels, for class names of 18 letters
+# Okabe and Ito 2008, "Color Universal Design"; distinct in all forms of colour
+# blindness, except their yellow, which is too faint on white paper.
+ARM_COLOURS = {
+    "scratch": "#000000",
+    "natural": "#0072B2",
+    "texture": "#009E73",
+    "two_stage": "#D55E00",
+}
+ARM_MARKERS = {"scratch": "o", "natural": "s", "texture": "^", "two_stage": "D"}
+OTHER_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7")
+OTHER_MARKERS = ("v", "P", "X", "<", ">")
+SHARED = "#6B6B6B"  # runs that several arms share
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    # TrueType outlines: text in a PDF stays text, and journals accept it.
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+}
 # Bins with a smaller share of the examples are not drawn.
 MIN_SHARE = 0.01
+MISTAKES_SHOWN = 8
+
+
+def arm_style(arm: str) -> dict[str, str]:
+    """Returns colour and marker of an arm, the same in every figure.
+
+    The four arms of the paper have their own; others take theirs from their name.
+    """
+    number = zlib.crc32(arm.encode())
+    return {
+        "color": ARM_COLOURS.get(arm, OTHER_COLOURS[number % len(OTHER_COLOURS)]),
+        "marker": ARM_MARKERS.get(arm, OTHER_MARKERS[number % len(OTHER_MARKERS)]),
+    }
+
+
+def arm_label(arm: str) -> str:
+    """Returns the name of an arm in a figure: 'two-stage' for 'two_stage'."""
+    return arm_name(arm).replace("$", r"\$")
+
+
+def plain(text: object, limit: int = 40) -> str:
+    """Returns text for a figure: one line, not too long, no mathematics."""
+    return readable(text, limit).replace("$", r"\$")
+
+
+def file_name(text: str) -> str:
+    """Returns text as a part of a file name: letters, digits, `_` and `-`."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text)[:60] or "unnamed"
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Returns a drawing function that draws in this style."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Any, **kwargs: Any) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def save(figure: Figure, path: Path | str) -> list[Path]:
+    """Writes `path`.png (200 dpi) and `path`.pdf (vector text); returns both paths."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(written[0])
+        # No date: the same figure is the same file.
+        figure.savefig(written[1], metadata={"CreationDate": None})
+    return written
+
+
+def svg(figure: Figure) -> bytes:
+    """Returns a figure as SVG; text becomes outlines, so every browser draws it alike."""
+    written = io.BytesIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "twostage_jax"}):
+        figure.savefig(written, format="svg", metadata={"Date": None})
+    return written.getvalue()
+
+
+def png(image: np.ndarray) -> bytes:
+    """Returns a `[H, W, 1 or 3]` uint8 image as PNG."""
+    written = io.BytesIO()
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
+        written, "PNG"
+    )
+    return written.getvalue()
+
 
 History = Sequence[Mapping[str, float]]
 
@@ -73,38 +170,6 @@ def learning_curves(
     return figure
 
 
-def _curves(
-    axes: Axes, runs: Mapping[str, tuple[str, History]], key: str
-) -> dict[str, Any]:
-    """Draws one panel; returns a line for each arm."""
-    by_arm: dict[str, list[np.ndarray]] = {}
-    for arm, history in runs.values():
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
-        if points:
-            by_arm.setdefault(arm, []).append(np.array(points, float))
-    lines = {}
-    for arm, curves in by_arm.items():
-        colour = arm_style(arm)["color"] if arm else SHARED
-        for curve in curves if len(curves) > 1 else ():
-            axes.plot(*curve.T, color=colour, linewidth=0.5, alpha=0.35)
-        steps = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
-        means = [
-            np.mean([curve[curve[:, 0] == step, 1].mean() for curve in curves
-                     if step in curve[:, 0]])
-            for step in steps
-        ]  # fmt: skip
-        few = {"marker": arm_style(arm)["marker"]} if len(steps) < 3 else {}
-        (lines[arm],) = axes.plot(steps, means, color=colour, **few)
-    return lines
-
-
-def _legend_above(figure: Figure, lines: Mapping[str, Any]) -> None:
-    names = [arm_label(arm) if arm else "shared by arms" for arm in lines]
-    figure.legend(
-        lines.values(), names, loc="outside upper center", ncols=max(len(names), 1)
-    )
-
-
 @styled
 def confusion_matrices(
     matrices: Mapping[str, np.ndarray], class_names: Sequence[str]
@@ -140,28 +205,6 @@ def confusion_matrices(
     figure.supxlabel("predicted class", fontsize=8)
     figure.supylabel("true class", fontsize=8)
     return figure
-
-
-def _matrix(axes: Axes, matrix: np.ndarray, cell: float) -> None:
-    """Draws a matrix whose cells are `cell` inches wide."""
-    totals = matrix.sum(1, keepdims=True)
-    shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    size = max(min(7.0, cell * 72 / 3.2), 5.0)
-    for (i, j), share in np.ndenumerate(shares):
-        write = functools.partial(
-            axes.text, j, color="white" if share > 0.55 else "black", ha="center",
-            va="center",
-        )  # fmt: skip
-        if not totals[i]:
-            write(i, "–", fontsize=size)
-        elif cell >= 0.3:
-            write(i - 0.13, f"{share:.2f}", fontsize=size)
-            write(i + 0.22, f"{matrix[i, j]:,}", fontsize=0.75 * size)
-        elif share >= 0.005:
-            write(i, f"{100 * share:.0f}", fontsize=size)
 
 
 @styled
@@ -212,16 +255,6 @@ def size_curve(
     return figure
 
 
-def _apart(sizes: Sequence[float]) -> list[float]:
-    """Returns the sizes to label: the largest, and those clear of the next label."""
-    gap = (sizes[-1] / sizes[0]) ** 0.08 if sizes else 1
-    kept: list[float] = []
-    for size in reversed(sizes):
-        if not kept or kept[-1] / size >= max(gap, 1.05):
-            kept.append(size)
-    return kept[::-1]
-
-
 @styled
 def calibration(
     bins: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
@@ -251,3 +284,366 @@ def calibration(
                   ncols=2)  # fmt: skip
     below.set(xlabel="confidence", ylabel="share", ylim=(0, None))
     return figure
+
+
+@styled
+def montage(
+    images: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    title: str,
+    *,
+    columns: int = 8,
+) -> Figure:
+    """Draws examples, one row a class, in the order given.
+
+    Args:
+      images: `[N, H, W, C]` or `[N, H, W]`, uint8 or floats in [0, 1]; C is 1 or 3.
+      labels: `[N]` indices into `class_names`.
+      class_names: One a class; a class without an image has no row.
+      title: Above all.
+      columns: Images a row at most.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype != np.uint8:
+        images = np.uint8(np.clip(images, 0, 1) * 255 + 0.5)
+    present = np.unique(labels)
+    # Beyond a dozen classes, two blocks side by side keep the figure on one page.
+    blocks = 1 if len(present) <= 12 else 2
+    width, gutter = (COLUMN if blocks == 1 else PAGE), LABEL_ROOM - 0.1
+    columns = min(columns, np.bincount(labels).max())
+    cell = min((width / blocks - gutter - 0.1) / columns, 0.6)
+    rows = -(-len(present) // blocks)
+    height = rows * cell + 0.35
+    figure = Figure(figsize=(width, height))
+    figure.text(0.5, 1 - 0.16 / height, plain(title, 60), ha="center", va="center")
+    for place, label in enumerate(present):
+        block, row = divmod(place, rows)
+        left = block * width / blocks + gutter
+        bottom = height - 0.3 - (row + 1) * cell
+        figure.text((left - 0.06) / width, (bottom + cell / 2) / height,
+                    plain(class_names[label], 18), ha="right", va="center",
+                    fontsize=7)  # fmt: skip
+        chosen = images[labels == label][:columns]
+        strip = _strip(chosen)
+        box = (left, bottom, cell * len(chosen), cell)
+        axes = figure.add_axes(
+            (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
+        )
+        axes.imshow(strip, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_axis_off()
+    return figure
+
+
+@styled
+def labelled(images: np.ndarray, lines: Sequence[Sequence[str]], title: str) -> Figure:
+    """Draws images four a row, each above its own lines of text.
+
+    Args:
+      images: `[N, H, W, C]`, uint8; C is 1 or 3.
+      lines: Of each image.
+      title: Above all.
+    """
+    cell, side = PAGE / 4, 1.2
+    deep = 0.15 * max(map(len, lines)) + 0.1
+    width = cell * min(4, len(images))
+    height = -(-len(images) // 4) * (side + deep) + 0.3
+    figure = Figure(figsize=(width, height))
+    figure.text(0.5, 1 - 0.16 / height, plain(title, 60), ha="center", va="center")
+    for place, (image, below) in enumerate(zip(images, lines, strict=True)):
+        row, column = divmod(place, 4)
+        left = column * cell + (cell - side) / 2
+        bottom = height - 0.3 - row * (side + deep) - side
+        axes = figure.add_axes(
+            (left / width, bottom / height, side / width, side / height)
+        )
+        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255,
+                    interpolation="nearest")  # fmt: skip
+        axes.set_axis_off()
+        figure.text((left + side / 2) / width, (bottom - 0.04) / height,
+                    "\n".join(plain(line, 30) for line in below), ha="center",
+                    va="top", fontsize=6.5)  # fmt: skip
+    return figure
+
+
+def size_picture(study: Study, analysis: Analysis) -> Picture:
+    """Draws the score against the size of the target set."""
+    found = analysis.size_study
+    curves = {
+        arm: {
+            "n": list(found.n),
+            "score": [100 * one.estimate for one in intervals],
+            "low": [_percent(one.low) for one in intervals],
+            "high": [_percent(one.high) for one in intervals],
+        }
+        for arm, intervals in found.scores.items()
+    }
+    smallest, largest = found.n[0], found.n[-1]
+    ends = "; ".join(
+        f"{arm_name(arm)} from {one[0].estimate * 100:.1f} to "
+        f"{one[-1].estimate * 100:.1f} %"
+        for arm, one in found.scores.items()
+    )
+    unit, means, seeds, drawn = "target training patches", "", "", ""
+    patients = patients_of_curve(study, analysis)
+    if patients:
+        unit += " (patients)"
+        drawn = " In brackets: the training patients, by whom the sizes are drawn."
+    if analysis.sizes_differ:
+        unit += ", mean"
+        means = " The size is a mean over seeds and folds, whose training sets differ."
+    if any(size.scores.seeds != analysis.common_seeds for size in analysis.sizes):
+        listed = ", ".join(map(str, analysis.common_seeds))
+        seeds = f" Only seeds that are whole at every size are drawn: {listed}."
+    return Picture(
+        "size_curve",
+        size_curve(curves, unit=unit, score="balanced accuracy (%)", patients=patients),
+        f"Balanced accuracy against the number of target training patches, from "
+        f"{smallest:,.0f} to {largest:,.0f}: {ends}.",
+        "Balanced accuracy against the size of the target training set (logarithmic); "
+        "bands and bars are 95 % confidence intervals of each arm alone. Bands "
+        "of two arms may overlap though their paired difference is shown."
+        f"{drawn}{means}{seeds}",
+    )
+
+
+def confusion_picture(scores: Scores) -> Picture:
+    """Draws the confusion matrices, seeds added up."""
+    worst = "; ".join(
+        f"{arm_name(arm)}: {_worst(matrix, scores.class_names)}"
+        for arm, matrix in scores.confusion.items()
+    )
+    level = f"{scores.level} level"
+    return Picture(
+        scores.named("confusion_matrices"),
+        confusion_matrices(scores.confusion, scores.class_names),
+        f"Confusion matrix of each arm, {level}. Most frequent confusion: {worst}.",
+        f"Confusion matrices of the test set, {level}, seeds added up: shares of each "
+        "true class, counts below.",
+    )
+
+
+def calibration_picture(scores: Scores) -> Picture:
+    """Draws the reliability of each arm, seeds pooled."""
+    bins = {
+        arm: metrics.reliability(
+            np.concatenate([one.labels for one in seeds]),
+            np.concatenate([one.probabilities for one in seeds]),
+        )
+        for arm, seeds in scores.arms.items()
+    }
+    leaning = "; ".join(
+        f"{arm_name(arm)} {_leaning(*found)}" for arm, found in bins.items()
+    )
+    return Picture(
+        "calibration",
+        calibration(bins),
+        f"Accuracy against confidence of each arm: {leaning}.",
+        "Reliability, patch level: accuracy against mean confidence in 15 bins; on the "
+        "dashed line a network is right as often as it says. Bins with less than 1 % of "
+        "the examples are left out. Below: where the confidences lie.",
+    )
+
+
+def curves_picture(
+    study: Study, stages: Mapping[str, StageRecord], fraction: float
+) -> Picture | None:
+    """Draws the learning curves of the runs behind the rows at one fraction."""
+    arms: dict[str, set[str]] = {}
+    for place, record in study.records.items():
+        if place.fraction == fraction:
+            for name in record.stage_runs:
+                arms.setdefault(name, set()).add(place.arm)
+    curves: dict[str, dict] = {}
+    order = sorted(study.arms.values(), key=len)
+    for stage in dict.fromkeys(name for chain in reversed(order) for name in chain):
+        for name, users in arms.items():
+            record = stages.get(name)
+            if record and record.lineage["stage"] == stage:
+                arm = next(iter(users)) if len(users) == 1 else ""
+                history = record.lineage["history"]
+                curves.setdefault(stage, {})[name] = (arm, history)
+    if not curves:
+        return None
+    runs = ", ".join(f"{stage} ({len(found)} runs)" for stage, found in curves.items())
+    return Picture(
+        "learning_curves",
+        learning_curves(curves),
+        f"Balanced accuracy and loss on validation against the training step, for each "
+        f"stage: {runs}.",
+        "Learning curves on validation. Thin: single runs; thick: the mean of an arm's "
+        "runs. Runs that several arms share are grey.",
+    )
+
+
+def example_pictures(study: Study, found: Artefacts) -> list[Picture]:
+    """Draws example patches of each class of the data sets, the first stage first."""
+    order = max(study.arms.values(), key=len)
+    stages = sorted(
+        found.examples, key=lambda n: order.index(n) if n in order else len(order)
+    )
+    data = {
+        record.lineage["stage"]: record.lineage["data"].get("name")
+        for record in found.stages.values()
+    }
+    pictures = []
+    for stage in stages:
+        kept = found.examples[stage]
+        title = f"{stage}: {data[stage]}" if data.get(stage) else stage
+        pictures.append(
+            Picture(
+                f"examples_{file_name(stage)}",
+                montage(kept.images, kept.labels, kept.class_names, title),
+                f"Example images of the {len(kept.class_names)} classes of stage "
+                f"{stage}: {', '.join(kept.class_names)}.",
+                f"Example images of each class of stage {stage}.",
+            )
+        )
+    return pictures
+
+
+def mistakes_picture(arm: str, found: Mistakes, class_names: Sequence[str]) -> Picture:
+    """Draws the worst mistakes of an arm."""
+    shown = _worst_first(found)
+    return Picture(
+        f"mistakes_{file_name(arm)}",
+        labelled(
+            found.images[shown],
+            [mistake_lines(found, i, class_names)[:2] for i in shown],
+            f"{arm_label(arm)}: worst mistakes",
+        ),
+        f"The {len(shown)} worst mistakes of {arm_name(arm)}; the cards list them.",
+        f"Worst mistakes of {arm_name(arm)}: true class above, predicted below.",
+    )
+
+
+def mistake_cards(arm: str, found: Mistakes, class_names: Sequence[str]) -> Cards:
+    """Returns the worst mistakes of an arm as cards."""
+    cards = [
+        Card(
+            png(found.images[i]),
+            f"Test patch {found.ids[i]}",
+            mistake_lines(found, i, class_names),
+        )
+        for i in _worst_first(found)
+    ]
+    return Cards(arm_name(arm), cards)
+
+
+def mistake_lines(found: Mistakes, i: int, class_names: Sequence[str]) -> list[str]:
+    """Returns what a mistake was, what was predicted, and of whom it is."""
+    predicted = int(found.probabilities[i].argmax())
+    label = int(found.labels[i])
+    lines = [
+        f"true: {class_names[label]} ({found.probabilities[i, label]:.2f})",
+        f"predicted: {class_names[predicted]} ({found.probabilities[i, predicted]:.2f})",
+    ]
+    if found.groups[i]:
+        group = str(found.groups[i])
+        lines.append(group if group.startswith("patient") else f"patient {group}")
+    return lines
+
+
+def _curves(
+    axes: Axes, runs: Mapping[str, tuple[str, History]], key: str
+) -> dict[str, Any]:
+    """Draws one panel; returns a line for each arm."""
+    by_arm: dict[str, list[np.ndarray]] = {}
+    for arm, history in runs.values():
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        if points:
+            by_arm.setdefault(arm, []).append(np.array(points, float))
+    lines = {}
+    for arm, curves in by_arm.items():
+        colour = arm_style(arm)["color"] if arm else SHARED
+        for curve in curves if len(curves) > 1 else ():
+            axes.plot(*curve.T, color=colour, linewidth=0.5, alpha=0.35)
+        steps = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
+        means = [
+            np.mean([curve[curve[:, 0] == step, 1].mean() for curve in curves
+                     if step in curve[:, 0]])
+            for step in steps
+        ]  # fmt: skip
+        few = {"marker": arm_style(arm)["marker"]} if len(steps) < 3 else {}
+        (lines[arm],) = axes.plot(steps, means, color=colour, **few)
+    return lines
+
+
+def _legend_above(figure: Figure, lines: Mapping[str, Any]) -> None:
+    names = [arm_label(arm) if arm else "shared by arms" for arm in lines]
+    figure.legend(
+        lines.values(), names, loc="outside upper center", ncols=max(len(names), 1)
+    )
+
+
+def _matrix(axes: Axes, matrix: np.ndarray, cell: float) -> None:
+    """Draws a matrix whose cells are `cell` inches wide."""
+    totals = matrix.sum(1, keepdims=True)
+    shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    size = max(min(7.0, cell * 72 / 3.2), 5.0)
+    for (i, j), share in np.ndenumerate(shares):
+        write = functools.partial(
+            axes.text, j, color="white" if share > 0.55 else "black", ha="center",
+            va="center",
+        )  # fmt: skip
+        if not totals[i]:
+            write(i, "–", fontsize=size)
+        elif cell >= 0.3:
+            write(i - 0.13, f"{share:.2f}", fontsize=size)
+            write(i + 0.22, f"{matrix[i, j]:,}", fontsize=0.75 * size)
+        elif share >= 0.005:
+            write(i, f"{100 * share:.0f}", fontsize=size)
+
+
+def _apart(sizes: Sequence[float]) -> list[float]:
+    """Returns the sizes to label: the largest, and those clear of the next label."""
+    gap = (sizes[-1] / sizes[0]) ** 0.08 if sizes else 1
+    kept: list[float] = []
+    for size in reversed(sizes):
+        if not kept or kept[-1] / size >= max(gap, 1.05):
+            kept.append(size)
+    return kept[::-1]
+
+
+def _strip(images: np.ndarray) -> np.ndarray:
+    """Returns images side by side with a white edge: `[H, W * N]` or `[.., 3]`."""
+    edge = max(1, images.shape[1] // 24)
+    pads = ((0, 0), (edge, edge), (edge, edge), (0, 0))
+    padded = np.pad(images, pads, constant_values=255)
+    return np.concatenate(list(padded), axis=1).squeeze()
+
+
+def _worst_first(found: Mistakes) -> np.ndarray:
+    """Returns the mistakes to show: those surest of a wrong class first."""
+    true = np.take_along_axis(found.probabilities, found.labels[:, None], 1)[:, 0]
+    wrong = found.probabilities.argmax(1) != found.labels
+    order = np.argsort(true - found.probabilities.max(1), kind="stable")
+    return order[wrong[order]][:MISTAKES_SHOWN]
+
+
+def _worst(matrix: np.ndarray, names: Sequence[str]) -> str:
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    np.fill_diagonal(shares, 0)
+    true, predicted = np.unravel_index(shares.argmax(), shares.shape)
+    if not shares[true, predicted]:
+        return "none"
+    share = 100 * shares[true, predicted]
+    return f"{share:.0f} % of {names[true]} taken for {names[predicted]}"
+
+
+def _leaning(confidence: np.ndarray, accuracy: np.ndarray, count: np.ndarray) -> str:
+    some = count > 0
+    gap = np.average((confidence - accuracy)[some], weights=count[some])
+    if abs(gap) < 0.01:
+        return "is neither over- nor under-confident on average"
+    return (
+        f"is {'over' if gap > 0 else 'under'}-confident by {abs(100 * gap):.0f} points"
+    )
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value

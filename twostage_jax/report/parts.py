@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from twostage_jax.report.formats import Table
+from twostage_jax.report.tables import Table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,16 +1,192 @@
-"""Tables of results, as Markdown that is also aligned on a terminal."""
+"""Tables: once as values, then written for the page, Markdown, CSV and LaTeX.
 
+A column has a kind, and a kind is one entry of `KINDS`: how a value is shown, and which
+numbers of it are stored and sorted by. CSV holds these unrounded, with a column of its
+own for each end of an interval.
+"""
+
+import csv
+import dataclasses
+import io
 import itertools
+import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from twostage_jax.io import inert
+from twostage_jax.stats.intervals import Interval
+from twostage_jax.stats.learning_curve import Match
+
+NOTHING = "–"
+LATEX = {
+    "\\": r"\textbackslash{}",
+    **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    # In the old font encodings these come out as other marks.
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "–": "--",
+    "—": "---",
+    "…": r"\ldots{}",
+    "−": r"$-$",
+    "±": r"$\pm$",
+}
 COLUMNS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro-F1",
 }
 MISSING_NAMED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How the values of a column are shown, stored and sorted.
+
+    Attributes:
+      show: Function from a value to text for people.
+      numbers: Function from a value to its CSV cells; None becomes an empty cell. The
+        first one is what rows are sorted by.
+      heads: Headings of the further CSV cells, after that of the column.
+      is_text: Whether values are text, aligned to the left.
+    """
+
+    show: Callable[[Any], str]
+    numbers: Callable[[Any], Sequence[Any]] = lambda value: (value,)
+    heads: tuple[str, ...] = ()
+    is_text: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column: its heading, and the name of its kind in `KINDS`."""
+
+    title: str
+    kind: str = "text"
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the values are text, aligned to the left."""
+        return KINDS[self.kind].is_text
+
+    def show(self, value: Any) -> str:
+        """Returns a value as people read it."""
+        return NOTHING if value in (None, []) else KINDS[self.kind].show(value)
+
+    def csv_heads(self) -> list[str]:
+        """Returns the headings of the CSV cells of a value."""
+        title = inert(self.title)
+        return [title, *(f"{title} {head}" for head in KINDS[self.kind].heads)]
+
+    def csv_cells(self, value: Any) -> list[Any]:
+        """Returns the CSV cells of a value: as many as it has headings."""
+        kind = KINDS[self.kind]
+        cells = [None] * (1 + len(kind.heads))
+        if value not in (None, []):
+            cells = kind.numbers(value)
+        filled = ["" if cell is None else cell for cell in cells]
+        return [inert(cell) if isinstance(cell, str) else cell for cell in filled]
+
+    def sort_key(self, value: Any) -> float | str:
+        """Returns the number or text that rows are sorted by; '' for an empty cell."""
+        if value in (None, []):
+            return ""
+        key = KINDS[self.kind].numbers(value)[0]
+        if isinstance(key, float) and math.isinf(key):
+            return 1e300
+        return "" if key is None else key
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+      name: Name of its files, and of its anchor on the page.
+      caption: Title, as one sentence.
+      columns: Columns.
+      rows: One value per column.
+      note: Remarks needed to read the table, or ''.
+    """
+
+    name: str
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Any]]
+    note: str = ""
+
+    @property
+    def shown(self) -> list[list[str]]:
+        """The rows as people read them."""
+        return [
+            [column.show(value) for column, value in self.cells(row)]
+            for row in self.rows
+        ]
+
+    def cells(self, row: Sequence[Any]) -> Iterable[tuple[Column, Any]]:
+        """Returns the values of a row with their columns."""
+        return zip(self.columns, row, strict=True)
+
+
+def csv_text(table: Table) -> str:
+    """Returns a table as CSV, numbers unrounded; text cannot become a formula."""
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow([head for column in table.columns for head in column.csv_heads()])
+    for row in table.rows:
+        cells = table.cells(row)
+        writer.writerow([cell for column, v in cells for cell in column.csv_cells(v)])
+    return written.getvalue()
+
+
+def markdown(table: Table) -> str:
+    """Returns a table as Markdown, its caption above and its note below."""
+    texts = itertools.takewhile(lambda column: column.is_text, table.columns)
+    header = [column.title for column in table.columns]
+    parts = [
+        f"**{escape(table.caption)}**",
+        markdown_table(header, table.shown, left=len(list(texts))),
+        escape(table.note),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def latex(table: Table, label: str) -> str:
+    """Returns a table as LaTeX for the package booktabs."""
+    kinds = "".join("l" if column.is_text else "r" for column in table.columns)
+    header = " & ".join(latex_text(column.title) for column in table.columns)
+    lines = [f"{' & '.join(map(latex_text, row))} \\\\" for row in table.shown]
+    caption = " ".join(part for part in (table.caption, table.note) if part)
+    return "\n".join(
+        [
+            r"% Needs \usepackage{booktabs} and \usepackage[T1]{fontenc}.",
+            r"\begin{table}",
+            r"  \centering",
+            r"  \small",
+            r"  \setlength{\tabcolsep}{4pt}",
+            f"  \\caption{{{latex_text(caption)}}}",
+            f"  \\label{{{label}}}",
+            f"  \\begin{{tabular}}{{{kinds}}}",
+            r"    \toprule",
+            f"    {header} \\\\",
+            r"    \midrule",
+            *(f"    {line}" for line in lines),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def latex_text(text: object) -> str:
+    """Returns text that LaTeX sets as it is, in one line."""
+    line = " ".join(str(text).split())
+    return "".join(LATEX.get(mark, mark) for mark in line)
 
 
 def results_table(rows: Sequence[Mapping[str, Any]], first: str = "arm") -> str:
@@ -99,6 +275,43 @@ def number_range(numbers: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
+def readable(text: object, limit: int = 40) -> str:
+    """Returns text in one line of printable characters, cut at the limit."""
+    text = " ".join(str(text).split())
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return "".join(c for c in text if c.isprintable())
+
+
+def arm_name(arm: str) -> str:
+    """Returns the name of an arm for people: 'two-stage' for 'two_stage'."""
+    return readable(arm.replace("_", "-"))
+
+
+def listed(items: Iterable[str]) -> str:
+    """Returns 'a, b and c'."""
+    *first, last = list(items) or [""]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def mean_and_range(numbers: Sequence[int]) -> str:
+    """Returns '1,600', or '1,550 (1,500–1,600)' where the numbers differ."""
+    mean = f"{statistics.fmean(numbers):,.0f}"
+    return f"{mean} ({number_range(numbers)})" if len(set(numbers)) > 1 else mean
+
+
+def minus(number: str) -> str:
+    """Returns a number with a true minus sign, and without one before zero."""
+    if number[:1] == "-":
+        return number[1:] if not number.strip("-0.,") else f"−{number[1:]}"
+    return number
+
+
+def p_text(value: float) -> str:
+    """Returns a p-value: three decimals, and never 0."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def _cell(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     scores = [row["metrics"].get(metric) for row in rows]
     if not scores or None in scores:
@@ -119,3 +332,54 @@ def _missing(places: Sequence[str]) -> str:
         f"\n\nMissing: {', '.join(named)}{f' and {more} more' if more else ''}. "
         "A seed counts where all its folds are there."
     )
+
+
+def _of_interval(style: str, scale: float) -> Kind:
+    """Returns the kind of an `Interval`, shown as 'estimate (low to high)'."""
+
+    def show(value: Interval) -> str:
+        estimate, *ends = (
+            None if x is None else minus(style.format(scale * x))
+            for x in (value.estimate, value.low, value.high)
+        )
+        return estimate if None in ends else f"{estimate} ({ends[0]} to {ends[1]})"
+
+    return Kind(show, lambda v: (v.estimate, v.low, v.high), ("low", "high"))
+
+
+def _match(value: Match) -> str:
+    # An interval of one point says no more than the number.
+    alone = value.low == value.value == value.high
+    return value.text.split(" (")[0] if alone else value.text
+
+
+def _spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Returns mean and standard deviation; None if not defined."""
+    if None in values:
+        return None, None
+    several = len(values) > 1
+    return statistics.fmean(values), statistics.stdev(values) if several else None
+
+
+def _spread_text(values: Sequence[float | None]) -> str:
+    mean, deviation = _spread(values)
+    if mean is None:
+        return NOTHING
+    return f"{mean:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
+
+
+KINDS = {
+    "text": Kind(str, is_text=True),
+    "arm": Kind(arm_name, is_text=True),  # the page adds its colour
+    "count": Kind("{:,.0f}".format),
+    "number": Kind(lambda value: minus(f"{value:.4g}")),
+    "percent": Kind(lambda value: f"{100 * value:.1f}"),
+    "p": Kind(p_text),
+    # Intervals: of a score in [0, 1], of anything, of a difference (in hundredths).
+    "score": _of_interval("{:.1f}", 100),
+    "interval": _of_interval("{:.3f}", 1),
+    "points": _of_interval("{:+.1f}", 100),
+    "match": Kind(_match, lambda m: (m.value, m.low, m.high), ("low", "high")),
+    # Scores of seeds, of which some may be None: mean ± standard deviation.
+    "spread": Kind(_spread_text, _spread, ("sd",)),
+}

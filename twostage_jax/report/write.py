@@ -1,14 +1,24 @@
-"""Writes the report of a study: a page, Markdown, figures, tables."""
+"""Writes the report of a study: a page, Markdown, figures and tables.
 
+The page is self-contained: it requests nothing, and holds nothing but text and images.
+Jinja2 escapes the text. Its content security policy allows images in the page, one style
+sheet and one script, by their hashes, and nothing else.
+"""
+
+import base64
+import hashlib
+import shutil
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jinja2
+
 from twostage_jax import io
 from twostage_jax.errors import UserError
-from twostage_jax.report import content, figures, formats, load, tables
+from twostage_jax.report import figures, sections, study_table, tables
 from twostage_jax.report.analysis import analyse
 from twostage_jax.report.artefacts import gather
-from twostage_jax.report.page import html
 from twostage_jax.report.parts import (
     Cards,
     Details,
@@ -20,8 +30,14 @@ from twostage_jax.report.parts import (
     Tree,
     walk,
 )
+from twostage_jax.report.sections import Report
+from twostage_jax.report.study_table import Study
 
 PAGE = "report.html"
+# Figures of the report that lie in the run folder, too.
+RUN_FIGURES = ("learning_curves.*", "confusion_matrices.*", "examples_*")
+# Larger than in print (96 a CSS inch), so that text of 7 pt can be read on a screen.
+PIXELS_PER_INCH = 118
 
 
 def write_report(workdirs: Sequence[Path], out: Path) -> Path:
@@ -43,30 +59,51 @@ def write_report(workdirs: Sequence[Path], out: Path) -> Path:
         return _write_report([Path(folder) for folder in workdirs], out)
 
 
-def _write_report(workdirs: Sequence[Path], out: Path) -> Path:
-    _check_out(out)
-    study = load.load(workdirs)
-    report = content.build(study, analyse(study), gather(study))
-    parts = walk([part for section in report.sections for part in section.parts])
-    with io.replacing_folder(out) as folder:
-        (folder / "figures").mkdir()
-        (folder / "tables").mkdir()
-        for part in parts:
-            if isinstance(part, Picture):
-                figures.save(part.figure, folder / "figures" / part.name)
-            elif isinstance(part, Saved):
-                (folder / "figures" / f"{part.name}.png").write_bytes(part.png)
-                (folder / "figures" / f"{part.name}.pdf").write_bytes(part.pdf)
-            elif isinstance(part, formats.Table):
-                _write(folder / "tables" / f"{part.name}.csv", formats.csv_text(part))
-        _write(folder / "table.tex", formats.latex(report.result, "tab:result"))
-        _write(folder / "tables" / "result.csv", formats.csv_text(report.result))
-        _write(folder / "report.md", markdown(report))
-        _write(folder / PAGE, html(report, study))
-    return out / PAGE
+def write_run(workdir: Path) -> None:
+    """Writes `results.md`, figures and report of a finished study; prints its table.
+
+    Figures and report are written only if the report is missing: training removes it
+    when the results change.
+
+    Args:
+      workdir: Run folder with `results.json`; the report goes into its `report/`.
+    """
+    results = study_table.read_json(workdir / "results.json")
+    folds = results["config"]["study"]["folds"]
+    rows, others = (
+        study_table.pool_folds(workdir, results[name], folds)
+        for name in ("rows", "baselines")
+    )
+    table = tables.results_table(rows)
+    if others:
+        table += f"\n\n{tables.results_table(others, first='baseline')}"
+    seeds = len({row["seed"] for row in rows})
+    tested = max(row["n_test"] for row in rows)  # Rows that lack a fold have fewer.
+    together = f"; a score is of the predictions of all {folds} folds together"
+    words = (
+        "Scores on test groups that no training or selection has seen"
+        f"{together if folds else ''}; {tested:,} test examples, {seeds} "
+        f"seed{'s' if seeds > 1 else ''}."
+    )
+    page = f"# {results['config']['name']}\n\n{table}\n\n{words}\n"
+    io.write_text(workdir / "results.md", page)
+    report = workdir / "report" / PAGE
+    if not report.is_file():
+        try:
+            write_report([workdir], report.parent)
+            (workdir / "figures").mkdir(exist_ok=True)
+            for pattern in RUN_FIGURES:
+                for figure in (report.parent / "figures").glob(pattern):
+                    shutil.copy(figure, workdir / "figures")
+        except UserError as error:
+            print(f"No report: {error}")
+    print(f"\n{table}\n")
+    print(f"Results: {workdir / 'results.json'}")
+    if report.is_file():
+        print(f"Report: {report}")
 
 
-def markdown(report: content.Report) -> str:
+def markdown(report: sections.Report) -> str:
     """Returns the report as Markdown, with the figures beside it."""
     lines = [f"# {tables.escape(report.title)}"]
     lines += [tables.escape(text) for text in report.summary]
@@ -79,11 +116,79 @@ def markdown(report: content.Report) -> str:
     return "\n\n".join(lines) + "\n"
 
 
+def html(report: Report, study: Study) -> str:
+    """Returns the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("twostage_jax.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+
+    def source(name: str) -> str:
+        return environment.loader.get_source(environment, name)[0]
+
+    colours = "".join(
+        f".arm{number} {{ background: {figures.arm_style(arm)['color']}; }}\n"
+        for number, arm in enumerate(study.arms)
+    )
+    style, script = source("page.css") + colours, source("page.js")
+    return environment.get_template("page.html.jinja").render(
+        report=report,
+        arms={arm: number for number, arm in enumerate(study.arms)},
+        style=style,
+        style_hash=_hash(style),
+        script=script,
+        script_hash=_hash(script),
+        kind_of=lambda part: type(part).__name__,
+        svg_uri=lambda part: _uri(figures.svg(part.figure), "svg+xml"),
+        png_uri=lambda data: _uri(data, "png"),
+        width=_width,
+        png_width=_png_width,
+        narrow=lambda part: _inches(part) <= figures.COLUMN,
+    )
+
+
+def _write_report(workdirs: Sequence[Path], out: Path) -> Path:
+    _check_out(out)
+    study = study_table.load(workdirs)
+    report = sections.build(study, analyse(study), gather(study))
+    parts = walk([part for section in report.sections for part in section.parts])
+    with io.replacing_folder(out) as folder:
+        (folder / "figures").mkdir()
+        (folder / "tables").mkdir()
+        for part in parts:
+            if isinstance(part, Picture):
+                figures.save(part.figure, folder / "figures" / part.name)
+            elif isinstance(part, Saved):
+                (folder / "figures" / f"{part.name}.png").write_bytes(part.png)
+                (folder / "figures" / f"{part.name}.pdf").write_bytes(part.pdf)
+            elif isinstance(part, tables.Table):
+                _write(folder / "tables" / f"{part.name}.csv", tables.csv_text(part))
+        _write(folder / "table.tex", tables.latex(report.result, "tab:result"))
+        _write(folder / "tables" / "result.csv", tables.csv_text(report.result))
+        _write(folder / "report.md", markdown(report))
+        _write(folder / PAGE, html(report, study))
+    return out / PAGE
+
+
+def _check_out(out: Path) -> None:
+    """Raises a UserError if a report may not take the place of `out`."""
+    if not out.exists():
+        return
+    if not out.is_dir() or (any(out.iterdir()) and not (out / PAGE).is_file()):
+        raise UserError(
+            f"--out={out}: is not empty and holds no earlier report. Give a new folder, "
+            "such as one inside the run folder."
+        )
+    if (out / "results.json").exists():
+        raise UserError(f"--out={out}: is a run folder. Give a folder inside it.")
+
+
 def _markdown(part: Part) -> str:
     if isinstance(part, Text):
         return tables.escape(part.text)
-    if isinstance(part, formats.Table):
-        return formats.markdown(part)
+    if isinstance(part, tables.Table):
+        return tables.markdown(part)
     if isinstance(part, Picture | Saved):
         alt = tables.escape(part.alt).replace("]", "\\]")
         image = f"![{alt}](figures/{part.name}.png)"
@@ -118,14 +223,24 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _check_out(out: Path) -> None:
-    """Raises a UserError if a report may not take the place of `out`."""
-    if not out.exists():
-        return
-    if not out.is_dir() or (any(out.iterdir()) and not (out / PAGE).is_file()):
-        raise UserError(
-            f"--out={out}: is not empty and holds no earlier report. Give a new folder, "
-            "such as one inside the run folder."
-        )
-    if (out / "results.json").exists():
-        raise UserError(f"--out={out}: is a run folder. Give a folder inside it.")
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _width(part: Picture) -> int:
+    return round(_inches(part) * PIXELS_PER_INCH)
+
+
+def _png_width(data: bytes) -> int:
+    """Returns the width on the page of a PNG file made for print."""
+    (pixels,) = struct.unpack(">I", data[16:20])
+    return round(pixels / figures.STYLE["savefig.dpi"] * PIXELS_PER_INCH)
+
+
+def _inches(part: Picture) -> float:
+    return float(part.figure.get_size_inches()[0])

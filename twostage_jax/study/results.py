@@ -1,4 +1,4 @@
-"""Examples to look at: some of each class, and the worst mistakes."""
+"""From finished stage runs to `results.json`, and the images that a report shows."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,72 @@ import numpy as np
 from twostage_jax import io
 from twostage_jax.config import TARGET, Config, as_json
 from twostage_jax.data.dataset import Dataset, digest
-from twostage_jax.report import figures, folds, montages, tables
-from twostage_jax.stats import metrics
 from twostage_jax.study import baselines, plan
 from twostage_jax.study.plan import Row, StageRun
 from twostage_jax.study.stage import Materials, is_done, read_lineage
 
 PER_CLASS = 8
 MISTAKES = 12
+SCHEMA = 1
+REPORT = Path("report") / "report.html"
+
+
+def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
+    """Writes and returns the results of all finished rows in the workdir.
+
+    Rows of other seeds that earlier runs, or runs on other machines, put into the same
+    workdir with otherwise equal settings are part of the results: they have a say in the
+    tuning, too, and are written again if that makes another choice for them.
+    """
+    workdir, config = materials.workdir, materials.config
+    protocol = digest(_protocol(config))
+    every, kept = _every_row(materials, rows, protocol)
+    chosen = chosen_runs(materials, every)
+    found = [_write_row(materials, row, chosen[row.name], protocol) for row in every]
+    arms = list(config.arms)
+    found = sorted(
+        [*found, *kept],
+        key=lambda r: (r["seed"], -r["fraction"], r["fold"], arms.index(r["arm"])),
+    )
+    places = [plan.row(config, materials.datasets, *_place(row)) for row in found]
+    results = {
+        "schema": SCHEMA,
+        "protocol": protocol,
+        "config": as_json(config),
+        "rows": found,
+        "baselines": baselines.results(materials, places),
+    }
+    path = workdir / "results.json"
+    if not path.is_file() or json.loads(path.read_text()) != results:
+        # Removed before the results change, so that no report of others is left.
+        (workdir / REPORT).unlink(missing_ok=True)
+    io.write_json(path, results)
+    return results
+
+
+def save_examples(materials: Materials, rows: list[Row]) -> None:
+    """Writes images for the report into `examples/`, so that it needs no data set.
+
+    Some examples of each data set, and the worst mistakes of each arm in the rows at the
+    largest fraction.
+    """
+    protocol = digest(_protocol(materials.config))
+    chosen = chosen_runs(materials, _every_row(materials, rows, protocol)[0])
+    largest = max(row.fraction for row in rows)
+    folder, stages = materials.workdir / "examples", materials.config.stages
+    for stage, dataset in materials.datasets.items():
+        kept = of_each_class(dataset, stages[stage].data.window)
+        save(folder / f"{stage}.npz", kept)
+    mistakes = worst_mistakes(
+        materials.datasets[TARGET],
+        stages[TARGET].data.window,
+        {
+            row.name: (row.arm, materials.folder(chosen[row.name]) / "predictions.npz")
+            for row in rows
+            if row.fraction == largest
+        },
+    )
+    save(folder / "mistakes.npz", mistakes)
 
 
 def of_each_class(
@@ -112,44 +170,29 @@ def save(path: Path, arrays: Mapping[str, Any]) -> None:
         np.savez_compressed(temporary, **arrays)
 
 
-# From finished stage runs to `results.json`, the tables and the figures.
+def chosen_runs(materials: Materials, rows: Sequence[Row]) -> dict[str, StageRun]:
+    """Returns row name -> the candidate that stands for it.
 
-
-SCHEMA = 1
-REPORT = Path("report") / "report.html"
-
-
-def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
-    """Writes and returns the results of all finished rows in the workdir.
-
-    Rows of other seeds that earlier runs, or runs on other machines, put into the same
-    workdir with otherwise equal settings are part of the results: they have a say in the
-    tuning, too, and are written again if that makes another choice for them.
+    Each arm has one place of the tuning grid for all its rows: the one of the highest
+    mean balanced accuracy on validation examples, over seeds, fractions and folds; at a
+    tie the lowest mean loss, then the first of the grid. The validation groups of a
+    single row are too few to choose by.
     """
-    workdir, config = materials.workdir, materials.config
-    protocol = digest(_protocol(config))
-    every, kept = _every_row(materials, rows, protocol)
-    chosen = chosen_runs(materials, every)
-    found = [_write_row(materials, row, chosen[row.name], protocol) for row in every]
-    arms = list(config.arms)
-    found = sorted(
-        [*found, *kept],
-        key=lambda r: (r["seed"], -r["fraction"], r["fold"], arms.index(r["arm"])),
-    )
-    places = [plan.row(config, materials.datasets, *_place(row)) for row in found]
-    results = {
-        "schema": SCHEMA,
-        "protocol": protocol,
-        "config": as_json(config),
-        "rows": found,
-        "baselines": baselines.results(materials, places),
-    }
-    path = workdir / "results.json"
-    if not path.is_file() or json.loads(path.read_text()) != results:
-        # Removed before the results change, so that no report of others is left.
-        (workdir / REPORT).unlink(missing_ok=True)
-    io.write_json(path, results)
-    return results
+    scores: dict[str, list[list[tuple[float, float]]]] = {}
+    for row in rows:
+        of_row = []
+        for run in row.candidates:
+            found = read_lineage(materials, run)["validation"]
+            of_row.append(
+                (found["validation_balanced_accuracy"], -found["validation_loss"])
+            )
+        scores.setdefault(row.arm, []).append(of_row)
+    places = {}
+    for arm, of_rows in scores.items():
+        # Rounded: the order of the rows must not decide a tie.
+        means = np.mean(of_rows, axis=0).round(12).tolist()
+        places[arm] = max(range(len(means)), key=means.__getitem__)
+    return {row.name: row.candidates[places[row.arm]] for row in rows}
 
 
 def _every_row(
@@ -176,96 +219,6 @@ def _every_row(
         else:
             kept.append(saved)
     return list(every.values()), kept
-
-
-def tabulate(materials: Materials, collected: dict[str, Any]) -> str:
-    """Writes `results.md`, and returns its tables of the rows of `results.json`."""
-    config = materials.config
-    pooled = folds.by_seed(materials.workdir, collected["rows"], config.study.folds)
-    table = tables.results_table(pooled)
-    if collected["baselines"]:
-        others = folds.by_seed(
-            materials.workdir, collected["baselines"], config.study.folds
-        )
-        table += f"\n\n{tables.results_table(others, first='baseline')}"
-    page = f"# {config.name}\n\n{table}\n\n{_explained(config, pooled)}\n"
-    io.write_text(materials.workdir / "results.md", page)
-    return table
-
-
-def draw(materials: Materials, rows: list[Row]) -> None:
-    """Draws learning curves, confusion matrices and montages into `figures/`.
-
-    All are of the rows at the largest fraction alone. Some examples of each data set,
-    and the worst mistakes of each arm, go into `examples/`, so that a report needs no
-    data set.
-    """
-    folder = materials.workdir / "figures"
-    folder.mkdir(exist_ok=True)
-    protocol = digest(_protocol(materials.config))
-    chosen = chosen_runs(materials, _every_row(materials, rows, protocol)[0])
-    largest = max(row.fraction for row in rows)
-    rows = [row for row in rows if row.fraction == largest]
-    curves: dict[str, dict] = {}
-    matrices: dict[str, Any] = {}
-    for row in rows:
-        for run in chosen[row.name].chain:
-            history = read_lineage(materials, run)["history"]
-            arm = row.arm if run.stage == TARGET else ""
-            curves.setdefault(run.stage, {})[run.hash] = (arm, history)
-        saved = np.load(materials.folder(chosen[row.name]) / "predictions.npz")
-        matrix = metrics.confusion(saved["labels"], saved["probabilities"])
-        matrices[row.arm] = matrices.get(row.arm, 0) + matrix
-    figures.save(figures.learning_curves(curves), folder / "learning_curves")
-    figures.save(
-        figures.confusion_matrices(matrices, materials.datasets[TARGET].class_names),
-        folder / "confusion_matrices",
-    )
-    for stage, dataset in materials.datasets.items():
-        window = materials.config.stages[stage].data.window
-        kept = of_each_class(dataset, window)
-        save(materials.workdir / "examples" / f"{stage}.npz", kept)
-        figures.save(
-            montages.montage(
-                kept["images"], kept["labels"], dataset.class_names,
-                f"{stage}: {dataset.name}",
-            ),
-            folder / f"examples_{stage}",
-        )  # fmt: skip
-    mistakes = worst_mistakes(
-        materials.datasets[TARGET],
-        materials.config.stages[TARGET].data.window,
-        {
-            row.name: (row.arm, materials.folder(chosen[row.name]) / "predictions.npz")
-            for row in rows
-        },
-    )
-    save(materials.workdir / "examples" / "mistakes.npz", mistakes)
-
-
-def chosen_runs(materials: Materials, rows: Sequence[Row]) -> dict[str, StageRun]:
-    """Returns row name -> the candidate that stands for it.
-
-    Each arm has one place of the tuning grid for all its rows: the one of the highest
-    mean balanced accuracy on validation examples, over seeds, fractions and folds; at a
-    tie the lowest mean loss, then the first of the grid. The validation groups of a
-    single row are too few to choose by.
-    """
-    scores: dict[str, list[list[tuple[float, float]]]] = {}
-    for row in rows:
-        of_row = []
-        for run in row.candidates:
-            found = read_lineage(materials, run)["validation"]
-            of_row.append(
-                (found["validation_balanced_accuracy"], -found["validation_loss"])
-            )
-        scores.setdefault(row.arm, []).append(of_row)
-    places = {}
-    for arm, of_rows in scores.items():
-        # Rounded: the order of the rows must not decide a tie.
-        means = np.mean(of_rows, axis=0).round(12).tolist()
-        places[arm] = max(range(len(means)), key=means.__getitem__)
-    return {row.name: row.candidates[places[row.arm]] for row in rows}
 
 
 def _write_row(
@@ -321,18 +274,3 @@ def _protocol(config: Config) -> dict[str, Any]:
         del stage["train"]["save_every"]
     del settings["arms"]
     return settings
-
-
-def _explained(config: Config, rows: list[dict[str, Any]]) -> str:
-    seeds = len({row["seed"] for row in rows})
-    tested = max(row["n_test"] for row in rows)  # Rows that lack a fold have fewer.
-    count = config.study.folds
-    together = (
-        f"; a score is of the predictions of all {count} folds together"
-        if count
-        else ""
-    )
-    return (
-        f"Scores on test groups that no training or selection has seen{together}; "
-        f"{tested:,} test examples, {seeds} seed{'s' if seeds > 1 else ''}."
-    )

@@ -11,7 +11,6 @@ from twostage_jax import io, runtime
 from twostage_jax.config import Config
 from twostage_jax.data import sources
 from twostage_jax.errors import UserError
-from twostage_jax.report.write import write_report
 from twostage_jax.study import baselines, plan, results
 from twostage_jax.study.plan import StageRun
 from twostage_jax.study.stage import (
@@ -28,6 +27,8 @@ from twostage_jax.train.progress import Progress
 def run(config: Config, workdir: Path, data_dir: Path) -> Any:
     """Runs what is missing of a study and returns its results (see `results.collect`).
 
+    Returns None in every process of several but the first, which collects them.
+
     Args:
       config: What to run.
       workdir: Where everything is written; what is finished there is not run again.
@@ -42,18 +43,8 @@ def run(config: Config, workdir: Path, data_dir: Path) -> Any:
             return None
         baselines.run_missing(materials, rows)
         collected = results.collect(materials, rows)
-        table = results.tabulate(materials, collected)
-        page = workdir / results.REPORT
-        if not page.is_file():
-            results.draw(materials, rows)
-            try:
-                write_report([workdir], page.parent)
-            except UserError as error:
-                print(f"No report: {error}")
-        print(f"\n{table}\n")
-        print(f"Results: {workdir / 'results.json'}")
-        if page.is_file():
-            print(f"Report: {page}")
+        if not (workdir / results.REPORT).is_file():
+            results.save_examples(materials, rows)
         return collected
 
 

@@ -1,11 +1,20 @@
 """The tables of scores and differences."""
 
+import statistics
 from collections.abc import Iterable
 
-from twostage_jax.report.analysis import METRIC, Analysis, Size
-from twostage_jax.report.formats import Column, Table, mean_and_range, show
-from twostage_jax.report.joining import Study
-from twostage_jax.report.scores import OF_PATIENTS, Scores
+import numpy as np
+
+from twostage_jax.report import text
+from twostage_jax.report.analysis import METRIC, OF_PATIENTS, Analysis, Scores, Size
+from twostage_jax.report.study_table import Study
+from twostage_jax.report.tables import (
+    Column,
+    Table,
+    arm_name,
+    mean_and_range,
+    number_range,
+)
 from twostage_jax.stats.intervals import Interval, holm
 
 SCORED = (METRIC, "accuracy", "macro_f1")
@@ -50,7 +59,7 @@ def how(scores: Scores, intervals: Iterable[Interval | None] | None = None) -> s
     return text
 
 
-def main(study: Study, analysis: Analysis, scores: Scores) -> Table:
+def scores_table(study: Study, analysis: Analysis, scores: Scores) -> Table:
     """Returns the scores of each arm on the full target set, at either level."""
     of_regions = scores.level == "region"
     counted = (
@@ -84,13 +93,13 @@ def main(study: Study, analysis: Analysis, scores: Scores) -> Table:
     )
 
 
-def baselines(analysis: Analysis) -> list[Table]:
+def baseline_tables(analysis: Analysis) -> list[Table]:
     """Returns the baselines at every size, each against the champion."""
-    pairs = [(size, one) for size in analysis.sizes for one in size.baselines]
-    if not pairs:
+    pairs_table = [(size, one) for size in analysis.sizes for one in size.baselines]
+    if not pairs_table:
         return []
-    corrected = holm([one.difference.p_value for _, one in pairs])
-    champion = show("arm", analysis.champion)
+    corrected = holm([one.difference.p_value for _, one in pairs_table])
+    champion = arm_name(analysis.champion)
     several = len(analysis.sizes) > 1
     table = Table(
         "baselines",
@@ -113,17 +122,17 @@ def baselines(analysis: Analysis) -> list[Table]:
                 one.difference.p_value,
                 p_value,
             ]
-            for (size, one), p_value in zip(pairs, corrected, strict=True)
+            for (size, one), p_value in zip(pairs_table, corrected, strict=True)
         ],
         "Texture descriptors (local binary patterns, co-occurrence, histogram), the mean "
         "grey level and the features of frozen networks, each with a logistic regression "
         "tuned on training groups; frozen networks are named by the stages that trained "
-        f"them. Corrected p-values are Holm's over {len(pairs)} comparisons.",
+        f"them. Corrected p-values are Holm's over {len(pairs_table)} comparisons.",
     )
     return [table]
 
 
-def patients(scores: Scores) -> list[Table]:
+def patient_tables(scores: Scores) -> list[Table]:
     """Returns the scores per patient, and how well class shares are predicted.
 
     Empty if the set names no patients.
@@ -149,7 +158,7 @@ def patients(scores: Scores) -> list[Table]:
     )
     sizes = scores.paired.supports.sum(1, keepdims=True)
     true = (scores.paired.supports / sizes).mean(0)
-    rows = [
+    rows_table = [
         [name, arm, float(true[k]), found["error"][arm], found["agreement"][arm]]
         for k, (name, found) in enumerate(
             zip(scores.class_names, scores.of_shares, strict=True)
@@ -167,20 +176,20 @@ def patients(scores: Scores) -> list[Table]:
             Column("mean absolute error", "score"),
             Column("ICC", "interval"),
         ],
-        rows,
+        rows_table,
         "All patches of a patient are counted, by predicted class and by label. "
         "ICC(A,1): absolute agreement over patients, 1 at best (McGraw & Wong 1996). "
-        f"{how(scores, [cell for row in rows for cell in row[3:]])}",
+        f"{how(scores, [cell for row in rows_table for cell in row[3:]])}",
     )
     return [of_patients, of_shares]
 
 
-def result(analysis: Analysis) -> Table:
+def result_table(analysis: Analysis) -> Table:
     """Returns the main result as a paper prints it: scores, and gain over baseline."""
     scores, base = analysis.full.scores, analysis.baseline
     several = len(scores.arms) > 1
     paired = (
-        f" Differences from {show('arm', base)} are paired, in points; p is corrected "
+        f" Differences from {arm_name(base)} are paired, in points; p is corrected "
         "over all pairs of arms (Holm)."
     )
     against = {
@@ -214,7 +223,7 @@ def result(analysis: Analysis) -> Table:
     )
 
 
-def pairs(scores: Scores) -> Table:
+def pairs_table(scores: Scores) -> Table:
     """Returns the paired difference of every pair of arms, at either level."""
     found = scores.differences[METRIC]
     with_mcnemar = scores.level == "patch"
@@ -253,7 +262,7 @@ def pairs(scores: Scores) -> Table:
     )
 
 
-def rows(study: Study) -> Table:
+def rows_table(study: Study) -> Table:
     """Returns every row of the results."""
     found = []
     for place, record in study.records.items():
@@ -316,3 +325,198 @@ def _trained(size: Size) -> str:
 def _tests(scores: Scores) -> str:
     patches = f"{scores.examples:,} test patches"
     return f"{patches} of {scores.groups:,} patients" if scores.groups else patches
+
+
+# Metric of `additive.of_class` -> title and kind of its column.
+OF_CLASS = {
+    "precision": ("precision", "score"),
+    "recall": ("recall", "score"),
+    "f1": ("F1", "score"),
+    "auroc": ("AUROC", "interval"),
+}
+
+
+def class_table(study: Study, scores: Scores) -> Table:
+    """Returns precision, recall, F1 and AUROC of each class and arm."""
+    support = scores.paired.supports.sum(0).astype(int).tolist()
+    rows = [
+        [name, arm, *(of_class.get(key, {}).get(arm) for key in OF_CLASS), count]
+        for name, of_class, count in zip(
+            scores.class_names, scores.of_classes, support, strict=True
+        )
+        for arm in scores.arms
+    ]
+    intervals = [cell for row in rows for cell in row[2:-1]]
+    counted = "test patches" if scores.level == "patch" else "test regions"
+    return Table(
+        scores.named("per_class"),
+        f"Scores of each class in per cent, {scores.level} level, mean of "
+        f"{seed_count(scores)}.",
+        [
+            Column("class"),
+            Column("arm", "arm"),
+            *(Column(title, kind) for title, kind in OF_CLASS.values()),
+            Column(counted, "count"),
+        ],
+        rows,
+        "A dash stands for what a seed does not define, such as the precision of a class "
+        f"never predicted. {how(scores, intervals)} "
+        f"{auroc_note(study, 'the class')}",
+    )
+
+
+def confusion_table(scores: Scores) -> Table:
+    """Returns the confusion counts of each arm, a row a cell."""
+    names = scores.class_names
+    return Table(
+        scores.named("confusion"),
+        f"Counts of the confusion matrices, {scores.level} level, seeds added up.",
+        [
+            Column("arm", "arm"),
+            Column("true class"),
+            Column("predicted class"),
+            Column("count", "count"),
+        ],
+        [
+            [arm, names[true], names[predicted], int(cell)]
+            for arm, matrix in scores.confusion.items()
+            for (true, predicted), cell in np.ndenumerate(matrix)
+        ],
+    )
+
+
+def calibration_table(scores: Scores) -> Table:
+    """Returns calibration error and Brier score of each arm."""
+    few = " The seeds are pooled in the figure."
+    if scores.level == "region":
+        few = " With so few predictions, chance alone makes the ECE larger."
+    brier = scores.intervals["brier"]
+    return Table(
+        scores.named("calibration"),
+        f"Calibration, {scores.level} level: expected calibration error (15 bins) and "
+        "Brier score (0 to 2); lower is better.",
+        [Column("arm", "arm"), Column("ECE", "spread"), Column("Brier", "interval")],
+        [
+            [arm, [one["ece"] for one in seeds], brier[arm]]
+            for arm, seeds in scores.of_seeds.items()
+        ],
+        f"Brier: {how(scores, brier.values())} ECE: mean ± standard deviation over seeds; "
+        "no interval, as it is biased by the number of patches, and more so in "
+        f"resamples.{few}",
+    )
+
+
+def sizes_table(analysis: Analysis) -> Table:
+    """Returns the score of each arm at each size."""
+    arms = list(analysis.full.scores.arms)
+    counted = {"patches": [size.patches for size in analysis.sizes]}
+    if any(size.patients for size in analysis.sizes):
+        counted["patients"] = [size.patients for size in analysis.sizes]
+    columns, numbers = [], []
+    for what, of_sizes in counted.items():
+        title = "training patches" if what == "patches" else what
+        differ = any(len(set(one)) > 1 for one in of_sizes)
+        columns.append(Column(f"{title} (mean)" if differ else title, "count"))
+        numbers.append([statistics.fmean(one) if one else None for one in of_sizes])
+        if differ:
+            columns.append(Column(f"range of {what}"))
+            numbers.append([number_range(one) for one in of_sizes])
+    return Table(
+        "sizes",
+        "Balanced accuracy in per cent by size of the target training set, patch level.",
+        [
+            Column("fraction", "number"),
+            *columns,
+            Column("seeds", "count"),
+            *(Column(arm_name(arm), "score") for arm in arms),
+        ],
+        [
+            [
+                size.fraction,
+                *(of_sizes[i] for of_sizes in numbers),
+                len(size.scores.seeds),
+                *(size.scores.intervals[METRIC].get(arm) for arm in arms),
+            ]
+            for i, size in enumerate(analysis.sizes)
+        ],
+        "Fractions are nested and the same examples for every arm; the test set is the "
+        "same at every size, and so is the validation set, whose patches are not "
+        f"counted. {_means(analysis)}{how(analysis.full.scores)}",
+    )
+
+
+def _means(analysis: Analysis) -> str:
+    if not analysis.sizes_differ:
+        return ""
+    return "Training sets of seeds and folds differ in size: sizes are means. "
+
+
+def _patches(analysis: Analysis) -> Column:
+    title = "training patches"
+    return Column(f"{title} (mean)" if analysis.sizes_differ else title, "count")
+
+
+def size_pairs_table(analysis: Analysis) -> Table:
+    """Returns each arm minus the baseline at each size."""
+    found = text.size_differences(analysis)
+    return Table(
+        "size_differences",
+        f"Paired differences from {arm_name(analysis.baseline)} in points of balanced "
+        "accuracy, by size of the target training set.",
+        [
+            _patches(analysis),
+            Column("arm", "arm"),
+            Column("difference", "points"),
+            Column("p", "p"),
+            Column(f"p (Holm, {len(found)} rows)", "p"),
+        ],
+        [[size.n, one.first, one, one.p_value, p] for size, one, p in found],
+        "Holm's correction is over all rows of this table, so it is stricter than that "
+        "of the pairs at the full size.",
+    )
+
+
+def areas_table(analysis: Analysis) -> Table:
+    """Returns the area under the size curve of each arm."""
+    found, base = analysis.size_study, analysis.baseline
+    corrected = text.area_p_values(found)
+    return Table(
+        "areas",
+        "Area under the size curve: mean balanced accuracy in per cent over the "
+        "logarithm of the number of training patches.",
+        [
+            Column("arm", "arm"),
+            Column("area", "score"),
+            Column(f"difference from {arm_name(base)}, points", "points"),
+            Column("p", "p"),
+            Column("p (Holm)", "p"),
+        ],
+        [
+            [
+                arm,
+                area,
+                *(found.area_gains.get(arm) or (None, None)),
+                corrected.get(arm),
+            ]
+            for arm, area in found.areas.items()
+        ],
+    )
+
+
+def matches_table(analysis: Analysis) -> Table:
+    """Returns how many patches the baseline needs to match each arm."""
+    found, base = analysis.size_study, arm_name(analysis.baseline)
+    return Table(
+        "matches",
+        f"Target patches that {base} needs to score as well as each arm does at a size.",
+        [
+            _patches(analysis),
+            *(Column(arm_name(arm), "match") for arm in found.matches),
+        ],
+        [
+            [n, *(by_size[i] for by_size in found.matches.values())]
+            for i, n in enumerate(found.n)
+        ],
+        f"Between the sizes studied, read off the curve of {base}, made monotone; "
+        "nothing is extrapolated. In brackets 95 % percentile intervals.",
+    )

@@ -1,0 +1,501 @@
+"""The sections of the report, in order."""
+
+import collections
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from twostage_jax.report import figures, score_tables
+from twostage_jax.report.analysis import Analysis
+from twostage_jax.report.artefacts import Artefacts, StageRecord
+from twostage_jax.report.figures import file_name
+from twostage_jax.report.parts import Details, Node, Part, Saved, Section, Text, Tree
+from twostage_jax.report.study_table import NAMED, Study, flat
+from twostage_jax.report.tables import NOTHING, Column, Table, arm_name
+from twostage_jax.report.text import summary
+
+METHOD = (
+    "Every score is computed from the predictions of the test examples that are stored "
+    "with the rows. The score of an arm is the mean over seeds of the score of all its "
+    "test examples; folds are put together first, except for the AUROC, which ranks "
+    "within a fold.",
+    "Intervals and p-values: patients are drawn with replacement, then seeds, the same "
+    "ones for every arm, 10,000 times; the level is set by a t distribution with a "
+    "jackknife variance over patients and seeds, because a plain bootstrap is too "
+    "narrow with few patients of unequal sizes. p-values are two-sided. That of the "
+    "primary endpoint is not corrected; all others are exploratory, and corrected over "
+    "the pairs by Holm's step-down method. An AUROC is resampled by the placements of "
+    "its examples among those of the other classes (DeLong 1988, Obuchowski 1997).",
+    "A difference is called shown if its p-value is below 0.05. That none is shown does "
+    "not mean that there is none: the interval says which differences the data are "
+    "compatible with.",
+    "Research use only, not for diagnosis.",
+)
+# Measured by simulation: experiments/coverage.md.
+TWO_READINGS = (
+    "Models of different folds and seeds are trained on the same patients: what is good "
+    "or bad about these does not average out, however many seeds there are. So there are "
+    "two readings. For the training patients of this study, intervals are over test "
+    "patients and seeds. For new training patients, they also hold the variance between "
+    "training sets, estimated from the folds, which each seed draws again. In 1,000 "
+    "simulated studies of 17 patients, 2 folds and 5 seeds without a difference, where "
+    "training sets had effects of 0.5 logits in each arm, the first reading rejected in "
+    "{these} % of the tests at the 5 % level, the second in {new} %."
+)
+ONE_READING = (
+    "Models of different folds are trained on the same patients. How much scores vary "
+    "with the training patients is not in the intervals: it takes cross-validation with "
+    "two or more seeds, each with its own folds, to know it."
+)
+# Of '2 folds, 0.5 logits' in experiments/coverage.md.
+REJECTED = {"these": "29.1", "new": "4.6"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All that the report says.
+
+    Attributes:
+      title: Of the study.
+      summary: The answer, in paragraphs.
+      warnings: What is missing, and what was left out.
+      sections: The rest.
+      result: The main result, for LaTeX.
+    """
+
+    title: str
+    summary: list[str]
+    warnings: list[str]
+    sections: list[Section]
+    result: Table
+
+
+def build(study: Study, analysis: Analysis, artefacts: Artefacts) -> Report:
+    """Returns the report of a study."""
+    sections = [
+        Section("Scores", "scores", _scores(study, analysis)),
+        Section("Size of the target set", "size", _sizes(study, analysis)),
+        Section("Classes", "classes", _classes(study, analysis)),
+        Section("Calibration", "calibration", _calibration(analysis)),
+        Section("Training", "training", _training(study, analysis, artefacts)),
+        Section("Examples", "examples", figures.example_pictures(study, artefacts)),
+        Section("Worst mistakes", "mistakes", _mistakes(study, artefacts)),
+        Section("What the features respond to", "features", _features(artefacts)),
+        Section("Stages", "stages", _stages(study, artefacts)),
+        Section("Settings and versions", "settings", _settings(study, artefacts)),
+        Section("Method", "method", _method(study, analysis)),
+    ]
+    return Report(
+        study.name,
+        [*summary(study, analysis), *_synthetic(study, artefacts)],
+        [*_missing(study, analysis), *analysis.notes, *artefacts.notes],
+        [section for section in sections if section.parts],
+        score_tables.result_table(analysis),
+    )
+
+
+def _synthetic(study: Study, artefacts: Artefacts) -> Iterable[str]:
+    """Returns that scores are of synthetic images, where a lineage says so."""
+    targets = {chain[-1] for chain in study.arms.values()}
+    names = {
+        str(record.lineage["data"].get("name"))
+        for record in artefacts.stages.values()
+        if record.lineage["stage"] in targets
+        and record.lineage["data"].get("synthetic") is True
+    }
+    for name in sorted(names):
+        yield (
+            f"The target images (data set '{name}') are synthetic: no score and no "
+            "disease map of these models says anything about patients."
+        )
+
+
+def _method(study: Study, analysis: Analysis) -> list[Part]:
+    *method, last = METHOD
+    if len(study.folds) > 1:
+        both = any(
+            one.these
+            for of_arms in analysis.full.scores.intervals.values()
+            for one in of_arms.values()
+        )
+        method.append(TWO_READINGS.format(**REJECTED) if both else ONE_READING)
+    return [Text(text) for text in [*method, last]]
+
+
+def _missing(study: Study, analysis: Analysis) -> Iterable[str]:
+    """Returns which rows are missing, and what is left out because of it."""
+    if study.missing:
+        named = ", ".join(map(str, study.missing[:NAMED]))
+        more = len(study.missing) - NAMED
+        yield (
+            f"Missing rows: {named}{f' and {more} more' if more > 0 else ''}. Nothing is "
+            "averaged over them: a seed counts where all its folds are there in every "
+            "arm."
+        )
+    for size in analysis.sizes:
+        seeds = [seed for seed in study.seeds if seed not in size.scores.seeds]
+        arms = [arm for arm in study.arms if arm not in size.scores.arms]
+        for what, left in (("seeds", seeds), ("arms", arms)):
+            if left:
+                yield (
+                    f"Left out at fraction {size.fraction:g}, because rows are missing: "
+                    f"{what} {', '.join(map(str, left))}."
+                )
+
+
+def _scores(study: Study, analysis: Analysis) -> list[Part]:
+    parts: list[Part] = []
+    for scores in analysis.levels:
+        parts.append(score_tables.scores_table(study, analysis, scores))
+        if len(scores.arms) > 1:
+            parts.append(score_tables.pairs_table(scores))
+        if scores.level == "patch":
+            parts += score_tables.patient_tables(scores)
+        if scores.level == "patch":
+            parts += score_tables.baseline_tables(analysis)
+    return [*parts, Details("Every row", [score_tables.rows_table(study)])]
+
+
+def _sizes(study: Study, analysis: Analysis) -> list[Part]:
+    if len(analysis.sizes) < 2:
+        return []
+    parts: list[Part] = [score_tables.sizes_table(analysis)]
+    several = len(analysis.full.scores.arms) > 1
+    if several:
+        parts.append(score_tables.size_pairs_table(analysis))
+    if analysis.size_study:
+        parts.insert(0, figures.size_picture(study, analysis))
+        parts.append(score_tables.areas_table(analysis))
+        if several:
+            parts.append(score_tables.matches_table(analysis))
+    return parts
+
+
+def _classes(study: Study, analysis: Analysis) -> list[Part]:
+    parts: list[Part] = []
+    for scores in analysis.levels:
+        counts = score_tables.confusion_table(scores)
+        parts.append(figures.confusion_picture(scores))
+        parts.append(score_tables.class_table(study, scores))
+        parts.append(Details(counts.caption.removesuffix("."), [counts]))
+    return parts
+
+
+def _calibration(analysis: Analysis) -> list[Part]:
+    return [
+        figures.calibration_picture(analysis.full.scores),
+        *(score_tables.calibration_table(scores) for scores in analysis.levels),
+    ]
+
+
+def _training(study: Study, analysis: Analysis, artefacts: Artefacts) -> list[Part]:
+    curves = figures.curves_picture(study, artefacts.stages, analysis.full.fraction)
+    return [*([curves] if curves else []), *tuning(study)]
+
+
+def _mistakes(study: Study, artefacts: Artefacts) -> list[Part]:
+    if not artefacts.mistakes:
+        return []
+    parts: list[Part] = [
+        Text(
+            "The test patches that each arm was surest of a wrong class for; in "
+            "brackets the probability it gave, mean over seeds."
+        )
+    ]
+    for arm, found in artefacts.mistakes.items():
+        parts.append(figures.mistake_cards(arm, found, study.class_names))
+    drawn = [
+        figures.mistakes_picture(arm, found, study.class_names)
+        for arm, found in artefacts.mistakes.items()
+        if figures.mistake_cards(arm, found, study.class_names).cards
+    ]
+    return [*parts, Details("The same as figures for print", drawn)] if drawn else parts
+
+
+def _features(artefacts: Artefacts) -> list[Part]:
+    found = artefacts.explanation
+    if found is None:
+        return []
+    drawn = [
+        Saved(f"explain_{file_name(name)}", one.png, one.pdf, name.replace("_", " "))
+        for name, one in found.figures.items()
+    ]
+    return [
+        *(Text(text) for text in found.words),
+        *([Details(f"Figures ({len(drawn)})", drawn)] if drawn else []),
+        *(Text(f"Left out: {text}") for text in found.left_out),
+    ]
+
+
+def _stages(study: Study, artefacts: Artefacts) -> list[Part]:
+    if not artefacts.stages:
+        return []
+    return [
+        Text("Each stage starts from the parameters of the one it hangs from."),
+        tree(study, artefacts.stages),
+        Details("Every stage run", [stage_runs(artefacts.stages)]),
+        *transfers(artefacts.stages),
+    ]
+
+
+def _settings(study: Study, artefacts: Artefacts) -> list[Part]:
+    found = versions(artefacts.stages)
+    return [
+        *([found] if found else []),
+        Details("Every setting", [settings_table(study)], True),
+    ]
+
+
+Stages = Mapping[str, StageRecord]
+
+
+def tree(study: Study, stages: Stages) -> Tree:
+    """Returns the tree of stages: each path once, whatever the number of its runs."""
+    by_path: dict[str, list[StageRecord]] = {}
+    for record in stages.values():
+        by_path.setdefault(record.path, []).append(record)
+    arms = {" > ".join(chain): arm for arm, chain in study.arms.items()}
+
+    def below(path: str) -> list[Node]:
+        depth = path.count(" > ") + 1 if path else 0
+        start = f"{path} > " if path else ""
+        paths = [p for p in by_path if p.startswith(start) and p.count(" > ") == depth]
+        return [_node(p, by_path[p], arms.get(p), below(p)) for p in paths]
+
+    return Tree(below(""))
+
+
+def _node(
+    path: str, records: Sequence[StageRecord], arm: str | None, children: list[Node]
+) -> Node:
+    lineage = records[0].lineage
+    data, train = lineage["data"], lineage["settings"].get("train", {})
+    whole = [r for r in records if r.lineage["fraction"] == 1] or records
+    scores = [r.lineage["scores"].get("balanced_accuracy") for r in whole]
+    score = (
+        f", balanced accuracy {100 * statistics.fmean(scores):.1f} % on its own test set"
+        if None not in scores
+        else ""
+    )
+    count = len(records)
+    text = (
+        f"{data.get('name', '?')}, data {str(data.get('fingerprint', '?'))[:12]}, "
+        f"{len(data.get('class_names', ()))} classes, {train.get('steps', '?')} steps, "
+        f"{count} run{'s' if count > 1 else ''}{score}"
+    )
+    title = lineage["stage"]
+    if arm:
+        title += f" (arm {arm_name(arm)})"
+    return Node(title, text, children)
+
+
+def stage_runs(stages: Stages) -> Table:
+    """Returns every stage run with its lineage."""
+    return Table(
+        "stage_runs",
+        "Every stage run. A run is named by a hash of all that determines its result.",
+        [
+            Column("folder"),
+            Column("chain of stages"),
+            Column("started from"),
+            *(Column(name, "number") for name in ("seed", "fraction", "fold")),
+            *(
+                Column(f"{name} examples", "count")
+                for name in ("train", "validation", "test")
+            ),
+            Column("balanced accuracy", "percent"),
+        ],
+        [_stage_row(record) for record in stages.values()],
+        "Balanced accuracy is on the stage's own test set, in per cent.",
+    )
+
+
+def _stage_row(record: StageRecord) -> list[Any]:
+    lineage = record.lineage
+    chain, examples = lineage["chain"], lineage["data"].get("examples", {})
+    return [
+        record.name,
+        record.path,
+        chain[-2] if len(chain) > 1 else "random parameters",
+        *(lineage[key] for key in ("seed", "fraction", "fold")),
+        *(examples.get(key) for key in ("train", "validation", "test")),
+        lineage["scores"].get("balanced_accuracy"),
+    ]
+
+
+def transfers(stages: Stages) -> list[Part]:
+    """Returns the transfer report of each path, folded; runs that did the same once."""
+    groups: dict[tuple, list[StageRecord]] = {}
+    for record in stages.values():
+        if record.transfer:
+            done = tuple(
+                (row["path"], row["action"], str(row["target_shape"]))
+                for row in record.transfer.get("rows", ())
+            )
+            groups.setdefault((record.path, done), []).append(record)
+    parts: list[Part] = []
+    for number, ((path, _), records) in enumerate(groups.items()):
+        same = (
+            f"{len(records)} runs did the same; norms are those of the first, "
+            f"{records[0].name}."
+            if len(records) > 1
+            else f"Of {records[0].name}."
+        )
+        report = records[0].transfer
+        text = " ".join([_summary(report["rows"], report.get("unused", ())), same])
+        table = _transfer(f"transfer_{number}_{file_name(path)}", path, report["rows"])
+        notes = [Text(str(note)) for note in report.get("notes", ())]
+        parts.append(Details(f"Into {path}", [Text(text), *notes, table], True))
+    return parts
+
+
+def _summary(rows: Sequence[Mapping[str, Any]], unused: Sequence[str]) -> str:
+    counts = collections.Counter(row["action"] for row in rows)
+    fresh = [row["path"] for row in rows if row["action"] == "init"]
+    done = ", ".join(f"{action} {count}" for action, count in counts.items())
+    text = f"Arrays by action: {done}."
+    if fresh:
+        text += f" Re-initialised: {', '.join(fresh)}."
+    return text + (f" Unused: {', '.join(map(str, unused))}." if unused else "")
+
+
+def _transfer(name: str, path: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    def shape(value: Sequence[int] | None) -> str:
+        return NOTHING if value is None else " × ".join(map(str, value))
+
+    return Table(
+        name,
+        f"Transfer into {path}, array by array.",
+        [
+            Column("array"),
+            Column("action"),
+            Column("rule"),
+            Column("shape before"),
+            Column("shape after"),
+            Column("norm before", "number"),
+            Column("norm if fresh", "number"),
+            Column("norm after", "number"),
+        ],
+        [
+            [
+                row["path"],
+                row["action"],
+                row["rule"],
+                shape(row["source_shape"]),
+                shape(row["target_shape"]),
+                row["source_norm"],
+                row["fresh_norm"],
+                row["norm"],
+            ]
+            for row in rows
+        ],
+    )
+
+
+def tuning(study: Study) -> list[Part]:
+    """Returns what the tuning chose, and all that it tried, or nothing."""
+    tried = [
+        (record.place, one) for record in study.records.values() for one in record.tried
+    ]
+    if not any(one["settings"] for _, one in tried):
+        return []
+    chosen: dict[str, collections.Counter] = {}
+    counts: dict[tuple, set] = {}
+    for place, one in tried:
+        counts.setdefault(place, set()).add(_tuned(one))
+        if one.get("chosen"):
+            chosen.setdefault(place.arm, collections.Counter())[_tuned(one)] += 1
+    settings_table = list(dict.fromkeys(_tuned(one) for _, one in tried))
+    grids = {len(found) for found in counts.values()}
+    same = (
+        f"every row tried the same {grids.pop()} settings"
+        if len(grids) == 1
+        else "rows tried different numbers of settings"
+    )
+    summary = Table(
+        "tuning",
+        "How often each setting was chosen for an arm, on validation patients only.",
+        [Column("setting"), *(Column(arm_name(a), "count") for a in study.arms)],
+        [
+            [name, *(chosen.get(a, {}).get(name, 0) for a in study.arms)]
+            for name in settings_table
+        ],
+        f"Every arm got the same tuning: {same}. {_choice(chosen)}",
+    )
+    return [summary, Details("All that was tried", [_tried(tried)])]
+
+
+def _choice(chosen: Mapping[str, collections.Counter]) -> str:
+    """Returns how the settings were chosen, by what was chosen."""
+    if any(len(counts) > 1 for counts in chosen.values()):
+        return "Each row, or each run folder, chose its own setting."
+    return (
+        "Each arm has one setting for the whole study, of the highest mean balanced "
+        "accuracy on validation patients over all its rows. With folds, these patients "
+        "are test patients of other rows, for every arm alike."
+    )
+
+
+def _tried(tried: Sequence[tuple]) -> Table:
+    return Table(
+        "tried",
+        "Every setting that was tried, with its score on validation.",
+        [
+            Column("arm", "arm"),
+            *(Column(name, "number") for name in ("seed", "fraction", "fold")),
+            Column("setting"),
+            Column("balanced accuracy", "percent"),
+            Column("loss", "number"),
+            Column("chosen"),
+        ],
+        [
+            [
+                *place,
+                _tuned(one),
+                (one.get("validation") or {}).get("balanced_accuracy"),
+                (one.get("validation") or {}).get("loss"),
+                "yes" if one.get("chosen") else "",
+            ]
+            for place, one in tried
+        ],
+        "Balanced accuracy in per cent.",
+    )
+
+
+def _tuned(one: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in one["settings"].items())
+
+
+def settings_table(study: Study) -> Table:
+    """Returns every setting."""
+    return Table(
+        "settings",
+        "Every setting of the study.",
+        [Column("setting"), Column("value")],
+        [[f"config.{key}", value] for key, value in flat(study.config).items()],
+    )
+
+
+def versions(stages: Stages) -> Table | None:
+    """Returns the versions that made the stage runs; several where they differ."""
+    found: dict[str, collections.Counter] = {}
+    for record in stages.values():
+        for name, version in record.lineage["versions"].items():
+            found.setdefault(name, collections.Counter())[str(version)] += 1
+    if not found:
+        return None
+    return Table(
+        "versions",
+        "Versions of the program, the libraries and the devices that made the runs.",
+        [Column("what"), Column("version")],
+        [
+            [
+                name,
+                next(iter(counts))
+                if len(counts) == 1
+                else "; ".join(f"{v} ({n} runs)" for v, n in counts.items()),
+            ]
+            for name, counts in found.items()
+        ],
+    )

@@ -1,0 +1,582 @@
+"""Reads run folders as one study, or says why they are not one.
+
+Everything in the report rests on what is read here, so nothing is guessed: a row
+without its predictions, predictions of other examples, the same row twice with other
+predictions, or settings that differ end the report, by name. Missing rows are named,
+and nothing is averaged over them.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from twostage_jax.errors import UserError
+from twostage_jax.stats import arms as stats_arms
+from twostage_jax.stats import metrics
+from twostage_jax.stats.arms import Predictions
+
+SCHEMA = 1
+# Scores are stored as computed; JSON keeps every digit.
+SCORE_TOLERANCE = 1e-6
+ARRAYS = ("ids", "groups", "labels", "probabilities", "class_names")
+ROW_FIELDS: dict[str, Any] = {
+    "arm": str,
+    "seed": int,
+    "fraction": int | float,
+    "fold": int,
+    "n_train": int,
+    "n_test": int,
+    "metrics": dict,
+    "predictions": str,
+}
+# Settings in which rows of one study may differ, as in `study.results`.
+FREE_STUDY = ("seeds", "arms", "fractions", "baselines", "side_by_side")
+FREE_TRAIN = ("save_every",)
+NAMED = 5
+
+
+class Place(NamedTuple):
+    """Where a row stands in the study."""
+
+    arm: str
+    seed: int
+    fraction: float
+    fold: int
+
+    def __str__(self) -> str:
+        where = f"seed {self.seed}, fraction {self.fraction:g}, fold {self.fold}"
+        return f"{self.arm} ({where})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One row of the results with what it predicted.
+
+    Attributes:
+      place: Arm, seed, fraction and fold.
+      n_train: Target training patches.
+      groups: Patients by split, or None if the set has none.
+      predictions: Of the test examples, sorted by id.
+      scores: Of these (see `metrics.scores`).
+      stage_runs: Names of the stage runs behind it, first one first.
+      tried: What the tuning tried (see `results.json`); empty if nothing was tuned.
+      source: The run folder.
+    """
+
+    place: Place
+    n_train: int
+    groups: Mapping[str, int] | None
+    predictions: Predictions
+    scores: Mapping[str, float | None]
+    stage_runs: tuple[str, ...]
+    tried: tuple[Mapping[str, Any], ...]
+    source: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The rows of one study, joined from one or several run folders.
+
+    Attributes:
+      name: Of the config.
+      config: The settings, of the first folder.
+      arms: Arm -> its chain of stages.
+      seeds, fractions, folds: Ascending; fractions descending.
+      records: What is there.
+      missing: What the study asks for and is not there.
+      class_names: Of the target.
+      workdirs: The folders.
+      baselines: What was fitted without a network on the same examples; the `arm` of
+        its place is the baseline's name.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    arms: Mapping[str, tuple[str, ...]]
+    seeds: tuple[int, ...]
+    fractions: tuple[float, ...]
+    folds: tuple[int, ...]
+    records: Mapping[Place, Record]
+    missing: tuple[Place, ...]
+    class_names: tuple[str, ...]
+    workdirs: tuple[Path, ...]
+    baselines: Mapping[Place, Record] = dataclasses.field(default_factory=dict)
+
+    def whole_baselines(self, fraction: float, seeds: Sequence[int]) -> tuple[str, ...]:
+        """Returns the baselines of which every fold of these seeds is there."""
+        names = dict.fromkeys(place.arm for place in self.baselines)
+        return tuple(
+            name
+            for name in names
+            if all(
+                Place(name, seed, fraction, fold) in self.baselines
+                for seed in seeds
+                for fold in self.folds
+            )
+        )
+
+    def complete(self, fraction: float) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Returns arms and seeds at a fraction of which every fold of each is there.
+
+        Arms without a single whole seed are left out; then seeds that are not whole in
+        every arm that is left.
+        """
+        whole = {
+            arm: {
+                seed
+                for seed in self.seeds
+                if all(
+                    Place(arm, seed, fraction, fold) in self.records
+                    for fold in self.folds
+                )
+            }
+            for arm in self.arms
+        }
+        arms = tuple(arm for arm in self.arms if whole[arm])
+        if not arms:
+            return (), ()
+        return arms, tuple(sorted(set.intersection(*(whole[arm] for arm in arms))))
+
+    @property
+    def folds_anew(self) -> bool:
+        """Whether seeds share the examples out to the folds in different ways."""
+        tests = {
+            tuple(record.predictions.ids)
+            for place, record in self.records.items()
+            if place.fold == self.folds[0]
+        }
+        return len(self.folds) > 1 and len(tests) > 1
+
+    def joined(self, arm: str, seed: int, fraction: float) -> Predictions:
+        """Returns the predictions of all folds of a seed, of an arm or a baseline."""
+        records = self.records if arm in self.arms else self.baselines
+        return joined(
+            [
+                records[Place(arm, seed, fraction, fold)].predictions
+                for fold in self.folds
+            ]
+        )
+
+
+def load(workdirs: Sequence[Path]) -> Study:
+    """Reads run folders and joins them into one study.
+
+    Raises:
+      UserError: A folder is no finished run, its files are damaged, or the folders do
+        not belong together; the message names folder and row.
+    """
+    folders = list(dict.fromkeys(Path(folder) for folder in workdirs))
+    if not folders:
+        raise UserError("No run folder is given: give --run=WORKDIR.")
+    results = [_results(folder) for folder in folders]
+    for folder, other in zip(folders[1:], results[1:], strict=True):
+        _check_protocol(folders[0], results[0], folder, other)
+    records: dict[Place, Record] = {}
+    baselines: dict[Place, Record] = {}
+    classes: dict[tuple[str, ...], Place] = {}
+    for folder, result in zip(folders, results, strict=True):
+        for row in result["rows"]:
+            record, names = _record(folder, row)
+            classes.setdefault(names, record.place)
+            _add(records, record)
+        for row in result.get("baselines", ()):
+            record, names = _record(folder, row)
+            classes.setdefault(names, record.place)
+            _add(baselines, record)
+    if not records:
+        raise UserError(f"{folders[0]}/results.json holds no rows: run the study.")
+    _check_classes(classes)
+    configs = [result["config"] for result in results]
+    folds = tuple(range(max(int(configs[0]["study"].get("folds", 0)), 1)))
+    _check_tests([*records.values(), *baselines.values()], len(folds))
+    _check_sizes(records.values())
+    arms = _chains(folders, configs, records)
+    seeds = sorted(_union(configs, "seeds", (p.seed for p in records)))
+    fractions = sorted(
+        _union(configs, "fractions", (p.fraction for p in records)), reverse=True
+    )
+    wanted = itertools.starmap(
+        lambda s, f, k, a: Place(a, s, f, k),
+        itertools.product(seeds, fractions, folds, arms),
+    )
+    return Study(
+        name=str(configs[0].get("name", folders[0].name)),
+        config=configs[0],
+        arms=arms,
+        seeds=tuple(seeds),
+        fractions=tuple(fractions),
+        folds=folds,
+        records=records,
+        missing=tuple(place for place in wanted if place not in records),
+        class_names=next(iter(classes)),
+        workdirs=tuple(folders),
+        baselines=baselines,
+    )
+
+
+def pool_folds(
+    workdir: Path, rows: Sequence[Mapping[str, Any]], folds: int
+) -> list[dict[str, Any]]:
+    """Returns a row for each (arm, fraction, seed), for `tables.results_table`.
+
+    The scores are of the test examples of all folds together, as in the report. A mean
+    of the scores of folds would be another number: a class may be absent in a fold.
+
+    Args:
+      workdir: The run folder, which holds the predictions of the rows.
+      rows: As in `results.json`.
+      folds: Their number; 0 or 1 for none, and then no predictions are read.
+
+    Returns:
+      Rows with 'arm', 'fraction', 'seed', 'n_train' (a list, of each fold), 'n_test'
+      (over all folds), 'metrics', and 'lacks': the folds that are not there. Where
+      there are such, 'metrics' is empty.
+
+    Raises:
+      UserError: Predictions are missing or damaged, or folds do not belong together.
+    """
+    if folds < 2:
+        return [{**row, "n_train": [row["n_train"]], "lacks": []} for row in rows]
+    places: dict[tuple, dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        places[row["arm"], row["fraction"], row["seed"]][row["fold"]] = row
+    pooled = []
+    for (arm, fraction, seed), there in places.items():
+        lacks = [fold for fold in range(folds) if fold not in there]
+        pooled.append(
+            {
+                "arm": arm,
+                "fraction": fraction,
+                "seed": seed,
+                "n_train": [row["n_train"] for row in there.values()],
+                "n_test": sum(row["n_test"] for row in there.values()),
+                "metrics": {}
+                if lacks
+                else _pooled_scores(workdir, list(there.values())),
+                "lacks": lacks,
+            }
+        )
+    return pooled
+
+
+def read_json(path: Path) -> Any:
+    """Returns what a JSON file holds.
+
+    Raises:
+      UserError: It cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}). Run it again.") from error
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns arrays of an npz file; no pickle is ever read.
+
+    Raises:
+      UserError: The file is missing, damaged, or lacks an array.
+    """
+    try:
+        # Opened here: a damaged archive would be left open by NumPy.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            return {name: saved[name] for name in names}
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing. Run the study again.") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: is damaged ({error}). Run it again.") from error
+
+
+def flat(settings: Any, path: str = "") -> dict[str, str]:
+    """Returns nested settings as dotted path -> value in words."""
+    if isinstance(settings, Mapping) and settings:
+        items = (
+            flat(value, f"{path}.{key}" if path else str(key)).items()
+            for key, value in settings.items()
+        )
+        return dict(itertools.chain.from_iterable(items))
+    if isinstance(settings, str):
+        return {path: settings or "''"}
+    return {path: json.dumps(settings)}
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    path = folder / "results.json"
+    if not path.is_file():
+        raise UserError(
+            f"--run={folder}: there is no results.json. Give the workdir of a study of "
+            "which at least one command has ended."
+        )
+    results = read_json(path)
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        raise UserError(f"{path}: is not of schema {SCHEMA}: run the study again.")
+    config, rows = results.get("config"), results.get("rows")
+    whole = isinstance(config, dict) and isinstance(rows, list)
+    if not whole or not isinstance(config.get("study"), dict):
+        raise UserError(f"{path}: lacks 'config' or 'rows': run the study again.")
+    for number, row in enumerate([*rows, *results.get("baselines", ())]):
+        lacking = [
+            name
+            for name, kinds in ROW_FIELDS.items()
+            if not isinstance(row, dict) or not isinstance(row.get(name), kinds)
+        ]
+        if lacking:
+            raise UserError(
+                f"{path}: row {number} lacks {', '.join(lacking)}, or holds something "
+                "else there."
+            )
+    return results
+
+
+def _record(folder: Path, row: Mapping[str, Any]) -> tuple[Record, tuple[str, ...]]:
+    """Returns a row with its predictions, and the class names it was made with."""
+    place = Place(row["arm"], row["seed"], float(row["fraction"]), row["fold"])
+    path = folder / row["predictions"]
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder}: the predictions of {place} lie outside the folder.")
+    saved = read_arrays(path, ARRAYS)
+    names = tuple(str(name) for name in saved["class_names"])
+    try:
+        predictions = dataclasses.replace(
+            _predictions(saved, place.seed),
+            trained=(row.get("groups") or {}).get("train"),
+        )
+        scores = metrics.scores(predictions.labels, predictions.probabilities)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    count = len(predictions.labels)
+    if count != row["n_test"] or not _agree(scores, row["metrics"]):
+        raise UserError(
+            f"{path}: is not what the row of {place} was scored on ({count} examples, "
+            f"the row has {row['n_test']}; or other scores). Run the study again."
+        )
+    record = Record(
+        place=place,
+        n_train=row["n_train"],
+        groups=row.get("groups"),
+        predictions=predictions,
+        scores=scores,
+        stage_runs=tuple(map(str, row.get("stage_runs") or ())),
+        tried=tuple(row.get("tried") or ()),
+        source=folder,
+    )
+    return record, names
+
+
+def _predictions(saved: Mapping[str, np.ndarray], seed: int) -> Predictions:
+    labels, probabilities = stats_arms.checked(saved["labels"], saved["probabilities"])
+    ids, groups = saved["ids"].astype(str), saved["groups"].astype(str)
+    if ids.shape != labels.shape or groups.shape != labels.shape:
+        raise UserError("ids, groups and labels are not of the same examples.")
+    if len(np.unique(ids)) < len(ids):
+        raise UserError("an example is there twice.")
+    if len(saved["class_names"]) != probabilities.shape[1]:
+        raise UserError("class names and probabilities are not of the same classes.")
+    order = np.argsort(ids)
+    with_groups = bool((groups != "").any())
+    if with_groups and (groups == "").any():
+        raise UserError("some examples have a group (patient) and some have none.")
+    return Predictions(
+        ids[order],
+        groups[order] if with_groups else None,
+        labels[order],
+        probabilities[order],
+        seed,
+    )
+
+
+def _agree(found: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
+    return all(
+        name not in found
+        or (
+            found[name] is value
+            if value is None or found[name] is None
+            else math.isclose(found[name], value, abs_tol=SCORE_TOLERANCE)
+        )
+        for name, value in stored.items()
+    )
+
+
+def _check_protocol(
+    first: Path, one: Mapping[str, Any], second: Path, other: Mapping[str, Any]
+) -> None:
+    """Raises a UserError if two folders are not of one study."""
+    digests = [result.get("protocol") for result in (one, other)]
+    if digests[0] and digests[0] == digests[1]:
+        return
+    settings = [flat(_protocol(result["config"])) for result in (one, other)]
+    differing = [
+        f"{key} ({settings[0].get(key, 'unset')} and {settings[1].get(key, 'unset')})"
+        for key in sorted(settings[0].keys() | settings[1].keys())
+        if settings[0].get(key, "unset") != settings[1].get(key, "unset")
+    ]
+    if not differing and not all(digests):
+        return
+    what = ", ".join(differing[:NAMED]) or "its protocol, though not its settings"
+    more = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
+    raise UserError(
+        f"--run={second}: cannot be joined with {first}. It differs in {what}{more}. "
+        "Report each by itself, or run one of them again."
+    )
+
+
+def _protocol(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that rows must share to be compared."""
+    settings = json.loads(json.dumps(config))
+    settings.pop("arms", None)
+    for name in FREE_STUDY:
+        settings["study"].pop(name, None)
+    for stage in settings.get("stages", {}).values():
+        for name in FREE_TRAIN:
+            stage.get("train", {}).pop(name, None)
+    return settings
+
+
+def _add(records: dict[Place, Record], record: Record) -> None:
+    """Adds a row; the same row twice is one if it predicts the same.
+
+    Raises:
+      UserError: It predicts something else.
+    """
+    known = records.setdefault(record.place, record)
+    one, other = known.predictions, record.predictions
+    same = (
+        np.array_equal(one.ids, other.ids)
+        and np.array_equal(one.labels, other.labels)
+        and np.array_equal(one.probabilities, other.probabilities)
+    )
+    if not same:
+        raise UserError(
+            f"{record.place}: {known.source} and {record.source} both have this row, "
+            "with other predictions. Leave one folder out, or give each its own seeds."
+        )
+
+
+def _check_classes(classes: Mapping[tuple[str, ...], Place]) -> None:
+    """Raises a UserError if rows were made with other class names."""
+    if len(classes) > 1:
+        (names, one), (others, other) = list(classes.items())[:2]
+        raise UserError(
+            f"{one} has the classes {', '.join(names)}, {other} has "
+            f"{', '.join(others)}: they are of different data."
+        )
+
+
+def _check_tests(records: Iterable[Record], folds: int) -> None:
+    """Raises a UserError if rows of a fold were tested on other examples.
+
+    One split is the same for all seeds, folds are drawn anew for each. Those of a seed
+    must not share a patient, and there must be two classes to tell apart.
+    """
+    first: dict[tuple[int, int], Record] = {}
+    for record in records:
+        seed = record.place.seed if folds > 1 else 0
+        known = first.setdefault((seed, record.place.fold), record)
+        one, other = known.predictions, record.predictions
+        alike = all(
+            np.array_equal(getattr(one, name), getattr(other, name))
+            for name in ("ids", "labels")
+        )
+        if not alike or not _same_groups(one.groups, other.groups):
+            raise UserError(
+                f"{record.place} in {record.source} was tested on other examples than "
+                f"{known.place} in {known.source}: it is from another split or other "
+                "data. Run it again with the same data settings."
+            )
+    held: dict[tuple[int, str], int] = {}
+    for (seed, fold), record in first.items():
+        for group in set(_groups(record.predictions)):
+            if (known := held.setdefault((seed, group), fold)) != fold:
+                raise UserError(
+                    f"Patient or group '{group}' is tested in fold {known} and in fold "
+                    f"{fold} of seed {seed}: the folds are from different splits."
+                )
+    labels = np.concatenate([record.predictions.labels for record in first.values()])
+    if len(np.unique(labels)) < 2:
+        raise UserError(
+            "The test examples are all of one class: there is nothing to tell apart, "
+            "and no score to report."
+        )
+
+
+def _check_sizes(records: Iterable[Record]) -> None:
+    """Raises a UserError if arms were trained on other numbers of target examples."""
+    first: dict[tuple, Record] = {}
+    for record in records:
+        known = first.setdefault(record.place[1:], record)
+        if known.n_train != record.n_train:
+            raise UserError(
+                f"{known.place} was trained on {known.n_train} target examples, "
+                f"{record.place} on {record.n_train}: arms must be trained on the same "
+                "ones. Run one of them again."
+            )
+
+
+def _chains(
+    folders: Sequence[Path],
+    configs: Sequence[Mapping[str, Any]],
+    records: Iterable[Place],
+) -> dict[str, tuple[str, ...]]:
+    """Returns arm -> chain of stages, of all folders, short chains first.
+
+    Raises:
+      UserError: Two folders mean different chains by one name, or a row's arm has none.
+    """
+    chains: dict[str, tuple[str, ...]] = {}
+    for folder, config in zip(folders, configs, strict=True):
+        for arm, chain in (config.get("arms") or {}).items():
+            chain = tuple(map(str, chain))
+            if chains.setdefault(str(arm), chain) != chain:
+                raise UserError(
+                    f"--run={folder}: arm '{arm}' is {' > '.join(chain)}, in another "
+                    f"folder {' > '.join(chains[arm])}."
+                )
+    for place in records:
+        if place.arm not in chains:
+            raise UserError(f"{place}: the settings have no arm of this name.")
+    return dict(sorted(chains.items(), key=lambda item: (len(item[1]), item[0])))
+
+
+def _union(
+    configs: Sequence[Mapping[str, Any]], name: str, there: Iterable[Any]
+) -> list[Any]:
+    """Returns what any config asks for, and what is there, each once."""
+    asked = itertools.chain.from_iterable(
+        config["study"].get(name, ()) for config in configs
+    )
+    return list(dict.fromkeys([*asked, *there]))
+
+
+def _same_groups(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)
+
+
+def _groups(predictions: Predictions) -> np.ndarray:
+    groups = predictions.groups
+    return predictions.ids if groups is None else groups
+
+
+def _pooled_scores(
+    workdir: Path, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    parts = []
+    for row in rows:
+        names = ("ids", "labels", "probabilities")
+        saved = read_arrays(workdir / row["predictions"], names)
+        parts.append(Predictions(groups=None, seed=row["seed"], **saved))
+    try:
+        whole = stats_arms.joined(parts)
+        matrix = metrics.confusion(whole.labels, whole.probabilities)
+    except UserError as error:
+        raise UserError(f"{workdir / rows[0]['predictions']}: {error}") from None
+    return metrics.of_counts(matrix)
