@@ -84,7 +84,7 @@ def test_a_run_gets_tables_figures_and_report_once(tmp_path, capsys, folds, word
     write_run(run)
     printed = capsys.readouterr().out
     page = (run / "results.md").read_text()
-    assert f"{words} test examples, 1 seed." in page
+    assert f"{words} examples, 1 seed." in page
     (line,) = (line for line in page.splitlines() if line.startswith("| scratch"))
     assert line in printed and str(run / "report" / "report.html") in printed
     names = {path.name for path in (run / "figures").iterdir()}
