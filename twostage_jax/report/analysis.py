@@ -331,10 +331,7 @@ def by_region(scores: Scores) -> Scores | None:
     """Returns patch-level scores at region level, or None if the set names no patients."""
     if scores.groups is None:
         return None
-    arms = {
-        arm: [regions(one) for one in seeds]
-        for arm, seeds in scores.arms.items()
-    }
+    arms = {arm: [regions(one) for one in seeds] for arm, seeds in scores.arms.items()}
     return of_arms(arms, scores.class_names, scores.resamples, "region")
 
 

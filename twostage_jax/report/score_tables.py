@@ -327,7 +327,7 @@ def _tests(scores: Scores) -> str:
     return f"{patches} of {scores.groups:,} patients" if scores.groups else patches
 
 
-# Metric of `additive.of_class` -> title and kind of its column.
+# Metric of `metrics.of_class` -> title and kind of its column.
 OF_CLASS = {
     "precision": ("precision", "score"),
     "recall": ("recall", "score"),

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twostage_jax.errors import UserError
-from twostage_jax.stats import arms as stats_arms
+from twostage_jax.stats import arms as paired_arms
 from twostage_jax.stats import metrics
 from twostage_jax.stats.arms import Predictions
 
@@ -158,7 +158,7 @@ class Study:
     def joined(self, arm: str, seed: int, fraction: float) -> Predictions:
         """Returns the predictions of all folds of a seed, of an arm or a baseline."""
         records = self.records if arm in self.arms else self.baselines
-        return joined(
+        return paired_arms.joined(
             [
                 records[Place(arm, seed, fraction, fold)].predictions
                 for fold in self.folds
@@ -372,7 +372,7 @@ def _record(folder: Path, row: Mapping[str, Any]) -> tuple[Record, tuple[str, ..
 
 
 def _predictions(saved: Mapping[str, np.ndarray], seed: int) -> Predictions:
-    labels, probabilities = stats_arms.checked(saved["labels"], saved["probabilities"])
+    labels, probabilities = paired_arms.checked(saved["labels"], saved["probabilities"])
     ids, groups = saved["ids"].astype(str), saved["groups"].astype(str)
     if ids.shape != labels.shape or groups.shape != labels.shape:
         raise UserError("ids, groups and labels are not of the same examples.")
@@ -575,7 +575,7 @@ def _pooled_scores(
         saved = read_arrays(workdir / row["predictions"], names)
         parts.append(Predictions(groups=None, seed=row["seed"], **saved))
     try:
-        whole = stats_arms.joined(parts)
+        whole = paired_arms.joined(parts)
         matrix = metrics.confusion(whole.labels, whole.probabilities)
     except UserError as error:
         raise UserError(f"{workdir / rows[0]['predictions']}: {error}") from None
