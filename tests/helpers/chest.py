@@ -95,6 +95,7 @@ def write_run(
     *,
     class_names=("normal", "ground_glass"),
     synthetic=False,
+    units="hu",
     known=None,
     **changes,
 ):
@@ -120,6 +121,7 @@ def write_run(
             "fingerprint": "feed" * 16,
             "class_names": list(class_names),
             **({} if synthetic is None else {"synthetic": synthetic}),
+            **({} if units is None else {"units": units}),
             "mean": [0.5],
             "deviation": [0.25],
         },

@@ -1,6 +1,8 @@
 """Tiny DICOM files for the tests of CT reading."""
 
 import contextlib
+import shutil
+import subprocess
 
 import numpy as np
 import pydicom
@@ -128,3 +130,15 @@ def write_enhanced(path, stored, heights, *, own=None, shared=None, **tags):
         },
     )
     return path
+
+
+def errors_of(path):
+    """Returns the errors that dciodvfy of dicom3tools finds in a segmentation."""
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy (Debian package dicom3tools) is not installed")
+    done = subprocess.run(
+        ["dciodvfy", str(path)], capture_output=True, text=True, check=False
+    )
+    lines = (done.stdout + done.stderr).splitlines()
+    assert "Segmentation" in lines
+    return [line for line in lines if line.startswith("Error")]

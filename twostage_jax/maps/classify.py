@@ -1,4 +1,4 @@
-"""Overlapping windows of a slice, and their class probabilities averaged per pixel.
+"""Class maps of a series: overlapping windows, classified, and averaged per pixel.
 
 Windows lie on a grid over the slice as the network sees it, which may be resampled; the
 maps lie on the slice's own pixels. Both axes are independent, so that the average over
@@ -22,82 +22,10 @@ from twostage_jax.maps.trained import Trained
 from twostage_jax.train import checkpoint, novelty, steps
 from twostage_jax.train.parallel import replicate
 
-
-def starts(length: int, size: int, stride: int) -> np.ndarray:
-    """Returns the first pixels `[n]` of the windows along an axis.
-
-    The last window ends with the axis, so that every pixel is in some window.
-
-    Raises:
-      ValueError: A window is longer than the axis.
-    """
-    if size > length:
-        raise ValueError(f"windows of {size} pixels along {length}")
-    first = np.arange(0, length - size + 1, stride)
-    return first if first[-1] == length - size else np.append(first, length - size)
-
-
-def shares(
-    mask: np.ndarray, rows: np.ndarray, columns: np.ndarray, size: int
-) -> np.ndarray:
-    """Returns the share of `mask` `[H, W]` bool in every window, `[R, C]` float.
-
-    Args:
-      mask: What is counted.
-      rows, columns: First pixels of the windows along each axis.
-      size: Height and width of a window, pixels.
-    """
-    sums = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    strips = sums[rows + size] - sums[rows]
-    return (strips[:, columns + size] - strips[:, columns]) / size**2
-
-
-def weights(first: np.ndarray, size: int, length: int, shown: int) -> np.ndarray:
-    """Returns what each window counts at each pixel along an axis, `[shown, n]` float32.
-
-    A window counts most at its centre and nothing at its edges, linearly between: maps
-    come out smooth, without the grid of the windows in them.
-
-    Args:
-      first: First pixels of the windows, `[n]`.
-      size: Of a window, pixels.
-      length: Of the axis on which the windows lie, pixels.
-      shown: Of the same axis of the map; it may be sampled more finely or coarsely.
-    """
-    centres = (np.arange(shown) + 0.5) * (length / shown)
-    distance = np.abs(centres[:, None] - (first + size / 2)[None])
-    return np.maximum(0, 1 - distance / (size / 2)).astype(np.float32)
-
-
-def average(
-    probabilities: np.ndarray, used: np.ndarray, down: np.ndarray, across: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean probabilities `[K, H, W]` float32 and where there are any.
-
-    Args:
-      probabilities: `[R, C, K]` of the windows; where not used they must be finite.
-      used: `[R, C]` bool, the windows that were classified.
-      down: `[H, R]`, see `weights`.
-      across: `[W, C]`.
-
-    Returns:
-      Probabilities, 0 where no used window reaches, and `[H, W]` bool, where one does.
-    """
-    counted = used.astype(np.float32)
-    total = down @ counted @ across.T
-    reached = total > 1e-6
-    masked = np.moveaxis(probabilities * counted[..., None], -1, 0)
-    sums = down @ masked.astype(np.float32) @ across.T
-    return np.where(reached, sums / np.where(reached, total, 1), 0), reached
-
-
-# Class maps of the slices of a series: windows, classified and averaged.
-
-
 # Windows with less lung than this show mostly what no training patch shows.
 LEAST_LUNG = 0.5
-# Windows a call of the network, over all devices, and least windows for one of them;
-# slices on the devices at a time.
+# Windows per call of the network, over all devices, and least windows per device; slices
+# on the devices at a time.
 BATCH, LEAST_BATCH, SLAB = 512, 64, 16
 # Maps are stored as bytes: 0 = no class, and one for what is unlike the training images.
 MOST_CLASSES = 254
@@ -105,12 +33,12 @@ MOST_CLASSES = 254
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """How a model is applied to series.
+    """Settings with which a model is applied to series.
 
     Attributes:
-      stride: Distance between neighbouring windows, pixels as the network sees them.
+      stride: distance between neighbouring windows, pixels as the network sees them.
       window: (centre, width) pairs in HU, flattened.
-      spacing: Millimetres a pixel as the network sees them; None = as they are.
+      spacing: mm per pixel as the network sees them; None for pixels as they are.
     """
 
     stride: int
@@ -130,15 +58,15 @@ class How:
 
 
 class Maps(NamedTuple):
-    """What the windows of a series say.
+    """Classes of a series and their probabilities.
 
     Attributes:
       probabilities: `[K, Z, H, W]` uint8, 255 = certain; 0 outside the lungs.
       labels: `[Z, H, W]` uint8: 1 + the likeliest class, 0 = none.
-      windows: How many windows were classified.
+      windows: number of windows that were classified.
       unlike: `[Z, H, W]` bool: pixels with a class most of whose windows, weighted as
-        their probabilities are, are unlike the training images; `None` if the stage run
-        holds nothing to compare windows with.
+        their probabilities are, are unlike the training images; None if the stage run
+        has nothing to compare windows with.
     """
 
     probabilities: np.ndarray
@@ -161,8 +89,8 @@ class Classifier:
         """Loads the parameters and puts them on every device.
 
         Args:
-          run: The stage run.
-          window: (centre, width) pairs in HU, flattened: one, or one a channel.
+          run: stage run.
+          window: (centre, width) pairs in HU, flattened: one, or one per channel.
 
         Raises:
           UserError: The parameters cannot be read, there are too many classes, or
@@ -199,7 +127,7 @@ class Classifier:
     def start(
         self, slices: np.ndarray, corners: np.ndarray
     ) -> Callable[[], np.ndarray]:
-        """Begins to classify windows; the device works while the host goes on.
+        """Begins to classify windows; the host need not wait for the device.
 
         The slices are copied to every device and the windows cut there.
 
@@ -238,15 +166,14 @@ def _answer(
     forward: Callable,
     size: int,
 ) -> jax.Array:
-    """Returns what `Classifier.start` waits for, of this device's windows.
+    """Returns the answers of `Classifier.start` for the windows of this device.
 
     Args:
-      held: Variables; mean and deviation; what `novelty.is_unlike` compares with, or
-        `None`.
+      held: variables; mean and standard deviation; the reference of `novelty`, or None.
       slices: `[Z, H, W]`.
       corners: `[b, 3]` slice, first row, first column.
-      forward: `training.forward` with its settings.
-      size: Side of a window, pixels.
+      forward: `steps.forward` with its settings.
+      size: side of a window, pixels.
     """
     variables, scale, known = held
 
@@ -258,23 +185,6 @@ def _answer(
         return probabilities
     unlike = novelty.is_unlike(features, *known)
     return jnp.concatenate([probabilities, unlike[:, None]], axis=1)
-
-
-class Grid(NamedTuple):
-    """Where the windows of a slice lie.
-
-    Attributes:
-      shape: (rows, columns) of the slice as the network sees it.
-      rows, columns: First pixels of the windows along each axis, `[R]` and `[C]`.
-      down, across: What each window counts at each pixel of the slice's own, `[H, R]`
-        and `[W, C]`, see `maps.weights`.
-    """
-
-    shape: tuple[int, int]
-    rows: np.ndarray
-    columns: np.ndarray
-    down: np.ndarray
-    across: np.ndarray
 
 
 def classify(
@@ -292,9 +202,9 @@ def classify(
     Args:
       hu: `[Z, H, W]` int16.
       lungs: `[Z, H, W]` bool.
-      spacing: Distance between rows and between columns, mm.
-      classifier: The network.
-      how: Stride and resolution of the windows.
+      spacing: distance between rows and between columns, mm.
+      classifier: network of a stage run.
+      how: stride and resolution of the windows.
 
     Raises:
       UserError: The slices cannot be resampled as asked.
@@ -322,6 +232,92 @@ def classify(
     return made._replace(windows=windows)
 
 
+def starts(length: int, size: int, stride: int) -> np.ndarray:
+    """Returns the first pixels `[n]` of the windows along an axis.
+
+    The last window ends with the axis, so that every pixel is in some window.
+
+    Raises:
+      ValueError: A window is longer than the axis.
+    """
+    if size > length:
+        raise ValueError(f"windows of {size} pixels along {length}")
+    first = np.arange(0, length - size + 1, stride)
+    return first if first[-1] == length - size else np.append(first, length - size)
+
+
+def fractions_inside(
+    mask: np.ndarray, rows: np.ndarray, columns: np.ndarray, size: int
+) -> np.ndarray:
+    """Returns the fraction of every window that lies in `mask`, `[R, C]` float.
+
+    Args:
+      mask: `[H, W]` bool.
+      rows, columns: first pixels of the windows along each axis.
+      size: height and width of a window, pixels.
+    """
+    sums = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    strips = sums[rows + size] - sums[rows]
+    return (strips[:, columns + size] - strips[:, columns]) / size**2
+
+
+def weights(first: np.ndarray, size: int, length: int, shown: int) -> np.ndarray:
+    """Returns the weight of each window at each pixel along an axis, `[shown, n]` float32.
+
+    A window counts most at its centre and nothing at its edges, linearly between: maps
+    come out smooth, without the grid of the windows in them.
+
+    Args:
+      first: first pixels of the windows, `[n]`.
+      size: length of a window, pixels.
+      length: length of the axis on which the windows lie, pixels.
+      shown: length of the same axis of the map, which may be sampled more finely or
+        more coarsely.
+    """
+    centres = (np.arange(shown) + 0.5) * (length / shown)
+    distance = np.abs(centres[:, None] - (first + size / 2)[None])
+    return np.maximum(0, 1 - distance / (size / 2)).astype(np.float32)
+
+
+def average(
+    probabilities: np.ndarray, used: np.ndarray, down: np.ndarray, across: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean probabilities `[K, H, W]` float32 and where there are any.
+
+    Args:
+      probabilities: `[R, C, K]` of the windows; where not used they must be finite.
+      used: `[R, C]` bool, the windows that were classified.
+      down: `[H, R]`, see `weights`.
+      across: `[W, C]`.
+
+    Returns:
+      Probabilities, 0 where no used window reaches, and `[H, W]` bool, where one does.
+    """
+    counted = used.astype(np.float32)
+    total = down @ counted @ across.T
+    reached = total > 1e-6
+    masked = np.moveaxis(probabilities * counted[..., None], -1, 0)
+    sums = down @ masked.astype(np.float32) @ across.T
+    return np.where(reached, sums / np.where(reached, total, 1), 0), reached
+
+
+class Grid(NamedTuple):
+    """Positions and weights of the windows of a slice.
+
+    Attributes:
+      shape: (rows, columns) of the slice as the network sees it.
+      rows, columns: first pixels of the windows along each axis, `[R]` and `[C]`.
+      down, across: weights of the windows at each of the slice's own pixels, `[H, R]`
+        and `[W, C]`, see `weights`.
+    """
+
+    shape: tuple[int, int]
+    rows: np.ndarray
+    columns: np.ndarray
+    down: np.ndarray
+    across: np.ndarray
+
+
 def _grid(
     shape: tuple[int, int], spacing: tuple[float, float], size: int, how: How
 ) -> Grid:
@@ -340,7 +336,7 @@ def _grid(
 def _slab(
     hu: np.ndarray, lungs: np.ndarray, grid: Grid, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns slices as the network sees them, and which windows are to be classified.
+    """Returns slices as the network sees them, and a mask of windows to classify.
 
     Both have `SLAB` slices, so that programs are compiled once: `[SLAB, h, w]` int16
     and `[SLAB, R, C]` bool.
@@ -355,7 +351,7 @@ def _slab(
             image = np.rint(patches.resample_image(image, grid.shape))
         slab[z, :high, :wide] = image
         inside[:high, :wide] = patches.resample_mask(lungs[z], grid.shape)
-        used[z] = shares(inside, grid.rows, grid.columns, size) >= LEAST_LUNG
+        used[z] = fractions_inside(inside, grid.rows, grid.columns, size) >= LEAST_LUNG
     return slab, used
 
 

@@ -1,4 +1,8 @@
-"""What pictures of slices are drawn with: text, legend, scale bar, side letters."""
+"""Colour overlays of a slice and of a series, as a radiologist reads them.
+
+Slices are seen from the feet, on a dark ground, in grey, with a scale bar of five
+centimetres, side letters, a legend and the notices. Normal lung stays grey, see `palette`.
+"""
 
 import dataclasses
 import functools
@@ -19,6 +23,254 @@ WARNING, OUTLINE = (255, 190, 60), (255, 255, 255)
 # distance between the lines of the hatch.
 LEGEND, MARGIN, LINE, STRIPE, HATCH = 330, 16, 30, 5, 11
 SHORT_NAME = 30
+LUNG_WINDOW = (-600.0, 1500.0)
+# Opacity of a class's colour over the grey of the slice.
+TINT = 0.42
+# Pixels: longer side of a slice, above it; sheet and its slices.
+PANEL, HEAD = 560, 44
+SHEET_WIDTH, LARGEST_THUMB, SMALLEST_THUMB = 2400, 380, 150
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """Settings that all pictures of a series share.
+
+    Attributes:
+      class_names: names of the K classes.
+      pixel_mm: distance between rows and between columns, mm.
+      sides: letters at the left, right, top and bottom, such as 'RLAP'; see `sides`.
+      title: name of the series, without anything that identifies the patient.
+      made_by: lines on what made the picture.
+      notices: lines in the colour of a warning.
+    """
+
+    class_names: tuple[str, ...]
+    pixel_mm: tuple[float, float]
+    sides: str
+    title: str
+    made_by: tuple[str, ...]
+    notices: tuple[str, ...] = (NOTICE,)
+
+    @property
+    def foot(self) -> int:
+        """Pixels below a picture."""
+        return foot_height(self.notices, self.made_by)
+
+
+def draw_slice(
+    hu: np.ndarray,
+    labels: np.ndarray,
+    lungs: np.ndarray,
+    style: Style,
+    name: str,
+    unlike: np.ndarray | None = None,
+) -> Image.Image:
+    """Returns the slice twice, plain and with its classes in colour, and the legend.
+
+    Args:
+      hu: `[H, W]` int16.
+      labels: `[H, W]`: 1 + class index, 0 = no class.
+      lungs: `[H, W]` bool.
+      style: settings of the series.
+      name: name of the slice.
+      unlike: `[H, W]` bool, pixels unlike the training images, which are hatched; None
+        if that was not judged.
+    """
+    high, wide = _shown(hu.shape, style.pixel_mm, PANEL)
+    plain = _grey(hu, (high, wide))
+    coloured = _coloured(plain, labels, lungs, style, unlike)
+    width = 2 * wide + LEGEND + 4 * MARGIN
+    tall = max(high, legend_height(style.class_names))
+    canvas = Image.new("RGB", (width, tall + HEAD + style.foot), GROUND)
+    pen = ImageDraw.Draw(canvas)
+    for left, panel in ((MARGIN, plain), (2 * MARGIN + wide, coloured)):
+        canvas.paste(Image.fromarray(panel), (left, HEAD))
+        draw_sides(pen, (left, HEAD), (high, wide), style.sides)
+    mm = hu.shape[1] * style.pixel_mm[1] / wide
+    bar(pen, MARGIN + 14, HEAD + high - 16, mm, wide // 2)
+    centre, width_hu = LUNG_WINDOW
+    note = f"W {width_hu:.0f}, L {centre:.0f} HU"
+    write(pen, (MARGIN + wide - 10, HEAD + high - 10), note, 13, DIM, "rs")
+    write(pen, (MARGIN, 14), f"{style.title}, {name}", 17, room=width)
+    counts = np.bincount(labels[lungs], minlength=1 + len(style.class_names))
+    left = 3 * MARGIN + 2 * wide
+    legend(
+        pen,
+        (left, HEAD + 4),
+        style.class_names,
+        counts,
+        "of the lung here",
+        None if unlike is None else np.count_nonzero(unlike[lungs]),
+    )
+    foot(pen, HEAD + tall + 10, width, style.notices, style.made_by)
+    return canvas
+
+
+def draw_sheet(
+    hu: np.ndarray,
+    labels: np.ndarray,
+    lungs: np.ndarray,
+    style: Style,
+    unlike: np.ndarray | None = None,
+) -> Image.Image:
+    """Returns all slices of a series on one sheet, the head first, cut to the lungs.
+
+    Args:
+      hu: `[Z, H, W]` int16, from feet to head.
+      labels: `[Z, H, W]`: 1 + class index, 0 = no class.
+      lungs: `[Z, H, W]` bool.
+      style: settings of the series.
+      unlike: `[Z, H, W]` bool, see `draw_slice`, or None.
+    """
+    rows, columns = _around(lungs, style.pixel_mm)
+    shape = (rows.stop - rows.start, columns.stop - columns.start)
+    count = len(hu)
+    thumb, across = _tiling(count, shape, style.pixel_mm)
+    high, wide = _shown(shape, style.pixel_mm, thumb)
+    down = -(-count // across)
+    beside = across * (wide + 4) + 3 * MARGIN
+    # The legend, and below it the bar: on the pictures it would lie on white tissue.
+    below_legend = legend_height(style.class_names)
+    tall = max(down * (high + 4), below_legend + 60)
+    canvas = Image.new("RGB", (beside + LEGEND, tall + HEAD + style.foot), GROUND)
+    pen = ImageDraw.Draw(canvas)
+    for place, z in enumerate(range(count - 1, -1, -1)):
+        part = z, rows, columns
+        plain = _grey(hu[part], (high, wide))
+        hatched = None if unlike is None else unlike[part]
+        picture = _coloured(plain, labels[part], lungs[part], style, hatched)
+        left = MARGIN + place % across * (wide + 4)
+        top = HEAD + place // across * (high + 4)
+        canvas.paste(Image.fromarray(picture), (left, top))
+        write(pen, (left + 5, top + 4), str(place + 1), 13)
+    draw_sides(pen, (MARGIN, HEAD), (high, wide), style.sides)
+    mm = shape[1] * style.pixel_mm[1] / wide
+    bar(pen, beside, HEAD + below_legend + 50, mm, LEGEND // 2)
+    numbers = f"{count} slices from the head" if count > 1 else "1 slice"
+    title = f"{style.title}, {numbers}"
+    write(pen, (MARGIN, 14), title, 17, room=canvas.width)
+    counts = np.bincount(labels[lungs], minlength=1 + len(style.class_names))
+    legend(
+        pen,
+        (beside, HEAD + 4),
+        style.class_names,
+        counts,
+        "of the lungs",
+        None if unlike is None else np.count_nonzero(unlike[lungs]),
+    )
+    foot(pen, HEAD + tall + 10, canvas.width, style.notices, style.made_by)
+    return canvas
+
+
+def sides(orientation: Sequence[float] | None) -> str:
+    """Returns the letters at the left, right, top and bottom of a slice.
+
+    'R' and 'L', 'A' and 'P', 'H' and 'F' stand for the patient's right and left,
+    front (anterior) and back, head and feet. Four spaces if that is unknown.
+
+    Args:
+      orientation: direction cosines of a row, then of a column, as DICOM has them.
+    """
+    if orientation is None:
+        return "    "
+    letters = ""
+    for direction in np.reshape(orientation, (2, 3)):
+        axis = int(np.abs(direction).argmax())
+        pair = ("RL", "AP", "FH")[axis]
+        letters += pair if direction[axis] > 0 else pair[::-1]
+    return letters
+
+
+def _coloured(
+    plain: np.ndarray,
+    labels: np.ndarray,
+    lungs: np.ndarray,
+    style: Style,
+    unlike: np.ndarray | None,
+) -> np.ndarray:
+    """Returns `[H, W, 3]` uint8: tinted classes in their own outline, lungs in white.
+
+    What is unlike the training images is outlined and hatched in white on black, to be
+    seen on any colour. Masks are those of the slice, in its own pixels.
+    """
+    picture = plain.astype(np.float32)
+    labels, lungs = _nearest(labels, plain), _nearest(lungs, plain)
+    rows, columns = np.indices(labels.shape)
+    stripes = (rows + columns) // STRIPE % 2 == 0
+    unknown = lungs & (labels == 0) & ((rows - columns) % (2 * STRIPE) < 2)
+    picture[unknown] = DIM
+    picture[_edge(lungs)] = OUTLINE
+    for index in range(len(style.class_names)):
+        rgb = colour(index, style.class_names)
+        region = labels == 1 + index
+        if rgb is None or not region.any():
+            continue
+        tinted = region & stripes if is_striped(index, style.class_names) else region
+        picture[tinted] = (1 - TINT) * picture[tinted] + TINT * np.array(rgb)
+        picture[_edge(region)] = rgb
+    if unlike is not None:
+        lines, region = hatch(labels.shape), _nearest(unlike, plain)
+        picture[region & (np.roll(lines, 1, 1) | np.roll(lines, -1, 1))] = GROUND
+        picture[region & lines | _edge(region)] = OUTLINE
+    return np.rint(picture).astype(np.uint8)
+
+
+def _edge(mask: np.ndarray) -> np.ndarray:
+    """Returns the pixels of `mask` `[H, W]` next to pixels outside it."""
+    inner = np.pad(mask, 1)
+    inner = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
+    return mask & ~inner
+
+
+def _grey(hu: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Returns HU `[H, W]` in the lung window as `[*shape, 3]` uint8."""
+    unit = np.rint(255 * windowed(hu, *LUNG_WINDOW)).astype(np.uint8)
+    scaled = Image.fromarray(unit).resize(shape[::-1], Image.Resampling.BILINEAR)
+    return np.repeat(np.asarray(scaled)[..., None], 3, axis=2)
+
+
+def _nearest(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Returns a mask `[H, W]` in the size of the picture `like`."""
+    rows, columns = (
+        (np.arange(new) + 0.5) * old // new
+        for old, new in zip(mask.shape, like.shape[:2], strict=True)
+    )
+    return mask[np.ix_(rows.astype(int), columns.astype(int))]
+
+
+def _shown(
+    shape: tuple[int, int], pixel_mm: tuple[float, float], longest: int
+) -> tuple[int, int]:
+    """Returns (height, width) in square pixels, the longer side `longest`."""
+    high, wide = (n * mm for n, mm in zip(shape, pixel_mm, strict=True))
+    scale = longest / max(high, wide)
+    return max(1, round(high * scale)), max(1, round(wide * scale))
+
+
+def _around(lungs: np.ndarray, pixel_mm: tuple[float, float]) -> tuple[slice, slice]:
+    """Returns the rows and columns of the lungs of a series and 12 mm around them."""
+    cut = []
+    for axis, mm in ((1, pixel_mm[0]), (2, pixel_mm[1])):
+        length, margin = lungs.shape[axis], round(12 / mm)
+        found = np.flatnonzero(lungs.any((0, 3 - axis)))
+        found = found if len(found) else np.array([0, length - 1])
+        cut.append(
+            slice(max(0, found[0] - margin), min(length, found[-1] + margin + 1))
+        )
+    return cut[0], cut[1]
+
+
+def _tiling(
+    count: int, shape: tuple[int, int], pixel_mm: tuple[float, float]
+) -> tuple[int, int]:
+    """Returns the longer side of a thumbnail and how many lie side by side."""
+    thumb = LARGEST_THUMB
+    while True:
+        high, wide = _shown(shape, pixel_mm, thumb)
+        across = max(1, min(count, (SHEET_WIDTH - LEGEND) // (wide + 4)))
+        if thumb <= SMALLEST_THUMB or -(-count // across) * high <= SHEET_WIDTH:
+            return thumb, across
+        thumb = max(SMALLEST_THUMB, int(thumb * 0.9))
 
 
 def legend_height(class_names: Sequence[str]) -> int:
@@ -34,15 +286,15 @@ def legend(
     of_what: str,
     unlike: int | None,
 ) -> None:
-    """Draws the colours of the classes, the hatch, and their shares.
+    """Draws the colours of the classes, the hatch, and their fractions.
 
     Args:
-      pen: Draws.
-      corner: Left and top.
-      class_names: Of the K classes.
+      pen: pen of the picture.
+      corner: left and top.
+      class_names: names of the K classes.
       counts: `[1 + K]` pixels without a class and of each class.
-      of_what: What the shares are shares of.
-      unlike: Pixels that are hatched; `None` if that was not judged.
+      of_what: text that says what the fractions are fractions of.
+      unlike: number of hatched pixels; None if that was not judged.
     """
     left, top = corner
     right, total = left + LEGEND - MARGIN, max(1, counts.sum())
@@ -111,11 +363,11 @@ def foot(
     """Writes the notices and what made the picture, each on its own line.
 
     Args:
-      pen: Draws.
-      top: Upper edge of the first line.
-      width: Width of the picture.
-      notices: Texts in the colour of a warning.
-      made_by: Texts in small grey letters, cut to the width.
+      pen: pen of the picture.
+      top: upper edge of the first line.
+      width: width of the picture.
+      notices: texts in the colour of a warning.
+      made_by: texts in small grey letters, cut to the width.
     """
     for line, text in enumerate(notices):
         write(pen, (MARGIN, top + 24 * line), text, 16, WARNING)
@@ -125,7 +377,7 @@ def foot(
 
 
 def bar(pen: ImageDraw.ImageDraw, left: int, bottom: int, mm: float, room: int) -> None:
-    """Draws a bar of five centimetres, or of one where `room` pixels are too few.
+    """Draws a scale bar of five centimetres, or of one if `room` pixels are too few.
 
     `mm` is the size of a picture's pixel.
     """
@@ -148,10 +400,10 @@ def draw_sides(
     """Writes the letters at the left, right, top and bottom of a picture.
 
     Args:
-      pen: Draws.
-      corner: Left and top.
-      size: Height and width.
-      letters: Four of them.
+      pen: pen of the picture.
+      corner: left and top.
+      size: height and width.
+      letters: four letters, see `sides`.
     """
     (left, top), (high, wide) = corner, size
     places = (
@@ -188,259 +440,3 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     # matplotlib brings it along: the same letters on every machine.
     folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
     return ImageFont.truetype(folder / "DejaVuSans.ttf", size)
-
-
-# Colour overlays of a slice and of a series, as a radiologist reads them.
-#
-# Slices are seen from the feet, on a dark ground, in grey, with a bar of five centimetres.
-# Normal lung is left grey, see `palette`.
-
-
-LUNG_WINDOW = (-600.0, 1500.0)
-# Share of a class's colour over the grey of the slice.
-TINT = 0.42
-# Pixels: longer side of a slice, above it; sheet and its slices.
-PANEL, HEAD = 560, 44
-SHEET_WIDTH, LARGEST_THUMB, SMALLEST_THUMB = 2400, 380, 150
-
-
-@dataclasses.dataclass(frozen=True)
-class Style:
-    """What all pictures of a series share.
-
-    Attributes:
-      class_names: Of the K classes.
-      pixel_mm: Distance between rows and between columns.
-      sides: Letters at the left, right, top and bottom, such as 'RLAP'; see `sides`.
-      title: What the series is, without anything that identifies the patient.
-      made_by: What made the picture, a text a line.
-      notices: Texts in the colour of a warning, a text a line.
-    """
-
-    class_names: tuple[str, ...]
-    pixel_mm: tuple[float, float]
-    sides: str
-    title: str
-    made_by: tuple[str, ...]
-    notices: tuple[str, ...] = (NOTICE,)
-
-    @property
-    def foot(self) -> int:
-        """Pixels below a picture."""
-        return foot_height(self.notices, self.made_by)
-
-
-def draw_slice(
-    hu: np.ndarray,
-    labels: np.ndarray,
-    lungs: np.ndarray,
-    style: Style,
-    name: str,
-    unlike: np.ndarray | None = None,
-) -> Image.Image:
-    """Returns the slice twice, plain and with its classes in colour, and the legend.
-
-    Args:
-      hu: `[H, W]` int16.
-      labels: `[H, W]`: 1 + class index, 0 = no class.
-      lungs: `[H, W]` bool.
-      style: Of the series.
-      name: Of the slice.
-      unlike: `[H, W]` bool, hatched: what is unlike the training images; `None`: not
-        judged.
-    """
-    high, wide = _shown(hu.shape, style.pixel_mm, PANEL)
-    plain = _grey(hu, (high, wide))
-    coloured = _coloured(plain, labels, lungs, style, unlike)
-    width = 2 * wide + LEGEND + 4 * MARGIN
-    tall = max(high, legend_height(style.class_names))
-    canvas = Image.new("RGB", (width, tall + HEAD + style.foot), GROUND)
-    pen = ImageDraw.Draw(canvas)
-    for left, panel in ((MARGIN, plain), (2 * MARGIN + wide, coloured)):
-        canvas.paste(Image.fromarray(panel), (left, HEAD))
-        draw_sides(pen, (left, HEAD), (high, wide), style.sides)
-    mm = hu.shape[1] * style.pixel_mm[1] / wide
-    bar(pen, MARGIN + 14, HEAD + high - 16, mm, wide // 2)
-    centre, width_hu = LUNG_WINDOW
-    note = f"W {width_hu:.0f}, L {centre:.0f} HU"
-    write(pen, (MARGIN + wide - 10, HEAD + high - 10), note, 13, DIM, "rs")
-    write(pen, (MARGIN, 14), f"{style.title}, {name}", 17, room=width)
-    counts = np.bincount(labels[lungs], minlength=1 + len(style.class_names))
-    left = 3 * MARGIN + 2 * wide
-    legend(
-        pen,
-        (left, HEAD + 4),
-        style.class_names,
-        counts,
-        "of the lung here",
-        None if unlike is None else np.count_nonzero(unlike[lungs]),
-    )
-    foot(pen, HEAD + tall + 10, width, style.notices, style.made_by)
-    return canvas
-
-
-def draw_sheet(
-    hu: np.ndarray,
-    labels: np.ndarray,
-    lungs: np.ndarray,
-    style: Style,
-    unlike: np.ndarray | None = None,
-) -> Image.Image:
-    """Returns all slices of a series on one sheet, the head first, cut to the lungs.
-
-    Args:
-      hu: `[Z, H, W]` int16, from feet to head.
-      labels: `[Z, H, W]`: 1 + class index, 0 = no class.
-      lungs: `[Z, H, W]` bool.
-      style: Of the series.
-      unlike: `[Z, H, W]` bool, see `draw_slice`, or `None`.
-    """
-    rows, columns = _around(lungs, style.pixel_mm)
-    shape = (rows.stop - rows.start, columns.stop - columns.start)
-    count = len(hu)
-    thumb, across = _tiling(count, shape, style.pixel_mm)
-    high, wide = _shown(shape, style.pixel_mm, thumb)
-    down = -(-count // across)
-    beside = across * (wide + 4) + 3 * MARGIN
-    # The legend, and below it the bar: on the pictures it would lie on white tissue.
-    below_legend = legend_height(style.class_names)
-    tall = max(down * (high + 4), below_legend + 60)
-    canvas = Image.new("RGB", (beside + LEGEND, tall + HEAD + style.foot), GROUND)
-    pen = ImageDraw.Draw(canvas)
-    for place, z in enumerate(range(count - 1, -1, -1)):
-        part = z, rows, columns
-        plain = _grey(hu[part], (high, wide))
-        hatched = None if unlike is None else unlike[part]
-        picture = _coloured(plain, labels[part], lungs[part], style, hatched)
-        left = MARGIN + place % across * (wide + 4)
-        top = HEAD + place // across * (high + 4)
-        canvas.paste(Image.fromarray(picture), (left, top))
-        write(pen, (left + 5, top + 4), str(place + 1), 13)
-    draw_sides(pen, (MARGIN, HEAD), (high, wide), style.sides)
-    mm = shape[1] * style.pixel_mm[1] / wide
-    bar(pen, beside, HEAD + below_legend + 50, mm, LEGEND // 2)
-    numbers = f"{count} slices from the head" if count > 1 else "1 slice"
-    title = f"{style.title}, {numbers}"
-    write(pen, (MARGIN, 14), title, 17, room=canvas.width)
-    counts = np.bincount(labels[lungs], minlength=1 + len(style.class_names))
-    legend(
-        pen,
-        (beside, HEAD + 4),
-        style.class_names,
-        counts,
-        "of the lungs",
-        None if unlike is None else np.count_nonzero(unlike[lungs]),
-    )
-    foot(pen, HEAD + tall + 10, canvas.width, style.notices, style.made_by)
-    return canvas
-
-
-def sides(orientation: Sequence[float] | None) -> str:
-    """Returns the letters at the left, right, top and bottom of a slice.
-
-    'R' and 'L', 'A' and 'P', 'H' and 'F' stand for the patient's right and left,
-    front (anterior) and back, head and feet. Unknown: four spaces.
-
-    Args:
-      orientation: Direction cosines of a row, then of a column, as DICOM has them.
-    """
-    if orientation is None:
-        return "    "
-    letters = ""
-    for direction in np.reshape(orientation, (2, 3)):
-        axis = int(np.abs(direction).argmax())
-        pair = ("RL", "AP", "FH")[axis]
-        letters += pair if direction[axis] > 0 else pair[::-1]
-    return letters
-
-
-def _coloured(
-    plain: np.ndarray,
-    labels: np.ndarray,
-    lungs: np.ndarray,
-    style: Style,
-    unlike: np.ndarray | None,
-) -> np.ndarray:
-    """Returns `[H, W, 3]` uint8: tinted classes in their own outline, lungs in white.
-
-    What is unlike the training images is outlined and hatched in white on black, to be
-    seen on any colour. Masks are those of the slice, in its own pixels.
-    """
-    picture = plain.astype(np.float32)
-    labels, lungs = _nearest(labels, plain), _nearest(lungs, plain)
-    rows, columns = np.indices(labels.shape)
-    stripes = (rows + columns) // STRIPE % 2 == 0
-    unknown = lungs & (labels == 0) & ((rows - columns) % (2 * STRIPE) < 2)
-    picture[unknown] = DIM
-    picture[_edge(lungs)] = OUTLINE
-    for index in range(len(style.class_names)):
-        rgb = colour(index, style.class_names)
-        region = labels == 1 + index
-        if rgb is None or not region.any():
-            continue
-        tinted = region & stripes if is_striped(index, style.class_names) else region
-        picture[tinted] = (1 - TINT) * picture[tinted] + TINT * np.array(rgb)
-        picture[_edge(region)] = rgb
-    if unlike is not None:
-        lines, region = hatch(labels.shape), _nearest(unlike, plain)
-        picture[region & (np.roll(lines, 1, 1) | np.roll(lines, -1, 1))] = GROUND
-        picture[region & lines | _edge(region)] = OUTLINE
-    return np.rint(picture).astype(np.uint8)
-
-
-def _edge(mask: np.ndarray) -> np.ndarray:
-    """Returns the pixels of `mask` `[H, W]` beside others."""
-    inner = np.pad(mask, 1)
-    inner = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
-    return mask & ~inner
-
-
-def _grey(hu: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Returns HU `[H, W]` in the lung window as `[*shape, 3]` uint8."""
-    unit = np.rint(255 * windowed(hu, *LUNG_WINDOW)).astype(np.uint8)
-    scaled = Image.fromarray(unit).resize(shape[::-1], Image.Resampling.BILINEAR)
-    return np.repeat(np.asarray(scaled)[..., None], 3, axis=2)
-
-
-def _nearest(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Returns a mask `[H, W]` in the size of the picture `like`."""
-    rows, columns = (
-        (np.arange(new) + 0.5) * old // new
-        for old, new in zip(mask.shape, like.shape[:2], strict=True)
-    )
-    return mask[np.ix_(rows.astype(int), columns.astype(int))]
-
-
-def _shown(
-    shape: tuple[int, int], pixel_mm: tuple[float, float], longest: int
-) -> tuple[int, int]:
-    """Returns (height, width) in square pixels, the longer side `longest`."""
-    high, wide = (n * mm for n, mm in zip(shape, pixel_mm, strict=True))
-    scale = longest / max(high, wide)
-    return max(1, round(high * scale)), max(1, round(wide * scale))
-
-
-def _around(lungs: np.ndarray, pixel_mm: tuple[float, float]) -> tuple[slice, slice]:
-    """Returns the rows and columns of the lungs of a series and 12 mm around them."""
-    cut = []
-    for axis, mm in ((1, pixel_mm[0]), (2, pixel_mm[1])):
-        length, margin = lungs.shape[axis], round(12 / mm)
-        found = np.flatnonzero(lungs.any((0, 3 - axis)))
-        found = found if len(found) else np.array([0, length - 1])
-        cut.append(
-            slice(max(0, found[0] - margin), min(length, found[-1] + margin + 1))
-        )
-    return cut[0], cut[1]
-
-
-def _tiling(
-    count: int, shape: tuple[int, int], pixel_mm: tuple[float, float]
-) -> tuple[int, int]:
-    """Returns the longer side of a thumbnail and how many lie side by side."""
-    thumb = LARGEST_THUMB
-    while True:
-        high, wide = _shown(shape, pixel_mm, thumb)
-        across = max(1, min(count, (SHEET_WIDTH - LEGEND) // (wide + 4)))
-        if thumb <= SMALLEST_THUMB or -(-count // across) * high <= SHEET_WIDTH:
-            return thumb, across
-        thumb = max(SMALLEST_THUMB, int(thumb * 0.9))

@@ -1,4 +1,4 @@
-"""How much lung each class takes up: by thirds of height and of depth."""
+"""Extent of each class in the lungs, and in thirds of their height and depth."""
 
 from typing import NamedTuple
 
@@ -12,18 +12,18 @@ UNCLASSIFIED = "not classified"
 
 
 class Measure(NamedTuple):
-    """What a class takes up of a region.
+    """Extent of a class in a region.
 
     Attributes:
       region: 'lungs', one of `HEIGHTS`, or one of `DEPTHS`.
-      class_name: A class, or `UNCLASSIFIED`.
-      fraction: Share of the region's lung, 0 to 1; None where the region has no lung.
-      volume_ml: None for a single slice, which has no volume.
-      region_ml: Volume of the region's lung; None likewise.
-      probability: Mean probability of the class over the region's classified lung;
-        None where there is none.
-      unlike: Fraction of the region's classified lung that is unlike the training
-        images, 0 to 1, the same for all classes; None where that was not judged.
+      class_name: name of a class, or `UNCLASSIFIED`.
+      fraction: fraction of the region's lung, 0 to 1; None if the region has no lung.
+      volume_ml: volume of the class; None for a single slice, which has no volume.
+      region_ml: volume of the region's lung; None likewise.
+      probability: mean probability of the class over the region's classified lung;
+        None if no lung there is classified.
+      unlike: fraction of the region's classified lung that is unlike the training
+        images, 0 to 1, the same for all classes; None if that was not judged.
     """
 
     region: str
@@ -55,9 +55,9 @@ def measure(
       labels: `[Z, H, W]` from feet to head: 1 + class index, 0 = no class.
       lungs: `[Z, H, W]` bool.
       probabilities: `[K, Z, H, W]` uint8, 255 = certain.
-      class_names: Of the K classes.
-      pixel_mm: Distance between rows and between columns.
-      step_mm: Distance between slices; None for a single slice.
+      class_names: names of the K classes.
+      pixel_mm: distance between rows and between columns.
+      step_mm: distance between slices; None for a single slice.
       unlike: `[Z, H, W]` bool, classified pixels that are unlike the training images;
         None if that was not judged.
     """
@@ -101,15 +101,15 @@ def measure(
 
 
 def depth(lungs: np.ndarray, pixel_mm: tuple[float, float]) -> np.ndarray:
-    """Returns how deep each pixel lies under the chest wall, `[H, W]` in [0, 1].
+    """Returns the depth of each pixel under the chest wall, `[H, W]` in [0, 1].
 
     Distances are taken within an axial slice, from the outline of both lungs with the
-    mediastinum between them, so that lung beside the heart is not peripheral; 1 is the
+    mediastinum between them, so that lung next to the heart is not peripheral; 1 is the
     deepest lung of that side.
 
     Args:
       lungs: `[H, W]` bool.
-      pixel_mm: Distance between rows and between columns.
+      pixel_mm: distance between rows and between columns.
     """
     if not lungs.any():
         return np.zeros(lungs.shape)

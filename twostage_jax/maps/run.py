@@ -1,4 +1,9 @@
-"""The disease maps of one CT series: made, measured, and written."""
+"""The disease maps of all CT series below a folder: made, measured, written.
+
+A series is mapped whole or not at all, into a folder that is named by hashes. What is
+printed, and the CSV files, name series by these hashes only: the paths of DICOM files
+often hold patients' names.
+"""
 
 import dataclasses
 import json
@@ -35,43 +40,89 @@ MOST_UNLIKE = 0.5
 LEAST_AXIAL = 0.8
 
 
-def is_made(
-    folder: Path,
-    series: Series,
+def map_folder(
+    root: Path,
+    out: Path,
     classifier: Classifier,
     how: How,
-    given: GivenLungs | None = None,
-) -> bool:
-    """Whether the folder holds the maps of this series, by this model, made this way."""
-    try:
-        made = json.loads((folder / "series.json").read_text(encoding="utf-8"))
-        return made["key"] == _key(series, classifier, how, given)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    *,
+    lungs: Path | None = None,
+    salt: str = "",
+    show_paths: bool = False,
+    go_on: bool = False,
+) -> None:
+    """Maps every CT series below `root` into a folder of `out`, unless it is there.
 
+    Writes `out/report.csv` with the reports of all series in `out`, and
+    `out/skipped.csv` with the files below `root` that were skipped and the series that
+    were refused; prints what was made, skipped and refused, and why.
 
-class Mapped(NamedTuple):
-    """A series with its maps, about to be written.
+    Args:
+      root: folder of DICOM files.
+      out: folder of the maps.
+      classifier: network of a stage run.
+      how: stride, window and resolution.
+      lungs: folder or file of lung masks; series without one are refused. None to find
+        the lungs.
+      salt: secret mixed into the hashes of identifiers.
+      show_paths: whether to name files in skipped.csv and in printed lines.
+      go_on: whether to map series even if most of their lung is unlike the training
+        images.
 
-    Attributes:
-      series: From the feet to the head.
-      hu: `[Z, H, W]` int16.
-      lungs: `[Z, H, W]` bool.
-      doubts: For each slice, why its lungs are uncertain, or ''.
-      maps: What the windows say.
-      run: What made the maps.
-      how: How they were made.
-      about: What every report says of it, by the columns of `report.csv`.
+    Raises:
+      UserError: The folder holds no CT series, or none could be mapped.
     """
-
-    series: Series
-    hu: np.ndarray
-    lungs: np.ndarray
-    doubts: tuple[str, ...]
-    maps: Maps
-    run: Trained
-    how: How
-    about: dict[str, str]
+    root = root.absolute()
+    found, skipped = find_series(root, salt=salt, go_on=True)
+    listed = [
+        (shown(path), shown(why.removeprefix(f"{path}: "))) for path, why in skipped
+    ]
+    if not show_paths:
+        listed = privacy.hide(skipped, [root], salt)
+    _say_skipped(listed, show_paths)
+    if not found:
+        privacy.write_skipped(out, listed)
+        reasons = f"Left out: {privacy.counted(listed)}."
+        if not listed:
+            reasons = "The folder holds no files."
+        raise UserError(f"{root}: CT series were not found. {reasons}", where=root)
+    masks = None
+    if lungs is not None:
+        masks = lung_files.match(lungs, root, found, salt=salt)
+        unread = [(str(path), why) for path, why in masks.skipped]
+        listed += unread if show_paths else privacy.hide(masks.skipped, [lungs], salt)
+    done = 0
+    with io.locked(out / ".lock", str(out)):
+        for number, series in enumerate(found, start=1):
+            name = series_name(series, salt)
+            try:
+                given = masks and masks.of(series.uid)
+                if is_made(out / name, series, classifier, how, given):
+                    said = "is there already"
+                else:
+                    said = make(series, classifier, how, out / name, given, go_on=go_on)
+                done += 1
+            except UserError as error:
+                said = f"refused: {error}"
+                if not show_paths:
+                    paths = [header.path for header in series.headers]
+                    said = without_names(str(error), root, paths)
+                    if lungs is not None:
+                        ((_, said),) = privacy.hide([(lungs, said)], [lungs], salt="")
+                    said = f"refused: {said}"
+                listed.append((name, said))
+            print(f"{number}/{len(found)} {name}: {said}", flush=True)
+        privacy.write_skipped(out, listed)
+        _join_reports(out)
+    print(f"{done} of {len(found)} series mapped: {out / 'report.csv'}")
+    if listed:
+        print(f"What was left out and refused: {out / 'skipped.csv'}")
+    if not done:
+        raise UserError(
+            f"none of the {len(found)} series could be mapped: "
+            f"{privacy.counted(listed[-len(found) :])}.",
+            where=root,
+        )
 
 
 def make(
@@ -86,16 +137,17 @@ def make(
     """Makes all maps of a series in `folder`, whole or not at all.
 
     Args:
-      series: The series.
-      classifier: The network.
-      how: How it is applied.
-      folder: `PATIENT_SERIES`, by its two names, and nothing that identifies the
-        patient: both appear in the files.
-      given: Lung mask made elsewhere; None to find the lungs.
-      go_on: Map the series even if most of its lung is unlike the training images.
+      series: slices in any order along their axis.
+      classifier: network of a stage run.
+      how: stride, window and resolution.
+      folder: folder `PATIENT_SERIES`; both names appear in the files, and must not
+        identify the patient.
+      given: lung mask made elsewhere; None to find the lungs.
+      go_on: whether to map the series even if most of its lung is unlike the training
+        images.
 
     Returns:
-      What was done, in a line.
+      One line on what was done.
 
     Raises:
       UserError: The series cannot be trusted or has no lung in it; or, without `go_on`,
@@ -157,13 +209,93 @@ def make(
     return "; ".join(filter(None, (text, told, about["remarks"], note)))
 
 
+def is_made(
+    folder: Path,
+    series: Series,
+    classifier: Classifier,
+    how: How,
+    given: GivenLungs | None = None,
+) -> bool:
+    """Returns whether the folder holds maps of this series by this model and settings."""
+    try:
+        made = json.loads((folder / "series.json").read_text(encoding="utf-8"))
+        return made["key"] == _key(series, classifier, how, given)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+class Mapped(NamedTuple):
+    """A series with its maps, about to be written.
+
+    Attributes:
+      series: slices from the feet to the head.
+      hu: `[Z, H, W]` int16.
+      lungs: `[Z, H, W]` bool.
+      doubts: reason per slice why its lungs are uncertain, or ''.
+      maps: classes and their probabilities.
+      run: stage run that made the maps.
+      how: stride, window and resolution.
+      about: texts that every report holds, by the columns of `report.csv`.
+    """
+
+    series: Series
+    hu: np.ndarray
+    lungs: np.ndarray
+    doubts: tuple[str, ...]
+    maps: Maps
+    run: Trained
+    how: How
+    about: dict[str, str]
+
+
+def series_name(series: Series, salt: str) -> str:
+    """Returns the name of a series' folder, which consists of hashes."""
+    digits = patient_hash(series.uid, salt).removeprefix("patient-")
+    return f"{series.patient or 'patient-unknown'}_series-{digits}"
+
+
+def without_names(text: str, root: Path, paths: Sequence[Path]) -> str:
+    """Returns a message without paths, file names and UIDs.
+
+    Args:
+      text: message, which may begin with one of the paths or its folder.
+      root: folder of all files; absolute.
+      paths: files that the message is about.
+    """
+    for path in sorted(paths, key=lambda path: len(path.name), reverse=True):
+        text = text.removeprefix(f"{path}: ").removeprefix(f"{path.parent}: ")
+        text = re.sub(rf"(?<!\w){re.escape(path.name)}(?!\w)", "a file", text)
+    ((_, plain),) = privacy.hide([(paths[0], text)], [root], salt="")
+    return plain
+
+
+def from_feet(series: Series) -> Series:
+    """Returns an axial series in order from the feet to the head.
+
+    Raises:
+      UserError: Disease cannot be mapped and measured in the series: it is not axial,
+        or does not say so, or its pixels have no size.
+    """
+    first = series.headers[0]
+    if first.spacing is None:
+        raise UserError(f"{first.path}: PixelSpacing is missing: nothing has a size.")
+    if first.orientation is None:
+        raise UserError(f"{first.path}: ImageOrientationPatient is missing.")
+    upwards = np.cross(*np.reshape(first.orientation, (2, 3)))[2]
+    if abs(upwards) < LEAST_AXIAL:
+        raise UserError("its slices are not axial.")
+    if upwards > 0:
+        return series
+    return dataclasses.replace(series, headers=series.headers[::-1])
+
+
 def _lungs(
     hu: np.ndarray, series: Series, given: GivenLungs | None
 ) -> tuple[Lungs, list[str]]:
     """Returns the lungs of a series, and remarks on them.
 
     Raises:
-      UserError: There are none, or the given mask does not fit.
+      UserError: The series shows no lung, or the given mask does not fit.
     """
     if given is not None:
         masks = given.read(series.headers)
@@ -190,26 +322,6 @@ def _numbers_text(numbers: list[int]) -> str:
     if len(numbers) == 1:
         return f"slice {numbers[0]}"
     return f"{len(numbers)} slices ({min(numbers)} to {max(numbers)} from the head)"
-
-
-def from_feet(series: Series) -> Series:
-    """Returns an axial series in order from the feet to the head.
-
-    Raises:
-      UserError: Disease cannot be mapped and measured in the series: it is not axial,
-        or does not say so, or its pixels have no size.
-    """
-    first = series.headers[0]
-    if first.spacing is None:
-        raise UserError(f"{first.path}: PixelSpacing is missing: nothing has a size.")
-    if first.orientation is None:
-        raise UserError(f"{first.path}: ImageOrientationPatient is missing.")
-    upwards = np.cross(*np.reshape(first.orientation, (2, 3)))[2]
-    if abs(upwards) < LEAST_AXIAL:
-        raise UserError("its slices are not axial.")
-    if upwards > 0:
-        return series
-    return dataclasses.replace(series, headers=series.headers[::-1])
 
 
 def _about(series: Series, run: Trained, how: How, name: str) -> dict[str, str]:
@@ -332,127 +444,6 @@ def _key(
     # Files that appear or get lost beside the slices change the remarks alone.
     about = series.remarks, series.left_out, "" if given is None else given.digest
     return digest(VERSION, model, how.stride, how.window, how.spacing, slices, about)
-
-
-# The disease maps of all CT series below a folder, and what is said about them.
-#
-# What is said names series by hashes only: the paths of DICOM files often hold patients'
-# names.
-
-
-def map_folder(
-    root: Path,
-    out: Path,
-    classifier: Classifier,
-    how: How,
-    *,
-    lungs: Path | None = None,
-    salt: str = "",
-    show_paths: bool = False,
-    go_on: bool = False,
-) -> None:
-    """Maps every CT series below `root` into a folder of `out`, unless it is there.
-
-    Writes `out/report.csv` with the reports of all series in `out`, and
-    `out/skipped.csv` with the files below `root` that were left out and the series that
-    were refused; prints what was made, left out and refused, and why.
-
-    Args:
-      root: Folder of DICOM files.
-      out: Folder of the maps.
-      classifier: The network.
-      how: How it is applied.
-      lungs: Folder or file of lung masks; series without one are refused. None to find
-        the lungs.
-      salt: Secret mixed into the hashes of identifiers.
-      show_paths: Name files in skipped.csv and in what is printed.
-      go_on: Map series even if most of their lung is unlike the training images.
-
-    Raises:
-      UserError: There is no CT series, or none could be mapped.
-    """
-    root = root.absolute()
-    found, skipped = find_series(root, salt=salt, go_on=True)
-    listed = [
-        (shown(path), shown(why.removeprefix(f"{path}: "))) for path, why in skipped
-    ]
-    if not show_paths:
-        listed = privacy.hide(skipped, [root], salt)
-    _say_skipped(listed, show_paths)
-    if not found:
-        privacy.write_skipped(out, listed)
-        reasons = f"Left out: {privacy.counted(listed)}."
-        if not listed:
-            reasons = "The folder holds no files."
-        raise UserError(f"{root}: CT series were not found. {reasons}", where=root)
-    masks = None
-    if lungs is not None:
-        masks = lung_files.match(lungs, root, found, salt=salt)
-        unread = [(str(path), why) for path, why in masks.skipped]
-        listed += unread if show_paths else privacy.hide(masks.skipped, [lungs], salt)
-    done = 0
-    with io.locked(out / ".lock", str(out)):
-        for number, series in enumerate(found, start=1):
-            name = series_name(series, salt)
-            try:
-                given = masks and masks.of(series.uid)
-                said = _map(series, classifier, how, out / name, given, go_on)
-                done += 1
-            except UserError as error:
-                said = f"refused: {error}"
-                if not show_paths:
-                    paths = [header.path for header in series.headers]
-                    said = without_names(str(error), root, paths)
-                    if lungs is not None:
-                        ((_, said),) = privacy.hide([(lungs, said)], [lungs], salt="")
-                    said = f"refused: {said}"
-                listed.append((name, said))
-            print(f"{number}/{len(found)} {name}: {said}", flush=True)
-        privacy.write_skipped(out, listed)
-        _join_reports(out)
-    print(f"{done} of {len(found)} series mapped: {out / 'report.csv'}")
-    if listed:
-        print(f"What was left out and refused: {out / 'skipped.csv'}")
-    if not done:
-        raise UserError(
-            f"none of the {len(found)} series could be mapped: "
-            f"{privacy.counted(listed[-len(found) :])}.",
-            where=root,
-        )
-
-
-def series_name(series: Series, salt: str) -> str:
-    """Returns the name of a series' folder, made of hashes."""
-    digits = patient_hash(series.uid, salt).removeprefix("patient-")
-    return f"{series.patient or 'patient-unknown'}_series-{digits}"
-
-
-def without_names(text: str, root: Path, paths: Sequence[Path]) -> str:
-    """Returns a message without paths, file names and UIDs.
-
-    Args:
-      text: The message, which may begin with one of the paths or its folder.
-      root: Folder of all files; absolute.
-      paths: The files that the message is about.
-    """
-    for path in sorted(paths, key=lambda path: len(path.name), reverse=True):
-        text = text.removeprefix(f"{path}: ").removeprefix(f"{path.parent}: ")
-        text = re.sub(rf"(?<!\w){re.escape(path.name)}(?!\w)", "a file", text)
-    ((_, plain),) = privacy.hide([(paths[0], text)], [root], salt="")
-    return plain
-
-
-def _map(
-    series: Series,
-    classifier: Classifier,
-    how: How,
-    folder: Path,
-    given: lung_files.GivenLungs | None,
-    go_on: bool,
-) -> str:
-    if is_made(folder, series, classifier, how, given):
-        return "is there already"
-    return make(series, classifier, how, folder, given, go_on=go_on)
 
 
 def _join_reports(out: Path) -> None:

@@ -25,7 +25,7 @@ from twostage_jax.errors import UserError
 from twostage_jax.runtime import versions
 
 # Attributes that every image must have but may leave empty (DICOM type 2); some
-# writers leave them out.
+# writers omit them.
 MAY_BE_EMPTY = (
     "PatientID",
     "PatientName",
@@ -74,34 +74,36 @@ def write_segmentation(
     unlike: np.ndarray | None = None,
     synthetic: bool | None = False,
 ) -> None:
-    """Writes a binary segmentation, one segment a class, over its source images.
+    """Writes a binary segmentation, one segment per class, over its source images.
 
     Pixels that are unlike the training images belong to no class: viewers show segments
     in calm colours and have no hatch. They are in a segment of their own, the last one.
 
-    The file carries the patient's and the study's identity, as DICOM must, but for dates,
-    times, codes and numbers that are none. Segment k is class k, counted from 1; frames
-    without a pixel of a class are left out.
+    The file carries the patient's and the study's identity, as DICOM requires, except for
+    invalid dates, times, codes and numbers. Segment k is class k, counted from 1; frames
+    without a pixel of a class are skipped.
 
     Args:
-      path: Of the new file.
-      sources: Slices of the series: files of one slice, or frames of one file.
+      path: path of the new file.
+      sources: slices of the series: files of one slice, or frames of one file.
       labels: `[Z, H, W]` uint8 in the order of `sources`: 1 + class index, 0 = none.
-      class_names: Of the classes.
-      model: What made the masks, in words.
-      model_hash: Of its stage run.
-      settings: How it was applied: names and values.
+      class_names: names of the classes.
+      model: description of the model.
+      model_hash: digest of its stage run.
+      settings: names and values of the settings with which it was applied.
       unlike: `[Z, H, W]` bool, pixels that are unlike the training images; None if that
         was not judged.
-      synthetic: Whether the model was trained on synthetic images; None: not known.
+      synthetic: whether the model was trained on synthetic images; None if unknown.
 
     Raises:
-      UserError: No pixel has a class, or the source lacks what a segmentation must
-        refer to.
+      UserError: No pixel has a class, or the source lacks attributes to which a
+        segmentation must refer.
       ImportError: highdicom is not installed.
     """
     if not labels.any():
-        raise UserError("no pixel has a class: there is nothing to write.")
+        raise UserError(
+            "no pixel has a class: there is nothing to write.", where="labels"
+        )
     try:
         with quiet():
             images = _sources(sources)
@@ -119,7 +121,8 @@ def write_segmentation(
         # Its message, and its traceback, may hold what identifies the patient.
         raise UserError(
             f"{sources[0].path}: a header of its series cannot be carried over "
-            f"({type(error).__name__}): check it with a DICOM validator."
+            f"({type(error).__name__}): check it with a DICOM validator.",
+            where=sources[0].path,
         ) from None
 
 
@@ -217,7 +220,7 @@ def _segment(
 
 
 def _unlike(number: int, algorithm: pydicom.Sequence, notice: str) -> pydicom.Dataset:
-    """Returns the segment of what is unlike the training images."""
+    """Returns the segment of pixels that are unlike the training images."""
     import highdicom
 
     segment = highdicom.seg.SegmentDescription(
@@ -248,13 +251,14 @@ def _in_order_of_frames(
 
 
 def _sources(sources: Sequence[Header]) -> list[pydicom.Dataset]:
-    """Returns what the files say of themselves, with what a segmentation must copy."""
+    """Returns the headers of the files, with the attributes that a segmentation copies."""
     first = sources[0]
     thickness = first.thickness or sort_series(sources).step
     if thickness is None:
         raise UserError(
             f"{first.path}: SliceThickness is missing, and one slice has no distance "
-            "to a next one: its segmentation would have no volume."
+            "to a next one: its segmentation would have no volume.",
+            where=first.path,
         )
     images = [_source(file) for file in dict.fromkeys(h.path for h in sources)]
     for image in images:
@@ -267,7 +271,9 @@ def _source(path: Path) -> pydicom.Dataset:
     needed = NEEDED_OF_FRAMES if "NumberOfFrames" in image else NEEDED
     missing = [keyword for keyword in needed if not image.get(keyword)]
     if missing:
-        raise UserError(f"{path}: {', '.join(missing)} missing: nothing to refer to.")
+        raise UserError(
+            f"{path}: {', '.join(missing)} missing: nothing to refer to.", where=path
+        )
     for tag in list(image.keys()):
         known = pydicom.datadict.keyword_for_tag(tag) in MAY_BE_EMPTY
         if (known or tag.group == PATIENT_GROUP) and not _is_valid(image, tag):
@@ -279,7 +285,7 @@ def _source(path: Path) -> pydicom.Dataset:
 
 
 def _is_valid(image: pydicom.Dataset, tag: pydicom.tag.BaseTag) -> bool:
-    """Whether a value is what its type (VR) demands, where that matters."""
+    """Returns whether a value is valid for its type (VR), where that matters."""
     name = pydicom.datadict.keyword_for_tag(tag)
     kind = pydicom.datadict.dictionary_VR(tag) if name else ""
     if kind not in STRICT + NUMBERS:
@@ -303,7 +309,7 @@ def _set_thickness(image: pydicom.Dataset, thickness: float) -> None:
         shared = image.SharedFunctionalGroupsSequence[0]
         measures = shared.PixelMeasuresSequence[0]
     measures.SliceThickness = pydicom.valuerep.DS(thickness, auto_format=True)
-    # Often wrong, and not to be trusted beside the positions: it is found from them.
+    # Often wrong, and the positions give it anyway.
     if "SpacingBetweenSlices" in measures:
         del measures.SpacingBetweenSlices
 

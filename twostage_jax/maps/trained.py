@@ -1,4 +1,4 @@
-"""Finished stage runs: finding them, and how what they were trained on was shown."""
+"""Finished stage runs: finding one, and how its training images were shown."""
 
 import dataclasses
 import json
@@ -10,8 +10,6 @@ from twostage_jax.config import ModelConfig
 from twostage_jax.ct.palette import NOTICE, ORIGINS, SHORT_ORIGINS
 from twostage_jax.errors import UserError, did_you_mean
 
-# Data sources whose images are in HU, for stage runs whose lineage does not say so.
-HU_SOURCES = ("dicom", "phantoms", "prepared")
 PREFERRED_ARM = "two_stage"
 
 
@@ -20,20 +18,20 @@ class Trained:
     """A stage run and what is needed to apply it.
 
     Attributes:
-      folder: Of the stage run.
-      hash: Of the stage run: it determines the parameters.
-      arm: The arm that it ends, or its chain where it ends none.
-      source: Data source that it was trained on.
-      data: Name of the data.
-      fingerprint: Of the data.
-      class_names: Of the K classes.
-      model: The network.
-      normalise, mean, deviation: How images are scaled for it, see `data.augment`.
-      window: (centre, width) pairs in HU, flattened; None if it trained on images that
-        were not in HU.
-      options: The settings of its data source.
-      synthetic: Whether it trained on synthetic images; None: its lineage, of an earlier
-        version, does not say.
+      folder: folder of the stage run.
+      hash: digest of all that determines its parameters.
+      arm: arm that the run ends, or its chain of stages if it ends none.
+      source: data source that it was trained on.
+      data: name of the data set.
+      fingerprint: digest of the data set.
+      class_names: names of the K classes.
+      model: settings of the network.
+      normalise, mean, deviation: scaling of the images, see `train.augment`.
+      window: (centre, width) pairs in HU, flattened; None unless the lineage says that
+        the training images were in HU.
+      options: settings of its data source.
+      synthetic: whether it was trained on synthetic images; None if its lineage, from
+        an earlier version, does not say.
     """
 
     folder: Path
@@ -72,29 +70,35 @@ def find(folder: Path, arm: str = "") -> Trained:
     Of a study, the run with all training data, the first seed and the first fold.
 
     Args:
-      folder: Of a stage run, or of a study (its workdir).
-      arm: Name of the arm; empty: 'two_stage', or the only one.
+      folder: folder of a stage run, or workdir of a study.
+      arm: name of the arm; empty for 'two_stage', or the only one.
 
     Raises:
-      UserError: There is no finished stage run, or no such arm.
+      UserError: The folder holds no finished stage run, or the arm is unknown.
     """
     if (folder / "lineage.json").is_file():
         if arm:
-            raise UserError(f"--arm={arm}: {folder} is one stage run, not a study.")
+            raise UserError(
+                f"--arm={arm}: {folder} is one stage run, not a study.", where="--arm"
+            )
         return _described(folder, _arm_of(folder))
     rows = _rows(folder)
     if not rows:
         raise UserError(
             f"{folder}: neither a finished stage run (lineage.json) nor the workdir of "
-            "a study with results (rows/)."
+            "a study with results (rows/).",
+            where=folder,
         )
     arms = sorted({row["arm"] for row in rows})
     if not arm and PREFERRED_ARM not in arms and len(arms) > 1:
-        raise UserError(f"{folder}: which arm? Give --arm, one of {', '.join(arms)}.")
+        raise UserError(
+            f"{folder}: which arm? Give --arm, one of {', '.join(arms)}.", where="--arm"
+        )
     arm = arm or (PREFERRED_ARM if PREFERRED_ARM in arms else arms[0])
     if arm not in arms:
         raise UserError(
-            f"--arm={arm}: the study has no such arm.{did_you_mean(arm, arms)}"
+            f"--arm={arm}: the study has no such arm.{did_you_mean(arm, arms)}",
+            where="--arm",
         )
     first = min(
         (row for row in rows if row["arm"] == arm),
@@ -104,21 +108,22 @@ def find(folder: Path, arm: str = "") -> Trained:
 
 
 def parse_window(text: str, run: Trained) -> tuple[float, ...]:
-    """Returns the window in HU: what a flag says, or what the training used.
+    """Returns the window in HU: that of a flag, or that of the training.
 
     Args:
-      text: 'centre,width', also once a channel; '' = what the training used.
-      run: The stage run.
+      text: 'centre,width', one pair or one per channel; '' for that of the training.
+      run: stage run.
 
     Raises:
-      UserError: The text is no window, or is needed.
+      UserError: The text is not a window, or it is empty and the run has none.
     """
     if not text:
         if run.window is None:
             raise UserError(
-                f"{run.folder}: trained on images that were not in HU, so its window "
-                "is not known: give --window=centre,width as those images were shown, "
-                "such as --window=-600,1500."
+                f"{run.folder}: its lineage does not say that the training images were "
+                "in HU, so their window is unknown: give --window=centre,width as those "
+                "images were shown, such as --window=-600,1500.",
+                where="--window",
             )
         return run.window
     try:
@@ -128,23 +133,29 @@ def parse_window(text: str, run: Trained) -> tuple[float, ...]:
     pairs = (2,) if run.model.channels == 1 else (2, 2 * run.model.channels)
     sound = len(window) in pairs and all(map(math.isfinite, window))
     if not sound or min(window[1::2]) <= 0:
-        raise UserError(f"--window={text}: expected centre,width in HU, as -600,1500.")
+        raise UserError(
+            f"--window={text}: expected centre,width in HU, as -600,1500.",
+            where="--window",
+        )
     return window
 
 
 def parse_spacing(given: float | None, run: Trained) -> float | None:
-    """Returns the millimetres a pixel to resample slices to; None = as they are.
+    """Returns the mm per pixel to resample slices to; None for pixels as they are.
 
     Args:
-      given: What a flag says; 0 = as they are, None = as in the training.
-      run: The stage run.
+      given: value of the flag; 0 for pixels as they are, None for that of the training.
+      run: stage run.
 
     Raises:
-      UserError: The flag is impossible, or needed.
+      UserError: The value is impossible, or it is None and that of the training is
+        unknown.
     """
     if given is not None:
         if given and not 0.1 <= given <= 10:
-            raise UserError(f"--spacing={given}: expected 0.1 to 10 mm.")
+            raise UserError(
+                f"--spacing={given}: expected 0.1 to 10 mm.", where="--spacing"
+            )
         return given or None
     # The command `prepare` resampled, or not: its settings lie beside the patches.
     path = Path(run.options.get("path", ""), "dataset.json")
@@ -158,7 +169,8 @@ def parse_spacing(given: float | None, run: Trained) -> float | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: does not say at what resolution the patches were cut ({error}): "
-            "give --spacing in mm a pixel, or --spacing=0 for pixels as they are."
+            "give --spacing in mm per pixel, or --spacing=0 for pixels as they are.",
+            where="--spacing",
         ) from error
 
 
@@ -167,8 +179,7 @@ def _described(folder: Path, arm: str) -> Trained:
     try:
         lineage = json.loads(path.read_text(encoding="utf-8"))
         data, settings = lineage["data"], lineage["settings"]["data"]
-        units = "hu" if settings["source"] in HU_SOURCES else "grey"
-        in_hu = data.get("units", units) == "hu"
+        in_hu = data.get("units") == "hu"
         synthetic = data.get("synthetic")
         return Trained(
             folder=folder,
@@ -188,7 +199,8 @@ def _described(folder: Path, arm: str) -> Trained:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: is not the lineage of a finished stage run ({error!r})."
+            f"{path}: is not the lineage of a finished stage run ({error!r}).",
+            where=path,
         ) from error
 
 
@@ -200,12 +212,14 @@ def _rows(workdir: Path) -> list[dict[str, Any]]:
             kept = ("arm", "seed", "fraction", "fold", "stage_runs")
             rows.append({name: row[name] for name in kept})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: is no row of a study ({error!r}).") from error
+            raise UserError(
+                f"{path}: is not a row of a study ({error!r}).", where=path
+            ) from error
     return rows
 
 
 def _arm_of(folder: Path) -> str:
-    """Returns the arm of the study around a stage run that it ends; '' if none."""
+    """Returns the arm that a stage run ends in the study around it, or ''."""
     for row in _rows(folder.absolute().parent.parent):
         if row["stage_runs"][-1:] == [folder.absolute().name]:
             return row["arm"]

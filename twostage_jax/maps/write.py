@@ -52,7 +52,8 @@ def check_installed() -> None:
     ]
     if missing:
         raise UserError(
-            f"maps need {' and '.join(missing)}: pip install 'twostage_jax[dicom]'."
+            f"maps need {' and '.join(missing)}: pip install 'twostage_jax[dicom]'.",
+            where=missing[0],
         )
 
 
@@ -60,7 +61,7 @@ def affine(series: Series) -> np.ndarray:
     """Returns the matrix `[4, 4]` from (column, row, slice) to mm, as NIfTI has it.
 
     DICOM's axes point to the patient's left, back and head, NIfTI's to right, front
-    and head. What the series does not say is taken as axial, at the origin, 1 mm thick.
+    and head. A series that does not say so is taken as axial, at the origin, 1 mm thick.
     The matrix of a series with tilted gantry is sheared.
     """
     first, last = series.headers[0], series.headers[-1]
@@ -91,15 +92,15 @@ def write_nifti(
 
     A qform holds rotations only (nifti1.h), so a sheared matrix is in the sform alone and
     the qform has code 0. Readers of the sform, such as nibabel, FSL and `prepare`, place
-    its voxels right; ITK (SimpleITK, ITK-SNAP, 3D Slicer) refuses the file. With a qform it
-    would take that and put the voxels elsewhere.
+    its voxels correctly; ITK (SimpleITK, ITK-SNAP, 3D Slicer) refuses the file. With a
+    qform it would take that and put the voxels elsewhere.
 
     Args:
-      path: Ends in `.nii.gz`.
-      volume: What is stored.
-      matrix: See `affine`.
-      text: For the header's description; cut at 79 bytes.
-      scale: What a reader multiplies the stored values by.
+      path: path that ends in `.nii.gz`.
+      volume: stored values.
+      matrix: voxel coordinates to mm, see `affine`.
+      text: description for the header; cut at 79 bytes.
+      scale: factor by which readers multiply the stored values.
 
     Raises:
       ImportError: nibabel is not installed.
@@ -124,7 +125,7 @@ def write_nifti(
 def report_rows(
     measures: Iterable[Measure], common: Mapping[str, str]
 ) -> list[dict[str, str]]:
-    """Returns the lines of `report.csv`; `common` has the columns that all share."""
+    """Returns the lines of `report.csv`; `common` holds the columns that all share."""
     return [
         {
             "region": m.region,
@@ -141,14 +142,14 @@ def report_rows(
 
 
 def write_report(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Writes `report.csv`, one line a series, region and class.
+    """Writes `report.csv`, one line per series, region and class.
 
     `series_of_patient` counts the series of the line's patient in this report. Their
     volumes are not added up: they mostly show the same lungs again.
 
     Args:
-      path: The file.
-      rows: Texts by column; what a row lacks is left empty.
+      path: path of the file.
+      rows: texts by column; columns that a row lacks are empty.
     """
     series = collections.defaultdict(set)
     for row in rows:

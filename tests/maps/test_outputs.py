@@ -7,9 +7,9 @@ import numpy as np
 import pydicom
 import pytest
 from chest import how, write_chest
+from ct_files import errors_of
 from PIL import Image
 from prepare_runs import rows_of
-from test_ct_segmentation import errors_of
 
 from twostage_jax.errors import UserError
 from twostage_jax.maps import draw

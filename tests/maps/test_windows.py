@@ -1,3 +1,5 @@
+"""Windows along an axis, their weights, and their average."""
+
 import numpy as np
 import pytest
 
@@ -22,11 +24,13 @@ def test_window_longer_than_the_axis_is_refused():
         classify.starts(4, 5, 1)
 
 
-def test_shares_are_those_counted_window_by_window():
+def test_fractions_inside_are_those_counted_window_by_window():
     mask = np.random.default_rng(0).random((13, 17)) < 0.4
     rows, columns = classify.starts(13, 5, 3), classify.starts(17, 5, 4)
     counted = [[mask[r : r + 5, c : c + 5].mean() for c in columns] for r in rows]
-    np.testing.assert_allclose(classify.shares(mask, rows, columns, 5), counted)
+    np.testing.assert_allclose(
+        classify.fractions_inside(mask, rows, columns, 5), counted
+    )
 
 
 def test_window_weighs_most_at_its_centre_and_falls_to_its_edges():

@@ -1,3 +1,5 @@
+"""Volumes and fractions of classes by region."""
+
 import numpy as np
 import pytest
 

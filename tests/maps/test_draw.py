@@ -1,3 +1,5 @@
+"""Pictures of a slice and of a series."""
+
 import numpy as np
 import pytest
 
