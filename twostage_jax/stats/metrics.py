@@ -21,8 +21,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
-from sklearn import metrics as sk
 
 from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.stats.arms import Paired, checked
@@ -354,6 +352,9 @@ def _auroc_score(labels, probabilities, folds) -> float | None:
     folds: probabilities of different models have no common scale. None unless every
     class has a fold in which it and another class occur.
     """
+    # Imports pandas: too slow for a config, which names metrics without computing any.
+    from sklearn import metrics as sk
+
     folds = np.zeros(len(labels), int) if folds is None else np.asarray(folds)
     parts = [folds == fold for fold in np.unique(folds)]
     means = []
@@ -395,6 +396,9 @@ def _placements(paired: Paired, k: int) -> np.ndarray:
     same fold that is ranked as it should be (ties half), and their number; first of the
     class, then of the others. A patient has zeros in the folds of others.
     """
+    # Slow to import, like scikit-learn above.
+    from scipy import stats
+
     scores = paired.probabilities[..., k]
     positive = paired.labels == k
     members = _members(paired)
