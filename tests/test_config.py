@@ -7,14 +7,10 @@ import sys
 import pytest
 from basics import REPOSITORY
 from ml_collections import ConfigDict
+from small_study import config_file
 
 from twostage_jax import config as configs
 from twostage_jax.errors import UserError
-
-
-def config_file(name, variant=""):
-    module = configs.config_file(REPOSITORY / "configs" / name)
-    return module.get_config(*([variant] if variant else []))
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 from flax import serialization
-from test_plan import parsed
+from small_study import parsed
 
 from twostage_jax.errors import UserError
 from twostage_jax.study import plan

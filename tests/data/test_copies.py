@@ -5,7 +5,8 @@ import logging
 
 import numpy as np
 import pytest
-from test_plan import datasets, make_dataset, parsed
+from basics import make_dataset
+from small_study import datasets, parsed
 
 from twostage_jax.data.splits import Splits, copies
 from twostage_jax.study import plan

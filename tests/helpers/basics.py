@@ -1,4 +1,4 @@
-"""A tiny network, a made data set, and the repository."""
+"""Tiny network, made data set, and the repository."""
 
 import importlib
 from pathlib import Path
@@ -22,7 +22,7 @@ def experiment(name: str) -> ModuleType:
 
 
 class Tiny(Network):
-    """The smallest network with every kind of state: convolution, statistics, dropout."""
+    """Smallest network with every kind of state: convolution, statistics, dropout."""
 
     dropout: float = 0.5
 
@@ -50,7 +50,7 @@ def make_dataset(count=60, classes=3, size=8, groups=None, splits=None, seed=0):
         class_names=tuple("abcdefgh"[:classes]),
         images=images,
         labels=labels,
-        groups=groups,
+        groups=None if groups is None else np.array(groups),
         ids=np.array([f"example{i:04d}" for i in range(count)]),
         splits=np.array(splits if splits is not None else ["train"] * count),
         fingerprint=digest(images, labels),

@@ -6,9 +6,8 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from basics import make_dataset as ungrouped
-from ml_collections import ConfigDict
-from test_config import config_file
+from basics import make_dataset
+from small_study import config_file, datasets, parsed, runs_of
 
 from twostage_jax import config as configs
 from twostage_jax.ct.phantom import CLASS_NAMES, DISEASES
@@ -17,36 +16,6 @@ from twostage_jax.stats.metrics import MIN_GROUPS_A_CLASS
 from twostage_jax.study import plan
 from twostage_jax.study.plan import split_of
 from twostage_jax.train import parallel
-
-
-def parsed(**changes):
-    """Returns the smoke config with settings such as {'study.seeds': (0, 1)}."""
-    tree = config_file("two_stage.py", "smoke").to_dict()
-    for path, value in changes.items():
-        node = tree
-        *parents, last = path.split(".")
-        for name in parents:
-            node = node[name]
-        node[last] = value
-    return configs.parse(ConfigDict(tree))
-
-
-def make_dataset(groups=None, **settings):
-    return ungrouped(groups=None if groups is None else np.array(groups), **settings)
-
-
-def datasets(**changes):
-    groups = [f"patient{i // 3}" for i in range(60)]
-    made = {
-        "natural": make_dataset(seed=1),
-        "texture": make_dataset(seed=2, groups=groups),
-        "target": make_dataset(seed=3, groups=groups),
-    }
-    return {**made, **changes}
-
-
-def runs_of(config):
-    return plan.stage_runs(plan.rows(config, datasets()))
 
 
 def grouped(config, width):
@@ -327,7 +296,7 @@ def phantoms(patients):
         for _ in range(20)
     ]
     labels, groups = (np.array(values) for values in zip(*found, strict=True))
-    made = ungrouped(len(found), classes=len(CLASS_NAMES), groups=groups)
+    made = make_dataset(len(found), classes=len(CLASS_NAMES), groups=groups)
     return dataclasses.replace(made, labels=labels.astype(np.int32))
 
 

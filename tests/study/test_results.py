@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_plan import datasets, parsed
+from small_study import datasets, parsed
 
 from twostage_jax import config as configs
 from twostage_jax import io
@@ -138,7 +138,7 @@ def test_ablations_keep_the_last_checkpoint_whatever_the_settings_say():
         "import sys\n"
         "sys.path[:0] = ['experiments', 'tests/study', 'tests/helpers', 'tests']\n"
         "import ablations\n"
-        "from test_plan import parsed\n"
+        "from small_study import parsed\n"
         "config = parsed(**{f'stages.{stage}.train.select': 'best' "
         "for stage in ('natural', 'texture', 'target')})\n"
         "for change in ({}, {'texture': {'train.steps': '* 2'}}):\n"

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from basics import make_dataset
-from test_plan import datasets, parsed, runs_of
+from small_study import datasets, parsed, runs_of
 from transfer_trees import network
 
 from twostage_jax import models

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from basics import Tiny, make_dataset
-from test_plan import datasets, parsed
+from small_study import datasets, parsed
 
 from twostage_jax import io, models, runtime
 from twostage_jax.data import sources

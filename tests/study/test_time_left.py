@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_plan import datasets, parsed
+from small_study import datasets, parsed
 
 from twostage_jax.study import plan
 from twostage_jax.study import run as study
