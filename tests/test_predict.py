@@ -69,7 +69,7 @@ def test_command_gives_the_same_maps_on_three_devices(tmp_path, brightness):
     ("flags", "words"),
     [
         (["--out=y"], "--run is missing"),
-        (["--run=RUN", "--dicom=x", "--out=y"], "x: there is no such folder"),
+        (["--run=RUN", "--dicom=x", "--out=y"], "x does not exist"),
     ],
 )
 def test_mistake_is_one_line(tmp_path, flags, words):

@@ -1,4 +1,4 @@
-"""The program `twostage`, which is `python -m twostage_jax` as well."""
+"""Program `twostage`; `python -m twostage_jax` runs it, too."""
 
 import importlib
 import inspect
@@ -31,7 +31,7 @@ def _fail(text: str) -> int:
 
 
 def usage() -> str:
-    """Returns the commands, each with what it does."""
+    """Returns all commands, each with the first line of its help."""
     lines = ["usage: twostage COMMAND [FLAGS]", ""]
     for name, module in cli.COMMANDS.items():
         text = inspect.getdoc(importlib.import_module(module)) or ""

@@ -1,7 +1,7 @@
-"""The command line that the commands share: flags, help, errors in one line, jax.
+"""Command line shared by all commands: flags, help, errors in one line, jax.
 
-A command is a function with plain arguments. Its flags are read off its signature, and
-their explanations off the `Args` of its docstring, so a new flag is a new parameter:
+A command is a function with plain arguments. Its flags come from its signature and
+their explanations from the `Args` of its docstring, so a new flag is a new parameter:
 
     str, int, float, Literal   --name=value or --name value
     bool                       --name or --noname
@@ -9,8 +9,8 @@ their explanations off the `Args` of its docstring, so a new flag is a new param
     *name: str                 --name=a b, or --name=a --name=b
     ConfigDict                 --name=FILE[:VARIANT] --name.setting=value
 
-A parameter without a default is a flag that must be given. What the command does, and
-examples, are the docstring of its module.
+A parameter without a default is a required flag. The docstring of the command's module
+describes the command and gives examples.
 """
 
 import contextlib
@@ -48,10 +48,10 @@ COMMANDS = {
     "report": "twostage_jax.report",
 }
 HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
-INDENT = " " * 6  # of what a flag means
-# Cores made into devices, at most: each has a copy of the data.
+INDENT = " " * 6  # before the explanation of a flag
+# Largest number of cores made into devices: each has a copy of the data.
 MOST_CORES = 8
-# The file system says no, to this user or to this place.
+# Errors of a path that this user cannot write, or that cannot be written at all.
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -72,7 +72,7 @@ def parsed_config(config: ConfigDict) -> "Config":
     Raises:
       UserError: A setting is unknown, of the wrong type, or impossible.
     """
-    # Brings jax, which `--help` does not wait for.
+    # Imports NumPy, which `--help` does not wait for.
     from twostage_jax.config import parse
 
     try:
@@ -87,13 +87,13 @@ def run(
     *,
     jax: bool = True,
 ) -> None:
-    """Calls a command with its flags, and turns expected failures into one line.
+    """Calls a command with its flags and reports expected failures in one line.
 
     Exit status: 2 for a mistake on the command line or a `UserError`, 128 + the signal
     after an interruption, 0 for `--help` and `--version`.
 
     Args:
-      command: Function with plain arguments; see the module.
+      command: Function with plain arguments, as the module describes.
       argv: Name of the program, then its arguments; default: those of the process.
       jax: Whether the command uses jax, which is then set up; see `set_up_jax`.
     """
@@ -137,7 +137,7 @@ def run(
 
 
 def show(text: str) -> None:
-    """Prints a text of the command line, of which a pipe may read the head alone."""
+    """Prints a text; a pipe may close before it has read all of it."""
     before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     print(text, flush=True)
     signal.signal(signal.SIGPIPE, before)
@@ -146,7 +146,7 @@ def show(text: str) -> None:
 def _parsed(
     command: Callable[..., Any], program: str, arguments: list[str]
 ) -> tuple[list[str], dict[str, Any]]:
-    """Returns the positional and the keyword arguments that the flags stand for."""
+    """Returns the positional and keyword arguments of a command line."""
     parameters = inspect.signature(command).parameters
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
@@ -206,7 +206,7 @@ def _check_loaded(name: str, config: Any, flag: flags.Flag) -> None:
 
 
 def _kind(command: Callable[..., Any], parameter: inspect.Parameter) -> Any:
-    """Returns the type of a parameter; of optional ones, without None."""
+    """Returns the type of a parameter, without None if it is optional."""
     kind = typing.get_type_hints(command)[parameter.name]
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         (kind,) = (arg for arg in typing.get_args(kind) if arg is not type(None))
@@ -220,7 +220,7 @@ def _define(
     default = None if parameter.default is parameter.empty else parameter.default
     common: dict[str, Any] = {"help": "", "flag_values": values}
     if kind is ConfigDict:
-        # The file of an earlier command of this process would lend it its names.
+        # Otherwise names of the config file of an earlier command would stay defined.
         sys.modules.pop(f"{name}_config", None)
         config_flags.DEFINE_config_file(
             name, default, sys_argv=argv, flag_values=values
@@ -242,7 +242,7 @@ def _define(
 
 
 def _usage(command: Callable[..., Any], program: str) -> str:
-    """Returns the command in one line, with the flags that must be given."""
+    """Returns the command in one line, with its required flags."""
     parts = [f"usage: {program}"]
     for name, parameter in inspect.signature(command).parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
@@ -255,7 +255,7 @@ def _usage(command: Callable[..., Any], program: str) -> str:
 
 
 def _help(command: Callable[..., Any], program: str) -> str:
-    """Returns what `--help` prints: what the command does, examples, the flags."""
+    """Returns the text of `--help`: description, examples and flags."""
     text = inspect.cleandoc(command.__globals__["__doc__"] or "")
     if not program.startswith("python"):
         for name, module in COMMANDS.items():
@@ -302,7 +302,7 @@ def _explained(command: Callable[..., Any]) -> dict[str, str]:
 
 
 def _program(command: Callable[..., Any]) -> str:
-    """Returns how the command was started, as its module tells."""
+    """Returns the command line that starts the module of a command."""
     spec = command.__globals__.get("__spec__")
     return f"python -m {spec.name}" if spec else f"python {sys.argv[0]}"
 
@@ -332,16 +332,16 @@ def _first_line(error: Exception) -> str:
 
 
 def _terminated(number: int, frame: Any) -> None:
-    """Ends like Ctrl-C, so that what is half-written is put away (see `StopFlag`)."""
+    """Ends like Ctrl-C, so that half-written files are removed (see `StopFlag`)."""
     del frame
     raise KeyboardInterrupt(number)
 
 
 def set_up_jax() -> None:
-    """Turns on the compilation cache and, where there are several, joins the processes.
+    """Turns on the compilation cache and joins the processes of a run, if any.
 
-    Several processes are those of a SLURM job step or a TPU pod, found by jax itself,
-    or those that `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` name.
+    These are the processes of a SLURM job step or a TPU pod, found by jax itself, or
+    those of `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
     """
     import jax
 
@@ -367,10 +367,10 @@ def set_up_jax() -> None:
 
 
 def use_cores() -> None:
-    """Makes a device of each core, where jax would see the processor as a single one.
+    """Makes each core a device; by default the whole processor is a single one.
 
-    A small network uses one core better than it shares two, so stage runs go side by
-    side. On accelerators nothing changes.
+    A small network uses one core better than it shares two, so stage runs train side by
+    side. On accelerators this has no effect.
     """
     import jax
 
@@ -385,7 +385,7 @@ def use_cores() -> None:
 
 
 def _unknown_setting(error: Exception, arguments: list[str]) -> str:
-    """Returns one line for the override that the config does not have."""
+    """Returns one line for an override of an unknown setting."""
     text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
     suggestion = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
     if suggestion:
@@ -406,7 +406,7 @@ def _fail(message: Any, status: int = 2) -> NoReturn:
 
 
 def _distributed() -> bool:
-    """Whether other processes wait for this one: exiting normally would wait for them."""
+    """Whether the run has other processes, for which a normal exit would wait."""
     jax = sys.modules.get("jax")
     return (
         jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1

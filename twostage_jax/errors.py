@@ -1,4 +1,4 @@
-"""The one exception that is meant for the user's eyes."""
+"""Messages to the user: errors, suggestions for misspelled names, counted notes."""
 
 import difflib
 import errno
@@ -7,16 +7,18 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+# Largest number of notes per data set; a set that needs more is broken throughout.
+MOST_LINES = 20
+
 
 class UserError(Exception):
-    """Something the user can fix.
+    """Raised if the user can fix the cause.
 
-    The message names the file or the setting, says what is wrong and what to do.
-    The command-line programs print it without a traceback and exit with status 2.
+    The message names the file or the setting, says what is wrong and what to do. Commands
+    print it without a traceback and exit with status 2.
 
     Attributes:
-      where: The file or the setting at fault, such as a path or 'classes'; '' if the
-        error does not say.
+      where: File or setting at fault, such as a path or 'classes'; '' if unknown.
     """
 
     def __init__(self, message: str, *, where: str | Path = "") -> None:
@@ -45,17 +47,10 @@ def disk_full(error: BaseException | None) -> bool:
     return False
 
 
-# Counts of things that a user should know about the files of a data set.
-
-
-# Lines reported of one set; a set that needs more is broken throughout.
-MOST_LINES = 20
-
-
 class Notes(Counter[tuple[str, str]]):
-    """Number of images, masks or the like that each note holds for.
+    """Counts of images, masks and the like, by note on the files of a data set.
 
-    Keys are (subject, note); (subject, '') counts all that were looked at. Notes of
+    Keys are (subject, note); (subject, '') counts all subjects that were examined. Notes of
     several files or tasks are added: `notes += more`.
     """
 
@@ -65,14 +60,14 @@ class Notes(Counter[tuple[str, str]]):
         Args:
           subject: Plural noun: 'images', 'masks', 'pixels'.
           note: Rest of a sentence whose subject is 'N of M images': 'are rotated as
-            their EXIF tag says.' Without a path or a name of a patient. Empty: count
-            subjects that were looked at, M.
+            their EXIF tag says.' It must not contain paths or names of patients. Empty
+            to count examined subjects, M.
           count: Number of subjects.
         """
         self[subject, note] += count
 
     def lines(self) -> list[str]:
-        """Returns a sentence per note, such as '12 of 40 images are rotated.'"""
+        """Returns one sentence per note, such as '12 of 40 images are rotated.'"""
         found = sorted((key for key in self if key[1]), key=lambda k: (k[0], -self[k]))
         lines = []
         for subject, note in found[:MOST_LINES]:
@@ -88,7 +83,7 @@ class Notes(Counter[tuple[str, str]]):
 
     @classmethod
     def from_json(cls, entries: Iterable[tuple[str, str, int]]) -> "Notes":
-        """Returns the notes that `to_json` gave."""
+        """Returns notes from the entries of `to_json`."""
         return cls({(subject, note): count for subject, note, count in entries})
 
 

@@ -44,7 +44,7 @@ class Tree(NamedTuple):
 
     @property
     def skipped(self) -> Skipped:
-        """(path, reason) of everything that is not among the files, by path."""
+        """(path, reason) of every path that is not among the files, by path."""
         return sorted(self.litter + self.lost)
 
 
@@ -91,13 +91,11 @@ def walk(folder: Path, leave_out: Sequence[str] = ()) -> Tree:
 
 
 def check_folder(folder: Path, setting: str = "") -> None:
-    """Raises a UserError if a path, which a setting may have given, is no folder."""
+    """Raises a UserError if a path, perhaps that of a setting, is not a folder."""
     if folder.is_dir():
         return
-    wrong = "this is a file, but a folder is needed"
-    if not folder.exists():
-        wrong = "there is no such folder"
-    raise UserError(f"{setting or folder}: {wrong}.", where=setting or folder)
+    wrong = "is a file, but must be a folder" if folder.exists() else "does not exist"
+    raise UserError(f"{setting or folder} {wrong}.", where=setting or folder)
 
 
 def every_path(root: Path) -> list[Path]:
@@ -131,7 +129,7 @@ def below(root: Path, setting: str) -> Path:
     """Returns the folder that a setting names, as a full path.
 
     Raises:
-      UserError: There is no such folder.
+      UserError: The folder does not exist.
     """
     folder = Path(root).expanduser().absolute()
     check_folder(folder, f"{setting} = '{root}'")

@@ -15,23 +15,23 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from twostage_jax import cli
-from twostage_jax.config import TARGET
 
 
-def inspect(config: ConfigDict, *, source: str = "", stage: str = TARGET) -> None:
+# Not `config.TARGET`: `--help` does not wait for NumPy.
+def inspect(config: ConfigDict, *, source: str = "", stage: str = "target") -> None:
     """Prints the plan of a study, or of the transfer of a source's parameters.
 
     Args:
       config: Settings that `get_config` of a config file returns.
-      source: Parameters to plan the transfer of: the folder of a finished stage run, an
-        Orbax checkpoint, or a msgpack file of Flax.
-      stage: Stage that --source would go into.
+      source: Source of the parameters: the folder of a finished stage run, an Orbax
+        checkpoint, or a msgpack file of Flax.
+      stage: Stage to transfer the parameters of --source into.
 
     Raises:
       UserError: A setting cannot work, the source cannot be read, or the transfer is not
         possible as planned.
     """
-    # Brings jax, which --help does not wait for.
+    # Imports jax, which --help does not wait for.
     from twostage_jax.study import plan
 
     settings = cli.parsed_config(config)

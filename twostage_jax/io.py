@@ -53,7 +53,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path that takes the place of `path` when the block succeeds."""
+    """Gives a temporary path that replaces `path` when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -87,17 +87,17 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
-    """Holds a lock file, so that no second process works on `what`.
+    """Holds a lock file, so that a second process cannot work on `what`.
 
-    The operating system drops the lock when the process ends, however it ends.
+    The operating system releases the lock when the process ends, however it ends.
 
     Args:
-      path: The lock file; it stays when the lock is dropped.
-      what: What is locked, for the message.
-      wait: Whether to wait for a process that holds it.
+      path: Path of the lock file, which stays after the release.
+      what: Name of what is locked, for the error.
+      wait: Whether to wait while another process holds the lock.
 
     Raises:
-      UserError: Another process holds it, and `wait` is False.
+      UserError: Another process holds the lock, and `wait` is False.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
@@ -108,7 +108,8 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
             holder = file.read().strip() or "unknown"
             raise UserError(
                 f"{what} is in use by another process (number {holder}): wait for it to "
-                "end, or give this run another folder."
+                "end, or give this run another folder.",
+                where=what,
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -117,7 +118,7 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
 
 
 class Row(NamedTuple):
-    """A row of a table.
+    """Row of a table.
 
     Attributes:
       line: Number of the line on which the row ends, from 1.
@@ -131,10 +132,10 @@ class Row(NamedTuple):
 def read(
     path: Path, columns: Sequence[str], *, may_be_empty: Sequence[str] = ()
 ) -> list[Row]:
-    """Returns the rows of a CSV file; rows of which all cells are empty are skipped.
+    """Returns the rows of a CSV file, except those with empty cells alone.
 
     Args:
-      path: The file.
+      path: Path of the file.
       columns: Names of the needed columns, in lower case; others are ignored.
       may_be_empty: Names of the columns whose cells may be empty.
 
@@ -285,7 +286,7 @@ def on_disk(path: Path) -> Path:
     """Returns the file whose name is the text of a path, whatever its normalisation.
 
     Args:
-      path: A file's path; returned as it is if there is no such file.
+      path: Path of a file; returned unchanged if the file does not exist.
 
     Raises:
       UserError: Two files have names that are the same text.
@@ -328,5 +329,8 @@ def split_names(names: str, setting: str) -> tuple[str, ...]:
     """
     parts = tuple(composed(part).strip() for part in names.split(","))
     if not all(parts) or len(set(parts)) != len(parts):
-        raise UserError(f"{setting} = '{names}': names, all unlike, between commas.")
+        raise UserError(
+            f"{setting} = '{names}': names must be distinct, between commas.",
+            where=setting,
+        )
     return parts

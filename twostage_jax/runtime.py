@@ -1,4 +1,4 @@
-"""The process and its neighbours: signals, and the other processes of a run."""
+"""Process environment of a run: signals, other processes, versions of libraries."""
 
 import contextlib
 import importlib.metadata
@@ -14,13 +14,19 @@ from jax.experimental import multihost_utils
 
 import twostage_jax
 
+# Libraries that a result depends on.
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
 
 class Interrupted(Exception):
-    """The run was asked to stop, and its state is saved; holds the signal's number."""
+    """Raised in a run that was asked to stop, after its state is saved.
+
+    The argument is the number of the signal.
+    """
 
 
 class StopFlag:
-    """Turns SIGINT and SIGTERM into a flag that is looked at between steps.
+    """Turns SIGINT and SIGTERM into a flag that is read between steps.
 
     A signal in the middle of a step would find the state's buffers donated. A second
     Ctrl-C interrupts at once.
@@ -76,12 +82,6 @@ def agreed(text: str) -> bool:
         return True
     codes = multihost_utils.process_allgather(np.array(zlib.crc32(text.encode())))
     return bool((codes == codes[0]).all())
-
-
-# The versions that a result depends on.
-
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def versions() -> dict[str, str]:
