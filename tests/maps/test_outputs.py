@@ -138,7 +138,7 @@ def test_slices_left_out_are_listed_and_counted(classifier, tmp_path, capsys):
     rows = rows_of(tmp_path / "maps" / "skipped.csv")
     assert all(re.fullmatch("file-[0-9a-f]{10}", row["file"]) for row in rows)
     broken_one, other = sorted((row["reason"] for row in rows), key=len, reverse=True)
-    assert "without RescaleSlope" in broken_one and other == "not a DICOM file"
+    assert "RescaleSlope" in broken_one and other == "not a DICOM file"
     assert not any(word in str(rows).lower() for word in ("smith", "jane"))
     report = files.read_report(tmp_path / "maps" / "report.csv")
     counts = {row["slices"]: row["files_left_out"] for row in report}
