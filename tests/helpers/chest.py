@@ -18,12 +18,12 @@ STUDY = {
     "PatientName": "Smith^Jane",
 }
 HEALTHY_HU, DISEASED_HU, THRESHOLD_HU = -850, -650, -752
-# Of the fake network's input: its side, pixels.
+# Side of the fake network's input, pixels.
 WINDOW = 6
 
 
 class Brightness(Network):
-    """Two classes: the second where the window's mean HU is above `THRESHOLD_HU`."""
+    """Two classes: the second if the window's mean HU is above `THRESHOLD_HU`."""
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -37,7 +37,7 @@ class Brightness(Network):
 
 
 class Channels(Network):
-    """A class a channel: that of the channel which is brightest in the window."""
+    """One class per channel: that of the brightest channel in the window."""
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -47,7 +47,7 @@ class Channels(Network):
 
 
 def how(**changes):
-    """How the network of that stage run is applied, two pixels between windows."""
+    """Returns the settings of maps of that stage run, two pixels between windows."""
     return How(**{"stride": 2, "window": (-600.0, 1500.0), "spacing": None, **changes})
 
 
@@ -128,8 +128,8 @@ def write_run(
     }
     (folder / "lineage.json").write_text(json.dumps(lineage))
     if known is not None:
-        # Of the logits [0, x], which are all its features, x is about -100,000 for healthy
-        # lung, and more for diseased lung and where a window shows the chest wall, too.
+        # Its only features are the logits [0, x]; x is about -100,000 for healthy
+        # lung, and larger for diseased lung and for windows on the chest wall.
         line = [x for label in known for x in ((1, 3, 5, 7) if label else (-1,))]
         points = np.array([[0, x] for x in line], np.float16)
         scale = np.array([1, 1e5], np.float32)

@@ -26,9 +26,9 @@ def refused_at(where):
 
 
 def write_ct(path, stored, *, uid=1, raw=None, **tags):
-    """Writes `stored` `[H, W]` int16 or uint16; a tag given as None is left out.
+    """Writes `stored` `[H, W]` int16 or uint16; a tag given as None is omitted.
 
-    Tags may have values that DICOM forbids; numbers, even texts that are none.
+    Tags may have values that DICOM forbids, such as texts in place of numbers.
     """
     stored = np.asarray(stored)
     meta = FileMetaDataset()
@@ -83,12 +83,12 @@ def write_enhanced(path, stored, heights, *, own=None, shared=None, **tags):
     """Writes `stored` `[Z, H, W]` int16 as one enhanced CT file, frames at `heights` mm.
 
     Args:
-      path: Of the file.
+      path: Path of the file.
       stored: Stored values.
       heights: z of each frame.
-      own: Frame index -> {sequence keyword: {keyword: value}} that only it has.
-      shared: {sequence keyword: {keyword: value}} in place of the usual ones.
-      tags: As in `write_ct`.
+      own: {sequence keyword: {keyword: value}} of single frames, by frame index.
+      shared: {sequence keyword: {keyword: value}} of all frames, updating the defaults.
+      tags: Tags as in `write_ct`.
     """
 
     def groups(contents):

@@ -1,4 +1,4 @@
-"""Writes the regions of a series in every format that `prepare` reads."""
+"""Writers of the regions of a series in every format that `prepare` reads."""
 
 import csv
 

@@ -84,7 +84,9 @@ def find(
     rest: Skipped = []
     if given is None:
         above = root
-        places = [(path, _home(path, root, root), why) for path, why in left_out]
+        checked = [
+            (path, _home(path, root, root), why) for path, why in left_out
+        ]
     else:
         paths = [given]
         if given.is_dir():
@@ -92,19 +94,19 @@ def find(
             paths, rest = tree.files, tree.skipped
         above = given if given.is_dir() else given.parent
         why = "not a file of regions"
-        places = [(path, _home(path, above, root), why) for path in paths]
+        checked = [(path, _home(path, above, root), why) for path in paths]
         listed = {*paths, *(path for path, _ in rest)}
         rest += [
             (path, why)
             for path, why in left_out
             if not _is_in(path, root, LUNGS) and path not in listed
         ]
-        places += [
+        checked += [
             (path, _home(path, root, root), why)
             for path, why in left_out
             if _is_in(path, root, LUNGS)
         ]
-    for path, home, why in places:
+    for path, home, why in checked:
         within = root if path.is_relative_to(root) else above
         marked = _is_in(path, within, ROIS) or given is not None
         file = _recognised(path, home, marked or _is_in(path, within, LUNGS))

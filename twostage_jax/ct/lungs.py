@@ -43,9 +43,9 @@ RIB_ABOVE_HU, METAL_ABOVE_HU = 180, 2500
 RIB_MM = 12.0
 # Smallest fraction of a piece's outline next to ribs, for lung and for lung as dark as
 # gas (median away from its edge, HU).
-BESIDE_RIBS, DARK_BESIDE_RIBS, DARK_BELOW_HU = 0.02, 0.10, -900
+NEAR_RIBS, DARK_NEAR_RIBS, DARK_BELOW_HU = 0.02, 0.10, -900
 # The same fraction for pieces as dark and as small as bowel: colon lies under ribs, too.
-BOWEL_BESIDE_RIBS = 0.30
+BOWEL_NEAR_RIBS = 0.30
 # The median away from the edge counts pixels farther than this from it, mm.
 CORE_MM = 3.0
 # Lung away from all ribs is an island between consolidations. It is at most this much
@@ -117,7 +117,7 @@ class _Piece:
         return self.core < DARK_BELOW_HU
 
     @property
-    def beside_ribs(self) -> float:
+    def near_ribs(self) -> float:
         return self.ribs / self.rim
 
 
@@ -295,17 +295,17 @@ def _lungs_of(
     )
     lung = _lung_pieces(lung, hu, pixel, step)
     volumes, count = ndimage.label(lung)
-    total, beside = np.zeros(count + 1), np.zeros(count + 1)
+    total, next_to_ribs = np.zeros(count + 1), np.zeros(count + 1)
     members = []
     for z, found in enumerate(pieces):
         for piece in found:
             number = int(volumes[z][piece.at])
             if number:
                 total[number] += piece.area
-                beside[number] += piece.area * piece.lung
+                next_to_ribs[number] += piece.area * piece.lung
                 members.append((z, piece, number))
     # Pieces that continue lung from slice to slice are lung.
-    kept = beside > 0.5 * total
+    kept = next_to_ribs > 0.5 * total
     areas = [sum(piece.area for piece in found) for found in pieces]
     return kept[volumes], _doubts(members, kept, ribs, areas, step)
 
@@ -341,11 +341,11 @@ def _measured(
 def _judge(labels: np.ndarray, pieces: list[_Piece], pixel: float) -> None:
     """Decides which pieces of a slice are lung, one by one and by comparison."""
     for piece in pieces:
-        least = DARK_BESIDE_RIBS if piece.dark else BESIDE_RIBS
+        least = DARK_NEAR_RIBS if piece.dark else NEAR_RIBS
         if piece.core < BOWEL_BELOW_HU and piece.area < LARGEST_BOWEL_MM2:
-            least = BOWEL_BESIDE_RIBS
+            least = BOWEL_NEAR_RIBS
         large = not piece.dark and piece.area >= LARGEST_GREY_BOWEL_MM2
-        piece.lung = large or piece.beside_ribs >= least
+        piece.lung = large or piece.near_ribs >= least
         piece.lung &= piece.median >= GAS_HU
     sure = [piece for piece in pieces if piece.lung and not piece.dark]
     if not sure or len(sure) == len(pieces):
@@ -386,7 +386,7 @@ def _doubts(
         own = [piece for at, piece, number in members if at == z and kept[number]]
         area = sum(piece.area for piece in own)
         dark = sum(piece.area for piece in own if piece.dark)
-        away = sum(piece.area for piece in own if piece.beside_ribs < BESIDE_RIBS)
+        away = sum(piece.area for piece in own if piece.near_ribs < NEAR_RIBS)
         reasons = []
         if near is not None and away > DOUBTFUL_FRACTION * area > 0:
             reasons.append("no rib lies next to it")

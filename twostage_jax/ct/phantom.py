@@ -293,8 +293,8 @@ def _healthy(rng, grid: Grid, lungs, hila, density: float) -> Lung:
         size = rng.lognormal(np.log(0.65), 0.4, len(across))
         dots = np.column_stack([across, across, size])
         vessels = np.maximum(vessels, draw(grid, np.concatenate([branches, dots])))
-        beside = (branches[:, 4] > 0.9) & (rng.uniform(size=len(branches)) < 0.5)
-        large = branches[beside]
+        accompanied = (branches[:, 4] > 0.9) & (rng.uniform(size=len(branches)) < 0.5)
+        large = branches[accompanied]
         large[:, :4] += np.tile(large[:, 4:5] * rng.choice([-1.9, 1.9]), 4)
         wall, lumen = draw(grid, large, 0.5), draw(grid, large, -0.2)
         vessels = np.maximum(vessels, 0.8 * wall) * (1 - lumen)
@@ -319,8 +319,8 @@ def _regions(rng, grid: Grid, lungs, extents: dict[str, float]) -> dict:
         wish = 0.8 * grid.noise(rng, 55) + 0.25 * grid.noise(rng, 20) + back * y / 100
         if fade:
             wish = 0.5 * wish - depth / fade
-        share = np.clip(extent * most * lungs.sum() / max(1, free.sum()), 0, 0.95)
-        chosen = free & (wish > np.quantile(wish[free], 1 - share))
+        fraction = np.clip(extent * most * lungs.sum() / max(1, free.sum()), 0, 0.95)
+        chosen = free & (wish > np.quantile(wish[free], 1 - fraction))
         regions[name] = free & (grid.blur(chosen, 2.5) > 0.5)
         free &= ~regions[name]
     return regions

@@ -215,8 +215,8 @@ def tree(
     radius = flow ** (1 / 2.7)
     start, end = nodes[parent[1:]], nodes[1:]
     across = (end - start)[:, ::-1] * [1, -1] * rng.normal(0, 0.15, (len(start), 1))
-    share = np.linspace(0, 1, 5)[:, None, None]
-    curve = start + share * (end - start) + 4 * share * (1 - share) * across
+    fraction = np.linspace(0, 1, 5)[:, None, None]
+    curve = start + fraction * (end - start) + 4 * fraction * (1 - fraction) * across
     pieces = np.concatenate([curve[:-1], curve[1:]], axis=2)  # [4, N, 4]
     width = np.broadcast_to(radius[1:, None], (4, len(start), 1))
     return np.concatenate([pieces, width], axis=2).reshape(-1, 5)
@@ -295,8 +295,8 @@ def _cells(rng, grid: Grid, near: np.ndarray, size: float, ragged: float, warp: 
     centres = centres + rng.normal(0, ragged * size, centres.shape)
     centres = centres[rng.uniform(size=len(centres)) > 0.18]
     bend = np.column_stack([grid.noise(rng, 6)[near], grid.noise(rng, 6)[near]])
-    place = reach + warp * bend
-    distance, index = cKDTree(centres).query(place, k=3)
+    position = reach + warp * bend
+    distance, index = cKDTree(centres).query(position, k=3)
     apart = [np.hypot(*(centres[index[:, 0]] - centres[index[:, k]]).T) for k in (1, 2)]
     walls = [
         (distance[:, k] ** 2 - distance[:, 0] ** 2) / (2 * apart[k - 1] + 1e-6)
@@ -380,11 +380,13 @@ def emphysema(rng, lung: Lung, severity: float, where: np.ndarray) -> np.ndarray
     """Holes near -960 HU without walls, 3 to 15 mm across; vessels are thinned out."""
     grid = lung.grid
     holes = grid.noise(rng, rng.uniform(6, 11)) + 0.45 * grid.noise(rng, 4)
-    share = np.clip(0.5 + (holes - 0.75 + 1.35 * severity) * 1.6, 0, 1)
+    fraction = np.clip(0.5 + (holes - 0.75 + 1.35 * severity) * 1.6, 0, 1)
     floor = -965 + 8 * grid.noise(rng, 12)
     air = lung.air - 20 * severity
-    air = air + share * (np.minimum(floor, air) - air)
-    return lung.filled(air, lung.vessels * (1 - 0.85 * share) * (1 - 0.35 * severity))
+    air = air + fraction * (np.minimum(floor, air) - air)
+    return lung.filled(
+        air, lung.vessels * (1 - 0.85 * fraction) * (1 - 0.35 * severity)
+    )
 
 
 def nodular(rng, lung: Lung, severity: float, where: np.ndarray) -> np.ndarray:

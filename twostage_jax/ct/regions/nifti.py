@@ -314,9 +314,9 @@ def _slices(
     count, lost = 0, [np.zeros(0)]
     for last in range(volume.shape[2]):
         marked = np.insert(np.argwhere(volume[..., last]), 2, last, axis=1)
-        places = marked @ to_mm[:3, :3].T + to_mm[:3, 3]
-        count += len(places)
-        lost.append(places[~stack.holds(places), 2])
+        positions = marked @ to_mm[:3, :3].T + to_mm[:3, 3]
+        count += len(positions)
+        lost.append(positions[~stack.holds(positions), 2])
     heights = np.concatenate(lost)
     if len(heights):
         raise UserError(
@@ -345,8 +345,8 @@ def _slices(
 
 def _sampled(volume: np.ndarray, inverse: np.ndarray, at: geometry.Plane) -> np.ndarray:
     """Returns the voxels of `[X, Y, Z]` nearest to a plane's pixels; 0 outside."""
-    places = geometry.centres(at) @ inverse[:3, :3].T + inverse[:3, 3]
-    voxels = np.rint(places).astype(np.int64)
+    positions = geometry.centres(at) @ inverse[:3, :3].T + inverse[:3, 3]
+    voxels = np.rint(positions).astype(np.int64)
     inside = np.all((voxels >= 0) & (voxels < volume.shape), axis=-1)
     found = np.zeros(at.shape, volume.dtype)
     found[inside] = volume[tuple(voxels[inside].T)]

@@ -60,8 +60,8 @@ def draw(query: Query) -> dict[Key, Draw]:
         if row["series"] not in series or label not in class_names:
             continue
         at = f"{path}, line {line}"
-        place = row["series"], row["slice"]
-        candidates = [by_uid[place]] if place in by_uid else by_number[place]
+        named = row["series"], row["slice"]
+        candidates = [by_uid[named]] if named in by_uid else by_number[named]
         if len(candidates) != 1:
             raise UserError(
                 f"{at}: slice {row['slice']} "
