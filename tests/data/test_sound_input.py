@@ -7,9 +7,9 @@ import pydicom
 import pytest
 from chest import how, write_chest
 from ct_files import SERIES, write_ct
+from phantom_regions import phantom, write, write_slices
 from PIL import Image
 from prepare_runs import rows_of, run
-from test_roi_formats import phantom, write, write_slices
 
 from twostage_jax.ct.dicom import read_slice
 from twostage_jax.ct.series import check_air, find_series, read_in_turn, read_volume

@@ -84,9 +84,7 @@ def find(
     rest: Skipped = []
     if given is None:
         above = root
-        checked = [
-            (path, _home(path, root, root), why) for path, why in left_out
-        ]
+        checked = [(path, _home(path, root, root), why) for path, why in left_out]
     else:
         paths = [given]
         if given.is_dir():
