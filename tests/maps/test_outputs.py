@@ -71,7 +71,7 @@ def test_identity_is_in_the_dicom_output_alone(mapped, tmp_path):
         in_dicom = path.name == "segmentation.dcm"
         assert held == (IN_SEGMENTATION if in_dicom else set()), path
     assert not any(word.decode() in said.lower() for word in SECRETS)
-    assert "left out: 1 file: not a DICOM file" in said
+    assert "skipped: 1 file: not a DICOM file" in said
 
 
 @pytest.mark.parametrize("name", ["probabilities.npz", "classes.nii.gz", "0001.png"])

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from ct_files import refused_at
 from sklearn import metrics as sk
 
 from twostage_jax.errors import UserError
@@ -104,9 +105,8 @@ def test_region_level_predictions_keep_their_seed():
     found = regions(patches)
     assert found.seed == 3
     assert found.ids.tolist() == ["p/0", "p/1", "q/0", "q/1", "q/2"]
-    with pytest.raises(UserError) as error:
+    with refused_at("groups"):
         regions(Predictions(patches.ids, None, LABELS, PROBABILITIES))
-    assert error.value.where == "groups"
 
 
 def test_reliability_puts_edges_into_the_lower_bin():
@@ -121,25 +121,30 @@ def test_reliability_puts_edges_into_the_lower_bin():
 
 
 @pytest.mark.parametrize(
-    ("labels", "probabilities", "message"),
+    ("labels", "probabilities", "where"),
     [
-        ([0, 1], [[0.5, 0.5], [np.nan, 0.5]], "position 1.*diverged"),
-        ([0, 1], [[0.5, 0.5], [2.0, -1.0]], "position 1.*softmax"),
-        ([0, 1], [[0.5, 0.5], [3.0, 1.0]], "position 1.*softmax"),
-        ([0, 2], [[0.5, 0.5], [0.5, 0.5]], "position 1.*outside 0 to 1"),
-        ([-1, 1], [[0.5, 0.5], [0.5, 0.5]], "position 0.*outside 0 to 1"),
-        ([0.0, 1.0], [[0.5, 0.5], [0.5, 0.5]], "integers"),
-        ([0], [[0.5, 0.5], [0.5, 0.5]], "same examples"),
-        ([], np.zeros((0, 2)), "no examples"),
+        ([0, 1], [[0.5, 0.5], [np.nan, 0.5]], "probabilities"),
+        ([0, 1], [[0.5, 0.5], [2.0, -1.0]], "probabilities"),
+        ([0, 1], [[0.5, 0.5], [3.0, 1.0]], "probabilities"),
+        ([0, 2], [[0.5, 0.5], [0.5, 0.5]], "labels"),
+        ([-1, 1], [[0.5, 0.5], [0.5, 0.5]], "labels"),
+        ([0.0, 1.0], [[0.5, 0.5], [0.5, 0.5]], "labels"),
+        ([0], [[0.5, 0.5], [0.5, 0.5]], "probabilities"),
+        ([], np.zeros((0, 2)), "labels"),
     ],
 )
-def test_what_is_not_a_prediction_is_named(labels, probabilities, message):
+def test_what_is_not_a_prediction_is_named(labels, probabilities, where):
     labels = np.array(labels) if labels else np.zeros(0, int)
-    with pytest.raises(UserError, match=message):
+    with refused_at(where):
         metrics.scores(labels, probabilities)
 
 
-def test_regions_need_a_group_per_example():
+def test_the_first_example_that_is_not_a_prediction_is_named():
     with pytest.raises(UserError) as error:
+        metrics.scores(np.array([0, 1, 2]), np.full((3, 2), 0.5))
+    assert "1 of 3 examples, the first at position 2" in str(error.value)
+
+
+def test_regions_need_a_group_per_example():
+    with refused_at("groups"):
         by_region(LABELS, PROBABILITIES, ["p"])
-    assert error.value.where == "groups"

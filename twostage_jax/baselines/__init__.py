@@ -1,1 +1,1 @@
-"""What anyone would try before a network: descriptors and a linear classifier."""
+"""Baselines to try before a network: texture descriptors and a linear classifier."""

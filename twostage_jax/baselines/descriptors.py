@@ -10,7 +10,7 @@ from skimage.feature import graycomatrix, graycoprops, local_binary_pattern
 
 # (points on the circle, radius in pixels) of the local binary patterns.
 CIRCLES = ((8, 1.0), (8, 2.0), (16, 3.0))
-# Of the co-occurrence: grey levels, distances in pixels, and four directions.
+# Co-occurrence: grey levels, distances in pixels, and four directions.
 LEVELS, DISTANCES = 16, (1, 2, 4)
 ANGLES = (0.0, np.pi / 4, np.pi / 2, 3 * np.pi / 4)
 PROPERTIES = (

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import recall_score
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from twostage_jax.stats import metrics
 
 # Inverse strengths of the penalty, scikit-learn's C.
 STRENGTHS = (0.01, 0.1, 1.0)
@@ -18,12 +19,12 @@ FOLDS = 4
 
 
 class Fitted(NamedTuple):
-    """A classifier and what was chosen for it.
+    """A classifier, its features and its penalty.
 
     Attributes:
-      model: Has `predict_proba` of the features named `layer`.
-      layer: Name of its features.
-      strength: scikit-learn's C.
+      model: classifier of the features named `layer`.
+      layer: name of its features.
+      strength: inverse strength of its penalty, scikit-learn's C.
     """
 
     model: Pipeline
@@ -50,11 +51,12 @@ def fit(
     doi:10.1016/S0047-259X(03)00096-4), then the penalty.
 
     Args:
-      features: By name, `[N, F]` of the training examples.
+      features: `[N, F]` features of the training examples, by name.
       labels: `[N]` int, of at least two classes.
-      groups: `[N]`, what must stay together (a patient); None = single examples.
+      groups: `[N]`, examples that must stay together (of a patient); None for single
+        examples.
     """
-    # Where nothing can be held out: the last layer, the usual strength.
+    # Without anything to hold out: the last layer, the usual strength.
     layer, strength = list(features)[-1], STRENGTHS[1]
     if folds := _folds(labels, groups):
         if len(features) > 1:
@@ -99,9 +101,8 @@ def _score(
 ) -> float:
     """Returns the mean recall over the classes that occur in the held-out part."""
     predicted = model.fit(values[train], labels[train]).predict(values[held])
-    classes = np.unique(labels[held])
-    score = recall_score(labels[held], predicted, labels=classes, average="macro")
-    return float(score)
+    counts = metrics.count(labels[held], predicted, labels.max() + 1)
+    return float(metrics.balanced_accuracy(counts))
 
 
 def _folds(
@@ -114,7 +115,7 @@ def _folds(
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             splits = list(StratifiedGroupKFold(count).split(labels, labels, groups))
     else:
-        # One patient: neighbours are on both sides, but nothing better is there.
+        # One patient: neighbours are on both sides, but nothing better is available.
         count = min(FOLDS, np.unique(labels, return_counts=True)[1].min())
         splits = list(StratifiedKFold(count).split(labels, labels)) if count > 1 else []
     classes = len(np.unique(labels))

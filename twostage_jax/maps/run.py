@@ -82,9 +82,9 @@ def map_folder(
     _say_skipped(listed, show_paths)
     if not found:
         privacy.write_skipped(out, listed)
-        reasons = f"Left out: {privacy.counted(listed)}."
+        reasons = f"Skipped: {privacy.counted(listed)}."
         if not listed:
-            reasons = "The folder holds no files."
+            reasons = "The folder is empty."
         raise UserError(f"{root}: CT series were not found. {reasons}", where=root)
     masks = None
     if lungs is not None:
@@ -116,7 +116,7 @@ def map_folder(
         _join_reports(out)
     print(f"{done} of {len(found)} series mapped: {out / 'report.csv'}")
     if listed:
-        print(f"What was left out and refused: {out / 'skipped.csv'}")
+        print(f"Files skipped and series refused: {out / 'skipped.csv'}")
     if not done:
         raise UserError(
             f"none of the {len(found)} series could be mapped: "
@@ -441,7 +441,7 @@ def _key(
     slices = [header.key for header in series.headers]
     run, compared = classifier.run, classifier.reference
     model = (run.hash, run.synthetic, compared and compared.threshold)
-    # Files that appear or get lost beside the slices change the remarks alone.
+    # Files that appear or get lost next to the slices change the remarks alone.
     about = series.remarks, series.left_out, "" if given is None else given.digest
     return digest(VERSION, model, how.stride, how.window, how.spacing, slices, about)
 
@@ -456,7 +456,7 @@ def _join_reports(out: Path) -> None:
 def _say_skipped(listed: privacy.Hidden, show_paths: bool) -> None:
     if show_paths:
         for path, reason in listed:
-            print(f"left out: {path}: {reason}")
+            print(f"skipped: {path}: {reason}")
         return
     for reason, count in Counter(reason for _, reason in listed).most_common():
-        print(f"left out: {count} file{'s' if count > 1 else ''}: {reason}")
+        print(f"skipped: {count} file{'s' if count > 1 else ''}: {reason}")

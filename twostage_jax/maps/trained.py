@@ -157,7 +157,7 @@ def parse_spacing(given: float | None, run: Trained) -> float | None:
                 f"--spacing={given}: expected 0.1 to 10 mm.", where="--spacing"
             )
         return given or None
-    # The command `prepare` resampled, or not: its settings lie beside the patches.
+    # The command `prepare` resampled, or not: its settings lie next to the patches.
     path = Path(run.options.get("path", ""), "dataset.json")
     if run.source != "prepared":
         return run.options.get("spacing")

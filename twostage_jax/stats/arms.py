@@ -115,7 +115,10 @@ def pair(arms: Mapping[str, Sequence[Predictions]]) -> Paired:
     """
     if not arms or not all(arms.values()):
         empty = [name for name, seeds in arms.items() if not seeds]
-        raise UserError(f"No predictions of {', '.join(empty) or 'any arm'}.")
+        raise UserError(
+            f"Predictions of {', '.join(empty) or 'all arms'} are missing.",
+            where=empty[0] if empty else "",
+        )
     by_seed = {name: _by_seed(name, given) for name, given in arms.items()}
     first = next(iter(by_seed))
     seeds = tuple(sorted(by_seed[first]))
@@ -123,7 +126,8 @@ def pair(arms: Mapping[str, Sequence[Predictions]]) -> Paired:
         if missing := set(seeds) ^ set(given):
             raise UserError(
                 f"Arms '{first}' and '{name}' cannot be paired: only one of them has "
-                f"seeds {sorted(missing)}. Run these for both, or leave them out."
+                f"seeds {sorted(missing)}. Run these for both, or exclude them.",
+                where=name,
             )
     *examples, probabilities = _examples(by_seed[first][seeds[0]])
     found = np.empty((len(arms), len(seeds), *probabilities.shape))
@@ -166,7 +170,7 @@ def joined(folds: Sequence[Predictions]) -> Predictions:
         seed, classes or in having groups.
     """
     if not folds:
-        raise UserError("There are no folds to join.")
+        raise UserError("Folds to join are missing.")
     alike = {
         (fold.seed, fold.groups is None, np.shape(fold.probabilities)[1])
         for fold in folds
@@ -201,7 +205,7 @@ def regions(predictions: Predictions) -> Predictions:
     """
     if predictions.groups is None:
         raise UserError(
-            "The data set has no groups, so there are no region-level scores.",
+            "The data set has no groups: region-level scores need patients.",
             where="groups",
         )
     labels, probabilities, groups = by_region(
@@ -271,25 +275,37 @@ def checked(
     if labels.ndim != 1 or probabilities.ndim != 2 or len(labels) != len(probabilities):
         raise UserError(
             f"Predictions: labels of shape {labels.shape} and probabilities of shape "
-            f"{probabilities.shape}; they must be [N] and [N, K] of the same examples."
+            f"{probabilities.shape}; they must be [N] and [N, K] of the same examples.",
+            where="probabilities",
         )
     if not len(labels):
-        raise UserError("Predictions: there are no examples, so there is no score.")
+        raise UserError(
+            "Predictions: the set of examples is empty, so scores are not defined.",
+            where="labels",
+        )
     if probabilities.shape[1] < 2:
-        raise UserError("Predictions: probabilities need a column for each class.")
+        raise UserError(
+            "Predictions: probabilities need a column for each class.",
+            where="probabilities",
+        )
     if not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"Predictions: labels must be integers, not {labels.dtype}.")
+        raise UserError(
+            f"Predictions: labels must be integers, not {labels.dtype}.", where="labels"
+        )
     probabilities = probabilities.astype(np.float64)
     count = probabilities.shape[1]
     _check(
+        "labels",
         (labels >= 0) & (labels < count),
         f"a label outside 0 to {count - 1}: it was made with other classes.",
     )
     _check(
+        "probabilities",
         np.isfinite(probabilities).all(1),
         "a probability that is NaN or infinite: the model has diverged.",
     )
     _check(
+        "probabilities",
         (probabilities >= 0).all(1)
         & (np.abs(probabilities.sum(1) - 1) <= SUM_TOLERANCE),
         "probabilities that are negative or do not sum to 1: give the softmax of the "
@@ -298,12 +314,13 @@ def checked(
     return labels.astype(np.int64), probabilities
 
 
-def _check(good: np.ndarray, problem: str) -> None:
+def _check(where: str, good: np.ndarray, problem: str) -> None:
     if not good.all():
         bad = np.flatnonzero(~good)
         raise UserError(
             f"Predictions: {len(bad)} of {len(good)} examples, the first at position "
-            f"{bad[0]}, have {problem}"
+            f"{bad[0]}, have {problem}",
+            where=where,
         )
 
 
@@ -344,7 +361,8 @@ def _by_seed(arm: str, given: Sequence[Predictions]) -> dict[int, Predictions]:
     if len(by_seed) < len(given):
         raise UserError(
             f"Arm '{arm}' has predictions of the same seed twice: join folds with "
-            "`joined`, and give each seed once."
+            "`joined`, and give each seed once.",
+            where=arm,
         )
     return by_seed
 

@@ -1,18 +1,23 @@
-"""Variance of scores over the patients of the training sets.
+"""Intervals and tests for scores of arms that share test patients and seeds.
 
-Models of a cross-validation are trained on the same patients, so that neither more seeds
-nor more folds average out what is good or bad about these patients. The variance that
-this adds is estimated from what the design does vary. A linear model is assumed: the
-effect of a training set on the score is the sum of the effects t of its n patients,
-independent, with variance s2 / n. The effects of two training sets then have the
-covariance s2 times the fraction of patients that they share, and their mean over all
-folds and seeds has the variance s2 * n / P, where P is the number of patients.
+The score of an arm is the mean over its seeds of a metric of all test examples. Patients
+and seeds are crossed: every seed is tested on the same patients. One hierarchical
+resample draws patients with replacement, then seeds with replacement, the same ones for
+every arm and size; patients are weights on their sums (see `metrics`), so that all
+resamples are one matrix product.
 
-s2 is estimated by regression of products on their expectation (Haseman & Elston 1972):
-patients who are tested by the same model share the effect of its training set, others
-share less of it. Nadeau & Bengio (2003) correct for the same overlap by a fixed ratio of
-test to training size; here the ratio is that of the linear model, and the variance of
-test patients does not enter it.
+Plain percentile intervals are too narrow with few patients of unequal sizes, and too wide
+where chance in single patches dominates (Owen 2007, "The pigeonhole bootstrap"). So the
+level is set by a t distribution (Hesterberg 2015, "What teachers should know about the
+bootstrap"), with a jackknife variance over patients and seeds (MacKinnon et al. 2023,
+"Cluster-robust inference"; two ways as in Cameron et al. 2011), Satterthwaite's degrees
+of freedom, and the effective number of patients, given their sizes.
+
+There are two readings. For the training patients of the study, the interval is over test
+patients and seeds. For new training patients, it also holds the variance over training
+sets (see `TrainingSets`); cross-validation with two or more seeds is needed to know it.
+Without it, only the first reading is available. `experiments/coverage.md` has the
+coverage of both.
 """
 
 import dataclasses
@@ -27,7 +32,15 @@ from twostage_jax.stats import metrics
 from twostage_jax.stats.arms import Paired
 from twostage_jax.stats.metrics import Additive
 
-# Patients count in the regression with this power of their share of the score: large
+LEVEL = 0.95
+# Of the least detectable difference.
+POWER = 0.8
+# Smallest number of resamples in a tail that is read off them.
+MIN_BEYOND = 10
+RESAMPLES = 10_000
+# Cells of resampled sums held at once (float64): 64 MiB.
+CHUNK_CELLS = 2**23
+# Patients count in the regression with this power of their weight in the score: large
 # ones are measured more precisely, but differ from each other all the same. By
 # simulation, as is the smallest number of standard errors (without any effect) that the
 # estimate is taken for; see `experiments/coverage.md`.
@@ -36,14 +49,86 @@ LEAST = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
+class Interval:
+    """A score, or a difference of scores, and its 95 % interval.
+
+    Attributes:
+      estimate: score.
+      low, high: ends of the interval: for new training patients if `these` is given,
+        else for the training patients of the study. None without an interval.
+      reason: reason why no interval is available, or ''.
+      these: ends of the interval for the training patients of the study; None if `low`
+        and `high` are those.
+      detectable: smallest true difference that such a study finds with power 0.8 (two-
+        sided test at the level of the interval); None for a score.
+    """
+
+    estimate: float
+    low: float | None
+    high: float | None
+    reason: str = ""
+    these: tuple[float, float] | None = None
+    detectable: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference(Interval):
+    """First arm minus second, paired.
+
+    Attributes:
+      first, second: names of the arms.
+      metric: name of the score.
+      p_value: two-sided p-value of no difference, for the reading of `low` and `high`.
+      p_holm: p-value corrected over all pairs (Holm 1979).
+      mcnemar: exact McNemar p-value of the pooled patches. It takes patches for
+        independent, which those of one patient are not: usually far too small.
+    """
+
+    first: str = ""
+    second: str = ""
+    metric: str = ""
+    p_value: float | None = None
+    p_holm: float | None = None
+    mcnemar: float = 1.0
+
+    def turned(self) -> "Difference":
+        """Returns the same difference, second arm minus first."""
+        return dataclasses.replace(
+            self,
+            first=self.second,
+            second=self.first,
+            estimate=-self.estimate,
+            low=None if self.high is None else -self.high,
+            high=None if self.low is None else -self.low,
+            these=self.these and (-self.these[1], -self.these[0]),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainingSets:
     """Cross-validation whose folds are drawn again for each seed.
 
+    It gives the variance of scores over the patients of the training sets. Models of a
+    cross-validation are trained on the same patients, so that neither more seeds nor more
+    folds average out what is good or bad about these patients. The variance that this
+    adds is estimated from what the design does vary. A linear model is assumed: the
+    effect of a training set on the score is the sum of the effects t of its n patients,
+    independent, with variance s2 / n. The effects of two training sets then have the
+    covariance s2 times the fraction of patients that they have in common, and their mean
+    over all folds and seeds has the variance s2 * n / P, where P is the number of
+    patients.
+
+    s2 is estimated by regression of products on their expectation (Haseman & Elston
+    1972): patients who are tested by the same model have the effect of its training set
+    in common, others only a part of it. Nadeau & Bengio (2003) correct for the same
+    overlap by a fixed ratio of test to training size; here the ratio is that of the
+    linear model, and the variance of test patients does not enter it.
+
     Attributes:
       folds: `[S, P]` ints in `[0, F)`: the fold in which each patient is tested.
-      trained: Fraction of the patients that a model is trained on, in (0, 1).
+      trained: fraction of the patients that a model is trained on, in (0, 1).
       counted: `[P]` bool: patients who take part in the score.
-      shares: `[Q]`: their shares of the score; they sum to 1.
+      shares: `[Q]`: their weights in the score; they sum to 1.
     """
 
     folds: np.ndarray
@@ -126,7 +211,7 @@ def training_sets(
     counted: np.ndarray,
     shares: np.ndarray,
 ) -> TrainingSets | str:
-    """Returns the training sets of a study, or why nothing is known of new ones."""
+    """Returns the training sets of a study, or the reason why their variance is unknown."""
     if folds is None:
         return "all patients are tested by models of the same training set"
     if len(folds) < 2:
@@ -140,32 +225,18 @@ def training_sets(
     return TrainingSets(folds, trained, counted, shares)
 
 
-# Scores of arms in the sample, in hierarchical resamples, and without a patient.
-#
-# The score of an arm is the mean over its seeds of a metric of all test examples. Patients
-# and seeds are crossed: every seed is tested on the same patients. One hierarchical
-# resample draws patients with replacement, then seeds with replacement, the same ones for
-# every arm and size; patients are weights on their sums (see `additive`), so that all
-# resamples are one matrix product.
-
-
-RESAMPLES = 10_000
-# Cells of resampled sums held at once (float64): 64 MiB.
-CHUNK_CELLS = 2**23
-
-
 class Resampler:
-    """One metric of arms: see the top of this file.
+    """Scores of arms in the sample, in hierarchical resamples, and without a patient.
 
-    Patients who have no part in the score are excluded.
+    Patients who do not take part in the score are excluded.
 
     Attributes:
       sample: `[A, S]`, scores of the sample.
       resampled: `[B, A]`, means over resampled seeds.
       without: `[P, A, S]`, scores without one patient each.
-      shares: `[P]`, the share of each patient in the score.
-      reason: Why no interval can be given, or ''.
-      largest: The largest possible score.
+      shares: `[P]`, weight of each patient in the score.
+      reason: reason why no interval is available, or ''.
+      largest: largest possible score.
     """
 
     def __init__(self, metric: Additive, resamples: int = RESAMPLES, seed: int = 0):
@@ -202,7 +273,7 @@ class Resampler:
         """Returns the training sets behind an `[A]`-weighted score.
 
         If arms were trained on different numbers of patients, the largest counts: its
-        training sets overlap most. A string says why nothing is known of new patients.
+        training sets overlap most. A string is the reason why their variance is unknown.
         """
         trained = self._metric.trained
         of_arms = np.nan if trained is None else np.max(trained[weights != 0])
@@ -213,86 +284,6 @@ class Resampler:
                 self._metric.folds, key, counted, self.shares / self.shares.sum()
             )
         return self._training[key]
-
-
-# Intervals and tests for scores of arms that share test patients and seeds.
-#
-# They come from the hierarchical bootstrap of `resampling`. Plain percentile intervals
-# are too narrow with few patients of unequal sizes, and too wide where chance in single
-# patches dominates (Owen 2007, "The pigeonhole bootstrap"). So the level is set by a t
-# distribution (Hesterberg 2015, "What teachers should know about the bootstrap"), with a
-# jackknife variance over patients and seeds (MacKinnon et al. 2023, "Cluster-robust
-# inference"; two ways as in Cameron et al. 2011), Satterthwaite's degrees of freedom, and
-# the effective number of patients, given their sizes.
-#
-# There are two readings. For the training patients of the study, the interval is over test
-# patients and seeds. For new training patients, it also holds the variance of
-# `training_sets`; cross-validation with two or more seeds is needed to know it. Without
-# it, only the first reading is available. `experiments/coverage.md` has the coverage of
-# both.
-
-
-LEVEL = 0.95
-# Of the least detectable difference.
-POWER = 0.8
-# Smallest number of resamples in a tail that is read off them.
-MIN_BEYOND = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """A score, or a difference of scores, and its 95 % interval.
-
-    Attributes:
-      estimate: The score.
-      low, high: Ends of the interval: for new training patients if `these` is given,
-        else for the training patients of the study. None if there is no interval.
-      reason: Why there is no interval, or ''.
-      these: Ends of the interval for the training patients of the study; None if `low`
-        and `high` are those.
-      detectable: Smallest true difference that such a study finds with power 0.8 (two-
-        sided test at the level of the interval); None for a score.
-    """
-
-    estimate: float
-    low: float | None
-    high: float | None
-    reason: str = ""
-    these: tuple[float, float] | None = None
-    detectable: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference(Interval):
-    """First arm minus second, paired.
-
-    Attributes:
-      first, second: The arms.
-      metric: Name of the score.
-      p_value: Two-sided p-value of no difference, for the reading of `low` and `high`.
-      p_holm: The same, corrected over all pairs (Holm 1979).
-      mcnemar: Exact McNemar p-value of the pooled patches. It takes patches for
-        independent, which those of one patient are not: usually far too small.
-    """
-
-    first: str = ""
-    second: str = ""
-    metric: str = ""
-    p_value: float | None = None
-    p_holm: float | None = None
-    mcnemar: float = 1.0
-
-    def turned(self) -> "Difference":
-        """Returns the same difference, second arm minus first."""
-        return dataclasses.replace(
-            self,
-            first=self.second,
-            second=self.first,
-            estimate=-self.estimate,
-            low=None if self.high is None else -self.high,
-            high=None if self.low is None else -self.low,
-            these=self.these and (-self.these[1], -self.these[0]),
-        )
 
 
 def class_intervals(
@@ -447,27 +438,6 @@ def widening(sampler: Resampler, weights: np.ndarray) -> float:
     return float(max(reach[0] / reach[1] * np.sqrt(wider[0] / variance), 1.0))
 
 
-def _detectable(variance: float, freedom: float) -> float:
-    """Returns the true difference that a t test finds with `POWER`, to first order."""
-    quantiles = stats.t.ppf([(1 + LEVEL) / 2, POWER], freedom)
-    return float(quantiles.sum() * np.sqrt(variance))
-
-
-def _over_training(
-    sampler: Resampler, weights: np.ndarray, variance: float, freedom: float
-) -> tuple[float, float] | None:
-    """Returns variance and degrees of freedom over new training patients, too.
-
-    None if the study does not tell how much they matter.
-    """
-    sets = sampler.training_sets(weights)
-    if isinstance(sets, str):
-        return None
-    more = sets.variance(_pulls(sampler, weights))
-    whole = variance + more
-    return whole, whole**2 / (variance**2 / freedom + more**2 / sets.freedom)
-
-
 def patients_of_contrast(sampler: Resampler) -> float:
     """Returns the effective number of patients of equal size for a difference of arms.
 
@@ -497,6 +467,27 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
+def _detectable(variance: float, freedom: float) -> float:
+    """Returns the true difference that a t test finds with `POWER`, to first order."""
+    quantiles = stats.t.ppf([(1 + LEVEL) / 2, POWER], freedom)
+    return float(quantiles.sum() * np.sqrt(variance))
+
+
+def _over_training(
+    sampler: Resampler, weights: np.ndarray, variance: float, freedom: float
+) -> tuple[float, float] | None:
+    """Returns variance and degrees of freedom over new training patients, too.
+
+    None if the study does not tell how much they matter.
+    """
+    sets = sampler.training_sets(weights)
+    if isinstance(sets, str):
+        return None
+    more = sets.variance(_pulls(sampler, weights))
+    whole = variance + more
+    return whole, whole**2 / (variance**2 / freedom + more**2 / sets.freedom)
+
+
 def _pulls(sampler: Resampler, weights: np.ndarray) -> np.ndarray:
     """Returns `[P, S]`: change of a weighted score of each seed without a patient."""
     return np.einsum("pas,a->ps", sampler.without, weights) - weights @ sampler.sample
@@ -508,8 +499,8 @@ def _variance(
     """Returns the jackknife variance of a weighted score and its degrees of freedom.
 
     Args:
-      sampler, weights: The score.
-      effective: Effective number of patients of equal size.
+      sampler, weights: resamples, and the weights `[A]` of the arms.
+      effective: effective number of patients of equal size.
     """
     sample = weights @ sampler.sample  # [S]
     pulls = _pulls(sampler, weights)
@@ -526,7 +517,7 @@ def _variance(
         both = float((rest**2).sum()) / (seeds * (seeds - 1))
         variance = max(patients + between - both, patients, between)
         freedom += between**2 / (seeds - 1)
-    # Rounding alone is no variance.
+    # Rounding alone does not count as variance.
     if variance < 1e-20:
         return 0.0, 1.0
     return variance, max(variance**2 / freedom, 1.0)

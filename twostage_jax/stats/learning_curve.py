@@ -1,7 +1,7 @@
-"""How the score of each arm depends on the size of the target training set.
+"""Learning curves: the score of each arm over the size of the target training set.
 
-Everything is computed from the resamples of `resampling`, which are the same for all
-arms and sizes: areas and matching sizes carry the pairing.
+All numbers come from the same resamples for all arms and sizes (`intervals.Resampler`):
+areas and matching sizes carry the pairing.
 """
 
 import dataclasses
@@ -31,11 +31,11 @@ class Match:
     """Number of patches that the baseline needs to score as well as the arm at `n`.
 
     Attributes:
-      n: Size at which the arm is matched.
-      value, low, high: The number and its 95 % interval: `inf` for more than the
+      n: size at which the arm is matched.
+      value, low, high: number of patches and its 95 % interval: `inf` for more than the
         largest size studied, 0 for no more than the smallest; low and high are None
-        where there is no interval.
-      text: The same in words, 'more than 2,400 (640 to more than 2,400)'.
+        without an interval.
+      text: number and interval in words, 'more than 2,400 (640 to more than 2,400)'.
     """
 
     n: float
@@ -84,7 +84,7 @@ def area_weights(n: Sequence[float]) -> np.ndarray:
 def patches_to_match(
     scratch: np.ndarray, other: np.ndarray, n: Sequence[float]
 ) -> np.ndarray:
-    """Returns how many patches `scratch` needs to score as `other` does at each size.
+    """Returns the number of patches with which `scratch` matches `other` at each size.
 
     The curve of `scratch` is first made monotone (isotonic least squares: more patches
     do not harm), then interpolated linearly in log n. Nothing is extrapolated.
@@ -119,17 +119,17 @@ def size_study(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> SizeStudy:
-    """Returns the size study of arms, all against the baseline.
+    """Returns the learning curves of arms, all against the baseline.
 
     Args:
-      arms: Arm -> size (number of target training patches) -> predictions of its seeds.
-      metric: A key of `metrics.COMPARED`.
-      baseline: The arm that the others are compared with.
-      resamples, seed: Number of resamples of the bootstrap, and its seed.
+      arms: arm -> size (number of target training patches) -> predictions of its seeds.
+      metric: one of `metrics.COMPARED`.
+      baseline: arm that the others are compared with.
+      resamples, seed: number of resamples of the bootstrap, and its seed.
 
     Raises:
-      UserError: Arms of different sizes, no baseline, fewer than two sizes, or
-        predictions that cannot be paired.
+      UserError: The arms differ in their sizes, the baseline is missing, there are fewer
+        than two sizes, or predictions cannot be paired.
     """
     if baseline not in arms:
         raise UserError(
@@ -150,7 +150,7 @@ def size_study(
     over_sizes = np.einsum("f,afi->ai", area_weights(n), weights)
     names = list(arms)
     base = names.index(baseline)
-    others = [place for place in range(len(names)) if place != base]
+    others = [a for a in range(len(names)) if a != base]
     return SizeStudy(
         n,
         {
@@ -191,13 +191,13 @@ def matches(sampler: Resampler, n: Sequence[float], base: int, arm: int) -> list
     that size is wider.
 
     Args:
-      sampler: Of scores whose arms are (arm, size), sizes fastest.
-      n: The sizes.
-      base, arm: Positions of the arms.
+      sampler: resamples of scores whose arms are (arm, size), sizes fastest.
+      n: sizes.
+      base, arm: positions of the arms.
     """
 
-    def curve(scores: np.ndarray, place: int) -> np.ndarray:
-        return scores[..., place * len(n) : (place + 1) * len(n)]
+    def curve(scores: np.ndarray, a: int) -> np.ndarray:
+        return scores[..., a * len(n) : (a + 1) * len(n)]
 
     sample = sampler.sample.mean(1)
     values = patches_to_match(curve(sample, base), curve(sample, arm), n)
@@ -237,7 +237,8 @@ def _ascending(n: Sequence[float]) -> np.ndarray:
     if len(sizes) < 2 or sizes[0] <= 0 or (np.diff(sizes) <= 0).any():
         raise UserError(
             f"Sizes {list(n)}: the size study needs two or more different sizes above "
-            "0, ascending. Add fractions to config.study.fractions."
+            "0, ascending. Add fractions to config.study.fractions.",
+            where="config.study.fractions",
         )
     return sizes
 

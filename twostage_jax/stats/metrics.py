@@ -39,13 +39,13 @@ class Additive:
 
     Attributes:
       sums: `[A, S, P, ...]`, sums over the examples of each patient.
-      score: Sums over patients `[..., A, S, ...]` -> scores `[..., A, S]`.
+      score: function from sums over patients `[..., A, S, ...]` -> scores `[..., A, S]`.
       parts: `[P, M]`: number of examples that a patient has of each of the M parts of
         which the score is the mean: one for accuracy, the classes for a mean over them.
-      reason: Why no interval can be given, or ''.
-      largest: The largest possible score.
+      reason: reason why no interval is available, or ''.
+      largest: largest possible score.
       defined: `[A]` bool: whether every seed of an arm defines it; None for all arms.
-      folds, trained: As in `Paired`.
+      folds, trained: see `Paired`.
     """
 
     sums: np.ndarray
@@ -59,7 +59,7 @@ class Additive:
 
     @property
     def shares(self) -> np.ndarray:
-        """`[P]`: the share of each patient in the score."""
+        """`[P]`: weight of each patient in the score; they sum to 1."""
         totals = self.parts.sum(0)
         return (self.parts[:, totals > 0] / totals[totals > 0]).mean(1)
 
@@ -145,7 +145,7 @@ def metric(paired: Paired, name: str) -> Additive:
 
 
 def has_auroc(paired: Paired) -> bool:
-    """Whether every class has, for each seed, a fold with it and with another class."""
+    """Returns whether every class has, per seed, a fold with it and another class."""
     return all(_ranked(paired, k) for k in range(paired.probabilities.shape[-1]))
 
 
@@ -209,7 +209,7 @@ def reliability(
     labels, probabilities = checked(labels, probabilities)
     confidence = probabilities.max(1)
     right = probabilities.argmax(1) == labels
-    # Shares such as 9/15 carry a rounding error: an edge must not move up a bin.
+    # Fractions such as 9/15 carry a rounding error: an edge must not move up a bin.
     index = np.clip(np.ceil(confidence * bins - 1e-9).astype(int) - 1, 0, bins - 1)
     count = np.bincount(index, minlength=bins)
     divisor = np.where(count, count, np.nan)
@@ -254,7 +254,7 @@ def auroc(paired: Paired) -> Additive:
 
 
 def _ranked(paired: Paired, k: int) -> bool:
-    """Whether class `k` has, for each seed, a fold in which it and others occur."""
+    """Returns whether class `k` has, per seed, a fold in which it and others occur."""
     own, rest = paired.supports[:, k], paired.supports.sum(1) - paired.supports[:, k]
     return all(
         any(own[one].any() and rest[one].any() for one in of_seed)
@@ -295,17 +295,17 @@ def patient_balanced_accuracy(paired: Paired) -> Additive:
 
 
 def share_error(paired: Paired, k: int) -> Additive:
-    """Returns the mean over patients of the absolute error of the share of a class.
+    """Returns the mean over patients of the absolute error of the fraction of a class.
 
-    The share of class `k` is the fraction of a patient's patches: those predicted as `k`
-    against those labelled `k`. No label decides which patches are counted.
+    All patches of a patient are counted, whatever their labels: the fraction predicted
+    as `k` against the fraction labelled `k`.
     """
     true, predicted = _class_shares(paired, k)
     return _mean_of_patients(paired, np.abs(predicted - true))
 
 
 def share_agreement(paired: Paired, k: int) -> Additive:
-    """Returns the intraclass correlation of predicted and true shares of a class.
+    """Returns the intraclass correlation of predicted and true fractions of a class.
 
     ICC(A,1), absolute agreement of single measurements (McGraw & Wong 1996), over
     patients; from -1 to 1.
@@ -320,7 +320,7 @@ def share_agreement(paired: Paired, k: int) -> Additive:
 
 
 def _class_shares(paired: Paired, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the true share `[P]` of a class, and the predicted ones `[A, S, P]`."""
+    """Returns true fractions `[P]` of a class, and predicted ones `[A, S, P]`."""
     size = paired.supports.sum(1)
     return paired.supports[:, k] / size, paired.cells[..., k].sum(-1) / size
 
@@ -449,7 +449,7 @@ def _areas(sums: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _too_few(paired: Paired, parts: np.ndarray) -> str:
-    """Returns why patients are too few for an interval, or ''."""
+    """Returns the reason why patients are too few for an interval, or ''."""
     groups = len(paired.groups)
     if groups < MIN_GROUPS:
         return _needs_more(groups)

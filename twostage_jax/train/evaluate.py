@@ -9,6 +9,7 @@ import numpy as np
 
 from twostage_jax.config import DataConfig, ModelConfig
 from twostage_jax.data.dataset import Dataset
+from twostage_jax.stats import metrics
 from twostage_jax.train import parallel, steps
 from twostage_jax.train.feed import Feed, eval_batches
 from twostage_jax.train.parallel import Placement
@@ -111,11 +112,10 @@ def scorer(
 
 
 def _quick_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Returns what model selection needs: mean loss and balanced accuracy."""
+    """Returns the scores of model selection: mean loss and balanced accuracy."""
     chosen = probabilities[np.arange(len(labels)), labels]
-    right = probabilities.argmax(1) == labels
-    recalls = [right[labels == label].mean() for label in np.unique(labels)]
+    counts = metrics.count(labels, probabilities.argmax(1), probabilities.shape[1])
     return {
         "loss": float(-np.log(np.maximum(chosen, 1e-12)).mean()),
-        "balanced_accuracy": float(np.mean(recalls)),
+        "balanced_accuracy": float(metrics.balanced_accuracy(counts)),
     }
