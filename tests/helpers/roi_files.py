@@ -2,12 +2,14 @@
 
 import csv
 
-import highdicom as hd
-import nibabel
 import numpy as np
 import pydicom
+import pytest
 from ct_files import SERIES, write_ct
 from pydicom.sr.codedict import codes
+
+hd = pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
+nibabel = pytest.importorskip("nibabel", reason="needs the extra 'dicom'")
 
 VERSION = "1"
 SIDE, MM = 32, 0.8
