@@ -11,6 +11,11 @@ import time
 import numpy as np
 import pytest
 from basics import REPOSITORY
+from small_study import smoke
+
+from twostage_jax import cli
+from twostage_jax.errors import UserError
+from twostage_jax.main import train
 
 COMMAND = [
     sys.executable,
@@ -144,23 +149,25 @@ def test_signals_while_data_is_prepared_say_how_to_go_on(
 
 
 @pytest.mark.parametrize(
-    ("flag", "words"),
+    ("path", "value", "words"),
     [
-        ("--config.stages.target.optim.lerning_rate=1", "Did you mean 'learning_rate'"),
-        ("--config.model.name=caffenet_smal", "Did you mean 'caffenet_small'"),
-        ("--config.stages.target.data.source=fantoms", "Did you mean 'phantoms'"),
-        ("--config.arms.natural=natural > texture", "must end at 'target'"),
-        ("--config.stages.target.data.patients=2", "at least 4"),
-        ("--config.stages.target.transfer.rules=(('params/x','copy'),)", "no array"),
-        ("--config.stages.texture.optim.freeze=('conv9/.*',)", "matches no parameter"),
+        ("stages.target.optim.lerning_rate", 1, "Did you mean 'learning_rate'"),
+        ("model.name", "caffenet_smal", "Did you mean 'caffenet_small'"),
+        ("stages.target.data.source", "fantoms", "Did you mean 'phantoms'"),
+        ("arms.natural", "natural > texture", "'target'"),
+        ("stages.target.data.patients", 2, "4"),
+        ("stages.target.transfer.rules", (("params/x", "copy"),), "params/x"),
+        ("stages.texture.optim.freeze", ("conv9/.*",), "conv9/.*"),
     ],
 )
-def test_bad_setting_is_one_line_before_any_training(
-    environment, tmp_path, flag, words, finished
+def test_bad_setting_is_refused_before_any_training(
+    finished, user_cache, monkeypatch, tmp_path, path, value, words
 ):
-    failed = run(environment, f"--workdir={tmp_path}", flag)
-    assert failed.returncode == 2
-    assert words in failed.stderr and "Traceback" not in failed.stderr
+    monkeypatch.setattr(cli, "use_cores", lambda: None)
+    data = user_cache / "twostage_jax" / "data"
+    with pytest.raises(UserError) as refused:
+        train(smoke(**{path: value}), workdir=str(tmp_path), data_dir=str(data))
+    assert words in str(refused.value)
     assert not (tmp_path / "stages").exists()
 
 

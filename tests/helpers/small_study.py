@@ -14,7 +14,7 @@ def config_file(name, variant=""):
     return module.get_config(*([variant] if variant else []))
 
 
-def parsed(**changes):
+def smoke(**changes):
     """Returns the smoke config with settings such as {'study.seeds': (0, 1)}."""
     tree = config_file("two_stage.py", "smoke").to_dict()
     for path, value in changes.items():
@@ -23,7 +23,12 @@ def parsed(**changes):
         for name in parents:
             node = node[name]
         node[last] = value
-    return configs.parse(ConfigDict(tree))
+    return ConfigDict(tree)
+
+
+def parsed(**changes):
+    """Returns the settings of `smoke`."""
+    return configs.parse(smoke(**changes))
 
 
 def datasets(**changes):
