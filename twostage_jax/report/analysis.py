@@ -468,10 +468,7 @@ def _size_study(
 ) -> tuple[SizeStudy | None, str]:
     """Returns the size study, or None and why there is none."""
     if len(sizes) < 2:
-        return None, (
-            "Only one size of the target set was studied: add fractions to "
-            "config.study.fractions for a size curve."
-        )
+        return None, ("Learning curve: one size only.")
     arms, reason = _on_curve(
         study,
         sizes,

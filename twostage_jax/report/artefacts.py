@@ -255,10 +255,7 @@ def _explanation(study: Study, notes: list[str]) -> Explanation | None:
             _figures(path.parent, explained.get("figures") or {}, notes),
             [str(text) for text in explained.get("left_out") or ()],
         )
-    notes.append(
-        "What the features respond to is not shown: run python -m "
-        "twostage_jax.explain on the run folder, and the report again."
-    )
+    notes.append("Feature analysis: not run (twostage_jax.explain).")
     return None
 
 

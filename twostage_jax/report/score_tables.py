@@ -54,8 +54,6 @@ def how(scores: Scores, intervals: Iterable[Interval | None] | None = None) -> s
     text = HOW.format(units=units(scores), new=new)
     for reason in sorted({one.reason for one in given if one.reason}):
         text += f" No interval is available where {reason}."
-    if len(scores.seeds) == 1:
-        text += " With one seed they hold for that seed only."
     return text
 
 

@@ -13,7 +13,7 @@ from twostage_jax.report.figures import file_name
 from twostage_jax.report.parts import Details, Node, Part, Saved, Section, Text, Tree
 from twostage_jax.report.study_table import NAMED, Study, flat
 from twostage_jax.report.tables import NOTHING, Column, Table, arm_name
-from twostage_jax.report.text import summary
+from twostage_jax.report.text import size_words, summary
 
 METHOD = (
     "Every score is computed from the predictions of the test examples that are stored "
@@ -44,9 +44,8 @@ TWO_READINGS = (
     "{these} % of the tests at the 5 % level, the second in {new} %."
 )
 ONE_READING = (
-    "Models of different folds are trained on the same patients. How much scores vary "
-    "with the training patients is not in the intervals: it takes cross-validation with "
-    "two or more seeds, each with its own folds, to know it."
+    "How much scores vary with the training patients is not in the intervals: it takes "
+    "cross-validation with two or more seeds, each with its own folds, to know it."
 )
 # Of '2 folds, 0.5 logits' in experiments/coverage.md.
 REJECTED = {"these": "29.1", "new": "4.6"}
@@ -106,8 +105,8 @@ def _synthetic(study: Study, artefacts: Artefacts) -> Iterable[str]:
     }
     for name in sorted(names):
         yield (
-            f"The target images (data set '{name}') are synthetic: no score and no "
-            "disease map of these models says anything about patients."
+            f"The target images (data set '{name}') are synthetic: the results say "
+            "nothing about patients."
         )
 
 
@@ -161,6 +160,7 @@ def _sizes(study: Study, analysis: Analysis) -> list[Part]:
     if len(analysis.sizes) < 2:
         return []
     parts: list[Part] = [score_tables.sizes_table(analysis)]
+    words: list[Part] = [Text(text) for text in size_words(analysis)]
     several = len(analysis.full.scores.arms) > 1
     if several:
         parts.append(score_tables.size_pairs_table(analysis))
@@ -169,7 +169,7 @@ def _sizes(study: Study, analysis: Analysis) -> list[Part]:
         parts.append(score_tables.areas_table(analysis))
         if several:
             parts.append(score_tables.matches_table(analysis))
-    return parts
+    return [*words, *parts]
 
 
 def _classes(study: Study, analysis: Analysis) -> list[Part]:

@@ -1,6 +1,12 @@
-"""The head of the report: the answer of the study, in paragraphs."""
+"""The answer of a study in words: its size, and how sure it is.
 
-import dataclasses
+A difference is called shown if its p-value is below 0.05 and there are two or more
+seeds. The primary endpoint needs no correction; all other p-values are Holm-corrected.
+Everything else is called not shown, and never absent. Each caveat is said once: that of
+the single seed with the answer, those of the data below it.
+"""
+
+from collections.abc import Iterable
 
 from twostage_jax.report.analysis import METRIC, Analysis, Primary, Scores, Size
 from twostage_jax.report.study_table import Study
@@ -8,269 +14,73 @@ from twostage_jax.report.tables import arm_name, listed, mean_and_range, minus, 
 from twostage_jax.stats.intervals import LEVEL, Difference, Interval, holm
 from twostage_jax.stats.learning_curve import SizeStudy, describe_size
 
+ALPHA = round(1 - LEVEL, 9)
+SCORE = "balanced accuracy"
+CHANCE = "with a single seed the effect cannot be separated from chance"
+
 
 def summary(study: Study, analysis: Analysis) -> list[str]:
     """Returns the paragraphs at the head of the report; the first is the answer."""
-    scores = analysis.full.scores
+    scores, primary = analysis.full.scores, analysis.primary
     if len(scores.arms) < 2:
         return [_alone(analysis), _basis(study, analysis)]
     pairs = champion_pairs(analysis)
-    primary = analysis.primary
-    paragraphs = []
     if primary:
-        paragraphs.append(primary_words(primary, scores))
+        answer = primary_words(primary)
         if primary.sizes == 1 and not primary.reason:
             # The pair is the primary endpoint itself.
             pairs = [one for one in pairs if one.second != analysis.baseline]
     else:
         first, *pairs = pairs
-        paragraphs.append(sentence(first, scores))
-        if verdict(first, first.p_holm) == "not shown" and len(scores.seeds) > 1:
-            paragraphs[0] += f" {compatible(first)}"
-    paragraphs.append(against_baselines(analysis))
+        answer = sentence(first, scores)
+    paragraphs = [answer]
     if all(one.low is None for one in scores.differences[METRIC]):
-        paragraphs.append(_by_accuracy(analysis))
-    others = " ".join(_other(one, scores) for one in pairs)
-    if others:
-        paragraphs.append(f"{_exploratory(primary)}{others}")
-    paragraphs += [_basis(study, analysis), by_size(analysis), over_sizes(analysis)]
-    return [text for text in paragraphs if text]
-
-
-def against_baselines(analysis: Analysis) -> str:
-    """Returns how the champion compares with the best baseline, at full size."""
-    full = analysis.full
-    if not full.baselines:
-        return ""
-    best, count = full.baselines[0], len(full.baselines)
-    one = best.difference
-    champion, name = arm_name(analysis.champion), arm_name(best.name)
-    (p_holm, *_) = holm([b.difference.p_value for b in full.baselines])
-    sure = surely(dataclasses.replace(as_told(one), p_holm=p_holm), count)
-    fact = (
-        f"{scored(one, f' of {SCORE}')}, the best of {count} "
-        f"baseline{'s' if count > 1 else ''} without training a network on the target"
-    )
-    if len(full.scores.seeds) == 1:
-        return f"{capital(fact)} ({sure})."
-    found = verdict(one, p_holm)
-    if found == "better":
-        return f"{capital(fact)} ({sure})."
-    lead = {
-        "worse": f"A baseline beats {champion}: ",
-        "unknown": "",
-    }.get(found, f"{capital(champion)} is not shown to beat the baseline {name}: ")
-    return f"{lead}{fact if lead else capital(fact)} ({sure})."
-
-
-def _exploratory(primary: Primary | None) -> str:
-    if primary is None:
-        return (
-            "No primary endpoint was named before this run, so every comparison is "
-            "exploratory. "
+        one = champion_pairs(analysis, "accuracy")[0]
+        if one.low is not None:
+            paragraphs.append(f"By plain accuracy: {sentence(one, scores)}")
+    if others := _others(analysis, pairs):
+        lead = (
+            "Exploratory"
+            if primary
+            else "All exploratory, as no primary endpoint was named"
         )
-    return "All other comparisons are exploratory. "
+        known = any(one.low is not None for one in scores.differences[METRIC])
+        units = "points, 95 % CI, Holm-corrected p" if known else "points"
+        paragraphs.append(f"{lead} ({units}): {others}.")
+    return [*paragraphs, _basis(study, analysis)]
 
 
-def _other(one: Difference, scores: Scores) -> str:
-    """Returns a further difference: what holds for all of them is not repeated."""
-    if one.low is None:
-        return f"{capital(scored(one, ''))}, in this sample only."
-    if len(scores.seeds) == 1:
-        sure = surely(as_told(one), len(scores.differences[one.metric]))
-        return f"{capital(scored(one, ''))} with this one seed ({sure})."
-    return sentence(one, scores)
-
-
-def _by_accuracy(analysis: Analysis) -> str:
-    """Returns the first difference by accuracy, if it alone has an interval."""
-    one = champion_pairs(analysis, "accuracy")[0]
-    if one.low is None:
-        return ""
-    return f"By plain accuracy: {sentence(one, analysis.full.scores)}"
-
-
-def by_size(analysis: Analysis) -> str:
-    """Returns at which sizes the champion is ahead of the baseline, or behind."""
-    if len(analysis.sizes) < 2 or analysis.champion == analysis.baseline:
-        return ""
-    several = {size.n for size in analysis.sizes if len(size.scores.seeds) > 1}
-    sizes: dict[str, list[tuple[float, Difference]]] = {}
-    for size, one, p_value in size_differences(analysis):
-        if one.first == analysis.champion:
-            found = verdict(one, p_value) if size.n in several else "unknown"
-            sizes.setdefault(found, []).append((size.n, one))
-    champion, baseline = (
-        arm_name(arm) for arm in (analysis.champion, analysis.baseline)
-    )
-    words = {
-        "better": f"{champion} is ahead of {baseline} at",
-        "worse": f"{champion} is behind {baseline} at",
-        "leaning": f"{champion} against {baseline} is not significant after correction at",
-        "not shown": f"no difference between {champion} and {baseline} is shown at",
-        "unknown": f"the difference of {champion} and {baseline} has no test at",
-    }
-    parts = [
-        f"{text} {listed([_at(n, one) for n, one in sorted(sizes[key], key=_first)])}"
-        for key, text in words.items()
-        if key in sizes
-    ]
-    mean = ", a mean over seeds and folds" if analysis.sizes_differ else ""
-    return (
-        f"By number of target training patches{mean} (those for validation, the same at "
-        "every size, are not counted; tests Holm-corrected over sizes and arms): "
-        f"{'; '.join(parts)}.{_trend(analysis)}"
-    )
-
-
-def _trend(analysis: Analysis) -> str:
-    """Returns whether the gain depends on the size, compared as such."""
-    study = analysis.size_study
-    if study is None or analysis.champion not in study.trends:
-        return ""
-    change, p_value = study.trends[analysis.champion]
-    if change.low is None or p_value is None or len(analysis.common_seeds) == 1:
-        return ""
-    shown = "" if p_value < ALPHA else ", so a change with size is not shown"
-    return (
-        f" The gain at {study.n[0]:,.0f} patches minus that at {study.n[-1]:,.0f} is "
-        f"{minus(f'{100 * change.estimate:.1f}')} points ({ends(change)}{shown})."
-    )
-
-
-def over_sizes(analysis: Analysis) -> str:
-    """Returns the gain over all sizes and the matching size in words."""
-    study, arm = analysis.size_study, analysis.champion
-    if study is None or arm not in study.area_gains:
-        return ""
-    seeds = analysis.common_seeds
-    primary = analysis.primary
-    told = primary and not primary.reason and primary.difference.metric == METRIC
-    champion, baseline = arm_name(arm), arm_name(analysis.baseline)
-    gain, p_value = study.area_gains[arm][0], area_p_values(study)[arm]
-    more = "more" if gain.estimate >= 0 else "less"
-    sure = "no interval" if gain.low is None else readings(_gain_as_told(gain))
-    p = "" if p_value is None else f", p {equals(p_value)}"
-    if p and len(study.area_gains) > 1:
-        p += f", Holm-corrected over {len(study.area_gains)} arms"
-    text = (
-        f"Over all sizes (area under the learning curve) {champion} scores "
-        f"{points(gain)} {more} than {baseline} ({sure}{p}"
-        f"{', one seed' if len(seeds) == 1 else ''})."
-    )
-    if p_value is not None and p_value >= ALPHA and len(seeds) > 1:
-        text += " No difference over all sizes is shown."
-    if told:  # By the first paragraph.
-        text = ""
-    smallest = study.matches[arm][0]
-    needed, low, high = (
-        None if x is None else describe_size(x, study.n)
-        for x in (smallest.value, smallest.low, smallest.high)
-    )
-    sure = f" (95 % CI {low} to {high})" if low and (low, high) != (needed,) * 2 else ""
-    return (
-        f"{text} To match {champion} trained on {smallest.n:,.0f} patches, {baseline} "
-        f"needs {needed} patches{sure}."
-    ).strip()
-
-
-def _gain_as_told(gain: Interval) -> Interval:
-    if gain.estimate >= 0:
-        return gain
-    return Difference(**vars(gain)).turned()
-
-
-def _alone(analysis: Analysis) -> str:
-    (arm, interval), *_ = analysis.full.scores.intervals[METRIC].items()
-    sure = f"no interval: {interval.reason}" if interval.low is None else ends(interval)
-    return (
-        f"There is only one arm, so nothing is compared: {arm_name(arm)} reached a "
-        f"{SCORE} of {100 * interval.estimate:.1f} % ({sure})."
-    )
-
-
-def _basis(study: Study, analysis: Analysis) -> str:
-    """Returns the numbers that the answer rests on."""
-    full = analysis.full
-    seeds = len(full.scores.seeds)
-    patients = full.patients
-    of_patients = f" of {mean_and_range(patients)} patients" if patients else ""
-    parts = [
-        f"This rests on {seeds} seed{'s' if seeds > 1 else ''}, {tested(full.scores)}"
-        f"{_folds(study)}, and "
-        f"{'on average ' if len(set(full.patches)) > 1 else ''}"
-        f"{mean_and_range(full.patches)} target training patches{of_patients}."
-    ]
-    if any(one.low is not None for one in full.scores.intervals[METRIC].values()):
-        parts.append(_over(study, analysis))
-    if full.scores.groups is None:
-        parts.append(
-            "The data names no patients: patches are taken as independent, so the "
-            "intervals are too narrow if several come from one patient."
-        )
-    if study.missing:
-        parts.append(
-            f"{len(study.missing)} row{'s are' if len(study.missing) > 1 else ' is'} "
-            "missing; see below."
-        )
-    return " ".join(parts)
-
-
-def _over(study: Study, analysis: Analysis) -> str:
-    """Returns what the intervals are over."""
-    scores = analysis.full.scores
-    unit = "patches" if scores.groups is None else "patients"
-    over = f"test {unit}{' and seeds' if len(scores.seeds) > 1 else ''}"
-    intervals = scores.intervals[METRIC].values()
-    if any(one.these for one in intervals):
-        return (
-            f"The intervals are over {over} and, unless stated otherwise, over new "
-            "training patients, too."
-        )
-    if len(study.folds) < 2:
-        why = "with one split, the study does not tell how much they matter"
-    elif len(scores.seeds) < 2:
-        why = "a single seed does not tell how much they matter"
-    elif not study.folds_anew:
-        why = "with the same folds for every seed, how much they matter is unknown"
-    else:
-        why = "their numbers are not known"
-    return (
-        f"The intervals are over {over}, for the training {unit} of this study only: "
-        f"{why}."
-    )
-
-
-def _folds(study: Study) -> str:
-    if len(study.folds) < 2:
-        return ""
-    return f" in {len(study.folds)} folds{', drawn again for each seed' * study.folds_anew}"
-
-
-def _at(n: float, one: Difference) -> str:
-    sure = "no interval" if one.low is None else ends(one)
-    return f"{n:,.0f} ({minus(f'{100 * one.estimate:+.1f}')} points, {sure})"
-
-
-def _first(pair: tuple[float, Difference]) -> float:
-    return pair[0]
-
-
-ALPHA = round(1 - LEVEL, 9)
-SCORE = "balanced accuracy"
-NAMED_BEFORE = "This is the primary endpoint, named before the run."
+def size_words(analysis: Analysis) -> list[str]:
+    """Returns paragraphs on how the difference depends on the training-set size."""
+    return [text for text in (_by_size(analysis), _over_sizes(analysis)) if text]
 
 
 def champion_pairs(analysis: Analysis, metric: str = METRIC) -> list[Difference]:
     """Returns champion minus each other arm, the baseline first."""
-    champion, baseline = analysis.champion, analysis.baseline
-    found = []
-    for one in analysis.full.scores.differences[metric]:
-        if one.first == champion:
-            found.append(one)
-        elif one.second == champion:
-            found.append(one.turned())
-    return sorted(found, key=lambda one: one.second != baseline)
+    pairs = _minus(analysis.full.scores.differences[metric], analysis.champion)
+    return sorted(
+        (one.turned() for one in pairs), key=lambda one: one.second != analysis.baseline
+    )
+
+
+def size_differences(analysis: Analysis) -> list[tuple[Size, Difference, float | None]]:
+    """Returns each arm minus the baseline at every size, with a p-value.
+
+    The p-values are Holm-corrected over all of them.
+    """
+    pairs = [
+        (size, one)
+        for size in analysis.sizes
+        for one in _minus(size.scores.differences[METRIC], analysis.baseline)
+    ]
+    corrected = holm([one.p_value for _, one in pairs])
+    return [(size, one, p) for (size, one), p in zip(pairs, corrected, strict=True)]
+
+
+def area_p_values(study: SizeStudy) -> dict[str, float | None]:
+    """Returns arm -> p-value of its gain in area, Holm-corrected over the arms."""
+    corrected = holm([p_value for _, p_value in study.area_gains.values()])
+    return dict(zip(study.area_gains, corrected, strict=True))
 
 
 def verdict(one: Difference, p_value: float | None) -> str:
@@ -286,104 +96,253 @@ def verdict(one: Difference, p_value: float | None) -> str:
     return "leaning" if one.p_value < ALPHA else "not shown"
 
 
-def primary_words(primary: Primary, scores: Scores) -> str:
+def primary_words(primary: Primary) -> str:
     """Returns the answer of the primary endpoint in words."""
     one = primary.difference
     score = one.metric.replace("_", " ")
-    first, second = arm_name(one.first), arm_name(one.second)
     if primary.sizes > 1:
         score += f", mean over {primary.sizes} sizes"
     if primary.reason:
         return (
-            f"The primary endpoint, {first} minus {second} in {score}, cannot be "
-            f"computed: {primary.reason}."
+            f"The primary endpoint, {arm_name(one.first)} minus {arm_name(one.second)} "
+            f"in {score}, cannot be computed: {primary.reason}."
         )
-    fact = scored(one, f" of {score}")
-    if one.low is None:
-        return (
-            f"{capital(fact)} on {tested(scores)}. Whether this holds for other "
-            f"patients is unknown: {one.reason}. {NAMED_BEFORE}"
+    notes = ["primary endpoint"]
+    if one.detectable is not None and len(primary.seeds) > 1:
+        notes.append(
+            f"least detectable difference {100 * one.detectable:.1f} points at power 80 %"
         )
-    p_value = f"; p {equals(one.p_value)}" if one.p_value is not None else ""
-    sure = f"{readings(as_told(one))}{p_value}"
-    if len(primary.seeds) == 1:
-        return f"{_single(fact, sure)} {NAMED_BEFORE}"
-    found = verdict(one, one.p_value)
-    if found in ("better", "worse"):
-        verb = "beats" if found == "better" else "is worse than"
-        answer = (
-            f"{capital(first)} {verb} {second} by {points(one)} of {score} ({sure})."
-        )
-    else:
-        answer = (
-            f"No difference between {first} and {second} is shown: {first} minus "
-            f"{second} is {_signed(one.estimate)} points of {score} "
-            f"({readings(one)}{p_value}). {compatible(one)}"
-        )
-    parts = (answer, detectable(one), NAMED_BEFORE)
-    return " ".join(part for part in parts if part)
-
-
-def detectable(one: Interval) -> str:
-    """Returns the least detectable difference in words, or ''."""
-    if one.detectable is None:
-        return ""
-    return (
-        "The least detectable difference of this study (power 80 %) is "
-        f"{100 * one.detectable:.1f} points."
-    )
-
-
-def compatible(one: Interval) -> str:
-    """Returns which true differences the data rule out."""
-    gain, loss = max(one.high, 0), max(-one.low, 0)
-    parts = [f"gains above {100 * gain:.1f} points"] if one.high > 0 else ["any gain"]
-    parts.append(f"losses above {100 * loss:.1f} points" if one.low < 0 else "any loss")
-    return f"{capital(listed(parts))} are not compatible with these data."
+    return _sentence(one, one.p_value, score, len(primary.seeds), notes)
 
 
 def sentence(one: Difference, scores: Scores) -> str:
     """Returns one difference in words, its p-value corrected over all pairs."""
-    score = one.metric.replace("_", " ")
-    pairs = len(scores.differences[one.metric])
+    score, pairs = one.metric.replace("_", " "), len(scores.differences[one.metric])
+    return _sentence(one, one.p_holm, score, len(scores.seeds), pairs=pairs)
+
+
+def _sentence(
+    one: Difference,
+    p_value: float | None,
+    score: str,
+    seeds: int,
+    notes: Iterable[str] = (),
+    pairs: int = 1,
+) -> str:
+    """Returns the answer, then the number, then the caveat.
+
+    Args:
+      one: Difference between two arms.
+      p_value: p-value that decides.
+      score: Name of the score.
+      seeds: Number of seeds.
+      notes: Remarks for the brackets.
+      pairs: Number of comparisons that the p-value is corrected for.
+    """
     first, second = arm_name(one.first), arm_name(one.second)
-    fact = scored(one, f" of {score}")
+    size = f"{abs(100 * one.estimate):.1f} points of {score}"
+    more = "more" if one.estimate > 0 else "less"
+    fact = f"{first} scored {size} {more} than {second}"
+    if not round(1000 * one.estimate):
+        fact = f"{first} and {second} scored the same {score}, to a tenth of a point"
     if one.low is None:
-        return (
-            f"{capital(fact)} on {tested(scores)}. Whether this holds for other "
-            f"patients is unknown: {one.reason}."
+        brackets = f" ({'; '.join(notes)})" if notes else ""
+        return capital(
+            f"{fact}{brackets}; whether this holds for other patients is unknown: "
+            f"{one.reason}."
         )
-    sure = surely(as_told(one), pairs)
-    if len(scores.seeds) == 1:
-        return _single(fact, sure)
-    found = verdict(one, one.p_holm)
-    if found == "better":
-        return f"{capital(first)} beats {second} by {points(one)} of {score} ({sure})."
-    if found == "worse":
-        return (
-            f"{capital(first)} is worse than {second} by {points(one)} of {score} "
-            f"({sure})."
-        )
+
+    def sure(interval: Difference) -> str:
+        over = f", Holm-corrected over {pairs} pairs" if pairs > 1 else ""
+        p = [] if p_value is None else [f"p {_equals(p_value)}{over}"]
+        return f"({'; '.join([_readings(interval), *p, *notes])})"
+
+    told = _as_told(one)
+    if seeds == 1:
+        return capital(f"{fact} {sure(told)}, but {CHANCE}.")
+    found = verdict(one, p_value)
+    if found in ("better", "worse"):
+        verb = "beats" if found == "better" else "is worse than"
+        return capital(f"{first} {verb} {second} by {size} {sure(told)}.")
     if found == "leaning":
-        return (
-            f"{capital(fact)}, but this is not significant among {pairs} pairs "
-            f"({sure}; uncorrected p {equals(one.p_value)})."
+        return capital(
+            f"{fact} {sure(told)}, but this is not significant among {pairs} pairs "
+            f"(uncorrected p {_equals(one.p_value)})."
         )
     return (
-        f"No difference between {first} and {second} is shown: {first} minus {second} "
-        f"is {_signed(one.estimate)} points of {score} ({surely(one, pairs)})."
+        f"No difference between {first} and {second} is shown: {first} minus {second} is "
+        f"{_signed(one.estimate)} points of {score} {sure(one)}. {_excluded(one)}"
     )
 
 
-def _single(fact: str, sure: str) -> str:
+def _others(analysis: Analysis, pairs: Iterable[Difference]) -> str:
+    """Returns the best baseline and further arms against the champion, by verdict."""
+    found = [(one, one.p_holm, arm_name(one.second)) for one in pairs]
+    if baselines := analysis.full.baselines:
+        (p_holm, *_) = holm([one.difference.p_value for one in baselines])
+        count, name = len(baselines), arm_name(baselines[0].name)
+        among = f"the best of {count} baselines" if count > 1 else "the only baseline"
+        found.insert(0, (baselines[0].difference, p_holm, f"{name} ({among})"))
+    champion = arm_name(analysis.champion)
+    leads = {
+        "better": f"{champion} beats",
+        "worse": f"{champion} is worse than",
+        "not shown": f"no difference is shown for {champion} minus",
+        "unknown": f"{champion} minus",
+    }
+    clauses: dict[str, list[str]] = {}
+    for one, p_value, second in found:
+        answer = verdict(one, p_value)
+        answer = "not shown" if answer == "leaning" else answer
+        answer = answer if len(analysis.full.scores.seeds) > 1 else "unknown"
+        told, by = one, ""
+        if answer in ("better", "worse"):
+            told, by = _as_told(one), "by "
+        p = "" if p_value is None else f"; p {_equals(p_value)}"
+        sure = "" if told.low is None else f" ({_range(told)}{p})"
+        text = f"{second} {by}{_signed(told.estimate)}{sure}"
+        clauses.setdefault(answer, []).append(text)
+    return "; ".join(
+        f"{lead} {listed(clauses[answer])}"
+        for answer, lead in leads.items()
+        if answer in clauses
+    )
+
+
+def _by_size(analysis: Analysis) -> str:
+    """Returns at which sizes the champion is ahead of the baseline, or behind."""
+    if len(analysis.sizes) < 2 or analysis.champion == analysis.baseline:
+        return ""
+    several = {size.n for size in analysis.sizes if len(size.scores.seeds) > 1}
+    sizes: dict[str, list[tuple[float, Difference]]] = {}
+    for size, one, p_value in size_differences(analysis):
+        if one.first == analysis.champion:
+            found = verdict(one, p_value) if size.n in several else "unknown"
+            sizes.setdefault(found, []).append((size.n, one))
+    champion, baseline = arm_name(analysis.champion), arm_name(analysis.baseline)
+    words = {
+        "better": f"{champion} is ahead of {baseline} at",
+        "worse": f"{champion} is behind {baseline} at",
+        "leaning": f"{champion} against {baseline} is not significant after correction at",
+        "not shown": f"no difference between {champion} and {baseline} is shown at",
+        "unknown": f"the difference of {champion} and {baseline} has no test at",
+    }
+    parts = [
+        f"{text} {listed(_at(*one) for one in sorted(sizes[key], key=lambda x: x[0]))}"
+        for key, text in words.items()
+        if key in sizes
+    ]
     return (
-        f"With a single seed, the effect cannot be separated from chance: {fact} in this "
-        f"one training of each ({sure}; over patients only). Run more seeds to judge the "
-        "methods."
+        "By number of target training patches (tests Holm-corrected over sizes and "
+        f"arms): {'; '.join(parts)}.{_trend(analysis)}"
     )
 
 
-def as_told(one: Difference) -> Difference:
+def _trend(analysis: Analysis) -> str:
+    """Returns whether the gain depends on the size, compared as such."""
+    study = analysis.size_study
+    if study is None or analysis.champion not in study.trends:
+        return ""
+    change, p_value = study.trends[analysis.champion]
+    if change.low is None or p_value is None or len(analysis.common_seeds) == 1:
+        return ""
+    shown = "" if p_value < ALPHA else ", so a change with size is not shown"
+    return (
+        f" The gain at {study.n[0]:,.0f} patches minus that at {study.n[-1]:,.0f} is "
+        f"{_signed(change.estimate)} points ({_ends(change)}{shown})."
+    )
+
+
+def _over_sizes(analysis: Analysis) -> str:
+    """Returns the gain over all sizes and the equivalent sample size in words."""
+    study, arm = analysis.size_study, analysis.champion
+    if study is None or arm not in study.area_gains:
+        return ""
+    primary, text = analysis.primary, ""
+    champion, baseline = arm_name(arm), arm_name(analysis.baseline)
+    # The primary endpoint over all sizes is this gain, and has been told.
+    if not (primary and not primary.reason and primary.difference.metric == METRIC):
+        gain, p_value = study.area_gains[arm][0], area_p_values(study)[arm]
+        more = "more" if gain.estimate >= 0 else "less"
+        told = gain if gain.estimate >= 0 else Difference(**vars(gain)).turned()
+        notes = ["no interval" if gain.low is None else _readings(told)]
+        if p_value is not None:
+            several = len(study.area_gains)
+            over = f", Holm-corrected over {several} arms" if several > 1 else ""
+            notes.append(f"p {_equals(p_value)}{over}")
+        text = (
+            f"Over all sizes (area under the learning curve) {champion} scores "
+            f"{abs(100 * gain.estimate):.1f} points {more} than {baseline} "
+            f"({', '.join(notes)}). "
+        )
+        if p_value is not None and p_value >= ALPHA and len(analysis.common_seeds) > 1:
+            text += "No difference over all sizes is shown. "
+    smallest = study.matches[arm][0]
+    needed, low, high = (
+        None if x is None else describe_size(x, study.n)
+        for x in (smallest.value, smallest.low, smallest.high)
+    )
+    sure = f" (95 % CI {low} to {high})" if low and (low, high) != (needed,) * 2 else ""
+    return (
+        f"{text}To match {champion} trained on {smallest.n:,.0f} patches, {baseline} "
+        f"needs {needed} patches{sure}."
+    )
+
+
+def _alone(analysis: Analysis) -> str:
+    (arm, interval), *_ = analysis.full.scores.intervals[METRIC].items()
+    sure = (
+        f"no interval: {interval.reason}" if interval.low is None else _ends(interval)
+    )
+    return (
+        f"There is only one arm, so nothing is compared: {arm_name(arm)} reached a "
+        f"{SCORE} of {100 * interval.estimate:.1f} % ({sure})."
+    )
+
+
+def _basis(study: Study, analysis: Analysis) -> str:
+    """Returns the numbers that the answer rests on, and what the intervals cover."""
+    full, scores = analysis.full, analysis.full.scores
+    seeds = len(scores.seeds)
+    again = ", drawn again for each seed" * study.folds_anew
+    folds = f" in {len(study.folds)} folds{again}," if len(study.folds) > 1 else ""
+    patients = f" of {mean_and_range(full.patients)} patients" if full.patients else ""
+    parts = [
+        f"Basis: {seeds} seed{'s' if seeds > 1 else ''}, {_tested(scores)}{folds} and "
+        f"{'on average ' if len(set(full.patches)) > 1 else ''}"
+        f"{mean_and_range(full.patches)} target training patches{patients}."
+    ]
+    intervals = scores.intervals[METRIC].values()
+    unit = "patches" if scores.groups is None else "patients"
+    if any(one.these for one in intervals):
+        parts.append(
+            "The intervals include new training patients, unless stated otherwise."
+        )
+    elif any(one.low is not None for one in intervals):
+        parts.append(f"The intervals hold for these training {unit} only.")
+    if scores.groups is None:
+        parts.append(
+            "The data names no patients, so the intervals are too narrow if several "
+            "patches come from one patient."
+        )
+    if study.missing:
+        several = len(study.missing) > 1
+        parts.append(
+            f"{len(study.missing)} row{'s are' if several else ' is'} missing; see below."
+        )
+    return " ".join(parts)
+
+
+def _minus(pairs: Iterable[Difference], second: str) -> list[Difference]:
+    """Returns the pairs with one arm, turned so that this arm is subtracted."""
+    return [
+        one if one.second == second else one.turned()
+        for one in pairs
+        if second in (one.first, one.second)
+    ]
+
+
+def _as_told(one: Difference) -> Difference:
     """Returns the difference with the sign of words such as 'more' or 'worse'.
 
     The number in them is never negative, so its interval is that of the gain or of the
@@ -392,85 +351,51 @@ def as_told(one: Difference) -> Difference:
     return one.turned() if round(1000 * one.estimate) < 0 else one
 
 
-def scored(one: Difference, of: str) -> str:
-    """Returns 'two-stage scored 3.1 points of accuracy more than scratch'."""
-    first, second = arm_name(one.first), arm_name(one.second)
-    if not round(1000 * one.estimate):
-        return f"{first} and {second} scored the same{of}, to a tenth of a point"
-    more = "more" if one.estimate > 0 else "less"
-    return f"{first} scored {points(one)}{of} {more} than {second}"
+def _excluded(one: Interval) -> str:
+    """Returns which true differences the data rule out."""
+    gain = f"gains above {100 * one.high:.1f} points" if one.high > 0 else "any gain"
+    loss = f"losses above {-100 * one.low:.1f} points" if one.low < 0 else "any loss"
+    return capital(f"{gain} and {loss} are not compatible with these data.")
 
 
-def points(one: Difference | Interval) -> str:
-    """Returns the size of a difference: '3.1 points'."""
-    return f"{abs(100 * one.estimate):.1f} points"
-
-
-def size_differences(analysis: Analysis) -> list[tuple[Size, Difference, float | None]]:
-    """Returns each arm minus the baseline at every size, with a p-value.
-
-    The p-values are Holm-corrected over all of them.
-    """
-    found = []
-    for size in analysis.sizes:
-        for one in size.scores.differences[METRIC]:
-            if one.second == analysis.baseline:
-                found.append((size, one))
-            elif one.first == analysis.baseline:
-                found.append((size, one.turned()))
-    corrected = holm([one.p_value for _, one in found])
-    return [(size, one, p) for (size, one), p in zip(found, corrected, strict=True)]
-
-
-def area_p_values(study: SizeStudy) -> dict[str, float | None]:
-    """Returns arm -> p-value of its gain in area, Holm-corrected over the arms."""
-    corrected = holm([p_value for _, p_value in study.area_gains.values()])
-    return dict(zip(study.area_gains, corrected, strict=True))
-
-
-def ends(interval: Interval) -> str:
+def _ends(interval: Interval) -> str:
     """Returns '95 % CI 1.2 to 5.0', in points."""
-    return f"{100 * LEVEL:.0f} % CI {_range(interval.low, interval.high)}"
+    return f"{100 * LEVEL:.0f} % CI {_range(interval)}"
 
 
-def readings(interval: Interval) -> str:
-    """Returns `ends`, with both readings if there are two."""
+def _range(interval: Interval) -> str:
+    return f"{_signed(interval.low)} to {_signed(interval.high)}"
+
+
+def _readings(interval: Interval) -> str:
+    """Returns `_ends`, with both readings if there are two."""
     if interval.these is None:
-        return ends(interval)
+        return _ends(interval)
+    low, high = map(_signed, interval.these)
     return (
-        f"{ends(interval)} for new training patients, {_range(*interval.these)} for "
-        "those of this study"
+        f"{_ends(interval)} for new training patients, {low} to {high} for those of "
+        "this study"
     )
 
 
-def _range(low: float, high: float) -> str:
-    return f"{_signed(low)} to {_signed(high)}"
+def _at(n: float, one: Difference) -> str:
+    sure = "no interval" if one.low is None else _ends(one)
+    return f"{n:,.0f} ({minus(f'{100 * one.estimate:+.1f}')} points, {sure})"
 
 
 def _signed(value: float) -> str:
     return minus(f"{100 * value:.1f}")
 
 
-def tested(scores: Scores) -> str:
+def _tested(scores: Scores) -> str:
     """Returns the numbers of test patients, if they are known, and test patches."""
     patches = f"{scores.examples:,} test patches"
     if scores.groups is None:
         return patches
-    return (
-        f"{scores.groups:,} test patient{'s' if scores.groups > 1 else ''} ({patches})"
-    )
+    return f"{scores.groups:,} test patient{'s' * (scores.groups > 1)} ({patches})"
 
 
-def surely(one: Difference, pairs: int) -> str:
-    """Returns the interval and the corrected p-value: '95 % CI 1.2 to 5.0; p = 0.01'."""
-    parts = [] if one.low is None else [readings(one)]
-    if one.p_holm is not None:
-        over = f", Holm-corrected over {pairs} pairs" if pairs > 1 else ""
-        parts.append(f"p {equals(one.p_holm)}{over}")
-    return "; ".join(parts)
-
-
-def equals(p_value: float) -> str:
+def _equals(p_value: float) -> str:
     """Returns '= 0.012' or '< 0.001'."""
     text = p_text(p_value)
     return text if text.startswith("<") else f"= {text}"

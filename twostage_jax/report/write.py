@@ -175,7 +175,11 @@ def _check_out(out: Path) -> None:
     """Raises a UserError if a report may not take the place of `out`."""
     if not out.exists():
         return
-    if not out.is_dir() or (any(out.iterdir()) and not (out / PAGE).is_file()):
+    # Training removes the page alone, when the results change.
+    earlier = [out / PAGE, out / "tables" / "result.csv"]
+    if not out.is_dir() or (
+        any(out.iterdir()) and not any(path.is_file() for path in earlier)
+    ):
         raise UserError(
             f"--out={out}: is not empty and holds no earlier report. Give a new folder, "
             "such as one inside the run folder."
