@@ -352,7 +352,7 @@ def score_interval(sampler: Resampler, weights: np.ndarray) -> Interval:
     if sampler.reason:
         return Interval(estimate, None, None, sampler.reason)
     effective = max(1 / (sampler.shares**2).sum(), 2.0)
-    variance, freedom = _variance(sampler, weights, effective)
+    variance, freedom = jackknife(sampler, weights, effective)
     share = estimate / sampler.largest
     if not variance or not 0 < share < 1:
         reason = "the score is the same in every patient"
@@ -389,7 +389,7 @@ def difference_interval(
     estimate = float(weights @ sampler.sample.mean(1))
     if sampler.reason:
         return Interval(estimate, None, None, sampler.reason), None
-    variance, freedom = _variance(sampler, weights, patients_of_contrast(sampler))
+    variance, freedom = jackknife(sampler, weights, patients_of_contrast(sampler))
     resampled = sampler.resampled @ weights
     spread = resampled.std()
     if not variance or not spread:
@@ -430,7 +430,7 @@ def widening(sampler: Resampler, weights: np.ndarray) -> float:
 
     1 if the study does not tell how much they matter.
     """
-    variance, freedom = _variance(sampler, weights, patients_of_contrast(sampler))
+    variance, freedom = jackknife(sampler, weights, patients_of_contrast(sampler))
     wider = _over_training(sampler, weights, variance, freedom) if variance else None
     if wider is None:
         return 1.0
@@ -446,6 +446,36 @@ def patients_of_contrast(sampler: Resampler) -> float:
     says. Half-way is what the simulation bears out.
     """
     return (max(1 / (sampler.shares**2).sum(), 2.0) + len(sampler.shares)) / 2
+
+
+def jackknife(
+    sampler: Resampler, weights: np.ndarray, effective: float
+) -> tuple[float, float]:
+    """Returns the jackknife variance of a weighted score and its degrees of freedom.
+
+    Args:
+      sampler, weights: resamples, and the weights `[A]` of the arms.
+      effective: effective number of patients of equal size.
+    """
+    sample = weights @ sampler.sample  # [S]
+    pulls = _pulls(sampler, weights)
+    groups, seeds = pulls.shape
+    pulls = pulls * np.sqrt((groups - 1) / groups)
+    by_group = pulls.mean(1)
+    patients = float(((by_group - by_group.mean()) ** 2).sum())
+    freedom = patients**2 / (effective - 1)
+    variance = patients
+    if seeds > 1:
+        between = float(sample.var(ddof=1)) / seeds
+        # What is left without effects of patients and seeds is in both of them.
+        rest = pulls - by_group[:, None] - pulls.mean(0) + pulls.mean()
+        both = float((rest**2).sum()) / (seeds * (seeds - 1))
+        variance = max(patients + between - both, patients, between)
+        freedom += between**2 / (seeds - 1)
+    # Rounding alone does not count as variance.
+    if variance < 1e-20:
+        return 0.0, 1.0
+    return variance, max(variance**2 / freedom, 1.0)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
@@ -491,33 +521,3 @@ def _over_training(
 def _pulls(sampler: Resampler, weights: np.ndarray) -> np.ndarray:
     """Returns `[P, S]`: change of a weighted score of each seed without a patient."""
     return np.einsum("pas,a->ps", sampler.without, weights) - weights @ sampler.sample
-
-
-def _variance(
-    sampler: Resampler, weights: np.ndarray, effective: float
-) -> tuple[float, float]:
-    """Returns the jackknife variance of a weighted score and its degrees of freedom.
-
-    Args:
-      sampler, weights: resamples, and the weights `[A]` of the arms.
-      effective: effective number of patients of equal size.
-    """
-    sample = weights @ sampler.sample  # [S]
-    pulls = _pulls(sampler, weights)
-    groups, seeds = pulls.shape
-    pulls = pulls * np.sqrt((groups - 1) / groups)
-    by_group = pulls.mean(1)
-    patients = float(((by_group - by_group.mean()) ** 2).sum())
-    freedom = patients**2 / (effective - 1)
-    variance = patients
-    if seeds > 1:
-        between = float(sample.var(ddof=1)) / seeds
-        # What is left without effects of patients and seeds is in both of them.
-        rest = pulls - by_group[:, None] - pulls.mean(0) + pulls.mean()
-        both = float((rest**2).sum()) / (seeds * (seeds - 1))
-        variance = max(patients + between - both, patients, between)
-        freedom += between**2 / (seeds - 1)
-    # Rounding alone does not count as variance.
-    if variance < 1e-20:
-        return 0.0, 1.0
-    return variance, max(variance**2 / freedom, 1.0)

@@ -110,7 +110,7 @@ def test_jackknife_of_equal_groups_is_the_textbook_variance():
     right = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 1])
     sampler = accuracy_of([predictions(right)], 100)
     effective = 1 / (sampler.shares**2).sum()
-    variance, freedom = intervals._variance(sampler, ALL, effective)
+    variance, freedom = intervals.jackknife(sampler, ALL, effective)
     assert variance == pytest.approx(right.var(ddof=1) / 10)
     assert freedom == pytest.approx(9)
 
@@ -123,7 +123,7 @@ def test_seeds_alone_give_the_variance_of_their_mean():
         for seed, level in enumerate(levels)
     ]
     sampler = accuracy_of(arm, 100)
-    variance, freedom = intervals._variance(sampler, ALL, 6)
+    variance, freedom = intervals.jackknife(sampler, ALL, 6)
     assert variance == pytest.approx(np.var(np.array(levels) / 4, ddof=1) / 4)
     assert freedom == pytest.approx(3)
 
