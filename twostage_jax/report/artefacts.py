@@ -1,7 +1,6 @@
-"""What a run folder holds beside its rows: stages, examples, mistakes, explanations.
+"""Contents of a run folder apart from its rows: stages, images, explanations.
 
-None of it is needed for the numbers: what is absent or damaged is left out of the
-report, which says so.
+No number needs them: the report skips what is absent or damaged, and says so.
 """
 
 import dataclasses
@@ -76,7 +75,7 @@ class SavedFigure:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What `explain` found: paragraphs, figures by name, what it left out."""
+    """Output of `explain`: paragraphs, figures by name, skipped items."""
 
     words: Sequence[str]
     figures: Mapping[str, SavedFigure]
@@ -92,7 +91,7 @@ class Artefacts:
       examples: Stage -> examples of its data.
       mistakes: Arm -> its worst mistakes.
       explanation: What `explain` found, or None.
-      notes: What is left out, and why.
+      notes: Skipped items, each with the reason.
     """
 
     stages: Mapping[str, StageRecord]
@@ -103,7 +102,7 @@ class Artefacts:
 
 
 def gather(study: Study) -> Artefacts:
-    """Reads what the run folders of a study hold beside the rows."""
+    """Reads the run folders of a study apart from their rows."""
     notes: list[str] = []
     return Artefacts(
         _stages(study, notes),

@@ -29,7 +29,7 @@ from twostage_jax.report.tables import arm_name, readable
 from twostage_jax.stats import metrics
 
 COLUMN, PAGE = 3.5, 7.0  # inches
-LABEL_ROOM = 1.2  # inches beside or below panels, for class names of 18 letters
+LABEL_ROOM = 1.2  # inches next to or below panels, for class names of 18 letters
 # Okabe and Ito 2008, "Color Universal Design"; distinct in all forms of colour
 # blindness, except their yellow, which is too faint on white paper.
 ARM_COLOURS = {
@@ -235,7 +235,7 @@ def size_curve(
         sizes |= set(n)
         style = arm_style(arm)
         axes.fill_between(n, low, high, color=style["color"], alpha=0.1, linewidth=0)
-        # Bars, a little apart, where bands of several arms cannot be told apart.
+        # Bars, a little apart, where bands of several arms overlap.
         apart = n * 1.02 ** (place - (len(curves) - 1) / 2)
         axes.vlines(apart, low, high, color=style["color"], linewidth=0.7)
         axes.plot(apart, value, label=arm_label(arm), **style)
@@ -342,7 +342,7 @@ def labelled(images: np.ndarray, lines: Sequence[Sequence[str]], title: str) -> 
 
     Args:
       images: `[N, H, W, C]`, uint8; C is 1 or 3.
-      lines: Of each image.
+      lines: Lines of text per image.
       title: Above all.
     """
     cell, side = PAGE / 4, 1.2

@@ -1,4 +1,4 @@
-"""What a report is made of; the page and the Markdown are two ways to write it."""
+"""Parts of a report; the page and the Markdown are two ways to write them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Picture:
     """A figure of ours.
 
     Attributes:
-      name: Of its files, `figures/NAME.png` and `.pdf`.
+      name: Name of its files, `figures/NAME.png` and `.pdf`.
       figure: The figure.
       alt: What it shows, with the numbers that matter, for who cannot see it.
       caption: What is drawn, of what.

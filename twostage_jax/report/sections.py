@@ -56,9 +56,9 @@ class Report:
     """All that the report says.
 
     Attributes:
-      title: Of the study.
+      title: Name of the study.
       summary: The answer, in paragraphs.
-      warnings: What is missing, and what was left out.
+      warnings: Missing rows and skipped items.
       sections: The rest.
       result: The main result, for LaTeX.
     """
@@ -123,7 +123,7 @@ def _method(study: Study, analysis: Analysis) -> list[Part]:
 
 
 def _missing(study: Study, analysis: Analysis) -> Iterable[str]:
-    """Returns which rows are missing, and what is left out because of it."""
+    """Returns the missing rows, and what is excluded because of them."""
     if study.missing:
         named = ", ".join(map(str, study.missing[:NAMED]))
         more = len(study.missing) - NAMED

@@ -44,7 +44,7 @@ NAMED = 5
 
 
 class Place(NamedTuple):
-    """Where a row stands in the study."""
+    """Position of a row in the study."""
 
     arm: str
     seed: int
@@ -64,8 +64,8 @@ class Record:
       place: Arm, seed, fraction and fold.
       n_train: Target training patches.
       groups: Patients by split, or None if the set has none.
-      predictions: Of the test examples, sorted by id.
-      scores: Of these (see `metrics.scores`).
+      predictions: Predictions of the test examples, sorted by id.
+      scores: Scores of these predictions (see `metrics.scores`).
       stage_runs: Names of the stage runs behind it, first one first.
       tried: What the tuning tried (see `results.json`); empty if nothing was tuned.
       source: The run folder.
@@ -86,13 +86,13 @@ class Study:
     """The rows of one study, joined from one or several run folders.
 
     Attributes:
-      name: Of the config.
+      name: Name of the config.
       config: The settings, of the first folder.
       arms: Arm -> its chain of stages.
       seeds, fractions, folds: Ascending; fractions descending.
       records: What is there.
       missing: What the study asks for and is not there.
-      class_names: Of the target.
+      class_names: Class names of the target.
       workdirs: The folders.
       baselines: What was fitted without a network on the same examples; the `arm` of
         its place is the baseline's name.
@@ -126,7 +126,7 @@ class Study:
     def complete(self, fraction: float) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Returns arms and seeds at a fraction of which every fold of each is there.
 
-        Arms without a single whole seed are left out; then seeds that are not whole in
+        Arms without a single whole seed are excluded; then seeds that are not whole in
         every arm that is left.
         """
         whole = {
@@ -473,7 +473,7 @@ def _check_classes(classes: Mapping[tuple[str, ...], Place]) -> None:
 def _check_tests(records: Iterable[Record], folds: int) -> None:
     """Raises a UserError if rows of a fold were tested on other examples.
 
-    One split is the same for all seeds, folds are drawn anew for each. Those of a seed
+    One split is the same for all seeds, folds are drawn again for each. Those of a seed
     must not share a patient, and there must be two classes to tell apart.
     """
     first: dict[tuple[int, int], Record] = {}

@@ -45,7 +45,7 @@ MISSING_NAMED = 5
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """How the values of a column are shown, stored and sorted.
+    """Rule for the values of a column: how they are shown, stored and sorted.
 
     Attributes:
       show: Function from a value to text for people.
@@ -197,7 +197,7 @@ def results_table(rows: Sequence[Mapping[str, Any]], first: str = "arm") -> str:
     complete seeds only.
 
     Args:
-      rows: One for each arm, fraction and seed (see `folds.by_seed`): 'arm', 'fraction',
+      rows: One per arm, fraction and seed (`study_table.pool_folds`): 'arm', 'fraction',
         'seed', 'n_train' (list of int), 'metrics' (name -> score, or None) and, if
         some folds are not there, 'lacks' (list of int).
       first: Head of the first column.

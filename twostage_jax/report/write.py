@@ -46,7 +46,7 @@ def write_report(workdirs: Sequence[Path], out: Path) -> Path:
     `out` gets `report.html`, `report.md`, `table.tex`, `figures/*.png` and `.pdf`, and
     `tables/*.csv`. An earlier report there is replaced as a whole, when the new one is
     finished, and stays if it cannot be. Processes that write to the same `out` do so one
-    after the other, by a lock file beside it.
+    after the other, by a lock file next to it.
 
     Raises:
       UserError: The folders are no study (see `load.load`), no seed is whole in every
@@ -104,7 +104,7 @@ def write_run(workdir: Path) -> None:
 
 
 def markdown(report: sections.Report) -> str:
-    """Returns the report as Markdown, with the figures beside it."""
+    """Returns the report as Markdown, which links to the figures."""
     lines = [f"# {tables.escape(report.title)}"]
     lines += [tables.escape(text) for text in report.summary]
     if report.warnings:
