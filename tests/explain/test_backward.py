@@ -9,7 +9,7 @@ import pytest
 from twostage_jax import models
 from twostage_jax.errors import UserError
 from twostage_jax.explain import backward
-from twostage_jax.explain.reconstruct import reconstruct
+from twostage_jax.explain.saliency import reconstruct
 from twostage_jax.models import layers
 
 

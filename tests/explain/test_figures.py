@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from twostage_jax.explain import check_figures, figures
-from twostage_jax.explain.faithfulness import SHARES
+from twostage_jax.explain import figures
+from twostage_jax.explain.checks import SHARES
 from twostage_jax.explain.strongest import Patches
 from twostage_jax.report.figures import SHARED, arm_style, save
 
@@ -102,7 +102,7 @@ def test_curves_are_the_numbers_and_random_order_is_beside_them():
         }
         for arm in ("scratch", "natural")
     }
-    figure = check_figures.deletion_insertion(curves, FAILED)
+    figure = figures.deletion_insertion(curves, FAILED)
     first, second = figure.axes
     assert (first.get_title(), second.get_title()) == ("guided backprop†", "occlusion")
     assert len(second.lines) == 8
@@ -118,7 +118,7 @@ def test_curves_are_the_numbers_and_random_order_is_beside_them():
 
 def test_maps_that_turn_round_stay_in_the_picture():
     one = {"steps": ["head", "conv1"], "correlation": {"guided": [-0.8, None]}}
-    figure = check_figures.randomisation({"scratch": one}, {})
+    figure = figures.randomisation({"scratch": one}, {})
     assert figure.axes[0].get_ylim()[0] < -0.8
 
 
@@ -127,7 +127,7 @@ def test_randomisation_starts_at_one_and_leaves_out_what_is_not_known(tmp_path):
         "steps": ["head", "conv1"],
         "correlation": {"guided": [0.9, 0.7], "grad_cam": [None, 0.2]},
     }
-    figure = check_figures.randomisation({"scratch": one}, FAILED)
+    figure = figures.randomisation({"scratch": one}, FAILED)
     lines = [axes.lines[1].get_ydata() for axes in figure.axes]
     np.testing.assert_array_equal(lines[0], [1, 0.9, 0.7])
     np.testing.assert_array_equal(lines[1], [1, np.nan, 0.2])

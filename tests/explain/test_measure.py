@@ -9,14 +9,9 @@ import numpy as np
 import pytest
 
 from twostage_jax.errors import UserError
-from twostage_jax.explain import (
-    comparisons,
-    differences,
-    measure,
-    measure_tables,
-    networks,
-    stimuli,
-)
+from twostage_jax.explain import compare, measure, networks, stimuli
+from twostage_jax.explain.figures import draw_measures
+from twostage_jax.explain.text import measure_words, tables
 
 SIZE = 16
 LAYERS = ["conv1", "fc6"]
@@ -153,10 +148,10 @@ def test_networks_are_measured_on_the_examples_of_their_own_seed(
 
 
 def test_words_say_that_each_seed_has_its_own_images(measured, own):
-    text = measure.words(own)[0]
+    text = measure_words(own)[0]
     assert "up to 48 images of the target, each seed its own." in text
     assert "intervals over seeds, each on its own images of the target" in text
-    assert "its own" not in measure.words(measured)[0]
+    assert "its own" not in measure_words(measured)[0]
 
 
 def test_same_networks_are_alike_and_do_not_differ(textures):
@@ -171,7 +166,7 @@ def test_same_networks_are_alike_and_do_not_differ(textures):
     for name, pairs in found["differences"].items():
         for layer, entry in pairs.get("other - one", {}).items():
             assert entry["mean"] in (0, None), (name, layer)
-    text = " ".join(measure.words(found))
+    text = " ".join(measure_words(found))
     assert "There is one seed: no difference can be told from chance" in text
     assert "Edges. One seed cannot answer this." in text and "told from it" not in text
 
@@ -182,9 +177,9 @@ def test_drift_is_from_the_stage_before_and_not_of_layers_drawn_anew():
     fresh = networks.randomised(network).variables["params"]
     params = {**network.variables["params"], "fc6": fresh["fc6"]}
     network = network._replace(variables={"params": params, "batch_stats": {}})
-    named, chains = comparisons.name_networks({"two_stage": [network]})
+    named, chains = compare.name_networks({"two_stage": [network]})
     found, notes = {}, []
-    comparisons.drift(found, named, chains, notes)
+    compare.drift(found, named, chains, notes)
     before, after = (
         np.append(n["conv1"]["kernel"].ravel(), n["conv1"]["bias"])
         for n in (parent.variables["params"], params)
@@ -215,7 +210,7 @@ def test_silent_and_broken_channels_are_counted(textures):
         assert after["not_finite"] == [7] and after["mean"] is None
     assert found["values"]["probe_target"]["scratch"]["conv1"]["left_out"] == [2]
     assert any("fc6" in note for note in found["notes"])
-    assert measure.words(found) and measure.draw(found)
+    assert measure_words(found) and draw_measures(found)
 
 
 def test_images_without_labels_leave_out_what_needs_them(textures):
@@ -229,8 +224,8 @@ def test_images_without_labels_leave_out_what_needs_them(textures):
     )
     assert not {"probe_target", "accuracy", "kept"} & set(found["values"])
     assert "no labels" in found["notes"][0]
-    assert set(measure.draw(found)) == {"responses", "similarity"}
-    assert measure.words(found)
+    assert set(draw_measures(found)) == {"responses", "similarity"}
+    assert measure_words(found)
 
 
 def test_what_cannot_be_measured_is_named(textures):
@@ -282,7 +277,7 @@ def with_differences(measured, edges, textures):
 
 
 def paragraph(measured, start):
-    (found,) = [text for text in measure.words(measured) if text.startswith(start)]
+    (found,) = [text for text in measure_words(measured) if text.startswith(start)]
     return found
 
 
@@ -315,7 +310,7 @@ def test_what_holds_alone_but_not_among_several_is_not_claimed(measured):
     edges = paragraph(changed, "Edges.")
     assert "No arm can be shown" in edges and "two-stage +0.20 [+0.10" in edges
     pair = ("edge_selectivity", "two_stage", "random", "all layers")
-    assert differences.told(changed, [pair])[pair].sign == 1
+    assert compare.told(changed, [pair])[pair].sign == 1
 
 
 def test_words_say_which_textures_favour_an_arm(measured):
@@ -350,18 +345,18 @@ def test_shares_of_seeds_at_chance_are_left_out_and_said(measured):
     text = paragraph(changed, "What predictions rest on.")
     assert "No share is given for scratch (1 of 2 seeds without a value" in text
     assert "random order (no layout) 50%" in text
-    table = "\n".join(measure_tables.tables(changed))
+    table = "\n".join(tables(changed))
     assert "1 of 2 seeds without a value: at chance" in table and "90%" not in table
 
 
 def test_words_are_short_and_say_that_patients_are_fixed(measured):
-    found = measure.words(measured)
+    found = measure_words(measured)
     assert len(" ".join(found).split()) < 400
     assert "on these images: other images or patients are not in them" in found[0]
 
 
 def test_tables_have_every_network_and_change(measured):
-    table = measure_tables.tables(measured)
+    table = tables(measured)
     for network in ("scratch", "two-stage", "after natural", "the untrained network"):
         assert any(line.startswith(f"| {network} |") for line in table)
     entry = measured["values"]["edge_selectivity"]["scratch"]["all layers"]
@@ -371,7 +366,7 @@ def test_tables_have_every_network_and_change(measured):
 
 
 def test_figures_show_every_arm(measured, tmp_path):
-    figures = measure.draw(measured)
+    figures = draw_measures(measured)
     assert set(figures) == {"responses", "similarity", "reliance"}
     for name, figure in figures.items():
         labels = {t.get_text() for legend in figure.legends for t in legend.get_texts()}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from twostage_jax.explain.probes import discriminant, probe
+from twostage_jax.explain.measures.probes import discriminant, probe
 
 
 def data(count=240, width=20, classes=4, seed=0):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from twostage_jax.explain import reliance
+from twostage_jax.explain.measures import reliance
 
 
 @pytest.fixture

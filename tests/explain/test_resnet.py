@@ -12,7 +12,7 @@ from jax import lax
 from twostage_jax import models
 from twostage_jax.errors import UserError
 from twostage_jax.explain import backward, networks, saliency, strongest
-from twostage_jax.explain.reconstruct import reconstruct
+from twostage_jax.explain.saliency import reconstruct
 
 SIZE = 32
 

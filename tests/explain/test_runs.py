@@ -9,7 +9,7 @@ from PIL import Image
 
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.errors import UserError
-from twostage_jax.explain import images, runs
+from twostage_jax.explain import images, networks
 from twostage_jax.train import checkpoint
 
 ARMS = {"scratch": ["target"], "natural": ["natural", "target"], "texture": ["target"]}
@@ -64,7 +64,7 @@ def made(tmp_path_factory):
 
 def test_networks_come_by_arm_and_seed_with_what_they_came_from(made):
     workdir, written = made
-    arms = runs.load_arms(workdir)
+    arms = networks.load_arms(workdir)
     assert {arm: [n.seed for n in of_arm] for arm, of_arm in arms.items()} == {
         "scratch": [0, 1],
         "natural": [0],
@@ -81,23 +81,23 @@ def test_networks_come_by_arm_and_seed_with_what_they_came_from(made):
                 np.testing.assert_array_equal(found, array)
     assert last.normalise == "patch" and last.window == (-600.0, 1500.0)
     np.testing.assert_allclose((last.mean, last.deviation), [[0.4], [0.2]])
-    assert list(runs.load_arms(workdir, ["natural"])) == ["natural"]
+    assert list(networks.load_arms(workdir, ["natural"])) == ["natural"]
 
 
 def test_fold_and_fraction_that_were_taken_are_said(made, tmp_path):
     workdir, _ = made
-    lines = runs.chosen_runs(workdir)
+    lines = networks.chosen_runs(workdir)
     assert lines == [
         "The networks are those trained on 100% of the training data, the most of 2 "
         "fractions, in fold 0 of 2 folds (0, 1).",
         "Arm 'natural' has no finished run of that kind for seed 1.",
     ]
-    assert len(runs.chosen_runs(workdir, ["scratch"])) == 1
+    assert len(networks.chosen_runs(workdir, ["scratch"])) == 1
     row = {"arm": "scratch", "seed": 0, "fraction": 0.5, "fold": 0}
     rows = [{**row, "stage_runs": ["target-s0"]}]
     results = {"config": {"arms": ARMS}, "rows": rows}
     (tmp_path / "results.json").write_text(json.dumps(results))
-    assert runs.chosen_runs(tmp_path) == [
+    assert networks.chosen_runs(tmp_path) == [
         "The networks are those trained on 50% of the training data."
     ]
 
@@ -110,7 +110,7 @@ def test_test_images_are_those_of_the_fold_of_the_networks(made, monkeypatch, tm
     monkeypatch.setattr(images.sources, "load", lambda *_: target_data())
     found, _ = images.test_examples(tmp_path, tmp_path)
     assert list(found) == [0] and list(found[0].ids) == ["id00", "id01"]
-    (network,) = runs.load_arms(tmp_path)["scratch"]
+    (network,) = networks.load_arms(tmp_path)["scratch"]
     assert (network.source, network.path) == ("dicom", "anywhere")
 
 
@@ -150,14 +150,14 @@ def test_arms_of_a_seed_tested_on_different_images_are_refused(tmp_path):
 def test_arms_that_are_not_there_are_named(made, tmp_path):
     workdir, _ = made
     with pytest.raises(UserError, match="no such arm. Did you mean 'natural'"):
-        runs.load_arms(workdir, ["naturel"])
+        networks.load_arms(workdir, ["naturel"])
     with pytest.raises(UserError, match="'texture' has not been trained"):
-        runs.load_arms(workdir, ["texture"])
+        networks.load_arms(workdir, ["texture"])
     with pytest.raises(UserError, match="no results.json"):
-        runs.load_arms(tmp_path)
+        networks.load_arms(tmp_path)
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(UserError, match="are no results"):
-        runs.load_arms(tmp_path)
+        networks.load_arms(tmp_path)
 
 
 def test_parameters_that_are_not_finite_are_named(made, tmp_path):
@@ -168,7 +168,7 @@ def test_parameters_that_are_not_finite_are_named(made, tmp_path):
     checkpoint.export_variables(home / "variables", variables)
     write_results(tmp_path, [("scratch", 0, 0, "target-x")])
     with pytest.raises(UserError, match="params/conv2/bias holds numbers"):
-        runs.load_arms(tmp_path)
+        networks.load_arms(tmp_path)
 
 
 def test_test_images_are_windowed_cropped_and_not_constant(made, monkeypatch):

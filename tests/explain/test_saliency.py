@@ -12,7 +12,7 @@ from network_by_hand import NetworkByHand, random_params
 
 from twostage_jax.errors import UserError
 from twostage_jax.explain import saliency
-from twostage_jax.explain.reconstruct import reconstruct
+from twostage_jax.explain.saliency import reconstruct
 from twostage_jax.models import CaffeNet
 
 STEM = (5, 2, 2)

@@ -6,7 +6,8 @@ import pytest
 from scipy import special
 from skimage.filters import gabor_kernel
 
-from twostage_jax.explain import gabor, stimuli, tuning
+from twostage_jax.explain import stimuli
+from twostage_jax.explain.measures import gabor, tuning
 from twostage_jax.explain.responses import of_layer, over_seeds, p_value, respond
 
 FREQUENCIES = 2.0 ** np.arange(-5, -1, 0.5)

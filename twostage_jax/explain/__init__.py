@@ -65,33 +65,32 @@ def explain(
             where="--texture_groups",
         )
     # Not before jax is set up, nor for --help.
-    from twostage_jax.explain import command, runs, stimuli
     from twostage_jax.explain import images as shown
+    from twostage_jax.explain import networks, stimuli
+    from twostage_jax.explain import run as command
 
     workdir = Path(run)
-    networks = runs.load_arms(workdir, arms)
-    first = next(iter(networks.values()))[0]
+    loaded = networks.load_arms(workdir, arms)
+    first = next(iter(loaded.values()))[0]
     if images:
         folder = Path(images)
         examples, left_out = shown.folder_examples(folder, first)
-        by_seed = {one.seed: examples for of_arm in networks.values() for one in of_arm}
+        by_seed = {one.seed: examples for of_arm in loaded.values() for one in of_arm}
         source = f"folder {folder.name}"
     else:
-        by_seed, left_out = shown.test_examples(
-            workdir, cli.data_dir(data_dir), networks
-        )
+        by_seed, left_out = shown.test_examples(workdir, cli.data_dir(data_dir), loaded)
         source = "test images of the target"
     measured_with = None
     if textures:
         measured_with = stimuli.folder_textures(
             textures, first.size, first.channels, group_regex=texture_groups
         )
-    chosen = runs.chosen_runs(workdir, arms)
+    chosen = networks.chosen_runs(workdir, arms)
     for line in (*chosen, *left_out):
         print(line, flush=True)
     folder = Path(out) if out else workdir / "explain"
     explained = command.explain(
-        networks,
+        loaded,
         by_seed,
         source,
         folder,

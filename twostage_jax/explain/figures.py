@@ -7,8 +7,17 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from twostage_jax.explain.faithfulness import CLASS_BLIND, RANDOM_ORDER, UNCHANGED
+from twostage_jax.explain.checks import (
+    CLASS_BLIND,
+    RANDOM_ORDER,
+    SHARES,
+    UNCHANGED,
+    Maps,
+)
+from twostage_jax.explain.compare import ALL_LAYERS, RANDOM
+from twostage_jax.explain.measures import reliance
 from twostage_jax.explain.saliency import SIGNED
 from twostage_jax.explain.strongest import Patches
 from twostage_jax.report.figures import PAGE, SHARED, STYLE, arm_label, arm_style, plain
@@ -46,6 +55,8 @@ MARKS = {
     ),
 }
 Failed = Mapping[str, Sequence[str]]
+# Examples on a page of saliency maps.
+EXAMPLES_PER_PAGE = 4
 
 
 def method_label(
@@ -206,6 +217,33 @@ def _sheet(kernel: np.ndarray, columns: int) -> np.ndarray:
     return sheet if depth == 3 else sheet[..., 0]
 
 
+def saliency_figures(checked: Mapping[str, Any], shown: Maps) -> dict[str, Figure]:
+    """Returns the figures of what `checks.check_saliency` returned, by file name."""
+    failed = {what: checked[what] for what in MARKS}
+    drawn = {}
+    pages = range(0, len(shown.images), EXAMPLES_PER_PAGE)
+    for number, start in enumerate(pages, 1):
+        part = slice(start, start + EXAMPLES_PER_PAGE)
+        name = f"saliency_{number}" if len(pages) > 1 else "saliency"
+        drawn[name] = saliency_maps(
+            shown.images[part],
+            shown.classes[part],
+            {a: {m: of[part] for m, of in by.items()} for a, by in shown.maps.items()},
+            {arm: values[part] for arm, values in shown.probabilities.items()},
+            failed,
+        )
+    curves = {
+        arm: {
+            kind: {m: of["curve"] for m, of in checked[kind][arm].items()}
+            for kind in ("deletion", "insertion")
+        }
+        for arm in checked["deletion"]
+    }
+    drawn["deletion_insertion"] = deletion_insertion(curves, failed)
+    drawn["randomisation"] = randomisation(checked["randomisation"], failed)
+    return drawn
+
+
 def saliency_maps(
     images: np.ndarray,
     titles: Sequence[str],
@@ -288,3 +326,306 @@ def _map(axes: Axes, heat: np.ndarray, method: str) -> None:
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(visible=True, linewidth=0.3, color="#BBBBBB")
+
+
+def _small_multiples(
+    methods: Sequence[str], failed: Failed
+) -> tuple[Figure, np.ndarray]:
+    columns = min(len(methods), 5)
+    rows = -(-len(methods) // columns)
+    notes = foot_notes(failed)
+    height = rows * 1.55 + 0.55 + 0.12 * len(notes)
+    figure = Figure(figsize=(PAGE, height), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, method in zip(panels.flat, methods, strict=False):
+        axes.set_title(method_label(method, failed))
+    for axes in panels.flat[len(methods) :]:
+        axes.set_visible(False)
+    if notes:
+        figure.supxlabel("\n".join(notes), fontsize=6, x=0.02, ha="left")
+    return figure, panels
+
+
+def deletion_insertion(
+    curves: Mapping[str, Mapping[str, Mapping[str, Any]]], failed: Failed
+) -> Figure:
+    """Draws the probability of the class while pixels are deleted and inserted.
+
+    Args:
+      curves: Arm -> 'deletion' and 'insertion' -> method -> `[len(SHARES)]`; the mean
+        over seeds.
+      failed: What -> the methods that fail it; they are marked.
+    """
+    methods = [m for m in next(iter(curves.values()))["deletion"] if m != RANDOM_ORDER]
+    kinds = {"deletion": "-", "insertion": (0, (3, 1.5))}
+    with matplotlib.rc_context(STYLE):
+        figure, panels = _small_multiples(methods, failed)
+        for axes, method in zip(panels.flat, methods, strict=False):
+            for arm, of_arm in curves.items():
+                colour = arm_style(arm)["color"]
+                for kind, dashes in kinds.items():
+                    (line,) = axes.plot(
+                        SHARES,
+                        of_arm[kind][RANDOM_ORDER],
+                        color=colour,
+                        linewidth=0.5,
+                        alpha=0.45,
+                    )
+                    line.set_linestyle(dashes)
+                    (line,) = axes.plot(
+                        SHARES, of_arm[kind][method], color=colour, linewidth=1
+                    )
+                    line.set_linestyle(dashes)
+            axes.set(xlim=(0, 1), ylim=(0, 1))
+        lines = [*_arm_lines(curves), *_kind_lines(kinds)]
+        figure.legend(lines, [line.get_label() for line in lines],
+                      loc="outside upper center", ncols=len(lines))  # fmt: skip
+        figure.supylabel("probability of the class", fontsize=8)
+        for axes in panels[-1]:
+            axes.set_xlabel("share of pixels")
+    return figure
+
+
+def _kind_lines(kinds: Mapping[str, Any]) -> list[Any]:
+    found = [Line2D([], [], color="black", linewidth=1, linestyle=dashes, label=kind)
+             for kind, dashes in kinds.items()]  # fmt: skip
+    thin = Line2D(
+        [], [], color="black", linewidth=0.5, alpha=0.45, label="random order"
+    )
+    return [*found, thin]
+
+
+def _arm_lines(arms: Sequence[str] | Mapping[str, Any]) -> list[Any]:
+    return [
+        Line2D([], [], color=arm_style(arm)["color"],
+                                label=arm_label(arm))
+        for arm in arms
+    ]  # fmt: skip
+
+
+def randomisation(found: Mapping[str, Mapping[str, Any]], failed: Failed) -> Figure:
+    """Draws how like the maps stay as layers are drawn anew, the head first.
+
+    Args:
+      found: Arm -> what `faithfulness.randomisation` returns.
+      failed: What -> the methods that fail it; they are marked.
+    """
+    first = next(iter(found.values()))
+    methods, steps = list(first["correlation"]), first["steps"]
+    values = [of_arm["correlation"].values() for of_arm in found.values()]
+    lowest = np.nanmin(np.array([[*v] for v in values], float), initial=-0.3)
+    with matplotlib.rc_context(STYLE):
+        figure, panels = _small_multiples(methods, failed)
+        for axes, method in zip(panels.flat, methods, strict=False):
+            axes.axhline(UNCHANGED, color=SHARED, linewidth=0.6, linestyle=(0, (4, 3)))
+            for arm, of_arm in found.items():
+                line = np.array([1.0, *of_arm["correlation"][method]], float)
+                axes.plot(line, **arm_style(arm))
+            axes.set_xticks(range(len(steps) + 1), ["none", *steps], rotation=60)
+            axes.set_ylim(lowest - 0.05, 1.05)
+        lines = _arm_lines(found)
+        figure.legend(lines, [line.get_label() for line in lines],
+                      loc="outside upper center", ncols=len(lines))  # fmt: skip
+        figure.supylabel("rank correlation of maps", fontsize=8)
+        for axes in panels[-1]:
+            axes.set_xlabel("random down to")
+    return figure
+
+
+# Between the intervals of two networks at one place, in places.
+APART = 0.13
+UNTRAINED = {"color": SHARED, "linestyle": "--", "marker": ""}
+PANELS = {
+    "edge_selectivity": "Orientation selectivity, edges",
+    "orientation_selectivity": "Orientation selectivity, gratings",
+    "texture_modulation": "Texture modulation index",
+    "probe_orientation": "Probe: orientation",
+    "probe_texture": "Probe: texture family",
+    "probe_target": "Probe: target class",
+}
+CHANGES = {
+    "shuffled": "Squares shuffled",
+    "low-pass": "Low-pass, deviation",
+    "high-pass": "High-pass, deviation",
+    "contrast": "Contrast",
+    "noise": "Noise, deviation",
+}
+
+
+def draw_measures(measured: Mapping[str, Any]) -> dict[str, Figure]:
+    """Returns the figures of what `measure.measure` returned, by file name."""
+    with matplotlib.rc_context(STYLE):
+        figures = {
+            "responses": _responses(measured),
+            "similarity": _similarity(measured),
+        }
+        if measured["values"].get("accuracy"):
+            figures["reliance"] = _reliance(measured)
+    return figures
+
+
+def _responses(measured: Mapping[str, Any]) -> Figure:
+    """Selectivity for edges and textures, and what probes read off, along the layers."""
+    figure = Figure(figsize=(PAGE, 4.4), layout="constrained")
+    panels = figure.subplots(2, 3).ravel()
+    lines: dict[str, Any] = {}
+    for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
+        by_name = measured["values"].get(name, {})
+        layers = measured["layers"]
+        lines |= _lines(axes, by_name, layers, [*measured["chains"], RANDOM])
+        _layer_axis(axes, layers)
+        axes.set_title(title)
+        if name == "texture_modulation":
+            axes.axhline(0, color=SHARED, linewidth=0.5, zorder=0)
+        elif name.startswith("probe"):
+            _probe_axis(axes, by_name)
+        else:
+            axes.set_ylim(bottom=0)
+    for row, label in ((0, "Mean of the channels"), (3, "Balanced accuracy")):
+        panels[row].set_ylabel(label)
+    _legend(figure, lines)
+    return figure
+
+
+def _probe_axis(axes: Axes, by_name: Mapping[str, Any]) -> None:
+    if not by_name:
+        axes.text(0.5, 0.5, "no labels", transform=axes.transAxes, ha="center")
+        return
+    entries = [e for entry in by_name.values() for e in entry.values() if "chance" in e]
+    chance = entries[0]["chance"]
+    axes.axhline(chance, color=SHARED, linewidth=0.5, zorder=0)
+    _name_chance(axes, chance)
+    axes.set_ylim(0, 1)
+
+
+def _name_chance(axes: Axes, chance: float) -> None:
+    """Writes 'chance' under its line, or over it where there is no room."""
+    below = chance > 0.1
+    axes.annotate(
+        "chance", (1, chance), (-1, -2 if below else 1.5),
+        xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
+        va="top" if below else "bottom", color=SHARED, fontsize=7,
+    )  # fmt: skip
+
+
+def _similarity(measured: Mapping[str, Any]) -> Figure:
+    """How far parameters went, how alike a layer is to its past, and arms to arms."""
+    figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    values, chains = measured["values"], measured["chains"]
+    drift = values.get("drift", {})
+    first = next(iter(drift.values()), {})
+    layers = [layer for layer in first if layer != ALL_LAYERS]
+    lines = _lines(left, drift, layers, list(chains))
+    _layer_axis(left, layers)
+    left.set_ylim(bottom=0)
+    left.set_title("Drift of parameters in the last stage")
+    left.set_ylabel("|after − before| / |before|")
+    cka = values.get("cka", {})
+    with_past = {arm: cka.get(f"{arm} ~ {c[-2]}", {}) for arm, c in chains.items()}
+    lines |= _lines(middle, with_past, measured["layers"], list(chains))
+    _layer_axis(middle, measured["layers"])
+    middle.set_ylim(min(0, middle.get_ylim()[0]), 1.02)
+    middle.set_title("CKA with the stage before")
+    _matrix(figure, right, measured)
+    _legend(figure, lines)
+    return figure
+
+
+def _matrix(figure: Figure, axes: Axes, measured: Mapping[str, Any]) -> None:
+    names = [*measured["chains"], RANDOM]
+    cka = measured["values"].get("cka", {})
+    alike = np.eye(len(names))
+    for i, one in enumerate(names):
+        for j, other in enumerate(names):
+            pair = cka.get(f"{one} ~ {other}") or cka.get(f"{other} ~ {one}")
+            if i != j:
+                mean = pair[ALL_LAYERS]["mean"] if pair else None
+                alike[i, j] = np.nan if mean is None else mean
+    axes.imshow(np.ma.masked_invalid(alike), vmin=0, vmax=1, cmap="Blues")
+    for i, j in np.ndindex(alike.shape):
+        if np.isfinite(alike[i, j]):
+            colour = "white" if alike[i, j] > 0.6 else "black"
+            text = f"{alike[i, j]:.2f}"
+            axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=7)
+    labels = [_short_label(name) for name in names]
+    axes.set_xticks(range(len(names)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), labels)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_title("CKA, mean of the layers")
+
+
+def _reliance(measured: Mapping[str, Any]) -> Figure:
+    """Accuracy under each kind of change, from none to the strongest."""
+    accuracy = measured["values"]["accuracy"]
+    arms = [arm for arm in measured["chains"] if arm in accuracy]
+    names = [name for name in accuracy[arms[0]] if name != ALL_LAYERS]
+    groups = {
+        kind: [reliance.UNCHANGED, *(n for n in names if n.startswith(kind))]
+        for kind in CHANGES
+    }
+    if "mean only" in names:
+        groups["low-pass"].append("mean only")
+    if "mean removed" in names:
+        groups["high-pass"].insert(1, "mean removed")
+    figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
+    panels = figure.subplots(1, len(groups), sharey=True)
+    for axes, (kind, changes) in zip(panels, groups.items(), strict=True):
+        lines = _lines(axes, accuracy, changes, arms)
+        ticks = [plain(change.removeprefix(kind).strip()) for change in changes]
+        axes.set_xticks(range(len(changes)), ticks, rotation=45, ha="right")
+        axes.set_title(CHANGES[kind])
+        chance = 1 / measured["counts"]["classes"]
+        axes.axhline(chance, color=SHARED, linewidth=0.5, zorder=0)
+    _name_chance(panels[-1], chance)
+    panels[0].set_ylabel("Balanced accuracy")
+    panels[0].set_ylim(0, 1)
+    _legend(figure, lines)
+    return figure
+
+
+def _lines(
+    axes: Axes, by_name: Mapping[str, Any], places: list[str], names: list[str]
+) -> dict[str, Any]:
+    """Draws means along places, with their intervals side by side where there are some.
+
+    Args:
+      by_name: Name -> place -> entry.
+      places: Along x.
+      names: What to draw; those without entries are passed over.
+    """
+    lines = {}
+    for i, name in enumerate(names):
+        if name not in by_name:
+            continue
+
+        def column(
+            field: str, entries: Mapping[str, Any] = by_name[name]
+        ) -> np.ndarray:
+            found = [entries.get(place, {}).get(field) for place in places]
+            return np.array([np.nan if value is None else value for value in found])
+
+        mean, low, high = (column(field) for field in ("mean", "low", "high"))
+        style: Mapping[str, Any] = UNTRAINED if name == RANDOM else arm_style(name)
+        apart = APART if np.isfinite(low).any() else 0
+        x = np.arange(len(places)) + apart * (i - (len(names) - 1) / 2)
+        (lines[name],) = axes.plot(x, mean, **style)
+        axes.vlines(x, low, high, color=style["color"], linewidth=0.8, alpha=0.7)
+    return lines
+
+
+def _layer_axis(axes: Axes, layers: list[str]) -> None:
+    labels = [plain(layer) for layer in layers]
+    axes.set_xticks(range(len(layers)), labels, rotation=45, ha="right")
+
+
+def _legend(figure: Figure, lines: Mapping[str, Any]) -> None:
+    labels = [_short_label(name) for name in lines]
+    figure.legend(
+        list(lines.values()), labels, loc="outside upper center", ncols=len(lines)
+    )
+
+
+def _short_label(network: str) -> str:
+    return "untrained" if network == RANDOM else arm_label(network)

@@ -10,7 +10,7 @@ from twostage_jax.config import DataConfig, ModelConfig
 from twostage_jax.data import class_folders, image_files, sources
 from twostage_jax.data.dataset import Dataset, largest
 from twostage_jax.errors import Notes, UserError
-from twostage_jax.explain import runs
+from twostage_jax.explain import networks
 from twostage_jax.explain.networks import Examples, Network
 from twostage_jax.train import augment
 
@@ -40,7 +40,9 @@ def test_examples(
         or arms of one seed were tested on different images.
     """
     wanted = list(arms)
-    rows = [r for r in runs.chosen_rows(workdir)[1] if not wanted or r["arm"] in wanted]
+    rows = [
+        r for r in networks.chosen_rows(workdir)[1] if not wanted or r["arm"] in wanted
+    ]
     rows.sort(key=lambda row: row["seed"])
     homes = [workdir / "stages" / Path(row["stage_runs"][-1]).name for row in rows]
     stages = [_stage(home) for home in homes]
@@ -71,7 +73,7 @@ def test_examples(
 
 def _stage(home: Path) -> tuple[DataConfig, ModelConfig, str, frozenset[str]]:
     """Returns settings, fingerprint of the data, and ids tested, of a stage run."""
-    lineage = runs.lineage_of(home)
+    lineage = networks.lineage_of(home)
     try:
         settings = {**lineage["settings"]["data"]}
         settings["window"] = tuple(settings["window"])

@@ -32,10 +32,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from twostage_jax.errors import UserError
-from twostage_jax.explain import comparisons, networks, of_network, stimuli
-from twostage_jax.explain.comparisons import Found, Named
-from twostage_jax.explain.measure_figures import draw as draw
-from twostage_jax.explain.measure_words import words as words
+from twostage_jax.explain import compare, networks, of_network, stimuli
+from twostage_jax.explain.compare import Found, Named
 from twostage_jax.explain.networks import Examples, Network
 
 SCHEMA = 1
@@ -89,7 +87,7 @@ def measure(
         they take; the textures or examples are of another size; or a seed has fewer
         than 4 examples.
     """
-    named, chains = comparisons.name_networks(arms)
+    named, chains = compare.name_networks(arms)
     size, channels = _checked(named, examples, textures)
     if textures is None:
         say("drawing textures")
@@ -108,10 +106,10 @@ def measure(
             if name in arms:
                 of_network.add_reliance(found, name, network, shown)
     say("comparing networks")
-    comparisons.drift(found, named, chains, notes)
-    comparisons.similarities(found, named, chains, shown.examples, layers, notes)
-    comparisons.add_all_layers(found, layers)
-    values, differences = comparisons.tables(found, chains, COMPARED)
+    compare.drift(found, named, chains, notes)
+    compare.similarities(found, named, chains, shown.examples, layers, notes)
+    compare.add_all_layers(found, layers)
+    values, differences = compare.tables(found, chains, COMPARED)
     return {
         "schema": SCHEMA,
         "layers": list(layers),

@@ -8,16 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from twostage_jax.explain import (
-    gabor,
-    networks,
-    probes,
-    reliance,
-    stimuli,
-    texture,
-    tuning,
-)
-from twostage_jax.explain.comparisons import Found, put
+from twostage_jax.explain import networks, stimuli
+from twostage_jax.explain.compare import Found, put
+from twostage_jax.explain.measures import gabor, probes, reliance, tuning
+from twostage_jax.explain.measures.textures import modulation_index, pairs
 from twostage_jax.explain.networks import Examples, Network
 from twostage_jax.explain.responses import of_layer, respond
 
@@ -55,7 +49,7 @@ def to_show(
         gratings=stimuli.gratings(size, channels),
         edges=stimuli.edges(size, channels),
         textures=textures,
-        texture_pair=texture.pairs(textures),
+        texture_pair=pairs(textures),
         oriented=stimuli.oriented(size, channels),
         examples={seed: kept[id(of_seed)] for seed, of_seed in examples.items()},
     )
@@ -127,7 +121,7 @@ def add_textures_and_probes(
         asked["probe_target"] = (responses, examples.labels, examples.groups)
     for layer in layers:
         pair = at_texture[layer].mean, at_noise[layer].mean
-        index = texture.modulation_index(*pair, textures.labels)
+        index = modulation_index(*pair, textures.labels)
         summary = of_layer(index, np.concatenate(pair))
         put(found, "texture_modulation", name, layer, network, summary)
         for measure_name, (responses, labels, groups) in asked.items():

@@ -12,7 +12,7 @@ from twostage_jax.errors import UserError
 from twostage_jax.explain import networks
 from twostage_jax.explain.backward import methods_for
 from twostage_jax.explain.networks import Network
-from twostage_jax.explain.reconstruct import reconstruct
+from twostage_jax.explain.saliency import reconstruct
 from twostage_jax.models import HEAD
 
 # Taps that no ReLU follows or came before: below 0 they are as alive as above.

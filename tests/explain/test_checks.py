@@ -7,16 +7,16 @@ import scipy.ndimage
 from explained import caffenet, examples, forward, signs
 from scipy import stats
 
-from twostage_jax.explain import faithfulness, networks, saliency
+from twostage_jax.explain import checks, networks, saliency
 
 
 def test_ranks_go_from_the_most_important_and_break_ties_by_chance():
     maps = np.array([[[0.1, 3.0], [-2.0, 1.0]], [[0.0, 0.0], [0.0, 5.0]]])
-    found = faithfulness.ranks(maps)
+    found = checks.ranks(maps)
     np.testing.assert_array_equal(found[0], [[2, 0], [3, 1]])
     assert found[1, 1, 1] == 0
     assert sorted(found[1].reshape(-1)) == [0, 1, 2, 3]
-    many = faithfulness.ranks(np.zeros((1, 20, 20)))[0]
+    many = checks.ranks(np.zeros((1, 20, 20)))[0]
     # In reading order, the first half would have the ranks below 200.
     assert 150 < many[:10].mean() < 250
 
@@ -30,11 +30,11 @@ def test_curves_are_those_of_changing_pixels_one_image_at_a_time():
     network, rng = signs(size=4), np.random.default_rng(0)
     inputs = rng.normal(size=(3, 4, 4, 1)).astype(np.float32)
     labels, maps = np.array([0, 1, 1]), rng.normal(size=(3, 4, 4))
-    found = faithfulness.deletion_insertion(network, inputs, labels, {"mine": maps})
+    found = checks.deletion_insertion(network, inputs, labels, {"mine": maps})
     changed = []
     for image, heat in zip(inputs, maps, strict=True):
         order = np.argsort(-heat.reshape(-1))
-        for share in faithfulness.SHARES:
+        for share in checks.SHARES:
             one = image.reshape(-1).copy()
             one[order[: int(share * 16)]] = image.mean()
             changed.append(one.reshape(4, 4, 1))
@@ -69,7 +69,7 @@ def test_a_map_that_knows_beats_the_random_order():
         "known": np.broadcast_to(inputs[..., 0] == 2, inputs.shape[:3]).astype(float),
         "opposite": -1.0 * (inputs[..., 0] == 2),
     }
-    found = faithfulness.deletion_insertion(network, inputs, labels, maps)
+    found = checks.deletion_insertion(network, inputs, labels, maps)
     deletion, insertion = (
         {method: one["area"] for method, one in found[kind].items()}
         for kind in ("deletion", "insertion")
@@ -84,7 +84,7 @@ def test_rank_correlation_is_scipys_and_says_where_there_is_none():
     one = rng.integers(0, 5, (4, 6, 6)).astype(float)  # with ties
     other = one + rng.normal(0, 2, one.shape)
     one[2], other[3], one[3] = 1, 1, 1
-    found = faithfulness.rank_correlation(one, other)
+    found = checks.rank_correlation(one, other)
     for i in (0, 1):
         expected = stats.spearmanr(one[i].reshape(-1), other[i].reshape(-1)).statistic
         assert found[i] == pytest.approx(expected)
@@ -93,10 +93,10 @@ def test_rank_correlation_is_scipys_and_says_where_there_is_none():
 
 def test_layers_are_drawn_anew_from_the_head_down():
     network = caffenet()
-    layers = faithfulness.layers_from_the_head(network, examples().images)
+    layers = checks.layers_from_the_head(network, examples().images)
     assert layers == ["head", "fc7", "fc6", *(f"conv{k}" for k in (5, 4, 3, 2, 1))]
     fresh = jax.tree.map(np.zeros_like, network.variables)
-    changed = faithfulness.replaced_layers(network.variables, fresh, layers[:2])
+    changed = checks.replaced_layers(network.variables, fresh, layers[:2])
     for layer, arrays in changed["params"].items():
         for name, array in arrays.items():
             is_zero = not np.any(array)
@@ -118,16 +118,16 @@ def test_a_method_that_does_not_see_the_weights_is_found_out(monkeypatch):
     inputs = networks.scaled(network, examples(size=8).images)
     labels = np.arange(12) % 2
     methods = ["edges", "features", "gradient_x_input"]
-    maps = faithfulness.saliency_maps(network, inputs, labels, methods)
+    maps = checks.saliency_maps(network, inputs, labels, methods)
     # A key of a network whose conv1 has the other sign in the first channel.
-    monkeypatch.setattr(faithfulness, "RANDOMISATION_KEY", opposite_key(network))
-    found = faithfulness.randomisation(network, inputs, labels, maps)
+    monkeypatch.setattr(checks, "RANDOMISATION_KEY", opposite_key(network))
+    found = checks.randomisation(network, inputs, labels, maps)
     assert found["steps"] == ["head", "conv1"]
     correlation = found["correlation"]
     assert correlation["edges"] == pytest.approx([1, 1])
     assert correlation["features"] == pytest.approx([1, -1])
     assert all(abs(value) < 0.3 for value in correlation["gradient_x_input"])
-    assert faithfulness.labels_of([found]) == {
+    assert checks.labels_of([found]) == {
         "unchanged": ["edges"],
         "class_blind": ["features"],
     }
@@ -146,4 +146,4 @@ def test_labels_take_the_mean_over_networks():
         {"correlation": {"a": [0.9, 0.7], "b": [0.95, 0.1], "c": [None, None]}},
         {"correlation": {"a": [0.9, 0.4], "b": [0.8, 0.1], "c": [0.9, 0.9]}},
     ]
-    assert faithfulness.labels_of(runs) == {"unchanged": ["a"], "class_blind": []}
+    assert checks.labels_of(runs) == {"unchanged": ["a"], "class_blind": []}

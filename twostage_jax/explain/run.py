@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from twostage_jax import io
 from twostage_jax.errors import UserError
 from twostage_jax.explain import (
-    checked_saliency,
+    checks,
     figures,
     measure,
     networks,
     stimuli,
     strongest,
-    words,
+    text,
 )
 from twostage_jax.explain.networks import Examples, Network
 from twostage_jax.report.figures import file_name, save
@@ -97,7 +97,7 @@ def explain(
             "sets": networks.distinct(examples),
             "count": min(counts),
             "most": max(counts),
-            "saliency": min(checked_saliency.IMAGES, max(counts)),
+            "saliency": min(checks.IMAGES, max(counts)),
         },
     }
     drawn: dict[str, Figure] = {}
@@ -105,9 +105,9 @@ def explain(
         drawn, arms, examples, layers, channels, say
     )
     _first_layer(drawn, arms)
-    explained["saliency"], of_saliency = checked_saliency.explain(arms, examples, say)
-    drawn.update(of_saliency)
-    texts, notes = words.paragraphs(explained), list(left_out)
+    explained["saliency"], maps = checks.check_saliency(arms, examples, say)
+    drawn.update(figures.saliency_figures(explained["saliency"], maps))
+    texts, notes = text.study_words(explained), list(left_out)
     explained["measures"] = None
     if measured and min(counts) < FEWEST_MEASURED:
         notes.append(
@@ -116,12 +116,12 @@ def explain(
         )
     elif measured:
         explained["measures"] = measure.measure(arms, examples, layers, say, textures)
-        drawn.update(measure.draw(explained["measures"]))
-        texts += measure.words(explained["measures"])
+        drawn.update(figures.draw_measures(explained["measures"]))
+        texts += text.measure_words(explained["measures"])
         notes += explained["measures"]["notes"]
     explained["figures"] = {name: f"figures/{name}" for name in drawn}
     explained["words"], explained["left_out"] = texts, notes
-    _write(out, explained, drawn, words.page(explained, texts, notes))
+    _write(out, explained, drawn, text.page(explained, texts, notes))
     return explained
 
 

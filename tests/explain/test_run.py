@@ -10,15 +10,7 @@ from basics import REPOSITORY
 from explained import caffenet, examples
 
 from twostage_jax.errors import UserError
-from twostage_jax.explain import (
-    checked_saliency,
-    command,
-    faithfulness,
-    networks,
-    saliency,
-    strongest,
-    words,
-)
+from twostage_jax.explain import checks, networks, run, saliency, strongest, text
 
 # Compiling all methods takes most of a minute; they have their own tests.
 METHODS = ("gradient_x_input", "grad_cam")
@@ -72,12 +64,12 @@ def written(arms, shown, asked, few_methods, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
             (strongest, "find_strongest"),
-            (faithfulness, "saliency_maps"),
-            (faithfulness, "deletion_insertion"),
+            (checks, "saliency_maps"),
+            (checks, "deletion_insertion"),
         ):
             spy(module, name, lambda network: network.seed)
         spy(strongest, "show", lambda found: None)
-        explained = command.explain(
+        explained = run.explain(
             arms, shown, "made images", out, layers=["conv1"], channels=6,
             left_out=["Nothing else."], say=lambda line: None,
         )  # fmt: skip
@@ -156,25 +148,23 @@ def test_a_second_run_replaces_the_first_and_nothing_else(
     arms, shown, few_methods, written, tmp_path
 ):
     with pytest.raises(UserError, match="'conv9'.* Did you mean 'conv5'"):
-        command.explain(arms, shown, "", tmp_path / "out", layers=["conv9"])
+        run.explain(arms, shown, "", tmp_path / "out", layers=["conv9"])
     assert not any(tmp_path.iterdir())
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="holds no explain.json"):
-        command.explain(arms, shown, "", tmp_path)
+        run.explain(arms, shown, "", tmp_path)
     out, _ = written
-    command._write(out, {"new": 1}, {}, "page")
+    run._write(out, {"new": 1}, {}, "page")
     assert sorted(path.name for path in out.iterdir()) == ["explain.json", "explain.md"]
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
 def test_examples_come_from_every_class_in_turn():
     labels = np.array([0] * 10 + [1] * 2 + [2] * 10)
-    found = checked_saliency.spread_over_classes(labels, 22, 9)
+    found = checks.spread_over_classes(labels, 22, 9)
     np.testing.assert_array_equal(labels[found], [0, 1, 2, 0, 1, 2, 0, 2])
     np.testing.assert_array_equal(found, [0, 10, 12, 4, 11, 16, 9, 21])
-    np.testing.assert_array_equal(
-        checked_saliency.spread_over_classes(None, 9, 3), [0, 4, 8]
-    )
+    np.testing.assert_array_equal(checks.spread_over_classes(None, 9, 3), [0, 4, 8])
 
 
 def test_without_labels_all_arms_are_asked_about_the_class_most_likely(arms):
@@ -182,18 +172,18 @@ def test_without_labels_all_arms_are_asked_about_the_class_most_likely(arms):
     unlabelled = examples(labels=False)
     chosen = np.arange(6)
     images = unlabelled.images[chosen]
-    found = checked_saliency.explained_classes(firsts, images, unlabelled, chosen)
+    found = checks.explained_classes(firsts, images, unlabelled, chosen)
     mean = 0
     for network in firsts.values():
         inputs = (images - 0.5) / 0.25
         logits = np.float64(
-            checked_saliency.networks.logits(network.module, network.variables, inputs)
+            checks.networks.logits(network.module, network.variables, inputs)
         )
         powers = np.exp(logits - logits.max(1, keepdims=True))
         mean = mean + powers / powers.sum(1, keepdims=True)
     np.testing.assert_array_equal(found, mean.argmax(1))
     labelled = examples()
-    found = checked_saliency.explained_classes(firsts, images, labelled, chosen)
+    found = checks.explained_classes(firsts, images, labelled, chosen)
     np.testing.assert_array_equal(found, labelled.labels[chosen])
 
 
@@ -221,7 +211,7 @@ def test_words_follow_from_the_numbers():
             "insertion": {"two_stage": of_arm["insertion"]},
         },
     }  # fmt: skip
-    shown, dead, tests, best = words.paragraphs(explained)
+    shown, dead, tests, best = text.study_words(explained)
     assert "1 arm (two-stage), 3 seeds; 5 images (test images of the target)" in shown
     assert "The networks are of fold 0. The pictures, and the maps" in shown
     assert shown.endswith("are those of seed 1, the first that all arms have.")
@@ -231,10 +221,10 @@ def test_words_follow_from_the_numbers():
     assert "inserted in that of occlusion (0.80; 0.60)" in best
     assert best.endswith("No better than random order in both: Grad-CAM.")
     explained["images"].update(sets=3, most=8)
-    shown = words.paragraphs(explained)[0]
+    shown = text.study_words(explained)[0]
     assert "5 to 8 images (test images of the target, each seed its own)" in shown
     explained["saliency"]["unchanged"] = []
-    assert words.paragraphs(explained)[2].startswith("All 3 saliency methods follow")
+    assert text.study_words(explained)[2].startswith("All 3 saliency methods follow")
 
 
 def test_what_is_missing_ends_the_program_in_one_line(tmp_path):

@@ -3,18 +3,24 @@ they point at?"""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import scipy.ndimage
 from scipy import stats
 
-from twostage_jax.explain import networks
-from twostage_jax.explain.networks import Network
-from twostage_jax.explain.saliency import SALIENCY
+from twostage_jax.errors import UserError
+from twostage_jax.explain import networks, saliency
+from twostage_jax.explain.networks import Examples, Network
+from twostage_jax.explain.responses import over_seeds
 
 PyTree = Any
+Arms = Mapping[str, Sequence[Network]]
+# Images per seed that the methods and their checks see: one batch, compiled once.
+IMAGES = networks.BATCH
+# Examples drawn, one per class.
+MOST_SHOWN = 8
 # The order of pixels that no method has: what any method must beat.
 RANDOM_ORDER = "random_order"
 # Shares of the pixels changed, 0 to 1.
@@ -33,6 +39,167 @@ CLASS_BLIND = 0.9
 RANDOMISATION_KEY = 2018
 
 
+class Maps(NamedTuple):
+    """Saliency maps to draw, of one network per arm.
+
+    Attributes:
+      images: `[E, H, W, C]` in [0, 1].
+      classes: Name of the explained class of each image, E.
+      maps: Arm -> method -> `[E, H, W]`.
+      probabilities: Arm -> `[E]` probabilities of the explained classes.
+    """
+
+    images: np.ndarray
+    classes: list[str]
+    maps: dict[str, dict[str, np.ndarray]]
+    probabilities: dict[str, np.ndarray]
+
+
+def check_saliency(
+    arms: Arms, examples: Mapping[int, Examples], say: Callable[[str], None]
+) -> tuple[dict[str, Any], Maps]:
+    """Asks every method and every arm about the same images and classes of a seed.
+
+    Args:
+      arms: Arm -> its networks, one a seed.
+      examples: Seed -> images `[N, H, W, C]` in [0, 1]. The maps drawn are of the first
+        seed that all arms have.
+      say: Takes a line on what is being done.
+
+    Returns:
+      The maps of `MOST_SHOWN` images to draw, and JSON values:
+
+        methods         names in `saliency.SALIENCY`
+        shares          of the pixels, along a curve
+        unchanged, class_blind
+                        methods that fail; see `faithfulness.labels_of`
+        deletion, insertion
+                        arm -> method -> 'curve' (mean over seeds) and 'area' (see
+                        `responses.over_seeds`)
+        randomisation   arm -> see `faithfulness.randomisation`; of the seed drawn: it
+                        is a check of the methods, not of the arms
+
+    Raises:
+      UserError: No seed has networks of all arms, or a map holds numbers that are not
+        finite.
+    """
+    firsts = networks.of_first_seed(arms)
+    asked = {seed: _asked(firsts, of_seed) for seed, of_seed in examples.items()}
+    first = next(iter(firsts.values()))
+    methods = saliency.methods_for(first.module)
+    found: dict[str, Any] = {
+        "methods": methods,
+        "shares": SHARES.tolist(),
+        "deletion": {},
+        "insertion": {},
+        "randomisation": {},
+    }
+    maps = {}
+    for arm, of_arm in arms.items():
+        of_seeds = []
+        for network in of_arm:
+            say(f"saliency: {arm}, seed {network.seed}")
+            images, labels = asked[network.seed]
+            inputs = networks.scaled(network, images)
+            of_network = saliency_maps(network, inputs, labels, methods)
+            _check_finite(network, of_network)
+            of_seeds.append(deletion_insertion(network, inputs, labels, of_network))
+            if network is firsts[arm]:
+                maps[arm] = of_network
+                found["randomisation"][arm] = randomisation(
+                    network, inputs, labels, of_network, say
+                )
+        for kind in ("deletion", "insertion"):
+            found[kind][arm] = _over_seeds([of_seed[kind] for of_seed in of_seeds])
+    found.update(labels_of(list(found["randomisation"].values())))
+    images, labels = asked[first.seed]
+    count = min(len(np.unique(labels)), MOST_SHOWN)
+    shown = Maps(
+        images[:count],
+        [first.class_names[label] for label in labels[:count]],
+        {arm: {m: of[:count] for m, of in by.items()} for arm, by in maps.items()},
+        {
+            arm: _probabilities(network, images)[np.arange(count), labels[:count]]
+            for arm, network in firsts.items()
+        },
+    )
+    return found, shown
+
+
+def _asked(
+    firsts: Mapping[str, Network], examples: Examples
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns up to `IMAGES` images and the classes that every arm is asked about."""
+    chosen = spread_over_classes(examples.labels, len(examples.images), IMAGES)
+    images = examples.images[chosen]
+    return images, explained_classes(firsts, images, examples, chosen)
+
+
+def explained_classes(
+    firsts: Mapping[str, Network],
+    images: np.ndarray,
+    examples: Examples,
+    chosen: np.ndarray,
+) -> np.ndarray:
+    """Returns the class that every arm is asked about, `[N]`.
+
+    The true one; without labels, that of the largest mean probability over one network
+    an arm.
+    """
+    if examples.labels is not None:
+        return np.asarray(examples.labels[chosen], np.int32)
+    mean = sum(_probabilities(network, images) for network in firsts.values())
+    return np.asarray(mean).argmax(1).astype(np.int32)
+
+
+def _probabilities(network: Network, images: np.ndarray) -> np.ndarray:
+    inputs = networks.scaled(network, images)
+    return networks.probabilities(network.module, network.variables, inputs)
+
+
+def spread_over_classes(
+    labels: np.ndarray | None, total: int, count: int
+) -> np.ndarray:
+    """Returns indices of up to `count` examples, one of each class in turn.
+
+    Of each class, those are taken that are spread evenly over it, in their order.
+    """
+    if labels is None:
+        return np.linspace(0, total - 1, min(count, total)).round().astype(int)
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    turns = -(-count // len(classes))
+    taken = [
+        of_class[
+            np.linspace(0, len(of_class) - 1, min(turns, len(of_class))).astype(int)
+        ]
+        for of_class in classes
+    ]
+    order = [
+        of_class[turn] for turn in range(turns) for of_class in taken
+        if turn < len(of_class)
+    ]  # fmt: skip
+    return np.array(order[:count])
+
+
+def _check_finite(network: Network, maps: Mapping[str, np.ndarray]) -> None:
+    for method, of_method in maps.items():
+        if not np.isfinite(of_method).all():
+            raise UserError(
+                f"arm '{network.arm}', seed {network.seed}: the maps of '{method}' hold "
+                "numbers that are not finite."
+            )
+
+
+def _over_seeds(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        method: {
+            "curve": np.mean([one[method]["curve"] for one in found], 0).tolist(),
+            "area": over_seeds([one[method]["area"] for one in found]),
+        }
+        for method in found[0]
+    }
+
+
 def saliency_maps(
     network: Network, inputs: np.ndarray, labels: np.ndarray, methods: Sequence[str]
 ) -> dict[str, np.ndarray]:
@@ -45,7 +212,7 @@ def saliency_maps(
       methods: Names in `saliency.SALIENCY`.
     """
     return {
-        name: SALIENCY[name](network.module, network.variables, inputs, labels)
+        name: saliency.SALIENCY[name](network.module, network.variables, inputs, labels)
         for name in methods
     }
 

@@ -5,18 +5,23 @@ on for what an arm went through, and 'random' for the target's network before tr
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from twostage_jax.errors import UserError
-from twostage_jax.explain import networks, probes, reliance, similarity
+from twostage_jax.explain import networks, similarity
+from twostage_jax.explain.measures import probes, reliance
 from twostage_jax.explain.networks import Examples, Network
 from twostage_jax.explain.responses import Layer, over_seeds, p_value
 from twostage_jax.models import HEAD
+from twostage_jax.stats.intervals import holm
 
+ALPHA = 0.05
+# (measure, one network, another, layer or change of the images).
+Pair = tuple[str, str, str, str]
 RANDOM = "random"
 ALL_LAYERS = "all layers"
 CKA_EXAMPLES = 256
@@ -230,3 +235,33 @@ def _number(value: Any) -> float | None:
     elif isinstance(value, probes.Probe):
         value = value.score
     return float(value) if value is not None and np.isfinite(value) else None
+
+
+class Told(NamedTuple):
+    """A difference: its entry, and 1 (higher), -1 (lower) or 0 (not told from chance)."""
+
+    entry: Mapping[str, Any]
+    sign: int
+
+
+def told(measured: Mapping[str, Any], pairs: Iterable[Pair]) -> dict[Pair, Told]:
+    """Returns the differences that have a mean, told from chance by Holm over them.
+
+    Args:
+      pairs: (measure, one network, another, layer or change).
+    """
+    entries = {}
+    for pair in pairs:
+        name, first, second, place = pair
+        of_pair = measured["differences"].get(name, {}).get(f"{first} - {second}", {})
+        if place in of_pair and of_pair[place]["mean"] is not None:
+            entries[pair] = of_pair[place]
+    corrected = holm([entry["p_value"] for entry in entries.values()])
+    return {
+        pair: Told(entry, 0 if p is None or p >= ALPHA else _sign(entry["mean"]))
+        for (pair, entry), p in zip(entries.items(), corrected, strict=True)
+    }
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)

@@ -4,7 +4,8 @@ import constructed
 import numpy as np
 import pytest
 
-from twostage_jax.explain import stimuli, texture
+from twostage_jax.explain import stimuli
+from twostage_jax.explain.measures.textures import modulation_index, pairs
 from twostage_jax.explain.responses import of_layer, respond
 
 
@@ -23,10 +24,10 @@ def crosses(count=12, size=32):
 def indices(textures):
     """Returns the modulation index of each channel of simple, complex, product cells."""
     taps = ["simple", "energy", "product"]
-    pair = texture.pairs(textures)
+    pair = pairs(textures)
     at = [respond(constructed.visual(), images, taps) for images in pair]
     return {
-        tap: texture.modulation_index(at[0][tap].mean, at[1][tap].mean, textures.labels)
+        tap: modulation_index(at[0][tap].mean, at[1][tap].mean, textures.labels)
         for tap in taps
     }
 
@@ -62,7 +63,7 @@ def test_modulation_index_is_the_mean_over_families():
     labels = np.array([0, 0, 1, 1])
     at_texture = np.array([[3.0, 0, 0], [5, 0, 0], [0, 2, 0], [0, 4, 0]])
     at_noise = np.array([[2.0, 0, 0], [2, 0, 0], [1, 0, 0], [3, 3, 0]])
-    index = texture.modulation_index(at_texture, at_noise, labels)
+    index = modulation_index(at_texture, at_noise, labels)
     # First channel: (4 - 2) / 6 and (0 - 2) / 2; second: only the second family.
     np.testing.assert_allclose(index[:2], [(1 / 3 - 1) / 2, (3 - 1.5) / 4.5])
     assert np.isnan(index[2])
@@ -74,10 +75,10 @@ def test_constant_images_and_broken_channels_are_named():
     labels = np.zeros(4, int)
     images = np.full((4, 16, 16, 1), 0.3, np.float32)
     flat = stimuli.Textures(images, labels, None, ("flat",))
-    shown, noise = texture.pairs(flat)
+    shown, noise = pairs(flat)
     np.testing.assert_allclose(shown, noise, atol=1e-6)
     broken = np.ones((4, 2))
     broken[2, 1] = np.nan
-    index = texture.modulation_index(broken, np.ones((4, 2)), labels)
+    index = modulation_index(broken, np.ones((4, 2)), labels)
     assert index[0] == 0 and np.isnan(index[1])
     assert of_layer(index, broken).not_finite == 1

@@ -1,20 +1,164 @@
-"""What the measures say, in words that follow from the numbers.
-
-A question has a paragraph: the answer, then the numbers that it rests on. Differences
-are told from chance (see `differences`) over all comparisons of the paragraph. The rest
-is in the tables.
-"""
+"""What the pictures and the checks of saliency methods show, in words."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from twostage_jax.explain.comparisons import ALL_LAYERS, RANDOM
-from twostage_jax.explain.differences import Pair, Told, told
-from twostage_jax.explain.measure_tables import label
+import numpy as np
+
+from twostage_jax.explain.checks import RANDOM_ORDER
+from twostage_jax.explain.compare import ALL_LAYERS, RANDOM, Pair, Told, told
+from twostage_jax.explain.figures import MARKS, PANELS, foot_notes, method_label
+from twostage_jax.report.figures import arm_label
 from twostage_jax.report.tables import listed
 
+# Areas nearer to those of the random order than this are called no better.
+MARGIN = 0.01
 # More silent channels than this share are worth a word.
 MANY_SILENT = 1 / 3
+
+
+def study_words(explained: Mapping[str, Any]) -> list[str]:
+    """Returns paragraphs that follow from the numbers of `explain.json`."""
+    return [
+        _images_words(explained),
+        _dead(explained["dead_channels"]),
+        *_saliency(explained["saliency"]),
+    ]
+
+
+def _images_words(explained: Mapping[str, Any]) -> str:
+    images, arms = explained["images"], explained["arms"]
+    seeds = max(len(of_arm["seeds"]) for of_arm in arms.values())
+    count = str(images["count"])
+    if images["most"] > images["count"]:
+        count += f" to {images['most']}"
+    whose = ", each seed its own" if images["sets"] > 1 else ""
+    first = min(set.intersection(*(set(one["seeds"]) for one in arms.values())))
+    pictures = (
+        "The pictures, and the maps with weights drawn anew, are those of seed "
+        f"{first}, the first that all arms have."
+    )
+    return (
+        f"{len(arms)} arm{_s(len(arms))} ({listed(map(arm_label, arms))}), "
+        f"{seeds} seed{_s(seeds)}; {count} images ({images['source']}{whose}). "
+        f"{' '.join([*explained['chosen'], pictures])}"
+    )
+
+
+def _dead(dead: Mapping[str, Mapping[str, Any]]) -> str:
+    found = []
+    for layer in next(iter(dead.values())):
+        of_layer = {arm: of_arm[layer] for arm, of_arm in dead.items()}
+        most = {arm: max(entry["dead"]) for arm, entry in of_layer.items()}
+        if any(most.values()):
+            total = next(iter(of_layer.values()))["channels"]
+            counts = ", ".join(f"{arm_label(arm)} {n}" for arm, n in most.items())
+            found.append(f"{layer} {counts} of {total}")
+    if not found:
+        return "No channel of these layers is dead: each answers to some image."
+    return (
+        "Dead channels, which no image brings above 0 (the most over seeds): "
+        f"{'; '.join(found)}."
+    )
+
+
+def _saliency(saliency: Mapping[str, Any]) -> list[str]:
+    methods = saliency["methods"]
+    tests = []
+    if saliency["unchanged"]:
+        tests.append(
+            f"The maps of {listed(map(method_label, saliency['unchanged']))} stay much "
+            "the same when all weights are drawn anew: they show the image, not what a "
+            "network learned."
+        )
+    if saliency["class_blind"]:
+        tests.append(
+            f"The maps of {listed(map(method_label, saliency['class_blind']))} stay much "
+            "the same when the head alone is drawn anew: they show what the features "
+            "see, and do not tell classes apart."
+        )
+    if tests:
+        tests.append("These methods are marked in the figures.")
+    else:
+        tests.append(
+            f"All {len(methods)} saliency methods follow the weights: no map stays the "
+            "same when they are drawn anew."
+        )
+    area = {
+        kind: {
+            method: float(
+                np.mean([of_arm[method]["area"]["mean"] for of_arm in by_arm.values()])
+            )
+            for method in (*methods, RANDOM_ORDER)
+        }
+        for kind, by_arm in (
+            (kind, saliency[kind]) for kind in ("deletion", "insertion")
+        )
+    }
+    # Smaller is better for deletion, larger for insertion.
+    gain = {
+        method: (
+            area["deletion"][RANDOM_ORDER] - area["deletion"][method],
+            area["insertion"][method] - area["insertion"][RANDOM_ORDER],
+        )
+        for method in methods
+    }
+    falls = min(methods, key=area["deletion"].__getitem__)
+    rises = max(methods, key=area["insertion"].__getitem__)
+    deleted, inserted = area["deletion"], area["insertion"]
+    text = (
+        "Averaged over arms, the probability of the class falls fastest when pixels are "
+        f"deleted in the order of {method_label(falls)} (area {deleted[falls]:.2f}; "
+        f"random order {deleted[RANDOM_ORDER]:.2f}), and rises fastest when they are "
+        f"inserted in that of {method_label(rises)} ({inserted[rises]:.2f}; "
+        f"{inserted[RANDOM_ORDER]:.2f})."
+    )
+    weak = [m for m in methods if gain[m][0] < MARGIN and gain[m][1] < MARGIN]
+    if weak:
+        text += (
+            f" No better than random order in both: {listed(map(method_label, weak))}."
+        )
+    return [" ".join(tests), text]
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+def page(
+    explained: Mapping[str, Any], texts: Sequence[str], notes: Sequence[str]
+) -> str:
+    """Returns `explain.md`: paragraphs, tables, and what was left out."""
+    saliency = explained["saliency"]
+    arms = list(saliency["deletion"])
+    failed = {what: saliency[what] for what in MARKS}
+    lines = ["# What the features respond to", ""]
+    for text in texts:
+        lines += [text, ""]
+    lines += [
+        "## Areas below the curves: deletion (small is good) / insertion (large is good)",
+        "",
+        "| method | " + " | ".join(map(arm_label, arms)) + " |",
+        "|---" * (len(arms) + 1) + "|",
+    ]
+    for method in (*saliency["methods"], RANDOM_ORDER):
+        label = method_label(method, failed)
+        cells = [
+            " / ".join(
+                f"{saliency[kind][arm][method]['area']['mean']:.2f}"
+                for kind in ("deletion", "insertion")
+            )
+            for arm in arms
+        ]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    lines += [text for note in foot_notes(failed) for text in ("", note)]
+    if explained["measures"] is not None:
+        lines += tables(explained["measures"])
+    lines += ["", "## Figures", ""]
+    lines += [f"- [{name}]({path}.png)" for name, path in explained["figures"].items()]
+    if notes:
+        lines += ["", "## Left out", "", *(f"- {note}" for note in notes)]
+    return "\n".join(lines) + "\n"
 
 
 class Measure(NamedTuple):
@@ -46,7 +190,7 @@ TEXTURES = [
 ]
 
 
-def words(measured: Mapping[str, Any]) -> list[str]:
+def measure_words(measured: Mapping[str, Any]) -> list[str]:
     """Returns paragraphs on what `measure.measure` returned."""
     paragraphs = [
         _beginning(measured),
@@ -283,3 +427,63 @@ def _are(names: Sequence[str]) -> str:
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
+
+
+def tables(measured: Mapping[str, Any]) -> list[str]:
+    """Returns lines: measures of all networks, and accuracy on changed images."""
+    values = measured["values"]
+    shown = {name: title for name, title in PANELS.items() if name in values}
+    lines = [
+        "",
+        "## Mean of the layers [95 % interval over seeds]",
+        "",
+        *_head(["network", *shown.values()]),
+    ]
+    for network in measured["order"]:
+        cells = [_cell(values[m].get(network, {}).get(ALL_LAYERS)) for m in shown]
+        lines.append(_row([label(network), *cells]))
+    if "accuracy" not in values:
+        return lines
+    accuracy, kept = values["accuracy"], values["kept"]
+    arms = [arm for arm in measured["chains"] if arm in accuracy]
+    lines += [
+        "",
+        "## Balanced accuracy on changed images; share of that above chance kept",
+        "",
+        "Means over seeds; all arms on the same test images of a seed.",
+        "",
+        *_head(["images", *map(label, arms)]),
+    ]
+    for change in accuracy[arms[0]]:
+        cells = []
+        for arm in arms:
+            share = kept[arm][change]
+            text = share["reason"] if share["mean"] is None else f"{share['mean']:.0%}"
+            cells.append(f"{accuracy[arm][change]['mean']:.2f}; {text}")
+        lines.append(_row([change, *cells]))
+    return lines
+
+
+def label(network: str) -> str:
+    """Returns how a network is called in words and tables."""
+    if network == RANDOM:
+        return "the untrained network"
+    return network if network.startswith("after ") else arm_label(network)
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "–"
+    if entry["mean"] is None:
+        return f"– ({entry['reason']})"
+    if entry["low"] is None:
+        return f"{entry['mean']:.2f}"
+    return f"{entry['mean']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+
+
+def _head(names: list[str]) -> list[str]:
+    return [_row(names), "|---" * len(names) + "|"]
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
