@@ -1,5 +1,8 @@
-"""Checks of saliency methods: do their maps follow the network, and does it use what
-they point at?"""
+"""Saliency maps of every method and arm, and checks of the methods.
+
+The checks ask whether the maps follow the weights of the network (`randomisation`), and
+whether the network uses the pixels that they point at (`deletion_insertion`).
+"""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -67,16 +70,16 @@ def check_saliency(
       say: Takes a line on what is being done.
 
     Returns:
-      The maps of `MOST_SHOWN` images to draw, and JSON values:
+      JSON values, and the maps of up to `MOST_SHOWN` images to draw. The values:
 
         methods         names in `saliency.SALIENCY`
         shares          of the pixels, along a curve
         unchanged, class_blind
-                        methods that fail; see `faithfulness.labels_of`
+                        methods that fail; see `labels_of`
         deletion, insertion
                         arm -> method -> 'curve' (mean over seeds) and 'area' (see
                         `responses.over_seeds`)
-        randomisation   arm -> see `faithfulness.randomisation`; of the seed drawn: it
+        randomisation   arm -> see `randomisation`; of the seed drawn: it
                         is a check of the methods, not of the arms
 
     Raises:

@@ -2,6 +2,8 @@
 
 The networks of a study have names: those of the arms, 'after natural > texture' and so
 on for what an arm went through, and 'random' for the target's network before training.
+A difference is significant if its p-value, corrected (Holm) over all comparisons of one
+paragraph, is below 0.05.
 """
 
 import itertools

@@ -407,7 +407,7 @@ def randomisation(found: Mapping[str, Mapping[str, Any]], failed: Failed) -> Fig
     """Draws how like the maps stay as layers are drawn anew, the head first.
 
     Args:
-      found: Arm -> what `faithfulness.randomisation` returns.
+      found: Arm -> result of `checks.randomisation`.
       failed: What -> the methods that fail it; they are marked.
     """
     first = next(iter(found.values()))
@@ -466,10 +466,14 @@ def draw_measures(measured: Mapping[str, Any]) -> dict[str, Figure]:
 
 def _responses(measured: Mapping[str, Any]) -> Figure:
     """Selectivity for edges and textures, and what probes read off, along the layers."""
-    figure = Figure(figsize=(PAGE, 4.4), layout="constrained")
-    panels = figure.subplots(2, 3).ravel()
+    rows = -(-len(PANELS) // 3)
+    figure = Figure(figsize=(PAGE, 2.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, 3, squeeze=False).ravel()
+    for axes in panels[len(PANELS) :]:
+        axes.set_visible(False)
     lines: dict[str, Any] = {}
-    for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
+    for i, (name, title) in enumerate(PANELS.items()):
+        axes = panels[i]
         by_name = measured["values"].get(name, {})
         layers = measured["layers"]
         lines |= _lines(axes, by_name, layers, [*measured["chains"], RANDOM])
@@ -481,8 +485,9 @@ def _responses(measured: Mapping[str, Any]) -> Figure:
             _probe_axis(axes, by_name)
         else:
             axes.set_ylim(bottom=0)
-    for row, label in ((0, "Mean of the channels"), (3, "Balanced accuracy")):
-        panels[row].set_ylabel(label)
+        if i % 3 == 0:
+            probe = name.startswith("probe")
+            axes.set_ylabel("Balanced accuracy" if probe else "Mean of the channels")
     _legend(figure, lines)
     return figure
 

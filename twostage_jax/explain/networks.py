@@ -1,4 +1,4 @@
-"""A trained network and its input, and calling it for its taps: batched, compiled."""
+"""The networks of a finished study, and calling one for its taps: batched, compiled."""
 
 import functools
 import json

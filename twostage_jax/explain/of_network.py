@@ -1,6 +1,6 @@
 """What the layers of one network respond to: each measure adds its numbers to `found`.
 
-`name` is that of the network in the study; see `comparisons`.
+`name` is that of the network in the study; see `compare`.
 """
 
 import dataclasses

@@ -54,7 +54,7 @@ def explain(
                         'count' and 'most' (of a seed: the fewest, the most), 'saliency'
                         (how many of a seed the methods saw, at most)
         dead_channels   arm -> layer -> 'channels' and 'dead' (a number a seed)
-        saliency        see `checked_saliency.explain`
+        saliency        see `checks.check_saliency`
         measures        see `measure.measure`; null if not asked for
         figures         name -> path without suffix; .png and .pdf exist
         words           paragraphs

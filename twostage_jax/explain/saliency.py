@@ -7,6 +7,8 @@ There are two kinds. A sensitivity is the size of a gradient, or of what takes i
 place: where a change would change the logit, up or down; of several channels, the
 largest (Simonyan et al. 2014, section 3.1). An attribution shares the logit out among
 the pixels, and is below 0 where they speak against the class; channels are summed.
+
+`reconstruct` goes back to the pixels from any activation, by the rules of `backward`.
 """
 
 import functools

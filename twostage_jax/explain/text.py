@@ -1,4 +1,8 @@
-"""What the pictures and the checks of saliency methods show, in words."""
+"""Words and tables of the feature analysis, which follow from its numbers.
+
+A question on the measures has a paragraph: the answer, then the numbers that it rests
+on. Differences are tested (see `compare.told`) over all comparisons of the paragraph.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
