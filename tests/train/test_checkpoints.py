@@ -198,3 +198,25 @@ def test_other_folders_are_described(tmp_path, made, fact):
         checkpoint.load_source(tmp_path)
     assert refused.value.where == str(tmp_path)
     assert fact in str(refused.value) and "elete" not in str(refused.value)
+
+
+def test_state_is_restored_by_the_names_of_its_arrays(tmp_path):
+    """Two arrays of equal shape change neither places nor names unnoticed."""
+    store = checkpoint.StateStore(tmp_path / "states")
+    one, two = np.zeros(3, np.float64), np.ones(3, np.float64)
+    store.save(4, {"a": one, "b": two}, {"losses": [1.0]})
+    same, progress = store.restore(4, {"b": one, "a": one})
+    np.testing.assert_array_equal(same["a"], one)
+    np.testing.assert_array_equal(same["b"], two)
+    assert type(same["b"]) is np.ndarray and same["b"].dtype == two.dtype
+    assert progress == {"losses": [1.0]}
+    for other in (
+        {"a": one, "c": one},
+        (one, one),
+        {"a": one},
+        {"a": one, "b": two[:2]},
+    ):
+        with pytest.raises(UserError) as refused:
+            store.restore(4, other)
+        assert refused.value.where == str(tmp_path / "states" / "4")
+    store.close()

@@ -58,11 +58,10 @@ class StateStore:
         """
         if self._manager is None:
             return
-        leaves = _named(jax.tree.leaves(tree))
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave(leaves),
+                arrays=ocp.args.StandardSave(_named(tree)),
                 progress=ocp.args.JsonSave(progress),
             ),
         )
@@ -86,10 +85,13 @@ class StateStore:
 
         Args:
           step: One of `steps()`.
-          template: A host tree of the same structure and shapes.
+          template: A host tree whose arrays have the saved names and shapes.
+
+        Raises:
+          UserError: The saved arrays have other names or shapes.
         """
         leaves, structure = jax.tree.flatten(template)
-        restored = None if step is None else self._read(step, leaves)
+        restored = None if step is None else self._read(step, template)
         if jax.process_count() > 1:
             restored = _from_main(restored, leaves)
         if restored is None:
@@ -102,16 +104,25 @@ class StateStore:
         if self._manager is not None:
             self._manager.close()
 
-    def _read(self, step: int, leaves: list[Any]) -> tuple[list[np.ndarray], dict]:
-        names = _named(leaves)
+    def _read(self, step: int, template: PyTree) -> tuple[list[np.ndarray], dict]:
+        named = _named(template)
         saved = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                arrays=ocp.args.StandardRestore(names),
-                progress=ocp.args.JsonRestore(),
+                arrays=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore()
             ),
         )
-        return [saved.arrays[name] for name in names], saved.progress
+        # Compared here, since Orbax does not check shapes in every version.
+        shapes = {name: np.shape(array) for name, array in saved.arrays.items()}
+        if shapes != {name: array.shape for name, array in named.items()}:
+            folder = Path(self._manager.directory) / str(step)
+            raise UserError(
+                f"{folder}: the saved state has other arrays than the training that "
+                "resumes from it; another version of the program wrote it. Delete the "
+                "folder of this stage run and run again.",
+                where=folder,
+            )
+        return [np.asarray(saved.arrays[name]) for name in named], saved.progress
 
 
 def export_variables(folder: Path, variables: PyTree) -> None:
@@ -359,9 +370,14 @@ def _plain(tree: PyTree) -> PyTree:
     return tree
 
 
-def _named(leaves: list[Any]) -> dict[str, np.ndarray]:
-    """Returns leaves by their place; as arrays, for older Orbax takes no scalars."""
-    return {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+def _named(tree: PyTree) -> dict[str, np.ndarray]:
+    """Returns the leaves by their path, in the order of `jax.tree.leaves`.
+
+    Paths rather than positions: a changed tree of equal shapes must not restore with its
+    arrays interchanged. Scalars become arrays, since older Orbax takes no scalars.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def _alone(name: str, process: int = 0) -> ocp.options.MultiprocessingOptions:
