@@ -1,4 +1,4 @@
-"""What a finished stage run leaves behind, apart from its variables."""
+"""Files of a finished stage run, apart from its variables."""
 
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,12 @@ def lineage(
     probabilities: np.ndarray,
     seconds: float | None,
 ) -> dict[str, Any]:
-    """Returns what a stage run came from and what it reached, as JSON values.
+    """Returns the origin and the scores of a stage run as JSON values.
 
     Args:
-      config, dataset, run, splits, constants: What it was made of.
-      fitted: What training gave.
-      probabilities: `[N, K]` of the test examples.
+      config, dataset, run, splits, constants: Inputs of the stage run.
+      fitted: Result of training.
+      probabilities: Class probabilities `[N, K]` of the test examples.
       seconds: Its share of the time taken; None if it was cut off and resumed.
     """
     parts = {name: getattr(splits, name) for name in ("train", "validation", "test")}

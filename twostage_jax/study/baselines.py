@@ -61,7 +61,7 @@ def baselines(wanted: tuple[str, ...], rows: list[Row]) -> list[Baseline]:
     Args:
       wanted: Names out of `config.study.baselines`; 'frozen' stands for one baseline per
         chain of source stages.
-      rows: Of the study.
+      rows: Rows of the study.
     """
     found: dict[str, Baseline] = {}
     for row in rows:

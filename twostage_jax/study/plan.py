@@ -1,4 +1,7 @@
-"""What a stage run is: its place in the study, and what determines its result."""
+"""The tree of stage runs that a study needs: names, splits, early checks.
+
+A run is known by a hash of all that determines its result.
+"""
 
 import dataclasses
 import logging
@@ -139,7 +142,7 @@ def code(stage: str) -> int:
 def split_of(config: Config, dataset: Dataset, run: StageRun) -> Splits:
     """Returns the examples that a stage run trains, validates and tests on.
 
-    Folds are drawn anew for each seed, so that what is good or bad about a training set
+    Folds are drawn again for each seed, so that what is good or bad about a training set
     differs from seed to seed, as intervals over seeds expect; see
     `experiments/coverage.md`.
 
@@ -167,9 +170,6 @@ def _split_seed(config: Config, run: StageRun) -> int:
         return study.split_seed
     mixed = np.random.SeedSequence((study.split_seed, run.seed))
     return int(mixed.generate_state(1)[0])
-
-
-# The tree of stage runs that a study needs, and every check that needs no training.
 
 
 PyTree = Any

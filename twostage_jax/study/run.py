@@ -152,7 +152,7 @@ def _cut_off(
     """Returns the groups that were begun and not ended.
 
     The same neighbours again make the same numbers, bit for bit. Where they no longer
-    fit the devices or the study, they are left to be grouped anew: a run goes on from
+    fit the devices or the study, they are grouped again: a run resumes from
     its own saved state, the same to float tolerance.
     """
     by_name = {run.folder_name: run for run in runs}

@@ -34,19 +34,19 @@ from twostage_jax.train.parallel import alone, side_by_side
 from twostage_jax.train.progress import Progress
 
 PyTree = Any
-# Images looked at for the mean and deviation of a data set.
+# Images from which the mean and standard deviation of a data set are computed.
 STATISTICS_IMAGES = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class Materials:
-    """What stage runs share.
+    """Settings, data and folder that all stage runs of a study share.
 
     Attributes:
       config: All settings.
-      datasets: By stage name.
-      workdir: Where files go.
-      feeds: Made so far, by stage and number of devices.
+      datasets: Data set of each stage, by stage name.
+      workdir: Folder of the study.
+      feeds: Feeds made so far, by stage and number of devices.
     """
 
     config: Config
@@ -68,12 +68,12 @@ class Prepared(NamedTuple):
     """A stage run that is ready to train.
 
     Attributes:
-      run: Which.
-      splits: Its examples.
-      variables: Where it starts: random, or transferred.
-      report: Of the transfer, if it has a parent.
-      key: Of augmentation and dropout.
-      constants: See `training.Constants`.
+      run: Stage run to train.
+      splits: Examples that it trains, validates and tests on.
+      variables: Initial variables, random or transferred.
+      report: Report of the transfer, if the run has a parent.
+      key: PRNG key data for augmentation and dropout.
+      constants: Arrays that no step changes; see `steps.Constants`.
     """
 
     run: StageRun
@@ -118,9 +118,9 @@ def run_stages(
     together.
 
     Args:
-      materials: What they share.
-      runs: Of one stage, with the same settings and finished parents.
-      progress: Who is told.
+      materials: Settings, data and folder of the study.
+      runs: Runs of one stage with the same settings, whose parents are finished.
+      progress: Progress reporter.
     """
     began = time.monotonic()
     if runtime.is_main():

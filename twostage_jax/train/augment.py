@@ -25,7 +25,7 @@ def to_unit(
       images: `[..., H, W, C]` uint8 (0 to 255), int16 (HU) or float32 ([0, 1]).
       window: (centre, width) pairs in HU, flattened; one channel a pair. Used for int16.
       channels: Channels of the result; one grey channel is repeated.
-      centre_shift: Shift of the window's centre, as a share of its width.
+      centre_shift: Shift of the window's centre, as a fraction of its width.
       width_factor: Factor of the window's width.
 
     Returns:

@@ -148,7 +148,7 @@ def load_variables(folder: Path) -> PyTree:
     Needs neither the model nor the settings that made them.
 
     Raises:
-      UserError: The folder holds no exported variables.
+      UserError: The folder cannot be read as exported variables.
     """
     if not folder.is_dir():
         raise UserError(
@@ -194,7 +194,7 @@ def load_source(path: Path) -> tuple[PyTree, str]:
       UserError: It is something else, is damaged, or has parameters in several places.
     """
     if not path.exists():
-        raise UserError(f"{path}: there is no such file or folder.", where=path)
+        raise UserError(f"{path}: this file or folder does not exist.", where=path)
     saved, tree = _saved_tree(path)
     tree = _plain(tree)
     if not isinstance(tree, dict):
@@ -232,7 +232,7 @@ def _saved_tree(path: Path) -> tuple[Path, PyTree]:
 
 
 def _described(path: Path) -> str:
-    """Returns what a folder is that holds no variables."""
+    """Describes a folder that is not a checkpoint."""
     if (path / "stages").is_dir():
         return (
             "this is the workdir of a study, which holds several stage runs: name one of "
@@ -255,7 +255,7 @@ def _is_item(folder: Path) -> bool:
 def _from_orbax(folder: Path) -> PyTree:
     options = _alone("source", process=jax.process_index())
     as_host = ocp.RestoreArgs(restore_type=np.ndarray)
-    # What Orbax logs of a damaged folder is said below.
+    # The error below says what Orbax logs about a damaged folder.
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.CRITICAL)

@@ -18,7 +18,7 @@ PREFETCH = 4
 
 
 class Feed(NamedTuple):
-    """How steps get their batches.
+    """Source of the batches of training steps.
 
     Attributes:
       data: Replicated 'images' and 'labels', or None for a stream.

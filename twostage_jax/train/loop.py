@@ -21,16 +21,16 @@ MAX_CHUNK = 25
 
 
 class Run(NamedTuple):
-    """What is a stage run's own, of those that are trained together.
+    """One stage run of those that are trained together.
 
     Attributes:
-      name: For messages.
-      state: The host state before the first step.
+      name: Name of the run in messages.
+      state: Host state before the first step.
       indices: Positions of the training examples in the data set.
       order_seed: Seed of the order of examples.
       key: Key data of augmentation and dropout.
       constants: Arrays that no step changes.
-      store: Its saved states.
+      store: Saved states of the run.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Task(NamedTuple):
     Attributes:
       settings: Length, batch size, how often to score and save, what to select.
       programs: The compiled steps.
-      feed: Where batches come from.
-      placement: Where the runs lie on the devices.
+      feed: Source of batches.
+      placement: Placement of the runs on the devices.
       runs: At most `placement.runs`.
       score: `score(variables on the devices)` returns, for each run,
         `{'loss': ..., 'balanced_accuracy': ...}` on its validation examples.
@@ -64,12 +64,12 @@ class Task(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What training gives.
+    """Result of training.
 
     Attributes:
-      variables: The selected ones, host arrays.
+      variables: Selected variables, as host arrays.
       selected: The entry of the history in which they were scored.
-      history: One entry a score.
+      history: One entry per score.
     """
 
     variables: PyTree
@@ -78,11 +78,12 @@ class Fitted(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """What the loop tells others, and asks them.
+    """Callbacks of the loop.
 
     Attributes:
-      step: Called with (run's place, step, metrics) after each chunk and each score.
-      stop: Whether the run was asked to stop.
+      step: Function called with (index of the run, step, metrics) after each chunk and
+        each score.
+      stop: Function that returns whether the run was asked to stop.
     """
 
     step: Callable[[int, int, dict[str, float]], None]
@@ -91,7 +92,7 @@ class Watch(NamedTuple):
 
 @dataclasses.dataclass
 class _Progress:
-    """How far one run is, apart from its state."""
+    """Scores and losses of one run so far, apart from its state."""
 
     best_variables: PyTree
     losses: list[float] = dataclasses.field(default_factory=list)
@@ -103,7 +104,7 @@ def fit(task: Task, watch: Watch) -> list[Fitted]:
     """Trains to the end, from the newest step at which all runs saved a state, if any.
 
     Raises:
-      UserError: A loss is no longer finite.
+      UserError: A loss is not finite.
       runtime.Interrupted: The runs were asked to stop; their states are saved.
     """
     settings, placement = task.settings, task.placement
@@ -176,7 +177,7 @@ def chunk_length(settings: TrainConfig) -> int:
 def _restored(task: Task) -> tuple[list[steps.TrainState], list[_Progress]]:
     """Returns the states to start from: runs trained together are at the same step.
 
-    What some of them saved later is removed: it will be saved anew.
+    States that some of them saved later are removed: they will be saved again.
     """
     common = set.intersection(*[set(run.store.steps()) for run in task.runs])
     newest = max(common, default=None)
@@ -218,7 +219,7 @@ def _score(
 
 
 def _better(entry: dict[str, float], best: dict[str, float]) -> bool:
-    """More balanced accuracy; at a tie, less loss."""
+    """Returns whether balanced accuracy is higher or, at a tie, loss is lower."""
 
     def rank(scores: dict[str, float]) -> tuple[float, float]:
         return scores["validation_balanced_accuracy"], -scores["validation_loss"]

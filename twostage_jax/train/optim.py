@@ -99,7 +99,7 @@ def _adam(head_steps: int) -> optax.GradientTransformation:
 
 
 class PullState(NamedTuple):
-    """Where the parameters started."""
+    """Parameters at the start, towards which they are pulled."""
 
     start: PyTree
 

@@ -1,9 +1,13 @@
-"""Where stage runs lie on the devices: one spread over all, or several side by side.
+"""Placement of stage runs on devices: one spread over all, or several side by side.
 
 The one place that knows the leading axes `[D, L]` of what `pmap` takes and gives: D
 devices of this process, L stage runs on each. A run that is spread over the devices has
 a copy of its state on each (L = 1) and a part of each batch; runs side by side have
 nothing in common but the program and the data.
+
+Only here does `pmap` wrap the steps of training and evaluation. Inside, a step sees the
+arrays of one stage run (see `steps`). Outside, the program sees host trees, one per run:
+`Placement.put` going in, `Placement.take` coming out.
 """
 
 import dataclasses
@@ -15,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from twostage_jax.train import steps as training
+from twostage_jax.train import steps
 from twostage_jax.train.steps import StepSettings, TrainState
 
 PyTree = Any
@@ -24,7 +28,7 @@ AXIS = "batch"
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """How many stage runs are trained at once, and where.
+    """Number of stage runs that are trained at once, and their devices.
 
     Attributes:
       runs: 1 = one run, spread over the devices. More = side by side.
@@ -129,7 +133,7 @@ def alone() -> Placement:
     """Returns the placement of one run: on all devices of all processes.
 
     On the cores of one processor it is a single one, whose programs use all of them:
-    programs that wait for one another, as the parts of a batch do, can wait for ever
+    programs that wait for one another, as the parts of a batch do, can deadlock
     where they share the processor's threads.
     """
     if jax.default_backend() == "cpu" and made_of_cores():
@@ -170,12 +174,6 @@ def _over(devices: int, shape: tuple[int, ...]) -> jax.sharding.Sharding:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("device"))
 
 
-# The one place where `pmap` wraps the steps of training and evaluation.
-#
-# Inside, a step sees the arrays of one stage run (see `training`). Outside, the program
-# sees host trees, one a run: `Placement.put` going in, `Placement.take` coming out.
-
-
 class Programs(NamedTuple):
     """The compiled functions of a stage.
 
@@ -198,15 +196,15 @@ class Programs(NamedTuple):
 @functools.lru_cache(maxsize=32)
 def programs(settings: StepSettings, axis_name: str | None) -> Programs:
     """Returns the pmapped programs; stage runs that are alike share them."""
-    model = training.build_model(settings.model, settings.num_classes, axis_name)
+    model = steps.build_model(settings.model, settings.num_classes, axis_name)
     step = functools.partial(
-        training.train_step,
+        steps.train_step,
         settings=settings,
         model=model,
-        optimiser=training.optimiser_of(settings),
+        optimiser=steps.optimiser_of(settings),
         axis_name=axis_name,
     )
-    evaluation = functools.partial(training.eval_step, settings=settings, model=model)
+    evaluation = functools.partial(steps.eval_step, settings=settings, model=model)
 
     def train_one(
         state: TrainState, data: Any, item: Any, key: Any, constants: Any
@@ -227,7 +225,7 @@ def programs(settings: StepSettings, axis_name: str | None) -> Programs:
 
     # XLA's CPU convolutions are an order of magnitude slower inside a loop, and a call
     # costs next to nothing there: the host loops instead.
-    on_cpu = training.on_cpu()
+    on_cpu = steps.on_cpu()
     over_runs = jax.vmap(train_one if on_cpu else train_all, in_axes=(0, None, 0, 0, 0))
     train = jax.pmap(over_runs, axis_name=AXIS, donate_argnums=0)
     return Programs(

@@ -1,4 +1,4 @@
-"""What a run shows while it works: bars for people, event files for TensorBoard."""
+"""Progress of a run: bars for people, event files for TensorBoard."""
 
 import contextlib
 import os
@@ -84,7 +84,7 @@ class _Events:
     """An event file, written by the caller itself.
 
     tensorboardX's own writer leaves that to a thread. Where the disk is full the thread
-    dies, and whoever adds an event waits for it for ever.
+    dies, and adding an event then blocks forever.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The steps of training and evaluation: pure functions of the arrays of one stage run.
 
-Collectives go over the axis that its batch is spread over, if it is; `compiled` wraps
+Collectives go over the axis that its batch is spread over, if it is; `parallel` wraps
 the steps in `pmap`.
 """
 
@@ -23,7 +23,7 @@ PyTree = Any
 
 @flax.struct.dataclass
 class TrainState:
-    """What a training step changes, and what a saved state holds."""
+    """Values that a training step changes and a saved state holds."""
 
     step: jax.Array
     params: PyTree
@@ -158,7 +158,7 @@ def eval_step(
     """Returns the class probabilities `[b, K]` of this device's part of a batch.
 
     Nothing is gathered from other devices here: programs that do, and do not depend on
-    one another, can wait for each other for ever on several CPU devices.
+    one another, can deadlock on several CPU devices.
     """
     return forward(
         variables,
