@@ -156,7 +156,9 @@ def test_a_second_run_replaces_the_first_and_nothing_else(
     out, _ = written
     run._write(out, {"new": 1}, {}, "page")
     assert sorted(path.name for path in out.iterdir()) == ["explain.json", "explain.md"]
-    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    # The lock file stays (see `io.locked`); nothing else does.
+    names = {path.name for path in out.parent.iterdir()}
+    assert names == {out.name, f".{out.name}.lock"}
 
 
 def test_examples_come_from_every_class_in_turn():
