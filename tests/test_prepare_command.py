@@ -14,7 +14,7 @@ import pydicom
 import pytest
 from ct_files import SERIES, write_ct
 from PIL import Image
-from prepare_runs import rows_of, run
+from prepare_runs import NAMES, rows_of, run, write_archive
 
 from twostage_jax.config import DataConfig, ModelConfig
 from twostage_jax.data import ct_patches, prepared_folder, sources, store
@@ -23,8 +23,6 @@ from twostage_jax.data.store import prepare
 from twostage_jax.errors import UserError
 from twostage_jax.train import augment
 
-# What must not get out: of the patients' files, and hostile on top.
-NAMES = ("Smith^Anna", "../../escape", "<script>alert(1)</script>", "Ж" * 300)
 SECRETS = (
     "Smith",
     "escape",
@@ -36,33 +34,6 @@ SECRETS = (
     "ACC778",
     SERIES,
 )
-
-
-def write_archive(root, patients=NAMES, matrix=24):
-    """A patient a folder, named after him, with two slices and a mask each."""
-    for number, name in enumerate(patients):
-        folder = root / f"{number}-{re.sub(r'[^A-Za-zЖ]', '', name)[:80]}-19471102"
-        (folder / "rois").mkdir(parents=True)
-        rng = np.random.default_rng(number)
-        for z in range(2):
-            uid = 10 * number + z + 1
-            write_ct(
-                folder / f"20190304-{z}",
-                rng.integers(0, 1500, (matrix, matrix)).astype(np.int16),
-                uid=uid,
-                SeriesInstanceUID=f"{SERIES}.77.{number}",
-                SpecificCharacterSet="ISO_IR 192",
-                PatientID=name[:64] if number == 3 else name,
-                PatientName=name[:64],
-                PatientBirthDate="19471102",
-                StudyDate="20190304",
-                InstitutionName="St. Mary",
-                AccessionNumber="ACC778",
-                ImagePositionPatient=[0, 0, 5 * z],
-            )
-            mask = np.zeros((matrix, matrix), np.uint8)
-            mask[:, : matrix // 2], mask[:, matrix // 2 :] = 1, 2
-            Image.fromarray(mask).save(folder / "rois" / f"{SERIES}.{uid}.png")
 
 
 def content_of(folder):

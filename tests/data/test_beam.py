@@ -1,8 +1,7 @@
 """Preparing patches by an Apache Beam pipeline."""
 
 import pytest
-from prepare_runs import rows_of
-from test_prepare_command import write_archive
+from prepare_runs import rows_of, write_archive
 
 from twostage_jax.data import ct_patches, prepared_folder
 from twostage_jax.data.store import folder_of, metadata_of, prepare

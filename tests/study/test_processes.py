@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from basics import REPOSITORY
-from test_study import Killed, assert_close, events, restored_at, tiny_studies
+from tiny_study import Killed, assert_close, events, restored_at, tiny_studies
 
 __all__ = ["events"]  # A fixture.
 
@@ -23,7 +23,7 @@ sys.path[:0] = [{tests!r}, "tests/helpers", "tests"]
 import jax
 import pytest
 from test_processes import ONE
-from test_study import tiny_studies
+from tiny_study import tiny_studies
 
 from twostage_jax import cli, fit
 

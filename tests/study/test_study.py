@@ -3,116 +3,21 @@
 import contextlib
 import errno
 import json
-import shutil
 import signal
 
 import jax
 import numpy as np
 import pytest
-from basics import Tiny, make_dataset
-from small_study import datasets, parsed
+from basics import make_dataset
+from small_study import parsed
+from tiny_study import TINY, Killed, assert_close, events, restored_at, tiny_study
 
-from twostage_jax import io, models, runtime
-from twostage_jax.data import sources
+from twostage_jax import io, runtime
 from twostage_jax.errors import UserError
-from twostage_jax.study import artifacts, baselines, results, stage
-from twostage_jax.study import run as study
+from twostage_jax.study import artifacts, baselines
 from twostage_jax.train import checkpoint, evaluate
 
-TINY = {
-    "model.name": "tiny",
-    "model.image_size": 8,
-    "study.seeds": (0, 1),
-    "study.side_by_side": 2,
-    "study.arms": ("texture",),
-    "study.baselines": (),
-    **{
-        f"stages.{name}.{setting}": value
-        for name in ("natural", "texture", "target")
-        for setting, value in {
-            "train.steps": 18,
-            "train.eval_every": 6,
-            "train.save_every": 4,
-            "train.batch_size": 16,
-            "augment.shift": 1,
-        }.items()
-    },
-}
-
-
-class Killed(BaseException):
-    """Ends the program where it stands."""
-
-
-@pytest.fixture
-def tiny_study(monkeypatch):
-    """Returns a function that runs a tiny study; no report is written."""
-    return tiny_studies(monkeypatch)
-
-
-def tiny_studies(monkeypatch):
-    by_source = {
-        "natural_surrogate": "natural",
-        "textures": "texture",
-        "phantoms": "target",
-    }
-    made = datasets()
-    drawn = []
-
-    def load(data, model, data_dir):
-        return made[by_source[data.source]]
-
-    def write_report(workdirs, out):
-        out.mkdir(exist_ok=True)
-        (out / "report.html").write_text("")
-        drawn.append(workdirs)
-
-    monkeypatch.setitem(models.MODELS, "tiny", Tiny)
-    monkeypatch.setattr(sources, "load", load)
-    monkeypatch.setattr(results, "draw", lambda materials, rows: None)
-    monkeypatch.setattr(study, "write_report", write_report)
-
-    def run(workdir, **changes):
-        config = parsed(**{**TINY, **changes})
-        return study.run(config, workdir, workdir / "data")
-
-    run.made, run.drawn = made, drawn
-    return run
-
-
-@pytest.fixture
-def events(monkeypatch):
-    """Counts the steps of writing; `events.kill_at` names the one at which to die."""
-
-    class Events:
-        count, kill_at = 0, None
-
-        def __call__(self):
-            self.count += 1
-            if self.count == self.kill_at:
-                raise Killed
-
-    seen = Events()
-
-    def watched(function):
-        def call(*arguments, **named):
-            seen()
-            returned = function(*arguments, **named)
-            seen()
-            return returned
-
-        return call
-
-    for owner, name in [
-        (checkpoint.StateStore, "save"),
-        (checkpoint, "export_variables"),
-        (artifacts, "save_predictions"),
-        (io, "write_json"),
-        (stage, "clear"),
-        (shutil, "rmtree"),
-    ]:
-        monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
-    return seen
+__all__ = ["events", "tiny_study"]  # Fixtures.
 
 
 def assert_same_results(one, other):
@@ -174,20 +79,6 @@ def test_a_seed_added_and_cut_off_goes_on_alone(
     assert done.read_bytes() == before
 
 
-def restored_at(monkeypatch, run):
-    """Returns the steps at which stage runs begin, None = at the start."""
-    steps, restore = [], checkpoint.StateStore.restore
-
-    def watched(store, step, template):
-        steps.append(step)
-        return restore(store, step, template)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.StateStore, "restore", watched)
-        run()
-    return steps
-
-
 SCRATCH = {"study.arms": ("scratch",)}
 
 
@@ -206,19 +97,6 @@ def test_cut_off_run_goes_on_in_another_layout(
     steps = restored_at(monkeypatch, lambda: tiny_study(tmp_path / "cut", **after))
     assert steps == ([6, 6] if width == 2 else [6, None])
     assert_close(tmp_path / "whole", tmp_path / "cut")
-
-
-def assert_close(one, other):
-    """Predictions are the same to float tolerance."""
-    paths = list(one.glob("predictions/*.npz"))
-    assert paths
-    for path in paths:
-        np.testing.assert_allclose(
-            np.load(path)["probabilities"],
-            np.load(other / "predictions" / path.name)["probabilities"],
-            rtol=1e-3,
-            atol=1e-5,
-        )
 
 
 def test_report_is_written_anew_when_results_change(tiny_study, tmp_path):

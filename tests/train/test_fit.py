@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from basics import make_dataset
-from test_training import constants, fresh, step_settings
+from small_training import constants, fresh, step_settings
 
 from twostage_jax import runtime
 from twostage_jax.config import OptimConfig, TrainConfig

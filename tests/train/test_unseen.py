@@ -7,10 +7,10 @@ import numpy as np
 import pydicom
 import pytest
 from chest import DISEASED_HU, chest, how, write_chest, write_run
+from marked_ct import write_patient
 from prepare_runs import rows_of
 from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.neighbors import NearestNeighbors
-from test_ct_recipe import write_patient
 
 from twostage_jax.ct.dicom import read_headers
 from twostage_jax.ct.phantom import phantom_slices
