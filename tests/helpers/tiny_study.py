@@ -135,3 +135,7 @@ def assert_close(one, other):
             rtol=1e-3,
             atol=1e-5,
         )
+
+
+# One seed, in the layout that several processes share.
+ONE = {"study.seeds": (0,), "study.side_by_side": 1}

@@ -5,27 +5,25 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from basics import REPOSITORY
-from tiny_study import Killed, assert_close, events, restored_at, tiny_studies
+from tiny_study import ONE, Killed, assert_close, events, restored_at, tiny_studies
 
 __all__ = ["events"]  # A fixture.
 
-ONE = {"study.seeds": (0,), "study.side_by_side": 1}
 SCRIPT = """
 import signal
 import sys
 from pathlib import Path
 
-sys.path[:0] = [{tests!r}, "tests/helpers", "tests"]
+sys.path.insert(0, "tests/helpers")
 import jax
 import pytest
-from test_processes import ONE
-from tiny_study import tiny_studies
+from tiny_study import ONE, tiny_studies
 
-from twostage_jax import cli, fit
+from twostage_jax import cli
+from twostage_jax.train import loop
 
 
 def main():
@@ -33,14 +31,14 @@ def main():
     patch = pytest.MonkeyPatch()
     run = tiny_studies(patch)
     run(Path({resumed!r}), **ONE)
-    train = fit.fit
+    train = loop.fit
 
     def signalled(*arguments):
         if jax.process_index() == 1:
             signal.raise_signal(signal.SIGTERM)
         return train(*arguments)
 
-    patch.setattr(fit, "fit", signalled)
+    patch.setattr(loop, "fit", signalled)
     run(Path({stopped!r}), **ONE)
 
 
@@ -60,9 +58,7 @@ def test_two_processes_give_the_results_of_one(events, monkeypatch, tmp_path):
     [kept] = resumed.glob("stages/*/states/*")
     assert kept.name == "6"
 
-    script = SCRIPT.format(
-        tests=str(Path(__file__).parent), resumed=str(resumed), stopped=str(stopped)
-    )
+    script = SCRIPT.format(resumed=str(resumed), stopped=str(stopped))
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"

@@ -4,7 +4,6 @@ import functools
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -118,14 +117,15 @@ def test_padded_evaluation_equals_unpadded(tiny):
 DEVICES_SCRIPT = """
 import sys
 import numpy as np
-sys.path[:0] = [{tests!r}, "tests/helpers", "tests"]
+sys.path.insert(0, "tests/helpers")
 from basics import Tiny, make_dataset
 from small_training import fresh, step_settings, train
-from twostage_jax import compiled, models, training
-from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig
+from twostage_jax import models
+from twostage_jax.train import steps
+from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
 import jax
 assert jax.device_count() == {devices}
-training.on_cpu = lambda: {on_cpu}
+steps.on_cpu = lambda: {on_cpu}
 models.MODELS["tiny"] = Tiny
 settings = step_settings(
     model=ModelConfig(name="tiny", image_size=8, dropout=0.5),
@@ -147,7 +147,6 @@ def test_eight_devices_match_one(tmp_path):
     ways = {"one": (1, True), "processors": (8, True), "accelerators": (8, False)}
     for name, (count, on_cpu) in ways.items():
         script = DEVICES_SCRIPT.format(
-            tests=str(Path(__file__).parent),
             devices=count,
             on_cpu=on_cpu,
             out=str(tmp_path / f"{name}.npz"),
@@ -198,11 +197,11 @@ def test_statistics_stay_while_the_head_alone_is_trained(tiny):
 SIDE_BY_SIDE_SCRIPT = """
 import sys
 import numpy as np
-sys.path[:0] = [{tests!r}, "tests/helpers", "tests"]
+sys.path.insert(0, "tests/helpers")
 from basics import Tiny, make_dataset
 from small_training import fresh, side_by_side, step_settings
 from twostage_jax import models
-from twostage_jax.settings import AugmentConfig, ModelConfig, OptimConfig
+from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
 import jax
 assert jax.device_count() == {devices}
 models.MODELS["tiny"] = Tiny
@@ -230,8 +229,7 @@ def test_result_of_a_run_does_not_depend_on_what_ran_beside_it(tmp_path):
     """Alone; two to a device with a place left free; one on each of two devices."""
     layouts = {"alone": (1, [0]), "batched": (2, [2, 0, 1]), "beside": (2, [0, 3])}
     for name, (devices, runs) in layouts.items():
-        script = SIDE_BY_SIDE_SCRIPT.format(
-            tests=str(Path(__file__).parent), devices=devices, runs=runs,
+        script = SIDE_BY_SIDE_SCRIPT.format(  devices=devices, runs=runs,
             out=str(tmp_path / name),
         )  # fmt: skip
         flags = f"--xla_force_host_platform_device_count={devices}"
