@@ -21,15 +21,18 @@ import jax.numpy as jnp
 
 from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.models import layers
+from twostage_jax.models.alexnet import AlexNet
 from twostage_jax.models.caffenet import CaffeNet, CaffeNetSmall
 from twostage_jax.models.layers import HEAD
 from twostage_jax.models.network import Network
-from twostage_jax.models.resnet import ResNet, ResNet50
+from twostage_jax.models.resnet import ResNet, ResNet34, ResNet50
 
 MODELS: dict[str, type[Network]] = {
+    "alexnet": AlexNet,
     "caffenet": CaffeNet,
     "caffenet_small": CaffeNetSmall,
     "resnet18": ResNet,
+    "resnet34": ResNet34,
     "resnet50": ResNet50,
 }
 

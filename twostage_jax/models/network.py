@@ -34,6 +34,8 @@ class Network(nn.Module):
       SIGNED: taps that no ReLU follows or precedes directly: a channel below 0 is as
         alive as one above. The head is such a tap in every network.
       CHAIN: whether each layer has one input; False with shortcuts.
+      PUBLIC_ALIASES: (pattern, replacement) pairs that turn the names in files of public
+        weights into those of `public_name`; see `pretrained`.
     """
 
     num_classes: int
@@ -49,6 +51,7 @@ class Network(nn.Module):
     RECTIFIED: ClassVar[tuple[str, ...]] = ()
     SIGNED: ClassVar[tuple[str, ...]] = ()
     CHAIN: ClassVar[bool] = True
+    PUBLIC_ALIASES: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __call__(
         self, images: jax.Array, *, train: bool
@@ -64,5 +67,17 @@ class Network(nn.Module):
         Returns:
           The logits and, in the order of computation, the named intermediate
           activations; the last is 'head', the logits.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def public_name(cls, layer: str) -> str:
+        """Returns the name of a layer in torchvision, such as 'layer1.0.conv1'.
+
+        Args:
+          layer: path of the layer among the parameters, such as 'stage1_block1/conv1'.
+
+        Raises:
+          NotImplementedError: no public weights have the layout of this network.
         """
         raise NotImplementedError

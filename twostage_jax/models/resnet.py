@@ -1,9 +1,10 @@
-"""Residual networks of 18 and 50 layers.
+"""Residual networks of 18, 34 and 50 layers.
 
 He et al. 2015 (arXiv 1512.03385), table 1, with the stride of a bottleneck in its 3x3
 convolution ("version 1.5", as in torchvision), which leaves the parameters as they are.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -111,6 +112,12 @@ class ResNet(Network):
     # Its norm comes between it and the ReLU.
     SIGNED: ClassVar = ("stem_conv",)
     CHAIN: ClassVar = False
+    PUBLIC_ALIASES: ClassVar = (
+        # RadImageNet numbers the children of the network.
+        (r"^backbone\.0\.", "conv1."),
+        (r"^backbone\.1\.", "bn1."),
+        *((rf"^backbone\.{3 + stage}\.", f"layer{stage}.") for stage in (1, 2, 3, 4)),
+    )
 
     @nn.compact
     def __call__(
@@ -149,6 +156,23 @@ class ResNet(Network):
         x = tap("mean", layers.means(x))
         x = layers.Dropout(self.dropout, self.axis_name)(x, train=train)
         return tap(layers.HEAD, layers.head(self.num_classes)(x)), taps
+
+    @classmethod
+    def public_name(cls, layer: str) -> str:
+        """Returns torchvision's name of a layer, which is timm's, too."""
+        block, _, part = layer.rpartition("/")
+        if not block:
+            return {"stem_conv": "conv1", "stem_norm": "bn1", layers.HEAD: "fc"}[part]
+        stage, index = re.fullmatch(r"stage(\d)_block(\d+)", block).groups()
+        part = part.replace("shortcut_conv", "downsample.0")
+        part = part.replace("shortcut_norm", "downsample.1").replace("norm", "bn")
+        return f"layer{stage}.{int(index) - 1}.{part}"
+
+
+class ResNet34(ResNet):
+    """Thirty-four layers."""
+
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
 
 
 class ResNet50(ResNet):

@@ -1,0 +1,83 @@
+"""Networks of torchvision with made weights, and what PyTorch computes with them.
+
+    python tests/helpers/public_networks.py
+
+writes `public_networks.npz` beside this file: the logits of each network on eight images,
+and the names and shapes of its arrays. It needs torch and torchvision; the tests do not.
+"""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+FILE = Path(__file__).with_suffix(".npz")
+# Networks, and the side of the images for each.
+SIDES = {"alexnet": 70, "resnet18": 64, "resnet34": 64, "resnet50": 64}
+CLASSES = 10
+
+
+def images(side: int) -> np.ndarray:
+    """Returns eight images `[8, side, side, 3]`."""
+    return np.random.default_rng(0).normal(size=(8, side, side, 3)).astype(np.float32)
+
+
+def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns a value for an array of a state_dict, the same at every call."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    value = rng.normal(size=shape)
+    if name.endswith("running_var"):
+        value = 1 + 0.5 * np.tanh(value)
+    elif len(shape) == 1 and name.endswith("weight"):
+        value = 1 + 0.2 * value
+    elif len(shape) > 1:
+        value = value * np.sqrt(2 / np.prod(shape[1:]))
+    else:
+        value = 0.1 * value
+    return value.astype(np.float32)
+
+
+def arrays(network: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of a network, as its state_dict names them."""
+    with np.load(FILE) as file:
+        names = file[f"{network}/names"]
+        shapes = file[f"{network}/shapes"]
+    return {
+        str(name): array(str(name), tuple(int(n) for n in shape if n))
+        for name, shape in zip(names, shapes, strict=True)
+    }
+
+
+def logits(network: str) -> np.ndarray:
+    """Returns PyTorch's logits `[8, CLASSES]` on `images`."""
+    with np.load(FILE) as file:
+        return file[f"{network}/logits"]
+
+
+def main() -> None:
+    """Writes the file."""
+    import torch
+    import torchvision
+
+    saved = {}
+    for network, side in SIDES.items():
+        module = getattr(torchvision.models, network)(num_classes=CLASSES).eval()
+        state = {
+            name: torch.from_numpy(array(name, tuple(value.shape)))
+            for name, value in module.state_dict().items()
+            if value.ndim
+        }
+        module.load_state_dict(state, strict=False)
+        with torch.no_grad():
+            seen = torch.from_numpy(images(side).transpose(0, 3, 1, 2).copy())
+            saved[f"{network}/logits"] = module(seen).numpy()
+        shapes = [tuple(value.shape) for value in state.values()]
+        saved[f"{network}/names"] = np.array(list(state))
+        saved[f"{network}/shapes"] = np.array(
+            [shape + (0,) * (4 - len(shape)) for shape in shapes]
+        )
+    np.savez_compressed(FILE, **saved)
+
+
+if __name__ == "__main__":
+    main()

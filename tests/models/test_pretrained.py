@@ -1,0 +1,118 @@
+"""Public weights: PyTorch's logits on made weights (see `public_networks`), refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import public_networks
+import pytest
+from safetensors.numpy import save_file
+
+from twostage_jax import models
+from twostage_jax.errors import UserError
+from twostage_jax.models import pretrained
+
+
+def network(name, classes=public_networks.CLASSES):
+    module = models.build(name, num_classes=classes)
+    images = jnp.zeros((1, 70, 70, 3))
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), images, train=False))
+    return module, shapes
+
+
+@pytest.mark.parametrize("name", public_networks.SIDES)
+def test_logits_are_those_of_pytorch(name, tmp_path):
+    arrays = public_networks.arrays(name)
+    path = tmp_path / "weights.safetensors"
+    save_file(arrays, path)
+    module, shapes = network(name)
+    variables = pretrained.variables(pretrained.read(path), type(module), shapes, path)
+    images = public_networks.images(public_networks.SIDES[name])
+    logits, _ = jax.jit(lambda v, x: module.apply(v, x, train=False))(variables, images)
+    expected = public_networks.logits(name)
+    assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
+    back = pretrained.arrays(variables, type(module))
+    assert back.keys() == arrays.keys()
+    assert all(np.array_equal(back[key], arrays[key]) for key in arrays)
+
+
+def numbered(arrays):
+    """Returns the names of RadImageNet, which has no head."""
+    parts = {"conv1": "0", "bn1": "1", **{f"layer{i}": str(3 + i) for i in range(1, 5)}}
+    return {
+        ".".join(["backbone", parts[first], *rest]): value
+        for first, *rest, value in (
+            (*key.split("."), value) for key, value in arrays.items()
+        )
+        if first != "fc"
+    }
+
+
+def test_names_of_other_collections_are_known():
+    arrays = public_networks.arrays("resnet18")
+    module, shapes = network("resnet18")
+
+    def variables(named):
+        return pretrained.variables(named, type(module), shapes, "file")
+
+    plain = variables(arrays)
+    medmnist = variables({f"net.{key}": value for key, value in arrays.items()})
+    jax.tree.map(np.testing.assert_array_equal, plain, medmnist)
+    headless = variables(numbered(arrays))
+    del plain["params"]["head"]
+    jax.tree.map(np.testing.assert_array_equal, plain, headless)
+
+
+def test_counters_of_steps_are_no_weights():
+    arrays = public_networks.arrays("resnet18")
+    module, shapes = network("resnet18")
+    counted = {**arrays, "bn1.num_batches_tracked": np.int64(3)}
+    pretrained.variables(counted, type(module), shapes, "file")
+
+
+def test_a_head_of_other_classes_is_kept_as_it_is():
+    module, shapes = network("resnet18", classes=7)
+    arrays = public_networks.arrays("resnet18")
+    variables = pretrained.variables(arrays, type(module), shapes, "file")
+    assert variables["params"]["head"]["kernel"].shape == (512, 10)
+
+
+def test_every_violation_is_named_at_once(tmp_path):
+    arrays = public_networks.arrays("resnet18")
+    del arrays["layer2.1.conv1.weight"]
+    arrays["bn1.bias"] = np.zeros(32, np.float32)
+    arrays["extra.weight"] = np.zeros(3, np.float32)
+    module, shapes = network("resnet18")
+    with pytest.raises(UserError) as error:
+        pretrained.variables(arrays, type(module), shapes, tmp_path)
+    assert error.value.where == str(tmp_path)
+    for name in ("layer2.1.conv1.weight", "bn1.bias", "extra.weight"):
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth", ".onnx"])
+def test_files_that_are_not_weights_are_refused(suffix, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    for content in (None, b"", b"\x80\x04nothing of the kind"):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UserError) as error:
+            pretrained.read(path)
+        assert error.value.where == str(path)
+
+
+def test_npz_is_read_and_values_that_are_not_finite_are_refused(tmp_path):
+    path = tmp_path / "weights.npz"
+    np.savez(path, a=np.float16([1, 2]))
+    (array,) = pretrained.read(path).values()
+    assert array.dtype == np.float32 and array.tolist() == [1, 2]
+    np.savez(path, a=np.float32([1, np.nan]))
+    with pytest.raises(UserError) as error:
+        pretrained.read(path)
+    assert error.value.where == str(path)
+
+
+def test_alexnet_refuses_images_whose_last_map_would_be_empty():
+    module = models.build("alexnet", num_classes=3)
+    with pytest.raises(UserError) as error:
+        models.init(module, jax.random.key(0), 62, 1)
+    assert error.value.where == "model.image_size"
