@@ -5,8 +5,9 @@
         --source=runs/two_stage/stages/natural-0123456789ab
 
 prints the tree of stage runs and, for every hand-over, the report of the planned
-transfer. With --source, a finished stage run or a checkpoint of another program, it plans
-the transfer of those parameters into --stage.
+transfer. With --source, a finished stage run, a checkpoint of another program or a file of
+public weights (torchvision, timm, RadImageNet, MedMNIST), it plans the transfer of those
+parameters into --stage.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ def inspect(config: ConfigDict, *, source: str = "", stage: str = "target") -> N
     Args:
       config: Settings that `get_config` of a config file returns.
       source: Source of the parameters: the folder of a finished stage run, an Orbax
-        checkpoint, or a msgpack file of Flax.
+        checkpoint, a msgpack file of Flax, or public weights of the config's network
+        (.safetensors, .npz, .pth).
       stage: Stage to transfer the parameters of --source into.
 
     Raises:

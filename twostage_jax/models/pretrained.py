@@ -46,15 +46,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise UserError(f"{path}: this file of weights does not exist.", where=path)
-    readers = {
-        ".safetensors": _from_safetensors, ".npz": _from_npz,
-        ".pth": _from_torch, ".pt": _from_torch,
-    }  # fmt: skip
-    if path.suffix not in readers:
+    if path.suffix not in READERS:
         raise UserError(
-            f"{path}: weights are read from {', '.join(readers)} files.", where=path
+            f"{path}: weights are read from {', '.join(READERS)} files.", where=path
         )
-    arrays = readers[path.suffix](path)
+    arrays = READERS[path.suffix](path)
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise UserError(
@@ -106,6 +102,12 @@ def _from_torch(path: Path) -> dict[str, np.ndarray]:
     if not arrays:
         raise UserError(f"{path}: the file holds no state_dict.", where=path)
     return {name: array.float().numpy() for name, array in arrays.items()}
+
+
+READERS = {
+    ".safetensors": _from_safetensors, ".npz": _from_npz,
+    ".pth": _from_torch, ".pt": _from_torch,
+}  # fmt: skip
 
 
 def variables(

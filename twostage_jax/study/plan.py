@@ -30,6 +30,7 @@ from twostage_jax.data import sources
 from twostage_jax.data.dataset import Dataset, digest
 from twostage_jax.data.splits import Splits, copies, split, subset
 from twostage_jax.errors import UserError, did_you_mean
+from twostage_jax.models import pretrained
 from twostage_jax.train import checkpoint, loop, optim, steps
 from twostage_jax.train.parallel import alone
 
@@ -448,7 +449,8 @@ def transfer_from(config: Config, path: Path, stage: str) -> str:
 
     Args:
       config: The settings.
-      path: The source; see `checkpoint.load_source`.
+      path: The source: public weights of `config.model.name` (`models.pretrained`), or
+        variables of this or another Flax program (`checkpoint.load_source`).
       stage: Name of the stage.
     """
     if stage not in config.stages:
@@ -456,8 +458,13 @@ def transfer_from(config: Config, path: Path, stage: str) -> str:
             f"--stage: unknown stage '{stage}'.{did_you_mean(stage, config.stages)}",
             where="--stage",
         )
-    source, place = checkpoint.load_source(path)
     target = _initialised(config, num_classes(config, stage))
+    if path.suffix in pretrained.READERS:
+        network = models.MODELS[config.model.name]
+        source = pretrained.variables(pretrained.read(path), network, target, path)
+        place = ""
+    else:
+        source, place = checkpoint.load_source(path)
     settings = config.stages[stage].transfer
     report = planned_transfer(settings, f"config.stages.{stage}", source, target)
     return f"Parameters of {place}\n{report.table()}" if place else report.table()
