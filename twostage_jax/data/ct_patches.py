@@ -1,4 +1,20 @@
-"""Which patches are cut out of annotated slices: the settings."""
+"""Patches of annotated regions from folders of DICOM files, in HU.
+
+Slices may lie below the folder in any order, mixed by series and patient. Regions are
+searched for next to them, or in a separate folder (see `annotations.find`):
+
+    rois/<SOPInstanceUID>.png      0, or 1 + class index; TIFF and NumPy too
+    rois/im001.png                 the same, for the slice im001.dcm; numbers and pages
+                                   where they can be counted in one way only
+    rois/<SeriesInstanceUID>.nii.gz   a NIfTI volume of the same numbers
+    *.txt                          MedGIFT contours, next to `CT-*-NNNN.dcm`
+    SEG and RTSTRUCT objects       anywhere, under any name
+    rois/*.csv                     polygons: patient, series, slice, label, points
+    lungs/<SOPInstanceUID>.png     optional lung masks, 0 or not 0
+
+A task of the recipe is one patient, since caps on the number of patches apply to
+patients. Slices are read one after another and only one is held at a time.
+"""
 
 import dataclasses
 import functools
@@ -23,27 +39,44 @@ from twostage_jax.data.dataset import Example, Facts, Made, Recipe, digest
 from twostage_jax.errors import UserError
 from twostage_jax.folders import Skipped, walk
 
+# Bump when the same files and settings give other patches.
+VERSION = 3
 LUNGS = ("given", "found", "off")
+# Largest number of series whose numbered masks a remark explains.
+MOST_NUMBERED = 8
+# Rest of a note whose subject is ROIs or contours.
+EMPTY = "of structure sets enclose nothing, being points or lines or without contour."
+# PatientIDs that anonymisers write into the files of everybody (lower case).
+CONSTANT_IDS = (
+    *("anon", "anonym", "anonymous", "anonymized", "anonymised", "anonymize"),
+    *("deidentified", "de-identified", "removed", "redacted", "unknown", "none"),
+    *("nobody", "noname", "no name", "noid", "patient", "patientid", "patient id"),
+    *("subject", "test", "id", "na", "n/a", "null", "nil", "xxx", "xxxx", "xxxxx"),
+    *("0", "00", "000", "0000", "00000", "000000", "0000000", "00000000", "1"),
+    *("123", "1234", "12345", "123456", "12345678", "99999", "999999", "-", "--"),
+)
+# Row, column, class index, coverage, region.
+Place = tuple[int, int, int, float, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """Which patches are cut.
+    """Settings of the patches.
 
     Attributes:
       size: Height and width of a patch, pixels.
       stride: Distance between neighbouring patches, pixels.
-      coverage: Share of a patch that its region must cover at least.
-      lungs: 'given': count only what lies inside the lung masks, where there are any;
-        'found': inside the lung masks, or what `ct.lungs` takes for lung where there
-        are none; 'off': count everything.
-      spacing: Millimetres a pixel to which slices are resampled; None = as they are.
-      overlap: Largest share of a patch that another patch of its slice may cover; of
+      coverage: Smallest fraction of a patch that its region covers.
+      lungs: Part of the slices that counts: 'given', inside the lung masks (everything
+        without masks); 'found', inside the masks or, without one, inside the lung that
+        `ct.lungs` finds; 'off', everything.
+      spacing: Millimetres per pixel to which slices are resampled; None = as they are.
+      overlap: Largest fraction of a patch that another patch of its slice may cover; of
         patches that overlap more, the better covered one stays.
-      per_roi: Most patches of one region of one slice, drawn at random; 0 = all.
-      per_class: Most patches of one class and patient, drawn at random; 0 = all.
-      per_patient: Most patches of a patient, drawn at random; 0 = all.
-      seed: Of the random draws.
+      per_roi: Largest number of patches per region and slice, drawn at random; 0 = all.
+      per_class: Largest number of patches per class and patient, drawn at random; 0 = all.
+      per_patient: Largest number of patches per patient, drawn at random; 0 = all.
+      seed: Seed of the random draws.
     """
 
     size: int
@@ -63,32 +96,39 @@ def check(cut: Cut) -> None:
     for name in ("size", "stride"):
         if getattr(cut, name) < 1:
             raise UserError(
-                f"{name} is {getattr(cut, name)}: it must be at least 1 pixel."
+                f"{name} is {getattr(cut, name)}: it must be at least 1 pixel.",
+                where=name,
             )
     if not 0 < cut.coverage <= 1:
-        raise UserError(f"coverage is {cut.coverage}: it must be above 0, at most 1.")
+        raise UserError(
+            f"coverage is {cut.coverage}: it must be above 0 and at most 1.",
+            where="coverage",
+        )
     if not 0 <= cut.overlap <= 1:
-        raise UserError(f"overlap is {cut.overlap}: a share, 0 to 1.")
+        raise UserError(
+            f"overlap is {cut.overlap}: it must be a fraction from 0 to 1.",
+            where="overlap",
+        )
     for name in ("per_roi", "per_class", "per_patient"):
         if getattr(cut, name) < 0:
             raise UserError(
-                f"{name} is {getattr(cut, name)}: a number of patches, or 0 for all."
+                f"{name} is {getattr(cut, name)}: it must be a number of patches, or 0 "
+                "for all.",
+                where=name,
             )
     if cut.lungs not in LUNGS:
-        raise UserError(f"lungs is {cut.lungs!r}: it must be {', '.join(LUNGS)}.")
+        raise UserError(
+            f"lungs is {cut.lungs!r}: it must be one of {', '.join(LUNGS)}.",
+            where="lungs",
+        )
     if cut.seed < 0:
-        raise UserError(f"seed is {cut.seed}: it must not be negative.")
+        raise UserError(f"seed is {cut.seed}: it must not be negative.", where="seed")
     spacing = cut.spacing
     if spacing is not None and not (math.isfinite(spacing) and spacing > 0):
-        raise UserError(f"spacing is {spacing}: it must be positive (mm a pixel).")
-
-
-# The patches of one patient's annotated CT slices.
-
-
-EMPTY = "of structure sets enclose nothing, being points or lines or without contour."
-# Series of which a remark says how their numbered masks were placed.
-MOST_NUMBERED = 8
+        raise UserError(
+            f"spacing is {spacing}: it must be positive (mm per pixel).",
+            where="spacing",
+        )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -96,11 +136,11 @@ class Patient:
     """A patient's slices and regions.
 
     Attributes:
-      name: Salted hash.
-      headers: Of the slices, of any number of series.
+      name: Salted hash of the PatientID.
+      headers: Headers of the slices, of any number of series.
       regions: Files of regions.
       lungs: Files of lung masks next to the slices.
-      masks: Lung masks made elsewhere, which then take the place of `lungs`.
+      masks: Lung masks made elsewhere, which replace `lungs`.
     """
 
     name: str
@@ -114,6 +154,244 @@ class Patient:
         return self.name
 
 
+def recipe(
+    *,
+    path: str,
+    rois: str = "",
+    size: int = 32,
+    channels: int = 1,
+    classes: str = "",
+    stride: int = 16,
+    coverage: float = 0.75,
+    overlap: float = 1.0,
+    lungs: str = "given",
+    per_roi: int = 0,
+    per_class: int = 100,
+    per_patient: int = 0,
+    spacing: float | None = None,
+    salt: str = "",
+    seed: int = 0,
+    go_on: bool = False,
+) -> Recipe:
+    """Returns the recipe of the patches below `path`, one task per patient.
+
+    Args:
+      path: Folder of DICOM files.
+      rois: File of regions or folder of such files; empty: those below `path`.
+      size: Height and width of a patch, pixels.
+      channels: Ignored: HU have one channel.
+      classes: Class names in the order of the mask values 1, 2, ...: 'normal,ggo', or
+        the name of a file below `path`: JSON (a list of names) or CSV (columns value,
+        name). Empty: `classes.json` or `classes.csv`, or all labels that occur.
+        Regions with other labels are skipped.
+      stride: Distance between neighbouring patches, pixels.
+      coverage: Smallest fraction of a patch that its region covers.
+      overlap: Largest fraction of a patch that another of its slice may cover.
+      lungs: 'given', 'found' or 'off' (see `Cut`); or a folder or file of lung masks
+        made elsewhere (see `lung_files`), one per series with regions.
+      per_roi: Largest number of patches per region and slice, drawn at random; 0 = all.
+      per_class: Largest number of patches per class and patient, drawn at random; 0 = all.
+      per_patient: Largest number of patches per patient, drawn at random; 0 = all.
+      spacing: Millimetres per pixel to which slices are resampled; None = as they are.
+      salt: Secret mixed into hashes.
+      seed: Seed of the random draws.
+      go_on: Skip, and list, files that would be refused.
+
+    Raises:
+      UserError: A setting is impossible; or, when tasks or class names are asked for,
+        the folder has no annotated patients, a file cannot be trusted, or a series has
+        mixed patients, orientations, image sizes or pixel spacings.
+    """
+    root = folders.below(Path(path), "path")
+    given = Path(rois).expanduser().absolute() if rois else None
+    if given is not None and not given.exists():
+        raise UserError(
+            f"rois = '{rois}': the file or folder does not exist.", where="rois"
+        )
+    masks = lung_files.folder(lungs)
+    cut = Cut(
+        size=size,
+        stride=stride,
+        coverage=coverage,
+        overlap=overlap,
+        lungs="given" if masks else lungs,
+        spacing=spacing,
+        per_roi=per_roi,
+        per_class=per_class,
+        per_patient=per_patient,
+        seed=seed,
+    )
+    check(cut)
+    patients = Patients(root, given, salt, go_on, masks)
+    names = annotations.given_classes(root, classes)
+    if not names:
+        names = annotations.occurring_classes(root, patients.regions)
+    else:
+        annotations.check_classes(names, patients.regions)
+    stamps = folders.stamps(root, walk(root).files)
+    if given is not None:
+        above = given if given.is_dir() else given.parent
+        marked = walk(given).files if given.is_dir() else [given]
+        stamps += folders.stamps(above, marked)
+    if masks is not None:
+        above = masks if masks.is_dir() else masks.parent
+        stamps += folders.stamps(
+            above, walk(masks).files if masks.is_dir() else [masks]
+        )
+    settings = {"class_names": names, "cut": cut, "salt": salt, "go_on": go_on}
+    roots = [root, *filter(None, (given, masks))]
+    return Recipe(
+        name="dicom",
+        kind="ct",
+        class_names=names,
+        key=digest("dicom", VERSION, settings, stamps),
+        tasks=patients,
+        make=functools.partial(
+            make,
+            **settings,
+            roots=roots,
+        ),
+        remarks=functools.partial(_remarks, patients=patients, roots=roots, salt=salt),
+        resumable=True,
+    )
+
+
+def patient_examples(
+    folder: Path, *, class_names: Sequence[str], salt: str = "", **cut
+) -> Made:
+    """Returns the patches of all patients in a folder; `cut` as in `Cut`.
+
+    Raises:
+      UserError: A file or series cannot be trusted, or regions do not fit their slices.
+    """
+    made = Made()
+    for patient in Patients(Path(folder), None, salt, go_on=False):
+        new = make(patient, class_names=class_names, cut=Cut(**cut), salt=salt)
+        made += new
+    return made
+
+
+class Patients(Sequence[Patient]):
+    """Annotated patients below a folder, searched for on first use.
+
+    Reading the headers of an archive takes a while, and a set that is prepared already
+    does not need them.
+
+    Attributes:
+      root: Folder of the slices.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        given: Path | None,
+        salt: str,
+        go_on: bool,
+        masks: Path | None = None,
+    ) -> None:
+        self.root = root
+        self._given, self._salt, self._go_on = given, salt, go_on
+        self._masks = masks
+
+    def __len__(self) -> int:
+        return len(self._found[0])
+
+    def __getitem__(self, index: int) -> Patient:
+        return self._found[0][index]
+
+    @property
+    def regions(self) -> list[annotations.RoiFile]:
+        """The files of regions."""
+        return self._found[1]
+
+    @property
+    def skipped(self) -> Skipped:
+        """(path, reason) of skipped files."""
+        return self._found[2]
+
+    @property
+    def series(self) -> list[Series]:
+        """The series of the annotated patients, with what is odd about them."""
+        return self._found[3]
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines on patients who may be several people under one PatientID."""
+        constants = {
+            patient_hash(form, self._salt)
+            for name in CONSTANT_IDS
+            for form in (name, name.upper(), name.capitalize())
+        }
+        found = []
+        for patient in self:
+            studies = {header.study for header in patient.headers}
+            axes = {header.reference for header in patient.headers}
+            constant = patient.name in constants
+            if len(studies) > 1 and (constant or len(self) == 1):
+                found.append(
+                    f"one patient, {len(studies)} studies in {len(axes)} frames of "
+                    f"reference: {patient.name}. Is the PatientID a constant that an "
+                    "anonymiser wrote (or, without a PatientID, the outermost folder "
+                    "not the patient's)? Patients under one name count as one: they "
+                    "cannot be split between training and test."
+                )
+        return found
+
+    @functools.cached_property
+    def _found(
+        self,
+    ) -> tuple[list[Patient], list[annotations.RoiFile], Skipped, list[Series]]:
+        found = scan(self.root, salt=self._salt, go_on=self._go_on)
+        headers = [_named(header, self.root, self._salt) for header in found.headers]
+        series, refused = group(headers, found.lost, go_on=self._go_on)
+        # Keep the order of the files, on which random draws depend.
+        unfit = {path for path, _ in refused}
+        headers = [header for header in headers if header.path not in unfit]
+        if not headers:
+            unusable = refused + found.unread + found.others
+            reasons = privacy.first_reasons(unusable, [self.root])
+            raise UserError(
+                f"{self.root}: CT slices that can be used were not found. "
+                f"{reasons or 'The folder holds no files.'}",
+                where=self.root,
+            )
+        regions, lungs, rest = annotations.find(self.root, self._given, found.others)
+        by_region, wrong = annotations.assign(regions, headers, go_on=self._go_on)
+        by_lung, wrong_lungs = annotations.assign(lungs, headers, go_on=self._go_on)
+        matched = None
+        if self._masks is not None:
+            matched = lung_files.match(self._masks, self.root, series, salt=self._salt)
+        by_patient = defaultdict(list)
+        for header in headers:
+            by_patient[header.patient].append(header)
+        patients = [
+            Patient(
+                name,
+                tuple(by_patient[name]),
+                tuple(by_region[name]),
+                tuple(by_lung.get(name, ())),
+                matched,
+            )
+            for name in by_patient
+            if name in by_region
+        ]
+        skipped = found.unread + rest
+        unusable = refused + wrong + wrong_lungs
+        unusable += matched.skipped if matched else []
+        if not patients:
+            roots = [self.root, *([self._given] if self._given else [])]
+            reasons = (privacy.first_reasons(s, roots) for s in (unusable, skipped))
+            raise UserError(
+                f"{self._given or self.root}: regions of the {len(headers)} CT slices "
+                "were not found. Masks in folders named 'rois', MedGIFT .txt files, SEG "
+                "and RTSTRUCT objects are read, and what the setting 'rois' names. "
+                f"{' '.join(filter(None, reasons))}".rstrip(),
+                where=self._given or self.root,
+            )
+        series = [one for one in series if one.patient in by_region]
+        return patients, regions, skipped + unusable, series
+
+
 def make(
     patient: Patient,
     *,
@@ -125,17 +403,16 @@ def make(
 ) -> Made:
     """Returns the patches of a patient: `[size, size, 1]` int16 HU.
 
-    Slices are read one after another, and one is held at a time. An example's id is
-    '<patient>/<slice>/r<row>c<column>', of hashes and of the patch's first pixel in
-    the (resampled) slice; for its details see `_details`.
+    An example's id is '<patient>/<slice>/r<row>c<column>': hashes, and the patch's first
+    pixel in the (resampled) slice; for its details see `_details`.
 
     Args:
-      patient: What to cut from.
-      class_names: In label order.
-      cut: Which patches.
+      patient: Slices and regions to cut from.
+      class_names: Class names in label order.
+      cut: Settings of the patches.
       salt: Secret mixed into hashes.
-      go_on: Leave out, and list, slices that would be refused.
-      roots: Folders whose names shall not show in the reasons of what is left out.
+      go_on: Skip, and list, slices that would be refused.
+      roots: Folders whose names must not appear in the reasons of skipped files.
 
     Raises:
       UserError: A file cannot be trusted, or regions do not fit the slices.
@@ -154,7 +431,7 @@ def make(
 
 
 def remarks(facts: Facts) -> Iterator[str]:
-    """Yields sentences on the facts that `make` finds, over all patients."""
+    """Yields sentences on the facts of all patients (see `make`)."""
     marked, overlaps = Counter(), defaultdict(Counter)
     for row in facts.get("marked", ()):
         marked[row["class"]] += row["pixels"]
@@ -162,14 +439,14 @@ def remarks(facts: Facts) -> Iterator[str]:
         counts = {name: row[name] for name in ("pixels", "slices")}
         overlaps[tuple(row["classes"])].update(patients=1, **counts)
     for names, count in overlaps.items():
-        shares = [
+        fractions = [
             f"{100 * count['pixels'] / marked[name]:.0f} % of {name!r}"
             for name in names
         ]
         yield (
             f"{names[0]!r} and {names[1]!r}: {count['pixels']:,} pixels "
-            f"({' and '.join(shares)}), on {count['slices']:,} slices, are marked as both "
-            f"and count for neither (patients: {count['patients']:,}). To use one of "
+            f"({' and '.join(fractions)}), on {count['slices']:,} slices, are marked as "
+            f"both and count for neither (patients: {count['patients']:,}). To use one of "
             "them, name it without the other in 'classes'."
         )
     numbered = facts.get("numbered_masks", ())
@@ -187,6 +464,37 @@ def remarks(facts: Facts) -> Iterator[str]:
             f"numbered masks of {len(numbered) - MOST_NUMBERED} more series: `prepare` "
             "lists them in dataset.json."
         )
+
+
+def slice_hash(uid: str, salt: str) -> str:
+    """Returns a short name of a slice that does not disclose its UID."""
+    return "slice-" + patient_hash(uid, salt).removeprefix("patient-")
+
+
+def _remarks(
+    skipped: privacy.Hidden,
+    facts: Facts,
+    *,
+    patients: "Patients",
+    roots: Sequence[Path],
+    salt: str,
+) -> Iterator[str]:
+    """Yields lines on skipped files and on odd series."""
+    yield from patients.notes
+    yield from remarks(facts)
+    skipped = [*skipped, *privacy.hide(patients.skipped, roots, salt)]
+    series = prepared_folder.about_series(patients.series, salt, show_paths=False)
+    yield from prepared_folder.notes(skipped, series)
+
+
+def _named(header: Header, root: Path, salt: str) -> Header:
+    """Returns the header with a patient: without an id, the outermost folder."""
+    if header.patient:
+        return header
+    parts = header.path.relative_to(root).parts
+    folder = parts[0] if len(parts) > 1 else root.name
+    name = patient_hash(f"folder {folder}", salt)
+    return dataclasses.replace(header, patient=name)
 
 
 def _patches(
@@ -253,7 +561,7 @@ def _patches(
 def _given(
     patient: Patient, headers: Sequence[Header], go_on: bool, skipped: Skipped
 ) -> tuple[dict[Key, Load], list[Header]]:
-    """Returns the lung masks made elsewhere, and the slices of series that have one."""
+    """Returns lung masks made elsewhere, and the slices of the series that have one."""
     found: dict[Key, Load] = {}
     for uid in dict.fromkeys(header.series_uid for header in headers):
         own = [header for header in patient.headers if header.series_uid == uid]
@@ -268,128 +576,6 @@ def _given(
     return found, [header for header in headers if header.key in found]
 
 
-def _numbered(
-    placed: Sequence[Numbered], kind: str, patient: str, salt: str
-) -> list[dict[str, Any]]:
-    """Returns, for each series, the slice of the mask with the smallest number."""
-    by_series = defaultdict(list)
-    for one in placed:
-        by_series[one.header.series_uid].append(one)
-    rows = []
-    for uid, own in by_series.items():
-        first = min(own, key=lambda one: one.number)
-        position = first.header.position
-        rows.append(
-            {
-                "patient": patient,
-                "series": privacy.series_hash(uid, salt),
-                "kind": kind,
-                "masks": sum(one.masks for one in own),
-                "number": first.number,
-                "instance_number": first.header.number,
-                "z_mm": None if position is None else round(position[2], 3),
-                "clues": list(first.clues),
-            }
-        )
-    return rows
-
-
-def _with_air(
-    headers: Sequence[Header], patient: Patient, go_on: bool, skipped: Skipped
-) -> list[Header]:
-    """Returns the slices without those of series that are not in HU; see `check_air`."""
-    by_series: dict[str, list[Header]] = defaultdict(list)
-    for header in headers:
-        by_series[header.series_uid].append(header)
-    refused = set()
-    for uid, marked in by_series.items():
-        keys = {header.key for header in marked}
-        rest = [h for h in patient.headers if h.series_uid == uid and h.key not in keys]
-        try:
-            # Files that cannot be decoded are refused or listed where they are used.
-            slices = (hu for _, hu in _read([*marked, *rest], go_on=True))
-            check_air(slices, marked[0].path)
-        except UserError as error:
-            if not go_on:
-                raise
-            skipped.append((marked[0].path, str(error)))
-            refused.add(uid)
-    return [header for header in headers if header.series_uid not in refused]
-
-
-def _culprit(patient: Patient, reason: str) -> Path | None:
-    """Returns the file that a reason begins with."""
-    paths = [file.path for file in (*patient.regions, *patient.lungs)]
-    paths += [header.path for header in patient.headers]
-    return next((path for path in paths if reason.startswith(f"{path}: ")), None)
-
-
-def _refused(patient: Patient, reason: str) -> Skipped:
-    """Returns what to list where the regions of a patient are refused together."""
-    culprit = _culprit(patient, reason) or patient.regions[0].path
-    why = "left out with the patient's other regions, one of which is refused."
-    others = [file.path for file in patient.regions if file.path != culprit]
-    return [(culprit, reason), *((path, why) for path in others)]
-
-
-def slice_hash(uid: str, salt: str) -> str:
-    """Returns a short name of a slice that does not give its UID away."""
-    return "slice-" + patient_hash(uid, salt).removeprefix("patient-")
-
-
-# Row, column, class index, coverage, region.
-Place = tuple[int, int, int, float, int]
-
-
-def _places(
-    header: Header,
-    mask: np.ndarray,
-    lungs: np.ndarray | None,
-    num_classes: int,
-    cut: Cut,
-) -> list[Place]:
-    """Returns the patches of a slice that coverage and overlap allow."""
-    shape = _shape(header, cut.spacing)
-    patches.check_size(shape, cut.size, header.path)
-    labels = patches.resample_mask(mask, shape)
-    if lungs is not None:
-        labels = np.where(patches.resample_mask(lungs, shape), labels, 0)
-    cuts, shares = patches.covered(
-        labels,
-        size=cut.size,
-        stride=cut.stride,
-        coverage=[cut.coverage] * num_classes,
-    )
-    kept = patches.apart(cuts[:, :2], shares, size=cut.size, overlap=cut.overlap)
-    cuts, shares = cuts[kept], shares[kept]
-    regions = patches.regions_of(labels, cuts, size=cut.size)
-    return [
-        (*map(int, place), float(share), int(region))
-        for place, share, region in zip(cuts, shares, regions, strict=True)
-    ]
-
-
-def _chosen(found: list[tuple], cut: Cut, patient: str) -> np.ndarray:
-    """Returns the indices, in order, of the patches that the caps leave."""
-    chosen = np.arange(len(found))
-    caps = (
-        (cut.per_roi, lambda place: (place[0], place[5]), "roi"),
-        (cut.per_class, lambda place: place[3], ""),
-        (cut.per_patient, lambda place: 0, "patient"),
-    )
-    for most, group_of, name in caps:
-        groups = [group_of(found[index]) for index in chosen]
-        numbers = {value: i for i, value in enumerate(sorted(set(groups)))}
-        picked = patches.choose(
-            np.array([numbers[value] for value in groups], int),
-            per_class=most,
-            seed=cut.seed,
-            patient=f"{patient} {name}".strip(),
-        )
-        chosen = chosen[picked]
-    return chosen
-
-
 def _lungs(
     headers: Sequence[Header],
     given: dict[Key, Load],
@@ -397,7 +583,7 @@ def _lungs(
     go_on: bool,
     skipped: Skipped,
 ) -> Iterator[tuple[int, np.ndarray | None]]:
-    """Yields (index, lung mask `[H, W]` bool) of slices; None where all counts."""
+    """Yields (index, lung mask `[H, W]` bool) of slices; None if everything counts."""
     missing = []
     for number, header in enumerate(headers):
         if header.key in given:
@@ -415,6 +601,29 @@ def _lungs(
                 f"{header.path}: PixelSpacing is missing, so lungs cannot be found."
             )
         yield number, lung_mask(hu[None], header.spacing)[0]
+
+
+def _with_air(
+    headers: Sequence[Header], patient: Patient, go_on: bool, skipped: Skipped
+) -> list[Header]:
+    """Returns the slices of the series that are in HU; see `check_air`."""
+    by_series: dict[str, list[Header]] = defaultdict(list)
+    for header in headers:
+        by_series[header.series_uid].append(header)
+    refused = set()
+    for uid, marked in by_series.items():
+        keys = {header.key for header in marked}
+        rest = [h for h in patient.headers if h.series_uid == uid and h.key not in keys]
+        try:
+            # Files that cannot be decoded are refused or listed where they are used.
+            slices = (hu for _, hu in _read([*marked, *rest], go_on=True))
+            check_air(slices, marked[0].path)
+        except UserError as error:
+            if not go_on:
+                raise
+            skipped.append((marked[0].path, str(error)))
+            refused.add(uid)
+    return [header for header in headers if header.series_uid not in refused]
 
 
 def _read(
@@ -437,6 +646,55 @@ def _read(
             if not go_on:
                 raise
             skipped.append((path, str(error)))
+
+
+def _places(
+    header: Header,
+    mask: np.ndarray,
+    lungs: np.ndarray | None,
+    num_classes: int,
+    cut: Cut,
+) -> list[Place]:
+    """Returns the patches of a slice that satisfy coverage and overlap."""
+    shape = _shape(header, cut.spacing)
+    patches.check_size(shape, cut.size, header.path)
+    labels = patches.resample_mask(mask, shape)
+    if lungs is not None:
+        labels = np.where(patches.resample_mask(lungs, shape), labels, 0)
+    cuts, shares = patches.covered(
+        labels,
+        size=cut.size,
+        stride=cut.stride,
+        coverage=[cut.coverage] * num_classes,
+    )
+    kept = patches.apart(cuts[:, :2], shares, size=cut.size, overlap=cut.overlap)
+    cuts, shares = cuts[kept], shares[kept]
+    regions = patches.regions_of(labels, cuts, size=cut.size)
+    return [
+        (*map(int, place), float(share), int(region))
+        for place, share, region in zip(cuts, shares, regions, strict=True)
+    ]
+
+
+def _chosen(found: list[tuple], cut: Cut, patient: str) -> np.ndarray:
+    """Returns the sorted indices of the patches that the caps keep."""
+    chosen = np.arange(len(found))
+    caps = (
+        (cut.per_roi, lambda place: (place[0], place[5]), "roi"),
+        (cut.per_class, lambda place: place[3], ""),
+        (cut.per_patient, lambda place: 0, "patient"),
+    )
+    for most, group_of, name in caps:
+        groups = [group_of(found[index]) for index in chosen]
+        numbers = {value: i for i, value in enumerate(sorted(set(groups)))}
+        picked = patches.choose(
+            np.array([numbers[value] for value in groups], int),
+            per_class=most,
+            seed=cut.seed,
+            patient=f"{patient} {name}".strip(),
+        )
+        chosen = chosen[picked]
+    return chosen
 
 
 def _example(
@@ -472,11 +730,11 @@ def _details(
     share: float,
     salt: str,
 ) -> dict[str, str | int | float]:
-    """Returns where a patch comes from.
+    """Returns the origin of a patch.
 
     Hashes of series and slice; the slice's InstanceNumber; the patch's first pixel in
-    the (resampled) slice and the size of a pixel in mm; the share that its region
-    covers.
+    the (resampled) slice and the size of a pixel in mm; the fraction that its
+    region covers.
     """
     spacing: tuple = ("", "")
     if header.spacing is not None:
@@ -502,297 +760,47 @@ def _shape(header: Header, spacing: float | None) -> tuple[int, int]:
     if header.spacing is None:
         raise UserError(
             f"{header.path}: PixelSpacing is missing, so it cannot be resampled to "
-            f"{spacing} mm a pixel."
+            f"{spacing} mm per pixel."
         )
     return patches.resampled_shape(header.shape, header.spacing, spacing, header.path)
 
 
-# Patches of annotated regions from folders of DICOM files, in HU.
-#
-# Slices may lie below the folder in any order, mixed by series and patient. Regions are
-# found beside them, or in a folder of their own (see `annotations.find`):
-#
-#     rois/<SOPInstanceUID>.png      0, or 1 + class index; TIFF and NumPy too
-#     rois/im001.png                 the same, for the slice im001.dcm; numbers and pages
-#                                    where they can be counted in one way only
-#     rois/<SeriesInstanceUID>.nii.gz   a NIfTI volume of the same numbers
-#     *.txt                          MedGIFT contours, beside `CT-*-NNNN.dcm`
-#     SEG and RTSTRUCT objects       anywhere, under any name
-#     rois/*.csv                     polygons: patient, series, slice, label, points
-#     lungs/<SOPInstanceUID>.png     optional lung masks, 0 or not 0
-
-
-VERSION = 3
-# PatientIDs that anonymisers write into the files of everybody (lower case).
-CONSTANT_IDS = (
-    *("anon", "anonym", "anonymous", "anonymized", "anonymised", "anonymize"),
-    *("deidentified", "de-identified", "removed", "redacted", "unknown", "none"),
-    *("nobody", "noname", "no name", "noid", "patient", "patientid", "patient id"),
-    *("subject", "test", "id", "na", "n/a", "null", "nil", "xxx", "xxxx", "xxxxx"),
-    *("0", "00", "000", "0000", "00000", "000000", "0000000", "00000000", "1"),
-    *("123", "1234", "12345", "123456", "12345678", "99999", "999999", "-", "--"),
-)
-
-
-def recipe(
-    *,
-    path: str,
-    rois: str = "",
-    size: int = 32,
-    channels: int = 1,
-    classes: str = "",
-    stride: int = 16,
-    coverage: float = 0.75,
-    overlap: float = 1.0,
-    lungs: str = "given",
-    per_roi: int = 0,
-    per_class: int = 100,
-    per_patient: int = 0,
-    spacing: float | None = None,
-    salt: str = "",
-    seed: int = 0,
-    go_on: bool = False,
-) -> Recipe:
-    """Returns the recipe of the patches below `path`, one task a patient.
-
-    Args:
-      path: Folder of DICOM files.
-      rois: File of regions or folder of such files; empty: those below `path`.
-      size: Height and width of a patch, pixels.
-      channels: Ignored: HU have one channel.
-      classes: Class names in the order of the mask values 1, 2, ...: 'normal,ggo', or
-        the name of a file below `path`: JSON (a list of names) or CSV (columns value,
-        name). Empty: `classes.json` or `classes.csv`, or all labels that occur.
-        Regions with labels that are not named are left out.
-      stride: Distance between neighbouring patches, pixels.
-      coverage: Share of a patch that its region must cover at least.
-      overlap: Largest share of a patch that another of its slice may cover.
-      lungs: 'given': count only what lies inside the lung masks, where there are any;
-        'found': find lungs where there is no mask; 'off': count everything. Or a
-        folder or file of lung masks made elsewhere (see `lung_files`), one for each
-        series with regions.
-      per_roi: Most patches of one region of a slice, drawn at random; 0 = all.
-      per_class: Most patches of one class and patient, drawn at random; 0 = all.
-      per_patient: Most patches of a patient, drawn at random; 0 = all.
-      spacing: Millimetres a pixel to which slices are resampled; None = as they are.
-      salt: Secret mixed into the patients' hashes.
-      seed: Of the random draws.
-      go_on: Leave out, and list, what would be refused.
-
-    Raises:
-      UserError: A setting is impossible; or, when tasks or class names are asked for,
-        the folder holds no annotated patient, a file cannot be trusted, or a series has
-        mixed patients, orientations, image sizes or pixel spacings.
-    """
-    root = folders.below(Path(path), "path")
-    given = Path(rois).expanduser().absolute() if rois else None
-    if given is not None and not given.exists():
-        raise UserError(f"rois = '{rois}': there is no such file or folder.")
-    masks = lung_files.folder(lungs)
-    cut = Cut(
-        size=size,
-        stride=stride,
-        coverage=coverage,
-        overlap=overlap,
-        lungs="given" if masks else lungs,
-        spacing=spacing,
-        per_roi=per_roi,
-        per_class=per_class,
-        per_patient=per_patient,
-        seed=seed,
-    )
-    check(cut)
-    patients = Patients(root, given, salt, go_on, masks)
-    names = annotations.given_classes(root, classes)
-    if not names:
-        names = annotations.occurring_classes(root, patients.regions)
-    else:
-        annotations.check_classes(names, patients.regions)
-    stamps = folders.stamps(root, walk(root).files)
-    if given is not None:
-        above = given if given.is_dir() else given.parent
-        marked = walk(given).files if given.is_dir() else [given]
-        stamps += folders.stamps(above, marked)
-    if masks is not None:
-        above = masks if masks.is_dir() else masks.parent
-        stamps += folders.stamps(
-            above, walk(masks).files if masks.is_dir() else [masks]
+def _numbered(
+    placed: Sequence[Numbered], kind: str, patient: str, salt: str
+) -> list[dict[str, Any]]:
+    """Returns, for each series, the slice of the mask with the smallest number."""
+    by_series = defaultdict(list)
+    for one in placed:
+        by_series[one.header.series_uid].append(one)
+    rows = []
+    for uid, own in by_series.items():
+        first = min(own, key=lambda one: one.number)
+        position = first.header.position
+        rows.append(
+            {
+                "patient": patient,
+                "series": privacy.series_hash(uid, salt),
+                "kind": kind,
+                "masks": sum(one.masks for one in own),
+                "number": first.number,
+                "instance_number": first.header.number,
+                "z_mm": None if position is None else round(position[2], 3),
+                "clues": list(first.clues),
+            }
         )
-    settings = {"class_names": names, "cut": cut, "salt": salt, "go_on": go_on}
-    roots = [root, *filter(None, (given, masks))]
-    return Recipe(
-        name="dicom",
-        kind="ct",
-        class_names=names,
-        key=digest("dicom", VERSION, settings, stamps),
-        tasks=patients,
-        make=functools.partial(
-            make,
-            **settings,
-            roots=roots,
-        ),
-        remarks=functools.partial(_remarks, patients=patients, roots=roots, salt=salt),
-        resumable=True,
-    )
+    return rows
 
 
-def _remarks(
-    skipped: privacy.Hidden,
-    facts: Facts,
-    *,
-    patients: "Patients",
-    roots: Sequence[Path],
-    salt: str,
-) -> Iterator[str]:
-    """Yields lines on what is left out of the folder, and on what is odd in it."""
-    yield from patients.notes
-    yield from remarks(facts)
-    skipped = [*skipped, *privacy.hide(patients.skipped, roots, salt)]
-    series = prepared_folder.about_series(patients.series, salt, show_paths=False)
-    yield from prepared_folder.notes(skipped, series)
+def _refused(patient: Patient, reason: str) -> Skipped:
+    """Returns all region files of a patient, one of which is refused, with reasons."""
+    culprit = _culprit(patient, reason) or patient.regions[0].path
+    why = "skipped with the patient's other regions, one of which is refused."
+    others = [file.path for file in patient.regions if file.path != culprit]
+    return [(culprit, reason), *((path, why) for path in others)]
 
 
-def patient_examples(
-    folder: Path, *, class_names: Sequence[str], salt: str = "", **cut
-) -> Made:
-    """Returns the patches of all patients in a folder; `cut` as in `Cut`.
-
-    Raises:
-      UserError: A file or series cannot be trusted, or regions do not fit their slices.
-    """
-    made = Made()
-    for patient in Patients(Path(folder), None, salt, go_on=False):
-        new = make(patient, class_names=class_names, cut=Cut(**cut), salt=salt)
-        made += new
-    return made
-
-
-class Patients(Sequence[Patient]):
-    """The annotated patients below a folder, searched for when first asked for.
-
-    Reading the headers of an archive takes a while, and what is prepared already does
-    not need it.
-
-    Attributes:
-      root: Folder of the slices.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        given: Path | None,
-        salt: str,
-        go_on: bool,
-        masks: Path | None = None,
-    ) -> None:
-        self.root = root
-        self._given, self._salt, self._go_on = given, salt, go_on
-        self._masks = masks
-
-    def __len__(self) -> int:
-        return len(self._found[0])
-
-    def __getitem__(self, index: int) -> Patient:
-        return self._found[0][index]
-
-    @property
-    def regions(self) -> list[annotations.RoiFile]:
-        """The files of regions."""
-        return self._found[1]
-
-    @property
-    def skipped(self) -> Skipped:
-        """(path, reason) of what was left out."""
-        return self._found[2]
-
-    @property
-    def series(self) -> list[Series]:
-        """The series of the annotated patients, with what is odd about them."""
-        return self._found[3]
-
-    @property
-    def notes(self) -> list[str]:
-        """Lines on patients who may be several people under one PatientID."""
-        constants = {
-            patient_hash(form, self._salt)
-            for name in CONSTANT_IDS
-            for form in (name, name.upper(), name.capitalize())
-        }
-        found = []
-        for patient in self:
-            studies = {header.study for header in patient.headers}
-            axes = {header.reference for header in patient.headers}
-            constant = patient.name in constants
-            if len(studies) > 1 and (constant or len(self) == 1):
-                found.append(
-                    f"one patient, {len(studies)} studies in {len(axes)} frames of "
-                    f"reference: {patient.name}. Is the PatientID a constant that an "
-                    "anonymiser wrote (or, without a PatientID, the outermost folder "
-                    "not the patient's)? Patients under one name count as one: they "
-                    "cannot be split between training and test."
-                )
-        return found
-
-    @functools.cached_property
-    def _found(
-        self,
-    ) -> tuple[list[Patient], list[annotations.RoiFile], Skipped, list[Series]]:
-        found = scan(self.root, salt=self._salt, go_on=self._go_on)
-        headers = [_named(header, self.root, self._salt) for header in found.headers]
-        series, refused = group(headers, found.lost, go_on=self._go_on)
-        # Not in the order of the series: random draws depend on that of the files.
-        unfit = {path for path, _ in refused}
-        headers = [header for header in headers if header.path not in unfit]
-        if not headers:
-            left_out = refused + found.unread + found.others
-            reasons = privacy.first_reasons(left_out, [self.root])
-            raise UserError(
-                f"{self.root}: CT slices that can be used were not found. "
-                f"{reasons or 'The folder holds no files.'}",
-                where=self.root,
-            )
-        regions, lungs, rest = annotations.find(self.root, self._given, found.others)
-        by_region, wrong = annotations.assign(regions, headers, go_on=self._go_on)
-        by_lung, wrong_lungs = annotations.assign(lungs, headers, go_on=self._go_on)
-        matched = None
-        if self._masks is not None:
-            matched = lung_files.match(self._masks, self.root, series, salt=self._salt)
-        by_patient = defaultdict(list)
-        for header in headers:
-            by_patient[header.patient].append(header)
-        patients = [
-            Patient(
-                name,
-                tuple(by_patient[name]),
-                tuple(by_region[name]),
-                tuple(by_lung.get(name, ())),
-                matched,
-            )
-            for name in by_patient
-            if name in by_region
-        ]
-        skipped = found.unread + rest
-        unusable = refused + wrong + wrong_lungs
-        unusable += matched.skipped if matched else []
-        if not patients:
-            roots = [self.root, *([self._given] if self._given else [])]
-            reasons = (privacy.first_reasons(s, roots) for s in (unusable, skipped))
-            raise UserError(
-                f"{self._given or self.root}: regions of the {len(headers)} CT slices "
-                "were not found. Masks in folders named 'rois', MedGIFT .txt files, SEG "
-                "and RTSTRUCT objects are read, and what the setting 'rois' names. "
-                f"{' '.join(filter(None, reasons))}".rstrip(),
-                where=self._given or self.root,
-            )
-        series = [one for one in series if one.patient in by_region]
-        return patients, regions, skipped + unusable, series
-
-
-def _named(header: Header, root: Path, salt: str) -> Header:
-    """Returns the header with a patient: without an id, the outermost folder."""
-    if header.patient:
-        return header
-    parts = header.path.relative_to(root).parts
-    folder = parts[0] if len(parts) > 1 else root.name
-    name = patient_hash(f"folder {folder}", salt)
-    return dataclasses.replace(header, patient=name)
+def _culprit(patient: Patient, reason: str) -> Path | None:
+    """Returns the file that a reason begins with."""
+    paths = [file.path for file in (*patient.regions, *patient.lungs)]
+    paths += [header.path for header in patient.headers]
+    return next((path for path in paths if reason.startswith(f"{path}: ")), None)

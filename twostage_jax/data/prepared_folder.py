@@ -1,4 +1,8 @@
-"""A data set that `python -m twostage_jax.prepare` made, as the data of a stage."""
+"""The folder that `python -m twostage_jax.prepare` writes, and its use in a stage.
+
+`recipe` reads such a folder as the data of a stage; `write` adds the tables, the preview
+and the description to the patches.
+"""
 
 import collections
 import csv
@@ -21,55 +25,8 @@ from twostage_jax.data.dataset import Dataset, Made, Recipe
 from twostage_jax.errors import UserError
 from twostage_jax.io import inert
 
-# In the folder that `prepare` writes.
+# Description of the set; written last, so that it marks a complete folder.
 DESCRIPTION = "dataset.json"
-
-
-def recipe(*, path: str, size: int = 0, channels: int = 1) -> Recipe:
-    """Returns the recipe of a prepared set; nothing is made or copied.
-
-    Args:
-      path: The folder that was given to `prepare` as --out.
-      size: Height and width that are needed, pixels; larger images are cropped later.
-      channels: Ignored: the images have their own.
-
-    Raises:
-      UserError: The folder holds no prepared set, or its images are too small.
-    """
-    root = folders.below(Path(path), "path")
-    try:
-        made = json.loads((root / DESCRIPTION).read_text(encoding="utf-8"))
-        name, kind, key = (str(made[field]) for field in ("name", "kind", "key"))
-        class_names = tuple(str(label) for label in made["class_names"])
-        patch = int(made["patch"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{root}: holds no prepared set: {DESCRIPTION} cannot be read ({error}). "
-            "Make it with python -m twostage_jax.prepare."
-        ) from error
-    if patch < size:
-        raise UserError(
-            f"{root}: its patches have {patch} pixels, {size} are needed: prepare it "
-            f"anew with --patch={size} or more."
-        )
-    return Recipe(
-        name=name,
-        kind=kind,
-        class_names=class_names,
-        key=key,
-        tasks=(),
-        make=_nothing,
-        prepared_in=root,
-    )
-
-
-def _nothing(task: None) -> Made:
-    raise AssertionError(f"a prepared set has no task {task}")
-
-
-# What `python -m twostage_jax.prepare` writes beside the patches.
-
-
 COLUMNS = (
     "id",
     "patient",
@@ -84,11 +41,51 @@ COLUMNS = (
     "coverage",
 )
 SERIES_COLUMNS = ("series", "patient", "slices", "step_mm", "notes", "remarks")
-# Lines told of what is left out and of what is odd.
+# Largest number of notes on skipped files and on odd series.
 MOST_REASONS, MOST_ODD = 8, 8
 # Centre and width in HU of the preview: the usual lung window.
 PREVIEW_WINDOW = (-600.0, 1500.0)
 PREVIEW_COLUMNS, PREVIEW_ROWS = 12, 2
+
+
+def recipe(*, path: str, size: int = 0, channels: int = 1) -> Recipe:
+    """Returns the recipe of a prepared set; nothing is made or copied.
+
+    Args:
+      path: Folder given to `prepare` as --out.
+      size: Height and width needed, pixels; larger images are cropped later.
+      channels: Ignored: the images have their own.
+
+    Raises:
+      UserError: The folder is not a prepared set, or its images are too small.
+    """
+    root = folders.below(Path(path), "path")
+    try:
+        made = json.loads((root / DESCRIPTION).read_text(encoding="utf-8"))
+        name, kind, key = (str(made[field]) for field in ("name", "kind", "key"))
+        class_names = tuple(str(label) for label in made["class_names"])
+        patch = int(made["patch"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{root}: not a prepared set: {DESCRIPTION} cannot be read ({error}). "
+            "Make it with python -m twostage_jax.prepare.",
+            where=root,
+        ) from error
+    if patch < size:
+        raise UserError(
+            f"{root}: its patches have {patch} pixels, {size} are needed: prepare it "
+            f"again with --patch={size} or more.",
+            where=root,
+        )
+    return Recipe(
+        name=name,
+        kind=kind,
+        class_names=class_names,
+        key=key,
+        tasks=(),
+        make=_nothing,
+        prepared_in=root,
+    )
 
 
 def write(
@@ -102,11 +99,11 @@ def write(
     """Writes the tables, preview.png and, last, dataset.json.
 
     Args:
-      out: Folder.
-      recipe: Of `data.dicom`.
-      made: What came of it.
-      metadata: What the prepared set holds beside its images.
-      skipped: (file, reason) of what was left out.
+      out: Folder that `prepare` writes.
+      recipe: Recipe of `ct_patches`.
+      made: Data set that the recipe made.
+      metadata: Metadata of the prepared set (see `store.Collector`).
+      skipped: (file, reason) of skipped files.
       series: Rows of `about_series`.
     """
     description = {
@@ -133,19 +130,19 @@ def write(
             writer.writerows(series)
     with io.replacing(out / "preview.png") as path:
         preview(made).save(path)
-    # Last: with it the folder counts as complete.
+    # Last: it marks the folder as complete.
     io.write_json(out / DESCRIPTION, description)
 
 
 def about_series(
     series: Sequence[Series], salt: str, *, show_paths: bool
 ) -> list[dict[str, str]]:
-    """Returns rows of what is odd about series: `SERIES_COLUMNS`.
+    """Returns one row of `SERIES_COLUMNS` per series, with its oddities.
 
     Args:
-      series: Of the annotated patients.
-      salt: Of the hashes.
-      show_paths: Give names of files, which may hold patients' names.
+      series: Series of the annotated patients.
+      salt: Salt of the hashes.
+      show_paths: Include names of files, which may hold patients' names.
     """
     rows = []
     for one in series:
@@ -165,35 +162,21 @@ def about_series(
 def notes(
     skipped: privacy.Hidden, series: Sequence[Mapping[str, str]]
 ) -> Iterator[str]:
-    """Yields lines on what was left out, and on series that are odd.
+    """Yields lines on skipped files and on odd series.
 
     Args:
-      skipped: (file, reason).
+      skipped: (file, reason) of skipped files.
       series: Rows of `about_series`.
     """
     reasons = collections.Counter(why for _, why in skipped)
     for reason, count in reasons.most_common(MOST_REASONS):
-        yield f"left out, {count} files: {reason}"
+        yield f"skipped, {count} files: {reason}"
     odd = [row for row in series if row["notes"] or row["remarks"]]
     for row in odd[:MOST_ODD]:
         text = "; ".join(filter(None, (row["notes"], row["remarks"])))
         yield f"odd, {row['series']}: {text[:300]}"
     if len(odd) > MOST_ODD:
         yield f"odd, {len(odd) - MOST_ODD} more series: `prepare` writes series.csv"
-
-
-def _write_patches(path: Path, recipe: Recipe, metadata: Mapping[str, Any]) -> None:
-    details = metadata["details"]
-    columns = ("ids", "groups", "labels")
-    records = zip(*(metadata[c] for c in columns), details, strict=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for name, patient, label, more in sorted(records, key=lambda r: r[0]):
-            if name:
-                label = inert(recipe.class_names[int(label)])
-                row = {"id": name, "patient": patient, "label": label}
-                writer.writerow({**row, **more})
 
 
 def preview(made: Dataset) -> Image.Image:
@@ -217,3 +200,21 @@ def preview(made: Dataset) -> Image.Image:
             at = column * side + 1, label * high + margin + row * side
             sheet.paste(picture, at)
     return sheet
+
+
+def _nothing(task: None) -> Made:
+    raise AssertionError(f"a prepared set has no task {task}")
+
+
+def _write_patches(path: Path, recipe: Recipe, metadata: Mapping[str, Any]) -> None:
+    details = metadata["details"]
+    columns = ("ids", "groups", "labels")
+    records = zip(*(metadata[c] for c in columns), details, strict=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for name, patient, label, more in sorted(records, key=lambda r: r[0]):
+            if name:
+                label = inert(recipe.class_names[int(label)])
+                row = {"id": name, "patient": patient, "label": label}
+                writer.writerow({**row, **more})

@@ -1,4 +1,9 @@
-"""Parts of the training examples, nested, the same for every arm."""
+"""Training, validation and test sets, and nested subsets of the training set.
+
+No group (a patient, a material sample) is in two of them; `split` asserts it on the
+arrays themselves. `copies` finds images that a test set shares with training all the
+same, under other names.
+"""
 
 import dataclasses
 import hashlib
@@ -11,132 +16,11 @@ from sklearn.model_selection import StratifiedKFold
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.errors import UserError
 
-
-def subset(
-    dataset: Dataset,
-    train_indices: np.ndarray,
-    fraction: float,
-    *,
-    seed: int,
-    by: Literal["group", "patch"] = "group",
-) -> np.ndarray:
-    """Returns a part of the training examples, the same for every arm.
-
-    Parts are nested: for one seed, that of a smaller fraction is part of that of a
-    larger one.
-
-    Args:
-      dataset: The whole data set.
-      train_indices: Of the training split.
-      fraction: In (0, 1]: of the groups, or of the examples of each class.
-      seed: Decides the draw.
-      by: 'group' draws whole groups: first some that together have every class, then
-        in turn from those of each class (a group counts for the rarest of its classes).
-        'patch' draws examples, of each class and evenly over its groups. A set without
-        groups is drawn from by 'patch'.
-
-    Returns:
-      Sorted indices into the data set, int64.
-
-    Raises:
-      UserError: The fraction leaves a class without examples.
-    """
-    if not 0 < fraction <= 1:
-        raise UserError(f"fraction is {fraction}: give a share above 0, up to 1.")
-    if by not in ("group", "patch"):
-        raise UserError(f"fractions are drawn by '{by}': use 'group' or 'patch'.")
-    indices = np.unique(train_indices)
-    if by == "group" and dataset.groups is not None:
-        chosen = _by_group(dataset, indices, fraction, np.random.default_rng((seed, 3)))
-    else:
-        chosen = _by_patch(dataset, indices, fraction, np.random.default_rng((seed, 4)))
-    absent = absent_classes(dataset, chosen)
-    if absent:
-        raise UserError(
-            f"data set '{dataset.name}': fraction {fraction} (seed {seed}) leaves no "
-            f"training example of class {', '.join(absent)}: leave that fraction out"
-            f"{', or draw by patch' if by == 'group' else ''}."
-        )
-    return chosen
-
-
-def random_ranks(
-    strata: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns each element's random rank within its stratum, and the stratum's size."""
-    order = np.lexsort((rng.random(len(strata)), strata))
-    _, inverse, counts = np.unique(strata, return_inverse=True, return_counts=True)
-    starts = np.cumsum(counts) - counts
-    ranks = np.empty(len(strata), np.int64)
-    ranks[order] = np.arange(len(strata)) - starts[inverse[order]]
-    return ranks, counts[inverse]
-
-
-def _by_group(
-    dataset: Dataset, indices: np.ndarray, fraction: float, rng: np.random.Generator
-) -> np.ndarray:
-    groups, inverse = np.unique(dataset.groups[indices], return_inverse=True)
-    held = np.zeros((len(groups), dataset.num_classes), bool)
-    held[inverse, dataset.labels[indices]] = True
-    # The rarest class of a group is the one that the fewest groups have.
-    rarity = np.where(held, held.sum(0), len(groups) + 1)
-    ranks, sizes = random_ranks(rarity.argmin(1), rng)
-    # Strata take turns in proportion to their sizes, each one's first group in front.
-    order = np.lexsort((rng.random(len(groups)), ranks / sizes))
-    order = _covering_first(order, held)
-    chosen = order[: max(round(fraction * len(groups)), 1)]
-    return indices[np.isin(inverse, chosen)]
-
-
-def _covering_first(order: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Moves groups to the front that bring in classes, most at a time (set cover).
-
-    Args:
-      order: `[G]`, a permutation of the groups.
-      held: `[G, K]`, whether the group has the class.
-    """
-    front: list[int] = []
-    missing = held.any(0)
-    while missing.any():
-        gains = (held[order] & missing).sum(1)
-        front.append(order[gains.argmax()])
-        missing &= ~held[front[-1]]
-    return np.concatenate([front, order[~np.isin(order, front)]]).astype(np.int64)
-
-
-def _by_patch(
-    dataset: Dataset, indices: np.ndarray, fraction: float, rng: np.random.Generator
-) -> np.ndarray:
-    labels = dataset.labels[indices]
-    cells = labels.astype(np.int64)
-    if dataset.groups is not None:
-        _, groups = np.unique(dataset.groups[indices], return_inverse=True)
-        cells = cells * len(indices) + groups
-    ranks, sizes = random_ranks(cells, rng)
-    # Systematic sampling: a random start in each (class, group) spreads the examples
-    # evenly without favouring large or small groups.
-    _, inverse = np.unique(cells, return_inverse=True)
-    position = (ranks + rng.random(inverse.max() + 1)[inverse]) / sizes
-    chosen = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        order = members[np.argsort(position[members], kind="stable")]
-        chosen.append(order[: round(fraction * len(members))])
-    return np.sort(indices[np.concatenate(chosen)])
-
-
-def absent_classes(dataset: Dataset, indices: np.ndarray) -> list[str]:
-    """Returns the quoted names of the classes that no example of `indices` has."""
-    counts = np.bincount(dataset.labels[indices], minlength=dataset.num_classes)
-    return [f"'{dataset.class_names[i]}'" for i in np.flatnonzero(counts == 0)]
-
-
-# Train, validation and test: no group in two of them, asserted on the data in hand.
-
-
-# Random draws of whole groups to hold out, the best of which is taken. More would meet
-# the shares better, and give much the same split for every seed.
+# Random draws of whole groups to hold out, the best of which is taken. More draws would
+# meet the fractions better, and give almost the same split for every seed.
 DRAWS = 50
+# Pairs of copies that a message names.
+NAMED = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +28,9 @@ class Splits:
     """Indices into a data set, each sorted, `[N]` int64.
 
     Attributes:
-      train: To fit parameters.
-      validation: To select models.
-      test: To measure, once.
+      train: Examples to fit parameters.
+      validation: Examples to select models.
+      test: Examples to measure performance, once.
     """
 
     train: np.ndarray
@@ -165,25 +49,25 @@ def split(
 ) -> Splits:
     """Splits a data set by group, classes in proportion where the groups allow it.
 
-    A split of the set's own is taken as it is. What is missing is held out of the
-    training examples: whole groups, or single examples where the set has no groups. Of
-    some random draws of groups that one is taken which leaves every class on both sides
-    and whose share of each class is nearest to what was asked.
+    Splits that the set brings are taken as they are. Missing ones are held out of the
+    training examples: whole groups, or single examples if the set has no groups. Among
+    `DRAWS` random draws of groups, the chosen one keeps every class on both sides and
+    comes nearest to the requested fraction of each class.
 
     Args:
-      dataset: What to split; only its labels, groups and splits are looked at.
-      seed: Decides the draw; the same seed gives the same split.
-      validation: Share of the training examples held out for validation, in whole
+      dataset: Data set to split; only its labels, groups and splits are used.
+      seed: Seed of the draw; the same seed gives the same split.
+      validation: Fraction of the training examples held out for validation, in whole
         groups, in (0, 1).
-      test: Share of the examples held out for the test, in whole groups, in (0, 1).
-      folds: If not 0, the test is fold `fold` of so many: over all folds every group
-        is tested exactly once.
-      fold: Counted from 0.
+      test: Fraction of the examples held out for the test, in whole groups, in (0, 1).
+      folds: Number of folds, or 0. The test split is then fold `fold`: over all folds,
+        every group is tested exactly once.
+      fold: Index of the fold, from 0.
 
     Raises:
       UserError: Too few groups; a class without training examples; a validation or
-        test split of one class only; a group in two splits of the set's own; or
-        `folds` for a set with splits of its own.
+        test split of one class only; a group in two of the splits that the set brings; or
+        `folds` for a set that brings splits.
     """
     _check(dataset, validation, test, folds, fold)
     own = {
@@ -209,14 +93,18 @@ def split(
     parts = {"train": rest, "validation": validated, "test": tested}
     for name, indices in parts.items():
         if not len(indices):
-            raise UserError(f"data set '{dataset.name}': the {name} split is empty.")
+            raise UserError(
+                f"data set '{dataset.name}': the {name} split is empty.",
+                where=dataset.name,
+            )
     _assert_disjoint(dataset, parts)
     absent = absent_classes(dataset, rest)
     if absent:
         raise UserError(
             f"data set '{dataset.name}': no training example of class "
             f"{', '.join(absent)} is left (seed {seed}, fold {fold}): hold out less, "
-            f"or give that class more groups. {_groups_of_classes(dataset)}"
+            f"or give that class more groups. {_groups_of_classes(dataset)}",
+            where=dataset.name,
         )
     for name in ("validation", "test"):
         if len(np.unique(dataset.labels[parts[name]])) < 2:
@@ -224,9 +112,112 @@ def split(
                 f"data set '{dataset.name}': the {name} split has examples of only one "
                 f"class (seed {seed}, fold {fold}), so a score on it would mean nothing: "
                 "hold out more, use fewer folds, or give the classes more groups. "
-                f"{_groups_of_classes(dataset)}"
+                f"{_groups_of_classes(dataset)}",
+                where=dataset.name,
             )
     return Splits(**{name: np.sort(indices) for name, indices in parts.items()})
+
+
+def subset(
+    dataset: Dataset,
+    train_indices: np.ndarray,
+    fraction: float,
+    *,
+    seed: int,
+    by: Literal["group", "patch"] = "group",
+) -> np.ndarray:
+    """Returns a subset of the training examples, the same for every arm.
+
+    Subsets of one seed are nested: a larger fraction contains the smaller ones.
+
+    Args:
+      dataset: Whole data set.
+      train_indices: Indices of the training split.
+      fraction: Fraction of the groups, or of the examples of each class, in (0, 1].
+      seed: Seed of the draw.
+      by: Unit that is drawn. 'group': whole groups, first some that together have every
+        class, then in turn from those of each class (a group counts for the rarest of
+        its classes). 'patch': examples of each class, evenly over its groups; used for
+        every set without groups.
+
+    Returns:
+      Sorted indices into the data set, int64.
+
+    Raises:
+      UserError: The fraction leaves a class without examples.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(
+            f"fraction is {fraction}: it must be above 0 and at most 1.",
+            where="fraction",
+        )
+    if by not in ("group", "patch"):
+        raise UserError(
+            f"fractions are drawn by '{by}': use 'group' or 'patch'.", where="by"
+        )
+    indices = np.unique(train_indices)
+    if by == "group" and dataset.groups is not None:
+        chosen = _by_group(dataset, indices, fraction, np.random.default_rng((seed, 3)))
+    else:
+        chosen = _by_patch(dataset, indices, fraction, np.random.default_rng((seed, 4)))
+    absent = absent_classes(dataset, chosen)
+    if absent:
+        raise UserError(
+            f"data set '{dataset.name}': fraction {fraction} (seed {seed}) leaves no "
+            f"training example of class {', '.join(absent)}: remove that fraction"
+            f"{', or draw by patch' if by == 'group' else ''}.",
+            where=dataset.name,
+        )
+    return chosen
+
+
+def copies(dataset: Dataset, splits: Splits) -> str:
+    """Returns a line on test images that are in the training set too, or ''.
+
+    Splits keep groups apart, but cannot know that a patient has two names. Constant images
+    (air) are ignored, and so are sets that are not in memory.
+    """
+    if not isinstance(dataset.images, np.ndarray):
+        return ""
+    trained = np.concatenate([splits.train, splits.validation])
+    seen: dict[bytes, int] = {}
+    for index in trained.tolist():
+        seen.setdefault(_content(dataset.images[index]), index)
+    pairs = [
+        (index, seen[content])
+        for index in splits.test.tolist()
+        if (content := _content(dataset.images[index])) in seen
+        and np.ptp(dataset.images[index])
+    ]
+    if not pairs:
+        return ""
+    named = "; ".join(
+        f"{_name(dataset, i)} = {_name(dataset, j)}" for i, j in pairs[:NAMED]
+    )
+    more = "; ..." if len(pairs) > NAMED else ""
+    return (
+        f"data set '{dataset.name}': {len(pairs)} of {len(splits.test)} test images are in "
+        f"the training or validation set too, pixel for pixel ({named}{more}). Does a "
+        "patient have two names? Scores on copies are too high."
+    )
+
+
+def absent_classes(dataset: Dataset, indices: np.ndarray) -> list[str]:
+    """Returns the quoted names of the classes that no example of `indices` has."""
+    counts = np.bincount(dataset.labels[indices], minlength=dataset.num_classes)
+    return [f"'{dataset.class_names[i]}'" for i in np.flatnonzero(counts == 0)]
+
+
+def random_ranks(
+    strata: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns each element's random rank within its stratum, and the stratum's size."""
+    order = np.lexsort((rng.random(len(strata)), strata))
+    _, inverse, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    starts = np.cumsum(counts) - counts
+    ranks = np.empty(len(strata), np.int64)
+    ranks[order] = np.arange(len(strata)) - starts[inverse[order]]
+    return ranks, counts[inverse]
 
 
 def _check(
@@ -234,19 +225,26 @@ def _check(
 ) -> None:
     for name, share in (("validation", validation), ("test", test)):
         if not 0 < share < 1:
-            raise UserError(f"{name} is {share}: give a share between 0 and 1.")
+            raise UserError(
+                f"{name} is {share}: it must lie between 0 and 1.", where=name
+            )
     if folds == 1 or folds < 0 or not 0 <= fold < max(folds, 1):
         raise UserError(
             f"folds is {folds}, fold {fold}: use folds = 0 or at least 2, and fold "
-            "from 0 to folds - 1."
+            "from 0 to folds - 1.",
+            where="folds",
         )
     if folds and (dataset.splits != "train").any():
         raise UserError(
-            f"data set '{dataset.name}' brings its own validation or test split, which "
-            "cross-validation would mix with the rest: set folds to 0."
+            f"data set '{dataset.name}' brings a validation or test split, which "
+            "cross-validation would mix with the rest: set folds to 0.",
+            where="folds",
         )
     if len(np.unique(dataset.labels)) < 2:
-        raise UserError(f"data set '{dataset.name}' has examples of only one class.")
+        raise UserError(
+            f"data set '{dataset.name}' has examples of only one class.",
+            where=dataset.name,
+        )
 
 
 def _assert_disjoint(dataset: Dataset, parts: dict[str, np.ndarray]) -> None:
@@ -258,7 +256,8 @@ def _assert_disjoint(dataset: Dataset, parts: dict[str, np.ndarray]) -> None:
             if unit in seen:
                 raise UserError(
                     f"data set '{dataset.name}': group '{unit}' is in both "
-                    f"{seen[unit]} and {name}."
+                    f"{seen[unit]} and {name}.",
+                    where=dataset.name,
                 )
             seen[unit] = name
 
@@ -290,16 +289,17 @@ def _require_units(
         raise UserError(
             f"data set '{dataset.name}' has {len(units)} "
             f"{'examples' if dataset.groups is None else 'groups'} for {purpose}, "
-            f"fewer than {count}.{hint}"
+            f"fewer than {count}.{hint}",
+            where=dataset.name,
         )
 
 
 def _folds(dataset: Dataset, indices: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Returns the fold of each of `indices`, below `count`; no fold is empty.
 
-    Groups are shared out at random, in equal numbers. (scikit-learn's StratifiedGroupKFold
-    exchanges only groups of like class counts: with any seed the others keep their
-    neighbours, and what is peculiar to a fold stays.)
+    Groups are dealt at random, in equal numbers. (scikit-learn's StratifiedGroupKFold
+    exchanges only groups of equal class counts: with any seed the others keep their
+    neighbours, and peculiarities of a fold stay.)
     """
     _require_units(dataset, indices, count, "the folds")
     labels = dataset.labels[indices]
@@ -323,35 +323,17 @@ def _folds_of_examples(
     folds = StratifiedKFold(count, shuffle=True, random_state=seed)
     assigned = np.empty(len(labels), np.int64)
     with warnings.catch_warnings():
-        # A class smaller than the number of folds is no fault in itself.
+        # A class smaller than the number of folds is allowed.
         warnings.simplefilter("ignore", UserWarning)
         try:
             for i, (_, held) in enumerate(folds.split(labels, labels)):
                 assigned[held] = i
         except ValueError as error:
             raise UserError(
-                f"data set '{dataset.name}' cannot be cut into {count} folds: {error}"
+                f"data set '{dataset.name}' cannot be cut into {count} folds: {error}",
+                where=dataset.name,
             ) from None
     return assigned
-
-
-def _class_counts(
-    dataset: Dataset, indices: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the examples of each class `[G, K]` of groups; the group of each index."""
-    groups, inverse = np.unique(dataset.groups[indices], return_inverse=True)
-    counts = np.zeros((len(groups), dataset.num_classes), np.int64)
-    np.add.at(counts, (inverse, dataset.labels[indices]), 1)
-    return counts, inverse
-
-
-def _badness(held: np.ndarray, total: np.ndarray, share: float) -> tuple:
-    """Returns how bad it is to hold out `[..., K]` examples of `total`: low is good.
-
-    First that no class is lost to training, then that none is untested, then the share.
-    """
-    lost, unseen = np.sum(held == total), np.sum(held == 0)
-    return lost, unseen, np.abs(held / total - share).max()
 
 
 def _hold_out(
@@ -361,13 +343,13 @@ def _hold_out(
     seed: tuple[int, ...],
     purpose: str,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `indices` in two: what is kept, and about `share` held out."""
+    """Returns the indices that are kept, and about `share` of them held out."""
     _require_units(dataset, indices, 2, f"the {purpose} split")
     rng = np.random.default_rng(seed)
     labels = dataset.labels[indices]
     if dataset.groups is None:
         ranks, sizes = random_ranks(labels, rng)
-        # One example at least of each class, but never the last one.
+        # At least one example of each class, but never its last one.
         held = ranks < np.minimum(np.maximum(np.round(share * sizes), 1), sizes - 1)
         return indices[~held], indices[held]
     counts, inverse = _class_counts(dataset, indices)
@@ -387,41 +369,76 @@ def _hold_out(
     return indices[~held], indices[held]
 
 
-# Images that a test shares with training, under other names.
+def _class_counts(
+    dataset: Dataset, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns counts `[G, K]` of examples by group and class, and each index's group."""
+    groups, inverse = np.unique(dataset.groups[indices], return_inverse=True)
+    counts = np.zeros((len(groups), dataset.num_classes), np.int64)
+    np.add.at(counts, (inverse, dataset.labels[indices]), 1)
+    return counts, inverse
 
 
-NAMED = 3
+def _badness(held: np.ndarray, total: np.ndarray, share: float) -> tuple:
+    """Returns a sort key of holding out `[..., K]` examples of `total`: low is good.
 
-
-def copies(dataset: Dataset, splits: Splits) -> str:
-    """Returns a line on test images that are in the training set too, or ''.
-
-    Splits keep groups apart, but cannot know that a patient has two names. Images of one
-    value are left out of account (air is air), and so are sets that are not in memory.
+    It counts classes lost to training, then untested ones, then the fraction's error.
     """
-    if not isinstance(dataset.images, np.ndarray):
-        return ""
-    trained = np.concatenate([splits.train, splits.validation])
-    seen: dict[bytes, int] = {}
-    for index in trained.tolist():
-        seen.setdefault(_content(dataset.images[index]), index)
-    pairs = [
-        (index, seen[content])
-        for index in splits.test.tolist()
-        if (content := _content(dataset.images[index])) in seen
-        and np.ptp(dataset.images[index])
-    ]
-    if not pairs:
-        return ""
-    named = "; ".join(
-        f"{_name(dataset, i)} = {_name(dataset, j)}" for i, j in pairs[:NAMED]
-    )
-    more = "; ..." if len(pairs) > NAMED else ""
-    return (
-        f"data set '{dataset.name}': {len(pairs)} of {len(splits.test)} test images are in "
-        f"the training or validation set too, pixel for pixel ({named}{more}). Is a "
-        "patient there under two names? Scores on copies are too good."
-    )
+    lost, unseen = np.sum(held == total), np.sum(held == 0)
+    return lost, unseen, np.abs(held / total - share).max()
+
+
+def _by_group(
+    dataset: Dataset, indices: np.ndarray, fraction: float, rng: np.random.Generator
+) -> np.ndarray:
+    groups, inverse = np.unique(dataset.groups[indices], return_inverse=True)
+    held = np.zeros((len(groups), dataset.num_classes), bool)
+    held[inverse, dataset.labels[indices]] = True
+    # The rarest class of a group is the one that the fewest groups have.
+    rarity = np.where(held, held.sum(0), len(groups) + 1)
+    ranks, sizes = random_ranks(rarity.argmin(1), rng)
+    # Strata alternate in proportion to their sizes; the first group of each leads.
+    order = np.lexsort((rng.random(len(groups)), ranks / sizes))
+    order = _covering_first(order, held)
+    chosen = order[: max(round(fraction * len(groups)), 1)]
+    return indices[np.isin(inverse, chosen)]
+
+
+def _covering_first(order: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Moves groups that together have every class to the front (greedy set cover).
+
+    Args:
+      order: Permutation of the groups, `[G]`.
+      held: Whether a group has a class, `[G, K]`.
+    """
+    front: list[int] = []
+    missing = held.any(0)
+    while missing.any():
+        gains = (held[order] & missing).sum(1)
+        front.append(order[gains.argmax()])
+        missing &= ~held[front[-1]]
+    return np.concatenate([front, order[~np.isin(order, front)]]).astype(np.int64)
+
+
+def _by_patch(
+    dataset: Dataset, indices: np.ndarray, fraction: float, rng: np.random.Generator
+) -> np.ndarray:
+    labels = dataset.labels[indices]
+    cells = labels.astype(np.int64)
+    if dataset.groups is not None:
+        _, groups = np.unique(dataset.groups[indices], return_inverse=True)
+        cells = cells * len(indices) + groups
+    ranks, sizes = random_ranks(cells, rng)
+    # Systematic sampling: a random start in each (class, group) spreads the examples
+    # evenly without favouring large or small groups.
+    _, inverse = np.unique(cells, return_inverse=True)
+    position = (ranks + rng.random(inverse.max() + 1)[inverse]) / sizes
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        order = members[np.argsort(position[members], kind="stable")]
+        chosen.append(order[: round(fraction * len(members))])
+    return np.sort(indices[np.concatenate(chosen)])
 
 
 def _content(image: np.ndarray) -> bytes:

@@ -1,4 +1,9 @@
-"""Keeping the results of a recipe's tasks, so that a preparation cut off goes on."""
+"""Preparing a data set once, as TFDS records on disk, and reading it into memory.
+
+`prepare` runs a recipe's tasks on all cores (`run`), keeps the results of finished tasks
+so that an interrupted preparation resumes (`kept`), checks the examples and gathers
+everything but their pixels (`Collector`), and writes the records with TFDS.
+"""
 
 import contextlib
 import dataclasses
@@ -42,235 +47,250 @@ from twostage_jax.data.prepared import prepared_dataset_builder as prepared
 from twostage_jax.errors import Notes, UserError, disk_full, plain
 from twostage_jax.io import locked, replacing
 
-
-def kept(recipe: Recipe, folder: Path) -> Recipe:
-    """Returns the recipe with tasks that are made once and then read from `folder`.
-
-    Their order stays. Delete the folder when the set is complete.
-    """
-    make = functools.partial(_made, make=recipe.make, key=recipe.key, folder=folder)
-    tasks = list(enumerate(recipe.tasks))
-    return dataclasses.replace(recipe, tasks=tasks, make=make)
-
-
-def _made(task: tuple[int, Any], *, make: Any, key: str, folder: Path) -> Made:
-    index, inner = task
-    path = folder / f"task-{index}-{digest(key, index)[:16]}.npz"
-    if path.exists():
-        return load(path)
-    result = make(inner)
-    save(path, result)
-    return result
-
-
-def save(path: Path, examples: list[Example]) -> None:
-    """Writes examples, and what was left out, without pickle; all or nothing."""
-    rest = [
-        [e.id, int(e.label), e.group, e.split, dict(e.details), e.synthetic]
-        for e in examples
-    ]
-    skipped = [list(entry) for entry in getattr(examples, "skipped", ())]
-    notes = getattr(examples, "notes", Notes()).to_json()
-    facts = getattr(examples, "facts", {})
-    told = {"examples": rest, "skipped": skipped, "notes": notes, "facts": facts}
-    text = json.dumps(told).encode()
-    images = {f"image_{i}": e.image for i, e in enumerate(examples)}
-    if len({(e.image.shape, e.image.dtype) for e in examples}) == 1:
-        images = {"images": np.stack([e.image for e in examples])}
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, text=np.frombuffer(text, np.uint8), **images)
-
-
-def load(path: Path) -> Made:
-    """Returns what `save` wrote."""
-    with np.load(path, allow_pickle=False) as arrays:
-        text = json.loads(arrays["text"].tobytes())
-        images = arrays["images"] if "images" in arrays else None
-        made = Made()
-        for index, (name, *rest) in enumerate(text["examples"]):
-            image = arrays[f"image_{index}"] if images is None else images[index]
-            made.append(Example(name, image, *rest))
-    made.skipped = [(name, why) for name, why in text["skipped"]]
-    made.notes = Notes.from_json(text["notes"])
-    made.facts = text["facts"]
-    return made
-
-
-# Running a recipe's tasks on all cores.
-
-
-# Tasks in flight for each worker; it bounds the memory that results take.
+# Types of images that a recipe may make.
+DTYPES = ("uint8", "int16", "float32")
+# Sets up to this size are read into memory; images of larger sets stay on disk.
+MAX_MEMORY_BYTES = 8 * 2**30
+# A part (see `prepared.Builder`) aims at this size; TFDS holds one in memory.
+PART_BYTES = 128 * 2**20
+# Records read at a time.
+READ_CHUNK = 4096
+# Tasks in flight per worker; bounds the memory that results take.
 AHEAD = 3
-# Seconds between lines on the progress, where no bar can be shown.
+# Seconds between lines of progress if standard error is not a terminal.
 LINE_EVERY = 30.0
 
 
-def run(
+def prepare(
     recipe: Recipe,
+    data_dir: str | Path,
     *,
     workers: int | None = None,
     progress: bool = True,
-    verb: str = "preparing",
-) -> Iterator[Any]:
-    """Returns the examples of each task, in the order of the tasks.
+) -> Dataset:
+    """Returns a recipe's data set, made now unless `data_dir` holds it.
+
+    The set is kept under `<data_dir>/prepared/<name>-<first 16 letters of the key>/`. A
+    folder appears there only when it is complete. Sets made with other keys stay, so
+    that returning to earlier settings costs nothing; delete them by hand.
+
+    A recipe with slow tasks keeps the results of finished ones, so that an interrupted
+    run resumes.
 
     Args:
-      recipe: What to make.
-      workers: Processes to use; None for one per core, 1 for none but this one.
-      progress: Show a progress bar on standard error or, where that is not a terminal,
-        print a line at the start and every `LINE_EVERY` seconds.
-      verb: The work, in the words of the bar.
+      recipe: Recipe of the data set.
+      data_dir: Folder of prepared data; created if missing.
+      workers: Number of processes; None for one per core, 1 for this process only.
+      progress: Show a progress bar, if standard error is a terminal.
+
+    Returns:
+      The data set, examples sorted by id.
 
     Raises:
-      UserError: What a task raised as such, or a worker that was killed.
-      RuntimeError: Any other exception of a task; it names the task.
+      UserError: The recipe raised it; an example contradicts the others; a class has no
+        examples; the disk is full; or `data_dir` cannot be written to.
     """
-    workers = min(workers or _cores(), len(recipe.tasks))
-    results = _here(recipe) if workers <= 1 else _in_workers(recipe, workers)
-    # The caller may redirect standard output while the results are drawn.
-    return _shown(recipe, results, sys.stdout, verb) if progress else results
+    if not re.fullmatch(r"\w+", recipe.name, re.ASCII):
+        raise UserError(
+            f"data set name {recipe.name!r}: use letters, digits and underscores.",
+            where="name",
+        )
+    config = f"{recipe.name}-{recipe.key[:16]}"
+    home = Path(recipe.prepared_in or data_dir).expanduser().absolute()
+    folder = folder_of(recipe, home)
+    if not folder.exists() and recipe.prepared_in:
+        raise UserError(
+            f"{folder}: the prepared data set does not exist: prepare it again.",
+            where=folder,
+        )
+    if not folder.exists():
+        lock = locked(folder.parent / ".lock", str(folder.parent), wait=True)
+        with _explained(recipe.name, folder), lock:
+            # The previous holder of the lock may have made it.
+            if not folder.exists():
+                _remove_leftovers(folder.parent)
+                parts = tasks_of(recipe, home)
+                made = _measured(recipe, workers, progress)
+                made = kept(made, parts) if recipe.resumable else made
+                _write(made, config, home, workers, progress)
+                if parts.exists():
+                    shutil.rmtree(parts)
+    return _read(recipe, folder)
 
 
-def _shown(
-    recipe: Recipe, results: Generator[Any], out: TextIO, verb: str
-) -> Iterator[Any]:
-    total, name = len(recipe.tasks), recipe.name
-    terminal = sys.stderr.isatty()
-    bar = tqdm(desc=f"{verb} {name}", total=total, unit="task", disable=not terminal)
-    what = f"{verb.capitalize()} data set '{name}'"
-    if not terminal:
-        print(f"{what}: {total} tasks.", file=out, flush=True)
-    told = time.monotonic()
-    with bar, contextlib.closing(results):
-        for done, examples in enumerate(results, start=1):
-            yield examples
-            bar.update()
-            if not terminal and time.monotonic() - told > LINE_EVERY:
-                told = time.monotonic()
-                print(f"{what}: {done} of {total} tasks done.", file=out, flush=True)
+def folder_of(recipe: Recipe, data_dir: Path) -> Path:
+    """Returns the folder in which `prepare` keeps a recipe's data set."""
+    config = f"{recipe.name}-{recipe.key[:16]}"
+    return data_dir / "prepared" / config / prepared.VERSION
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def tasks_of(recipe: Recipe, data_dir: Path) -> Path:
+    """Returns the folder in which finished tasks are kept until the set is complete."""
+    return folder_of(recipe, data_dir).parent / "tasks"
 
 
-def _here(recipe: Recipe) -> Generator[list[Example]]:
-    for task in recipe.tasks:
-        with _named(recipe, task):
-            examples = recipe.make(task)
-        yield examples
+def metadata_of(folder: Path) -> dict[str, Any]:
+    """Returns the metadata of a prepared set; see `Collector.metadata`."""
+    return dict(tfds.builder_from_directory(folder).info.metadata)
 
 
-def _in_workers(recipe: Recipe, workers: int) -> Generator[list[Example]]:
-    # Not 'fork': it may deadlock with the threads that jax has running.
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
-    pending: deque = deque()
+def _measured(recipe: Recipe, workers: int | None, progress: bool) -> Recipe:
+    """Returns the recipe with the largest measures of all tasks given to `make`."""
+    if recipe.measure is None:
+        return recipe
+    measuring = dataclasses.replace(recipe, make=recipe.measure)
+    results = run(measuring, workers=workers, progress=progress, verb="measuring")
+    with contextlib.closing(results):
+        make = functools.partial(recipe.make, found=largest(results))
+    return dataclasses.replace(recipe, make=make, measure=None)
 
-    def result() -> list[Example]:
-        task, future = pending.popleft()
-        with _named(recipe, task):
-            return future.result()
 
+def _write(
+    recipe: Recipe, config: str, home: Path, workers: int | None, progress: bool
+) -> None:
+    results = run(recipe, workers=workers, progress=progress)
+    # Closing stops the workers if writing fails.
+    with contextlib.closing(results), tempfile.TemporaryDirectory() as downloads:
+        collector = Collector(recipe, results, PART_BYTES)
+        with _quiet():
+            builder = prepared.Builder(
+                parts=collector.parts,
+                image_shape=collector.shape,
+                image_dtype=collector.dtype,
+                class_names=recipe.class_names,
+                metadata=collector.metadata,
+                config=tfds.core.BuilderConfig(name=config, version=prepared.VERSION),
+                data_dir=home,
+            )
+            builder.download_and_prepare(
+                file_format="array_record",
+                download_dir=downloads,
+                # Otherwise TFDS searches its cloud storage for the set.
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            )
+
+
+def _read(recipe: Recipe, folder: Path) -> Dataset:
     try:
-        for task in recipe.tasks:
-            with _uninterrupted(), _light_main(recipe):
-                pending.append((task, pool.submit(recipe.make, task)))
-            if len(pending) >= AHEAD * workers:
-                yield result()
-        while pending:
-            yield result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        builder = tfds.builder_from_directory(folder)
+        metadata = dict(builder.info.metadata)
+        if metadata["key"] != recipe.key:
+            raise ValueError("it was made with another key")
+        # Parts without examples hold a filler; see `Collector`.
+        ids = np.array(metadata["ids"])
+        order = np.argsort(ids)
+        order = order[ids[order] != ""]
+        images: Any = RecordImages(builder, order)
+        if images.nbytes <= MAX_MEMORY_BYTES:
+            images = images.read()
+    except Exception as error:
+        raise UserError(
+            f"prepared data in {folder} cannot be read ({error}): delete the folder "
+            "and run again.",
+            where=folder,
+        ) from error
+    groups = np.array(metadata["groups"])[order]
+    return Dataset(
+        name=recipe.name,
+        kind=recipe.kind,
+        class_names=recipe.class_names,
+        images=images,
+        labels=np.array(metadata["labels"], np.int32)[order],
+        groups=groups if (groups != "").any() else None,
+        ids=ids[order],
+        splits=np.array(metadata["splits"])[order],
+        fingerprint=metadata["fingerprint"],
+        notes=tuple(metadata.get("notes", ())),
+        # Sets prepared by earlier versions lack the entry.
+        synthetic=bool(metadata.get("synthetic", recipe.synthetic)),
+    )
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes half-written folders of killed processes; call it under the lock."""
+    for path in folder.glob("incomplete.*"):
+        shutil.rmtree(path)
 
 
 @contextlib.contextmanager
-def _named(recipe: Recipe, task: Any) -> Iterator[None]:
+def _explained(name: str, folder: Path) -> Iterator[None]:
+    """Turns errors of the disk into a UserError."""
     try:
         yield
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"a process preparing data set '{recipe.name}' was killed, most often for "
-            "lack of memory: free some and run again."
-        ) from error
     except UserError:
         raise
     except Exception as error:
-        text = repr(task)
-        text = text if len(text) <= 300 else f"{text[:300]}..."
-        raise RuntimeError(
-            f"data set '{recipe.name}', task {text}: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _start_worker() -> None:
-    # The parent ends the workers on Ctrl-C, which a terminal sends to all.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    # A pool's worker outlives a parent that is killed, unless it looks after itself.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+        if disk_full(error):
+            raise UserError(
+                f"no space left on the disk of {folder.parent} to prepare data set "
+                f"'{name}': free some, or name another data folder.",
+                where=folder.parent,
+            ) from error
+        if isinstance(error, OSError):
+            raise UserError(
+                f"cannot write to {folder.parent}: {error}", where=folder.parent
+            ) from error
+        raise
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Puts signals off to the end of the block, which may start workers.
-
-    One cut off while it starts, by its parent's end or by Ctrl-C, complains at length.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, frame: came.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    # What is started inherits it, until it knows what to do.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _quiet() -> Iterator[None]:
+    """Silences TFDS's messages and bars: `run` shows a progress bar already."""
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    tfds.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        for number in came:
-            signal.raise_signal(number)
+        absl_logging.set_verbosity(verbosity)
 
 
-@contextlib.contextmanager
-def _light_main(recipe: Recipe) -> Iterator[None]:
-    """Keeps workers that start meanwhile from importing the program's main module.
+class RecordImages:
+    """Random access to images on disk.
 
-    It would bring jax into every worker: seconds each, and an accelerator shared.
+    Attributes:
+      shape: `(N, H, W, C)`.
+      dtype: Data type of the images.
+      nbytes: Size of all images in memory.
     """
-    make = recipe.make
-    while hasattr(make, "func"):
-        make = make.func
-    main = sys.modules["__main__"]
-    if getattr(make, "__module__", "__main__") == "__main__":
-        yield
-        return
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
+    def __init__(self, builder: tfds.core.DatasetBuilder, order: np.ndarray):
+        """Image i is record `order[i]` of the builder's parts taken together."""
+        image = builder.info.features["image"]
+        self.shape = (len(order), *image.shape)
+        self.dtype = np.dtype(image.np_dtype)
+        self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        self._order = order
+        self._records = builder.as_data_source(
+            split="all", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+        # The rest of a record is in the metadata; skipping it saves half the time.
+        self._features = tfds.features.FeaturesDict({"image": image})
 
-# Checking examples as they are made, and gathering all but their pixels.
+    def __len__(self) -> int:
+        return len(self._order)
 
+    def __getitem__(self, indices: Any) -> np.ndarray:
+        """Returns images `[..., H, W, C]` for indices `[...]`."""
+        records = self._order[indices]
+        images = np.empty((records.size, *self.shape[1:]), self.dtype)
+        self._fill(images, np.arange(records.size), records.ravel())
+        return images.reshape(*records.shape, *self.shape[1:])
 
-DTYPES = ("uint8", "int16", "float32")
+    def read(self) -> np.ndarray:
+        """Returns all images, read in their order on disk."""
+        images = np.empty(self.shape, self.dtype)
+        rows = np.argsort(self._order)
+        for start in range(0, len(rows), READ_CHUNK):
+            chunk = rows[start : start + READ_CHUNK]
+            self._fill(images, chunk, self._order[chunk])
+        return images
+
+    def _fill(self, images: np.ndarray, rows: np.ndarray, records: np.ndarray) -> None:
+        examples = self._records.__getitems__(records.tolist())
+        for row, example in zip(rows, examples, strict=True):
+            images[row] = self._features.deserialize_example_np(example)["image"]
 
 
 class Collector:
@@ -278,16 +298,15 @@ class Collector:
 
     Attributes:
       shape: `(H, W, C)` of every image.
-      dtype: Of every image.
-      parts: Call them in order: each yields the records of its share of the tasks. A
-        part whose tasks have no examples yields a filler with an empty id, since a
-        TFDS split must not be empty.
-      metadata: Filled when the last part is through: 'key', 'kind', 'class_names',
-        'fingerprint', and in the order of the records 'ids', 'labels', 'groups',
-        'splits'; 'synthetic', whether any example is; where examples have
-        them, 'details'; 'skipped', pairs of a
-        file's hash and why it was left out; 'facts', tables that the tasks filled; and
-        'notes', sentences on what the user should know about the files.
+      dtype: Data type of every image.
+      parts: Functions to be called in order; each yields the records of its part of the
+        tasks. A part without examples yields a filler with an empty id, since a TFDS
+        split must not be empty.
+      metadata: Metadata of the set, filled when the last part ends: 'key', 'kind',
+        'class_names', 'fingerprint'; in the order of the records 'ids', 'labels',
+        'groups', 'splits' and, if examples have them, 'details'; 'synthetic', whether
+        any example is; 'skipped', pairs of a file's hash and a reason; 'facts', tables
+        that the tasks filled; 'notes', sentences to the user about the files.
     """
 
     parts: list[Callable[[], Iterator[dict[str, Any]]]]
@@ -295,15 +314,15 @@ class Collector:
     def __init__(
         self, recipe: Recipe, results: Iterator[list[Example]], part_bytes: int
     ):
-        """Takes results until the first example, whose image all others must be like.
+        """Takes results up to the first example, whose shape and type all others must have.
 
         Args:
-          recipe: What is made.
-          results: The examples of each of its tasks, in order.
-          part_bytes: The size that a part should have.
+          recipe: Recipe that is made.
+          results: Examples of each task, in order.
+          part_bytes: Target size of a part, bytes.
 
         Raises:
-          UserError: There is no example.
+          UserError: The tasks made no examples.
         """
         self._recipe = recipe
         self._skipped: list[tuple[str, str]] = []
@@ -320,7 +339,8 @@ class Collector:
             why = "; ".join([*self._notes.lines(), *self._remarks()])
             raise UserError(
                 f"data set '{recipe.name}' has no examples"
-                + (f": {why}" if why else ".")
+                + (f": {why}" if why else "."),
+                where=recipe.name,
             )
         self._first = begun[-1][0]
         self._results = itertools.chain(begun, results)
@@ -404,13 +424,14 @@ class Collector:
         if not 0 <= example.label < len(classes):
             self._refuse(example, f"label {example.label} with {len(classes)} classes")
         if example.split not in SPLITS:
-            self._refuse(example, f"split '{example.split}' is none of {SPLITS}")
+            self._refuse(example, f"split '{example.split}' must be one of {SPLITS}")
         if image.dtype == np.float32 and not np.isfinite(image).all():
             self._refuse(example, "its image has values that are not finite")
 
     def _refuse(self, example: Example, reason: str) -> None:
         raise UserError(
-            f"data set '{self._recipe.name}', example '{example.id}': {reason}."
+            f"data set '{self._recipe.name}', example '{example.id}': {reason}.",
+            where=example.id,
         )
 
     def _finish(self) -> None:
@@ -425,13 +446,15 @@ class Collector:
             why = [line for line in remarks if any(name in line for name in names)]
             raise UserError(
                 f"data set '{recipe.name}': no examples of class {', '.join(names)}. "
-                f"{' '.join(why)}".strip()
+                f"{' '.join(why)}".strip(),
+                where=recipe.name,
             )
         if len({bool(data["groups"][i]) for i in real}) > 1:
             without = next(data["ids"][i] for i in real if not data["groups"][i])
             raise UserError(
                 f"data set '{recipe.name}': example '{without}' has no group, but "
-                "others have one."
+                "others have one.",
+                where=without,
             )
         order = sorted(real, key=lambda i: data["ids"][i])
         columns = ("ids", "labels", "groups", "splits")
@@ -449,243 +472,223 @@ class Collector:
         if self._facts:
             data["facts"] = self._facts
         data["notes"] = [*self._notes.lines(), *remarks]
-        # Not part of the fingerprint, which is that of the content.
+        # Excluded from the fingerprint, which covers the content only.
         data["synthetic"] = self._synthetic
         data["key"] = recipe.key
         data["kind"] = recipe.kind
         data["class_names"] = list(recipe.class_names)
 
 
-# Preparing a data set once, as TFDS records on disk, and reading it into memory.
+def kept(recipe: Recipe, folder: Path) -> Recipe:
+    """Returns the recipe with results that are made once and then read from `folder`.
+
+    The order of the tasks stays. Delete the folder when the set is complete.
+    """
+    make = functools.partial(_made, make=recipe.make, key=recipe.key, folder=folder)
+    tasks = list(enumerate(recipe.tasks))
+    return dataclasses.replace(recipe, tasks=tasks, make=make)
 
 
-# Sets up to this size are read into memory; images of larger ones stay on disk.
-MAX_MEMORY_BYTES = 8 * 2**30
-# A part (see `prepared.Builder`) aims at this size; TFDS holds one in memory.
-PART_BYTES = 128 * 2**20
-# Records read at a time.
-READ_CHUNK = 4096
+def _made(task: tuple[int, Any], *, make: Any, key: str, folder: Path) -> Made:
+    index, inner = task
+    path = folder / f"task-{index}-{digest(key, index)[:16]}.npz"
+    if path.exists():
+        return load(path)
+    result = make(inner)
+    save(path, result)
+    return result
 
 
-def prepare(
+def save(path: Path, examples: list[Example]) -> None:
+    """Writes the results of a task, without pickle; all or nothing."""
+    rest = [
+        [e.id, int(e.label), e.group, e.split, dict(e.details), e.synthetic]
+        for e in examples
+    ]
+    skipped = [list(entry) for entry in getattr(examples, "skipped", ())]
+    notes = getattr(examples, "notes", Notes()).to_json()
+    facts = getattr(examples, "facts", {})
+    record = {"examples": rest, "skipped": skipped, "notes": notes, "facts": facts}
+    text = json.dumps(record).encode()
+    images = {f"image_{i}": e.image for i, e in enumerate(examples)}
+    if len({(e.image.shape, e.image.dtype) for e in examples}) == 1:
+        images = {"images": np.stack([e.image for e in examples])}
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, text=np.frombuffer(text, np.uint8), **images)
+
+
+def load(path: Path) -> Made:
+    """Returns the results that `save` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        text = json.loads(arrays["text"].tobytes())
+        images = arrays["images"] if "images" in arrays else None
+        made = Made()
+        for index, (name, *rest) in enumerate(text["examples"]):
+            image = arrays[f"image_{index}"] if images is None else images[index]
+            made.append(Example(name, image, *rest))
+    made.skipped = [(name, why) for name, why in text["skipped"]]
+    made.notes = Notes.from_json(text["notes"])
+    made.facts = text["facts"]
+    return made
+
+
+def run(
     recipe: Recipe,
-    data_dir: str | Path,
     *,
     workers: int | None = None,
     progress: bool = True,
-) -> Dataset:
-    """Returns a recipe's data set, made now if `data_dir` does not hold it.
-
-    It is kept under `<data_dir>/prepared/<name>-<first 16 letters of the key>/`. A
-    folder appears there only when it is complete. Sets made with other keys stay, so
-    that going back to earlier settings costs nothing; delete them by hand.
-
-    A recipe whose tasks take long keeps the results of finished ones, so that a run
-    cut off goes on where it was.
+    verb: str = "preparing",
+) -> Iterator[Any]:
+    """Returns the examples of each task, in the order of the tasks.
 
     Args:
-      recipe: What to make.
-      data_dir: Folder of prepared data; made if missing.
-      workers: Processes to use; None for one a core, 1 for none but this one.
-      progress: Show a progress bar, if standard error is a terminal.
-
-    Returns:
-      The data set, examples sorted by id.
+      recipe: Recipe whose tasks are run.
+      workers: Number of processes; None for one per core, 1 for this process only.
+      progress: Show a progress bar on standard error or, if that is not a terminal,
+        print a line at the start and every `LINE_EVERY` seconds.
+      verb: Verb for the work in the progress bar.
 
     Raises:
-      UserError: What the recipe raised; or an example that contradicts the others; or
-        a class without examples; or no room or no permission in `data_dir`.
+      UserError: A task raised it, or a worker was killed.
+      RuntimeError: A task raised any other exception; the message names the task.
     """
-    if not re.fullmatch(r"\w+", recipe.name, re.ASCII):
-        raise UserError(
-            f"data set name {recipe.name!r}: use letters, digits and underscores."
-        )
-    config = f"{recipe.name}-{recipe.key[:16]}"
-    home = Path(recipe.prepared_in or data_dir).expanduser().absolute()
-    folder = folder_of(recipe, home)
-    if not folder.exists() and recipe.prepared_in:
-        raise UserError(f"{folder}: there is no prepared data set: prepare it anew.")
-    if not folder.exists():
-        lock = locked(folder.parent / ".lock", str(folder.parent), wait=True)
-        with _explained(recipe.name, folder), lock:
-            # Whoever held the lock before may have made it.
-            if not folder.exists():
-                _remove_leftovers(folder.parent)
-                parts = tasks_of(recipe, home)
-                made = _measured(recipe, workers, progress)
-                made = kept(made, parts) if recipe.resumable else made
-                _write(made, config, home, workers, progress)
-                if parts.exists():
-                    shutil.rmtree(parts)
-    return _read(recipe, folder)
+    workers = min(workers or _cores(), len(recipe.tasks))
+    results = _here(recipe) if workers <= 1 else _in_workers(recipe, workers)
+    # The caller may redirect standard output while it iterates.
+    return _shown(recipe, results, sys.stdout, verb) if progress else results
 
 
-def folder_of(recipe: Recipe, data_dir: Path) -> Path:
-    """Returns the folder in which `prepare` keeps a recipe's data set."""
-    config = f"{recipe.name}-{recipe.key[:16]}"
-    return data_dir / "prepared" / config / prepared.VERSION
+def _shown(
+    recipe: Recipe, results: Generator[Any], out: TextIO, verb: str
+) -> Iterator[Any]:
+    total, name = len(recipe.tasks), recipe.name
+    terminal = sys.stderr.isatty()
+    bar = tqdm(desc=f"{verb} {name}", total=total, unit="task", disable=not terminal)
+    title = f"{verb.capitalize()} data set '{name}'"
+    if not terminal:
+        print(f"{title}: {total} tasks.", file=out, flush=True)
+    printed = time.monotonic()
+    with bar, contextlib.closing(results):
+        for done, examples in enumerate(results, start=1):
+            yield examples
+            bar.update()
+            if not terminal and time.monotonic() - printed > LINE_EVERY:
+                printed = time.monotonic()
+                print(f"{title}: {done} of {total} tasks done.", file=out, flush=True)
 
 
-def tasks_of(recipe: Recipe, data_dir: Path) -> Path:
-    """Returns the folder in which finished tasks are kept until the set is complete."""
-    return folder_of(recipe, data_dir).parent / "tasks"
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def metadata_of(folder: Path) -> dict[str, Any]:
-    """Returns what a prepared set holds beside its images; see `Collector.metadata`."""
-    return dict(tfds.builder_from_directory(folder).info.metadata)
+def _here(recipe: Recipe) -> Generator[list[Example]]:
+    for task in recipe.tasks:
+        with _named(recipe, task):
+            examples = recipe.make(task)
+        yield examples
 
 
-def _measured(recipe: Recipe, workers: int | None, progress: bool) -> Recipe:
-    """Returns the recipe with the measures of all tasks known to `make`."""
-    if recipe.measure is None:
-        return recipe
-    measuring = dataclasses.replace(recipe, make=recipe.measure)
-    results = run(measuring, workers=workers, progress=progress, verb="measuring")
-    with contextlib.closing(results):
-        make = functools.partial(recipe.make, found=largest(results))
-    return dataclasses.replace(recipe, make=make, measure=None)
-
-
-def _write(
-    recipe: Recipe, config: str, home: Path, workers: int | None, progress: bool
-) -> None:
-    results = run(recipe, workers=workers, progress=progress)
-    # Closing stops the workers when the writing fails.
-    with contextlib.closing(results), tempfile.TemporaryDirectory() as downloads:
-        collector = Collector(recipe, results, PART_BYTES)
-        with _quiet():
-            builder = prepared.Builder(
-                parts=collector.parts,
-                image_shape=collector.shape,
-                image_dtype=collector.dtype,
-                class_names=recipe.class_names,
-                metadata=collector.metadata,
-                config=tfds.core.BuilderConfig(name=config, version=prepared.VERSION),
-                data_dir=home,
-            )
-            builder.download_and_prepare(
-                file_format="array_record",
-                download_dir=downloads,
-                # Otherwise TFDS looks for the set in its own cloud storage.
-                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-            )
-
-
-def _read(recipe: Recipe, folder: Path) -> Dataset:
-    try:
-        builder = tfds.builder_from_directory(folder)
-        metadata = dict(builder.info.metadata)
-        if metadata["key"] != recipe.key:
-            raise ValueError("it was made with another key")
-        # Parts without examples hold a filler; see `Collector`.
-        ids = np.array(metadata["ids"])
-        order = np.argsort(ids)
-        order = order[ids[order] != ""]
-        images: Any = RecordImages(builder, order)
-        if images.nbytes <= MAX_MEMORY_BYTES:
-            images = images.read()
-    except Exception as error:
-        raise UserError(
-            f"prepared data in {folder} cannot be read ({error}): delete the folder "
-            "and run again."
-        ) from error
-    groups = np.array(metadata["groups"])[order]
-    return Dataset(
-        name=recipe.name,
-        kind=recipe.kind,
-        class_names=recipe.class_names,
-        images=images,
-        labels=np.array(metadata["labels"], np.int32)[order],
-        groups=groups if (groups != "").any() else None,
-        ids=ids[order],
-        splits=np.array(metadata["splits"])[order],
-        fingerprint=metadata["fingerprint"],
-        notes=tuple(metadata.get("notes", ())),
-        # Sets prepared by earlier versions do not say.
-        synthetic=bool(metadata.get("synthetic", recipe.synthetic)),
+def _in_workers(recipe: Recipe, workers: int) -> Generator[list[Example]]:
+    # Not 'fork': it may deadlock with the threads that jax has running.
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start_worker
     )
+    pending: deque = deque()
 
+    def result() -> list[Example]:
+        task, future = pending.popleft()
+        with _named(recipe, task):
+            return future.result()
 
-class RecordImages:
-    """Random access to images on disk.
-
-    Attributes:
-      shape: `(N, H, W, C)`.
-      dtype: Of the images.
-      nbytes: What they would take in memory.
-    """
-
-    def __init__(self, builder: tfds.core.DatasetBuilder, order: np.ndarray):
-        """Image i is record `order[i]` of the builder's parts taken together."""
-        image = builder.info.features["image"]
-        self.shape = (len(order), *image.shape)
-        self.dtype = np.dtype(image.np_dtype)
-        self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
-        self._order = order
-        self._records = builder.as_data_source(
-            split="all", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
-        # The rest of a record is in the metadata; not to parse it saves half the time.
-        self._features = tfds.features.FeaturesDict({"image": image})
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, indices: Any) -> np.ndarray:
-        """Returns images `[..., H, W, C]` for indices `[...]`."""
-        records = self._order[indices]
-        images = np.empty((records.size, *self.shape[1:]), self.dtype)
-        self._fill(images, np.arange(records.size), records.ravel())
-        return images.reshape(*records.shape, *self.shape[1:])
-
-    def read(self) -> np.ndarray:
-        """Returns all images; they are read in the order in which they lie on disk."""
-        images = np.empty(self.shape, self.dtype)
-        rows = np.argsort(self._order)
-        for start in range(0, len(rows), READ_CHUNK):
-            chunk = rows[start : start + READ_CHUNK]
-            self._fill(images, chunk, self._order[chunk])
-        return images
-
-    def _fill(self, images: np.ndarray, rows: np.ndarray, records: np.ndarray) -> None:
-        examples = self._records.__getitems__(records.tolist())
-        for row, example in zip(rows, examples, strict=True):
-            images[row] = self._features.deserialize_example_np(example)["image"]
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left half-written; call it under the lock."""
-    for path in folder.glob("incomplete.*"):
-        shutil.rmtree(path)
+    try:
+        for task in recipe.tasks:
+            with _uninterrupted(), _light_main(recipe):
+                pending.append((task, pool.submit(recipe.make, task)))
+            if len(pending) >= AHEAD * workers:
+                yield result()
+        while pending:
+            yield result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager
-def _explained(name: str, folder: Path) -> Iterator[None]:
-    """Turns a full disk and the like into a UserError."""
+def _named(recipe: Recipe, task: Any) -> Iterator[None]:
     try:
         yield
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a process preparing data set '{recipe.name}' was killed, probably for "
+            "lack of memory: free memory and run again."
+        ) from error
     except UserError:
         raise
     except Exception as error:
-        if disk_full(error):
-            raise UserError(
-                f"no space left on the disk of {folder.parent} to prepare data set "
-                f"'{name}': free some, or name another data folder."
-            ) from error
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write to {folder.parent}: {error}") from error
-        raise
+        text = repr(task)
+        text = text if len(text) <= 300 else f"{text[:300]}..."
+        raise RuntimeError(
+            f"data set '{recipe.name}', task {text}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _start_worker() -> None:
+    # The parent ends the workers on Ctrl-C, which a terminal sends to all processes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    # A worker of a pool would outlive a parent that is killed.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences TFDS's own messages and bars: there is one progress bar already."""
-    verbosity = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    tfds.disable_progress_bar()
+def _uninterrupted() -> Iterator[None]:
+    """Defers signals to the end of the block, which may start workers.
+
+    A worker interrupted during its start prints a long traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    # New workers inherit the blocked signal until `_start_worker` sets a handler.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
+        yield
     finally:
-        absl_logging.set_verbosity(verbosity)
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        for number in received:
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def _light_main(recipe: Recipe) -> Iterator[None]:
+    """Keeps workers that start meanwhile from importing the program's main module.
+
+    It would import jax in every worker, which takes seconds and shares an accelerator.
+    """
+    make = recipe.make
+    while hasattr(make, "func"):
+        make = make.func
+    main = sys.modules["__main__"]
+    if getattr(make, "__module__", "__main__") == "__main__":
+        yield
+        return
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

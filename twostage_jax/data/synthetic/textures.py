@@ -1,6 +1,13 @@
-"""What the procedural materials are drawn with: coordinates, noise, cells, surface.
+"""Procedural textures: sixteen materials under varied light, distance and pose.
 
-Lengths are in view widths: an image at zoom 1 shows one unit, at any number of pixels.
+Built like CUReT (Dana et al. 1999) and KTH-TIPS (Hayman et al. 2004): a class is a
+material, a material has several samples, a sample has several views. The structure of the
+surface distinguishes the classes: exposure, colour, direction and distance change from
+view to view or from sample to sample.
+
+A material is a function that draws one sample, with its own random parameters, on given
+pixels. Lengths are in view widths: an image at zoom 1 shows one unit, at any number of
+pixels.
 """
 
 import dataclasses
@@ -12,8 +19,20 @@ import scipy.fft
 from scipy import ndimage
 
 from twostage_jax.data.dataset import Example, Recipe, digest
-from twostage_jax.data.synthetic.tasks import Task, check, tasks
+from twostage_jax.data.synthetic import Task, check, tasks
 
+# Bump when the same settings give other images.
+VERSION = 1
+# A piece of material is this many view widths wide: a view at the largest distance and
+# tilt, turned by 45 degrees, still fits in.
+SIDE = 2.5
+# Views are drawn at this multiple of their size and averaged down, against aliasing.
+OVERSAMPLING = 2
+DISTANCES = (0.75, 1.3)
+MAX_TILT = np.deg2rad(35)
+ELEVATIONS = (np.deg2rad(25), np.deg2rad(65))
+TEST_FRACTION = 0.25
+IMAGES_PER_TASK = 32
 Envelope = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -36,6 +55,206 @@ class Grid:
         return len(self.x)
 
 
+@dataclasses.dataclass(frozen=True)
+class Surface:
+    """A piece of material.
+
+    Attributes:
+      height: `[n, n]` in view widths.
+      albedo: `[n, n]` about [0, 1], the fraction of light that it reflects.
+      gloss: 0 (matt) to 1 (metal).
+    """
+
+    height: np.ndarray
+    albedo: np.ndarray
+    gloss: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """Cellular noise (Worley 1996), `[n, n]` each.
+
+    Attributes:
+      nearest: Distance to the nearest centre, in cell widths.
+      gap: Distance to the second nearest centre minus `nearest`: 0 on a cell's border.
+      value: Random number in [0, 1) of the pixel's cell.
+    """
+
+    nearest: np.ndarray
+    gap: np.ndarray
+    value: np.ndarray
+
+
+def recipe(
+    *,
+    size: int = 32,
+    channels: int = 1,
+    samples_per_class: int = 32,
+    views_per_sample: int = 8,
+    seed: int = 0,
+) -> Recipe:
+    """Returns the recipe of procedural textures in sixteen classes.
+
+    A sample is the unit that is not split; the test split has a quarter of the samples
+    (at least one) of each class.
+
+    Args:
+      size: Side of the images in pixels, at least 16. The scene is the same at any size.
+      channels: 1 (grey) or 3 (colour, drawn per sample, independent of the class).
+      samples_per_class: Number of samples per material, at least 2.
+      views_per_sample: Number of images per sample.
+      seed: Whole number that decides all randomness.
+
+    Returns:
+      The recipe; its images are `[size, size, channels]` uint8.
+
+    Raises:
+      UserError: A setting is out of its range.
+    """
+    limits = {
+        "size": (size, 16, None),
+        "samples_per_class": (samples_per_class, 2, None),
+        "views_per_sample": (views_per_sample, 1, None),
+        "seed": (seed, 0, None),
+    }
+    check("textures", channels, limits)
+    settings = {
+        "size": size,
+        "channels": channels,
+        "samples_per_class": samples_per_class,
+        "views_per_sample": views_per_sample,
+        "seed": seed,
+    }
+    block = max(1, IMAGES_PER_TASK // views_per_sample)
+    return Recipe(
+        name="textures",
+        kind="texture",
+        class_names=tuple(MATERIALS),
+        key=digest("textures", VERSION, sorted(settings.items())),
+        tasks=tasks(len(MATERIALS), samples_per_class, block),
+        make=functools.partial(make, **settings),
+        synthetic=True,
+    )
+
+
+def make(
+    task: Task,
+    *,
+    size: int,
+    channels: int,
+    samples_per_class: int,
+    views_per_sample: int,
+    seed: int,
+) -> list[Example]:
+    """Returns the views of a task's samples; the settings are those of `recipe`."""
+    name = list(MATERIALS)[task.label]
+    first_test = samples_per_class - max(1, round(TEST_FRACTION * samples_per_class))
+    examples = []
+    for sample in range(task.first, task.last):
+        rng = np.random.default_rng([seed, task.label, sample])
+        pixels = round(SIDE * size * OVERSAMPLING)
+        surface = MATERIALS[name](rng, grid(SIDE, pixels))
+        colours = _colours(rng, channels)
+        group = f"{name}_{sample:04d}"
+        for view in range(views_per_sample):
+            examples.append(
+                Example(
+                    id=f"{group}_{view:03d}",
+                    image=_view(rng, surface, colours, size),
+                    label=task.label,
+                    group=group,
+                    split="test" if sample >= first_test else "train",
+                )
+            )
+    return examples
+
+
+def shade(
+    surface: Surface, azimuth: float, elevation: float, diffuse: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lights a surface from one direction, seen from above.
+
+    Lambert's law plus Blinn-Phong highlights (Blinn 1977), without cast shadows.
+
+    Args:
+      surface: The material, on a grid `SIDE` wide.
+      azimuth: Direction that the light comes from, radians from x towards y.
+      elevation: Elevation of the light above the surface, radians.
+      diffuse: Fraction of light that comes from all directions, 0 to 1.
+
+    Returns:
+      Light reflected by the body, and highlights, `[n, n]` each.
+    """
+    step = SIDE / len(surface.height)
+    slope_y, slope_x = np.gradient(surface.height, step)
+    up = 1 / np.sqrt(1 + slope_x**2 + slope_y**2)
+    light = np.array([np.cos(azimuth), np.sin(azimuth)]) * np.cos(elevation)
+    towards = -slope_x * light[0] - slope_y * light[1]
+    lambert = np.clip((towards + np.sin(elevation)) * up, 0, None) / np.sin(elevation)
+    body = surface.albedo * (diffuse + (1 - diffuse) * lambert)
+    if not surface.gloss:
+        return body, np.zeros_like(body)
+    # The eye looks straight down, so half-way is (light + z) / |light + z|.
+    middle = np.sqrt(2 + 2 * np.sin(elevation))
+    facing = np.clip((towards + np.sin(elevation) + 1) * up / middle, 0, 1)
+    return body, surface.gloss * facing ** (10 + 30 * surface.gloss)
+
+
+def _colours(rng: np.random.Generator, channels: int) -> np.ndarray:
+    """Returns the dyes `[2, channels]` of the darkest and the brightest parts."""
+    if channels == 1:
+        return np.ones((2, 1))
+    base = rng.uniform(0.4, 1.0, 3)
+    both = np.clip(base + rng.normal(0, 0.12, (2, 3)), 0.2, 1.2)
+    return both / both.mean(axis=1, keepdims=True)
+
+
+def _view(
+    rng: np.random.Generator, surface: Surface, colours: np.ndarray, size: int
+) -> np.ndarray:
+    """Returns one photograph, `[size, size, channels]` uint8, of the surface."""
+    body, highlight = shade(
+        surface,
+        azimuth=rng.uniform(0, 2 * np.pi),
+        elevation=rng.uniform(*ELEVATIONS),
+        diffuse=rng.uniform(0.15, 0.5),
+    )
+    place = _placement(rng, size)
+    body, highlight = (
+        _average(ndimage.map_coordinates(field, place, order=1, mode="reflect"))
+        for field in (body, highlight)
+    )
+    # The camera sets its exposure by the mean; its error is random.
+    total = body + highlight
+    exposure = rng.uniform(0.3, 0.6) / max(float(total.mean()), 1e-3)
+    share = np.clip(body / 0.8, 0, 1)[..., None]
+    dye = colours[0] * (1 - share) + colours[1] * share
+    image = exposure * (body[..., None] * dye + highlight[..., None])
+    image = image + rng.normal(0, rng.uniform(0.005, 0.02), image.shape)
+    return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+
+
+def _placement(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Returns the rows and columns `[2, m, m]` of the material at a view's points."""
+    m = size * OVERSAMPLING
+    line = (np.arange(m) + 0.5) / m - 0.5
+    v, u = np.meshgrid(line, line, indexing="ij")
+    # A tilted surface is foreshortened: the view takes in more of it along one axis.
+    u = u / np.cos(rng.uniform(0, MAX_TILT))
+    distance = np.exp(rng.uniform(*np.log(DISTANCES)))
+    angle = rng.uniform(0, 2 * np.pi)
+    x = distance * (np.cos(angle) * u - np.sin(angle) * v)
+    y = distance * (np.sin(angle) * u + np.cos(angle) * v)
+    centre = SIDE / 2 + rng.uniform(-0.15, 0.15, 2)
+    return np.stack([y + centre[1], x + centre[0]]) * m - 0.5
+
+
+def _average(field: np.ndarray) -> np.ndarray:
+    """Returns the means of squares of `OVERSAMPLING` pixels."""
+    size = len(field) // OVERSAMPLING
+    return field.reshape(size, OVERSAMPLING, size, OVERSAMPLING).mean(axis=(1, 3))
+
+
 def grid(side: float, pixels: int) -> Grid:
     """Returns the grid of a piece `side` units wide."""
     step = side / pixels
@@ -45,15 +264,15 @@ def grid(side: float, pixels: int) -> Grid:
 
 
 def noise(rng: np.random.Generator, at: Grid, envelope: Envelope) -> np.ndarray:
-    """Gaussian noise with a given spectrum.
+    """Returns Gaussian noise with a given spectrum.
 
     Args:
-      rng: Where the randomness comes from.
-      at: The pixels.
-      envelope: Amplitude at frequencies `fx`, `fy` in cycles a unit.
+      rng: Random generator.
+      at: Pixel coordinates.
+      envelope: Amplitude at frequencies `fx`, `fy` in cycles per unit.
 
     Returns:
-      `[n, n]` float32, mean 0, deviation 1; it wraps around at the borders.
+      `[n, n]` float32, mean 0, standard deviation 1; it wraps around at the borders.
     """
     n = at.pixels
     white = rng.standard_normal((n, n), dtype=np.float32)
@@ -77,39 +296,9 @@ def rough(slope: float, largest: float = 1.0) -> Envelope:
 def warped(
     rng: np.random.Generator, at: Grid, amount: float, wavelength: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns x, y displaced smoothly, by `amount` units of deviation."""
+    """Returns x, y displaced smoothly, with standard deviation `amount`."""
     low = smooth(wavelength)
     return at.x + amount * noise(rng, at, low), at.y + amount * noise(rng, at, low)
-
-
-@dataclasses.dataclass(frozen=True)
-class Surface:
-    """A piece of material.
-
-    Attributes:
-      height: `[n, n]` in view widths.
-      albedo: `[n, n]` about [0, 1], the share of light that it throws back.
-      gloss: 0 (matt) to 1 (metal).
-    """
-
-    height: np.ndarray
-    albedo: np.ndarray
-    gloss: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Cells:
-    """Cellular noise (Worley 1996), `[n, n]` each.
-
-    Attributes:
-      nearest: Distance to the nearest centre, in cell widths.
-      gap: Distance to the second nearest centre less `nearest`: 0 on a cell's border.
-      value: A number in [0, 1) of the cell that the pixel lies in.
-    """
-
-    nearest: np.ndarray
-    gap: np.ndarray
-    value: np.ndarray
 
 
 def cells(
@@ -119,9 +308,9 @@ def cells(
     frequency: float,
     jitter: float,
 ) -> Cells:
-    """Returns cells around jittered lattice points, `frequency` to a unit.
+    """Returns cells around jittered lattice points, `frequency` per unit.
 
-    A `jitter` of 0 leaves a square lattice; 1 throws each point anywhere in its square.
+    A `jitter` of 0 gives a square lattice; with 1, points lie anywhere in their squares.
     """
     x, y = x * frequency, y * frequency
     column, row = np.floor(x).astype(np.int32), np.floor(y).astype(np.int32)
@@ -158,11 +347,11 @@ def ramp(low: float, high: float, field: np.ndarray) -> np.ndarray:
 def turing(
     rng: np.random.Generator, at: Grid, frequency: float, bias: float
 ) -> np.ndarray:
-    """A Turing pattern in [-1, 1], of `frequency` stripes to a unit.
+    """Returns a Turing pattern in [-1, 1], of `frequency` stripes per unit.
 
     Short-range activation and long-range inhibition, after Young 1984
     (doi:10.1016/0025-5564(84)90060-9): noise, through a difference of Gaussians and a
-    saturation, again and again. `bias` moves it from stripes (0) to spots.
+    saturation, repeatedly. `bias` moves it from stripes (0) to spots.
     """
     # Solved on a coarse grid: the pattern has nothing fine to lose.
     side = at.step * at.pixels
@@ -179,23 +368,18 @@ def turing(
     return ndimage.map_coordinates(pattern, [rows, columns], order=1, mode="grid-wrap")
 
 
-# Materials that repeat, made or grown: cloth, masonry, honeycomb, scales.
-#
-# Each function draws one sample, with numbers of its own, on the given pixels.
-
-
 def _bulge(u: np.ndarray) -> np.ndarray:
     """A thread's round profile over u in [-0.5, 0.5]."""
     return np.sqrt(np.clip(1 - (1.9 * u) ** 2, 0, 1))
 
 
 def _split(field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the whole part and the place within it, in [-0.5, 0.5)."""
+    """Returns the whole part, and the position within it in [-0.5, 0.5)."""
     whole = np.floor(field)
     return whole.astype(np.int32), field - whole - 0.5
 
 
-def _of_each(rng, index: np.ndarray) -> np.ndarray:
+def _per_index(rng, index: np.ndarray) -> np.ndarray:
     """Returns a random number in [-1, 1] for each different index, at every pixel."""
     index = index - index.min()
     return rng.uniform(-1, 1, index.max() + 1)[index]
@@ -210,7 +394,7 @@ def weave(rng, at: Grid) -> Surface:
     over = (i + j) % 2 == 0
     warp = _bulge(u) * (0.35 + 0.65 * np.cos(np.pi * v))
     weft = _bulge(v) * (0.35 + 0.65 * np.cos(np.pi * u))
-    thread = np.where(over, _of_each(rng, i), _of_each(rng, j))
+    thread = np.where(over, _per_index(rng, i), _per_index(rng, j))
     dye = rng.uniform(-0.2, 0.2)
     height = np.where(over, warp, weft)
     albedo = 0.55 + np.where(over, dye, -dye) + 0.08 * thread
@@ -228,7 +412,7 @@ def knit(rng, at: Grid) -> Surface:
     row, along = _split(y * stitches - 2.2 * np.abs(u))
     height = leg * _bulge(along) ** 0.8
     fuzz = noise(rng, at, smooth(0.05))
-    albedo = (0.5 + 0.06 * _of_each(rng, row)) * (0.3 + 0.7 * height) + 0.02 * fuzz
+    albedo = (0.5 + 0.06 * _per_index(rng, row)) * (0.3 + 0.7 * height) + 0.02 * fuzz
     return Surface(0.3 / stitches * height, albedo)
 
 
@@ -240,7 +424,7 @@ def corduroy(rng, at: Grid) -> Surface:
     height = _bulge(u) ** rng.uniform(0.7, 1.5)
     fine = smooth(0.05, 0.5)
     pile = noise(rng, at, lambda fx, fy: fine(fx, fy) * (np.hypot(fx, fy) > 2))
-    albedo = 0.55 * (0.5 + 0.5 * height) + 0.035 * pile + 0.03 * _of_each(rng, i)
+    albedo = 0.55 * (0.5 + 0.5 * height) + 0.035 * pile + 0.03 * _per_index(rng, i)
     return Surface(0.3 / frequency * height + 0.003 * pile, albedo)
 
 
@@ -255,7 +439,7 @@ def brick(rng, at: Grid) -> Surface:
     edge = np.minimum(0.5 - np.abs(v), (0.5 - np.abs(u)) * length)
     face = ramp(joint * 0.6, joint * 1.5, edge)
     grain = noise(rng, at, rough(1.0, 0.2))
-    tone = _of_each(rng, 131 * (j - j.min()) + i - i.min())
+    tone = _per_index(rng, 131 * (j - j.min()) + i - i.min())
     mortar = rng.choice([0.2, 0.85]) + rng.uniform(-0.08, 0.08)
     albedo = mortar + face * (0.5 + 0.13 * tone - mortar) + 0.035 * grain
     return Surface(0.03 * face + 0.002 * grain, albedo)
@@ -307,11 +491,6 @@ def scales(rng, at: Grid) -> Surface:
         tone = np.where(covers, shade, tone)
     albedo = 0.6 + tone + 0.02 * noise(rng, at, smooth(0.05))
     return Surface(0.35 / frequency * np.clip(height, 0, None), albedo, 0.2)
-
-
-# Materials without a lattice: stone, wood, sponge, earth, fur, foil.
-#
-# Each function draws one sample, with numbers of its own, on the given pixels.
 
 
 def wood(rng, at: Grid) -> Surface:
@@ -451,14 +630,6 @@ def terrazzo(rng, at: Grid) -> Surface:
     return Surface(0 * at.x, albedo + 0.015 * noise(rng, at, smooth(0.04)), 0.1)
 
 
-# Procedural textures: sixteen materials under varied light, distance and pose.
-#
-# Built like CUReT (Dana et al. 1999) and KTH-TIPS (Hayman et al. 2004): a class is a
-# material, a material has several samples, a sample is seen in several views. What tells
-# the classes apart is the structure of the surface: exposure, colour, direction and
-# distance change from view to view or from sample to sample.
-
-
 MATERIALS: dict[str, Callable[[np.random.Generator, Grid], Surface]] = {
     "weave": weave,
     "knit": knit,
@@ -477,186 +648,3 @@ MATERIALS: dict[str, Callable[[np.random.Generator, Grid], Surface]] = {
     "foil": foil,
     "terrazzo": terrazzo,
 }
-
-# Raised whenever the same settings give other images.
-VERSION = 1
-# A piece of material is this many view widths wide: a view at the largest distance and
-# tilt, turned by 45 degrees, still fits in.
-SIDE = 2.5
-# Views are drawn at this multiple of their size and averaged down, against aliasing.
-OVERSAMPLING = 2
-DISTANCES = (0.75, 1.3)
-MAX_TILT = np.deg2rad(35)
-ELEVATIONS = (np.deg2rad(25), np.deg2rad(65))
-TEST_SHARE = 0.25
-IMAGES_A_TASK = 32
-
-
-def recipe(
-    *,
-    size: int = 32,
-    channels: int = 1,
-    samples_per_class: int = 32,
-    views_per_sample: int = 8,
-    seed: int = 0,
-) -> Recipe:
-    """Procedural textures in sixteen classes.
-
-    A sample is the unit that is not split; of each class, a quarter of the samples (at
-    least one) is the test split.
-
-    Args:
-      size: Side of the images in pixels, at least 16. The same scene at any size.
-      channels: 1 (grey) or 3 (colour, drawn for each sample whatever its class).
-      samples_per_class: Pieces of each material, at least 2.
-      views_per_sample: Images of each piece.
-      seed: Whole number that decides all randomness.
-
-    Returns:
-      The recipe; its images are `[size, size, channels]` uint8.
-
-    Raises:
-      UserError: A setting is out of its range.
-    """
-    limits = {
-        "size": (size, 16, None),
-        "samples_per_class": (samples_per_class, 2, None),
-        "views_per_sample": (views_per_sample, 1, None),
-        "seed": (seed, 0, None),
-    }
-    check("textures", channels, limits)
-    settings = {
-        "size": size,
-        "channels": channels,
-        "samples_per_class": samples_per_class,
-        "views_per_sample": views_per_sample,
-        "seed": seed,
-    }
-    block = max(1, IMAGES_A_TASK // views_per_sample)
-    return Recipe(
-        name="textures",
-        kind="texture",
-        class_names=tuple(MATERIALS),
-        key=digest("textures", VERSION, sorted(settings.items())),
-        tasks=tasks(len(MATERIALS), samples_per_class, block),
-        make=functools.partial(make, **settings),
-        synthetic=True,
-    )
-
-
-def make(
-    task: Task,
-    *,
-    size: int,
-    channels: int,
-    samples_per_class: int,
-    views_per_sample: int,
-    seed: int,
-) -> list[Example]:
-    """Returns the views of a task's samples; the settings are those of `recipe`."""
-    name = list(MATERIALS)[task.label]
-    first_test = samples_per_class - max(1, round(TEST_SHARE * samples_per_class))
-    examples = []
-    for sample in range(task.first, task.last):
-        rng = np.random.default_rng([seed, task.label, sample])
-        pixels = round(SIDE * size * OVERSAMPLING)
-        surface = MATERIALS[name](rng, grid(SIDE, pixels))
-        colours = _colours(rng, channels)
-        group = f"{name}_{sample:04d}"
-        for view in range(views_per_sample):
-            examples.append(
-                Example(
-                    id=f"{group}_{view:03d}",
-                    image=_view(rng, surface, colours, size),
-                    label=task.label,
-                    group=group,
-                    split="test" if sample >= first_test else "train",
-                )
-            )
-    return examples
-
-
-def _colours(rng: np.random.Generator, channels: int) -> np.ndarray:
-    """Returns `[2, channels]`: what the darkest and the brightest parts are dyed."""
-    if channels == 1:
-        return np.ones((2, 1))
-    base = rng.uniform(0.4, 1.0, 3)
-    both = np.clip(base + rng.normal(0, 0.12, (2, 3)), 0.2, 1.2)
-    return both / both.mean(axis=1, keepdims=True)
-
-
-def shade(
-    surface: Surface, azimuth: float, elevation: float, diffuse: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lights a surface from one direction, seen from above.
-
-    Lambert's law plus Blinn-Phong highlights (Blinn 1977), without cast shadows.
-
-    Args:
-      surface: The material, on a grid `SIDE` wide.
-      azimuth: Direction that the light comes from, radians from x towards y.
-      elevation: Of the light over the surface, in radians.
-      diffuse: Share of light that comes from everywhere, 0 to 1.
-
-    Returns:
-      The light thrown back by the body and the highlights, `[n, n]` each.
-    """
-    step = SIDE / len(surface.height)
-    slope_y, slope_x = np.gradient(surface.height, step)
-    up = 1 / np.sqrt(1 + slope_x**2 + slope_y**2)
-    light = np.array([np.cos(azimuth), np.sin(azimuth)]) * np.cos(elevation)
-    towards = -slope_x * light[0] - slope_y * light[1]
-    lambert = np.clip((towards + np.sin(elevation)) * up, 0, None) / np.sin(elevation)
-    body = surface.albedo * (diffuse + (1 - diffuse) * lambert)
-    if not surface.gloss:
-        return body, np.zeros_like(body)
-    # The eye looks straight down, so half-way is (light + z) / |light + z|.
-    middle = np.sqrt(2 + 2 * np.sin(elevation))
-    facing = np.clip((towards + np.sin(elevation) + 1) * up / middle, 0, 1)
-    return body, surface.gloss * facing ** (10 + 30 * surface.gloss)
-
-
-def _view(
-    rng: np.random.Generator, surface: Surface, colours: np.ndarray, size: int
-) -> np.ndarray:
-    """Returns one photograph, `[size, size, channels]` uint8, of the surface."""
-    body, highlight = shade(
-        surface,
-        azimuth=rng.uniform(0, 2 * np.pi),
-        elevation=rng.uniform(*ELEVATIONS),
-        diffuse=rng.uniform(0.15, 0.5),
-    )
-    place = _placement(rng, size)
-    body, highlight = (
-        _average(ndimage.map_coordinates(field, place, order=1, mode="reflect"))
-        for field in (body, highlight)
-    )
-    # The camera sets its exposure by the mean; how well it does so is chance.
-    total = body + highlight
-    exposure = rng.uniform(0.3, 0.6) / max(float(total.mean()), 1e-3)
-    share = np.clip(body / 0.8, 0, 1)[..., None]
-    dye = colours[0] * (1 - share) + colours[1] * share
-    image = exposure * (body[..., None] * dye + highlight[..., None])
-    image = image + rng.normal(0, rng.uniform(0.005, 0.02), image.shape)
-    return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
-
-
-def _placement(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Returns `[2, m, m]` rows and columns of the material that a view's points see."""
-    m = size * OVERSAMPLING
-    line = (np.arange(m) + 0.5) / m - 0.5
-    v, u = np.meshgrid(line, line, indexing="ij")
-    # A tilted surface is foreshortened: the view takes in more of it along one axis.
-    u = u / np.cos(rng.uniform(0, MAX_TILT))
-    distance = np.exp(rng.uniform(*np.log(DISTANCES)))
-    angle = rng.uniform(0, 2 * np.pi)
-    x = distance * (np.cos(angle) * u - np.sin(angle) * v)
-    y = distance * (np.sin(angle) * u + np.cos(angle) * v)
-    centre = SIDE / 2 + rng.uniform(-0.15, 0.15, 2)
-    return np.stack([y + centre[1], x + centre[0]]) * m - 0.5
-
-
-def _average(field: np.ndarray) -> np.ndarray:
-    """Returns the means of squares of `OVERSAMPLING` pixels."""
-    size = len(field) // OVERSAMPLING
-    return field.reshape(size, OVERSAMPLING, size, OVERSAMPLING).mean(axis=(1, 3))
