@@ -1,12 +1,12 @@
-"""What decides whether the texture stage helps: one change at a time, on validation only.
+"""Finds which settings decide whether the texture stage helps, on validation only.
 
     python experiments/ablations.py --config=configs/folders.py ... --workdir=runs/ablations
 
 takes the flags of `twostage_jax.main` and trains, for each change below, the arms that it
-can make a difference to. It prints and writes (`WORKDIR/ablations.md`, and `.json` with
+can affect. It prints and writes (`WORKDIR/ablations.md`, and `.json` with
 each value) the mean balanced accuracy on the validation groups over seeds and folds, and
-its difference from no change with the standard error; the test examples are not looked
-at. Every stage keeps its last parameters: the best of its checkpoints on the validation
+its difference from no change with the standard error; the test examples are not
+used. Every stage keeps its last parameters: the best of its checkpoints on the validation
 groups would be the largest of more numbers for a longer training than for a shorter one.
 Stage runs that changes have in common are trained once.
 """
@@ -70,7 +70,7 @@ def changed(config: Config, change: dict) -> Config:
 
 
 def _concerns(change: dict, chain: tuple[str, ...], place: int) -> bool:
-    """Returns whether a change makes another stage of the one at a place of a chain."""
+    """Returns whether a change alters the stage at a position of a chain."""
     settings = set(change.get(chain[place], ()))
     return bool(settings - TAKING_OVER if place == 0 else settings)
 
@@ -120,7 +120,7 @@ def ablate(
 
 
 def _cell(scores: list[float] | None, before: list[float]) -> str:
-    """Returns the mean, and the change of it with its standard error, in per cent."""
+    """Returns the mean and its change with standard error, in per cent."""
     if not scores:
         return ""
     mean = f"{100 * np.mean(scores):.1f}"

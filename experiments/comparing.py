@@ -1,4 +1,4 @@
-"""Whether two workdirs of one study hold the same, bit for bit."""
+"""Compares two workdirs of one study, bit for bit."""
 
 import json
 from pathlib import Path

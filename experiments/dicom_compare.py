@@ -1,4 +1,4 @@
-"""Whether what was read of a damaged CT file is what SimpleITK reads of it."""
+"""Compares the reading of a damaged CT file with that of SimpleITK."""
 
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ ALONE = "read by us alone"
 
 
 def changed(hu: np.ndarray, before: np.ndarray) -> float:
-    """Returns the share of HU that are not as before; 1 of another shape."""
+    """Returns the fraction of HU that changed; 1 if the shape did."""
     return float(np.mean(hu != before)) if hu.shape == before.shape else 1.0
 
 
 def alone(share: float, why: str) -> dict:
-    """Returns the answer where SimpleITK has none and a share of the HU changed."""
+    """Returns the outcome if SimpleITK refuses a file of which some HU changed."""
     kind = ALONE if share <= MOST_CHANGED else "read otherwise"
     return {"kind": kind, "detail": f"{why}; {share:.4%} of the HU are not as before"}
 
@@ -35,8 +35,8 @@ def compared(
     """Returns the kind and the detail of an outcome; see `Outcome`.
 
     Args:
-      headers: Of the slices.
-      hu: What was read, `[Z, H, W]`.
+      headers: Headers of the slices.
+      hu: HU as read, `[Z, H, W]`.
       path: The file.
       before: 'hu' and 'geometry' of the file before the damage.
     """
@@ -110,7 +110,7 @@ def geometry(headers: list[Header]) -> np.ndarray:
 
 
 def misplaced(header: Header, image: Any) -> str:
-    """Returns how the place of a file's first slice differs from SimpleITK's, or ''."""
+    """Returns how the position of a file's first slice differs from SimpleITK's, or ''."""
     direction = np.reshape(image.GetDirection(), (3, 3))
     for name, ours, theirs, tolerance in [
         ("spacing", header.spacing, image.GetSpacing()[1::-1], 1e-5),

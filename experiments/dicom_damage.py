@@ -61,7 +61,7 @@ Damage = Callable[[bytes, np.random.Generator], tuple[str, bytes]]
 
 
 def flipped(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """A few bytes changed, most often in the header."""
+    """Returns the file with a few bytes changed, mostly in the header."""
     broken = bytearray(data)
     end = len(data) if rng.random() < 0.3 else min(len(data), 6000)
     for at in rng.integers(128, end, rng.integers(1, 9)):
@@ -70,13 +70,13 @@ def flipped(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
 
 
 def truncated(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """The end cut off."""
+    """Returns the file with its end cut off."""
     end = len(data) if rng.random() < 0.5 else min(len(data), 6000)
     return "cut off", data[: rng.integers(0, end)]
 
 
 def stuffed(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """Bytes put in, taken out or repeated."""
+    """Returns the file with bytes inserted, removed or repeated."""
     at, length = rng.integers(132, min(len(data), 6000)), rng.integers(1, 40)
     match rng.integers(3):
         case 0:
@@ -88,7 +88,7 @@ def stuffed(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
 
 
 def lengths(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """A length field, or what may be one, set to an absurd value."""
+    """Returns the file with an absurd value in what may be a length field."""
     broken = bytearray(data)
     at = 2 * rng.integers(66, min(len(data), 6000) // 2 - 4)
     values = (b"\xff" * 4, b"\xfe\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0" * 4)
@@ -97,7 +97,7 @@ def lengths(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
 
 
 def untagged(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """One to three elements removed."""
+    """Returns the file without one to three of its elements."""
     dataset = _dataset(data)
     tags = [element.tag for element in dataset if element.keyword != "PixelData"]
     for index in rng.choice(len(tags), rng.integers(1, 4), replace=False):
@@ -106,7 +106,7 @@ def untagged(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
 
 
 def absurd(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """One or two elements set to a value that cannot be."""
+    """Returns the file with one or two elements set to impossible values."""
     dataset = _dataset(data)
     for keyword in rng.choice(list(ABSURD), rng.integers(1, 3), replace=False):
         values = ABSURD[keyword]

@@ -1,10 +1,10 @@
-"""What it costs to explain the predictions of a network by every method.
+"""Measures the time of every saliency method.
 
     python experiments/explain_cost.py --out=experiments/explain_cost.md
 
 Every saliency method of `explain/saliency.py` on patches of noise, by caffenet_small with
-random parameters: the cost depends on neither. Each method runs twice, so that the first
-time tells what compiling adds. Writes the page, and the numbers as JSON beside it.
+random parameters: the cost depends on neither. Each method runs twice: the first
+run includes compilation. Writes the page, and the numbers as JSON next to it.
 """
 
 import argparse
@@ -27,7 +27,7 @@ TEXT = """# The cost of saliency
 {images} patches of 32 pixels, caffenet_small, {cores} processor cores, {devices},
 jax {jax}.
 
-| method | seconds, with compiling | seconds |
+| method | seconds, with compilation | seconds |
 |---|--:|--:|
 {rows}
 
@@ -57,7 +57,7 @@ def measure(count: int) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--out", type=Path, help="the page, .md; JSON goes beside it")
+    parser.add_argument("--out", type=Path, help="the page, .md; JSON goes next to it")
     args = parser.parse_args()
     seconds = measure(args.images)
     total = [

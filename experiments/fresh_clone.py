@@ -1,10 +1,10 @@
-"""What a newcomer waits for: the README's first command in a fresh clone, and again.
+"""Times the README's first command in a fresh clone, and again.
 
     python experiments/fresh_clone.py --out=experiments/fresh_clone.md
 
 Clones the repository that this file lies in, makes a virtual environment, installs, runs
 the default job with an empty cache, and runs it again. Writes times, the peak memory of
-the largest process, and the table that the job ends with, to the page and as JSON beside
+the largest process, and the final table of the job, to the page and as JSON next to
 it. Needs the package index for the installation.
 """
 
@@ -56,7 +56,7 @@ def timed(command: list[str], **options: object) -> tuple[float, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="the page, .md; JSON goes beside it")
+    parser.add_argument("--out", type=Path, help="the page, .md; JSON goes next to it")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

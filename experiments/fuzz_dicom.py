@@ -1,13 +1,13 @@
-"""Damages CT files in thousands of ways and sees what reading them does.
+"""Damages CT files in thousands of ways and checks how they are read.
 
     python experiments/fuzz_dicom.py --data=DATA/ct_dicom --count=3000 \
         --out=experiments/fuzz_dicom.md
 
-Each variant is read in a process of its own kind, with limits of time and memory, and
-what could be read goes through what comes next: sorting, the lung mask, a segmentation
-over it. It is read again by SimpleITK, which says whether HU, or a geometry, that
-changed are what the damaged file now holds. Needs Linux and the extras 'dicom' and
-'test'. Exit status 1 if a variant was not handled, or was read otherwise.
+Each variant is read in a separate process, with limits of time and memory. If it can be
+read, it goes through the next steps: sorting, the lung mask, a segmentation over it. It
+is read again by SimpleITK, which says whether HU, or a geometry, that changed are what
+the damaged file now holds. Needs Linux and the extras 'dicom' and 'test'. Exit status 1
+if a variant was not handled, or was read otherwise.
 """
 
 import argparse
@@ -43,17 +43,17 @@ GOOD = ("refused", "read as before", "read as SimpleITK does", ALONE)
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a variant.
+    """Outcome of a variant.
 
     Attributes:
-      damage: What was done to it.
+      damage: Kind of the damage.
       kind: 'refused', 'read as before', 'read as SimpleITK does', 'read by us alone'
         (SimpleITK refuses it, and at most `MOST_CHANGED` of the HU changed), or what
         must not happen: 'read otherwise', 'other error', 'crash', 'too slow'.
       detail: The message.
-      seconds: How long reading and what comes next took.
+      seconds: Duration of reading and the next steps.
       peak_mib: Most memory that the process held meanwhile, MiB.
-      later: Why what comes after reading refused it; '' if it did not.
+      later: Reason of refusal by a step after reading; '' if none.
     """
 
     damage: str
@@ -65,7 +65,7 @@ class Outcome:
 
 
 class Reader:
-    """A process that reads files, started anew when it ends."""
+    """A process that reads files, restarted when it ends."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen | None = None
@@ -113,7 +113,7 @@ class Reader:
 
 
 def answers() -> None:
-    """The reading process: a line of JSON in, one or two out."""
+    """Runs the reading process: a line of JSON in, one or two out."""
     import highdicom  # noqa: F401 - slow the first time
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
@@ -157,7 +157,7 @@ def _read(path: Path) -> tuple[dict, list[Header], np.ndarray | None]:
 
 
 def use(headers: list[Header], hu: np.ndarray, path: Path) -> dict:
-    """Does with what was read what a map does, and returns what became of it."""
+    """Takes the steps of a map with a series as read, and returns the outcome."""
     try:
         series = sort_series(headers)
         spacing = headers[0].spacing
@@ -176,12 +176,12 @@ def use(headers: list[Header], hu: np.ndarray, path: Path) -> dict:
 def fuzz(
     originals: list[bytes], count: int, seed: int, keep: Path | None = None
 ) -> list[Outcome]:
-    """Returns what became of `count` variants of some files.
+    """Returns the outcomes of `count` variants of some files.
 
     Args:
       originals: Files, as bytes.
-      count: Of variants.
-      seed: Of the damage.
+      count: Number of variants.
+      seed: Seed of the damage.
       keep: Folder for variants that were not handled.
     """
     rng = np.random.default_rng(seed)
@@ -260,10 +260,10 @@ def page(found: dict[str, Any]) -> str:
         f"with limits of {TIME_LIMIT_S} s and {MEMORY_LIMIT / 2**30:.0f} GiB, which also "
         "sorts it, masks its lungs and writes a segmentation over it; then by SimpleITK. "
         "'Read as SimpleITK does': HU or geometry changed, but they are what the damaged "
-        "file holds, and nothing in it can tell. 'Read by us alone': SimpleITK refuses "
-        f"the file, and at most {MOST_CHANGED:.2%} of the HU changed. 'Read otherwise', "
-        "which must not happen: SimpleITK does not say the same. As JSON, with all "
-        "reasons of refusal: [fuzz_dicom.json](fuzz_dicom.json).",
+        "file holds, and nothing in it reveals the change. 'Read by us alone': "
+        f"SimpleITK refuses the file, and at most {MOST_CHANGED:.2%} of the HU "
+        "changed. 'Read otherwise', which must not happen: SimpleITK does not agree. "
+        "As JSON, with all reasons of refusal: [fuzz_dicom.json](fuzz_dicom.json).",
         "",
         f"| damage | {' | '.join(kinds)} |",
         f"|---|{'--:|' * len(kinds)}",
@@ -273,12 +273,12 @@ def page(found: dict[str, Any]) -> str:
         lines.append(f"| {damage} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"The slowest took {found['slowest_s']:.2f} s on a machine with other work to "
-        f"do; the reading process never held more than {found['peak_mib']} MiB. Of the "
-        f"variants that were read, {found['refused_later']} were refused by what comes "
-        f"next. {found['seconds']} s in all.",
+        f"The slowest took {found['slowest_s']:.2f} s on a machine shared with "
+        f"other work; the reading process never held more than {found['peak_mib']} "
+        f"MiB. Of the variants that were read, {found['refused_later']} were refused "
+        f"by a later step. {found['seconds']} s in all.",
         "",
-        "The commonest reasons of refusal:",
+        "The most common reasons of refusal:",
         "",
         *(f"- {n}: {why}" for n, why in found["refused"][:12]),
     ]

@@ -1,4 +1,4 @@
-"""Coverage of the intervals, and how often the tests reject when nothing differs.
+"""Measures the coverage of the intervals and the level of the tests.
 
     python experiments/interval_coverage.py --out=experiments/coverage.md
 

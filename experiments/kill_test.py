@@ -1,12 +1,12 @@
-"""Kills a study at random moments, until it ends; its end must be an undisturbed one's.
+"""Kills a study at random moments; its results must equal those without kills.
 
     python experiments/kill_test.py --out=experiments/kill_test.md
 
 Runs the smallest config with two seeds, side by side where the machine has two cores,
 and a save every 5 steps. Every second SIGKILL waits, after its random moment, for a file
-or folder that is being written, and hits the process in the middle of that. A study that
-comes to its end is compared with the undisturbed one, bit for bit, and another one
-begins, until there were enough kills. Exit status 1 if any bit differs.
+or folder that is being written, and hits the process in the middle of that. A finished
+study is compared with the undisturbed one, bit for bit, and another one begins, until
+there were enough kills. Exit status 1 if any bit differs.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def finish(workdir: Path, flags: list[str]) -> float:
 def kill(
     workdir: Path, flags: list[str], delay: float, while_writing: bool
 ) -> str | None:
-    """Runs the study until it is killed; returns what it was at, None if it ended."""
+    """Runs the study until it is killed; returns what it was doing, None if it ended."""
     before = unfinished(workdir / "run")
     process = start(workdir, flags)
     began = time.monotonic()
@@ -77,7 +77,7 @@ def kill(
 
 
 def unfinished(run: Path) -> set[tuple[Path, int]]:
-    """Returns what is being written, or was when a process died, with its inode."""
+    """Returns the files being written, also by a process that died, with inodes."""
     patterns = (
         "stages/*/states/*orbax-checkpoint-tmp*",
         "stages/*/*orbax-checkpoint-tmp*",
@@ -98,7 +98,7 @@ def unfinished(run: Path) -> set[tuple[Path, int]]:
 
 
 def place(run: Path, before: set[tuple[Path, int]]) -> str:
-    """Returns in words what a killed process was at."""
+    """Returns a description of what a killed process was doing."""
     written = [path for path, _ in unfinished(run) - before]
     if any("states" in path.parts for path in written):
         return "saving a state"
@@ -129,9 +129,9 @@ def page(found: dict[str, Any]) -> str:
     )
     return f"""# Kill test
 
-`python experiments/kill_test.py`: {kills.total()} times SIGKILL at random moments, over \
-{found["studies"]} studies of seven stage runs a seed and two seeds; undisturbed, one \
-takes {found["seconds"]:.0f} s on this machine. {outcome} As JSON: \
+`python experiments/kill_test.py`: {kills.total()} times SIGKILL at random moments, \
+over {found["studies"]} studies of seven stage runs per seed and two seeds; \
+undisturbed, one takes {found["seconds"]:.0f} s on this machine. {outcome} As JSON: \
 [kill_test.json](kill_test.json).
 
 | killed while | times |
@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="the page, .md; JSON goes beside it")
+    parser.add_argument("--out", type=Path, help="the page, .md; JSON goes next to it")
     args, flags = parser.parse_known_args()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:

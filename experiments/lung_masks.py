@@ -1,4 +1,4 @@
-"""How well the rule-based lung masks fit masks drawn by people, and phantoms' own.
+"""Compares the rule-based lung masks with manual masks and those of phantoms.
 
     python experiments/lung_masks.py --data=DATA --trunk=FOLDER \\
         --out=experiments/lung_masks.md
@@ -57,55 +57,55 @@ TEXT = """# Lung masks without training
         --out=experiments/lung_masks.md
 
 `ct/lungs.py` finds the lungs by threshold and morphology. Here its masks are compared
-with masks drawn by people, and with those that phantoms bring along; and it is counted
-how often gas in the abdomen is taken for lung. Dice = 2 |A and B|
-/ (|A| + |B|). "Disease kept" is the share of the voxels marked as disease, inside the
-reference mask, that the found mask holds. As JSON, with each phantom and each slice:
+with manual masks and with the true masks of phantoms, and cases in which gas in the
+abdomen is taken for lung are counted. Dice = 2 |A and B| / (|A| + |B|). "Disease kept"
+is the fraction of the voxels marked as disease, inside the reference mask, that the
+found mask contains. As JSON, with each phantom and each slice:
 [lung_masks.json](lung_masks.json).
 
 ## {slices} slices of 17 patients with COVID-19
 
 Masks and infections from the COVID-19 CT Lung and Infection Segmentation Dataset (Ma et
 al. 2020), every second slice, 256 x 256. **These slices are a hard and somewhat unfair
-test**: they are 8-bit pictures, windowed and locally enhanced in a way nobody wrote
-down. Their HU are estimated (see `hounsfield`) without a look at the masks, and their
-pixel size is taken as {pixel} mm. Slices are masked one by one, since their distance is
-not known either. {milliseconds} ms a slice on one core.
+test**: they are 8-bit images, windowed and locally enhanced in an undocumented way.
+Their HU are estimated without the masks (see `hounsfield` in `lung_masks.py`), and
+their pixel size is assumed to be {pixel} mm. Slices are masked one by one, since their
+spacing is unknown, too. {milliseconds} ms a slice on one core.
 
 {real}
 
-Before gas was judged by the ribs, Dice was 0.904 and disease kept 0.843 over all voxels.
-{share:.0f} % of the slices have a Dice above 0.9. The worst slices with at least 10 cm2
-of lung (reference green, found red, both yellow):
+Before gas was judged by the ribs, Dice was 0.904 and disease kept 0.843 over all
+voxels. {share:.0f} % of the slices have a Dice above 0.9. The worst slices with at
+least 10 cm2 of lung (reference green, found red, both yellow):
 
 ![worst slices]({picture})
 
 ## 20 single slices of 10 patients, six of them of the abdomen
 
-DICOM slices of COVID-19-NY-SBU (The Cancer Imaging Archive), labelled by eye: six show the
-abdomen, two the bases of the lungs with gas in the stomach. "Gas" is the fraction of the
-air inside the body that was taken for gas in stomach or bowel. Before gas was judged by
-the ribs, two of the six abdominal slices had a mask, and the gas in both stomachs was
-lung.
+DICOM slices of COVID-19-NY-SBU (The Cancer Imaging Archive), labelled by eye: six show
+the abdomen, two the bases of the lungs with gas in the stomach. "Gas" is the fraction
+of the air inside the body that was taken for gas in stomach or bowel. Before gas was
+judged by the ribs, two of the six abdominal slices had a mask, and the gas in both
+stomachs counted as lung.
 
 {dicom}
 
-A piece of air counts as lung if a rib lies within 12 mm outside of it. That distance was
-chosen on these slices. Errors that other distances make, in patients with even and with
-odd numbers (an abdominal slice with a mask, or a slice of the chest that loses more than
-3 % of the largest mask):
+A piece of air counts as lung if a rib lies within 12 mm outside of it. That distance
+was chosen on these slices. Errors with other distances, in patients with even and with
+odd numbers (an abdominal slice with a mask, or a slice of the chest that loses more
+than 3 % of the largest mask):
 
 {ribs}
 
 Each half alone allows 12 mm, which makes no error in the other half. From 16 mm on, the
-gas in the stomach of 19001006-028 counts as lung. Ten patients are too few to distinguish
-an error rate of several per cent from none.
+gas in the stomach of 19001006-028 counts as lung. Ten patients are too few to
+distinguish an error rate of several per cent from none.
 
 ## A trunk of 112 slices
 
-CT of TotalSegmentator's tests, 3 mm, from the thighs to the bases of the lungs, with bowel
-full of gas under the ribs. The reference is TotalSegmentator's mask, for the upper 30
-slices. It was looked at when the rules were chosen.
+CT of TotalSegmentator's tests, 3 mm, from the thighs to the bases of the lungs, with
+bowel full of gas under the ribs. The reference is TotalSegmentator's mask, for the
+upper 30 slices. This trunk was used when the rules were chosen.
 
 | slices taken | Dice, all voxels | ml found | ml of reference | ml in the lower 82 slices |
 |---|--:|--:|--:|--:|
@@ -114,25 +114,25 @@ slices. It was looked at when the rules were chosen.
 ## {heavy} constructed slices of heavy consolidation, {abdomens} of the abdomen
 
 Phantoms in which the lower 40 to 85 % of the lungs are consolidated, with bronchi; and
-phantoms without lungs, with four to eight gas-filled loops 15 mm or more from the ribs:
-that suits the rule.
-Of {abdomens} abdominal slices, {wrong} have a mask; {sure} of these without a doubt.
-**Solid consolidation of whole lower lobes is lost**: without air, it looks like the chest
-wall. Take masks made elsewhere for such patients (`--lungs=FOLDER`).
+phantoms without lungs, with four to eight gas-filled loops 15 mm or more from the ribs,
+which suits the rule. Of {abdomens} abdominal slices, {wrong} have a mask; {sure} of
+these without a doubt. **Solid consolidation of whole lower lobes is lost**: without
+air, it looks like the chest wall. Use external masks for such patients
+(`--lungs=FOLDER`).
 
 {solid}
 
 ## {phantoms} phantom patients, 3 sections each
 
-Here HU and pixel size are known. Disease is consolidation, the hardest to keep.
+Here HU and pixel size are known. Disease is consolidation, the hardest class to keep.
 
 {made}
 
 ## {series} phantom series of {thin} thin slices
 
-Masked as a volume, joined in depth, as `predict` does. The masks are told that slices lie
-so far apart; those of a phantom lie further, so that less overlaps from one to the next
-than in a patient.
+Masked as a volume, joined in depth, as `predict` does. The masks use the stated
+spacing; the sections of a phantom lie further apart, so that neighbouring slices
+overlap less than in a patient.
 
 {volumes}
 """
@@ -155,7 +155,7 @@ class Slice:
 
 
 def hounsfield(grey: np.ndarray) -> np.ndarray:
-    """Returns about the HU of slices `[Z, H, W]` uint8, int16.
+    """Returns estimates of the HU of slices `[Z, H, W]` uint8, as int16.
 
     They were windowed and locally enhanced before they were published, and nothing says
     how. A line through two guesses, which see no mask: the usual grey of air is -1000
@@ -228,7 +228,7 @@ def measure_series(slices: int) -> list[Slice]:
     """Returns the scores of a phantom series a step of `STEPS_MM`, masked as volumes.
 
     Args:
-      slices: Of each series.
+      slices: Number of slices of each series.
     """
     scores = []
     # The patients have different diseases: see `DISEASES` in ct/phantom.py.
@@ -412,7 +412,7 @@ def pooled(slices: list[Slice]) -> float:
 
 
 def kept(slices: list[Slice]) -> float | None:
-    """Returns the share of diseased voxels that the masks keep, None without any."""
+    """Returns the fraction of diseased voxels that the masks keep, None without any."""
     total = sum(int(s.disease.sum()) for s in slices)
     inside = sum(int((s.disease & s.mask).sum()) for s in slices)
     return inside / total if total else None
@@ -421,7 +421,7 @@ def kept(slices: list[Slice]) -> float | None:
 def failures(scores: list[Slice], path: Path, count: int = 12) -> None:
     """Draws the slices with the worst Dice: drawn mask green, ours red, both yellow.
 
-    Slices with less than 10 cm^2 of lung are left out: there Dice punishes a few pixels.
+    Slices with less than 10 cm^2 of lung are excluded: there Dice punishes a few pixels.
     """
     fewest = 1000 / PIXEL_MM**2
     worst = sorted((s for s in scores if s.truth.sum() > fewest), key=lambda s: s.dice)

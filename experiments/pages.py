@@ -1,4 +1,4 @@
-"""How an experiment leaves what it measured."""
+"""Writes the results of an experiment."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from twostage_jax import io
 
 
 def leave(out: Path | None, numbers: dict[str, Any], page: str) -> None:
-    """Prints a page; writes it to `out`, if given, and the numbers as JSON beside it."""
+    """Prints a page; writes it to `out`, if given, and the numbers as JSON next to it."""
     print(page)
     if out:
         io.write_json(out.with_suffix(".json"), numbers)

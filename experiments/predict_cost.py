@@ -1,10 +1,10 @@
-"""What it costs to map disease in a whole series: time, windows a second, peak memory.
+"""Measures the cost of mapping a whole series: time, windows per second, memory.
 
     python experiments/predict_cost.py --run=runs/two_stage --out=FOLDER
 
 draws a phantom patient of 300 thin slices of 512 x 512 pixels, writes it as DICOM, and
 maps it as `python -m twostage_jax.predict` does, with windows of the network's own size.
-Writes the page, and the numbers beside it as JSON. The phantom (minutes to draw) stays in
+Writes the page, and the numbers next to it as JSON. The phantom (minutes to draw) stays in
 FOLDER.
 """
 
@@ -34,7 +34,7 @@ STEPS = {
     "_write_dicom": "DICOM SEG",
 }
 
-PAGE = """# What mapping a whole series costs
+PAGE = """# The cost of mapping a whole series
 
     python experiments/predict_cost.py --run=runs/two_stage --out=FOLDER
 
@@ -42,7 +42,7 @@ A phantom of {slices} slices, 1 mm apart, of {matrix} x {matrix} pixels; `caffen
 windows of {size} pixels at stride {stride}, 7 classes; all files that `predict` writes.
 {devices}, {cores} CPU cores, mean load {load} over the last 15 minutes, jax {jax}. CPU
 seconds, over all threads, depend little on what else the machine did. Not measured on a
-GPU. The numbers as they came: [predict_cost.json](predict_cost.json).
+GPU. All numbers: [predict_cost.json](predict_cost.json).
 
 | step | seconds | CPU seconds |
 |---|---|---|

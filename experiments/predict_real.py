@@ -1,13 +1,13 @@
-"""What models of a study say about CT slices of patients that they never saw.
+"""Maps CT slices of patients from another collection with the models of a study.
 
     python experiments/predict_real.py --run=runs/covid --dicom=FOLDER \\
         --window=-300,1950 --spacing=1.4 --stride=4 --out=experiments/predict_real.md
 
-maps the series below FOLDER as `python -m twostage_jax.predict` does, once an arm of the
-study, and writes the page, and the numbers beside it as JSON: how many slices were mapped,
-and the median over them of each class' share of the lung. No reader has annotated these
-slices: this says whether maps are plausible, not whether they are right. No picture and no
-identifier of a patient is written. Minutes on a CPU.
+maps the series below FOLDER as `python -m twostage_jax.predict` does, once per arm of the
+study, and writes the page, and the numbers next to it as JSON: the number of slices
+mapped, and the median over them of the fraction of lung in each class. No reader has
+annotated these slices: this shows whether maps are plausible, not whether they are right.
+No picture and no identifier of a patient is written. Minutes on a CPU.
 """
 
 import argparse
@@ -32,18 +32,18 @@ from twostage_jax.maps.run import map_folder, series_name
 
 # Of what a series without any lung is refused for.
 NO_LUNG = "no lung"
-TEXT = """# Maps of other people's slices
+TEXT = """# Maps of slices from another collection
 
     python experiments/predict_real.py --run=RUN --dicom=DATA --window={window} \\
         --spacing={spacing} --stride={stride} --arms={arms} \\
         --out=experiments/{stem}.md
 
-{slices} slices of {patients} patients of another collection than the training's. Slices
-without lung: {slices_without_lung}. Series refused for another reason: {series_refused}.
-Shares of the lung are the median over the mapped slices and the quartiles, in %;
-every slice counts as one, whatever the size of its lung. Nobody has annotated these slices:
-a share is no measurement of disease, and only shows what a model says where it was not
-trained. As JSON: [{json}]({json}). {notice}.
+{slices} slices of {patients} patients from another collection than the training data.
+Slices without lung: {slices_without_lung}. Series refused for another reason:
+{series_refused}. Numbers are the median and quartiles, over the mapped slices, of the
+fraction of lung in each class, in %; all slices have equal weight. These slices are not
+annotated: the fractions do not measure disease, and only show the output of a model
+outside its training data. As JSON: [{json}]({json}). {notice}.
 
 | arm | slices mapped | class | median, % | quartiles, % |
 |---|--:|---|--:|--:|
@@ -52,7 +52,7 @@ trained. As JSON: [{json}]({json}). {notice}.
 
 
 def measure(run: Path, arm: str, dicom: Path, options: How) -> dict[str, Any]:
-    """Returns the model of an arm, what became of the slices, and shares by class."""
+    """Returns the model of an arm, the outcome per slice, and fractions by class."""
     model = trained.find(run, arm)
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
@@ -81,7 +81,7 @@ def measure(run: Path, arm: str, dicom: Path, options: How) -> dict[str, Any]:
 
 
 def shares(maps: Path) -> tuple[dict[str, list[float]], int]:
-    """Returns each class' share of lung in each slice, and how many slices have none."""
+    """Returns the fraction of lung per class and slice, and the slices without lung."""
     found = collections.defaultdict(list)
     empty = 0
     for path in sorted(maps.glob("patient-*/probabilities.npz")):

@@ -1,4 +1,4 @@
-"""What preparing patches costs: CPU time and memory, by the number of slices a patient.
+"""Measures CPU time and memory of preparing patches, by slices per patient.
 
     python experiments/prepare_cost.py --out=experiments/prepare_cost.md
 
@@ -24,15 +24,15 @@ TEXT = """# The cost of preparing patches
 
     python experiments/prepare_cost.py --out=experiments/prepare_cost.md
 
-Phantom patients, 448 x 448, a mask for every slice, patches of 32 pixels every 16, at most
-100 of a class and patient. Memory is that of the largest process. "Searching" is reading
-the headers of all files, once, in one process.
+Phantom patients, 448 x 448, one mask per slice, patches of 32 pixels with stride 16, at
+most 100 per class and patient. Memory is that of the largest process. "Searching" is
+reading the headers of all files, once, in one process.
 
-| patients x slices | lungs | CPU s | CPU ms a slice | largest process, MiB | patches |
+| patients x slices | lungs | CPU s | CPU ms per slice | largest process, MiB | patches |
 |---|---|--:|--:|--:|--:|
 {rows}
 
-{search:.2f} ms a file for searching. The numbers as they came:
+{search:.2f} ms per file for searching. All numbers:
 [prepare_cost.json](prepare_cost.json).
 """
 
@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def searched(source: Path) -> float:
-    """Returns the CPU milliseconds of reading a file's header."""
+    """Returns the CPU milliseconds per file of reading headers."""
     from twostage_jax.ct.series import scan
 
     began = time.process_time()

@@ -1,11 +1,12 @@
-"""The command `prepare` on real CT slices, with regions drawn by thresholds.
+"""Runs `prepare` on real CT slices, with regions drawn by thresholds.
 
     python experiments/prepare_real.py --data=FOLDER --out=experiments/prepare_real.md
 
-`--data` is a folder of DICOM files of CT. Finds the lungs of each slice, writes a PNG mask
-of three ranges of HU in them, runs `python -m twostage_jax.prepare` on slices and masks,
-and checks each patch: at least the share that patches.csv gives must lie in the range of
-its class. About a minute on a CPU. No picture and no identifier of a patient is written.
+`--data` is a folder of DICOM files of CT. Finds the lungs of each slice, writes a PNG
+mask of three ranges of HU in them, runs `python -m twostage_jax.prepare` on slices and
+masks, and checks each patch: at least the fraction that patches.csv states must lie in
+the range of its class. About a minute on a CPU. No picture and no identifier of a patient
+is written.
 """
 
 import argparse
@@ -38,28 +39,28 @@ TEXT = """# Patches from real DICOM
     python experiments/prepare_real.py --data=DATA/ct_dicom \\
         --out=experiments/prepare_real.md
 
-CT slices of patients with COVID-19 from The Cancer Imaging Archive (COVID-19-NY-SBU, CC BY
-4.0): {slices} slices of {series} series and {patients} patients. Regions are ranges of HU
-in the lungs that `ct/lungs.py` finds in each slice: below -950 ("emphysema"), above -500
-("dense lung", vessels too), and between ("other lung"). **They are thresholds, not findings
-of a reader**: this shows that the command copes with real files, and no more. `prepare` ran
-with `{settings}`.
+CT slices of patients with COVID-19 from The Cancer Imaging Archive (COVID-19-NY-SBU, CC
+BY 4.0): {slices} slices of {series} series and {patients} patients. Regions are ranges
+of HU in the lungs that `ct/lungs.py` finds in each slice: below -950 ("emphysema"),
+above -500 ("dense lung", vessels too), and between ("other lung"). **They are
+thresholds, not a reader's annotations**: this only shows that the command copes with
+real files. `prepare` ran with `{settings}`.
 
 | class | patches | patients |
 |---|--:|--:|
 {rows}
 
-In {without_lung} of {slices} slices no lung was found, and no mask drawn; looked at, they
-show the abdomen. Left out: {left_out} files. Series said to be odd: {odd}.
-Of {total:,} patches, {right:,} hold at least the share of their class that `patches.csv`
-gives. Seconds on two cores that did other work too: {drawing} for finding lungs and
-drawing, {preparing} for `prepare` with its start. As JSON:
+In {without_lung} of {slices} slices no lung was found, and no mask drawn; these slices
+show the abdomen. Skipped: {left_out} files. Series reported as odd: {odd}. Of {total:,}
+patches, {right:,} contain at least the fraction of their class that `patches.csv`
+states. Seconds on two cores shared with other work: {drawing} for finding lungs and
+drawing, {preparing} for `prepare` including start-up. As JSON:
 [prepare_real.json](prepare_real.json).
 """
 
 
 def draw(data: Path, masks: Path) -> dict[str, int]:
-    """Writes a mask a slice with lung; returns how many there are of what."""
+    """Writes a mask per slice with lung; returns counts of slices and patients."""
     series, skipped = find_series(data)
     counts = Counter(series=len(series), not_ct=len(skipped))
     counts["patients"] = len({one.patient for one in series})
@@ -83,7 +84,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def right(out: Path, rows: list[dict[str, str]]) -> int:
-    """Returns how many patches hold the share of their class that their row gives."""
+    """Returns the number of patches with the stated fraction of their class."""
     data = prepare(prepared_folder.recipe(path=str(out)), out)
     assert data.ids.tolist() == [row["id"] for row in rows]
     count = 0

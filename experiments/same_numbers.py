@@ -1,4 +1,4 @@
-"""Whether two run folders of the same config hold the same numbers, bit for bit.
+"""Compares the numbers of two run folders of the same config, bit for bit.
 
     python experiments/same_numbers.py BEFORE AFTER
 

@@ -29,7 +29,7 @@ class Scenario:
     """A population of studies; effects are standard deviations in logits.
 
     Attributes:
-      patients, seeds, classes: Their numbers.
+      patients, seeds, classes: Numbers of each.
       level: Logit of a right prediction, of each of the two arms.
       patient: Difficulty of a (patient, class), for both arms.
       patient_arm: Difference between the arms in a (patient, class).

@@ -1,13 +1,13 @@
-"""Images per second of training, beside the same networks in PyTorch.
+"""Measures images per second of training, compared with PyTorch.
 
     python experiments/throughput.py --out=experiments/throughput.md
 
-Two numbers a network: of the training step (augmentation, forward, backward, update; the
-data on the device), and of whole epochs through `fit.fit` (order of examples, feed,
+Two numbers per network: of the training step (augmentation, forward, backward, update; the
+data on the device), and of whole epochs through `train.loop.fit` (order of examples, feed,
 steps in chunks, metrics read). Where torch is installed, the twins below do the same:
 same layers, batch, augmentation, clipping, SGD with momentum and decay of kernels. The
-two take turns within each round, so that what else the machine does hits both, and the
-ratios are those of rounds. Without torch its columns stay empty. A few minutes on a CPU;
+two take turns within each round, so that other load on the machine affects both; ratios
+are taken within rounds. Without torch its columns stay empty. A few minutes on a CPU;
 `--large` adds the networks of full size. On an accelerator, leave one device visible:
 the twin uses one.
 """
@@ -51,7 +51,7 @@ AUGMENT = AugmentConfig(flip="horizontal", shift=SHIFT)
 
 
 class Case(NamedTuple):
-    """What one row of the table measures; `channels` of the images, `size` in pixels."""
+    """Settings of one row of the table; `channels` of the images, `size` in pixels."""
 
     model: str
     size: int
@@ -61,7 +61,7 @@ class Case(NamedTuple):
 
 
 class Runner(NamedTuple):
-    """A way to train: both functions take a number of steps and wait for their end."""
+    """A way to train; both functions take a number of steps and wait for the end."""
 
     step: Callable[[int], None]
     epoch: Callable[[int], None]
@@ -100,7 +100,7 @@ def make_dataset(case: Case, steps: int) -> Dataset:
 
 
 class _NoStore:
-    """Saved states of a run that has none, and saves none."""
+    """Stand-in for saved states: has none, and saves none."""
 
     def steps(self) -> list[int]:
         return []
@@ -222,7 +222,7 @@ def torch_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
 
 
 def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
-    """Returns what was measured of a case.
+    """Returns the measurements of a case.
 
     Under 'seconds_an_image', by 'jax' or 'torch' and 'step' or 'epoch', a list of rounds.
 
@@ -328,11 +328,11 @@ def heading(rounds: int, large: bool, host: dict[str, Any]) -> str:
     python experiments/throughput.py {flags}
 
 Images per second, median of {rounds} rounds and (best); ratios of the two within a \
-round, median [range]; above 1, jax is faster. "Step" has the data on the device; "epoch" \
-is the whole loop of `fit`; their quotient is the share of time in which the device has \
-work. "First step" is the compilation, in seconds, unless an earlier one is found in \
-jax's cache. PyTorch runs eagerly, channels last, with fused SGD. Every round: \
-[throughput.json](throughput.json).
+round, median [range]; above 1, jax is faster. "Step" has the data on the device; \
+"epoch" is the whole loop of `train.loop.fit`; their ratio is the fraction of time in \
+which the device is busy. "First step" is the compilation, in seconds, unless jax's \
+cache has it already. PyTorch runs eagerly, channels last, with fused SGD. Every \
+round: [throughput.json](throughput.json).
 
 {host["devices"]}, {host["cores"]} processor cores. {versions}."""
 
@@ -354,7 +354,7 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="also 227 and 224 pixels")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a measurement")
-    parser.add_argument("--out", type=Path, help="the page, .md; JSON goes beside it")
+    parser.add_argument("--out", type=Path, help="the page, .md; JSON goes next to it")
     args = parser.parse_args()
     accelerator = jax.default_backend() != "cpu"
     host, found = machine(), []

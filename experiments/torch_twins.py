@@ -26,7 +26,7 @@ def augmented(images: torch.Tensor, shift: int) -> torch.Tensor:
 def twin(
     module: models.CaffeNet | models.ResNet, size: int, channels: int
 ) -> nn.Module:
-    """Returns the twin of a network for images of this size; its parameters are as many."""
+    """Returns the twin of a network for images of this size; it has as many parameters."""
     if isinstance(module, models.CaffeNet):
         return _caffenet(module, size, channels)
     return _resnet(module, channels)

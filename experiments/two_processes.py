@@ -4,8 +4,8 @@
 
 The metrics and every predicted probability of the two must be the same, bit for bit. The
 devices are fakes on one processor, the processes real ones that meet over
-`jax.distributed`, as on the hosts of a pod. `--config` is the study, other flags are
-handed on. Exit status 1 if any bit differs.
+`jax.distributed`, as on the hosts of a pod. `--config` is the study; other flags are
+passed on. Exit status 1 if any bit differs.
 """
 
 import argparse
@@ -30,10 +30,10 @@ def run(workdir: Path, processes: int, devices: int, flags: list[str]) -> float:
     """Runs the study in `workdir` and returns the seconds it took.
 
     Args:
-      workdir: Of the study.
-      processes: How many.
-      devices: Of each of them.
-      flags: Of the command.
+      workdir: Folder of the study.
+      processes: Number of processes.
+      devices: Number of devices of each.
+      flags: Flags of the command.
     """
     environment = {
         **os.environ,
@@ -98,7 +98,7 @@ def main() -> None:
     """Runs both, compares, writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", default="configs/two_stage.py")
-    parser.add_argument("--out", type=Path, help="the page, .md; JSON goes beside it")
+    parser.add_argument("--out", type=Path, help="the page, .md; JSON goes next to it")
     args, flags = parser.parse_known_args()
     flags = [f"--config={args.config}", *flags]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Does the distance from the training images tell what a model never saw?
+"""Tests whether the distance to the training images detects unlike images.
 
     python experiments/unseen.py --phantom_run=runs/two_stage --real_run=runs/covid \\
         --data=DATA --out=experiments/unseen.md
@@ -10,7 +10,7 @@ of its own test patients, new phantom patients, real CT in DATA/ct_dicom, the sa
 shown with another window, soft tissue, and generated textures. Other features and distances
 are measured in the same way, and so is how well a classifier that is shown both kinds of
 windows distinguishes them, which bounds what any distance can do. Writes the page, and the
-numbers beside it as JSON. Minutes on a CPU.
+numbers next to it as JSON. Minutes on a CPU.
 """
 
 import argparse
@@ -58,31 +58,32 @@ TAPS = ("pool1", "relu3", "pool5", "relu7")
 OURS, PHANTOMS, REAL = "as exported", "new phantom patients", "real CT"
 WINDOWED = f"{REAL}, all windows, shown with the HU window 40,400"
 
-TEXT = """# What a model never saw
+TEXT = """# Images unlike the training images
 
     {command} \\
         --out=experiments/unseen.md
 
 `predict` hatches lung whose windows are unlike the training images: those whose nearest
-training image, in standardised features, is further away than for 99 % of the patches of
-held-out training patients (`twostage_jax/train/novelty.py`). Two models were measured:
+training image, in standardised features, is further away than for 99 % of the patches
+of held-out training patients (`twostage_jax/train/novelty.py`). Two models were
+measured:
 
 - of phantoms: the two-stage arm of the default job. Unlike: {phantom}.
 - of real CT: trained on patches of `covid_ct` (17 patients; `experiments/covid.py`, arm
   `scratch`, seed 0). Unlike: {real}.
 
-Both networks had the dense head.
-Real CT is `ct_dicom`, 20 slices of 10 patients of another collection, windows as `predict`
-cuts them; for the second model all images are resampled to 1.4 mm and shown as its slices
-were (HU window -300,1950). *Lung alone*: windows with at least 95 % of lung. The numbers,
-and more of them: [unseen.json](unseen.json).
+Both networks had the dense head. Real CT is `ct_dicom`, 20 slices of 10 patients of
+another collection, windows as `predict` cuts them; for the second model all images are
+resampled to 1.4 mm and shown as its slices were (HU window -300,1950). *Lung alone*:
+windows with at least 95 % of lung. The numbers, and more of them:
+[unseen.json](unseen.json).
 
-**The threshold holds for new patients, nearly, and a wrong window is found in {wrong} % of
-the lung. That a patient is not a phantom is not found:** per window, real lung lies as near
-to the phantoms that the model was trained on as new phantoms do. So `predict` does not rely
-on the distance there. A data set records whether its images are synthetic, and a model
-trained on synthetic images refuses every series that does not say that it is synthetic
-itself.
+**The threshold nearly holds for new patients, and a wrong HU window is detected in
+{wrong} % of the lung. Real patients are not distinguished from phantoms:** per window,
+real lung lies as near to the training phantoms as new phantoms do. So `predict` does
+not rely on the distance there. A data set records whether its images are synthetic, and
+a model trained on synthetic images refuses every series that does not say that it is
+synthetic itself.
 
 Windows that are unlike the training images, in %:
 
@@ -90,24 +91,25 @@ Windows that are unlike the training images, in %:
 |---|--:|--:|
 {rows}
 
-Nominal for patches of test patients: 1 %. Whole lungs have more, because windows at the
-chest wall are cut as no training patch is. By patient of the real CT, the model of phantoms
-finds {spread} % (least, median, most).
+The nominal value for patches of test patients is 1 %. Whole lungs have more, because
+windows at the chest wall are cut unlike any training patch. By patient of the real CT, the
+model of phantoms marks {spread} % (least, median, most).
 
-Little more can be expected of distances in these features: even a linear classifier that
-is *shown* windows of both kinds (lung alone, patients held out) confuses many single
-windows of phantoms and of real CT, with an AUC of {auc} in the features of the model of
-phantoms. Soft tissue is not found where the training images have consolidation, which
-looks the same. The model of real CT, whose threshold rests on 6 patients, is at {own}
-instead of 1 % on its own test patients: with so few, a threshold is itself uncertain.
+Little more can be expected of distances in these features: even a linear classifier
+that is *shown* windows of both kinds (lung alone, patients held out) confuses many
+single windows of phantoms and of real CT, with an AUC of {auc} in the features of the
+model of phantoms. Soft tissue is not detected where the training images contain
+consolidation, which looks the same. The model of real CT, whose threshold rests on 6
+patients, is at {own} instead of 1 % on its own test patients: with so few, a threshold
+is itself uncertain.
 
 ## Other features and distances
 
-Of the model of phantoms, in %, thresholds by the same cross-validation over patients, with
-the validation patients among them. *Mahalanobis*: from the nearest class mean, one shrunk
-covariance (Lee et al. 2018). *Of length 1*: features scaled to length 1, as Sun et al. 2022
-do. The choice among them was made on these very images, so that the chosen one may do
-somewhat worse on others.
+Of the model of phantoms, in %, thresholds by the same cross-validation over patients,
+with the validation patients among them. *Mahalanobis*: from the nearest class mean, one
+shrunk covariance (Lee et al. 2018). *Of length 1*: features scaled to length 1, as Sun
+et al. 2022 do. The choice among them was made on these same images, so the chosen one
+may do somewhat worse on others.
 
 | features and distance | {shown} |
 |---|{lines}|
@@ -116,7 +118,7 @@ somewhat worse on others.
 
 
 class Windows(NamedTuple):
-    """Windows of slices: `[N, size, size, 1]` int16, patients, shares of lung."""
+    """Windows of slices: `[N, size, size, 1]` int16, patients, fractions of lung."""
 
     images: np.ndarray
     patients: np.ndarray
@@ -252,9 +254,10 @@ def deep(
 def mahalanobis(
     known: np.ndarray, groups: np.ndarray, labels: np.ndarray
 ) -> tuple[float, Callable]:
-    """As `deep`, by the nearest class mean (Lee et al. 2018, arXiv 1807.03888).
+    """Returns the same as `deep`, for the nearest class mean.
 
-    One covariance for all classes, shrunk as Ledoit and Wolf 2004 do.
+    Lee et al. 2018 (arXiv 1807.03888). One covariance for all classes, shrunk as
+    Ledoit and Wolf 2004 do.
     """
     scale = known.std(0) + novelty.FLOOR * known.std() + 1e-12
 
