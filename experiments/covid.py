@@ -27,7 +27,7 @@ def get_config(variant: str) -> ConfigDict:
 
     config.stages.natural.data.path = f"{data}/cifar10"
     config.stages.texture.data.path = f"{data}/kth_tips_gray"
-    # One sample a material: train and test do not share a view (scale, pose and light).
+    # One sample per material: train and test do not share a view (scale, pose and light).
     config.stages.texture.data.group_regex = r"scale_(\d+_im_\d+)"
     config.stages.target.data.path = f"{data}/covid_ct"
 

@@ -120,7 +120,7 @@ def answers() -> None:
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         path, original = map(Path, json.loads(line))
-        # SimpleITK's memory, from the file before, is not ours: the peak starts anew.
+        # SimpleITK's memory, from the file before, is not ours: the peak is reset.
         Path("/proc/self/clear_refs").write_text("5")
         began = time.monotonic()
         answer, headers, hu = _read(path)

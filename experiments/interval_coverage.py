@@ -75,7 +75,7 @@ SHARED |= {
         seeds=1, seed=0.0, seed_arm=0.0, folds=2, training=0.3
     ),
     "the same 2 folds each seed, 0.3 logits": Scenario(
-        folds=2, training=0.3, anew=False
+        folds=2, training=0.3, redraw=False
     ),
 }
 # Of the report's method: see `content.REJECTED`.
@@ -225,7 +225,7 @@ sixteenth of it.
   percentile interval over test patients and seeds, for comparison.
 - *level*, *level, these*: how often p <= 0.05 when the arms are equal, by either reading.
 - *McNemar*: how often the exact test on pooled patches rejects when the arms are equal: it
-  takes the patches of a patient for independent, and is reported for comparison with the
+  treats the patches of a patient as independent, and is reported for comparison with the
   literature only.
 - *power*: how often p <= 0.05 at the true difference, for new training patients.
 

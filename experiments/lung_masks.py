@@ -70,7 +70,7 @@ al. 2020), every second slice, 256 x 256. **These slices are a hard and somewhat
 test**: they are 8-bit images, windowed and locally enhanced in an undocumented way.
 Their HU are estimated without the masks (see `hounsfield` in `lung_masks.py`), and
 their pixel size is assumed to be {pixel} mm. Slices are masked one by one, since their
-spacing is unknown, too. {milliseconds} ms a slice on one core.
+spacing is unknown, too. {milliseconds} ms per slice on one core.
 
 {real}
 

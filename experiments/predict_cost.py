@@ -48,9 +48,10 @@ GPU. All numbers: [predict_cost.json](predict_cost.json).
 |---|---|---|
 {rows}
 
-{windows:,} windows: {windows_a_second:,} a second, {windows_a_cpu_second:,} a CPU second.
+{windows:,} windows: {windows_a_second:,} per second,
+{windows_a_cpu_second:,} per CPU second.
 Peak memory {peak_gib} GiB. The folder of the series takes up {megabytes[all]} MB: pictures
-{megabytes[.png]} MB, the DICOM SEG {megabytes[.dcm]} MB (one bit a pixel, not compressed,
+{megabytes[.png]} MB, the DICOM SEG {megabytes[.dcm]} MB (one bit per pixel, uncompressed,
 so that every viewer reads it).
 """
 

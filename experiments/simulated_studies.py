@@ -40,11 +40,11 @@ class Scenario:
       training: Effect of a training set on each arm: the sum of the effects of the
         patients in it, who are patients of the study, for every fold and seed.
       validation: Fraction of the patients outside the test fold who are not trained on.
-      anew: Whether each seed draws its own folds, as the program does; otherwise all
+      redraw: Whether each seed draws its own folds, as the program does; otherwise all
         seeds have the same.
       spread: Standard deviation of the log of the number of patches of a patient.
       patches: Median number of patches of a patient.
-      mixed: Patients have patches of all classes, or of one only.
+      mixed: Whether patients have patches of all classes, or of one only.
     """
 
     patients: int = 17
@@ -60,7 +60,7 @@ class Scenario:
     folds: int = 0
     training: float = 0.0
     validation: float = 0.0
-    anew: bool = True
+    redraw: bool = True
     spread: float = 1.0
     patches: float = 30.0
     mixed: bool = True
@@ -70,11 +70,11 @@ class Simulated(NamedTuple):
     """One study.
 
     Attributes:
-      patches: `[P, K]`.
-      logits: `[A, S, P, K]` of a right prediction.
-      folds: `[S, P]`, or None.
+      patches: Number of patches `[P, K]`.
+      logits: Logits `[A, S, P, K]` of a right prediction.
+      folds: Test folds `[S, P]`, or None.
       trained: Fraction of the patients that a model is trained on; NaN without folds.
-      shift: `[A]`: mean effect of the training sets that these patients can make.
+      shift: Mean effect `[A]` of the training sets that these patients can make.
     """
 
     patches: np.ndarray
@@ -110,7 +110,7 @@ def simulate(scenario: Scenario, generator: np.random.Generator) -> Simulated:
     )
     if not scenario.folds:
         return Simulated(patches, logits, None, np.nan, np.zeros(2))
-    drawn = s if scenario.anew else 1
+    drawn = s if scenario.redraw else 1
     folds = np.tile(np.arange(p) % scenario.folds, (drawn, 1))  # [S or 1, P]
     folds = np.broadcast_to(generator.permuted(folds, axis=1), (s, p))
     effects = scenario.training * draw(size=(2, p))
@@ -120,9 +120,9 @@ def simulate(scenario: Scenario, generator: np.random.Generator) -> Simulated:
         held = round(scenario.validation * len(rest))
         chosen = rest[held:]
         sizes.append(len(chosen))
-        where = place[0] if scenario.anew else slice(None)
+        where = place[0] if scenario.redraw else slice(None)
         of_set = effects[:, chosen].sum(1) / np.sqrt(len(chosen))
-        of_sets[:, where, place[1]] = of_set if scenario.anew else of_set[:, None]
+        of_sets[:, where, place[1]] = of_set if scenario.redraw else of_set[:, None]
     size = np.mean(sizes)
     of_patients = np.take_along_axis(of_sets, np.stack([folds] * 2), axis=2)
     return Simulated(
@@ -177,7 +177,7 @@ def truth(scenario: Scenario, metric: str) -> Callable[[np.ndarray, float], np.n
         shifts = SHIFTS if metrics.METRICS[metric].counts else FEW_SHIFTS
     # Neither depends on how many patients and seeds a study has of the population.
     many = dataclasses.replace(
-        scenario, folds=0, training=0.0, validation=0.0, anew=True, patients=3000,
+        scenario, folds=0, training=0.0, validation=0.0, redraw=True, patients=3000,
         seeds=100 if scenario.seeds > 1 else 1,
     )  # fmt: skip
     curve = np.array([_true(_shifted(many, shift), metric) for shift in shifts])
