@@ -1,5 +1,7 @@
 """The backward rules of single layers, by hand."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -76,8 +78,10 @@ def test_normalisation_passes_the_signal_on_or_has_its_derivative():
         np.testing.assert_array_equal(back, expected)
 
 
-class Shortcut(nn.Module):
+class Shortcut(models.Network):
     """A residual block of dense layers; `ResNet` calls the same `layers.relu`."""
+
+    CHAIN: ClassVar = False
 
     @nn.compact
     def __call__(self, x, *, train):
@@ -98,7 +102,7 @@ def test_guided_backpropagation_goes_through_both_ways_of_a_shortcut():
     g = start * (after > 0)
     inner = np.maximum(g @ second.T, 0) * (before > 0)
     found = reconstruct(
-        Shortcut(), variables, np.float32(x), "block", method="guided", channels=2
+        Shortcut(5), variables, np.float32(x), "block", method="guided", channels=2
     )
     expected = g + inner @ first.T
     assert np.abs(expected).max() > 0.1

@@ -151,7 +151,7 @@ def test_strongest_responses_of_the_default_layers_are_those_of_the_taps(resnet)
     found_in = network(module, {}, SIZE)._replace(variables=variables)
     images = examples(count=3, size=SIZE).images
     shapes = networks.tap_shapes(module, variables, images)
-    layers = strongest.default_layers(shapes)
+    layers = strongest.default_layers(module, shapes)
     assert layers == ["stem_relu", "stage1", "stage2", "stage3", "stage4"]
     found = strongest.find_strongest(found_in, images, layers, 2)
     taps = forward(found_in, networks.scaled(found_in, images))[1]

@@ -10,6 +10,7 @@ import pytest
 import scipy.ndimage
 from network_by_hand import NetworkByHand, random_params
 
+from twostage_jax import models
 from twostage_jax.errors import UserError
 from twostage_jax.explain import saliency
 from twostage_jax.explain.saliency import reconstruct
@@ -18,10 +19,10 @@ from twostage_jax.models import CaffeNet
 STEM = (5, 2, 2)
 
 
-class Weighted(nn.Module):
+class Weighted(models.Network):
     """Logit k is the sum over pixels of weights_k * image ** power."""
 
-    power: int
+    power: int = 1
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -43,7 +44,7 @@ def example():
 
 def test_methods_on_a_linear_network_are_its_weights(example):
     variables, images, labels, chosen = example
-    call = Weighted(1), variables, images, labels
+    call = Weighted(3, power=1), variables, images, labels
     product = (chosen * images).sum(-1)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     close(saliency.gradient(*call), chosen)
@@ -57,14 +58,16 @@ def test_methods_on_a_linear_network_are_its_weights(example):
 
 def test_integrated_gradients_of_a_square_share_it_among_the_pixels(example):
     variables, images, labels, chosen = example
-    found = saliency.integrated_gradients(Weighted(2), variables, images, labels)
+    found = saliency.integrated_gradients(
+        Weighted(3, power=2), variables, images, labels
+    )
     expected = (chosen * images**2).sum(-1)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_smoothgrad_of_a_square_is_the_gradient_at_the_mean_noisy_image(example):
     variables, images, labels, chosen = example
-    found = saliency.smoothgrad(Weighted(2), variables, images, labels)
+    found = saliency.smoothgrad(Weighted(3, power=2), variables, images, labels)
     noise = np.mean(
         [np.random.default_rng(i).standard_normal((8, 8, 2)) for i in range(25)], 0
     )
@@ -72,14 +75,16 @@ def test_smoothgrad_of_a_square_is_the_gradient_at_the_mean_noisy_image(example)
     noisy = images + span.reshape(-1, 1, 1, 1) * noise
     expected = np.abs(2 * chosen * noisy).max(-1)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-    alone = saliency.smoothgrad(Weighted(2), variables, images[1:2], labels[1:2])
+    alone = saliency.smoothgrad(
+        Weighted(3, power=2), variables, images[1:2], labels[1:2]
+    )
     np.testing.assert_allclose(alone, found[1:2], rtol=1e-4, atol=1e-5)
 
 
 def test_occlusion_is_the_mean_loss_of_the_squares_over_a_pixel(example):
     variables, images, labels, chosen = example
     found = saliency.occlusion(
-        Weighted(1), variables, images, labels, window=4, fill=0.5
+        Weighted(3, power=1), variables, images, labels, window=4, fill=0.5
     )
     lost = (chosen * (images - 0.5)).sum(-1)
     total, count = np.zeros((3, 8, 8)), np.zeros((8, 8))

@@ -95,7 +95,7 @@ def test_default_layers_and_method_depend_on_the_family():
     ):
         module = models.build(name, num_classes=2)
         shapes = module_shapes(module, image)
-        assert strongest.default_layers(shapes) == layers
+        assert strongest.default_layers(module, shapes) == layers
         assert strongest.best_method(module) == method
 
 

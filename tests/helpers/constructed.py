@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from skimage.filters import gabor_kernel
 
+from twostage_jax import models
 from twostage_jax.explain.networks import Network
 
 FREQUENCIES, ORIENTATIONS = (0.12, 0.22), np.arange(4) * np.pi / 4
@@ -32,7 +33,7 @@ def gabor_bank() -> np.ndarray:
     return (stack / np.linalg.norm(stack, axis=(0, 1)))[:, :, None].astype(np.float32)
 
 
-class Visual(nn.Module):
+class Visual(models.Network):
     """Simple cells, complex cells (energy), and products of complex cells.
 
     Convolutions go round the borders, so that a periodic image and noise of the same
@@ -61,7 +62,7 @@ class Visual(nn.Module):
         return logits, taps
 
 
-class Small(nn.Module):
+class Small(models.Network):
     """A convolution, a hidden layer and a head: enough for every measure."""
 
     num_classes: int = 3

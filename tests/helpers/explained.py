@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from network_by_hand import random_params
 
+from twostage_jax import models
 from twostage_jax.explain.networks import Examples, Network
 from twostage_jax.models import CaffeNet
 from twostage_jax.train import checkpoint
@@ -20,7 +21,7 @@ MODEL = {
 }  # fmt: skip
 
 
-class Signs(nn.Module):
+class Signs(models.Network):
     """conv1: the image times each weight; head: their means, times weights."""
 
     num_classes: int = 2

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from twostage_jax.errors import UserError, did_you_mean
-from twostage_jax.models import ResNet, layers
+from twostage_jax.models import layers
 
 METHODS = ("desalinet", "deconvnet", "salinet", "guided")
 # What needs a chain of layers, each with one input: a shortcut adds two signals, and
@@ -44,8 +44,7 @@ _lock = threading.RLock()
 
 def methods_for(module: Any) -> list[str]:
     """Returns the methods of `METHODS` that this network has."""
-    chain = not isinstance(module, ResNet)
-    return [name for name in METHODS if chain or name not in CHAIN_ONLY]
+    return [name for name in METHODS if module.CHAIN or name not in CHAIN_ONLY]
 
 
 def check_method(method: str, module: Any) -> None:

@@ -138,7 +138,7 @@ def _layers(
     shapes = networks.tap_shapes(first.module, first.variables, images)
     for layer in layers:
         networks.check_tap(shapes, layer)
-    return list(layers) or strongest.default_layers(shapes)
+    return list(layers) or strongest.default_layers(first.module, shapes)
 
 
 def _strongest(
@@ -186,9 +186,7 @@ def _strongest(
 def _first_layer(drawn: dict[str, Figure], arms: Arms) -> None:
     firsts = networks.of_first_seed(arms)
     first = next(iter(firsts.values()))
-    layer = next(
-        name for name in ("conv1", "stem_conv") if name in first.variables["params"]
-    )
+    layer = first.module.FIRST_LAYER
     shown = {"untrained": networks.randomised(first), **firsts}
     kernels = {
         name: np.asarray(network.variables["params"][layer]["kernel"])

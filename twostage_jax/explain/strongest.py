@@ -1,6 +1,5 @@
 """Where each channel of a layer answers most, and what in the image it answers to."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +14,6 @@ from twostage_jax.explain.networks import Network
 from twostage_jax.explain.saliency import reconstruct
 from twostage_jax.models import HEAD
 
-# Taps that no ReLU follows or came before: below 0 they are as alive as above.
-UNRECTIFIED = (HEAD, "stem_conv")
 # Below this share of a picture's largest value, a pixel is outside what a neuron sees.
 SEEN_SHARE = 1e-5
 
@@ -54,15 +51,19 @@ class Patches(NamedTuple):
     dead: np.ndarray
 
 
-def default_layers(shapes: Mapping[str, tuple]) -> list[str]:
-    """Returns the convolutions of a CaffeNet, or the stem and stages of a residual one.
+def default_layers(module: Any, shapes: Mapping[str, tuple]) -> list[str]:
+    """Returns `MAPS` of the network, or, where it names none, all taps that are maps.
 
     Args:
-      shapes: Of the taps; see `networks.tap_shapes`.
+      module: the network.
+      shapes: shapes of its taps; see `networks.tap_shapes`.
     """
-    maps = [name for name, shape in shapes.items() if len(shape) == 3]
-    known = [name for name in maps if re.fullmatch(r"conv\d+|stem_relu|stage\d+", name)]
-    return known or maps
+    return list(module.MAPS) or [n for n, shape in shapes.items() if len(shape) == 3]
+
+
+def signed(module: Any, layer: str) -> bool:
+    """Returns whether a channel of the tap is as alive below 0 as above."""
+    return layer == HEAD or layer in module.SIGNED
 
 
 def find_strongest(
@@ -92,7 +93,7 @@ def find_strongest(
                 "that are not finite numbers."
             )
         dead = values.max(1) <= 0
-        if layer in UNRECTIFIED:
+        if signed(network.module, layer):
             dead = values.max(1) == peaks["least"].min(0)
         order = np.argsort(-values, axis=1, kind="stable")[:, :count]
         strongest[layer] = Strongest(
@@ -152,14 +153,14 @@ def show(
     boxes = {arm: _boxes(of_arm) for arm, of_arm in pictures.items()}
     side = max(int((box[:, 1] - box[:, 0]).max(initial=1)) for box in boxes.values())
     shown = {}
-    for arm, (_, strongest) in found.items():
+    for arm, (network, strongest) in found.items():
         chosen = strongest.images[channels]
         shape = (*chosen.shape, side, side, images.shape[-1])
         starts = _starts(boxes[arm], side, images.shape[1:3])
         shown[arm] = Patches(
             _cut(images[chosen.reshape(-1)], starts, side).reshape(shape),
             _cut(pictures[arm], starts, side).reshape(shape),
-            (strongest.values[channels] > 0) | (layer in UNRECTIFIED),
+            (strongest.values[channels] > 0) | signed(network.module, layer),
             strongest.dead[channels],
         )
     return shown
