@@ -8,7 +8,7 @@
 Grey 32-pixel patches. IMAGES and TEXTURES hold a sub-folder for each class; SLICES holds
 `ct/`, `lungs/`, `infection/` and `slices.csv` (see `data/slices.py`).
 `--config=configs/folders.py:texture_only` standardises every image, so that brightness
-and contrast tell nothing.
+and contrast carry no information.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     Args:
       variant: '', or 'texture_only': every image of every stage is brought to mean 0 and
-        deviation 1, so that only structure is left.
+        standard deviation 1, so that only structure is left.
     """
     if variant not in ("", "texture_only"):
         raise ValueError(

@@ -32,7 +32,7 @@ Lungs are found by threshold and morphology; `remarks` says where that is uncert
 --lungs=FOLDER they are those of masks made elsewhere: NIfTI or DICOM SEG, such as
 TotalSegmentator and lungmask write. A series without a mask there is then refused.
 
-Lung whose windows are unlike the training images (see `novelty.py`) is hatched in the
+Lung whose windows are unlike the training images (see `train/novelty.py`) is hatched in the
 pictures, counted in `fraction_unlike_training`, as a fraction of the region's classified
 lung, and has no class in the DICOM SEG. A series is refused if this is more than half of
 its lung, or if the model was trained on synthetic images and the series does not say that

@@ -7,7 +7,7 @@
 
 finds the CT slices below --source, whatever their names, and the regions in --rois (or
 next to the slices): PNG, TIFF, NumPy or NIfTI masks, DICOM SEG, RTSTRUCT, CSV polygons or
-MedGIFT contours; see `data/dicom.py`. It writes
+MedGIFT contours; see `data/ct_patches.py`. It writes
 
     prepared/      the patches in HU, as ArrayRecord
     dataset.json   what they are

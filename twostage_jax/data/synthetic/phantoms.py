@@ -1,7 +1,7 @@
 """Patches of HRCT phantoms: seven lung textures, by the path that real files take.
 
 Each patient is drawn, written as a DICOM series with region masks into a temporary
-folder, and read back as `data/dicom.py` reads a real one.
+folder, and read back as `ct_patches` reads a real one.
 """
 
 import functools
