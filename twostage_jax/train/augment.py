@@ -103,8 +103,8 @@ def normalise(
 ) -> jax.Array:
     """Scales `[N, H, W, C]` images in [0, 1] for the network.
 
-    'patch' brings each image to mean 0 and standard deviation 1, so that only structure is left;
-    the others subtract `mean` and divide by `deviation`, `[C]`.
+    'patch' brings each image to mean 0 and standard deviation 1, so that only structure is
+    left; the others subtract `mean` and divide by `deviation`, `[C]`.
     """
     if how == "patch":
         axes = (-3, -2, -1)
