@@ -137,10 +137,9 @@ def train_step(module, variables, x, labels):
         ("caffenet_small", 45, {"head": "dense"}),
         ("caffenet", 67, {}),
         ("caffenet", 99, {}),
-        ("resnet18", 32, {}),
+        # Both blocks and both norms; a residual network takes long to compile.
         ("resnet18", 45, {"norm": "group"}),
-        ("resnet50", 32, {"norm": "group"}),
-        ("resnet50", 45, {}),
+        ("resnet50", 32, {}),
     ],
 )
 def test_loss_and_gradients_are_finite(name, size, options):
