@@ -11,6 +11,7 @@ import pytest
 from twostage_jax.errors import UserError
 from twostage_jax.explain import compare, measure, networks, stimuli
 from twostage_jax.explain.figures import draw_measures
+from twostage_jax.explain.measures import MEASURES
 from twostage_jax.explain.text import measure_words, tables
 
 SIZE = 16
@@ -77,7 +78,7 @@ def measured(textures):
 
 def test_result_is_plain_json_with_all_measures(measured):
     assert json.loads(json.dumps(measured, allow_nan=False)) == measured
-    assert set(measured["values"]) == set(measure.MEASURES)
+    assert set(measured["values"]) == set(MEASURES)
     assert measured["order"] == [
         "scratch",
         "two_stage",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ortho_group
 
-from twostage_jax.explain.similarity import cka, drift, gram
+from twostage_jax.explain.measures.similarity import cka, drift, gram
 
 
 def test_rotated_and_scaled_copy_is_the_same():

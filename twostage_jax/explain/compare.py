@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from twostage_jax.errors import UserError
-from twostage_jax.explain import networks, similarity
-from twostage_jax.explain.measures import probes, reliance
+from twostage_jax.explain import networks
+from twostage_jax.explain.measures import MEASURES, probes, similarity
 from twostage_jax.explain.networks import Examples, Network
 from twostage_jax.explain.responses import Layer, over_seeds, p_value
 from twostage_jax.models import HEAD
@@ -27,10 +27,6 @@ Pair = tuple[str, str, str, str]
 RANDOM = "random"
 ALL_LAYERS = "all layers"
 CKA_EXAMPLES = 256
-# Measure -> why a seed has no value, where it is always the same.
-WHY_NONE = {
-    "kept": f"less than {reliance.LEAST_ABOVE:.0%} above chance on unchanged images"
-}
 
 # (measure, network, layer) -> seed -> a number or what carries one.
 Found = dict[tuple[str, str, str], dict[int, Any]]
@@ -179,20 +175,18 @@ def add_all_layers(found: Found, layers: Sequence[str]) -> None:
 
 
 def tables(
-    found: Found,
-    chains: Mapping[str, list[str]],
-    compared: Sequence[str],
+    found: Found, chains: Mapping[str, list[str]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the values, and the differences of the measures in `compared`.
+    """Returns the values, and the differences of the measures that are `compared`.
 
     See `measure` for their form. Differences are between networks of the same seed.
     """
     values: dict[str, Any] = {}
     for (measure_name, name, layer), by_seed in found.items():
         of_network = values.setdefault(measure_name, {}).setdefault(name, {})
-        of_network[layer] = _entry(by_seed, WHY_NONE.get(measure_name, ""))
+        of_network[layer] = _entry(by_seed, MEASURES[measure_name].why_none)
     differences: dict[str, Any] = {}
-    for measure_name in compared:
+    for measure_name in (name for name, one in MEASURES.items() if one.compared):
         by_name = values.get(measure_name, {})
         for first, second in pairs(chains):
             if first not in by_name or second not in by_name:
@@ -210,7 +204,7 @@ def tables(
                     for s in one
                     if s in other
                 }
-                pair[layer] = _entry(less, WHY_NONE.get(measure_name, ""))
+                pair[layer] = _entry(less, MEASURES[measure_name].why_none)
                 pair[layer]["p_value"] = p_value(list(less.values()))
     return values, differences
 

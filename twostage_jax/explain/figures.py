@@ -17,7 +17,7 @@ from twostage_jax.explain.checks import (
     Maps,
 )
 from twostage_jax.explain.compare import ALL_LAYERS, RANDOM
-from twostage_jax.explain.measures import reliance
+from twostage_jax.explain.measures import MEASURES, reliance
 from twostage_jax.explain.saliency import SIGNED
 from twostage_jax.explain.strongest import Patches
 from twostage_jax.report.figures import PAGE, SHARED, STYLE, arm_label, arm_style, plain
@@ -435,13 +435,11 @@ def randomisation(found: Mapping[str, Mapping[str, Any]], failed: Failed) -> Fig
 # Between the intervals of two networks at one place, in places.
 APART = 0.13
 UNTRAINED = {"color": SHARED, "linestyle": "--", "marker": ""}
+# The panel of edges comes first; the others follow the order of the registry.
 PANELS = {
-    "edge_selectivity": "Orientation selectivity, edges",
-    "orientation_selectivity": "Orientation selectivity, gratings",
-    "texture_modulation": "Texture modulation index",
-    "probe_orientation": "Probe: orientation",
-    "probe_texture": "Probe: texture family",
-    "probe_target": "Probe: target class",
+    one.name: one.panel
+    for one in sorted(MEASURES.values(), key=lambda m: m.name != "edge_selectivity")
+    if one.panel
 }
 CHANGES = {
     "shuffled": "Squares shuffled",
@@ -472,22 +470,21 @@ def _responses(measured: Mapping[str, Any]) -> Figure:
     for axes in panels[len(PANELS) :]:
         axes.set_visible(False)
     lines: dict[str, Any] = {}
-    for i, (name, title) in enumerate(PANELS.items()):
+    for i, (name, panel) in enumerate(PANELS.items()):
         axes = panels[i]
         by_name = measured["values"].get(name, {})
         layers = measured["layers"]
         lines |= _lines(axes, by_name, layers, [*measured["chains"], RANDOM])
         _layer_axis(axes, layers)
-        axes.set_title(title)
-        if name == "texture_modulation":
-            axes.axhline(0, color=SHARED, linewidth=0.5, zorder=0)
-        elif name.startswith("probe"):
+        axes.set_title(panel.title)
+        if panel.chance:
             _probe_axis(axes, by_name)
+        elif panel.bottom is None:
+            axes.axhline(0, color=SHARED, linewidth=0.5, zorder=0)
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=panel.bottom)
         if i % 3 == 0:
-            probe = name.startswith("probe")
-            axes.set_ylabel("Balanced accuracy" if probe else "Mean of the channels")
+            axes.set_ylabel(panel.ylabel)
     _legend(figure, lines)
     return figure
 

@@ -37,27 +37,6 @@ from twostage_jax.explain.compare import Found, Named
 from twostage_jax.explain.networks import Examples, Network
 
 SCHEMA = 1
-# Measure -> how it is named in tables and figures.
-MEASURES = {
-    "orientation_selectivity": "orientation selectivity, gratings",
-    "orientation_bandwidth": "orientation bandwidth, median (degrees)",
-    "frequency": "best frequency (cycles a pixel)",
-    "band_pass": "share of channels with a band of frequencies",
-    "frequency_bandwidth": "frequency bandwidth, median (octaves)",
-    "edge_selectivity": "orientation selectivity, edges",
-    "texture_modulation": "texture modulation index",
-    "probe_orientation": "probe: orientation (balanced accuracy)",
-    "probe_texture": "probe: texture family (balanced accuracy)",
-    "probe_target": "probe: target class (balanced accuracy)",
-    "gabor_share": "share of filters that a Gabor function fits",
-    "gabor_explained": "share of filter energy that a Gabor function explains",
-    "drift": "relative change of parameters since the stage before",
-    "cka": "linear CKA on the target's images",
-    "accuracy": "balanced accuracy on changed images",
-    "kept": "share of the accuracy above chance that is kept",
-}
-# Measures whose differences between networks mean something.
-COMPARED = tuple(name for name in MEASURES if name not in ("drift", "cka"))
 
 
 # The matrices of probes are small: several threads would mostly wait for each other.
@@ -109,7 +88,7 @@ def measure(
     compare.drift(found, named, chains, notes)
     compare.similarities(found, named, chains, shown.examples, layers, notes)
     compare.add_all_layers(found, layers)
-    values, differences = compare.tables(found, chains, COMPARED)
+    values, differences = compare.tables(found, chains)
     return {
         "schema": SCHEMA,
         "layers": list(layers),

@@ -5,13 +5,14 @@ on. Differences are tested (see `compare.told`) over all comparisons of the para
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from twostage_jax.explain.checks import RANDOM_ORDER
 from twostage_jax.explain.compare import ALL_LAYERS, RANDOM, Pair, Told, told
 from twostage_jax.explain.figures import MARKS, PANELS, foot_notes, method_label
+from twostage_jax.explain.measures import MEASURES
 from twostage_jax.report.figures import arm_label
 from twostage_jax.report.tables import listed
 
@@ -165,41 +166,11 @@ def page(
     return "\n".join(lines) + "\n"
 
 
-class Measure(NamedTuple):
-    """How a measure is spoken of: what it makes an arm, and what the numbers are."""
-
-    name: str
-    makes: str
-    number: str
-
-
-EDGES = [
-    Measure(
-        "edge_selectivity",
-        "selective for the orientation of edges",
-        "Orientation selectivity for step edges (0 to 1)",
-    )
-]
-TEXTURES = [
-    Measure(
-        "texture_modulation",
-        "selective for textures (against noise of the same spectrum)",
-        "Modulation index (-1 to 1)",
-    ),
-    Measure(
-        "probe_texture",
-        "informative of the texture family (linear probe)",
-        "Balanced accuracy of the probe",
-    ),
-]
-
-
 def measure_words(measured: Mapping[str, Any]) -> list[str]:
     """Returns paragraphs on what `measure.measure` returned."""
     paragraphs = [
         _beginning(measured),
-        _question(measured, "Edges.", EDGES),
-        _question(measured, "Textures.", TEXTURES),
+        *(_question(measured, title) for title in dict.fromkeys(_questions())),
         _reliance(measured),
         _silent(measured),
     ]
@@ -233,26 +204,38 @@ def _most_seeds(measured: Mapping[str, Any]) -> int:
     return max(len(measured["seeds"][arm]) for arm in measured["chains"])
 
 
-def _question(measured: Mapping[str, Any], title: str, asked: Sequence[Measure]) -> str:
-    """Returns a paragraph on measures, mean of the layers: answers, then numbers."""
+def _questions() -> list[str]:
+    return [m.sentence.question for m in MEASURES.values() if m.sentence]
+
+
+def _question(measured: Mapping[str, Any], title: str) -> str:
+    """Returns a paragraph on the measures of a question, mean of the layers.
+
+    The answers come first, then the numbers.
+    """
+    asked = {
+        m.name: m.sentence
+        for m in MEASURES.values()
+        if m.sentence and m.sentence.question == title
+    }
     arms = list(measured["chains"])
     others = [(arms[-1], arm) for arm in arms[:-1]]
     pairs = [*((arm, RANDOM) for arm in arms), *others]
-    found = told(measured, [(m.name, *p, ALL_LAYERS) for m in asked for p in pairs])
+    found = told(measured, [(name, *p, ALL_LAYERS) for name in asked for p in pairs])
     answers, numbers = [], []
-    for one in asked:
-        of_measure = {pair[1:3]: t for pair, t in found.items() if pair[0] == one.name}
+    for name, one in asked.items():
+        of_measure = {pair[1:3]: t for pair, t in found.items() if pair[0] == name}
         trained = {p[0]: t for p, t in of_measure.items() if p[1] == RANDOM}
         between = {p[1]: t for p, t in of_measure.items() if p[1] != RANDOM}
         if not of_measure:
-            numbers.append(f"{one.number}: {_missing(measured, one.name)}.")
+            numbers.append(f"{one.number}: {_missing(measured, name)}.")
             continue
         if _most_seeds(measured) > 1:
             answers.append(_answer(one.makes, trained, arms[-1], between))
         numbers.append(_numbers(one.number, trained, arms[-1], between))
     if _most_seeds(measured) < 2:
         answers = ["One seed cannot answer this."]
-    if asked is TEXTURES:
+    if any(one.shown for one in asked.values()):
         answers.append(_shown(measured))
     return " ".join([title, *answers, *numbers])
 
@@ -436,7 +419,7 @@ def _sentence(text: str) -> str:
 def tables(measured: Mapping[str, Any]) -> list[str]:
     """Returns lines: measures of all networks, and accuracy on changed images."""
     values = measured["values"]
-    shown = {name: title for name, title in PANELS.items() if name in values}
+    shown = {name: panel.title for name, panel in PANELS.items() if name in values}
     lines = [
         "",
         "## Mean of the layers [95 % interval over seeds]",

@@ -6,6 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize
 
+from twostage_jax.explain.measures.record import Measure
+
+MEASURES = (
+    Measure("gabor_share", "share of filters that a Gabor function fits"),
+    Measure("gabor_explained", "share of filter energy that a Gabor function explains"),
+)
+
 # A filter is well fitted if this share of its energy is explained. Of 48 random filters
 # of 5 x 5 pixels the best reaches about 0.75, of 11 x 11 about 0.2.
 GOOD = 0.8

@@ -9,9 +9,39 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.metrics import recall_score
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from twostage_jax.explain.measures.record import Measure, Panel, Sentence
 from twostage_jax.explain.responses import usable
 
 FOLDS = 5
+
+
+def _panel(title: str) -> Panel:
+    return Panel(title, "Balanced accuracy", chance=True)
+
+
+MEASURES = (
+    Measure(
+        "probe_orientation",
+        "probe: orientation (balanced accuracy)",
+        _panel("Probe: orientation"),
+    ),
+    Measure(
+        "probe_texture",
+        "probe: texture family (balanced accuracy)",
+        _panel("Probe: texture family"),
+        Sentence(
+            "Textures.",
+            "informative of the texture family (linear probe)",
+            "Balanced accuracy of the probe",
+            shown=True,
+        ),
+    ),
+    Measure(
+        "probe_target",
+        "probe: target class (balanced accuracy)",
+        _panel("Probe: target class"),
+    ),
+)
 
 
 class Probe(NamedTuple):

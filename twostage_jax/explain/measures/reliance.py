@@ -13,10 +13,20 @@ import numpy as np
 from scipy import ndimage
 from sklearn.metrics import balanced_accuracy_score
 
+from twostage_jax.explain.measures.record import Measure
+
 UNCHANGED = "unchanged"
 # Balanced accuracy above chance on unchanged images below which no share of it is
 # given: a share of next to nothing is noise.
 LEAST_ABOVE = 0.05
+MEASURES = (
+    Measure("accuracy", "balanced accuracy on changed images"),
+    Measure(
+        "kept",
+        "share of the accuracy above chance that is kept",
+        why_none=f"less than {LEAST_ABOVE:.0%} above chance on unchanged images",
+    ),
+)
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 

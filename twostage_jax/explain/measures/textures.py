@@ -7,7 +7,22 @@ spectrum. Linear filters followed by a square cannot tell the two apart.
 
 import numpy as np
 
+from twostage_jax.explain.measures.record import Measure, Panel, Sentence
 from twostage_jax.explain.stimuli import Textures, periodic_component, phase_scrambled
+
+MEASURES = (
+    Measure(
+        "texture_modulation",
+        "texture modulation index",
+        Panel("Texture modulation index", bottom=None),
+        Sentence(
+            "Textures.",
+            "selective for textures (against noise of the same spectrum)",
+            "Modulation index (-1 to 1)",
+            shown=True,
+        ),
+    ),
+)
 
 
 def pairs(textures: Textures, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

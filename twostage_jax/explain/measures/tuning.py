@@ -11,6 +11,30 @@ from typing import NamedTuple
 
 import numpy as np
 
+from twostage_jax.explain.measures.record import Measure, Panel, Sentence
+
+MEASURES = (
+    Measure(
+        "orientation_selectivity",
+        "orientation selectivity, gratings",
+        Panel("Orientation selectivity, gratings"),
+    ),
+    Measure("orientation_bandwidth", "orientation bandwidth, median (degrees)"),
+    Measure("frequency", "best frequency (cycles a pixel)"),
+    Measure("band_pass", "share of channels with a band of frequencies"),
+    Measure("frequency_bandwidth", "frequency bandwidth, median (octaves)"),
+    Measure(
+        "edge_selectivity",
+        "orientation selectivity, edges",
+        Panel("Orientation selectivity, edges"),
+        Sentence(
+            "Edges.",
+            "selective for the orientation of edges",
+            "Orientation selectivity for step edges (0 to 1)",
+        ),
+    ),
+)
+
 
 class Tuning(NamedTuple):
     """Tuning of C channels, `[C]` each; NaN where a channel has no such value.

@@ -5,7 +5,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
+from twostage_jax.explain.measures.record import Measure
+
 PyTree = Any
+MEASURES = (
+    Measure(
+        "drift", "relative change of parameters since the stage before", compared=False
+    ),
+    Measure("cka", "linear CKA on the target's images", compared=False),
+)
 
 
 class Gram(NamedTuple):
