@@ -20,7 +20,6 @@ from twostage_jax.config import DataConfig, ModelConfig
 from twostage_jax.data import ct_patches, prepared_folder, sources, store
 from twostage_jax.data.dataset import Example, Made, Recipe
 from twostage_jax.data.store import prepare
-from twostage_jax.errors import UserError
 from twostage_jax.train import augment
 
 SECRETS = (
@@ -143,9 +142,8 @@ def test_training_reads_the_prepared_folder(archive):
     description = json.loads((out / "dataset.json").read_text())
     assert description["fingerprint"] == data.fingerprint
     assert description["notice"] == "Research use only, not for diagnosis"
-    with pytest.raises(UserError) as refused:
+    with refused_at(out):
         sources.load(config, ModelConfig(image_size=16), out)
-    assert refused.value.where == str(out)
 
 
 def test_three_windows_become_three_channels(archive):
@@ -179,9 +177,8 @@ def test_source_dicom_with_the_same_settings_is_the_same_set(archive, tmp_path):
 
 
 def test_folder_that_holds_no_prepared_set_is_refused(tmp_path):
-    with pytest.raises(UserError) as refused:
+    with refused_at(tmp_path):
         prepared_folder.recipe(path=str(tmp_path))
-    assert refused.value.where == str(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -207,16 +204,16 @@ def test_killed_run_goes_on_where_it_was(tmp_path):
     calls.mkdir()
     script = (
         "import sys, os, time, pathlib\n"
-        "from twostage_jax.data import dicom_patches, dicom\n"
-        "from twostage_jax.data.prepare import prepare\n"
-        "make = dicom_patches.make\n"
+        "from twostage_jax.data import ct_patches\n"
+        "from twostage_jax.data.store import prepare\n"
+        "make = ct_patches.make\n"
         "def slow(patient, **settings):\n"
         "    done = list(pathlib.Path(sys.argv[3]).iterdir())\n"
         "    if len(done) == 2 and sys.argv[4] == 'stop': time.sleep(60)\n"
         "    pathlib.Path(sys.argv[3], patient.name).write_text('')\n"
         "    return make(patient, **settings)\n"
-        "dicom_patches.make = slow\n"
-        "recipe = dicom.recipe(path=sys.argv[1], size=8, classes='a,b')\n"
+        "ct_patches.make = slow\n"
+        "recipe = ct_patches.recipe(path=sys.argv[1], size=8, classes='a,b')\n"
         "print(prepare(recipe, sys.argv[2], workers=1).fingerprint)\n"
     )
     command = [

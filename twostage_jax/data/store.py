@@ -604,7 +604,7 @@ def _in_workers(recipe: Recipe, workers: int) -> Generator[list[Example]]:
 
     try:
         for task in recipe.tasks:
-            with _uninterrupted(), _light_main(recipe):
+            with uninterrupted(), _light_main(recipe):
                 pending.append((task, pool.submit(recipe.make, task)))
             if len(pending) >= AHEAD * workers:
                 yield result()
@@ -649,7 +649,7 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Defers signals to the end of the block, which may start workers.
 
     A worker interrupted during its start prints a long traceback.
