@@ -13,6 +13,7 @@ from small_study import datasets, parsed
 
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.splits import Splits, copies, split, subset
+from twostage_jax.errors import UserError
 from twostage_jax.study import plan
 
 GROUPS = [f"p{i // 3}" for i in range(60)]
