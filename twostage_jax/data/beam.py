@@ -20,9 +20,9 @@ def run(recipe: Recipe, data_dir: Path, options: Sequence[str]) -> None:
     """Makes the tasks of a recipe that are not made yet.
 
     Args:
-      recipe: Of tasks that are kept (`resumable`).
+      recipe: Recipe of tasks that are kept (`resumable`).
       data_dir: Folder of prepared data, seen under this name by all workers.
-      options: Of the pipeline, as Beam has them: '--runner=DirectRunner'.
+      options: Options of the pipeline in Beam's syntax: '--runner=DirectRunner'.
 
     Raises:
       UserError: Apache Beam is not installed, or a task failed.

@@ -1,4 +1,4 @@
-"""Which folders of a tree are classes, and which are splits of the data set.
+"""Finds the class folders of a tree, and the folders that are splits of the set.
 
 Class folders lie in the data set's folder, or one below folders of splits, whose names
 hold a word for 'train', 'validation' or 'test' (`seg_train`, `Training Data`, `val_set`):

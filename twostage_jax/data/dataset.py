@@ -1,4 +1,4 @@
-"""What a data set is: the recipe that makes it, and the arrays in hand."""
+"""Data sets: the recipe that makes one, and its arrays in memory."""
 
 import dataclasses
 import hashlib
@@ -43,7 +43,7 @@ class Made(list[Example]):
     """The examples of a task.
 
     Attributes:
-      skipped: (hash of a file, reason) of what was left out of them.
+      skipped: (hash of a file, reason) of the skipped ones.
       notes: Counts of what the user should know about the files; those of all tasks
         are added up.
       facts: Name of a table -> its rows, of values that JSON knows; those of all tasks
@@ -59,7 +59,7 @@ class Made(list[Example]):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a data set is made: `make(task)` for each task, in any order, in parallel.
+    """Recipe of a data set: `make(task)` for each task, in any order, in parallel.
 
     Attributes:
       name: A short name, of letters, digits and underscores.
@@ -67,7 +67,7 @@ class Recipe:
       class_names: One a class, in label order.
       key: Digest of everything the examples depend on: settings, code version, and
         the names, sizes and modification times of the files read. A changed key
-        means that the set is prepared anew.
+        means that the set is prepared again.
       tasks: Picklable units of work.
       make: A picklable function from a task to its examples.
       measure: A picklable function from a task to numbers that must be known of the

@@ -69,7 +69,7 @@ def recipe(
         or labelled; no pixel of a healthy patch may be labelled.
       per_class: Most patches of one class and patient, drawn at random; 0 = all.
       salt: Secret mixed into the patients' hashes.
-      seed: Of the random draw.
+      seed: Seed of the random draw.
 
     Raises:
       UserError: A setting is impossible, or a file is missing.

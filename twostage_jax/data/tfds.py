@@ -48,7 +48,7 @@ def recipe(
     is resized to `size`. Images become 8-bit: those of uint16 as `image_files.read`
     does it, those of float32 by the range of the whole set, 0 to 1 or 0 to 255.
     Examples whose label is negative (the test split of some sets)
-    are left out, and so are splits other than train, validation and test.
+    are skipped, and so are splits other than train, validation and test.
 
     Args:
       name: As TFDS knows it: 'cifar10', 'dtd', 'colorectal_histology', 'imagenet2012',

@@ -48,7 +48,7 @@ def methods_for(module: Any) -> list[str]:
 
 
 def check_method(method: str, module: Any) -> None:
-    """Raises a UserError if there is no such method, or none for this network."""
+    """Raises a UserError if the method does not exist, or not for this network."""
     if method not in METHODS:
         raise UserError(f"no method '{method}'.{did_you_mean(method, METHODS)}")
     if method not in methods_for(module):

@@ -33,7 +33,7 @@ SHARES = np.linspace(0, 1, 17)
 BLUR_SHARE = 1 / 8
 # Up to this many steps of the randomisation, from the head down to all layers.
 RANDOMISED_STEPS = 4
-# A map that keeps half of its rank correlation when every weight is drawn anew tells
+# A map that keeps half of its rank correlation when every weight is randomised tells
 # of the image more than of the network.
 UNCHANGED = 0.5
 # A map that is nearly the same for a random classifier cannot tell classes apart.
@@ -64,7 +64,7 @@ def check_saliency(
     """Asks every method and every arm about the same images and classes of a seed.
 
     Args:
-      arms: Arm -> its networks, one a seed.
+      arms: Arm -> its networks, one per seed.
       examples: Seed -> images `[N, H, W, C]` in [0, 1]. The maps drawn are of the first
         seed that all arms have.
       say: Takes a line on what is being done.
@@ -295,7 +295,7 @@ def randomisation(
     maps: Mapping[str, np.ndarray],
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Compares maps with those of the network as its layers are drawn anew, head first.
+    """Compares maps with those of the network as its layers are randomised, head first.
 
     The cascading parameter randomisation test of Adebayo et al. 2018
     (arXiv 1810.03292): a map that stays as it is does not show what was learned.
@@ -310,7 +310,7 @@ def randomisation(
     Returns:
       'steps': the layers that are random at each step, named by the last of them;
       'correlation': method -> mean Spearman correlation with the map of the network as
-      it is, one a step, None where no two maps vary.
+      it is, one per step, None where no two maps vary.
     """
     order = layers_from_the_head(network, inputs)
     stops = np.unique(np.linspace(1, len(order), RANDOMISED_STEPS).round().astype(int))

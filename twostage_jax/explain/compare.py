@@ -84,7 +84,7 @@ def drift(
     """Adds how far each layer went from what its stage started from.
 
     From the parameters of the stage before, or from the random ones. The head is always
-    drawn anew and left out; so is a layer whose parameters are nearer, by angle, to
+    re-initialised and skipped; so is a layer whose parameters are nearer, by angle, to
     those that its stage drew than to those of the stage before.
     """
     # Drawing parameters compiles a program each time.
@@ -234,14 +234,14 @@ def _number(value: Any) -> float | None:
 
 
 class Told(NamedTuple):
-    """A difference: its entry, and 1 (higher), -1 (lower) or 0 (not told from chance)."""
+    """A difference: its entry, and 1 (higher), -1 (lower) or 0 (not significant)."""
 
     entry: Mapping[str, Any]
     sign: int
 
 
 def told(measured: Mapping[str, Any], pairs: Iterable[Pair]) -> dict[Pair, Told]:
-    """Returns the differences that have a mean, told from chance by Holm over them.
+    """Returns the differences that have a mean, with their significance (Holm).
 
     Args:
       pairs: (measure, one network, another, layer or change).

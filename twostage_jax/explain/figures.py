@@ -251,7 +251,7 @@ def saliency_maps(
     chances: Mapping[str, np.ndarray],
     failed: Failed,
 ) -> Figure:
-    """Draws maps of every method, a row an arm, a block of rows an example.
+    """Draws maps of every method, one row per arm, one block of rows per example.
 
     Sensitivities and Grad-CAM go from white to black; attributions are red where a
     pixel speaks for the class, blue where against. Every map has its own scale, to its
@@ -404,7 +404,7 @@ def _arm_lines(arms: Sequence[str] | Mapping[str, Any]) -> list[Any]:
 
 
 def randomisation(found: Mapping[str, Mapping[str, Any]], failed: Failed) -> Figure:
-    """Draws how like the maps stay as layers are drawn anew, the head first.
+    """Draws how like the maps stay as layers are randomised, the head first.
 
     Args:
       found: Arm -> result of `checks.randomisation`.
@@ -501,7 +501,7 @@ def _probe_axis(axes: Axes, by_name: Mapping[str, Any]) -> None:
 
 
 def _name_chance(axes: Axes, chance: float) -> None:
-    """Writes 'chance' under its line, or over it where there is no room."""
+    """Writes 'chance' under its line, or over it where room is lacking."""
     below = chance > 0.1
     axes.annotate(
         "chance", (1, chance), (-1, -2 if below else 1.5),
@@ -511,7 +511,7 @@ def _name_chance(axes: Axes, chance: float) -> None:
 
 
 def _similarity(measured: Mapping[str, Any]) -> Figure:
-    """How far parameters went, how alike a layer is to its past, and arms to arms."""
+    """Draws the drift of parameters and the similarity of layers and arms."""
     figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     values, chains = measured["values"], measured["chains"]

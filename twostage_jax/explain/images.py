@@ -21,13 +21,13 @@ MOST_EXAMPLES = 1024
 def test_examples(
     workdir: Path, data_dir: Path, arms: Iterable[str] = ()
 ) -> tuple[dict[int, Examples], list[str]]:
-    """Returns the test images of each seed, and lines on all left out.
+    """Returns the test images of each seed, and lines about the skipped ones.
 
-    Folds are drawn anew for each seed: images that one seed was tested on, another was
+    Each seed draws its own folds: images that one seed was tested on, another was
     trained on.
 
     Args:
-      workdir: Of the study.
+      workdir: Folder of the study.
       data_dir: Folder of prepared data; what it lacks is prepared.
       arms: Those whose test images they are; all if empty.
 
@@ -157,7 +157,7 @@ def usable(examples: Examples) -> tuple[Examples, list[str]]:
     """Leaves out constant images: nothing in them can be explained.
 
     Returns:
-      The examples, and a line that names the images left out, if there are any.
+      The examples, and a line that names the skipped images, if any.
 
     Raises:
       UserError: A pixel is not a finite number, or no image is left.
@@ -166,7 +166,7 @@ def usable(examples: Examples) -> tuple[Examples, list[str]]:
     if not finite.all():
         raise UserError(
             f"image {examples.ids[~finite][0]} has pixels that are not finite numbers: "
-            "mend or remove it."
+            "repair or remove it."
         )
     kept = np.ptp(examples.images, axis=(1, 2, 3)) > augment.MIN_DEVIATION
     if not kept.any():

@@ -1,4 +1,4 @@
-"""What the features of each arm respond to, measured, with intervals over seeds.
+"""Measures of what the features of each arm respond to, with intervals over seeds.
 
 `measure` runs every measure on the networks that the arms end with, on those of the
 stages before, and on untrained ones, and returns plain JSON values:
@@ -13,9 +13,9 @@ stages before, and on untrained ones, and returns plain JSON values:
     chains    arm -> the names it went through, from 'random' to the arm itself
     values    measure -> network -> layer -> entry
     differences   measure -> 'one - other' -> layer -> entry, paired by seed
-    notes     what was left out, and why
+    notes     what was skipped, and why
 
-An entry holds 'values' (one a seed, None where there is none), 'mean', 'low' and 'high'
+An entry holds 'values' (one per seed, None if missing), 'mean', 'low' and 'high'
 (95 % t interval over seeds; where each has examples of its own, over these as well)
 and 'reason', which says why something is missing; of a difference also 'p_value', of the
 paired t test over seeds. For 'accuracy' and 'kept' a change of the images stands in place
@@ -51,9 +51,9 @@ def measure(
     """Measures what the layers of each arm respond to.
 
     Args:
-      arms: Arm -> its networks, one a seed. All take images of one size.
+      arms: Arm -> its networks, one per seed. All take images of one size.
       examples: Seed -> the target's test images `[N, H, W, C]` in [0, 1], which its
-        networks are shown; without labels, what needs them is left out.
+        networks are shown; without labels, what needs them is skipped.
       layers: Names of taps that all networks have.
       say: Takes a line on what is being done.
       textures: Families of textures; the embedded ones if None.

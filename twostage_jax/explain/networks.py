@@ -26,11 +26,11 @@ class Network(NamedTuple):
 
     Attributes:
       arm: The arm whose chain it belongs to.
-      seed: Of the stage run.
+      seed: Seed of the stage run.
       stage: Name of the stage: 'target' for what an arm ends with.
       module: The Linen module; networks of the same settings have equal ones.
       variables: `{'params': ..., 'batch_stats': ...}`, nested dicts of host arrays.
-      class_names: Of the logits, K.
+      class_names: Names of the K logits.
       size, channels: Of the images that it takes.
       normalise, mean, deviation: How images in [0, 1] are scaled for it; see
         `data.augment.normalise`.
@@ -133,7 +133,7 @@ def tap_shapes(module: Any, variables: PyTree, images: Any) -> dict[str, tuple]:
 
 
 def check_tap(shapes: dict[str, tuple], tap: str) -> None:
-    """Raises a UserError if there is no such tap."""
+    """Raises a UserError if the network lacks such a tap."""
     if tap not in shapes:
         raise UserError(f"the network has no tap '{tap}'.{did_you_mean(tap, shapes)}")
 
@@ -142,7 +142,7 @@ def of_first_seed(arms: Mapping[str, Sequence[Network]]) -> dict[str, Network]:
     """Returns each arm's network of the first seed that all arms have.
 
     Raises:
-      UserError: There is no such seed.
+      UserError: The study lacks the seed.
     """
     by_seed = [{network.seed: network for network in one} for one in arms.values()]
     shared = set(by_seed[0]).intersection(*by_seed)
@@ -252,13 +252,13 @@ def with_offset(module: Any, tap: str) -> Callable:
 
 
 def load_arms(workdir: Path, arms: Sequence[str] = ()) -> dict[str, list[Network]]:
-    """Returns the networks that the arms end with, one a seed, in order of seed.
+    """Returns the networks that the arms end with, one per seed, in order of seed.
 
     Those of the largest fraction of the training data, and of its first fold; see
     `chosen_runs`.
 
     Args:
-      workdir: Of a study.
+      workdir: Folder of a study.
       arms: Names; all that were trained if empty.
 
     Raises:
@@ -291,7 +291,7 @@ def chosen_runs(workdir: Path, arms: Sequence[str] = ()) -> list[str]:
     Folds are never mixed: the networks of one were trained on test patients of another.
 
     Args:
-      workdir: Of a study.
+      workdir: Folder of a study.
       arms: As for `load_arms`.
     """
     known, rows = chosen_rows(workdir)

@@ -1,4 +1,4 @@
-"""What the layers of one network respond to: each measure adds its numbers to `found`.
+"""Measures of the layers of one network: each adds its numbers to `found`.
 
 `name` is that of the network in the study; see `compare`.
 """

@@ -1,4 +1,4 @@
-"""What channels answer to images, and what is said of a layer and over seeds.
+"""Responses of channels to images, and summaries over a layer and over seeds.
 
 A response is what a channel passes on: its value after a ReLU, which leaves taps that
 are already rectified as they are. A channel that passes nothing on to any image is
@@ -25,7 +25,7 @@ class Responses(NamedTuple):
     """Responses of a layer, `[N, C]` each.
 
     Attributes:
-      centre: Of the unit in the middle: it sees least of the image's border, so a
+      centre: Responses of the unit in the middle: it sees least of the image's border, so a
         stimulus reaches it as it was drawn.
       mean: Mean over all places: for images that are alike everywhere, such as
         textures, every place is one more sample of the same channel.
@@ -38,12 +38,12 @@ class Responses(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What is said of a layer: a value, and how many channels it is drawn from.
+    """Summary of a layer: a value, and the number of channels behind it.
 
     Attributes:
       value: Over the channels that are neither silent nor without finite responses;
         None if there is none.
-      channels: Of the layer, all.
+      channels: Number of all channels of the layer.
       silent: Passed nothing on to any image.
       not_finite: Gave NaN or infinity at least once.
       undefined: Have no such value, or one beyond what could be measured.

@@ -53,7 +53,7 @@ def explain(
         images          'source', 'sets' (1: all seeds see the same; else each its own),
                         'count' and 'most' (of a seed: the fewest, the most), 'saliency'
                         (how many of a seed the methods saw, at most)
-        dead_channels   arm -> layer -> 'channels' and 'dead' (a number a seed)
+        dead_channels   arm -> layer -> 'channels' and 'dead' (one number per seed)
         saliency        see `checks.check_saliency`
         measures        see `measure.measure`; null if not asked for
         figures         name -> path without suffix; .png and .pdf exist
@@ -61,7 +61,7 @@ def explain(
         left_out        lines
 
     Args:
-      arms: Arm -> its networks, one a seed.
+      arms: Arm -> its networks, one per seed.
       examples: Seed -> images `[N, H, W, C]` that its networks were not trained on;
         the pictures are of the first seed that all arms have.
       source: Where they come from, in words.
@@ -71,7 +71,7 @@ def explain(
       measured: Whether to measure as well as to draw.
       textures: To measure with; the embedded ones if None.
       chosen: Lines on which networks of the study these are.
-      left_out: Lines on what was left out.
+      left_out: Lines about what was skipped.
       say: Takes a line on what is being done.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which pixels matter for a class: maps `[N, H, W]`, higher where they do.
+"""Saliency maps `[N, H, W]` of a class: higher where pixels matter more.
 
 All functions take `(module, variables, images, labels)`: images `[N, H, W, C]` as the
 network takes them and the class of each, `[N]`, whose logit is explained.
@@ -102,7 +102,7 @@ def grad_cam_pp(
 ) -> np.ndarray:
     """Grad-CAM++ (Chattopadhay et al. 2018, arXiv 1710.11063, equations 10 and 19).
 
-    For the exponential of the logit, whose own factor is left out: it is one number an
+    For the exponential of the logit, whose own factor is omitted: it is one number an
     image. The equations take the tap to be 0 or above, as after a ReLU.
     """
     return _cam(_plus_weights, module, variables, images, labels, tap)
@@ -116,7 +116,7 @@ def occlusion(
     window: int = 0,
     fill: float = 0.0,
 ) -> np.ndarray:
-    """What the logit loses when a square is covered (Zeiler & Fergus 2014).
+    """Drop of the logit when a square is covered (Zeiler & Fergus 2014).
 
     A pixel gets the mean over the squares that cover it.
 
@@ -166,7 +166,7 @@ def methods_for(module: Any) -> list[str]:
 
 
 def last_map(module: Any, variables: PyTree, images: np.ndarray) -> str:
-    """Returns the last tap with places that is no pooling: Grad-CAM's."""
+    """Returns the last tap with places that is not a pooling: Grad-CAM's."""
     shapes = networks.tap_shapes(module, variables, images)
     maps = [name for name, shape in shapes.items() if len(shape) == 3]
     return [name for name in maps if not name.startswith("pool")][-1]
@@ -316,7 +316,7 @@ def reconstruct(
       tap: Where to start; see the network's docstring.
       method: One of `backward.METHODS`.
       what: What of the tap to start from.
-      channels: For 'neuron' and 'channel': one channel, or one an image, `[N]`.
+      channels: For 'neuron' and 'channel': one channel, or one per image, `[N]`.
       positions: For 'neuron': row and column in the tap for each image, `[N, 2]`; None
         takes the place of the channel's largest value. Taps without places take none.
 

@@ -24,7 +24,7 @@ DIRECTIONS = np.arange(24) * np.pi / 12
 # Periods in a patch: fewer than one are a gradient rather than a grating. Finer than
 # about 0.36 cycles a pixel, a grating's samples beat with the pixel grid.
 LEAST_PERIODS, FINEST = 1.0, 0.36
-# The embedded textures that measures look at are no sample of any training set: those
+# The embedded textures that measures look at belong to no training set: those
 # of the default config are made with seed 0.
 TEXTURE_SEED = 1001
 
@@ -168,7 +168,7 @@ def phase_scrambled(images: np.ndarray, seed: int = 0) -> np.ndarray:
 
     Args:
       images: `[N, H, W, C]`; periodic, see `periodic_component`.
-      seed: Of the phases.
+      seed: Seed of the phases.
     """
     count, rows, columns, _ = images.shape
     white = np.random.default_rng(seed).standard_normal((count, rows, columns))
@@ -206,7 +206,7 @@ def folder_textures(
     Taken evenly from the files of each class, in order of name.
 
     Args:
-      path: Of the folder.
+      path: Path of the folder.
       size, channels: Of the images to return.
       per_family: Images of a class, at most.
       group_regex: What names the piece of material; see `data.folder.recipe`.

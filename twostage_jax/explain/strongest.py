@@ -1,4 +1,4 @@
-"""Where each channel of a layer answers most, and what in the image it answers to."""
+"""Strongest responses of each channel of a layer, and their causes in the image."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ SEEN_SHARE = 1e-5
 
 
 class Strongest(NamedTuple):
-    """The strongest responses of a layer's channels, one an image at most.
+    """The strongest responses of a layer's channels, at most one per image.
 
     Attributes:
       values: `[K, P]`, largest first.
@@ -36,7 +36,7 @@ class Strongest(NamedTuple):
 
 
 class Patches(NamedTuple):
-    """What a figure shows of some channels of a layer of one network.
+    """Contents of a figure of some channels of a layer of one network.
 
     Attributes:
       patches: `[K, P, s, s, C]` in [0, 1], the parts of the images that neurons see.

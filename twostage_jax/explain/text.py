@@ -133,7 +133,7 @@ def _s(count: int) -> str:
 def page(
     explained: Mapping[str, Any], texts: Sequence[str], notes: Sequence[str]
 ) -> str:
-    """Returns `explain.md`: paragraphs, tables, and what was left out."""
+    """Returns `explain.md`: paragraphs, tables, and what was skipped."""
     saliency = explained["saliency"]
     arms = list(saliency["deletion"])
     failed = {what: saliency[what] for what in MARKS}

@@ -295,7 +295,7 @@ def montage(
     *,
     columns: int = 8,
 ) -> Figure:
-    """Draws examples, one row a class, in the order given.
+    """Draws examples, one row per class, in the order given.
 
     Args:
       images: `[N, H, W, C]` or `[N, H, W]`, uint8 or floats in [0, 1]; C is 1 or 3.

@@ -53,7 +53,7 @@ class Placement:
         return 1 if self.spread else -(-self.runs // self.devices)
 
     def put(self, trees: Sequence[PyTree]) -> PyTree:
-        """Puts host trees on the devices, one a run; the last also fills free places.
+        """Puts host trees on the devices, one per run; the last also fills free places.
 
         Returns:
           A tree with leaves `[D, L, ...]`.

@@ -46,7 +46,7 @@ def recipe(
       coverage: Share of a patch that its region must cover at least.
       per_class: Most patches of one class and patient, drawn at random; 0 = all.
       spacing: Millimetres a pixel to which sections are resampled; None = as they are.
-      seed: Of the phantoms and of the draw.
+      seed: Seed of the phantoms and of the draw.
 
     Raises:
       UserError: A setting is impossible.

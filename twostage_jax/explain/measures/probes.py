@@ -45,12 +45,12 @@ MEASURES = (
 
 
 class Probe(NamedTuple):
-    """What a linear probe reached.
+    """Result of a linear probe.
 
     Attributes:
       score: Balanced accuracy on held-out groups; None if there is none.
-      chance: Of guessing, 1 / number of classes.
-      channels: Of the layer.
+      chance: Accuracy of guessing, 1 / number of classes.
+      channels: Number of channels of the layer.
       left_out: Channels that do not vary or are not finite.
       reason: Why there is no score, or what to know about it.
     """
@@ -82,7 +82,7 @@ def probe(
       groups: `[N]`: what must not be in train and test at once; None: each example is
         on its own.
       folds: At most; fewer where there are fewer groups.
-      seed: Of the folds.
+      seed: Seed of the folds.
     """
     classes, labels = np.unique(labels, return_inverse=True)
     chance = 1 / max(len(classes), 1)

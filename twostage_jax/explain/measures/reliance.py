@@ -1,4 +1,4 @@
-"""What a prediction rests on: accuracy on images from which something was taken.
+"""Cue reliance: accuracy on images from which one cue was removed.
 
 Shuffling squares leaves texture and takes form (as for the bags of features of Brendel &
 Bethge 2019, arXiv 1904.00760): the larger the fall, the more a network uses the layout
@@ -31,7 +31,7 @@ Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 class Score(NamedTuple):
-    """How well a network does on changed images.
+    """Accuracy of a network on changed images.
 
     Attributes:
       accuracy: Balanced accuracy.
@@ -82,7 +82,7 @@ def scores(
       classify: From images `[N, H, W, C]` in [0, 1] to class indices `[N]`.
       images, labels: The examples.
       named: See `changes`; 'unchanged' is among them.
-      seed: Of shuffles and noise: the same for every network.
+      seed: Seed of shuffles and noise, the same for every network.
     """
     accuracy = {
         name: float(balanced_accuracy_score(labels, classify(changed)))

@@ -1,4 +1,4 @@
-"""How alike two networks are: linear CKA of activations, drift of parameters."""
+"""Similarity of two networks: linear CKA of activations, drift of parameters."""
 
 from typing import Any, NamedTuple
 
@@ -29,11 +29,11 @@ class Gram(NamedTuple):
 
 
 class Drift(NamedTuple):
-    """How far the parameters of a layer went.
+    """Drift of the parameters of a layer.
 
     Attributes:
       distance: |after - before| / |before|.
-      cosine: Of the angle between before and after.
+      cosine: Cosine of the angle between before and after.
     """
 
     distance: float
