@@ -26,10 +26,12 @@ def count(tree):
 
 
 # caffenet: by hand, 34,944 + 307,456 + 885,120 + 663,936 + 442,624 + 37,752,832 +
-# 16,781,312 + 4,097,000. Residual networks: torchvision's published counts.
+# 16,781,312 + 4,097,000. AlexNet and residual networks: torchvision's published counts.
 COUNTS = {
     ("caffenet", 227, 3): 60_965_224,
+    ("alexnet", 224, 3): 61_100_840,
     ("resnet18", 224, 3): 11_689_512,
+    ("resnet34", 224, 3): 21_797_672,
     ("resnet50", 224, 3): 25_557_032,
     # conv1 5*5*1*48+48, conv2 5*5*24*96+96, conv3 3*3*96*128+128, conv4
     # 3*3*64*128+128, conv5 3*3*64*96+96, head 2*(128+128+96)*1000+1000.
@@ -38,13 +40,17 @@ COUNTS = {
 }  # fmt: skip
 
 
+# Side of the smallest images, where it is above 32 pixels.
+SMALLEST = {"alexnet": 63}
+
+
 def test_every_model_has_a_pinned_count():
     assert {name for name, _, _ in COUNTS} == set(MODELS)
 
 
 @pytest.mark.parametrize("name, size, channels", COUNTS)
 def test_number_of_parameters(name, size, channels):
-    for norm in MODELS[name].NORMS:
+    for norm in MODELS[name].NORMS or (None,):
         variables = shapes(name, size, channels, 1000, norm=norm)
         assert count(variables["params"]) == COUNTS[name, size, channels]
 
@@ -83,12 +89,13 @@ def apply_shapes(name, size, channels):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("size, channels", [(32, 1), (75, 4)])
 def test_any_number_of_channels_and_size_of_image(name, size, channels):
-    apply_shapes(name, size, channels)
+    apply_shapes(name, max(size, SMALLEST.get(name, 0)), channels)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_convolution_parameters_do_not_depend_on_the_size_of_the_image(name):
-    small, large = (shapes(name, size, 1, 3)["params"] for size in (32, 64))
+    sizes = SMALLEST.get(name, 32), 96
+    small, large = (shapes(name, size, 1, 3)["params"] for size in sizes)
     dense = {"fc6"}
     for layer in small.keys() - dense:
         assert small[layer] == large[layer]
