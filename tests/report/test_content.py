@@ -220,11 +220,11 @@ def test_any_shape_of_study_has_a_whole_report(tmp_path, arms, patients, folds):
     study = study_table.load([tmp_path])
     made, found = report(study)
     levels = {"scores", "per_class", "confusion", "calibration"}
-    names = levels | {"sizes", "areas", "rows"}
+    names = levels | {"sizes", "areas", "rows", "calibration_intercepts"}
     names |= {f"region_{name}" for name in levels} if patients else set()
     names |= {"patient_scores", "patient_shares"} if patients else set()
     pairs = {"differences", "size_differences", "matches"}
-    pairs |= {"region_differences"} if patients else set()
+    pairs |= {"region_differences", "influence"} if patients else set()
     tables = tables_of(made)
     assert set(tables) == names | (pairs if len(arms) > 1 else set()) | {"settings"}
     for table in tables.values():

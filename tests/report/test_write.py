@@ -57,7 +57,7 @@ def test_every_figure_is_there_as_png_and_pdf_with_text(study_report):
     assert names == {path.stem for path in (study_report / "figures").glob("*.pdf")}
     assert names == {
         "size_curve", "confusion_matrices", "region_confusion_matrices",
-        "calibration", "learning_curves",
+        "calibration", "learning_curves", "by_patient",
         *(f"examples_{stage}" for stage in ("natural", "texture", "target")),
         *(f"mistakes_{arm}" for arm in ARMS),
         "explain_first_layer", "explain_saliency",

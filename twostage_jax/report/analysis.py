@@ -16,12 +16,12 @@ import numpy as np
 
 from twostage_jax.errors import UserError
 from twostage_jax.report.study_table import Place, Record, Study
+from twostage_jax.stats import calibration, learning_curve, metrics
 from twostage_jax.stats import intervals as statistics
-from twostage_jax.stats import learning_curve, metrics
 from twostage_jax.stats.arms import Paired, Predictions, pair, regions
 from twostage_jax.stats.intervals import RESAMPLES, Difference, Interval, Resampler
 from twostage_jax.stats.learning_curve import SizeStudy
-from twostage_jax.stats.metrics import OF_PATIENTS
+from twostage_jax.stats.metrics import OF_PATIENTS, Additive
 
 METRIC = "balanced_accuracy"
 ArmPredictions = Mapping[str, Sequence[Predictions]]
@@ -127,6 +127,41 @@ class Scores:
             )
         return found
 
+    @functools.cached_property
+    def calibration(self) -> "Calibration":
+        """Calibration slope of each arm, and intercept of each class and arm."""
+
+        def intervals(one: Additive) -> dict[str, Interval | None]:
+            sampler = Resampler(one, self.resamples)
+            return {
+                arm: statistics.difference_interval(sampler, weights)[0]
+                if defined
+                else None
+                for arm, weights, defined in zip(
+                    self.arms, np.eye(len(self.arms)), one.defined, strict=True
+                )
+            }
+
+        return Calibration(
+            intervals(calibration.slope(self.paired)),
+            [
+                intervals(calibration.intercept(self.paired, k))
+                for k in range(len(self.class_names))
+            ],
+        )
+
+
+class Calibration(NamedTuple):
+    """Calibration of arms (see `stats.calibration`); None where it is not defined.
+
+    Attributes:
+      slope: Arm -> slope; 1 at best.
+      intercepts: For each class, arm -> intercept; 0 at best.
+    """
+
+    slope: Mapping[str, Interval | None]
+    intercepts: Sequence[Mapping[str, Interval | None]]
+
 
 class Baseline(NamedTuple):
     """A baseline on the test examples of the arms.
@@ -185,6 +220,32 @@ class Primary:
 
 
 @dataclasses.dataclass(frozen=True)
+class ByPatient:
+    """The primary difference, or that of champion and baseline, patient by patient.
+
+    Attributes:
+      difference: Name of its arms and metric, and its estimate.
+      patients: P names.
+      patches: `[P]`, number of test patches.
+      scores: `[2, P]`, score of each patient's own patches by either arm, mean over
+        seeds and sizes: the metric itself if it is one of confusion counts, else
+        balanced accuracy over the classes that the patient has.
+      without: `[P]`, the difference without the patient.
+    """
+
+    difference: Difference
+    patients: tuple[str, ...]
+    patches: np.ndarray
+    scores: np.ndarray
+    without: np.ndarray
+
+    @property
+    def most(self) -> int:
+        """Position of the patient without whom the difference changes most."""
+        return int(np.abs(self.without - self.difference.estimate).argmax())
+
+
+@dataclasses.dataclass(frozen=True)
 class Analysis:
     """Everything computed from a study.
 
@@ -196,6 +257,8 @@ class Analysis:
       champion: The arm that the first sentences are about.
       notes: What could not be computed, and why.
       primary: The primary endpoint, or None if the settings name none.
+      by_patient: The main difference by patient, or None if the set names no patients
+        or there is only one arm.
     """
 
     sizes: tuple[Size, ...]
@@ -205,6 +268,7 @@ class Analysis:
     champion: str
     notes: tuple[str, ...]
     primary: Primary | None = None
+    by_patient: ByPatient | None = None
 
     @property
     def full(self) -> Size:
@@ -271,6 +335,7 @@ def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
         champion,
         tuple(notes),
         primary,
+        _by_patient(study, sizes, primary, (champion, baseline)),
     )
 
 
@@ -400,6 +465,47 @@ def _primary(study: Study, sizes: Sequence[Size], resamples: int) -> Primary | N
         **{**vars(gain), "reason": named_classes(gain, study.class_names)},
     )
     return Primary(dataclasses.replace(difference, p_value=p_value), len(sizes), seeds)
+
+
+def _by_patient(
+    study: Study,
+    sizes: Sequence[Size],
+    primary: Primary | None,
+    pair_of_arms: tuple[str, str],
+) -> ByPatient | None:
+    """Returns the primary difference by patient; without one, that of the full size."""
+    named = primary and not primary.reason
+    metric = primary.difference.metric if named else METRIC
+    if sizes[0].scores.groups is None or len(set(pair_of_arms)) < 2:
+        return None
+    if named and primary.sizes > 1:
+        arms, _ = _on_curve(study, sizes, pair_of_arms[1], pair_of_arms)
+    else:
+        full = sizes[0]
+        arms = {arm: {full.n: full.scores.arms[arm]} for arm in pair_of_arms}
+    sizes_of_arms = sorted(arms[pair_of_arms[0]])
+    several = len(sizes_of_arms) > 1
+    weights = learning_curve.area_weights(sizes_of_arms) if several else np.ones(1)
+    paired = pair({f"{a}, n={n:g}": arms[a][n] for a in arms for n in sizes_of_arms})
+    additive = metrics.metric(paired, metric)
+    contrast = np.concatenate(
+        [sign * weights for sign in (1 if a == pair_of_arms[0] else -1 for a in arms)]
+    )
+    counts = metrics.METRICS[metric].counts or metrics.balanced_accuracy
+    own = counts(paired.cells).mean(1).reshape(len(arms), len(weights), -1)
+    own = dict(zip(arms, np.einsum("afp,f->ap", own, weights), strict=True))
+    taking_part = np.flatnonzero(additive.shares > 0)
+    estimate = contrast @ additive.score(additive.sums.sum(2)).mean(-1)
+    first, second = pair_of_arms
+    return ByPatient(
+        Difference(
+            float(estimate), None, None, first=first, second=second, metric=metric
+        ),
+        tuple(paired.groups[p] for p in taking_part),
+        paired.supports.sum(1)[taking_part],
+        np.stack([own[first], own[second]])[:, taking_part],
+        statistics.without_each(additive).mean(-1) @ contrast,
+    )
 
 
 def _size(

@@ -21,7 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-from twostage_jax.report.analysis import Analysis, Scores, patients_of_curve
+from twostage_jax.report.analysis import (
+    Analysis,
+    ByPatient,
+    Scores,
+    patients_of_curve,
+)
 from twostage_jax.report.artefacts import Artefacts, Mistakes, StageRecord
 from twostage_jax.report.parts import Card, Cards, Picture
 from twostage_jax.report.study_table import Study
@@ -287,6 +292,35 @@ def calibration(
 
 
 @styled
+def by_patient(found: ByPatient) -> Figure:
+    """Draws the scores of each patient by two arms, and the difference without each."""
+    figure = Figure(figsize=(PAGE, 3.0), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    first, second = found.difference.first, found.difference.second
+    colour = arm_style(first)["color"]
+    ours, theirs = 100 * found.scores
+    low = min(ours.min(), theirs.min())
+    ends = [low - 0.05 * (101 - low), 101]
+    left.plot(ends, ends, color=SHARED, linewidth=0.7, linestyle=(0, (4, 3)))
+    area = 12 + 60 * found.patches / found.patches.max()
+    left.scatter(theirs, ours, s=area, color=colour, alpha=0.5, linewidth=0)
+    left.set(xlim=ends, ylim=ends, aspect="equal")
+    left.set_xlabel(f"{arm_label(second)}, score of a patient (%)")
+    left.set_ylabel(f"{arm_label(first)}, score of a patient (%)")
+    order = np.argsort(found.without, kind="stable")
+    without, whole = 100 * found.without[order], 100 * found.difference.estimate
+    rank = np.arange(len(order))
+    right.axvline(0, color=SHARED, linewidth=0.7, linestyle=(0, (4, 3)))
+    right.axvline(whole, color=colour, linewidth=0.7)
+    right.hlines(rank, whole, without, color=SHARED, linewidth=0.5)
+    right.scatter(without, rank, s=12, color=colour, zorder=3)
+    right.set_xlabel(f"{arm_label(first)} minus {arm_label(second)} (points)")
+    right.set_ylabel("one patient excluded per row")
+    right.set_yticks([])
+    return figure
+
+
+@styled
 def montage(
     images: np.ndarray,
     labels: np.ndarray,
@@ -421,6 +455,25 @@ def confusion_picture(scores: Scores) -> Picture:
         f"Confusion matrix of each arm, {level}. Most frequent confusion: {worst}.",
         f"Confusion matrices of the test set, {level}, seeds added up: shares of each "
         "true class, counts below.",
+    )
+
+
+def patients_picture(found: ByPatient) -> Picture:
+    """Draws the main difference by patient."""
+    first, second = (
+        arm_name(a) for a in (found.difference.first, found.difference.second)
+    )
+    ahead = int((found.scores[0] > found.scores[1]).sum())
+    behind = int((found.scores[0] < found.scores[1]).sum())
+    return Picture(
+        "by_patient",
+        by_patient(found),
+        f"{first} scores higher than {second} in {ahead} of {len(found.patients)} "
+        f"patients, lower in {behind}. Without any one patient the difference is "
+        f"{100 * found.without.min():.1f} to {100 * found.without.max():.1f} points.",
+        f"Left: score of each patient's own patches by {first} against {second}; above "
+        "the dashed line the former is better, and larger points have more patches. "
+        "Right: the difference of the arms if one patient is excluded; line: with all.",
     )
 
 

@@ -6,7 +6,14 @@ from collections.abc import Iterable
 import numpy as np
 
 from twostage_jax.report import text
-from twostage_jax.report.analysis import METRIC, OF_PATIENTS, Analysis, Scores, Size
+from twostage_jax.report.analysis import (
+    METRIC,
+    OF_PATIENTS,
+    Analysis,
+    ByPatient,
+    Scores,
+    Size,
+)
 from twostage_jax.report.study_table import Study
 from twostage_jax.report.tables import (
     Column,
@@ -31,6 +38,11 @@ FOLDS_AUROC = (
 BOTH = (
     " The interval for the training patients of this study holds for models trained on "
     "these patients; p is that of the interval for new ones."
+)
+SLOPE = (
+    "It is the common slope of a multinomial logistic regression of the class on the "
+    "logarithms of the predicted probabilities, with free intercepts (Cox 1958 for two "
+    "classes, Van Hoorde et al. 2014 for more)."
 )
 MCNEMAR = (
     "McNemar's exact test pools the patches of all seeds and takes them for "
@@ -180,6 +192,33 @@ def patient_tables(scores: Scores) -> list[Table]:
         f"{how(scores, [cell for row in rows_table for cell in row[3:]])}",
     )
     return [of_patients, of_shares]
+
+
+def influence_table(found: ByPatient) -> Table:
+    """Returns the main difference without each patient, the most influential first."""
+    one = found.difference
+    order = np.argsort(-np.abs(found.without - one.estimate), kind="stable")
+    return Table(
+        "influence",
+        f"{arm_name(one.first)} minus {arm_name(one.second)} in points, patient by "
+        "patient.",
+        [
+            Column("patient"),
+            Column("test patches", "count"),
+            *(Column(arm_name(arm), "percent") for arm in (one.first, one.second)),
+            Column("difference without the patient", "percent"),
+        ],
+        [
+            [
+                found.patients[p],
+                int(found.patches[p]),
+                *found.scores[:, p].tolist(),
+                float(found.without[p]),
+            ]
+            for p in order.tolist()
+        ],
+        "Scores of a patient's own patches in per cent, mean over seeds and sizes.",
+    )
 
 
 def result_table(analysis: Analysis) -> Table:
@@ -384,23 +423,48 @@ def confusion_table(scores: Scores) -> Table:
 
 
 def calibration_table(scores: Scores) -> Table:
-    """Returns calibration error and Brier score of each arm."""
+    """Returns calibration slope, calibration error and Brier score of each arm."""
     few = " The seeds are pooled in the figure."
     if scores.level == "region":
         few = " With so few predictions, chance alone makes the ECE larger."
-    brier = scores.intervals["brier"]
+    brier, slope = scores.intervals["brier"], scores.calibration.slope
     return Table(
         scores.named("calibration"),
-        f"Calibration, {scores.level} level: expected calibration error (15 bins) and "
-        "Brier score (0 to 2); lower is better.",
-        [Column("arm", "arm"), Column("ECE", "spread"), Column("Brier", "interval")],
+        f"Calibration, {scores.level} level: slope, expected calibration error (15 bins) "
+        "and Brier score (0 to 2); the latter two are better if lower.",
         [
-            [arm, [one["ece"] for one in seeds], brier[arm]]
+            Column("arm", "arm"),
+            Column("slope", "interval"),
+            Column("ECE", "spread"),
+            Column("Brier", "interval"),
+        ],
+        [
+            [arm, slope[arm], [one["ece"] for one in seeds], brier[arm]]
             for arm, seeds in scores.of_seeds.items()
         ],
-        f"Brier: {how(scores, brier.values())} ECE: mean ± standard deviation over seeds; "
-        "no interval, as it is biased by the number of patches, and more so in "
-        f"resamples.{few}",
+        f"Slope: 1 at best; below, probabilities are too extreme. {SLOPE} "
+        f"{how(scores, [*slope.values(), *brier.values()])} ECE: mean ± standard "
+        "deviation over seeds; no interval, as it is biased by the number of patches, "
+        f"and more so in resamples.{few}",
+    )
+
+
+def intercepts_table(scores: Scores) -> Table:
+    """Returns the calibration intercept of each class and arm."""
+    found = scores.calibration.intercepts
+    return Table(
+        scores.named("calibration_intercepts"),
+        f"Calibration in the large, {scores.level} level: intercept of each class, in "
+        "logits; 0 at best.",
+        [Column("class"), Column("arm", "arm"), Column("intercept", "interval")],
+        [
+            [name, arm, interval]
+            for name, by_arm in zip(scores.class_names, found, strict=True)
+            for arm, interval in by_arm.items()
+        ],
+        "Logit of the class's frequency against that of its predicted probability, the "
+        "class against all others, at slope 1. Above 0, the class is more frequent than "
+        f"predicted. {how(scores, [x for one in found for x in one.values()])}",
     )
 
 

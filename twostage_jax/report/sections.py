@@ -13,7 +13,7 @@ from twostage_jax.report.figures import file_name
 from twostage_jax.report.parts import Details, Node, Part, Saved, Section, Text, Tree
 from twostage_jax.report.study_table import NAMED, Study, flat
 from twostage_jax.report.tables import NOTHING, Column, Table, arm_name
-from twostage_jax.report.text import size_words, summary
+from twostage_jax.report.text import influence_words, size_words, summary
 
 METHOD = (
     "Every score is computed from the predictions of the test examples that are stored "
@@ -75,6 +75,7 @@ def build(study: Study, analysis: Analysis, artefacts: Artefacts) -> Report:
     sections = [
         Section("Scores", "scores", _scores(study, analysis)),
         Section("Size of the target set", "size", _sizes(study, analysis)),
+        Section("Patients", "patients", _patients(analysis)),
         Section("Classes", "classes", _classes(study, analysis)),
         Section("Calibration", "calibration", _calibration(analysis)),
         Section("Training", "training", _training(study, analysis, artefacts)),
@@ -172,6 +173,18 @@ def _sizes(study: Study, analysis: Analysis) -> list[Part]:
     return [*words, *parts]
 
 
+def _patients(analysis: Analysis) -> list[Part]:
+    found = analysis.by_patient
+    if found is None:
+        return []
+    table = score_tables.influence_table(found)
+    return [
+        Text(influence_words(found)),
+        figures.patients_picture(found),
+        Details("Every patient", [table]),
+    ]
+
+
 def _classes(study: Study, analysis: Analysis) -> list[Part]:
     parts: list[Part] = []
     for scores in analysis.levels:
@@ -186,6 +199,7 @@ def _calibration(analysis: Analysis) -> list[Part]:
     return [
         figures.calibration_picture(analysis.full.scores),
         *(score_tables.calibration_table(scores) for scores in analysis.levels),
+        score_tables.intercepts_table(analysis.full.scores),
     ]
 
 

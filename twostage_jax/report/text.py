@@ -8,7 +8,16 @@ the single seed with the answer, those of the data below it.
 
 from collections.abc import Iterable
 
-from twostage_jax.report.analysis import METRIC, Analysis, Primary, Scores, Size
+import numpy as np
+
+from twostage_jax.report.analysis import (
+    METRIC,
+    Analysis,
+    ByPatient,
+    Primary,
+    Scores,
+    Size,
+)
 from twostage_jax.report.study_table import Study
 from twostage_jax.report.tables import arm_name, listed, mean_and_range, minus, p_text
 from twostage_jax.stats.intervals import LEVEL, Difference, Interval, holm
@@ -53,6 +62,27 @@ def summary(study: Study, analysis: Analysis) -> list[str]:
 def size_words(analysis: Analysis) -> list[str]:
     """Returns paragraphs on how the difference depends on the training-set size."""
     return [text for text in (_by_size(analysis), _over_sizes(analysis)) if text]
+
+
+def influence_words(found: ByPatient) -> str:
+    """Returns how much the main difference depends on single patients."""
+    one, most = found.difference, found.most
+    low, high = (_signed(x) for x in (found.without.min(), found.without.max()))
+    first, second = arm_name(one.first), arm_name(one.second)
+    ahead = int((found.scores[0] > found.scores[1]).sum())
+    behind = int((found.scores[0] < found.scores[1]).sum())
+    sign = (
+        ""
+        if (np.sign(found.without) == np.sign(one.estimate)).all()
+        else (" Its sign depends on single patients.")
+    )
+    return capital(
+        f"{first} minus {second} is {_signed(one.estimate)} points of "
+        f"{one.metric.replace('_', ' ')}; without any one patient it is {low} to {high} "
+        f"points. It changes most without {found.patients[most]}, to "
+        f"{_signed(found.without[most])} points.{sign} {first} scores higher in {ahead} "
+        f"of {len(found.patients)} patients, lower in {behind}."
+    )
 
 
 def champion_pairs(analysis: Analysis, metric: str = METRIC) -> list[Difference]:

@@ -251,8 +251,7 @@ class Resampler:
             return
         sums = sums[:, :, taking_part]
         seeds, groups = sums.shape[1:3]
-        # Without the first patient, without the second, ...
-        self.without = np.stack([score(total - sums[:, :, p]) for p in range(groups)])
+        self.without = without_each(metric)
         generator = np.random.default_rng(seed)
         patients = generator.multinomial(groups, np.full(groups, 1 / groups), resamples)
         drawn = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples)
@@ -284,6 +283,16 @@ class Resampler:
                 self._metric.folds, key, counted, self.shares / self.shares.sum()
             )
         return self._training[key]
+
+
+def without_each(metric: Additive) -> np.ndarray:
+    """Returns the scores `[P, A, S]` without the first patient, the second, ...
+
+    P counts the patients who take part in the score.
+    """
+    total = metric.sums.sum(2)
+    taking_part = np.flatnonzero(metric.shares > 0)
+    return np.stack([metric.score(total - metric.sums[:, :, p]) for p in taking_part])
 
 
 def class_intervals(

@@ -253,6 +253,19 @@ def auroc(paired: Paired) -> Additive:
     return Additive(sums, _areas(sums), paired.supports, reason)
 
 
+def over_examples(
+    paired: Paired,
+    sums: np.ndarray,
+    score: Callable[[np.ndarray], np.ndarray],
+    defined: np.ndarray,
+) -> Additive:
+    """Returns a metric in which every example weighs the same; see `Additive`."""
+    parts = paired.supports.sum(1, keepdims=True)
+    reason = _too_few(paired, parts)
+    one = Additive(sums, score, parts, reason, defined=defined)
+    return _with_folds(one, paired)
+
+
 def _ranked(paired: Paired, k: int) -> bool:
     """Returns whether class `k` has, per seed, a fold in which it and others occur."""
     own, rest = paired.supports[:, k], paired.supports.sum(1) - paired.supports[:, k]
