@@ -22,11 +22,14 @@ def get_config(variant: str = "") -> ConfigDict:
     config.name = "two_stage"  # names the default workdir, runs/two_stage
 
     config.model = ConfigDict()
-    config.model.name = "caffenet_small"  # caffenet, caffenet_small, resnet18, resnet50
+    # alexnet, caffenet, caffenet_small, efficientnet_lite0, resnet18, resnet34, resnet50
+    config.model.name = "caffenet_small"
     config.model.channels = 1  # of the whole chain: 1 = grey, 3 = RGB
     config.model.image_size = 32  # input height and width, pixels
     config.model.norm = ""  # '' = the network's own; resnets: batch or group
-    config.model.head = ""  # '' = the network's own; Caffe networks: orderless or dense
+    # '' = the network's own; Caffe networks, alexnet: orderless or dense;
+    # efficientnet_lite0: mean or orderless
+    config.model.head = ""
     config.model.dropout = 0.2  # of the fully connected layers
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16
 

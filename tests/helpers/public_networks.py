@@ -1,9 +1,10 @@
-"""Networks of torchvision with made weights, and what PyTorch computes with them.
+"""Networks of torchvision and timm with made weights, and what PyTorch computes with them.
 
     python tests/helpers/public_networks.py
 
 writes `public_networks.npz` beside this file: the logits of each network on eight images,
-and the names and shapes of its arrays. It needs torch and torchvision; the tests do not.
+and the names and shapes of its arrays. It needs torch, torchvision and timm; the tests do
+not.
 """
 
 import zlib
@@ -13,7 +14,12 @@ import numpy as np
 
 FILE = Path(__file__).with_suffix(".npz")
 # Networks, and the side of the images for each.
-SIDES = {"alexnet": 70, "resnet18": 64, "resnet34": 64, "resnet50": 64}
+SIDES = {
+    "alexnet": 70, "efficientnet_lite0": 50, "resnet18": 64, "resnet34": 64,
+    "resnet50": 64,
+}  # fmt: skip
+# Names in timm of networks that torchvision does not have.
+IN_TIMM = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 CLASSES = 10
 
 
@@ -56,12 +62,17 @@ def logits(network: str) -> np.ndarray:
 
 def main() -> None:
     """Writes the file."""
+    import timm
     import torch
     import torchvision
 
     saved = {}
     for network, side in SIDES.items():
-        module = getattr(torchvision.models, network)(num_classes=CLASSES).eval()
+        if network in IN_TIMM:
+            module = timm.create_model(IN_TIMM[network], num_classes=CLASSES)
+        else:
+            module = getattr(torchvision.models, network)(num_classes=CLASSES)
+        module.eval()
         state = {
             name: torch.from_numpy(array(name, tuple(value.shape)))
             for name, value in module.state_dict().items()

@@ -169,6 +169,37 @@ def test_convolution_and_its_gradients(image, size, strides, pad, groups):
         )
 
 
+@pytest.mark.parametrize(
+    "image, size, strides, pad",
+    [
+        ((6, 7), 3, 1, 1),
+        ((6, 7), 3, 2, "same"),
+        ((8, 5), 5, 2, "same"),
+        # Smaller than the kernel.
+        ((2, 3), 5, 1, "same"),
+    ],
+)
+@pytest.mark.parametrize("groups", [1, 4])
+def test_convolution_is_that_of_lax(image, size, strides, pad, groups):
+    x, kernel = normal(2, *image, 4), normal(size, size, 4 // groups, 4, seed=1)
+
+    def of_lax(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (strides, strides),
+            "SAME" if pad == "same" else [(pad, pad)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
+        )  # fmt: skip
+
+    ours = functools.partial(layers.convolve, strides=strides, pad=pad, groups=groups)
+    (value, back), (expected, expected_back) = (
+        jax.vjp(jax.jit(function), x, kernel) for function in (ours, of_lax)
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    g = normal(*expected.shape, seed=2)
+    for gradient, wanted in zip(back(g), expected_back(g), strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_convolution_layer_has_one_kernel_for_all_groups_and_a_bias():
     layer = layers.Conv(6, 3, groups=2, pad=1)
     x = normal(1, 4, 4, 4)

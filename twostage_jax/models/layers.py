@@ -115,22 +115,40 @@ def local_response_norm(x: jax.Array) -> jax.Array:
 
 
 def convolve(
-    x: jax.Array, kernel: jax.Array, *, strides: int, pad: int, groups: int = 1
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: int,
+    pad: int | str,
+    groups: int = 1,
 ) -> jax.Array:
     """Two-dimensional cross-correlation, [N, H, W, C] with [kh, kw, C / groups, O].
 
     With groups, input and output channels are cut into that many equal runs, each
     convolved on its own. They are separate convolutions here: XLA's grouped one has a
     kernel gradient that is 10 to 30 times slower on a CPU. So is its convolution of an
-    image smaller than the kernel, which is a matrix product here.
+    image smaller than the kernel, which is a matrix product here, and its convolution of
+    every channel on its own, which is a sum of shifted images.
+
+    Args:
+      x: images or activations.
+      kernel: square.
+      strides: step between windows, pixels.
+      pad: rows and columns of zeros on each side, or 'same' for TensorFlow's rule:
+        ceil(H / strides) windows, and the odd row of zeros at the end.
+      groups: number of runs of channels.
     """
-    if min(x.shape[1:3]) < kernel.shape[0]:
-        conv = functools.partial(_window_product, strides=strides, pad=pad)
+    size = kernel.shape[0]
+    margins = [_margins(n, size, strides, pad) for n in x.shape[1:3]]
+    if 1 < groups == x.shape[-1] == kernel.shape[-1]:
+        return _depthwise(jnp.pad(x, [(0, 0), *margins, (0, 0)]), kernel, strides)
+    if min(x.shape[1:3]) < size:
+        conv = functools.partial(_window_product, strides=strides, margins=margins)
     else:
         conv = functools.partial(
             lax.conv_general_dilated,
             window_strides=(strides, strides),
-            padding=((pad, pad), (pad, pad)),
+            padding=margins,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
     if groups == 1:
@@ -141,21 +159,79 @@ def convolve(
     return jnp.concatenate([conv(part, weights) for part, weights in pairs], axis=-1)
 
 
+def _margins(length: int, size: int, strides: int, pad: int | str) -> tuple[int, int]:
+    """Returns the zeros before and after an axis of that length."""
+    if pad != "same":
+        return pad, pad
+    total = max((-(-length // strides) - 1) * strides + size - length, 0)
+    return total // 2, total - total // 2
+
+
+def _shifted(x: jax.Array, size: int, strides: int) -> list[jax.Array]:
+    """Returns `[..., H', W', C]` per position of a kernel: what it sees there."""
+    # The last row and column at which a window can begin.
+    rows, columns = x.shape[-3] - size, x.shape[-2] - size
+    return [
+        x[..., i : i + rows + 1 : strides, j : j + columns + 1 : strides, :]
+        for i in range(size)
+        for j in range(size)
+    ]
+
+
 def _window_product(
-    x: jax.Array, kernel: jax.Array, *, strides: int, pad: int
+    x: jax.Array, kernel: jax.Array, *, strides: int, margins: list[tuple[int, int]]
 ) -> jax.Array:
     """Returns the cross-correlation as the product of all windows with the kernel."""
-    rows, columns, *_ = kernel.shape
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    # The last row and column at which a window can begin.
-    last = x.shape[1] - rows, x.shape[2] - columns
-    shifted = [
-        x[:, i : i + last[0] + 1 : strides, j : j + last[1] + 1 : strides]
-        for i in range(rows)
-        for j in range(columns)
-    ]
-    windows = jnp.concatenate(shifted, axis=-1)
+    x = jnp.pad(x, [(0, 0), *margins, (0, 0)])
+    windows = jnp.concatenate(_shifted(x, kernel.shape[0], strides), axis=-1)
     return windows @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _shifted_sum(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
+    size, _, _, channels = kernel.shape
+    windows = _shifted(x.astype(jnp.float32), size, strides)
+    weights = kernel.astype(jnp.float32).reshape(-1, channels)
+    total = sum(window * row for window, row in zip(windows, weights, strict=True))
+    return total.astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
+    """Returns the cross-correlation of each channel with its own kernel.
+
+    Args:
+      x: `[N, H, W, C]`, padded.
+      kernel: `[k, k, 1, C]`.
+      strides: step between windows, pixels.
+    """
+    return _shifted_sum(x, kernel, strides)
+
+
+def _depthwise_forward(
+    x: jax.Array, kernel: jax.Array, strides: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _shifted_sum(x, kernel, strides), (x, kernel)
+
+
+def _depthwise_backward(
+    strides: int, saved: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    (to_x,) = jax.vjp(lambda x: _shifted_sum(x, kernel, strides), x)[1](g)
+
+    def of_image(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x, g = (part.astype(jnp.float32) for part in pair)
+        windows = _shifted(x, kernel.shape[0], strides)
+        return jnp.stack([(window * g).sum((0, 1)) for window in windows])
+
+    # Image by image, which stays in a CPU's cache: 4 to 6 times faster there.
+    to_kernel = lax.platform_dependent(
+        (x, g), cpu=functools.partial(lax.map, of_image), default=jax.vmap(of_image)
+    ).sum(0)
+    return to_x, to_kernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class Conv(nn.Module):
@@ -165,7 +241,7 @@ class Conv(nn.Module):
       features: output channels.
       size: side of the kernel, pixels.
       strides: step between windows, pixels.
-      pad: rows and columns of zeros on each side.
+      pad: rows and columns of zeros on each side, or 'same'; see `convolve`.
       groups: see `convolve`; the parameters are one kernel all the same.
       use_bias: adds a bias for each output channel.
       dtype: dtype of the computation and of the result.
@@ -174,7 +250,7 @@ class Conv(nn.Module):
     features: int
     size: int
     strides: int = 1
-    pad: int = 0
+    pad: int | str = 0
     groups: int = 1
     use_bias: bool = True
     dtype: Any = jnp.float32
@@ -263,6 +339,25 @@ def moments(x: jax.Array) -> jax.Array:
     variance = jnp.square(x.astype(jnp.float32) - mean[:, None, None]).mean((1, 2))
     # The root's gradient is infinite at 0, where a channel is silent.
     return jnp.concatenate([mean, jnp.sqrt(variance + 1e-5)], axis=-1)
+
+
+def make_norm(
+    kind: str, *, train: bool, dtype: Any, axis_name: str | None, epsilon: float = 1e-5
+) -> Callable[..., nn.Module]:
+    """Returns a constructor of the normalisation layer, `norm(name=...)`.
+
+    'batch': running statistics move by a tenth each training step, over all devices
+    along `axis_name`. 'group': 32 groups of channels (Wu & He 2018, arXiv 1803.08494),
+    the same in training and evaluation. Both have a `scale` and a `bias`.
+    """
+    if kind == "group":
+        return lambda **kwargs: nn.GroupNorm(
+            num_groups=32, epsilon=epsilon, dtype=dtype, **kwargs
+        )
+    return lambda **kwargs: nn.BatchNorm(
+        use_running_average=not train, momentum=0.9, epsilon=epsilon, dtype=dtype,
+        axis_name=axis_name, **kwargs,
+    )  # fmt: skip
 
 
 def head(num_classes: int) -> nn.Dense:

@@ -74,6 +74,8 @@ class Network(nn.Module):
     def public_name(cls, layer: str) -> str:
         """Returns the name of a layer in torchvision, such as 'layer1.0.conv1'.
 
+        In timm, for networks that torchvision does not have.
+
         Args:
           layer: path of the layer among the parameters, such as 'stage1_block1/conv1'.
 

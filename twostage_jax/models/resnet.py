@@ -15,25 +15,6 @@ from twostage_jax.models import layers
 from twostage_jax.models.network import Network
 
 
-def make_norm(
-    kind: str, *, train: bool, dtype: Any, axis_name: str | None
-) -> Callable[..., nn.Module]:
-    """Returns a constructor of the normalisation layer, `norm(name=...)`.
-
-    'batch': running statistics move by a tenth each training step, over all devices
-    along `axis_name`. 'group': 32 groups of channels (Wu & He 2018, arXiv 1803.08494),
-    the same in training and evaluation. Both have a `scale` and a `bias`.
-    """
-    if kind == "group":
-        return lambda **kwargs: nn.GroupNorm(
-            num_groups=32, epsilon=1e-5, dtype=dtype, **kwargs
-        )
-    return lambda **kwargs: nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype,
-        axis_name=axis_name, **kwargs,
-    )  # fmt: skip
-
-
 class Block(nn.Module):
     """One residual block: relu(convolutions(x) + shortcut(x)).
 
@@ -46,7 +27,7 @@ class Block(nn.Module):
       features: channels of the 3x3 convolutions.
       strides: step of the first 3x3 convolution and of the shortcut.
       bottleneck: 1x1, 3x3, 1x1 to four times the channels, instead of 3x3, 3x3.
-      norm: constructor from `make_norm`.
+      norm: constructor from `layers.make_norm`.
       dtype: dtype of the computation.
     """
 
@@ -96,7 +77,7 @@ class ResNet(Network):
 
     Attributes:
       dropout: rate of the dropout before the head.
-      norm: 'batch' or 'group', see `make_norm`.
+      norm: 'batch' or 'group', see `layers.make_norm`.
       blocks: number of blocks per stage.
       bottleneck: see `Block`.
     """
@@ -131,7 +112,7 @@ class ResNet(Network):
           stage4 (the output of the last block of each stage) [N, h, w, c]; mean [N, c];
           head, the logits.
         """
-        norm = make_norm(
+        norm = layers.make_norm(
             self.norm, train=train, dtype=self.dtype, axis_name=self.axis_name
         )
         taps, tap = layers.recorder()
