@@ -72,9 +72,10 @@ def measure(run: Path, dicom: Path, out: Path, stride: int) -> dict[str, np.ndar
     Also 'total', and 'count': (windows, side of a window in pixels).
     """
     from twostage_jax import cli
-    from twostage_jax.maps import classify, trained
+    from twostage_jax.maps import classify
     from twostage_jax.maps import run as folder_maps
     from twostage_jax.maps import run as series_maps
+    from twostage_jax.study import artifacts
 
     cli.use_cores()
     found = defaultdict(lambda: np.zeros(2))
@@ -92,7 +93,7 @@ def measure(run: Path, dicom: Path, out: Path, stride: int) -> dict[str, np.ndar
 
     for name in STEPS:
         setattr(series_maps, name, timed(name, getattr(series_maps, name)))
-    model = trained.find(run)
+    model = artifacts.find(run)
     how = classify.How(stride=stride, window=(-600.0, 1500.0), spacing=None)
     began = clocks()
     classifier = classify.Classifier(model, how.window)

@@ -25,10 +25,11 @@ import pages
 from twostage_jax import cli
 from twostage_jax.ct.palette import NOTICE
 from twostage_jax.ct.series import find_series
-from twostage_jax.maps import trained
+from twostage_jax.maps import scale
 from twostage_jax.maps.classify import Classifier, How
 from twostage_jax.maps.extent import UNCLASSIFIED
 from twostage_jax.maps.run import map_folder, series_name
+from twostage_jax.study import artifacts
 
 # Of what a series without any lung is refused for.
 NO_LUNG = "no lung"
@@ -53,7 +54,7 @@ outside its training data. As JSON: [{json}]({json}). {notice}.
 
 def measure(run: Path, arm: str, dicom: Path, options: How) -> dict[str, Any]:
     """Returns the model of an arm, the outcome per slice, and fractions by class."""
-    model = trained.find(run, arm)
+    model = artifacts.find(run, arm)
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
         # What is printed would name series by their hashes.
@@ -139,11 +140,11 @@ def main() -> None:
     flags = parser.parse_args()
     cli.use_cores()
     arms = flags.arms.split(",")
-    first = trained.find(flags.run, arms[0])
+    first = artifacts.find(flags.run, arms[0])
     options = How(
         stride=flags.stride,
-        window=trained.parse_window(flags.window, first),
-        spacing=trained.parse_spacing(flags.spacing, first),
+        window=scale.parse_window(flags.window, first),
+        spacing=scale.parse_spacing(flags.spacing, first),
     )
     found = {arm: measure(flags.run, arm, flags.dicom, options) for arm in arms}
     numbers = {"settings": options.settings(), "notice": NOTICE, "arms": found}

@@ -40,8 +40,9 @@ from twostage_jax.data import sources
 from twostage_jax.data.store import prepare
 from twostage_jax.data.synthetic import textures
 from twostage_jax.errors import UserError
-from twostage_jax.maps import classify, trained
+from twostage_jax.maps import classify
 from twostage_jax.maps.run import from_feet
+from twostage_jax.study import artifacts
 from twostage_jax.train import checkpoint, novelty, steps
 from twostage_jax.train.augment import centre_crop, normalise, to_unit
 
@@ -129,7 +130,7 @@ class Model:
     """A stage run, its training images, and its test images."""
 
     def __init__(self, folder: Path, data_dir: Path, window: tuple[float, ...] | None):
-        self.run = run = trained.find(folder)
+        self.run = run = artifacts.find(folder)
         self.window = window or run.window
         lineage = json.loads((run.folder / "lineage.json").read_text())
         settings = lineage["settings"]["data"]

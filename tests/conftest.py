@@ -9,9 +9,9 @@ import study_files
 from basics import Tiny
 
 from twostage_jax import models
-from twostage_jax.maps import trained
 from twostage_jax.maps.classify import Classifier
 from twostage_jax.report.write import write_report
+from twostage_jax.study import artifacts
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def brightness(monkeypatch):
 @pytest.fixture
 def classifier(brightness, tmp_path):
     """That stage run, with its window, applied to windows of slices."""
-    run = trained.find(chest.write_run(tmp_path / "study"))
+    run = artifacts.find(chest.write_run(tmp_path / "study"))
     return Classifier(run, run.window)
 
 

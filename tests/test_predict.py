@@ -10,9 +10,9 @@ import pytest
 from basics import REPOSITORY
 from chest import write_chest, write_run
 
-from twostage_jax.maps import trained
 from twostage_jax.maps.classify import Classifier, How
 from twostage_jax.maps.run import map_folder
+from twostage_jax.study import artifacts
 
 COMMAND = """
 import sys
@@ -54,7 +54,7 @@ def test_command_gives_the_same_maps_on_three_devices(tmp_path, brightness):
     )
     assert "1 of 1 series mapped" in done.stdout
     how = How(stride=3, window=(-600.0, 1500.0), spacing=None)
-    classifier = Classifier(trained.find(run), how.window)
+    classifier = Classifier(artifacts.find(run), how.window)
     map_folder(tmp_path / "dicom", tmp_path / "one", classifier, how)
     (three,), (one,) = (
         list((tmp_path / name).glob("patient-*/probabilities.npz"))

@@ -103,15 +103,16 @@ def predict(
         )
     write.check_installed()
     cli.use_cores()
-    from twostage_jax.maps import trained
+    from twostage_jax.maps import scale
     from twostage_jax.maps.classify import Classifier, How
     from twostage_jax.maps.run import map_folder
+    from twostage_jax.study import artifacts
 
-    found = trained.find(Path(run), arm)
+    found = artifacts.find(Path(run), arm)
     how = How(
         stride=stride,
-        window=trained.parse_window(window, found),
-        spacing=trained.parse_spacing(spacing, found),
+        window=scale.parse_window(window, found),
+        spacing=scale.parse_spacing(spacing, found),
     )
     classifier = Classifier(found, how.window)
     unlike = classifier.reference or "not judged, as the stage run has no novelty.npz"

@@ -1,6 +1,5 @@
 """Folders of patches in HU, as people have them: TIFF, NumPy and NIfTI files."""
 
-import json
 from pathlib import Path
 
 import nibabel
@@ -14,7 +13,6 @@ from twostage_jax.config import DataConfig, ModelConfig, config_file
 from twostage_jax.data import image_folder, sources, splits
 from twostage_jax.data.store import prepare
 from twostage_jax.errors import UserError
-from twostage_jax.maps import trained
 
 CLASSES = ("emphysema", "fibrosis")
 SIDE = 12
@@ -352,30 +350,6 @@ def test_part_that_the_network_sees_is_told(tmp_path, capsys):
     data = DataConfig("folder", options={**options, "group_regex": "(p.)"})
     sources.load(data, ModelConfig(image_size=8), tmp_path)
     assert "8 x 8 of 12 pixels" in capsys.readouterr().out
-
-
-def test_window_of_the_training_is_known_where_the_set_was_in_hu(tmp_path):
-    run = tmp_path / "target-0"
-    run.mkdir()
-    lineage = {
-        "hash": "0" * 64,
-        "chain": [run.name],
-        "model": {},
-        "settings": {
-            "data": {
-                "source": "folder", "normalise": "fixed", "window": [-500, 1400],
-                "options": {},
-            }
-        },
-        "data": {
-            "name": "patches", "fingerprint": "f", "class_names": ["a", "b"],
-            "mean": [0.5], "deviation": [0.25], "units": "hu",
-        },
-    }  # fmt: skip
-    for units, window in (("hu", (-500, 1400)), ("grey", None)):
-        lineage["data"]["units"] = units
-        (run / "lineage.json").write_text(json.dumps(lineage))
-        assert trained.find(run).window == window
 
 
 @pytest.mark.parametrize(("side", "count"), [(61, 15), (32, 40)])

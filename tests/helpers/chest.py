@@ -112,14 +112,19 @@ def write_run(
     )
     data = {"source": "dicom", "normalise": "fixed", "window": [-600, 1500]}
     lineage = {
+        "stage": "target",
         "chain": ["natural-00", "texture-11", folder.name],
         "hash": "0123456789ab" + "cd" * 26,
+        "seed": 0,
+        "fraction": 1.0,
+        "fold": 0,
         "model": {"name": "brightness", "image_size": WINDOW, "dropout": 0.0},
         "settings": {"data": {**data, "options": {}, **changes}},
         "data": {
             "name": "dicom",
             "fingerprint": "feed" * 16,
             "class_names": list(class_names),
+            "examples": {"train": 80, "validation": 20, "test": 40},
             **({} if synthetic is None else {"synthetic": synthetic}),
             **({} if units is None else {"units": units}),
             "mean": [0.5],

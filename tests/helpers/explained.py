@@ -95,7 +95,11 @@ def write_stage(home, seed, tested=range(8, 16)):
     stage = home.name.split("-")[0]
     lineage = {
         "stage": stage,
+        "chain": [home.name],
+        "hash": "ab" * 32,
         "seed": seed,
+        "fraction": 1.0,
+        "fold": 0,
         "settings": {
             "data": {
                 "source": "dicom", "validation": 0.2, "test": 0.25,
@@ -105,8 +109,8 @@ def write_stage(home, seed, tested=range(8, 16)):
         },
         "model": MODEL,
         "data": {
-            "class_names": ["a", "b", "c"], "fingerprint": "f", "mean": [0.4],
-            "deviation": [0.2],
+            "name": "made", "class_names": ["a", "b", "c"], "fingerprint": "f",
+            "examples": {"train": 8}, "mean": [0.4], "deviation": [0.2],
         },
     }  # fmt: skip
     home.mkdir(parents=True)

@@ -20,9 +20,10 @@ from twostage_jax.data.dataset import Example
 from twostage_jax.data.store import prepare
 from twostage_jax.data.synthetic import natural, phantoms, textures
 from twostage_jax.errors import UserError
-from twostage_jax.maps import trained, write
+from twostage_jax.maps import write
 from twostage_jax.maps.classify import Classifier, classify
 from twostage_jax.maps.run import map_folder
+from twostage_jax.study import artifacts
 from twostage_jax.train import novelty
 
 PIXELS = (3.0, 3.0)
@@ -218,7 +219,7 @@ def test_task_that_is_read_again_is_as_synthetic_as_it_was(tmp_path):
 
 
 def classifier_of(tmp_path, **settings):
-    run = trained.find(write_run(tmp_path / "study", **settings))
+    run = artifacts.find(write_run(tmp_path / "study", **settings))
     return Classifier(run, (-600.0, 1500.0))
 
 

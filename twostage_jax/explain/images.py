@@ -12,6 +12,7 @@ from twostage_jax.data.dataset import Dataset, largest
 from twostage_jax.errors import Notes, UserError
 from twostage_jax.explain import networks
 from twostage_jax.explain.networks import Examples, Network
+from twostage_jax.study import artifacts
 from twostage_jax.train import augment
 
 # Test images of a seed looked at, at most; of more, as many spread evenly over them.
@@ -73,7 +74,7 @@ def test_examples(
 
 def _stage(home: Path) -> tuple[DataConfig, ModelConfig, str, frozenset[str]]:
     """Returns settings, fingerprint of the data, and ids tested, of a stage run."""
-    lineage = networks.lineage_of(home)
+    lineage = artifacts.read_lineage(home)
     try:
         settings = {**lineage["settings"]["data"]}
         settings["window"] = tuple(settings["window"])

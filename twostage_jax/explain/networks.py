@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from twostage_jax import models
-from twostage_jax.config import ModelConfig
 from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.explain import backward
+from twostage_jax.study import artifacts
 from twostage_jax.study.plan import keys
 from twostage_jax.train import augment, checkpoint, steps
 
@@ -342,15 +342,6 @@ def chosen_rows(workdir: Path) -> tuple[list[str], list[dict[str, Any]]]:
     return known, chosen
 
 
-def lineage_of(home: Path) -> dict[str, Any]:
-    """Returns the lineage of a stage run's folder, or raises a UserError."""
-    path = home / "lineage.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error!r}).") from error
-
-
 def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, numbers))
 
@@ -368,33 +359,24 @@ def _chain(
 
 
 def _network(home: Path) -> Network:
-    lineage = lineage_of(home)
-    try:
-        data, settings = lineage["data"], lineage["settings"]["data"]
-        options = settings.get("options", {})
-        model, names = ModelConfig(**lineage["model"]), tuple(data["class_names"])
-        network = Network(
-            arm="",
-            seed=int(lineage["seed"]),
-            stage=str(lineage["stage"]),
-            module=steps.build_model(model, len(names), None),
-            variables=checkpoint.load_variables(home / "variables"),
-            class_names=names,
-            size=model.image_size,
-            channels=model.channels,
-            normalise=settings["normalise"],
-            mean=np.asarray(data["mean"], np.float32),
-            deviation=np.asarray(data["deviation"], np.float32),
-            window=tuple(settings["window"]),
-            parent=None,
-            source=str(settings["source"]),
-            path=str(options.get("path", "")),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{home / 'lineage.json'}: is not the lineage of a finished stage run "
-            f"({error!r})."
-        ) from error
+    run = artifacts.read(home)
+    network = Network(
+        arm="",
+        seed=run.seed,
+        stage=run.stage,
+        module=steps.build_model(run.model, len(run.class_names), None),
+        variables=checkpoint.load_variables(home / "variables"),
+        class_names=run.class_names,
+        size=run.model.image_size,
+        channels=run.model.channels,
+        normalise=run.normalise,
+        mean=np.asarray(run.mean, np.float32),
+        deviation=np.asarray(run.deviation, np.float32),
+        window=run.window,
+        parent=None,
+        source=run.source,
+        path=str(run.options.get("path", "")),
+    )
     for path, leaf in jax.tree_util.tree_leaves_with_path(network.variables):
         if not np.isfinite(leaf).all():
             where = "/".join(str(key.key) for key in path)

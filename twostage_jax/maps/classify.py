@@ -18,7 +18,7 @@ import numpy as np
 from twostage_jax.ct import patches
 from twostage_jax.ct.dicom import AIR_HU
 from twostage_jax.errors import UserError
-from twostage_jax.maps.trained import Trained
+from twostage_jax.study.artifacts import Trained
 from twostage_jax.train import checkpoint, novelty, steps
 from twostage_jax.train.parallel import replicate
 

@@ -30,7 +30,7 @@ from twostage_jax.io import shown
 from twostage_jax.maps import draw, extent, write
 from twostage_jax.maps.classify import Classifier, How, Maps, classify
 from twostage_jax.maps.seg import write_segmentation
-from twostage_jax.maps.trained import Trained
+from twostage_jax.study.artifacts import Trained
 
 # Bump when the same model and settings give other files.
 VERSION = 4

@@ -1,19 +1,205 @@
-"""Files of a finished stage run, apart from its variables."""
+"""Files of a finished stage run, apart from its variables: written, found and read."""
 
+import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from twostage_jax import io
-from twostage_jax.config import Config, as_json
+from twostage_jax.config import Config, ModelConfig, as_json
+from twostage_jax.ct.palette import NOTICE, ORIGINS, SHORT_ORIGINS
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.splits import Splits, copies
+from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.runtime import versions
 from twostage_jax.stats import metrics
-from twostage_jax.study.plan import StageRun
-from twostage_jax.train import steps
-from twostage_jax.train.loop import Fitted
+
+if TYPE_CHECKING:
+    from twostage_jax.study.plan import StageRun
+    from twostage_jax.train import steps
+    from twostage_jax.train.loop import Fitted
+
+PREFERRED_ARM = "two_stage"
+# What tells one row of a study from another.
+PLACE = ("arm", "seed", "fraction", "fold")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished stage run and what is needed to apply it.
+
+    Attributes:
+      folder: Folder of the stage run.
+      hash: Digest of everything that determines its parameters.
+      arm: Arm that the run ends, or its chain of stages if it ends none.
+      chain: Folder names of the stage runs from the first one to this one.
+      stage: Name of its stage.
+      seed, fraction, fold: Its place in the study.
+      source: Data source that it was trained on.
+      data: Name of the data set.
+      fingerprint: Digest of the data set.
+      examples: Number of examples in 'train', 'validation' and 'test'.
+      class_names: Names of the K classes.
+      model: Settings of the network.
+      normalise, mean, deviation: Scaling of the images, see `train.augment`.
+      window: (centre, width) pairs in HU, flattened; without effect unless `in_hu`.
+      in_hu: Whether its lineage says that the training images were in HU.
+      options: Settings of its data source.
+      synthetic: Whether it was trained on synthetic images; None if its lineage, from
+        an earlier version, does not say.
+    """
+
+    folder: Path
+    hash: str
+    arm: str
+    chain: tuple[str, ...]
+    stage: str
+    seed: int
+    fraction: float
+    fold: int
+    source: str
+    data: str
+    fingerprint: str
+    examples: Mapping[str, int]
+    class_names: tuple[str, ...]
+    model: ModelConfig
+    normalise: str
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    window: tuple[float, ...]
+    in_hu: bool
+    options: Mapping[str, Any]
+    synthetic: bool | None
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """The notice that every output carries, and the origin of the training data."""
+        return tuple(filter(None, (NOTICE, ORIGINS[self.synthetic])))
+
+    @property
+    def short_notice(self) -> str:
+        """The same for fields of 64 letters."""
+        return "; ".join(filter(None, (NOTICE, SHORT_ORIGINS[self.synthetic])))
+
+    def __str__(self) -> str:
+        data = f"{self.data} {self.fingerprint[:12]}"
+        return f"model {self.hash[:12]} ({self.arm}), trained on {data}"
+
+
+def find(
+    folder: Path,
+    arm: str = "",
+    *,
+    seed: int | None = None,
+    fraction: float | None = None,
+    fold: int | None = None,
+) -> Trained:
+    """Returns the stage run in `folder`, or that of an arm of the study in it.
+
+    Args:
+      folder: Folder of a stage run, or workdir of a study.
+      arm: Name of the arm; empty for 'two_stage', or the only one.
+      seed, fraction, fold: Place of the run in the study; None for the first seed, all
+        training data, and the first fold.
+
+    Raises:
+      UserError: The folder holds no finished stage run, or the study has none there.
+    """
+    place = {"arm": arm or None, "seed": seed, "fraction": fraction, "fold": fold}
+    place = {name: value for name, value in place.items() if value is not None}
+    if (folder / "lineage.json").is_file():
+        for name, value in place.items():
+            raise UserError(
+                f"--{name}={value}: {folder} is one stage run, not a study.",
+                where=f"--{name}",
+            )
+        return read(folder, _arm_of(folder))
+    rows = _rows(folder)
+    if not rows:
+        raise UserError(
+            f"{folder}: neither a finished stage run (lineage.json) nor the workdir of "
+            "a study with results (rows/).",
+            where=folder,
+        )
+    arms = sorted({row["arm"] for row in rows})
+    if not arm and PREFERRED_ARM not in arms and len(arms) > 1:
+        raise UserError(
+            f"{folder}: which arm? Give --arm, one of {', '.join(arms)}.", where="--arm"
+        )
+    place = {"arm": PREFERRED_ARM if PREFERRED_ARM in arms else arms[0], **place}
+    for name, value in place.items():
+        known = {row[name] for row in rows}
+        if value not in known:
+            hint = did_you_mean(str(value), map(str, known))
+            raise UserError(
+                f"--{name}={value}: {folder} holds no such run.{hint}",
+                where=f"--{name}",
+            )
+        rows = [row for row in rows if row[name] == value]
+    first = min(rows, key=lambda row: (-row["fraction"], row["seed"], row["fold"]))
+    return read(folder / "stages" / Path(first["stage_runs"][-1]).name, first["arm"])
+
+
+def read(folder: Path, arm: str = "") -> Trained:
+    """Returns the finished stage run of a folder.
+
+    Args:
+      folder: Folder of the stage run.
+      arm: Arm that the run ends; empty if it ends none.
+
+    Raises:
+      UserError: The lineage is missing, damaged, or of something else.
+    """
+    lineage = read_lineage(folder)
+    try:
+        data, settings = lineage["data"], lineage["settings"]["data"]
+        chain = tuple(map(str, lineage["chain"]))
+        synthetic = data.get("synthetic")
+        return Trained(
+            folder=folder,
+            hash=str(lineage["hash"]),
+            arm=arm or " > ".join(name.rsplit("-", 1)[0] for name in chain),
+            chain=chain,
+            stage=str(lineage["stage"]),
+            seed=int(lineage["seed"]),
+            fraction=float(lineage["fraction"]),
+            fold=int(lineage["fold"]),
+            source=str(settings["source"]),
+            data=str(data["name"]),
+            fingerprint=str(data["fingerprint"]),
+            examples=dict(data["examples"]),
+            class_names=tuple(map(str, data["class_names"])),
+            model=ModelConfig(**lineage["model"]),
+            normalise=str(settings["normalise"]),
+            mean=tuple(data["mean"]),
+            deviation=tuple(data["deviation"]),
+            window=tuple(settings["window"]),
+            in_hu=data.get("units") == "hu",
+            options=dict(settings["options"]),
+            synthetic=synthetic if isinstance(synthetic, bool) else None,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        path = folder / "lineage.json"
+        raise UserError(
+            f"{path}: is not the lineage of a finished stage run ({error!r}).",
+            where=path,
+        ) from error
+
+
+def read_lineage(folder: Path) -> dict[str, Any]:
+    """Returns the lineage of a finished stage run (see `lineage`).
+
+    Raises:
+      UserError: It is missing or damaged.
+    """
+    path = folder / "lineage.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error!r}).", where=path) from error
 
 
 def save_predictions(
@@ -37,10 +223,10 @@ def save_predictions(
 def lineage(
     config: Config,
     dataset: Dataset,
-    run: StageRun,
+    run: "StageRun",
     splits: Splits,
-    constants: steps.Constants,
-    fitted: Fitted,
+    constants: "steps.Constants",
+    fitted: "Fitted",
     probabilities: np.ndarray,
     seconds: float | None,
 ) -> dict[str, Any]:
@@ -85,3 +271,24 @@ def lineage(
         "seconds": None if seconds is None else round(seconds, 2),
         "versions": versions(),
     }
+
+
+def _rows(workdir: Path) -> list[dict[str, Any]]:
+    rows = []
+    for path in sorted((workdir / "rows").glob("*.json")):
+        try:
+            row = json.loads(path.read_text(encoding="utf-8"))
+            rows.append({name: row[name] for name in (*PLACE, "stage_runs")})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: is not a row of a study ({error!r}).", where=path
+            ) from error
+    return rows
+
+
+def _arm_of(folder: Path) -> str:
+    """Returns the arm that a stage run ends in the study around it, or ''."""
+    for row in _rows(folder.absolute().parent.parent):
+        if row["stage_runs"][-1:] == [folder.absolute().name]:
+            return row["arm"]
+    return ""

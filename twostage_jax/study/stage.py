@@ -102,8 +102,8 @@ def clear(materials: Materials, run: StageRun) -> None:
 
 
 def read_lineage(materials: Materials, run: StageRun) -> dict[str, Any]:
-    """Returns the lineage of a finished stage run (see `lineage.lineage`)."""
-    return json.loads((materials.folder(run) / "lineage.json").read_text())
+    """Returns the lineage of a finished stage run (see `artifacts.lineage`)."""
+    return artifacts.read_lineage(materials.folder(run))
 
 
 def run_stages(

@@ -1,0 +1,117 @@
+"""The window and the resolution of maps: those of the training, or of a flag."""
+
+import json
+
+import pytest
+from chest import WINDOW, Channels, chest, write_chest, write_run
+from ct_files import refused_at
+from scipy import ndimage
+
+from twostage_jax import models
+from twostage_jax.errors import UserError
+from twostage_jax.maps import scale
+from twostage_jax.maps.classify import Classifier, How, classify
+from twostage_jax.maps.run import map_folder
+from twostage_jax.study import artifacts
+
+
+def test_window_is_the_trainings_unless_it_saw_no_hu(tmp_path):
+    # The lineage says so, whatever the source: slices and folders may hold either.
+    of_hu = artifacts.find(
+        write_run(tmp_path / "a", window=[-400, 1000], source="slices")
+    )
+    of_pictures = artifacts.find(
+        write_run(tmp_path / "b", source="slices", units="grey")
+    )
+    unknown = artifacts.find(write_run(tmp_path / "c", units=None))
+    with refused_at("--window"):
+        scale.parse_window("", unknown)
+    assert scale.parse_window("", of_hu) == (-400, 1000)
+    assert scale.parse_window("-500, 1400", of_hu) == (-500, 1400)
+    assert scale.parse_window("-500,1400", of_pictures) == (-500, 1400)
+    wrong = ("x", "-600", "-600,0", "-600,nan", "1,2,3,4,5,6", "1,2,")
+    for text, run in (("", of_pictures), *((text, of_hu) for text in wrong)):
+        with refused_at("--window"):
+            scale.parse_window(text, run)
+
+
+def test_spacing_is_the_trainings_unless_another_is_given(tmp_path):
+    as_scanned = artifacts.find(write_run(tmp_path / "a"))
+    resampled = artifacts.find(write_run(tmp_path / "b", options={"spacing": 0.7}))
+    assert scale.parse_spacing(None, as_scanned) is None
+    assert scale.parse_spacing(None, resampled) == 0.7
+    assert scale.parse_spacing(0.9, resampled) == 0.9
+    assert scale.parse_spacing(0, resampled) is None
+    for wrong in (-1, 0.01, 11, float("nan")):
+        with refused_at("--spacing"):
+            scale.parse_spacing(wrong, resampled)
+
+
+def test_spacing_of_a_prepared_set_is_read_beside_it(tmp_path):
+    settings = {"source": "prepared", "options": {"path": str(tmp_path)}}
+    run = artifacts.find(write_run(tmp_path / "study", **settings))
+    assert scale.parse_window("", run) == (-600, 1500)
+    with refused_at("--spacing"):
+        scale.parse_spacing(None, run)
+    made = {"fingerprint": "feed" * 16, "settings": {"spacing": 0.8}}
+    (tmp_path / "dataset.json").write_text(json.dumps(made))
+    assert scale.parse_spacing(None, run) == 0.8
+    made["fingerprint"] = "dead" * 16
+    (tmp_path / "dataset.json").write_text(json.dumps(made))
+    with refused_at("--spacing"):
+        scale.parse_spacing(None, run)
+
+
+def test_more_classes_than_a_map_can_hold_are_refused(tmp_path, brightness):
+    names = [f"c{i}" for i in range(256)]
+    run = artifacts.find(write_run(tmp_path, class_names=names))
+    with pytest.raises(UserError, match="256 classes"):
+        Classifier(run, (-600, 1500))
+
+
+def test_three_windows_are_the_three_channels_of_the_network(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "channels", Channels)
+    # Healthy lung, -850 HU, is brightest in the gentle one, disease, -650 HU, in the
+    # steep one, and nothing is bright in the window of bone.
+    gentle, steep, bone = (-800, 1200), (-700, 100), (2000, 100)
+    folder = write_run(tmp_path, class_names="abc", window=[*bone, *steep, *gentle])
+    path = folder / "lineage.json"
+    lineage = json.loads(path.read_text())
+    lineage["model"] |= {"name": "channels", "channels": 3}
+    lineage["data"] |= {"mean": [0.5] * 3, "deviation": [0.25] * 3}
+    path.write_text(json.dumps(lineage))
+    run = artifacts.find(tmp_path)
+    hu, lungs, disease = chest(2)
+    # Away from borders, where a window sees both.
+    ill, sound = (
+        ndimage.binary_erosion(m, iterations=WINDOW)
+        for m in (disease[0], lungs[0] & ~disease[0])
+    )
+    assert ill.sum() > 20 and sound.sum() > 20
+    for window, classes in [("", (3, 2)), ("-700,100,-800,1200,2000,100", (2, 1))]:
+        window = scale.parse_window(window, run)
+        asked = How(stride=2, window=window, spacing=None)
+        found = classify(hu, lungs, (3.0, 3.0), Classifier(run, window), asked)
+        for where, label in zip((sound, ill), classes, strict=True):
+            assert (found.labels[:, where] == label).all()
+
+
+def test_hostile_names_stay_inside_the_output(tmp_path, brightness, capsys):
+    names = ("../../x", "<script>alert(1)</script>" * 12)
+    run = artifacts.find(write_run(tmp_path / "study", class_names=names))
+    write_chest(
+        tmp_path / "dicom",
+        1,
+        PatientID="/etc/passwd",
+        PatientName="$(touch x)",
+        SeriesDescription="\u202e" * 60,
+        SpecificCharacterSet="ISO_IR 192",
+    )
+    before = sorted(tmp_path.parent.rglob("*"))
+    how = How(stride=6, window=(-600, 1500), spacing=None)
+    map_folder(tmp_path / "dicom", tmp_path / "out", Classifier(run, how.window), how)
+    made = set(tmp_path.parent.rglob("*")) - set(before)
+    assert all(tmp_path / "out" in (path, *path.parents) for path in made)
+    assert "passwd" not in capsys.readouterr().out
+    (folder,) = (tmp_path / "out").glob("patient-*")
+    assert json.loads((folder / "series.json").read_text())["note"] == ""
