@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import chest
+import jax
 import pytest
 import study_files
 from basics import Tiny
@@ -12,6 +13,16 @@ from twostage_jax import models
 from twostage_jax.maps.classify import Classifier
 from twostage_jax.report.write import write_report
 from twostage_jax.study import artifacts
+
+
+def pytest_configure(config):
+    """Keeps compiled programs for all tests and processes, and for the next time."""
+    for name, value in {
+        "jax_compilation_cache_dir": str(config.cache.mkdir("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture

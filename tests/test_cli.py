@@ -86,6 +86,12 @@ def test_processes_are_joined_where_there_are_several(
     assert joined == calls
 
 
+def test_cache_of_compiled_programs_that_the_user_set_is_kept(joined):
+    given = jax.config.jax_compilation_cache_dir
+    cli.set_up_jax()
+    assert given and jax.config.jax_compilation_cache_dir == given
+
+
 def test_half_of_the_names_of_the_processes_is_refused(joined, monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "node1:1234")
     with pytest.raises(UserError) as refused:

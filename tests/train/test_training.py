@@ -170,7 +170,7 @@ def test_layers_and_networks_are_the_same_on_one_device_and_on_all():
     done = subprocess.run(
         [
             sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-k",
-            "on_one_device_and_on_all", "-p", "no:cacheprovider",
+            "on_one_device_and_on_all",
             "tests/models/test_models.py", "tests/models/test_layers.py",
         ],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
