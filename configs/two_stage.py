@@ -84,6 +84,12 @@ def get_config(variant: str = "") -> ConfigDict:
         0  # runs at once; 0: one a device, 1: all devices for one
     )
 
+    # Statements that the report prints; empty ones are said to be missing.
+    config.report = ConfigDict()
+    config.report.reference_standard = ""  # how, and by whom, the classes were found
+    config.report.ethics = ""
+    config.report.funding = ""
+
     if variant == "study":
         config.name = "two_stage_study"
         config.study.baselines += ("frozen",)

@@ -280,6 +280,21 @@ class StudyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Statements that the report prints as they are; they change no result.
+
+    Attributes:
+      reference_standard: How the true classes were found: by whom, from what.
+      ethics: Ethics approval and consent, or why neither was needed.
+      funding: Sources of funding, and their role in the study.
+    """
+
+    reference_standard: str = ""
+    ethics: str = ""
+    funding: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a study.
 
@@ -289,6 +304,7 @@ class Config:
       stages: Settings by name of the stage; one is called 'target'.
       arms: Names of an arm's stages, in order, by name of the arm; the last is 'target'.
       study: Settings of the comparison.
+      report: Statements of the report.
     """
 
     name: str
@@ -296,6 +312,7 @@ class Config:
     stages: Mapping[str, StageConfig]
     arms: Mapping[str, tuple[str, ...]]
     study: StudyConfig
+    report: ReportConfig = ReportConfig()
 
 
 def config_file(path: Path) -> ModuleType:
@@ -317,7 +334,8 @@ def parse(config: ConfigDict) -> Config:
       UserError: A setting is unknown, of the wrong type, or impossible.
     """
     raw = config.to_dict()
-    _reject_unknown(raw, ("name", "model", "stages", "arms", "study"), "config")
+    known = [field.name for field in dataclasses.fields(Config)]
+    _reject_unknown(raw, known, "config")
     for block in ("name", "stages", "arms"):
         if not raw.get(block):
             raise _error(f"config.{block}", "is missing or empty: add it.")
@@ -335,6 +353,7 @@ def parse(config: ConfigDict) -> Config:
         stages=stages,
         arms=_arms(raw["arms"], stages, study.arms),
         study=study,
+        report=_build(ReportConfig, raw.get("report", {}), "config.report"),
     )
     for name, stage in stages.items():
         _check_stage(stage, f"config.stages.{name}")

@@ -42,6 +42,9 @@ CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 CT_CLASSES = (CT_IMAGE, *decode.ENHANCED_CT)
 # PS3.3 C.12.1 and C.7.6.1: 'YES' for synthetic images and for images of a phantom.
 NOT_A_PATIENT = ("SyntheticData", "QualityControlImage")
+# Ages above 89 identify people (HIPAA safe harbour, 45 CFR 164.514): 90 stands for them.
+OLDEST = 90
+AGE_UNITS = {"Y": 1, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 
 class NotCTError(UserError):
@@ -72,6 +75,9 @@ class Header:
       lossy: Whether lossy compression was ever applied, which smooths texture.
       synthetic: Whether the image is generated or shows a phantom, by SyntheticData
         (0008,001C) or QualityControlImage (0028,0300).
+      scanner: Manufacturer and ManufacturerModelName; '' if not given.
+      sex: PatientSex, 'F', 'M' or 'O'; '' if not given.
+      age: PatientAge in years, at most `OLDEST`; None if not given.
     """
 
     path: Path
@@ -91,6 +97,9 @@ class Header:
     study: str = ""
     repeated: bool = False
     synthetic: bool = False
+    scanner: str = ""
+    sex: str = ""
+    age: float | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -240,7 +249,31 @@ def _header(
         lossy=dataset.get("LossyImageCompression") == "01",
         study=str(dataset.get("StudyInstanceUID") or ""),
         synthetic="YES" in [dataset.get(keyword) for keyword in NOT_A_PATIENT],
+        scanner=_scanner(dataset),
+        sex=_sex(dataset),
+        age=_age(dataset),
     )
+
+
+def _scanner(dataset: pydicom.Dataset) -> str:
+    """Returns manufacturer and model in one line, at most 64 letters."""
+    keywords = ("Manufacturer", "ManufacturerModelName")
+    words = " ".join(str(dataset.get(keyword) or "") for keyword in keywords).split()
+    return " ".join(words)[:64]
+
+
+def _sex(dataset: pydicom.Dataset) -> str:
+    value = str(dataset.get("PatientSex") or "").strip().upper()
+    return value if value in ("F", "M", "O") else ""
+
+
+def _age(dataset: pydicom.Dataset) -> float | None:
+    """Returns PatientAge ('045Y') in years; None if it is missing or not an age."""
+    value = str(dataset.get("PatientAge") or "").strip().upper()
+    number, unit = value[:-1], value[-1:]
+    if not (number.isascii() and number.isdigit() and unit in AGE_UNITS):
+        return None
+    return min(round(int(number) * AGE_UNITS[unit], 1), OLDEST)
 
 
 def _lengths(

@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,15 +35,19 @@ from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.regions.base import Key, Load, Numbered
 from twostage_jax.ct.series import Series, check_air, group, read_in_turn, scan
 from twostage_jax.data import prepared_folder
+from twostage_jax.data.cohort import flow_row
 from twostage_jax.data.dataset import Example, Facts, Made, Recipe, digest
 from twostage_jax.errors import UserError
 from twostage_jax.folders import Skipped, walk
 
-# Bump when the same files and settings give other patches.
-VERSION = 3
+# Bump when the same files and settings give other patches or facts.
+VERSION = 4
 LUNGS = ("given", "found", "off")
 # Largest number of series whose numbered masks a remark explains.
 MOST_NUMBERED = 8
+# Reasons for which slices and patches are excluded.
+NO_PATCH = "no patch lies far enough inside a region"
+OVERLAP = "overlaps a patch that its region covers better"
 # Rest of a note whose subject is ROIs or contours.
 EMPTY = "of structure sets enclose nothing, being points or lines or without contour."
 # PatientIDs that anonymisers write into the files of everybody (lower case).
@@ -252,6 +256,7 @@ def recipe(
             roots=roots,
         ),
         remarks=functools.partial(_remarks, patients=patients, roots=roots, salt=salt),
+        flow=functools.partial(_flow, patients=patients, roots=roots, salt=salt),
         resumable=True,
     )
 
@@ -268,6 +273,8 @@ def patient_examples(
     for patient in Patients(Path(folder), None, salt, go_on=False):
         new = make(patient, class_names=class_names, cut=Cut(**cut), salt=salt)
         made += new
+        for table, rows in new.facts.items():
+            made.facts.setdefault(table, []).extend(rows)
     return made
 
 
@@ -315,6 +322,11 @@ class Patients(Sequence[Patient]):
         return self._found[3]
 
     @property
+    def without_regions(self) -> int:
+        """Number of patients with CT slices but without regions."""
+        return self._found[4]
+
+    @property
     def notes(self) -> list[str]:
         """Lines on patients who may be several people under one PatientID."""
         constants = {
@@ -340,7 +352,7 @@ class Patients(Sequence[Patient]):
     @functools.cached_property
     def _found(
         self,
-    ) -> tuple[list[Patient], list[annotations.RoiFile], Skipped, list[Series]]:
+    ) -> tuple[list[Patient], list[annotations.RoiFile], Skipped, list[Series], int]:
         found = scan(self.root, salt=self._salt, go_on=self._go_on)
         headers = [_named(header, self.root, self._salt) for header in found.headers]
         series, refused = group(headers, found.lost, go_on=self._go_on)
@@ -389,7 +401,8 @@ class Patients(Sequence[Patient]):
                 where=self._given or self.root,
             )
         series = [one for one in series if one.patient in by_region]
-        return patients, regions, skipped + unusable, series
+        without = len(by_patient) - len(patients)
+        return patients, regions, skipped + unusable, series, without
 
 
 def make(
@@ -426,7 +439,10 @@ def make(
         if not go_on:
             raise
         skipped += _refused(patient, str(error))
+        refused = "a file of the regions is refused"
+        made.facts["flow"] = [flow_row("patients", 1, refused, patient=patient.name)]
     made.skipped = privacy.hide(skipped, roots, salt)
+    made.facts.setdefault("flow", []).extend(_files(made.skipped, patient.name))
     return made
 
 
@@ -487,6 +503,20 @@ def _remarks(
     yield from prepared_folder.notes(skipped, series)
 
 
+def _flow(
+    *, patients: "Patients", roots: Sequence[Path], salt: str
+) -> Iterator[dict[str, Any]]:
+    """Yields rows of the flow of data on files and patients before any task."""
+    yield from _files(privacy.hide(patients.skipped, roots, salt))
+    if patients.without_regions:
+        yield flow_row("patients", patients.without_regions, "no regions are drawn")
+
+
+def _files(skipped: privacy.Hidden, patient: str = "") -> Iterator[dict[str, Any]]:
+    for reason, count in Counter(why for _, why in skipped).items():
+        yield flow_row("files", count, reason, patient=patient)
+
+
 def _named(header: Header, root: Path, salt: str) -> Header:
     """Returns the header with a patient: without an id, the outermost folder."""
     if header.patient:
@@ -522,11 +552,12 @@ def _patches(
     if patient.masks is not None:
         given, headers = _given(patient, headers, go_on, skipped)
     found, marked, overlaps = [], Counter(), defaultdict(Counter)
+    dropped: Counter = Counter()
     for number, lungs in _lungs(headers, given, cut, go_on, skipped):
         header = headers[number]
         try:
             labels = loads[header.key]()
-            places = _places(header, labels.mask, lungs, len(class_names), cut)
+            places, apart = _places(header, labels.mask, lungs, len(class_names), cut)
         except UserError as error:
             if not go_on:
                 raise
@@ -534,6 +565,7 @@ def _patches(
             skipped.append((culprit, str(error)))
             continue
         found += [(number, *place) for place in places]
+        dropped.update((OVERLAP, label) for label in apart)
         marked.update(labels.marked)
         for pair, pixels in labels.overlaps.items():
             overlaps[pair].update(pixels=pixels, slices=1)
@@ -549,13 +581,78 @@ def _patches(
         }
         for pair, counts in sorted(overlaps.items())
     ]
-    chosen = _chosen(found, cut, patient.name)
+    chosen = _chosen(found, cut, patient.name, dropped)
     by_slice = defaultdict(list)
     for index in chosen:
         by_slice[found[index][0]].append(found[index][1:])
+    used = []
     for number, hu in _read(headers, by_slice, go_on, skipped):
+        used.append(headers[number])
         for place in by_slice[number]:
             made.append(_example(hu, headers[number], place, patient.name, cut, salt))
+    made.facts["acquisition"] = acquisition(used, patient.name, salt)
+    made.facts["flow"] = list(
+        _patient_flow(patient, used, made, dropped, class_names, loads)
+    )
+
+
+def acquisition(
+    used: Sequence[Header], patient: str, salt: str
+) -> list[dict[str, Any]]:
+    """Returns rows of the table 'acquisition' (see `data.cohort`), one per series.
+
+    Args:
+      used: Headers of the slices that have patches.
+      patient: Hash of the patient.
+      salt: Secret mixed into hashes.
+    """
+    by_series: dict[str, list[Header]] = defaultdict(list)
+    for header in used:
+        by_series[header.series_uid].append(header)
+    return [
+        {
+            "patient": patient,
+            "series": privacy.series_hash(uid, salt),
+            "slices": len(own),
+            "sex": own[0].sex,
+            "age": own[0].age,
+            "scanner": own[0].scanner,
+            "kernel": own[0].kernel,
+            "thickness_mm": own[0].thickness,
+            "pixel_mm": own[0].spacing and round(own[0].spacing[0], 4),
+        }
+        for uid, own in by_series.items()
+    ]
+
+
+def _patient_flow(
+    patient: Patient,
+    used: Sequence[Header],
+    made: Made,
+    dropped: Counter,
+    class_names: Sequence[str],
+    loads: Container[Key],
+) -> Iterator[dict[str, Any]]:
+    """Yields rows of the flow of data of a patient, from series to patches."""
+    drawn = [header for header in patient.headers if header.key in loads]
+    counts: Counter = Counter()
+    for level, name in (("series", "series_uid"), ("slices", "key")):
+        total, in_regions, kept = (
+            len({getattr(header, name) for header in headers})
+            for headers in (patient.headers, drawn, used)
+        )
+        counts[level, "no regions of the classes are drawn", ""] = total - in_regions
+        counts[level, NO_PATCH, ""] = in_regions - kept
+        counts[level, "", ""] = kept
+    if not made:
+        counts["patients", NO_PATCH, ""] = 1
+    for (reason, label), count in dropped.items():
+        counts["patches", reason, class_names[label]] = count
+    for example in made:
+        counts["patches", "", class_names[example.label]] += 1
+    for (level, reason, name), count in counts.items():
+        if count:
+            yield flow_row(level, count, reason, name, patient.name)
 
 
 def _given(
@@ -654,8 +751,11 @@ def _places(
     lungs: np.ndarray | None,
     num_classes: int,
     cut: Cut,
-) -> list[Place]:
-    """Returns the patches of a slice that satisfy coverage and overlap."""
+) -> tuple[list[Place], list[int]]:
+    """Returns the patches of a slice that satisfy coverage and overlap.
+
+    Also the classes of those that are covered enough, and overlap.
+    """
     shape = _shape(header, cut.spacing)
     patches.check_size(shape, cut.size, header.path)
     labels = patches.resample_mask(mask, shape)
@@ -668,23 +768,27 @@ def _places(
         coverage=[cut.coverage] * num_classes,
     )
     kept = patches.apart(cuts[:, :2], shares, size=cut.size, overlap=cut.overlap)
+    apart = np.delete(cuts[:, 2], kept).tolist()
     cuts, shares = cuts[kept], shares[kept]
     regions = patches.regions_of(labels, cuts, size=cut.size)
     return [
         (*map(int, place), float(share), int(region))
         for place, share, region in zip(cuts, shares, regions, strict=True)
-    ]
+    ], apart
 
 
-def _chosen(found: list[tuple], cut: Cut, patient: str) -> np.ndarray:
-    """Returns the sorted indices of the patches that the caps keep."""
+def _chosen(found: list[tuple], cut: Cut, patient: str, dropped: Counter) -> np.ndarray:
+    """Returns the sorted indices of the patches that the caps keep.
+
+    Adds those they drop to `dropped`, by reason and class.
+    """
     chosen = np.arange(len(found))
     caps = (
-        (cut.per_roi, lambda place: (place[0], place[5]), "roi"),
-        (cut.per_class, lambda place: place[3], ""),
-        (cut.per_patient, lambda place: 0, "patient"),
+        (cut.per_roi, lambda place: (place[0], place[5]), "roi", "region"),
+        (cut.per_class, lambda place: place[3], "", "class and patient"),
+        (cut.per_patient, lambda place: 0, "patient", "patient"),
     )
-    for most, group_of, name in caps:
+    for most, group_of, name, unit in caps:
         groups = [group_of(found[index]) for index in chosen]
         numbers = {value: i for i, value in enumerate(sorted(set(groups)))}
         picked = patches.choose(
@@ -693,6 +797,9 @@ def _chosen(found: list[tuple], cut: Cut, patient: str) -> np.ndarray:
             seed=cut.seed,
             patient=f"{patient} {name}".strip(),
         )
+        reason = f"more than {most} of a {unit}"
+        over = np.delete(chosen, picked)
+        dropped.update((reason, found[index][3]) for index in over)
         chosen = chosen[picked]
     return chosen
 

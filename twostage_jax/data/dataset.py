@@ -47,7 +47,7 @@ class Made(list[Example]):
       notes: Counts of what the user should know about the files; those of all tasks
         are added up.
       facts: Name of a table -> its rows, of values that JSON knows; those of all tasks
-        are joined, and kept with the set.
+        are joined, and kept with the set. `data.cohort` reads 'flow' and 'acquisition'.
     """
 
     def __init__(self, examples: Iterable[Example] = ()) -> None:
@@ -75,6 +75,8 @@ class Recipe:
         given the largest of each.
       remarks: A function from what the tasks skipped and the facts that they found, as
         in `Made`, to sentences about the set as a whole; called when all are through.
+      flow: A function that returns further rows of the facts' table 'flow', on what
+        became no task; called when all are through.
       resumable: Keep the results of finished tasks until all are there: for tasks that
         take long.
       prepared_in: The data folder that holds the set already, if the set is not to be
@@ -91,6 +93,7 @@ class Recipe:
     make: Callable[..., list[Example]]
     measure: Callable[[Any], Mapping[str, float]] | None = None
     remarks: Callable[[Sequence[tuple[str, str]], Facts], Iterable[str]] | None = None
+    flow: Callable[[], Iterable[Mapping[str, Any]]] | None = None
     resumable: bool = False
     prepared_in: Path | None = None
     synthetic: bool = False
@@ -114,6 +117,7 @@ class Dataset:
       fingerprint: Digest of the content (see `fingerprint`).
       notes: Sentences on what the user should know about the files.
       synthetic: Whether any image was generated instead of acquired.
+      facts: Tables that the preparation recorded (see `Made`); empty if none.
     """
 
     name: str
@@ -127,6 +131,7 @@ class Dataset:
     fingerprint: str
     notes: tuple[str, ...] = ()
     synthetic: bool = False
+    facts: Facts = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -9,7 +9,7 @@ Masks are PNG, TIFF or NumPy files without loss.
 """
 
 import functools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -18,16 +18,19 @@ from PIL import Image
 from twostage_jax import io
 from twostage_jax.ct import patches
 from twostage_jax.ct.decode import MAX_SIDE
-from twostage_jax.ct.dicom import patient_hash, read_slice
+from twostage_jax.ct.dicom import Header, patient_hash, read_slice
 from twostage_jax.ct.regions import masks
 from twostage_jax.ct.regions.masks import foreground
-from twostage_jax.data.ct_patches import Cut, check, slice_hash
+from twostage_jax.data.cohort import flow_row
+from twostage_jax.data.ct_patches import NO_PATCH, Cut, acquisition, check, slice_hash
 from twostage_jax.data.dataset import Example, Made, Recipe, digest
 from twostage_jax.data.image_files import upright
 from twostage_jax.errors import Notes, UserError
 from twostage_jax.folders import below, stamps
 
-VERSION = 3
+# Bump when the same files and settings give other patches or facts.
+VERSION = 4
+TOO_LITTLE_LUNG = "too little of the patch is lung"
 Task = tuple[str, tuple[str, ...]]
 
 
@@ -102,7 +105,7 @@ def recipe(
             read.append(io.on_disk(root / images / name))
             read += [_mask(root / f, name) for f in (labels, lungs) if f]
     settings = {
-        "classes": len(class_names),
+        "class_names": class_names,
         **folders,
         "size": size,
         "stride": stride,
@@ -167,7 +170,7 @@ def _patient_examples(
     task: Task,
     *,
     root: Path,
-    classes: int,
+    class_names: tuple[str, ...],
     images: str,
     labels: str,
     lungs: str,
@@ -180,9 +183,9 @@ def _patient_examples(
     seed: int,
 ) -> Made:
     """Returns the patches of one patient, `[size, size, 1]`."""
-    patient, names = task
+    (patient, names), classes = task, len(class_names)
     examples = Made()
-    found = []
+    found, dropped = [], Counter()
     for name in names:
         lung_mask = _mask(root / lungs, name) if lungs else None
         label_map = _label_map(
@@ -197,12 +200,13 @@ def _patient_examples(
             + [coverage] * (classes - 1),
             pure=(0,) if lungs else (),
         )
-        # One rule for every class: how much of a patch is lung must not tell them apart.
-        found += [
-            (name, label_map.shape, *map(int, cut))
-            for cut in cuts
-            if not lungs or _inside(label_map, cut, size) >= lung_coverage
-        ]
+        for cut in cuts:
+            # One rule for every class: how much of a patch is lung must not tell them
+            # apart.
+            if lungs and _inside(label_map, cut, size) < lung_coverage:
+                dropped[TOO_LITTLE_LUNG, int(cut[2])] += 1
+            else:
+                found.append((name, label_map.shape, *map(int, cut)))
     group = patient_hash(patient, salt)
     chosen = patches.choose(
         np.array([cut[-1] for cut in found], int),
@@ -210,16 +214,33 @@ def _patient_examples(
         seed=seed,
         patient=group,
     )
-    by_slice = defaultdict(list)
+    over = f"more than {per_class} of a class and patient"
+    dropped.update((over, found[i][-1]) for i in set(range(len(found))) - set(chosen))
+    by_slice, headers = defaultdict(list), []
     for index in chosen:
         by_slice[found[index][:2]].append(found[index][2:])
     for (name, shape), cuts in by_slice.items():
-        pixels = _read_image(io.on_disk(root / images / name), shape)
+        header, pixels = _read_image(io.on_disk(root / images / name), shape)
+        headers += [header] if header else []
         prefix = f"{group}/{slice_hash(name, salt)}"
         for row, column, label in cuts:
             patch = pixels[row : row + size, column : column + size, None].copy()
             uid = f"{prefix}/r{row:04d}c{column:04d}"
             examples.append(Example(id=uid, image=patch, label=label, group=group))
+    flow = [
+        ("slices", len(names) - len(by_slice), NO_PATCH, ""),
+        ("slices", len(by_slice), "", ""),
+        *(("patches", n, why, class_names[k]) for (why, k), n in dropped.items()),
+        *(
+            ("patches", n, "", class_names[k])
+            for k, n in Counter(one.label for one in examples).items()
+        ),
+    ]
+    if not examples:
+        flow.append(("patients", 1, NO_PATCH, ""))
+    examples.facts["flow"] = [flow_row(*row, group) for row in flow if row[1]]
+    if headers:
+        examples.facts["acquisition"] = acquisition(headers, group, salt)
     return examples
 
 
@@ -295,11 +316,13 @@ def _label_map(
     return np.where(mask > 0, mask + 1, inside.astype(np.int64))
 
 
-def _read_image(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    pixels = read_slice(path)[1] if _is_dicom(path.name) else read_grey(path)
+def _read_image(path: Path, shape: tuple[int, int]) -> tuple[Header | None, np.ndarray]:
+    """Returns a slice, `[H, W]`, with its header if it is DICOM."""
+    dicom = _is_dicom(path.name)
+    header, pixels = read_slice(path) if dicom else (None, read_grey(path))
     if pixels.shape != shape:
         raise UserError(
             f"{path}: the slice is {list(pixels.shape)}, its mask {list(shape)}.",
             where=path,
         )
-    return pixels
+    return header, pixels

@@ -203,6 +203,7 @@ def _read(recipe: Recipe, folder: Path) -> Dataset:
         notes=tuple(metadata.get("notes", ())),
         # Sets prepared by earlier versions lack the entry.
         synthetic=bool(metadata.get("synthetic", recipe.synthetic)),
+        facts=metadata.get("facts", {}),
     )
 
 
@@ -469,6 +470,8 @@ class Collector:
             data["details"] = self._details
         if self._skipped:
             data["skipped"] = [list(entry) for entry in self._skipped]
+        if recipe.flow:
+            self._facts.setdefault("flow", []).extend(recipe.flow())
         if self._facts:
             data["facts"] = self._facts
         data["notes"] = [*self._notes.lines(), *remarks]

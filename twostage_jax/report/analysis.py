@@ -91,7 +91,7 @@ class Scores:
         return [
             {
                 metric: {
-                    arm: one and _with_names(one, self.class_names)
+                    arm: one and with_names(one, self.class_names)
                     for arm, one in zip(self.arms, intervals, strict=True)
                 }
                 for metric, intervals in of_class.items()
@@ -370,13 +370,13 @@ def of_arms(
             continue
         sampler = Resampler(metrics.metric(paired, metric), resamples)
         intervals[metric] = {
-            arm: _with_names(one, class_names)
+            arm: with_names(one, class_names)
             for arm, one in zip(
                 paired.arms, statistics.score_intervals(sampler), strict=True
             )
         }
         pairs[metric] = [
-            _with_names(one, class_names)
+            with_names(one, class_names)
             for one in statistics.differences(paired, sampler, metric)
         ]
     return Scores(
@@ -629,6 +629,7 @@ def _of_correlation(found: Interval) -> Interval:
     return Interval(found.estimate, *ends[0], these=ends[1])
 
 
-def _with_names(found: Interval, class_names: Sequence[str]) -> Interval:
+def with_names(found: Interval, class_names: Sequence[str]) -> Interval:
+    """Returns an interval whose reason names classes instead of numbers."""
     reason = named_classes(found, class_names)
     return dataclasses.replace(found, reason=reason)

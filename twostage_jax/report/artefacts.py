@@ -1,6 +1,6 @@
 """Contents of a run folder apart from its rows: stages, images, explanations.
 
-No number needs them: the report skips what is absent or damaged, and says so.
+No score needs them: the report skips what is absent or damaged, and says so.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import numpy as np
 
 from twostage_jax.errors import UserError
 from twostage_jax.report.study_table import NAMED, Study, read_arrays, read_json
+from twostage_jax.stats.arms import checked
 
 # What `stage.StageRun.folder_name` can be; nothing that leads out of the folder.
 STAGE_FOLDER = re.compile(r"[\w-][\w. -]*-[0-9a-f]{12}")
@@ -26,11 +27,20 @@ MISTAKES = ("arm", "ids", "groups", "labels", "probabilities", "images")
 
 @dataclasses.dataclass(frozen=True)
 class StageRecord:
-    """A finished stage run: its folder's name, lineage and transfer report (or None)."""
+    """A finished stage run.
+
+    Attributes:
+      name: Name of its folder.
+      lineage: Its lineage.
+      transfer: Its transfer report, or None.
+      validation: Labels `[N]` and probabilities `[N, K]` of its validation examples;
+        None if earlier versions made the run.
+    """
 
     name: str
     lineage: Mapping[str, Any]
     transfer: Mapping[str, Any] | None
+    validation: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def path(self) -> str:
@@ -158,7 +168,13 @@ def _stage(folder: Path) -> StageRecord:
         _check_fields(folder / "transfer.json", transfer, ("rows",))
         for row in transfer["rows"]:
             _check_fields(folder / "transfer.json", row, TRANSFER)
-    return StageRecord(folder.name, lineage, transfer)
+    validation = None
+    if (folder / "validation.npz").is_file():
+        saved = read_arrays(folder / "validation.npz", ("labels", "probabilities"))
+        # There may be none.
+        if len(saved["labels"]):
+            validation = checked(saved["labels"], saved["probabilities"])
+    return StageRecord(folder.name, lineage, transfer, validation)
 
 
 def _check_fields(path: Path, found: Any, names: Sequence[str]) -> None:

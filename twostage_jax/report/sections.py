@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from twostage_jax.report import figures, score_tables
+from twostage_jax.report import cohort, figures, operating, score_tables
 from twostage_jax.report.analysis import Analysis
 from twostage_jax.report.artefacts import Artefacts, StageRecord
 from twostage_jax.report.figures import file_name
@@ -77,7 +77,11 @@ def build(study: Study, analysis: Analysis, artefacts: Artefacts) -> Report:
         Section("Size of the target set", "size", _sizes(study, analysis)),
         Section("Patients", "patients", _patients(analysis)),
         Section("Classes", "classes", _classes(study, analysis)),
+        Section(
+            "Operating points", "operating", _operating(study, analysis, artefacts)
+        ),
         Section("Calibration", "calibration", _calibration(analysis)),
+        Section("Data", "data", cohort.section(study, artefacts)),
         Section("Training", "training", _training(study, analysis, artefacts)),
         Section("Examples", "examples", figures.example_pictures(study, artefacts)),
         Section("Worst mistakes", "mistakes", _mistakes(study, artefacts)),
@@ -193,6 +197,11 @@ def _classes(study: Study, analysis: Analysis) -> list[Part]:
         parts.append(score_tables.class_table(study, scores))
         parts.append(Details(counts.caption.removesuffix("."), [counts]))
     return parts
+
+
+def _operating(study: Study, analysis: Analysis, artefacts: Artefacts) -> list[Part]:
+    full = analysis.full
+    return operating.section(study, full.scores, full.fraction, artefacts)
 
 
 def _calibration(analysis: Analysis) -> list[Part]:

@@ -431,7 +431,8 @@ def _check_protocol(
 def _protocol(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings that rows must share to be compared."""
     settings = json.loads(json.dumps(config))
-    settings.pop("arms", None)
+    for name in ("arms", "report"):
+        settings.pop(name, None)
     for name in FREE_STUDY:
         settings["study"].pop(name, None)
     for stage in settings.get("stages", {}).values():

@@ -371,6 +371,7 @@ def _spread_text(values: Sequence[float | None]) -> str:
 KINDS = {
     "text": Kind(str, is_text=True),
     "arm": Kind(arm_name, is_text=True),  # the page adds its colour
+    "cells": Kind(str),  # numbers as text, such as '12 (40 %)'
     "count": Kind("{:,.0f}".format),
     "number": Kind(lambda value: minus(f"{value:.4g}")),
     "percent": Kind(lambda value: f"{100 * value:.1f}"),

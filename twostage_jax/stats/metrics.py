@@ -266,6 +266,25 @@ def over_examples(
     return _with_folds(one, paired)
 
 
+def fraction_of_class(
+    paired: Paired, chosen: np.ndarray, members: np.ndarray, subject: str
+) -> Additive:
+    """Returns the fraction of some examples that are chosen.
+
+    Args:
+      paired: Arms.
+      chosen: `[A, S, N]` bool.
+      members: `[N]` bool: the examples that count.
+      subject: Beginning of the reason if these are of too few patients.
+    """
+    counted = np.broadcast_to(members, chosen.shape)
+    sums = paired.by_group(np.stack([chosen & counted, counted], axis=-1).astype(float))
+    whole = sums[0, 0, :, 1]
+    held = int((whole > 0).sum())
+    reason = f"{subject} in {_needs_more(held)}" if held < MIN_GROUPS else ""
+    return _with_folds(Additive(sums, _ratio, whole[:, None], reason), paired)
+
+
 def _ranked(paired: Paired, k: int) -> bool:
     """Returns whether class `k` has, per seed, a fold in which it and others occur."""
     own, rest = paired.supports[:, k], paired.supports.sum(1) - paired.supports[:, k]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from twostage_jax import io
-from twostage_jax.config import Config, ModelConfig, as_json
+from twostage_jax.config import TARGET, Config, ModelConfig, as_json
 from twostage_jax.ct.palette import NOTICE, ORIGINS, SHORT_ORIGINS
+from twostage_jax.data import cohort
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.splits import Splits, copies
 from twostage_jax.errors import UserError, did_you_mean
@@ -262,6 +263,7 @@ def lineage(
             else {name: len(np.unique(groups[part])) for name, part in parts.items()},
             "copies": copies(dataset, splits),
             "notes": list(dataset.notes),
+            "cohort": cohort.describe(dataset, splits) if run.stage == TARGET else None,
             "mean": constants.mean.tolist(),
             "deviation": constants.deviation.tolist(),
         },

@@ -272,5 +272,5 @@ def _protocol(config: Config) -> dict[str, Any]:
         del settings["study"][field]
     for stage in settings["stages"].values():
         del stage["train"]["save_every"]
-    del settings["arms"]
+    del settings["arms"], settings["report"]
     return settings

@@ -112,10 +112,10 @@ def run_stages(
     """Trains, exports and evaluates stage runs that are alike; resumes what was cut off.
 
     Writes into the folder of each: `variables/`, `transfer.json` (if it has a parent),
-    `predictions.npz`, `novelty.npz` (of a target stage) and, last, `lineage.json`. Until
-    all runs have theirs there are also `states/`, saved on the way, and
-    `under_way.json`, which names the runs, so that those begun together are resumed
-    together.
+    `predictions.npz` and `validation.npz` (predictions of test and validation examples),
+    `novelty.npz` (of a target stage) and, last, `lineage.json`. Until all runs have
+    theirs there are also `states/`, saved on the way, and `under_way.json`, which names
+    the runs, so that those begun together are resumed together.
 
     Args:
       materials: Settings, data and folder of the study.
@@ -176,11 +176,13 @@ def run_stages(
             store.close()
     best = placement.put([one.variables for one in fitted])
     tested = predict(best, [one.splits.test for one in ready])
+    # Thresholds of the report are chosen on these.
+    validated = predict(best, [one.splits.validation for one in ready])
     # How long it had trained before it was cut off is not known.
     seconds = None if resumed else (time.monotonic() - began) / len(runs)
     if runtime.is_main():
-        for one, result, probabilities in zip(ready, fitted, tested, strict=True):
-            _export(materials, one, result, probabilities, seconds)
+        for one, *results in zip(ready, fitted, tested, validated, strict=True):
+            _export(materials, one, *results, seconds)
         for run in runs:
             clear(materials, run)
     runtime.barrier(f"{runs[0].hash}-done")
@@ -276,6 +278,7 @@ def _export(
     one: Prepared,
     fitted: loop.Fitted,
     probabilities: np.ndarray,
+    on_validation: np.ndarray,
     seconds: float | None,
 ) -> None:
     if is_done(materials, one.run):
@@ -286,6 +289,9 @@ def _export(
         io.write_json(folder / "transfer.json", one.report.to_json())
     artifacts.save_predictions(
         folder / "predictions.npz", dataset, one.splits.test, probabilities
+    )
+    artifacts.save_predictions(
+        folder / "validation.npz", dataset, one.splits.validation, on_validation
     )
     if one.run.stage == TARGET:
         _export_novelty(materials, one, fitted.variables)

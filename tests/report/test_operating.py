@@ -1,0 +1,57 @@
+"""The section on operating points: thresholds of each model from its validation."""
+
+import numpy as np
+import pytest
+from study_files import write_study
+
+from twostage_jax.report import operating, study_table
+from twostage_jax.report.analysis import analyse
+from twostage_jax.report.artefacts import gather
+from twostage_jax.report.tables import Table
+
+CHANCES = {"scratch": 0.7, "two_stage": 0.9}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("operating")
+    write_study(folder, CHANCES, seeds=(0, 1), folds=2, patches=9, rich=True)
+    return folder
+
+
+def section(folder):
+    study = study_table.load([folder])
+    scores = analyse(study, 200).full.scores
+    return scores, operating.section(study, scores, 1.0, gather(study))
+
+
+def test_runs_without_validation_predictions_have_no_operating_point(folder):
+    _, (text,) = section(folder)
+    assert text.text == operating.NOT_RECORDED
+
+
+def test_threshold_is_that_of_the_model_that_predicted_the_patient(folder):
+    study = study_table.load([folder])
+    chosen = {}
+    for place, record in study.records.items():
+        # Others' chances are all 0.2 and 0.3 in one fold, 0.4 and 0.3 in the other.
+        low = 0.2 if place.fold == 0 else 0.4
+        labels = np.repeat([0, 1, 2], 40)
+        rest = np.full(120, low)
+        chances = np.stack([rest, np.full(120, 0.3), 0.7 - rest], axis=1)
+        path = folder / "stages" / record.stage_runs[-1] / "validation.npz"
+        np.savez(path, labels=labels, probabilities=chances)
+        chosen[place] = low
+    scores, (table,) = section(folder)
+    assert isinstance(table, Table)
+    right = total = 0
+    for seed in (0, 1):
+        for fold in (0, 1):
+            place = study_table.Place("two_stage", seed, 1.0, fold)
+            given = study.records[place].predictions
+            own = given.labels == 0
+            right += (given.probabilities[own, 0] > chosen[place]).sum()
+            total += own.sum()
+    (row,) = (r for r in table.rows if r[:2] == [scores.class_names[0], "two_stage"])
+    assert row[2].estimate == pytest.approx(right / total)
+    assert row[4] == pytest.approx(0.3)

@@ -1,0 +1,158 @@
+"""The patients of a data set: flow of data, characteristics, classes of each split.
+
+A preparation records two tables (see `dataset.Made.facts`). 'flow' has rows of
+`flow_row`; 'acquisition' has a row per series that has patches:
+
+    patient, series       hashes
+    slices                number of slices with patches
+    sex, age              'F', 'M', 'O' or ''; years or None
+    scanner, kernel       manufacturer and model; ConvolutionKernel; '' if not given
+    thickness_mm          SliceThickness or None
+    pixel_mm              PixelSpacing or None
+
+`describe` adds them up over the patients of each split, so that what it returns names
+nobody.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from twostage_jax.data.dataset import SPLITS, Dataset
+from twostage_jax.data.splits import Splits
+
+# Units of the flow of data, from the outermost.
+LEVELS = ("files", "patients", "series", "slices", "patches")
+WHOLE = "all"
+
+
+def flow_row(
+    level: str, count: int, reason: str = "", class_name: str = "", patient: str = ""
+) -> dict[str, Any]:
+    """Returns a row of the table 'flow'.
+
+    Args:
+      level: Unit that is counted, out of `LEVELS`.
+      count: Number of units.
+      reason: Why they are excluded; '' if they are included.
+      class_name: Their class; '' for units without a class.
+      patient: Hash of their patient; '' if they are of no patient of the set.
+    """
+    return {
+        "level": level,
+        "count": count,
+        "reason": reason,
+        "class": class_name,
+        "patient": patient,
+    }
+
+
+def describe(dataset: Dataset, splits: Splits) -> dict[str, Any]:
+    """Returns the patients of a data set and its splits, as JSON values.
+
+    Returns:
+      'classes': split -> 'examples' and 'groups' (or None) of each class.
+      'flow': rows 'level', 'reason', 'class', 'split' and 'count', added up over the
+        patients of a split; split '' for what is of none. None if not recorded.
+      'acquisition': split, or 'all', -> counts of patients by 'sex', and of series by
+        'scanner', 'kernel' and 'thickness_mm'; 'patients' and 'series' (numbers);
+        'age' and 'pixel_mm' (see `_spread`). None if not recorded.
+    """
+    parts = {name: getattr(splits, name) for name in SPLITS}
+    return {
+        "classes": {name: _classes(dataset, part) for name, part in parts.items()},
+        "flow": _flow(dataset, parts) if "flow" in dataset.facts else None,
+        "acquisition": _by_split(dataset, parts)
+        if dataset.facts.get("acquisition")
+        else None,
+    }
+
+
+def _classes(dataset: Dataset, part: np.ndarray) -> dict[str, Any]:
+    labels, groups = dataset.labels[part], dataset.groups
+    classes = range(dataset.num_classes)
+    return {
+        "examples": np.bincount(labels, minlength=dataset.num_classes).tolist(),
+        "groups": None
+        if groups is None
+        else [len(np.unique(groups[part][labels == k])) for k in classes],
+    }
+
+
+def _split_of(dataset: Dataset, parts: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Returns patient -> split."""
+    if dataset.groups is None:
+        return {}
+    return {
+        str(group): name
+        for name, part in parts.items()
+        for group in np.unique(dataset.groups[part])
+    }
+
+
+def _flow(dataset: Dataset, parts: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    split_of, counts = _split_of(dataset, parts), Counter()
+    included: dict[str, set[str]] = {}
+    for row in dataset.facts["flow"]:
+        split = split_of.get(row["patient"], "")
+        counts[row["level"], row["reason"], row["class"], split] += row["count"]
+        if row["level"] == "patches" and not row["reason"]:
+            included.setdefault(split, set()).add(row["patient"])
+    for split, patients in included.items():
+        counts["patients", "", "", split] += len(patients)
+    order = {level: i for i, level in enumerate(LEVELS)}
+    return [
+        dict(zip(("level", "reason", "class", "split"), key, strict=True), count=count)
+        for key, count in sorted(counts.items(), key=lambda item: order[item[0][0]])
+    ]
+
+
+def _by_split(dataset: Dataset, parts: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    split_of = _split_of(dataset, parts)
+    rows = dataset.facts["acquisition"]
+    found = {WHOLE: _acquisition(rows)}
+    for name in parts:
+        own = [row for row in rows if split_of.get(row["patient"]) == name]
+        found[name] = _acquisition(own)
+    return found
+
+
+def _acquisition(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    # A patient may have several series, at other ages.
+    patients = {row["patient"]: row for row in reversed(rows)}
+    return {
+        "patients": len(patients),
+        "series": len(rows),
+        "sex": _counts(row["sex"] for row in patients.values()),
+        "age": _spread(row["age"] for row in patients.values()),
+        "scanner": _counts(row["scanner"] for row in rows),
+        "kernel": _counts(row["kernel"] for row in rows),
+        "thickness_mm": _counts(
+            "" if row["thickness_mm"] is None else f"{row['thickness_mm']:g}"
+            for row in rows
+        ),
+        "pixel_mm": _spread(row["pixel_mm"] for row in rows),
+    }
+
+
+def _counts(values: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(values).most_common())
+
+
+def _spread(values: Iterable[float | None]) -> dict[str, float] | None:
+    """Returns number, median and quartiles of what is known; None if nothing is.
+
+    Neither the smallest nor the largest value: they are of single people.
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    low, median, high = np.quantile(known, (0.25, 0.5, 0.75))
+    return {
+        "count": len(known),
+        "median": round(float(median), 3),
+        "low": round(float(low), 3),
+        "high": round(float(high), 3),
+    }

@@ -1,0 +1,51 @@
+"""Sensitivity and specificity at thresholds that were chosen on other patients.
+
+A class is told from all others by its probability: above the threshold an example counts
+as of the class. The threshold is chosen on validation examples, which took no part in
+fitting, so that the test examples have no say in it; on these the specificity is then
+another one than was aimed at, and is given with the sensitivity.
+"""
+
+import numpy as np
+
+from twostage_jax.stats.arms import Paired
+from twostage_jax.stats.metrics import Additive, fraction_of_class
+
+SPECIFICITY = 0.9
+# Fewer examples of the other classes do not reach the specificity to within 5 %.
+FEWEST = 20
+
+
+def thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Returns the threshold `[K]` of each class for `SPECIFICITY`.
+
+    It is the smallest one at which so many of the other classes' examples are not above
+    it; NaN if there are fewer than `FEWEST` of them.
+
+    Args:
+      labels, probabilities: `[N]` and `[N, K]`, of validation examples.
+    """
+    found = np.full(probabilities.shape[1], np.nan)
+    for k in range(len(found)):
+        others = probabilities[labels != k, k]
+        if len(others) >= FEWEST:
+            found[k] = np.quantile(others, SPECIFICITY, method="inverted_cdf")
+    return found
+
+
+def at_threshold(
+    paired: Paired, threshold: np.ndarray, k: int
+) -> tuple[Additive, Additive]:
+    """Returns sensitivity and specificity of class `k`.
+
+    Args:
+      paired: Arms.
+      threshold: `[A, S, N]`, for the model that predicted each example.
+      k: Class.
+    """
+    above = paired.probabilities[..., k] > threshold
+    own = paired.labels == k
+    return (
+        fraction_of_class(paired, above, own, f"class {k} occurs"),
+        fraction_of_class(paired, ~above, ~own, f"class {k} has others"),
+    )
