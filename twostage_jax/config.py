@@ -91,8 +91,8 @@ class ModelConfig:
       image_size: Input height and width, pixels.
       norm: Normalisation layers; '' = the network's own (see `models.Network`).
       head: Layers before the classes: 'orderless' (moments of the last convolutions,
-        wherever a texture lies) or 'dense' (hidden dense layers, as in the paper); '' =
-        the network's own (see `models.Network`).
+        wherever a texture lies), 'dense' (hidden dense layers, as in the paper) or 'mean'
+        (means of the last convolution); '' = the network's own (see `models.Network`).
       dropout: Probability of dropping a unit of the fully connected layers.
       dtype: Type of the computation; parameters are always float32.
     """
@@ -101,7 +101,7 @@ class ModelConfig:
     channels: Literal[1, 3] = 1
     image_size: Count = 32
     norm: Literal["", "local", "batch", "group"] = ""
-    head: Literal["", "orderless", "dense"] = ""
+    head: Literal["", "orderless", "dense", "mean"] = ""
     dropout: Below1 = 0.5
     dtype: Literal["float32", "bfloat16"] = "float32"
 

@@ -9,23 +9,31 @@ not.
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 FILE = Path(__file__).with_suffix(".npz")
-# Networks, and the side of the images for each.
-SIDES = {
-    "alexnet": 70, "efficientnet_lite0": 50, "resnet18": 64, "resnet34": 64,
-    "resnet50": 64,
-}  # fmt: skip
+# Networks, and height, width and channels of the images for each.
+SHAPES = {
+    "alexnet": (70, 70, 3),
+    # torchxrayvision's stem.
+    "densenet121": (40, 40, 1),
+    "efficientnet_lite0": (50, 50, 3),
+    "resnet18": (64, 64, 3),
+    "resnet34": (64, 64, 3),
+    # torchxrayvision's stem.
+    "resnet50": (64, 64, 1),
+}
 # Names in timm of networks that torchvision does not have.
 IN_TIMM = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 CLASSES = 10
 
 
-def images(side: int) -> np.ndarray:
-    """Returns eight images `[8, side, side, 3]`."""
-    return np.random.default_rng(0).normal(size=(8, side, side, 3)).astype(np.float32)
+def images(network: str) -> np.ndarray:
+    """Returns eight images `[8, height, width, channels]`."""
+    shape = (8, *SHAPES[network])
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -60,28 +68,44 @@ def logits(network: str) -> np.ndarray:
         return file[f"{network}/logits"]
 
 
-def main() -> None:
-    """Writes the file."""
+def computed(network: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Returns the state_dict of a network and its logits, by PyTorch."""
+    import torch
+
+    module = _module(network).eval()
+    state = {
+        name: torch.from_numpy(array(name, tuple(value.shape)))
+        for name, value in module.state_dict().items()
+        if value.ndim
+    }
+    module.load_state_dict(state, strict=False)
+    seen = torch.from_numpy(images(network).transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        return state, module(seen).numpy()
+
+
+def _module(network: str) -> Any:
     import timm
     import torch
     import torchvision
 
-    saved = {}
-    for network, side in SIDES.items():
-        if network in IN_TIMM:
-            module = timm.create_model(IN_TIMM[network], num_classes=CLASSES)
+    if network in IN_TIMM:
+        return timm.create_model(IN_TIMM[network], num_classes=CLASSES)
+    module = getattr(torchvision.models, network)(num_classes=CLASSES)
+    if SHAPES[network][-1] == 1:
+        stem = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+        if network == "resnet50":
+            module.conv1 = stem
         else:
-            module = getattr(torchvision.models, network)(num_classes=CLASSES)
-        module.eval()
-        state = {
-            name: torch.from_numpy(array(name, tuple(value.shape)))
-            for name, value in module.state_dict().items()
-            if value.ndim
-        }
-        module.load_state_dict(state, strict=False)
-        with torch.no_grad():
-            seen = torch.from_numpy(images(side).transpose(0, 3, 1, 2).copy())
-            saved[f"{network}/logits"] = module(seen).numpy()
+            module.features.conv0 = stem
+    return module
+
+
+def main() -> None:
+    """Writes the file."""
+    saved = {}
+    for network in SHAPES:
+        state, saved[f"{network}/logits"] = computed(network)
         shapes = [tuple(value.shape) for value in state.values()]
         saved[f"{network}/names"] = np.array(list(state))
         saved[f"{network}/shapes"] = np.array(

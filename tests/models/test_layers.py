@@ -103,6 +103,12 @@ def test_max_pool_shares_the_gradient_of_a_tie():
     assert float(gradient.min()) > 0
 
 
+def test_mean_pool_leaves_an_odd_row_and_column():
+    x = normal(2, 5, 6, 3)
+    expected = x[:, :4].reshape(2, 2, 2, 3, 2, 3).mean((2, 4))
+    np.testing.assert_allclose(layers.mean_pool(x), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_relu_and_its_gradient():
     x = jnp.array([-1.0, 0.0, 2.0])
     np.testing.assert_array_equal(layers.relu(x), [0, 0, 2])

@@ -13,6 +13,7 @@ from twostage_jax.errors import UserError
 from twostage_jax.models import HEAD, MODELS, build, descriptor, init, layers
 
 
+@functools.cache
 def shapes(name, size, channels, classes, **options):
     """Shapes of variables, without allocating them."""
     module = build(name, num_classes=classes, **options)
@@ -30,6 +31,7 @@ def count(tree):
 COUNTS = {
     ("caffenet", 227, 3): 60_965_224,
     ("alexnet", 224, 3): 61_100_840,
+    ("densenet121", 224, 3): 7_978_856,
     ("efficientnet_lite0", 224, 3): 4_652_008,
     ("resnet18", 224, 3): 11_689_512,
     ("resnet34", 224, 3): 21_797_672,

@@ -1,5 +1,6 @@
 """Public weights: PyTorch's logits on made weights (see `public_networks`), refusals."""
 
+import functools
 import re
 
 import jax
@@ -16,25 +17,37 @@ from twostage_jax.models import pretrained
 
 def network(name, classes=public_networks.CLASSES):
     module = models.build(name, num_classes=classes)
-    images = jnp.zeros((1, 70, 70, 3))
+    images = jnp.zeros((1, *public_networks.SHAPES[name]))
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), images, train=False))
     return module, shapes
 
 
-@pytest.mark.parametrize("name", public_networks.SIDES)
+@pytest.mark.parametrize("name", public_networks.SHAPES)
 def test_logits_are_those_of_pytorch(name, tmp_path):
     arrays = public_networks.arrays(name)
     path = tmp_path / "weights.safetensors"
     save_file(arrays, path)
     module, shapes = network(name)
     variables = pretrained.variables(pretrained.read(path), type(module), shapes, path)
-    images = public_networks.images(public_networks.SIDES[name])
-    logits, _ = jax.jit(lambda v, x: module.apply(v, x, train=False))(variables, images)
+    images = public_networks.images(name)
+    # Compiled in half the time.
+    options = {"xla_backend_optimization_level": 0}
+    apply = functools.partial(module.apply, train=False)
+    logits, _ = jax.jit(apply, compiler_options=options)(variables, images)
     expected = public_networks.logits(name)
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
     back = pretrained.arrays(variables, type(module))
     assert back.keys() == arrays.keys()
     assert all(np.array_equal(back[key], arrays[key]) for key in arrays)
+
+
+@pytest.mark.parametrize("name", public_networks.SHAPES)
+def test_stored_logits_are_those_of_pytorch_here(name):
+    for module in ("torch", "torchvision", "timm"):
+        pytest.importorskip(module)
+    expected = public_networks.logits(name)
+    _, logits = public_networks.computed(name)
+    assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 def numbered(arrays):
@@ -96,6 +109,38 @@ def test_names_of_the_package_efficientnet_lite_are_known():
         for found in (arrays, counted_from_zero(arrays))
     )
     jax.tree.map(np.testing.assert_array_equal, plain, named)
+
+
+def test_names_of_densenets_in_other_collections_are_known(tmp_path):
+    arrays = public_networks.arrays("densenet121")
+    module, shapes = network("densenet121")
+
+    def variables(named):
+        return pretrained.variables(named, type(module), shapes, "file")
+
+    plain = variables(arrays)
+    # torchvision's files.
+    dotted = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))", r"\1.", name): array
+        for name, array in arrays.items()
+    }
+    assert "features.denseblock1.denselayer2.norm.1.weight" in dotted
+    jax.tree.map(np.testing.assert_array_equal, plain, variables(dotted))
+    # torchxrayvision's networks.
+    path = tmp_path / "weights.npz"
+    np.savez(path, op_threshs=[0.5, np.nan], **arrays)
+    read = variables(pretrained.read(path))
+    jax.tree.map(np.testing.assert_array_equal, plain, read)
+    # RadImageNet.
+    headless = variables(
+        {
+            name.replace("features.", "backbone.0."): array
+            for name, array in arrays.items()
+            if not name.startswith("classifier")
+        }
+    )
+    del plain["params"]["head"]
+    jax.tree.map(np.testing.assert_array_equal, plain, headless)
 
 
 def test_counters_of_steps_are_no_weights():

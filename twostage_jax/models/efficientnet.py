@@ -125,6 +125,8 @@ class EfficientNetLite0(Network):
     # A norm comes between a convolution and its ReLU; blocks end without a ReLU.
     SIGNED: ClassVar = ("stem_conv", *BLOCKS, "last_conv")
     CHAIN: ClassVar = False
+    PUBLIC_MEAN: ClassVar = (127 / 255,) * 3
+    PUBLIC_DEVIATION: ClassVar = (128 / 255,) * 3
     # Those of the PyTorch package efficientnet-lite, which counts blocks and norms from 0.
     PUBLIC_ALIASES: ClassVar = (
         (r"^_conv_(stem|head)\.", r"conv_\1."),

@@ -91,6 +91,11 @@ def _pool_axis(x: jax.Array, axis: int, pad: int, ceil: bool) -> jax.Array:
     return jnp.maximum(jnp.maximum(first(a, axis=axis), first(b, axis=axis)), last)
 
 
+def mean_pool(x: jax.Array) -> jax.Array:
+    """Returns the means [N, H // 2, W // 2, C] over 2x2 windows, 2 apart."""
+    return sum(_shifted(x, 2, 2)) / 4
+
+
 def local_response_norm(x: jax.Array) -> jax.Array:
     """Divides by a local sum of squares over neighbouring channels, as Caffe does.
 
