@@ -3,7 +3,14 @@
     python -m twostage_jax.report --run=runs/two_stage --out=report
     python -m twostage_jax.report --run=seed0 seed1 seed2 --out=report
 
+    python -m twostage_jax.report --run=runs/two_stage --out=report --external=PATCHES
+
 Several folders of one study, such as seeds run on several machines, are joined.
+
+With --external, the trained networks are first applied to labelled sets of other patients:
+folders that `twostage prepare` wrote, or folders of the same kind as the target's. Their
+classes must be among those of the target. The scores stay in the workdir, and are part of
+all its later reports.
 """
 
 from collections.abc import Sequence
@@ -12,16 +19,30 @@ from pathlib import Path
 from twostage_jax import cli
 
 
-def report(*run: str, out: str) -> None:
+def report(
+    *run: str, out: str, external: Sequence[str] = (), data_dir: str = ""
+) -> None:
     """Writes the report and prints the path of its page.
 
     Args:
       *run: Workdir of a study; several are joined.
       out: Folder of the report.
+      external: Folders of labelled sets of other patients to score the networks on.
+      data_dir: Folder of prepared data sets; default: data/ in the user's cache folder.
 
     Raises:
-      UserError: The folders are not those of one study, or `out` holds something else.
+      UserError: The folders are not those of one study, or `out` holds something else; or
+        an external set cannot be scored.
     """
+    if external:
+        # A report alone needs no jax.
+        cli.set_up_jax()
+        from twostage_jax.study.external import score
+
+        for folder in external:
+            for workdir in run:
+                path = score(Path(workdir), Path(folder), cli.data_dir(data_dir))
+                print(f"Scored on {folder}: {path}", flush=True)
     # Brings matplotlib, which --help does not wait for.
     from twostage_jax.report.write import write_report
 

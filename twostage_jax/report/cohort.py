@@ -116,13 +116,15 @@ def classes_table(study: Study, found: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def acquisition_table(found: Mapping[str, Any], whole: bool) -> Table:
+def acquisition_table(
+    found: Mapping[str, Any], whole: bool, name: str = "patients"
+) -> Table:
     """Returns who the patients are, and how their images were acquired."""
     names = ["all", *(() if whole else SPLITS)]
     rows = [
-        ["patients", "", *(str(found[name]["patients"]) for name in names)],
-        ["series", "", *(str(found[name]["series"]) for name in names)],
-        ["age, years", "", *(_spread(found[name]["age"], "g") for name in names)],
+        ["patients", "", *(str(found[split]["patients"]) for split in names)],
+        ["series", "", *(str(found[split]["series"]) for split in names)],
+        ["age, years", "", *(_spread(found[split]["age"], "g") for split in names)],
     ]
     for title, key in (
         ("sex", "sex"),
@@ -132,14 +134,14 @@ def acquisition_table(found: Mapping[str, Any], whole: bool) -> Table:
     ):
         values = list(found["all"][key])
         for value in sorted(values, key=lambda value: value == ""):
-            counts = (found[name][key] for name in names)
+            counts = (found[split][key] for split in names)
             cells = [_part(one.get(value, 0), sum(one.values())) for one in counts]
             rows.append([title, value or "not given", *cells])
-    pixel = (_spread(found[name]["pixel_mm"], ".3f") for name in names)
+    pixel = (_spread(found[split]["pixel_mm"], ".3f") for split in names)
     rows.append(["pixel size, mm", "", *pixel])
     return Table(
-        "patients",
-        "Patients of the target set, and how their images were acquired.",
+        name,
+        "Patients of the set, and how their images were acquired.",
         [
             Column("characteristic"),
             Column("value"),

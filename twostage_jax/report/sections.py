@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from twostage_jax.report import cohort, figures, operating, score_tables
+from twostage_jax.report import cohort, external, figures, operating, score_tables
 from twostage_jax.report.analysis import Analysis
 from twostage_jax.report.artefacts import Artefacts, StageRecord
 from twostage_jax.report.figures import file_name
@@ -72,6 +72,7 @@ class Report:
 
 def build(study: Study, analysis: Analysis, artefacts: Artefacts) -> Report:
     """Returns the report of a study."""
+    notes: list[str] = []
     sections = [
         Section("Scores", "scores", _scores(study, analysis)),
         Section("Size of the target set", "size", _sizes(study, analysis)),
@@ -81,6 +82,7 @@ def build(study: Study, analysis: Analysis, artefacts: Artefacts) -> Report:
             "Operating points", "operating", _operating(study, analysis, artefacts)
         ),
         Section("Calibration", "calibration", _calibration(analysis)),
+        Section("External sets", "external", external.section(study, analysis, notes)),
         Section("Data", "data", cohort.section(study, artefacts)),
         Section("Training", "training", _training(study, analysis, artefacts)),
         Section("Examples", "examples", figures.example_pictures(study, artefacts)),
@@ -93,7 +95,7 @@ def build(study: Study, analysis: Analysis, artefacts: Artefacts) -> Report:
     return Report(
         study.name,
         [*summary(study, analysis), *_synthetic(study, artefacts)],
-        [*_missing(study, analysis), *analysis.notes, *artefacts.notes],
+        [*_missing(study, analysis), *analysis.notes, *artefacts.notes, *notes],
         [section for section in sections if section.parts],
         score_tables.result_table(analysis),
     )

@@ -295,6 +295,21 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: is damaged ({error}). Run it again.") from error
 
 
+def named_predictions(path: Path, seed: int, class_names: Sequence[str]) -> Predictions:
+    """Returns predictions that a file holds.
+
+    Raises:
+      UserError: The file is missing or damaged, or of other classes.
+    """
+    saved = read_arrays(path, ARRAYS)
+    if tuple(map(str, saved["class_names"])) != tuple(class_names):
+        raise UserError(f"{path}: its classes are not those of the study.", where=path)
+    try:
+        return _predictions(saved, seed)
+    except UserError as error:
+        raise UserError(f"{path}: {error}", where=path) from None
+
+
 def flat(settings: Any, path: str = "") -> dict[str, str]:
     """Returns nested settings as dotted path -> value in words."""
     if isinstance(settings, Mapping) and settings:

@@ -308,7 +308,7 @@ def _export_novelty(materials: Materials, one: Prepared, variables: PyTree) -> N
     indices = novelty.chosen(one.splits.train)
     if len(indices) < 2:
         return
-    features = evaluate.features(
+    _, features = evaluate.applied(
         config.model,
         one.run.settings(config).data,
         one.constants,

@@ -44,15 +44,15 @@ def predict(
     return [whole[place, : len(own)] for place, own in enumerate(indices)]
 
 
-def features(
+def applied(
     network: ModelConfig,
     data: DataConfig,
     constants: steps.Constants,
     variables: PyTree,
     images: Any,
     num_classes: int,
-) -> np.ndarray:
-    """Returns the features `[N, D]` of images, see `models.descriptor`.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns class probabilities `[N, K]` and features `[N, D]` of images.
 
     One device of this process computes them: no other process need take part.
 
@@ -62,7 +62,7 @@ def features(
       images: `[N, H, W, C]` as stored.
       num_classes: Size of the network's output.
     """
-    program = _features(network, data.normalise, data.window, num_classes)
+    program = _applied(network, data.normalise, data.window, num_classes)
     parts = []
     for first in range(0, len(images), EVAL_BATCH):
         part = images[first : first + EVAL_BATCH]
@@ -71,12 +71,12 @@ def features(
         found = program(
             variables, np.pad(part, rest), constants.mean, constants.deviation
         )
-        parts.append(np.asarray(found)[: len(part)])
-    return np.concatenate(parts)
+        parts.append([np.asarray(one)[: len(part)] for one in found])
+    return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
 
 
 @functools.lru_cache(maxsize=8)
-def _features(
+def _applied(
     network: ModelConfig, normalise: str, window: tuple[float, ...], num_classes: int
 ) -> Callable:
     forward = functools.partial(
@@ -86,7 +86,7 @@ def _features(
         normalise=normalise,
         window=window,
     )
-    return jax.jit(lambda *arrays: forward(*arrays)[1])
+    return jax.jit(forward)
 
 
 def scorer(

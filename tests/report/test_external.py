@@ -1,0 +1,70 @@
+"""Scores on an external set in the report."""
+
+import json
+import shutil
+
+import pytest
+from study_files import write_study
+
+from twostage_jax.report import external, study_table
+from twostage_jax.report.analysis import analyse
+from twostage_jax.report.parts import Text
+
+CHANCES = {"scratch": 0.7, "two_stage": 0.85}
+SET = "external/other-0123456789ab"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A study whose networks predict, on an external set, what they predict on theirs."""
+    write_study(tmp_path, CHANCES, seeds=(0, 1), patients=9, patches=9, rich=True)
+    study = study_table.load([tmp_path])
+    (tmp_path / SET).mkdir(parents=True)
+    made = {}
+    for record in study.records.values():
+        place = record.place
+        name = f"{place.arm}-seed{place.seed}-fraction1-fold0.npz"
+        shutil.copy(tmp_path / "predictions" / name, tmp_path / SET / name)
+        made[name] = record.stage_runs[-1]
+    describe(tmp_path, stage_runs=made)
+    return tmp_path
+
+
+def describe(folder, **changes):
+    path = folder / SET / "set.json"
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(
+        json.dumps({"name": "other", "shared_patients": 0, **kept, **changes})
+    )
+
+
+def section(folder):
+    study = study_table.load([folder])
+    analysis, notes = analyse(study, 200), []
+    return analysis, external.section(study, analysis, notes), notes
+
+
+def test_scores_are_of_all_networks_on_all_examples(folder):
+    analysis, (table, _), notes = section(folder)
+    assert not notes
+    for arm, score, *_ in table.rows:
+        expected = analysis.full.scores.intervals["balanced_accuracy"][arm]
+        assert score.estimate == pytest.approx(expected.estimate)
+        assert score.low is not None
+
+
+def test_networks_that_were_trained_again_are_not_mixed_with_the_old(folder):
+    describe(folder, stage_runs={})
+    _, parts, (note,) = section(folder)
+    assert not parts and SET.partition("/")[2] in note
+
+
+def test_patients_of_the_target_are_named_as_such(folder):
+    describe(folder, shared_patients=2)
+    _, (_, text), _ = section(folder)
+    assert isinstance(text, Text) and text.text.startswith("2 of its patients")
+
+
+def test_without_external_sets_there_is_no_section(folder):
+    shutil.rmtree(folder / "external")
+    assert section(folder)[1:] == ([], [])

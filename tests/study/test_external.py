@@ -1,0 +1,83 @@
+"""Networks of a study on an external set: what they predict, and which sets are refused."""
+
+import json
+
+import chest
+import numpy as np
+import pytest
+
+from twostage_jax.errors import UserError
+from twostage_jax.study import external
+
+CLASSES = ("ground_glass", "normal")
+PREDICTIONS = "predictions/scratch-seed0-fraction1-fold0.npz"
+
+
+@pytest.fixture
+def workdir(brightness, tmp_path):
+    """A study of one network, whose data was a folder of patches in HU."""
+    workdir = tmp_path / "study"
+    folder = chest.write_run(
+        workdir, source="folder", class_names=("normal", "ground_glass"),
+        options={"path": "/gone", "group_regex": r"/(p\d+)", "kind": "ct", "units": "hu"},
+    )  # fmt: skip
+    row = {
+        "arm": "scratch", "seed": 0, "fraction": 1.0, "fold": 0,
+        "predictions": PREDICTIONS, "stage_runs": [folder.name],
+    }  # fmt: skip
+    (workdir / "results.json").write_text(json.dumps({"rows": [row]}))
+    (workdir / "predictions").mkdir()
+    np.savez(workdir / PREDICTIONS, groups=np.array(["p0", "p9"]))
+    return workdir
+
+
+def write_set(folder, classes=CLASSES):
+    """Three patients with a patch of each class."""
+    shape = (chest.WINDOW, chest.WINDOW)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        hu = chest.HEALTHY_HU if name == "normal" else chest.DISEASED_HU
+        for patient in range(3):
+            patch = np.full(shape, hu + patient, np.int16)
+            np.save(folder / name / f"p{patient}.npy", patch)
+    return folder
+
+
+def test_every_example_is_predicted_with_the_labels_of_the_study(workdir, tmp_path):
+    out = external.score(workdir, write_set(tmp_path / "hospital"), tmp_path / "data")
+    with np.load(out / PREDICTIONS.rpartition("/")[2]) as saved:
+        # The study names 'normal' first, the folders come in alphabetical order.
+        assert saved["class_names"].tolist() == ["normal", "ground_glass"]
+        np.testing.assert_array_equal(saved["probabilities"].argmax(1), saved["labels"])
+        assert sorted(saved["labels"]) == [0, 0, 0, 1, 1, 1]
+        assert set(saved["groups"]) == {"p0", "p1", "p2"}
+    described = json.loads((out / "set.json").read_text())
+    assert described["name"] == "hospital"
+    assert described["shared_patients"] == 1
+    assert described["cohort"]["classes"]["test"]["examples"] == [3, 3]
+
+
+def test_classes_that_the_study_lacks_are_refused(workdir, tmp_path):
+    folder = write_set(tmp_path / "other", ("normal", "tumour"))
+    with pytest.raises(UserError) as error:
+        external.score(workdir, folder, tmp_path / "data")
+    assert error.value.where == "--external"
+
+
+def test_the_set_of_the_training_is_refused(workdir, tmp_path):
+    folder = write_set(tmp_path / "again")
+    out = external.score(workdir, folder, tmp_path / "data")
+    described = json.loads((out / "set.json").read_text())
+    (path,) = workdir.glob("stages/*/lineage.json")
+    lineage = json.loads(path.read_text())
+    lineage["data"]["fingerprint"] = described["fingerprint"]
+    path.write_text(json.dumps(lineage))
+    with pytest.raises(UserError) as error:
+        external.score(workdir, folder, tmp_path / "data")
+    assert error.value.where == "--external"
+
+
+def test_a_workdir_without_results_is_refused(tmp_path):
+    with pytest.raises(UserError) as error:
+        external.score(tmp_path, tmp_path, tmp_path)
+    assert error.value.where == "--run"

@@ -1,0 +1,150 @@
+"""The section on external sets, which `twostage report --external` has scored.
+
+Every network of an arm predicts every example there, so that a network (a seed, or a fold
+of it) takes the place of a seed: intervals are over external patients and networks.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from twostage_jax.errors import UserError
+from twostage_jax.report.analysis import METRIC, Analysis, Scores, of_arms
+from twostage_jax.report.cohort import acquisition_table
+from twostage_jax.report.parts import Details, Part, Text
+from twostage_jax.report.score_tables import SCORED, how
+from twostage_jax.report.study_table import (
+    Record,
+    Study,
+    named_predictions,
+    read_json,
+)
+from twostage_jax.report.tables import Column, Table, arm_name, readable
+from twostage_jax.stats.arms import Predictions
+from twostage_jax.stats.metrics import METRICS
+
+DESCRIPTIONS = "external/*/set.json"
+
+
+class External(NamedTuple):
+    """Predictions on an external set.
+
+    Attributes:
+      name: Name of the set.
+      described: Its `set.json` (see `study.external`).
+      arms: Arm -> predictions of its networks; only arms of which all are there.
+    """
+
+    name: str
+    described: Mapping[str, Any]
+    arms: Mapping[str, list[Predictions]]
+
+
+def section(study: Study, analysis: Analysis, notes: list[str]) -> list[Part]:
+    """Returns the parts of the section; adds what is skipped, and why, to `notes`."""
+    parts: list[Part] = []
+    for number, found in enumerate(_found(study, analysis, notes)):
+        scores = of_arms(found.arms, study.class_names, analysis.full.scores.resamples)
+        parts.append(_table(number, found, scores, analysis.baseline))
+        parts.append(Text(_words(found)))
+        acquisition = (found.described.get("cohort") or {}).get("acquisition")
+        if acquisition:
+            table = acquisition_table(acquisition, True, f"external_{number}_patients")
+            parts.append(Details(f"Patients of {found.name}", [table]))
+    return parts
+
+
+def _found(study: Study, analysis: Analysis, notes: list[str]) -> Iterator[External]:
+    by_set: dict[str, list[Path]] = defaultdict(list)
+    for workdir in study.workdirs:
+        for path in sorted(workdir.glob(DESCRIPTIONS)):
+            by_set[path.parent.name].append(path)
+    for folder, paths in by_set.items():
+        try:
+            described = read_json(paths[0])
+            arms = {
+                arm: _networks(study, arm, folder) for arm in analysis.full.scores.arms
+            }
+            yield External(readable(described["name"]), described, arms)
+        except (UserError, KeyError, TypeError) as error:
+            notes.append(f"External set {folder} is skipped: {error}")
+
+
+def _networks(study: Study, arm: str, folder: str) -> list[Predictions]:
+    """Returns the predictions of an arm's networks, numbered in the place of seeds."""
+    found = []
+    for place, record in study.records.items():
+        if place.arm == arm and place.fraction == study.fractions[0]:
+            path = _path(record, folder)
+            if path is None:
+                raise UserError(f"{place} has not been scored on it, or trained again")
+            number = place.seed * len(study.folds) + place.fold
+            found.append(named_predictions(path, number, study.class_names))
+    return found
+
+
+def _path(record: Record, folder: str) -> Path | None:
+    """Returns the file of a row's predictions; None if another network made it."""
+    home = record.source / "external" / folder
+    place = record.place
+    where = f"seed{place.seed}-fraction{place.fraction:g}-fold{place.fold}"
+    name = f"{place.arm}-{where}.npz"
+    made = read_json(home / "set.json")["stage_runs"].get(name)
+    return home / name if record.stage_runs[-1:] == (made,) else None
+
+
+def _table(number: int, found: External, scores: Scores, base: str) -> Table:
+    pairs = {
+        one.first: one
+        for pair in scores.differences[METRIC]
+        for one in (pair, pair.turned())
+        if one.second == base
+    }
+    several = len(scores.arms) > 1
+    patients = f"{scores.groups:,} patients" if scores.groups else "unknown patients"
+    networks = len(scores.seeds)
+    return Table(
+        f"external_{number}",
+        f"Scores on the external set {found.name} in per cent: {scores.examples:,} "
+        f"patches of {patients}, mean of {networks} "
+        f"network{'s' * (networks > 1)} per arm.",
+        [
+            Column("arm", "arm"),
+            *(Column(METRICS[name].title, "score") for name in SCORED),
+            Column("AUROC", "interval"),
+            *([Column(f"minus {arm_name(base)}", "points")] * several),
+            *([Column("p (Holm)", "p")] * several),
+        ],
+        [
+            [
+                arm,
+                *(scores.intervals[name][arm] for name in SCORED),
+                scores.intervals.get("auroc", {}).get(arm),
+                *([pairs.get(arm)] * several),
+                *([getattr(pairs.get(arm), "p_holm", None)] * several),
+            ]
+            for arm in scores.arms
+        ],
+        "Nothing was trained or chosen on this set. "
+        + re.sub("and seeds", "and networks", how(scores)),
+    )
+
+
+def _words(found: External) -> str:
+    """Returns what a reader must know about the set."""
+    told = []
+    shared = found.described.get("shared_patients")
+    if shared is None:
+        told.append("The set names no patients.")
+    elif shared:
+        told.append(
+            f"{shared} of its patients have names that the target set has, too: these "
+            "are not external."
+        )
+    else:
+        told.append("None of its patients has a name that the target set has.")
+    if found.described.get("synthetic"):
+        told.append("Its images are synthetic.")
+    return " ".join(told)

@@ -1,0 +1,172 @@
+"""Scores the networks of a finished study on a labelled set that none has seen.
+
+The set is prepared like the target and has its classes, or some of them. Every network at
+the largest size of the target set predicts all of it: nothing is trained or chosen here.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twostage_jax import io
+from twostage_jax.config import DataConfig
+from twostage_jax.data import prepared_folder, sources
+from twostage_jax.data.cohort import describe
+from twostage_jax.data.dataset import Dataset
+from twostage_jax.data.splits import Splits
+from twostage_jax.errors import UserError
+from twostage_jax.study import artifacts
+from twostage_jax.train import checkpoint, evaluate, steps
+
+FOLDER = "external"
+DESCRIPTION = "set.json"
+
+
+def score(workdir: Path, folder: Path, data_dir: Path) -> Path:
+    """Writes the predictions of a study's networks on an external set.
+
+    They go into `external/NAME-FINGERPRINT/` of the workdir: `set.json`, and an npz file
+    like those of `predictions/` for each network.
+
+    Args:
+      workdir: Workdir of a finished study.
+      folder: What `twostage prepare` wrote; or, if the target is read from a folder,
+        a folder of the same kind, which is read with the same settings.
+      data_dir: Folder of prepared data sets.
+
+    Returns:
+      The folder that was written.
+
+    Raises:
+      UserError: The workdir has no results; or the set cannot be read, has other classes,
+        or is the target set.
+    """
+    rows = _rows(workdir)
+    runs = [
+        artifacts.read(workdir / "stages" / row["stage_runs"][-1], row["arm"])
+        for row in rows
+    ]
+    dataset = _dataset(runs[0], folder, data_dir)
+    labels = _labels(dataset, runs[0].class_names, folder)
+    if dataset.fingerprint == runs[0].fingerprint:
+        raise UserError(
+            f"--external={folder}: is the target set of the study, which its networks "
+            "were trained on.",
+            where="--external",
+        )
+    out = workdir / FOLDER / f"{dataset.name}-{dataset.fingerprint[:12]}"
+    groups = dataset.groups
+    for row, run in zip(rows, runs, strict=True):
+        with io.replacing(out / Path(row["predictions"]).name) as path:
+            np.savez_compressed(
+                path,
+                ids=dataset.ids.astype(str),
+                groups=np.full(len(dataset), "") if groups is None else groups,
+                labels=labels,
+                probabilities=_probabilities(run, dataset),
+                class_names=np.array(run.class_names),
+            )
+    everything = np.arange(len(dataset))
+    none = everything[:0]
+    described = {
+        "name": folder.absolute().name,
+        "fingerprint": dataset.fingerprint,
+        "synthetic": dataset.synthetic,
+        "shared_patients": _shared(workdir, rows, dataset),
+        "cohort": describe(dataset, Splits(none, none, everything)),
+        "stage_runs": {
+            Path(row["predictions"]).name: row["stage_runs"][-1] for row in rows
+        },
+    }
+    # Last: it marks the folder as complete.
+    io.write_json(out / DESCRIPTION, described)
+    return out
+
+
+def _rows(workdir: Path) -> list[dict[str, Any]]:
+    path = workdir / "results.json"
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        largest = max(row["fraction"] for row in rows)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--run={workdir}: results of a study cannot be read ({error!r}).",
+            where="--run",
+        ) from error
+    return [row for row in rows if row["fraction"] == largest]
+
+
+def _dataset(run: artifacts.Trained, folder: Path, data_dir: Path) -> Dataset:
+    """Returns the external set, read as the target is."""
+    source, options = run.source, {**run.options, "path": str(folder)}
+    if (folder / prepared_folder.DESCRIPTION).is_file():
+        source = "prepared"
+        options = {name: options[name] for name in ("path", "size") if name in options}
+    elif "path" not in run.options:
+        raise UserError(
+            f"--external={folder}: the target is not read from a folder (data source "
+            f"'{run.source}'), so give a folder that `twostage prepare` wrote.",
+            where="--external",
+        )
+    data = DataConfig(source=source, options=options)
+    dataset = sources.load(data, run.model, data_dir)
+    if (dataset.units == "hu") != run.in_hu:
+        raise UserError(
+            f"--external={folder}: its images are {'' if run.in_hu else 'not '}grey "
+            f"values, those of the target are{'' if run.in_hu else ' not'} in HU. "
+            "Prepare it like the target.",
+            where="--external",
+        )
+    return dataset
+
+
+def _labels(dataset: Dataset, class_names: tuple[str, ...], folder: Path) -> np.ndarray:
+    """Returns labels that count the classes of the target."""
+    unknown = [name for name in dataset.class_names if name not in class_names]
+    if unknown:
+        raise UserError(
+            f"--external={folder}: its classes {', '.join(unknown)} are not among those "
+            f"of the target, {', '.join(class_names)}.",
+            where="--external",
+        )
+    numbers = np.array([class_names.index(name) for name in dataset.class_names])
+    return numbers[dataset.labels].astype(np.int32)
+
+
+def _probabilities(run: artifacts.Trained, dataset: Dataset) -> np.ndarray:
+    """Returns the class probabilities `[N, K]` of a network."""
+    scale = np.asarray(run.mean, np.float32), np.asarray(run.deviation, np.float32)
+    weights = np.ones(len(run.class_names), np.float32)
+    probabilities, _ = evaluate.applied(
+        run.model,
+        DataConfig(source=run.source, normalise=run.normalise, window=run.window),
+        steps.Constants(weights, *scale),
+        checkpoint.load_variables(run.folder / "variables"),
+        dataset.images,
+        len(run.class_names),
+    )
+    return probabilities
+
+
+def _shared(
+    workdir: Path, rows: list[Mapping[str, Any]], dataset: Dataset
+) -> int | None:
+    """Returns how many patients have the name of one of the target; None without names.
+
+    The target's are those of test and validation examples; with folds, all of them.
+    """
+    if dataset.groups is None:
+        return None
+    known: set[str] = set()
+    for row in rows:
+        for path in (
+            workdir / row["predictions"],
+            workdir / "stages" / row["stage_runs"][-1] / "validation.npz",
+        ):
+            if path.is_file():
+                with np.load(path, allow_pickle=False) as saved:
+                    known |= set(saved["groups"].astype(str).tolist())
+    return len(known & set(map(str, dataset.groups)))
