@@ -13,7 +13,7 @@ LAYERS = (
     ("models", "ct", "transfer", "stats", "config"),
     ("train", "data", "baselines"),
     ("explain", "maps", "report", "study"),
-    ("cli", "main", "inspect", "prepare", "predict", "__main__"),
+    ("cli", "main", "inspect", "prepare", "predict", "export", "__main__"),
 )
 # The command lines of two rooms: front doors, apart from their rooms.
 FRONT_DOORS = (

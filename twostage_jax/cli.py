@@ -44,6 +44,7 @@ COMMANDS = {
     "inspect": "twostage_jax.inspect",
     "prepare": "twostage_jax.prepare",
     "predict": "twostage_jax.predict",
+    "export": "twostage_jax.export",
     "explain": "twostage_jax.explain",
     "report": "twostage_jax.report",
 }

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,6 +22,13 @@ HOSTILE = (
     "50 % & $x_1$ \\input{y}",
 )
 CLASSES = ("healthy", "ground glass", "nodular")
+# Settings of the data of every stage run.
+DATA = {
+    "source": "phantoms",
+    "normalise": "fixed",
+    "window": [-600, 1500],
+    "options": {},
+}
 
 
 def config(arms=ARMS, seeds=(0, 1, 2), fractions=(1.0,), folds=0, **target):
@@ -207,6 +215,9 @@ def _stages(folder, rows, arms, classes):
             }
             for rate in (0.001, 0.002)
         ]
+        (folder / "rows").mkdir(exist_ok=True)
+        path = folder / "rows" / Path(row["predictions"]).with_suffix(".json").name
+        path.write_text(json.dumps(row))
 
 
 def _stage(folder, stage, chain, place, row, classes):
@@ -224,15 +235,21 @@ def _stage(folder, stage, chain, place, row, classes):
     lineage = {
         "stage": stage,
         "chain": list(chain),
+        "hash": chain[-1].rsplit("-", 1)[1] + 52 * "0",
         "seed": seed,
         "fraction": fraction,
         "fold": fold,
-        "settings": {"train": {"steps": 400}},
+        "settings": {"train": {"steps": 400}, "data": DATA},
+        "model": {"name": "caffenet_small", "channels": 1, "image_size": 32},
         "data": {
             "name": stage,
             "fingerprint": "ab" * 32,
             "class_names": list(classes),
             "examples": {"train": 1600, "validation": 200, "test": 480},
+            "groups": {"train": 20, "validation": 4, "test": 16},
+            "units": "hu",
+            "mean": [0.5],
+            "deviation": [0.25],
         },
         "history": history,
         "scores": row["metrics"],

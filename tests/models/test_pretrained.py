@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import public_networks
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from twostage_jax import models
 from twostage_jax.errors import UserError
@@ -48,6 +48,37 @@ def test_stored_logits_are_those_of_pytorch_here(name):
     expected = public_networks.logits(name)
     _, logits = public_networks.computed(name)
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_export_of_a_public_network_has_public_names(tmp_path):
+    expected = public_networks.arrays("resnet18")
+    module, shapes = network("resnet18")
+    variables = pretrained.variables(expected, type(module), shapes, "file")
+    path = tmp_path / "model.safetensors"
+    pretrained.write(path, variables, module, 3, {"run": "a"})
+    arrays = load_file(path)
+    assert arrays.keys() == expected.keys()
+    assert all(np.array_equal(arrays[key], expected[key]) for key in expected)
+
+
+def test_networks_that_pytorch_has_as_they_are():
+    def expression(name, channels=3, **options):
+        return models.build(name, num_classes=5, **options).pytorch(channels)
+
+    timm = "timm.create_model('resnet34', num_classes=5, in_chans=1)"
+    assert expression("resnet34", 1) == timm
+    assert expression("alexnet") == "torchvision.models.alexnet(num_classes=5)"
+    assert expression("alexnet", 1) == expression("alexnet", head="orderless") == ""
+    assert expression("resnet18", norm="group") == expression("caffenet_small") == ""
+
+
+def test_public_weights_for_a_network_that_is_not_public_are_refused(tmp_path):
+    module = models.build("caffenet_small", num_classes=3)
+    path = tmp_path / "weights.npz"
+    np.savez(path, **{"conv1.weight": np.zeros(3, np.float32)})
+    with pytest.raises(UserError) as error:
+        pretrained.load(path, module, image_size=32, channels=1)
+    assert error.value.where == str(path)
 
 
 def numbered(arrays):

@@ -47,6 +47,23 @@ def test_run_with_all_data_and_the_first_seed_is_taken(tmp_path):
     assert artifacts.find(tmp_path).folder.name == "target-1.0-0"
 
 
+def test_seed_fraction_and_fold_can_be_chosen(tmp_path):
+    folder = write_run(tmp_path)
+    lineage = (folder / "lineage.json").read_bytes()
+    for place in ({"seed": 1}, {"fraction": 0.5}, {"fold": 1}, {"seed": 1, "fold": 1}):
+        other = tmp_path / "stages" / "-".join(map(str, ["target", *place]))
+        other.mkdir()
+        (other / "lineage.json").write_bytes(lineage)
+        add_row(tmp_path, "two_stage", other, **place)
+        assert artifacts.find(tmp_path, **place).folder == other
+    assert artifacts.find(tmp_path).folder == folder
+    for place in ({"seed": 2}, {"fraction": 0.1}, {"fold": 5}):
+        with refused_at(f"--{next(iter(place))}"):
+            artifacts.find(tmp_path, **place)
+    with refused_at("--seed"):
+        artifacts.find(folder, seed=0)
+
+
 def test_arm_that_cannot_be_chosen_is_asked_for(tmp_path):
     folder = write_run(tmp_path)
     (tmp_path / "rows" / "two_stage.json").unlink()

@@ -41,6 +41,7 @@ class AlexNet(Network):
     HEADS: ClassVar = ("dense", "orderless")
     MAPS: ClassVar = ("conv1", "conv2", "conv3", "conv4", "conv5")
     RECTIFIED: ClassVar = ("relu1", "relu2", "relu3", "relu4", "relu5")
+    PYTORCH: ClassVar = "torchvision.models.alexnet(num_classes={classes})"
 
     @nn.compact
     def __call__(

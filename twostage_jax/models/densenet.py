@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from twostage_jax.errors import UserError
 from twostage_jax.models import layers
-from twostage_jax.models.network import Network
+from twostage_jax.models.network import Network, in_timm
 
 # Layers of each block, and channels that a layer adds.
 BLOCKS = (6, 12, 24, 16)
@@ -74,6 +74,7 @@ class DenseNet(Network):
         "transition3_pool", "block4",
     )  # fmt: skip
     CHAIN: ClassVar = False
+    PYTORCH: ClassVar = in_timm("densenet121")
     PUBLIC_ALIASES: ClassVar = (
         # RadImageNet numbers the children of the network.
         (r"^backbone\.0\.", "features."),

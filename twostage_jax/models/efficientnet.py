@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from twostage_jax.models import layers
-from twostage_jax.models.network import Network
+from twostage_jax.models.network import Network, in_timm
 
 # Of each stage: blocks, side of the depthwise kernels, stride of the first block, factor
 # of the expansion, output channels.
@@ -127,6 +127,7 @@ class EfficientNetLite0(Network):
     CHAIN: ClassVar = False
     PUBLIC_MEAN: ClassVar = (127 / 255,) * 3
     PUBLIC_DEVIATION: ClassVar = (128 / 255,) * 3
+    PYTORCH: ClassVar = in_timm("tf_efficientnet_lite0")
     # Those of the PyTorch package efficientnet-lite, which counts blocks and norms from 0.
     PUBLIC_ALIASES: ClassVar = (
         (r"^_conv_(stem|head)\.", r"conv_\1."),

@@ -34,6 +34,8 @@ class Network(nn.Module):
       SIGNED: taps that no ReLU follows or precedes directly: a channel below 0 is as
         alive as one above. The head is such a tap in every network.
       CHAIN: whether each layer has one input; False with shortcuts.
+      PYTORCH: expression that builds the network in PyTorch, with the fields {classes} and
+        {channels}; empty if it is not public. See `pytorch`.
       PUBLIC_ALIASES: (pattern, replacement) pairs that turn the names in files of public
         weights into those of `public_name`; see `pretrained`.
     """
@@ -51,6 +53,7 @@ class Network(nn.Module):
     RECTIFIED: ClassVar[tuple[str, ...]] = ()
     SIGNED: ClassVar[tuple[str, ...]] = ()
     CHAIN: ClassVar[bool] = True
+    PYTORCH: ClassVar[str] = ""
     PUBLIC_ALIASES: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __call__(
@@ -70,6 +73,20 @@ class Network(nn.Module):
         """
         raise NotImplementedError
 
+    def pytorch(self, channels: int) -> str:
+        """Returns the expression that builds this network in PyTorch, or ''.
+
+        The result is empty if timm and torchvision do not have the network with this
+        head, this norm and so many input channels.
+        """
+        public = all(
+            getattr(self, field, "") == getattr(type(self), field, "")
+            for field in ("norm", "head")
+        )
+        if not public or ("{channels}" not in self.PYTORCH and channels != 3):
+            return ""
+        return self.PYTORCH.format(classes=self.num_classes, channels=channels)
+
     @classmethod
     def public_name(cls, layer: str) -> str:
         """Returns the name of a layer in torchvision, such as 'layer1.0.conv1'.
@@ -83,3 +100,10 @@ class Network(nn.Module):
           NotImplementedError: no public weights have the layout of this network.
         """
         raise NotImplementedError
+
+
+def in_timm(name: str) -> str:
+    """Returns `Network.PYTORCH` of a network of timm."""
+    return (
+        f"timm.create_model('{name}', num_classes={{classes}}, in_chans={{channels}})"
+    )

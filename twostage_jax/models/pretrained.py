@@ -3,20 +3,26 @@
 `read` returns the arrays of a file, `variables` those of a network from them, and `arrays`
 turns the variables of a network back. The names are those of torchvision, which timm
 shares; a network knows them (`Network.public_name`), and the names that other collections
-give them (`Network.PUBLIC_ALIASES`).
+give them (`Network.PUBLIC_ALIASES`). Files that `write` made of a network without public
+names hold paths, such as 'params/conv1/kernel', with arrays in the axes of Flax.
 
 PyTorch stores kernels as `[out, in, h, w]` and dense weights as `[out, in]`; Flax stores
 `[h, w, in, out]` and `[in, out]`.
 """
 
+import functools
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from twostage_jax import io
 from twostage_jax.errors import UserError
 from twostage_jax.models.layers import HEAD
 from twostage_jax.models.network import Network
@@ -30,8 +36,9 @@ LEAVES = {
     "kernel": "weight", "scale": "weight", "bias": "bias",
     "mean": "running_mean", "var": "running_var",
 }  # fmt: skip
-# Number of axes -> their order in Flax, given PyTorch's, and the other way round.
-FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,), 0: ()}
+# The two kinds of variables, with which paths begin.
+COLLECTIONS = ("params", "batch_stats")
+# Number of axes -> their order in PyTorch, given Flax's.
 TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}
 
 
@@ -74,9 +81,15 @@ def _from_safetensors(path: Path) -> dict[str, np.ndarray]:
 def _from_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name].astype(np.float32) for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: the file is damaged ({error}).", where=path) from None
+    # Without text, such as the metadata of an export.
+    return {
+        name: array.astype(np.float32)
+        for name, array in arrays.items()
+        if array.dtype.kind != "U"
+    }
 
 
 def _from_torch(path: Path) -> dict[str, np.ndarray]:
@@ -139,9 +152,19 @@ def variables(
             plain = re.sub(pattern, replacement, plain)
         if not UNUSED.search(plain):
             named[plain] = array
+    own = all(name.partition("/")[0] in COLLECTIONS for name in arrays)
+    if not own and network.public_name.__func__ is Network.public_name.__func__:
+        raise UserError(
+            f"{path}: no public weights have the layout of {network.__name__}. It takes "
+            "files that 'twostage export' wrote.",
+            where=path,
+        )
     found, wrong = {}, []
     for place, leaf in traverse_util.flatten_dict(dict(expected), sep="/").items():
-        name, shape = public_name(network, place), _in_torch(leaf.shape)
+        name, axes = place, tuple(range(leaf.ndim))
+        if not own:
+            name, axes = public_name(network, place), TO_TORCH[leaf.ndim]
+        shape = tuple(leaf.shape[axis] for axis in axes)
         optional = place.startswith(f"params/{HEAD}/")
         array = named.pop(name, None)
         if array is None:
@@ -150,7 +173,7 @@ def variables(
         elif array.ndim != len(shape) or (array.shape != shape and not optional):
             wrong.append(f"{name} is {array.shape}, not {shape}")
         else:
-            found[place] = np.ascontiguousarray(array.transpose(FROM_TORCH[array.ndim]))
+            found[place] = np.ascontiguousarray(array.transpose(np.argsort(axes)))
     wrong += [f"{name} {array.shape} has no place" for name, array in named.items()]
     if wrong:
         listed = "\n  ".join(wrong[:12])
@@ -167,16 +190,21 @@ def arrays(
 ) -> dict[str, np.ndarray]:
     """Returns variables under the names and with the axes of torchvision.
 
-    The inverse of `variables`. Flax does not count the steps of a batch normalisation:
-    PyTorch loads the result with `load_state_dict(..., strict=False)`.
+    The inverse of `variables`. Flax does not count the steps of a batch normalisation;
+    PyTorch starts the counter at 0 where a file lacks it.
     """
-    flat = traverse_util.flatten_dict(dict(variables), sep="/")
     return {
         public_name(network, place): np.ascontiguousarray(
-            np.asarray(value).transpose(TO_TORCH[np.ndim(value)])
+            value.transpose(TO_TORCH[value.ndim])
         )
-        for place, value in flat.items()
+        for place, value in flat(variables).items()
     }
+
+
+def flat(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns variables by path, such as 'params/conv1/kernel'."""
+    flattened = traverse_util.flatten_dict(dict(variables), sep="/")
+    return {place: np.asarray(value) for place, value in flattened.items()}
 
 
 def public_name(network: type[Network], place: str) -> str:
@@ -190,5 +218,68 @@ def public_name(network: type[Network], place: str) -> str:
     return f"{network.public_name(layer)}.{LEAVES[leaf]}"
 
 
-def _in_torch(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(shape[axis] for axis in TO_TORCH[len(shape)])
+def write(
+    path: Path,
+    variables: Mapping[str, Any],
+    module: Network,
+    channels: int,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Writes variables as a file that `read` and `variables` read again, bit by bit.
+
+    The names in a `.safetensors` file are public ones if the network has a PyTorch twin
+    (`Network.pytorch`), and PyTorch's `load_state_dict` takes them. All other files hold
+    paths.
+
+    Args:
+      path: The file, with a suffix of `WRITERS`.
+      variables: 'params' and, with batch normalisation, 'batch_stats'.
+      module: Network that the variables are of.
+      channels: Input channels of the network.
+      metadata: Facts about the weights: JSON values by name.
+    """
+    public = path.suffix == ".safetensors" and module.pytorch(channels)
+    named = arrays(variables, type(module)) if public else flat(variables)
+    with io.replacing(path) as temporary:
+        WRITERS[path.suffix](temporary, named, metadata)
+
+
+def _to_safetensors(
+    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
+) -> None:
+    from safetensors.numpy import save_file
+
+    # The header holds text alone, and readers ask it for a format.
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in metadata.items()
+    }
+    save_file(dict(arrays), path, {"format": "pt", **texts})
+
+
+def _to_npz(
+    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
+) -> None:
+    np.savez(path, metadata=np.array(json.dumps(metadata)), **arrays)
+
+
+WRITERS = {".safetensors": _to_safetensors, ".npz": _to_npz}
+
+
+def load(path: Path | str, module: Network, *, image_size: int, channels: int) -> Any:
+    """Returns the variables of a network from a file of weights.
+
+    Args:
+      path: The file, see `read`.
+      module: Network from `models.build`.
+      image_size: Side of its images, pixels.
+      channels: Channels of its images.
+
+    Raises:
+      UserError: As `read` and `variables`.
+    """
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
+    expected = jax.eval_shape(
+        functools.partial(module.init, train=False), jax.random.key(0), images
+    )
+    return variables(read(Path(path)), type(module), expected, Path(path))

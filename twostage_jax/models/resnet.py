@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 from twostage_jax.models import layers
-from twostage_jax.models.network import Network
+from twostage_jax.models.network import Network, in_timm
 
 
 class Block(nn.Module):
@@ -93,6 +93,7 @@ class ResNet(Network):
     # Its norm comes between it and the ReLU.
     SIGNED: ClassVar = ("stem_conv",)
     CHAIN: ClassVar = False
+    PYTORCH: ClassVar = in_timm("resnet18")
     PUBLIC_ALIASES: ClassVar = (
         # RadImageNet numbers the children of the network.
         (r"^backbone\.0\.", "conv1."),
@@ -155,9 +156,13 @@ class ResNet34(ResNet):
 
     blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
 
+    PYTORCH: ClassVar = in_timm("resnet34")
+
 
 class ResNet50(ResNet):
     """Fifty layers, in bottleneck blocks."""
 
     blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
     bottleneck: bool = True
+
+    PYTORCH: ClassVar = in_timm("resnet50")

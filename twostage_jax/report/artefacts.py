@@ -136,7 +136,7 @@ def _stages(study: Study, notes: list[str]) -> dict[str, StageRecord]:
             absent.append(name)
             continue
         try:
-            found[name] = _stage(folder)
+            found[name] = stage_record(folder)
         except UserError as error:
             notes.append(f"A stage run is left out: {error}")
     shared = {}
@@ -159,7 +159,7 @@ def _stages(study: Study, notes: list[str]) -> dict[str, StageRecord]:
     return found
 
 
-def _stage(folder: Path) -> StageRecord:
+def stage_record(folder: Path) -> StageRecord:
     """Reads a stage run; raises a UserError if it lacks what the report reads."""
     lineage, transfer = read_json(folder / "lineage.json"), None
     _check_fields(folder / "lineage.json", lineage, LINEAGE)

@@ -42,7 +42,8 @@ class Trained:
       source: Data source that it was trained on.
       data: Name of the data set.
       fingerprint: Digest of the data set.
-      examples: Number of examples in 'train', 'validation' and 'test'.
+      examples: Number of examples in 'train', 'validation' and 'test'; empty if the stage
+        was not trained.
       class_names: Names of the K classes.
       model: Settings of the network.
       normalise, mean, deviation: Scaling of the images, see `train.augment`.
@@ -171,7 +172,7 @@ def read(folder: Path, arm: str = "") -> Trained:
             source=str(settings["source"]),
             data=str(data["name"]),
             fingerprint=str(data["fingerprint"]),
-            examples=dict(data["examples"]),
+            examples=dict(data.get("examples", {})),
             class_names=tuple(map(str, data["class_names"])),
             model=ModelConfig(**lineage["model"]),
             normalise=str(settings["normalise"]),

@@ -1,0 +1,128 @@
+"""The command `export`: weights of a chosen run, their header, and the card."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from ct_files import refused_at
+from network_by_hand import random_params
+from safetensors import safe_open
+from study_files import HOSTILE, write_study
+
+from twostage_jax import export, models
+from twostage_jax.models import pretrained
+from twostage_jax.report import analysis, study_table
+from twostage_jax.train import checkpoint
+
+CHANCES = {"scratch": 0.75, "two_stage": 0.9}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study's workdir, and the variables of its two-stage run of seed 1."""
+    workdir = write_study(
+        tmp_path_factory.mktemp("run"), CHANCES, seeds=(0, 1), classes=HOSTILE, rich=True,
+        patients=8, patches=12, baselines={"mean_grey": 0.5, "descriptors": 0.8},
+    )  # fmt: skip
+    module = models.build("caffenet_small", num_classes=3)
+    variables = {"params": random_params(module, 32, 1)}
+    row = json.loads(next(workdir.glob("rows/two_stage-seed1-*")).read_text())
+    home = workdir / "stages" / row["stage_runs"][-1]
+    checkpoint.export_variables(home / "variables", variables)
+    return workdir, module, variables, home
+
+
+def assert_same(one, other):
+    flat = [
+        {place: np.asarray(a) for place, a in pretrained.flat(tree).items()}
+        for tree in (one, other)
+    ]
+    assert flat[0].keys() == flat[1].keys()
+    assert all(np.array_equal(flat[0][place], flat[1][place]) for place in flat[0])
+
+
+@pytest.mark.parametrize("suffix", pretrained.WRITERS)
+def test_weights_of_the_chosen_run_are_read_back_bit_by_bit(study, tmp_path, suffix):
+    workdir, module, variables, _ = study
+    path = tmp_path / f"model{suffix}"
+    export.export(run=str(workdir), arm="two_stage", seed=1, to=str(path))
+    loaded = pretrained.load(path, module, image_size=32, channels=1)
+    assert_same(loaded, variables)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.md", path.name]
+
+
+def test_header_says_how_to_use_the_weights(study, tmp_path):
+    workdir, _, _, home = study
+    path = tmp_path / "model.safetensors"
+    export.export(run=str(home), to=str(path))
+    with safe_open(path, "numpy") as file:
+        header = file.metadata()
+    assert header["format"] == "pt" and header["normalise"] == "fixed"
+    assert json.loads(header["classes"]) == list(HOSTILE)
+    assert json.loads(header["window_hu"]) == [-600, 1500]
+    assert json.loads(header["model"])["name"] == "caffenet_small"
+    assert (header["channels"], header["image_size"]) == ("1", "32")
+    assert header["run"].startswith(home.name.rsplit("-", 1)[1])
+    export.export(run=str(home), to=str(tmp_path / "model.npz"))
+    with np.load(tmp_path / "model.npz") as file:
+        assert json.loads(str(file["metadata"]))["classes"] == list(HOSTILE)
+
+
+def test_card_has_the_scores_of_the_report_and_escapes_names(study, tmp_path):
+    workdir, *_ = study
+    export.export(run=str(workdir), seed=1, to=str(tmp_path / "model.npz"))
+    text = (tmp_path / "model.md").read_text(encoding="utf-8")
+    _, front, body = text.split("---\n", 2)
+    (index,) = yaml.safe_load(front)["model-index"]
+    values = {m["type"]: m["value"] for m in index["results"][0]["metrics"]}
+    full = analysis.analyse(study_table.load([workdir]), resamples=200).full
+    score = full.scores.intervals["balanced_accuracy"]["two_stage"].estimate
+    assert values["balanced_accuracy"] == round(score, 4)
+    assert "| two-stage" in body and f"{100 * score:.1f} (" in body
+    assert "best of 2 baselines: descriptors" in body and "mean-grey" not in body
+    assert "low -1350 and width 1500" in body and "Minus 0.5, divided by 0.25" in body
+    assert "\\<img src=x" in body and "\\\\input{y}" in body
+    assert "<img" not in body.replace("\\<img", "")
+
+
+def test_imported_weights_are_named_with_their_origin(study, tmp_path):
+    workdir, _, _, home = study
+    first = (
+        workdir / "stages" / json.loads((home / "lineage.json").read_text())["chain"][0]
+    )
+    path, saved = first / "lineage.json", (first / "lineage.json").read_text()
+    imported = {"file": "resnet18 [a].pth", "sha256": "f" * 64}
+    path.write_text(json.dumps({**json.loads(saved), "imported": imported}))
+    try:
+        export.export(run=str(home), to=str(tmp_path / "model.npz"))
+    finally:
+        path.write_text(saved)
+    text = (tmp_path / "model.md").read_text(encoding="utf-8")
+    assert f"resnet18 \\[a].pth (SHA-256 {'f' * 64})" in text
+    assert "random parameters" not in text
+
+
+def test_stage_run_outside_of_a_study_has_a_card_without_intervals(study, tmp_path):
+    *_, home = study
+    moved = tmp_path / "alone" / home.name
+    moved.parent.mkdir()
+    moved.symlink_to(home)
+    export.export(run=str(moved), to=str(tmp_path / "model.npz"))
+    assert "No intervals" in (tmp_path / "model.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "where"),
+    [
+        ({"to": "model.pth"}, "--to"),
+        ({"to": "model.npz", "seed": 7}, "--seed"),
+        ({"to": "model.npz", "arm": "natural"}, "--arm"),
+        ({"to": "model.npz", "fold": 1}, "--fold"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_by_its_flag(study, tmp_path, flags, where):
+    flags["to"] = str(tmp_path / flags["to"])
+    with refused_at(where):
+        export.export(run=str(study[0]), **flags)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,104 @@
+"""Exports the weights of a finished stage run, with a model card next to them.
+
+    python -m twostage_jax.export --run=runs/two_stage --to=model.safetensors
+    python -m twostage_jax.export --run=runs/two_stage --arm=scratch --seed=1 --to=model.npz
+    python -m twostage_jax.export --run=runs/two_stage/stages/texture-0123456789ab \\
+        --to=texture.safetensors
+
+The suffix chooses the format:
+
+    .safetensors  the names of timm or torchvision, if these have the network, so that
+                  `load_state_dict` takes the file; paths such as 'params/conv1/kernel'
+                  otherwise. The header says how to use the weights: classes, channels,
+                  image size, normalisation, window in HU, settings of the network
+    .npz          paths, for every network; the same facts as JSON in 'metadata'
+
+`inspect --source` and a network of the same settings read both again, bit by bit. The card,
+`model.md`, tells the data of every stage, the scores with their intervals, how to load the
+weights and to scale images, and what the model is not for.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twostage_jax import __version__, cli
+from twostage_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from twostage_jax.study.artifacts import Trained
+
+
+def export(
+    *,
+    run: str,
+    to: str,
+    arm: str = "",
+    seed: int | None = None,
+    fraction: float | None = None,
+    fold: int | None = None,
+) -> None:
+    """Writes the weights and the card of a stage run.
+
+    Args:
+      run: Workdir of a study, or folder of a stage run.
+      to: File of the weights: .safetensors or .npz. The card gets the suffix .md.
+      arm: Arm of the study; default: two_stage.
+      seed: Seed; default: the first one.
+      fraction: Fraction of the target training set; default: the largest one.
+      fold: Fold; default: the first one.
+
+    Raises:
+      UserError: There is no such run, or its files are damaged, or the format is unknown.
+    """
+    # Not before jax is set up, nor for --help.
+    from twostage_jax import io
+    from twostage_jax.models import pretrained
+    from twostage_jax.report import card
+    from twostage_jax.study import artifacts
+    from twostage_jax.train import checkpoint, steps
+
+    path = Path(to)
+    if path.suffix not in pretrained.WRITERS:
+        raise UserError(
+            f"--to={to}: weights are written as {' or '.join(pretrained.WRITERS)}.",
+            where="--to",
+        )
+    found = artifacts.find(Path(run), arm, seed=seed, fraction=fraction, fold=fold)
+    module = steps.build_model(found.model, len(found.class_names), None)
+    variables = checkpoint.load_variables(found.folder / "variables")
+    channels = found.model.channels
+    pytorch = module.pytorch(channels) if path.suffix == ".safetensors" else ""
+    page = card.page(found.folder, found.arm, path.name, pytorch)
+    pretrained.write(path, variables, module, channels, metadata(found))
+    io.write_text(path.with_suffix(".md"), page)
+    print(f"{found}\nWeights: {path}\nCard: {path.with_suffix('.md')}")
+
+
+def metadata(run: "Trained") -> dict[str, Any]:
+    """Returns what the header of an export says: JSON values by name."""
+    from twostage_jax.config import as_json
+
+    return {
+        "software": f"twostage_jax {__version__}",
+        "run": run.hash,
+        "arm": run.arm,
+        "model": as_json(run.model),
+        "classes": list(run.class_names),
+        "channels": run.model.channels,
+        "image_size": run.model.image_size,
+        "normalise": run.normalise,
+        "mean": list(run.mean),
+        "deviation": list(run.deviation),
+        "window_hu": list(run.window) if run.in_hu else None,
+        "notice": "; ".join(run.notices),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    cli.run(export, argv)
+
+
+if __name__ == "__main__":
+    main()

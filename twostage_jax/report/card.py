@@ -1,0 +1,213 @@
+"""The model card of exported weights: Markdown with a header as Hugging Face reads it.
+
+Names of classes, data sets and arms come from files, so every text is escaped: for
+Markdown, and in the header, whose values are JSON, which is YAML.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from twostage_jax.ct.palette import NOTICE, ORIGINS
+from twostage_jax.errors import UserError, plain
+from twostage_jax.report import score_tables, study_table, tables
+from twostage_jax.report.analysis import METRIC, Scores, of_arms
+from twostage_jax.report.artefacts import StageRecord, stage_record
+from twostage_jax.report.study_table import Study
+from twostage_jax.report.tables import COLUMNS, Column, Table, arm_name
+from twostage_jax.stats.intervals import RESAMPLES
+
+
+def page(folder: Path, arm: str, weights: str, pytorch: str) -> str:
+    """Returns the card of a stage run.
+
+    Args:
+      folder: Folder of the stage run, in `stages/` of the workdir of its study or alone.
+      arm: Arm that it ends, or its chain of stages.
+      weights: Name of the file of weights.
+      pytorch: Expression that builds the network in PyTorch, or '' (`Network.pytorch`).
+
+    Raises:
+      UserError: The lineage of the stage run, or of one before it, is damaged.
+    """
+    record = stage_record(folder)
+    *before, _ = (folder.parent / Path(name).name for name in record.lineage["chain"])
+    chain = [stage_record(home) for home in before if (home / "lineage.json").is_file()]
+    study, scores, reason = _scores(folder, arm, record)
+    lineage = record.lineage
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("twostage_jax.report"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"md": tables.escape, "yaml": _yaml, "numbers": _numbers}
+    return environment.get_template("card.md.jinja").render(
+        name=study.name if study else folder.name,
+        arm=arm_name(arm) if study else arm,
+        lineage=lineage,
+        data=lineage["data"],
+        settings=lineage["settings"]["data"],
+        model=lineage["model"],
+        windows=_windows(lineage),
+        notice=NOTICE,
+        origin=ORIGINS[lineage["data"].get("synthetic")],
+        stages=tables.markdown(_stages([*chain, record])),
+        imported=[
+            one.lineage["imported"] for one in chain if "imported" in one.lineage
+        ],
+        scores=scores and tables.markdown(_table(scores, arm)),
+        reason=reason,
+        index=_index(arm, lineage, scores),
+        how=scores and score_tables.how(scores),
+        margin=scores and _margin(scores, arm),
+        weights=weights,
+        pytorch=pytorch,
+        build=_build(lineage),
+    )
+
+
+def _scores(
+    folder: Path, arm: str, record: StageRecord
+) -> tuple[Study | None, Scores | None, str]:
+    """Returns the study of a run, the scores of its arm and baselines, or why not."""
+    workdir = folder.absolute().parent.parent
+    if not (workdir / "results.json").is_file():
+        return None, None, "The weights lie outside of a study."
+    try:
+        study = study_table.load([workdir])
+        fraction = record.lineage["fraction"]
+        arms, seeds = study.complete(fraction)
+        if arm not in arms or not seeds:
+            return (
+                study,
+                None,
+                "This is not the last stage of a whole arm of the study.",
+            )
+        names = (arm, *study.whole_baselines(fraction, seeds))
+        predictions = {
+            name: [study.joined(name, seed, fraction) for seed in seeds]
+            for name in names
+        }
+        scores = of_arms(
+            predictions, study.class_names, RESAMPLES, named=tuple(COLUMNS)
+        )
+    except UserError as error:
+        return None, None, str(error)
+    return study, scores, ""
+
+
+def _best(scores: Scores, arm: str) -> str | None:
+    """Returns the baseline of the highest score, if there are any."""
+    found = {k: v.estimate for k, v in scores.intervals[METRIC].items() if k != arm}
+    return max(found, key=found.__getitem__) if found else None
+
+
+def _table(scores: Scores, arm: str) -> Table:
+    best = _best(scores, arm)
+    rows = {arm: arm_name(arm)}
+    if best:
+        rows[best] = f"best of {len(scores.arms) - 1} baselines: {arm_name(best)}"
+    return Table(
+        "scores",
+        "Scores in per cent with 95 % intervals, mean of "
+        f"{score_tables.seed_count(scores)}.",
+        [Column("arm"), *(Column(title, "score") for title in COLUMNS.values())],
+        [
+            [title, *(scores.intervals[metric].get(name) for metric in COLUMNS)]
+            for name, title in rows.items()
+        ],
+    )
+
+
+def _margin(scores: Scores, arm: str) -> str:
+    """Returns how much more the arm reaches than the best baseline, in points."""
+    best = _best(scores, arm)
+    for one in scores.differences[METRIC]:
+        if {one.first, one.second} == {arm, best}:
+            turned = one if one.first == arm else one.turned()
+            return Column("", "points").show(turned)
+    return ""
+
+
+def _stages(chain: Sequence[StageRecord]) -> Table:
+    def row(record: StageRecord) -> list[Any]:
+        lineage, data = record.lineage, record.lineage["data"]
+        imported = lineage.get("imported")
+        before = lineage["chain"][:-1]
+        return [
+            lineage["stage"],
+            data["name"],
+            data.get("examples", {}).get("train"),
+            (data.get("groups") or {}).get("train"),
+            len(data["class_names"]) or None,
+            lineage["settings"].get("train", {}).get("steps"),
+            f"not trained here: {imported['file']}"
+            if imported
+            else before[-1] if before else "random parameters",
+        ]  # fmt: skip
+
+    return Table(
+        "stages",
+        "Stages, in the order of training.",
+        [
+            Column("stage"),
+            Column("data set"),
+            Column("training images", "count"),
+            Column("patients or groups", "count"),
+            Column("classes", "count"),
+            Column("steps", "count"),
+            Column("started from"),
+        ],
+        [row(record) for record in chain],
+    )
+
+
+def _windows(lineage: Mapping[str, Any]) -> list[tuple[float, float]] | None:
+    """Returns the lowest HU and the width of each window; None without HU."""
+    if lineage["data"].get("units") != "hu":
+        return None
+    window = lineage["settings"]["data"]["window"]
+    pairs = zip(window[::2], window[1::2], strict=True)
+    return [(centre - width / 2, width) for centre, width in pairs]
+
+
+def _build(lineage: Mapping[str, Any]) -> str:
+    """Returns the call of `models.build` that makes the network."""
+    model = lineage["model"]
+    given = {name: model.get(name) for name in ("norm", "head") if model.get(name)}
+    if model.get("dtype", "float32") != "float32":
+        given["dtype"] = model["dtype"]
+    classes = len(lineage["data"]["class_names"])
+    options = "".join(f", {name}={value!r}" for name, value in given.items())
+    return f"models.build({model['name']!r}, num_classes={classes}{options})"
+
+
+def _index(
+    arm: str, lineage: Mapping[str, Any], scores: Scores | None
+) -> list[dict[str, Any]]:
+    """Returns the scores as Hugging Face indexes them."""
+    if scores is None:
+        return []
+    data = plain(str(lineage["data"]["name"]))
+    metrics = [
+        {"type": name, "name": title, "value": round(one.estimate, 4)}
+        for name, title in COLUMNS.items()
+        if (one := scores.intervals[name].get(arm))
+    ]
+    task = {"type": "image-classification"}
+    result = {"task": task, "dataset": {"type": data, "name": data}, "metrics": metrics}
+    return [{"name": plain(arm), "results": [result]}]
+
+
+def _yaml(value: Any) -> str:
+    """Returns a value as JSON in one line of printable characters, which is YAML."""
+    return plain(json.dumps(value, ensure_ascii=False))
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.9g}" for value in values)
