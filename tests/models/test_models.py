@@ -212,8 +212,10 @@ def test_orderless_head_reads_mean_and_standard_deviation_of_each_channel():
         # A silent channel has the square root of 1e-5, which keeps its gradient finite.
         spread = np.sqrt(values.var((1, 2)) + 1e-5)
         features += [values.mean((1, 2)), spread]
-    weights = variables["params"][HEAD]
-    expected = np.concatenate(features, axis=1) @ weights["kernel"] + weights["bias"]
+    weights, running = variables["params"][HEAD], variables["batch_stats"]["head_norm"]
+    features = np.concatenate(features, axis=1) - running["mean"]
+    features = features / np.sqrt(running["var"] + 1e-5)
+    expected = features @ weights["kernel"] + weights["bias"]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 

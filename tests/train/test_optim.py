@@ -97,6 +97,16 @@ def test_head_alone_moves_during_head_steps(name):
     assert (three["conv1"]["kernel"] != 2).all()
 
 
+def test_statistics_of_the_head_alone_move_during_head_steps():
+    before = {"norm1": {"mean": jnp.zeros(2)}, "head_norm": {"mean": jnp.zeros(2)}}
+    after = jax.tree.map(lambda old: old + 1, before)
+    settings = OptimConfig(head_steps=2)
+    for step, moved in ((1, 0), (2, 1)):
+        kept = optim.keep_statistics(before, after, settings, jnp.array(step))
+        np.testing.assert_array_equal(kept["norm1"]["mean"], moved)
+        np.testing.assert_array_equal(kept["head_norm"]["mean"], 1)
+
+
 def test_adam_starts_afresh_after_head_steps():
     """Of a constant gradient every step has the size of the learning rate."""
     settings = OptimConfig(

@@ -75,8 +75,10 @@ class AlexNet(Network):
             if k < 3:
                 x = tap(f"pool{k}", layers.max_pool(x, ceil=False))
         if self.head == "orderless":
-            moments = [layers.moments(taps[f"relu{k}"]) for k in (3, 4, 5)]
-            x = tap("moments", jnp.concatenate(moments, axis=-1))
+            read = layers.orderless(
+                taps, ("relu3", "relu4", "relu5"), train=train, axis_name=self.axis_name
+            )
+            x = tap("moments", read)
         else:
             x = tap("pool5", layers.max_pool(x, ceil=False))
             x = adaptive_mean(x, GRID).transpose(0, 3, 1, 2)

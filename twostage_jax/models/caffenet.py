@@ -30,8 +30,9 @@ class CaffeNet(Network):
     follow from the size of the image.
 
     The orderless head is one linear layer on the mean and standard deviation of each
-    channel of relu3, relu4 and relu5 over the image (see `layers.moments`). A texture
-    is the same wherever it lies; dense layers tie it to positions and have to learn that.
+    channel of relu3, relu4 and relu5 over the image, standardised (`layers.orderless`).
+    A texture is the same wherever it lies; dense layers tie it to positions and have to
+    learn that.
 
     Attributes:
       head: 'dense' or 'orderless'.
@@ -102,8 +103,10 @@ class CaffeNet(Network):
         x = pool_and_norm(2, conv(2, x, 5, 2, 2))
         x = conv(5, conv(4, conv(3, x, 3, 1, 1), 3, 1, 2), 3, 1, 2)
         if self.head == "orderless":
-            moments = [layers.moments(taps[f"relu{k}"]) for k in (3, 4, 5)]
-            x = tap("moments", jnp.concatenate(moments, axis=-1))
+            read = layers.orderless(
+                taps, ("relu3", "relu4", "relu5"), train=train, axis_name=self.axis_name
+            )
+            x = tap("moments", read)
         else:
             x = tap("pool5", layers.max_pool(x))
             x = dense(7, dense(6, x.reshape(x.shape[0], -1)))

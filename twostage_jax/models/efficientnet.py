@@ -98,7 +98,7 @@ class EfficientNetLite0(Network):
     Layers: stem_conv, stem_norm, stage1_block1 ... (see `Block`), last_conv, last_norm,
     head. The head reads the means of the last convolution over the image, as the
     original does. The orderless head reads the mean and standard deviation of each
-    channel (see `layers.moments`) of the last three maps of `RECTIFIED`.
+    channel (see `layers.orderless`) of the last three maps of `RECTIFIED`.
 
     Attributes:
       head: 'mean' or 'orderless'.
@@ -178,8 +178,10 @@ class EfficientNetLite0(Network):
             x = Block(*plan, norm, self.dtype, name=name)(x, tap)
         x = conv("last", x, 1280, 1, 1)
         if self.head == "orderless":
-            moments = [layers.moments(taps[name]) for name in self.RECTIFIED[1:]]
-            x = tap("moments", jnp.concatenate(moments, axis=-1))
+            read = layers.orderless(
+                taps, self.RECTIFIED[1:], train=train, axis_name=self.axis_name
+            )
+            x = tap("moments", read)
         else:
             x = tap("mean", layers.means(x))
             x = layers.Dropout(self.dropout, self.axis_name)(x, train=train)

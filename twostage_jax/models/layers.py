@@ -8,7 +8,7 @@ Images and activations are [N, H, W, C], kernels [kh, kw, C in / groups, C out].
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +18,8 @@ from jax import lax
 
 # Name of the classifier layer and of its tap, in every network.
 HEAD = "head"
+# Name of the standardisation before it, in an orderless head.
+HEAD_NORM = "head_norm"
 # He et al. 2015 (arXiv 1502.01852): keeps the variance of the signal through a ReLU at
 # any width and kernel size. Caffe's fixed Gaussians (0.01 and 0.005 wide) fit the
 # widths of CaffeNet only, and let the signal fade in a narrower network.
@@ -363,6 +365,33 @@ def make_norm(
         use_running_average=not train, momentum=0.9, epsilon=epsilon, dtype=dtype,
         axis_name=axis_name, **kwargs,
     )  # fmt: skip
+
+
+def orderless(
+    taps: dict[str, jax.Array],
+    names: Iterable[str],
+    *,
+    train: bool,
+    axis_name: str | None,
+) -> jax.Array:
+    """Returns the input of an orderless head: standardised moments, `[N, 2 * channels]`.
+
+    The means and standard deviations of some channels are a hundred times those of
+    others, and one learning rate cannot suit the weights of all. So each is standardised
+    over the batch, and by running statistics in evaluation (BatchNorm, Ioffe & Szegedy
+    2015, arXiv 1502.03167, whose scale and bias the linear layer behind it makes
+    superfluous). The statistics depend on the classes, so they belong to the head: a
+    transfer that re-initialises it does the same to them.
+
+    Args:
+      taps: activations `[N, h, w, c]` by name.
+      names: those that are read, in this order.
+      train: whether to standardise over the batch.
+      axis_name: see `Network`.
+    """
+    x = jnp.concatenate([moments(taps[name]) for name in names], axis=-1)
+    norm = make_norm("batch", train=train, dtype=jnp.float32, axis_name=axis_name)
+    return norm(use_scale=False, use_bias=False, name=HEAD_NORM)(x)
 
 
 def head(num_classes: int) -> nn.Dense:

@@ -199,8 +199,11 @@ def keep_statistics(
     kept = keep_frozen(before, after, optim.freeze)
     if not optim.head_steps:
         return kept
-    moving = step >= optim.head_steps
-    return jax.tree.map(lambda old, new: jnp.where(moving, new, old), before, kept)
+    moving, old = step >= optim.head_steps, _leaves(before)
+    return _map(
+        lambda path, new: new if is_head(path) else jnp.where(moving, new, old[path]),
+        kept,
+    )
 
 
 def is_frozen(path: str, freeze: tuple[str, ...]) -> bool:
@@ -209,8 +212,8 @@ def is_frozen(path: str, freeze: tuple[str, ...]) -> bool:
 
 
 def is_head(path: str) -> bool:
-    """Whether the path belongs to the last classifier layer."""
-    return path.split("/")[0] == "head"
+    """Whether the path belongs to the last layer or to the standardisation before it."""
+    return path.split("/")[0] in ("head", "head_norm")
 
 
 def check_patterns(optim: OptimConfig, variables: PyTree, path: str) -> None:

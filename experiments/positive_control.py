@@ -1,0 +1,51 @@
+"""A target on which transfer must show: few images of KTH-TIPS.
+
+    python -m twostage_jax.main --config=experiments/positive_control.py:DATA
+
+trains natural images (Tiny ImageNet) > textures (Brodatz and UIUC in one stage) > materials
+of KTH-TIPS, with as few as three images of each material. A comparison that finds nothing
+here finds nothing because it is weak, not because transfer is.
+
+DATA holds `tiny_imagenet/`, `brodatz/`, `uiuc/` and `kth_tips_gray/`, each a folder of class
+folders, and `textures/`, whose class folders are those of the two texture sets (links
+will do: `ln -s ../brodatz/D1 textures/brodatz_D1`).
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from twostage_jax.config import config_file
+
+two_stage = config_file(Path(__file__).parent.parent / "configs" / "two_stage.py")
+
+
+def get_config(data: str) -> ConfigDict:
+    """Returns the settings for the folders below `data`."""
+    config = two_stage.get_config()
+    config.name = "positive_control"
+
+    natural, texture = two_stage.add_image_folders(config)
+    natural.path = f"{data}/tiny_imagenet"
+    texture.path = f"{data}/textures"
+    config.stages.natural.train.steps = 3000
+    config.stages.texture.train.steps = 2000
+    for stage in (config.stages.natural, config.stages.texture):
+        stage.train.eval_every = 500
+        stage.train.save_every = 500
+
+    target = config.stages.target.data = two_stage.data("folder")
+    target.path = f"{data}/kth_tips_gray"
+    target.name = "kth_tips"
+    target.kind = "texture"
+    target.crop = 64  # to 32 pixels, as in the texture stage
+    target.stride = 64
+    # One sample per material: train and test do not share a view (scale, pose and light).
+    target.group_regex = r"scale_(\d+_im_\d+)"
+    target.test = 0.5
+    config.stages.target.train.steps = 300
+
+    config.study.seeds = (0, 1, 2, 3, 4)
+    config.study.fractions = (1.0, 0.25, 0.1)
+    config.study.baselines = ("majority", "descriptors", "frozen")
+    return config
