@@ -6,9 +6,9 @@ trains natural images (Tiny ImageNet) > textures (Brodatz and UIUC in one stage)
 of KTH-TIPS, with as few as three images of each material. A comparison that finds nothing
 here finds nothing because it is weak, not because transfer is.
 
-DATA holds `tiny_imagenet/`, `brodatz/`, `uiuc/` and `kth_tips_gray/`, each a folder of class
-folders, and `textures/`, whose class folders are those of the two texture sets (links
-will do: `ln -s ../brodatz/D1 textures/brodatz_D1`).
+DATA holds `tiny_imagenet/`, `kth_tips_gray/` and `textures/`, each a folder of class
+folders. Those of `textures/` are the classes of both texture sets; links will do:
+`ln -s ../brodatz/D1 textures/brodatz_D1`.
 """
 
 from pathlib import Path
