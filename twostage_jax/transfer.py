@@ -41,8 +41,8 @@ Change = Callable[[np.ndarray, Shape], np.ndarray]
 COLLECTIONS = ("params", "batch_stats")
 
 _REINITIALISE = {
-    "head": r"(params/head|batch_stats/head_norm)/.*",
-    "dense": r"(params/(fc\d+|head)|batch_stats/head_norm)/.*",
+    "head": r"(params|batch_stats)/(head|head_norm)/.*",
+    "dense": r"(params|batch_stats)/(fc\d+|head|head_norm)/.*",
 }
 # Names of dtypes, because for NumPy jax's bfloat16 is not a number.
 _NUMBER = re.compile(r"(b?float|u?int|complex)\d.*")

@@ -207,7 +207,7 @@ def test_orderless_head_reads_mean_and_standard_deviation_of_each_channel():
     _, variables = ready("caffenet_small")
     logits, taps = evaluate("caffenet_small")
     features = []
-    for layer in ("relu3", "relu4", "relu5"):
+    for layer in ("relu1", "relu2", "relu3", "relu4", "relu5"):
         values = np.asarray(taps[layer], np.float64)
         # A silent channel has the square root of 1e-5, which keeps its gradient finite.
         spread = np.sqrt(values.var((1, 2)) + 1e-5)
@@ -215,6 +215,8 @@ def test_orderless_head_reads_mean_and_standard_deviation_of_each_channel():
     weights, running = variables["params"][HEAD], variables["batch_stats"]["head_norm"]
     features = np.concatenate(features, axis=1) - running["mean"]
     features = features / np.sqrt(running["var"] + 1e-5)
+    norm = variables["params"]["head_norm"]
+    features = features * norm["scale"] + norm["bias"]
     expected = features @ weights["kernel"] + weights["bias"]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 

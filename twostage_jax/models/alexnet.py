@@ -52,7 +52,7 @@ class AlexNet(Network):
         Returns:
           The logits and the taps conv1, relu1, pool1, conv2, relu2, pool2, conv3, relu3,
           conv4, relu4, conv5, relu5 [N, h, w, c]; in the dense head pool5 [N, h, w, c],
-          fc6, relu6, fc7, relu7 [N, 4096]; in the orderless head moments [N, 1792];
+          fc6, relu6, fc7, relu7 [N, 4096]; in the orderless head moments [N, 2304];
           head, the logits.
 
         Raises:
@@ -76,7 +76,7 @@ class AlexNet(Network):
                 x = tap(f"pool{k}", layers.max_pool(x, ceil=False))
         if self.head == "orderless":
             read = layers.orderless(
-                taps, ("relu3", "relu4", "relu5"), train=train, axis_name=self.axis_name
+                taps, self.RECTIFIED, train=train, axis_name=self.axis_name
             )
             x = tap("moments", read)
         else:

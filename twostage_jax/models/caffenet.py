@@ -30,9 +30,9 @@ class CaffeNet(Network):
     follow from the size of the image.
 
     The orderless head is one linear layer on the mean and standard deviation of each
-    channel of relu3, relu4 and relu5 over the image, standardised (`layers.orderless`).
-    A texture is the same wherever it lies; dense layers tie it to positions and have to
-    learn that.
+    channel of relu1 to relu5 over the image (`layers.orderless`). A texture is the same
+    wherever it lies; dense layers tie it to positions and have to learn that. The early
+    layers see what is fine, as texture descriptors do.
 
     Attributes:
       head: 'dense' or 'orderless'.
@@ -64,7 +64,7 @@ class CaffeNet(Network):
           The logits and the taps conv1, relu1, pool1, norm1, conv2, relu2, pool2, norm2,
           conv3, relu3, conv4, relu4, conv5, relu5 [N, h, w, c]; in the dense head pool5,
           and fc6, relu6, fc7, relu7 [N, size], before dropout; in the orderless head
-          moments [N, 2 * (channels of conv3 to conv5)]; head, the logits. A tap of a
+          moments [N, 2 * (channels of conv1 to conv5)]; head, the logits. A tap of a
           convolution or dense layer is its value before the ReLU.
 
         Raises:
@@ -104,7 +104,7 @@ class CaffeNet(Network):
         x = conv(5, conv(4, conv(3, x, 3, 1, 1), 3, 1, 2), 3, 1, 2)
         if self.head == "orderless":
             read = layers.orderless(
-                taps, ("relu3", "relu4", "relu5"), train=train, axis_name=self.axis_name
+                taps, self.RECTIFIED, train=train, axis_name=self.axis_name
             )
             x = tap("moments", read)
         else:

@@ -98,7 +98,7 @@ class EfficientNetLite0(Network):
     Layers: stem_conv, stem_norm, stage1_block1 ... (see `Block`), last_conv, last_norm,
     head. The head reads the means of the last convolution over the image, as the
     original does. The orderless head reads the mean and standard deviation of each
-    channel (see `layers.orderless`) of the last three maps of `RECTIFIED`.
+    channel (see `layers.orderless`) of the maps of `RECTIFIED`.
 
     Attributes:
       head: 'mean' or 'orderless'.
@@ -179,7 +179,7 @@ class EfficientNetLite0(Network):
         x = conv("last", x, 1280, 1, 1)
         if self.head == "orderless":
             read = layers.orderless(
-                taps, self.RECTIFIED[1:], train=train, axis_name=self.axis_name
+                taps, self.RECTIFIED, train=train, axis_name=self.axis_name
             )
             x = tap("moments", read)
         else:

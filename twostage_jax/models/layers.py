@@ -377,11 +377,9 @@ def orderless(
     """Returns the input of an orderless head: standardised moments, `[N, 2 * channels]`.
 
     The means and standard deviations of some channels are a hundred times those of
-    others, and one learning rate cannot suit the weights of all. So each is standardised
-    over the batch, and by running statistics in evaluation (BatchNorm, Ioffe & Szegedy
-    2015, arXiv 1502.03167, whose scale and bias the linear layer behind it makes
-    superfluous). The statistics depend on the classes, so they belong to the head: a
-    transfer that re-initialises it does the same to them.
+    others, and one learning rate cannot suit the weights of all. So each goes through
+    BatchNorm (Ioffe & Szegedy 2015, arXiv 1502.03167), which is part of the head: a
+    transfer that re-initialises the head does the same to it.
 
     Args:
       taps: activations `[N, h, w, c]` by name.
@@ -391,7 +389,7 @@ def orderless(
     """
     x = jnp.concatenate([moments(taps[name]) for name in names], axis=-1)
     norm = make_norm("batch", train=train, dtype=jnp.float32, axis_name=axis_name)
-    return norm(use_scale=False, use_bias=False, name=HEAD_NORM)(x)
+    return norm(name=HEAD_NORM)(x)
 
 
 def head(num_classes: int) -> nn.Dense:
