@@ -37,9 +37,10 @@ COUNTS = {
     ("resnet34", 224, 3): 21_797_672,
     ("resnet50", 224, 3): 25_557_032,
     # conv1 5*5*1*48+48, conv2 5*5*24*96+96, conv3 3*3*96*128+128, conv4
-    # 3*3*64*128+128, conv5 3*3*64*96+96, head 2*(128+128+96)*1000+1000.
+    # 3*3*64*128+128, conv5 3*3*64*96+96; moments 2*(48+96+128+128+96) = 992: head_norm
+    # 2*992, head 992*1000+1000.
     ("caffenet_small", 32, 1): 1_248 + 57_696 + 110_720 + 73_856 + 55_392
-    + 705_000,
+    + 1_984 + 993_000,
 }  # fmt: skip
 
 
@@ -168,7 +169,8 @@ def test_loss_and_gradients_are_finite(name, size, options):
     assert all(np.abs(gradients[HEAD][leaf]).max() > 0 for leaf in ("kernel", "bias"))
     if name == "caffenet_small":
         for layer, leaves in gradients.items():
-            assert np.abs(leaves["kernel"]).max() > 0, layer
+            weights = "scale" if layer == "head_norm" else "kernel"
+            assert np.abs(leaves[weights]).max() > 0, layer
 
 
 def test_dense_layer_reads_the_image_by_row_column_channel():
@@ -221,12 +223,12 @@ def test_orderless_head_reads_mean_and_standard_deviation_of_each_channel():
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_orderless_head_reads_three_depths_of_efficientnet():
+def test_orderless_head_reads_four_depths_of_efficientnet():
     found = {}
     for head in MODELS["efficientnet_lite0"].HEADS:
         variables = shapes("efficientnet_lite0", 32, 1, 3, head=head)
         found[head] = variables["params"][HEAD]["kernel"].shape
-    assert found == {"mean": (1280, 3), "orderless": (2 * (240 + 672 + 1280), 3)}
+    assert found == {"mean": (1280, 3), "orderless": (2 * (144 + 240 + 672 + 1280), 3)}
 
 
 def test_orderless_head_does_not_see_where_a_feature_lies():
