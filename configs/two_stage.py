@@ -22,8 +22,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.name = "two_stage"  # names the default workdir, runs/two_stage
 
     config.model = ConfigDict()
-    # alexnet, caffenet, caffenet_small, densenet121, efficientnet_lite0, resnet18,
-    # resnet34, resnet50
+    # alexnet, caffenet, caffenet_small, convnext_tiny, densenet121, efficientnet_lite0,
+    # resnet18, resnet34, resnet50
     config.model.name = "caffenet_small"
     config.model.channels = 1  # of the whole chain: 1 = grey, 3 = RGB
     config.model.image_size = 32  # input height and width, pixels

@@ -127,5 +127,9 @@ def test_methods_are_checked():
     for method in backward.CHAIN_ONLY:
         with pytest.raises(UserError, match="use 'guided' or 'salinet'"):
             backward.check_method(method, residual)
+    without_relu = models.build("convnext_tiny", num_classes=2)
+    assert backward.methods_for(without_relu) == ["salinet"]
+    with pytest.raises(UserError, match="use 'salinet'"):
+        backward.check_method("guided", without_relu)
     with pytest.raises(UserError, match="Did you mean 'guided'"):
         backward.check_method("giuded", chain)

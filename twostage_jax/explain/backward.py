@@ -44,13 +44,20 @@ _lock = threading.RLock()
 
 def methods_for(module: Any) -> list[str]:
     """Returns the methods of `METHODS` that this network has."""
-    return [name for name in METHODS if module.CHAIN or name not in CHAIN_ONLY]
+    missing = () if module.CHAIN else CHAIN_ONLY
+    # SaliNet, the gradient, is the one that leaves ReLUs as they are.
+    return [m for m in METHODS if m not in missing and (module.RELU or m == "salinet")]
 
 
 def check_method(method: str, module: Any) -> None:
     """Raises a UserError if the method does not exist, or not for this network."""
     if method not in METHODS:
         raise UserError(f"no method '{method}'.{did_you_mean(method, METHODS)}")
+    if method != "salinet" and not module.RELU:
+        raise UserError(
+            f"'{method}' changes the way back through ReLUs, which this network does not "
+            "have: use 'salinet'."
+        )
     if method not in methods_for(module):
         raise UserError(
             f"'{method}' goes back through a chain of layers, and a residual network "

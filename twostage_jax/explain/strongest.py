@@ -125,8 +125,9 @@ def spread_channels(count: int, wanted: int) -> np.ndarray:
 
 
 def best_method(module: Any) -> str:
-    """Returns 'desalinet', or 'guided' for networks that have no DeSaliNet."""
-    return "desalinet" if "desalinet" in methods_for(module) else "guided"
+    """Returns 'desalinet', or 'guided' or 'salinet' where the network lacks it."""
+    known = methods_for(module)
+    return next(m for m in ("desalinet", "guided", "salinet") if m in known)
 
 
 def show(

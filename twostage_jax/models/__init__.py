@@ -23,6 +23,7 @@ from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.models import layers
 from twostage_jax.models.alexnet import AlexNet
 from twostage_jax.models.caffenet import CaffeNet, CaffeNetSmall
+from twostage_jax.models.convnext import ConvNeXt
 from twostage_jax.models.densenet import DenseNet
 from twostage_jax.models.efficientnet import EfficientNetLite0
 from twostage_jax.models.layers import HEAD
@@ -33,6 +34,7 @@ MODELS: dict[str, type[Network]] = {
     "alexnet": AlexNet,
     "caffenet": CaffeNet,
     "caffenet_small": CaffeNetSmall,
+    "convnext_tiny": ConvNeXt,
     "densenet121": DenseNet,
     "efficientnet_lite0": EfficientNetLite0,
     "resnet18": ResNet,

@@ -33,6 +33,7 @@ class Network(nn.Module):
         empty for the input of the head.
       SIGNED: taps that no ReLU follows or precedes directly: a channel below 0 is as
         alive as one above. The head is such a tap in every network.
+      RELU: whether its activations are ReLUs.
       CHAIN: whether each layer has one input; False with shortcuts.
       PYTORCH: expression that builds the network in PyTorch, with the fields {classes} and
         {channels}; empty if it is not public. See `pytorch`.
@@ -52,6 +53,7 @@ class Network(nn.Module):
     MAPS: ClassVar[tuple[str, ...]] = ()
     RECTIFIED: ClassVar[tuple[str, ...]] = ()
     SIGNED: ClassVar[tuple[str, ...]] = ()
+    RELU: ClassVar[bool] = True
     CHAIN: ClassVar[bool] = True
     PYTORCH: ClassVar[str] = ""
     PUBLIC_ALIASES: ClassVar[tuple[tuple[str, str], ...]] = ()

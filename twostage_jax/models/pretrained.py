@@ -34,12 +34,12 @@ PREFIX = re.compile(r"^((net|model|state_dict|module)\.)+")
 UNUSED = re.compile(r"(^|\.)(num_batches_tracked|op_threshs)$")
 LEAVES = {
     "kernel": "weight", "scale": "weight", "bias": "bias",
-    "mean": "running_mean", "var": "running_var",
+    "mean": "running_mean", "var": "running_var", "layer_scale": "layer_scale",
 }  # fmt: skip
 # The two kinds of variables, with which paths begin.
 COLLECTIONS = ("params", "batch_stats")
 # Number of axes -> their order in PyTorch, given Flax's.
-TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}
+TO_TORCH = {4: (3, 2, 0, 1), 3: (2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -167,6 +167,8 @@ def variables(
         shape = tuple(leaf.shape[axis] for axis in axes)
         optional = place.startswith(f"params/{HEAD}/")
         array = named.pop(name, None)
+        if array is not None and array.ndim == 1 and len(shape) == 3:
+            array = array[:, None, None]  # a layer scale in timm
         if array is None:
             if not optional:
                 wrong.append(f"{name} {shape} is missing")
