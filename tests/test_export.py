@@ -2,11 +2,11 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import yaml
 from ct_files import refused_at
-from network_by_hand import random_params
 from safetensors import safe_open
 from study_files import HOSTILE, write_study
 
@@ -26,7 +26,7 @@ def study(tmp_path_factory):
         patients=8, patches=12, baselines={"mean_grey": 0.5, "descriptors": 0.8},
     )  # fmt: skip
     module = models.build("caffenet_small", num_classes=3)
-    variables = {"params": random_params(module, 32, 1)}
+    variables = models.init(module, jax.random.key(0), 32, 1)
     row = json.loads(next(workdir.glob("rows/two_stage-seed1-*")).read_text())
     home = workdir / "stages" / row["stage_runs"][-1]
     checkpoint.export_variables(home / "variables", variables)

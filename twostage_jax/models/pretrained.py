@@ -24,7 +24,7 @@ from flax import traverse_util
 
 from twostage_jax import io
 from twostage_jax.errors import UserError
-from twostage_jax.models.layers import HEAD
+from twostage_jax.models.layers import HEAD, HEAD_NORM
 from twostage_jax.models.network import Network
 
 # MedMNIST saves {'net': ...}; training programs {'state_dict': ...}, wrapped in 'module.'.
@@ -165,7 +165,7 @@ def variables(
         if not own:
             name, axes = public_name(network, place), TO_TORCH[leaf.ndim]
         shape = tuple(leaf.shape[axis] for axis in axes)
-        optional = place.startswith(f"params/{HEAD}/")
+        optional = place.split("/")[1] in (HEAD, HEAD_NORM)
         array = named.pop(name, None)
         if array is not None and array.ndim == 1 and len(shape) == 3:
             array = array[:, None, None]  # a layer scale in timm
@@ -217,6 +217,8 @@ def public_name(network: type[Network], place: str) -> str:
       place: Path of the variable, such as 'batch_stats/stage1_block1/norm1/var'.
     """
     layer, _, leaf = place.partition("/")[2].rpartition("/")
+    if layer == HEAD_NORM:  # Ours alone.
+        return f"{layer}.{LEAVES[leaf]}"
     return f"{network.public_name(layer)}.{LEAVES[leaf]}"
 
 
