@@ -88,7 +88,8 @@ class ModelConfig:
     Attributes:
       name: Key of `models.MODELS`.
       channels: Input channels; every image is brought to this number.
-      image_size: Input height and width, pixels.
+      image_size: Input height and width, pixels; 0 = those of the target's images, up
+        to `data.sources.LARGEST`.
       norm: Normalisation layers; '' = the network's own (see `models.Network`).
       head: Layers before the classes: 'orderless' (moments of the last convolutions,
         wherever a texture lies), 'dense' (hidden dense layers, as in the paper) or 'mean'
@@ -99,7 +100,7 @@ class ModelConfig:
 
     name: str = "caffenet_small"
     channels: Literal[1, 3] = 1
-    image_size: Count = 32
+    image_size: CountOrZero = 32
     norm: Literal["", "local", "batch", "group"] = ""
     head: Literal["", "orderless", "dense", "mean"] = ""
     dropout: Below1 = 0.5

@@ -34,10 +34,12 @@ def inspect(config: ConfigDict, *, source: str = "", stage: str = "target") -> N
         possible as planned.
     """
     # Imports jax, which --help does not wait for.
+    from twostage_jax.data import sources
     from twostage_jax.study import plan
 
     settings = cli.parsed_config(config)
     plan.check(settings)
+    settings = sources.sized(settings)
     if source:
         print(plan.transfer_from(settings, Path(source), stage))
     else:

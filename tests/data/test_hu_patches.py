@@ -6,10 +6,18 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
+from ct_files import refused_at
 from PIL import Image
 
 from twostage_jax import config as configs
-from twostage_jax.config import DataConfig, ModelConfig, config_file
+from twostage_jax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    StageConfig,
+    StudyConfig,
+    config_file,
+)
 from twostage_jax.data import image_folder, sources, splits
 from twostage_jax.data.store import prepare
 from twostage_jax.errors import UserError
@@ -70,6 +78,12 @@ FORMS = {
     "flat.nii.gz": lambda path, v: save_nifti(path, v, axes=2),
     "float.nii.gz": lambda path, v: save_nifti(path, v, np.float32),
 }
+
+
+def study(image_size, source, **options):
+    target = StageConfig(DataConfig(source, options=options))
+    model = ModelConfig(image_size=image_size)
+    return Config("name", model, {"target": target}, {}, StudyConfig())
 
 
 def write(root, form="x.npy", count=3, values=hu, save=None):
@@ -344,6 +358,20 @@ def test_patches_smaller_than_the_network_are_refused(tmp_path):
     assert len(sources.load(data, ModelConfig(image_size=12), tmp_path)) == 6
 
 
+@pytest.mark.parametrize(("side", "seen"), [(12, 12), (70, sources.LARGEST)])
+def test_network_sees_whole_patches_unless_told_otherwise(tmp_path, side, seen):
+    write(tmp_path / "set", values=lambda seed: hu(seed, side))
+    options = {"path": str(tmp_path / "set"), "size": 0, "group_regex": "(p.)"}
+    assert sources.sized(study(0, "folder", **options)).model.image_size == seen
+    told = study(8, "folder", **options)
+    assert sources.sized(told) == told
+
+
+def test_images_that_are_made_to_size_need_a_size():
+    with refused_at("config.model.image_size"):
+        sources.sized(study(0, "phantoms"))
+
+
 def test_part_that_the_network_sees_is_told(tmp_path, capsys):
     write(tmp_path / "set")
     options = {"path": str(tmp_path / "set"), "size": 0, "kind": "ct"}
@@ -361,7 +389,8 @@ def test_the_config_needs_paths_and_the_rule_of_groups_only(tmp_path, side, coun
         raw.stages[name].data.path = str(tmp_path)
     raw.stages.target.data.path = str(tmp_path / "set")
     raw.stages.target.data.group_regex = r"(p\d+)_"
-    config = configs.parse(raw)
+    config = sources.sized(configs.parse(raw))
+    assert config.model.image_size == side
     data = config.stages["target"].data
     sources.check(data, "data")
     found = sources.load(data, config.model, tmp_path)

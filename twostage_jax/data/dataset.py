@@ -83,6 +83,7 @@ class Recipe:
         made in the caller's.
       synthetic: Whether all images are generated. Where files decide, as for DICOM, the
         examples say so themselves (`Example.synthetic`).
+      side: Height and width of the images, pixels, where files decide; 0 elsewhere.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Recipe:
     resumable: bool = False
     prepared_in: Path | None = None
     synthetic: bool = False
+    side: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

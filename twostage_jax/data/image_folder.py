@@ -180,6 +180,7 @@ def recipe(
         make=functools.partial(make, str(root), cut),
         measure=None if in_hu else functools.partial(measure, str(root)),
         remarks=functools.partial(_remarks, notes),
+        side=cut.size,
     )
 
 

@@ -85,6 +85,7 @@ def recipe(*, path: str, size: int = 0, channels: int = 1) -> Recipe:
         tasks=(),
         make=_nothing,
         prepared_in=root,
+        side=patch,
     )
 
 

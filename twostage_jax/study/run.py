@@ -60,6 +60,7 @@ def trained(
       As `run`.
     """
     plan.check(config)
+    config = sources.sized(config)
     with contextlib.ExitStack() as stack:
         if runtime.is_main():
             _claim(stack, config, workdir)
