@@ -17,8 +17,9 @@ from twostage_jax.models import HEAD, MODELS, build, descriptor, init, layers
 def shapes(name, size, channels, classes, **options):
     """Shapes of variables, without allocating them."""
     module = build(name, num_classes=classes, **options)
+    one = jnp.zeros((1, size, size, channels))
     return jax.eval_shape(
-        lambda key: init(module, key, size, channels), jax.random.key(0)
+        functools.partial(module.init, train=False), jax.random.key(0), one
     )
 
 

@@ -1,6 +1,7 @@
 """Where stage runs lie: the layout of batches, and host trees there and back."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -88,3 +89,9 @@ def test_host_trees_come_back_as_they_went(runs):
     probabilities = layout.put([np.eye(4) + i for i in range(runs)])
     joined = layout.joined(probabilities)
     np.testing.assert_array_equal(joined, [np.eye(4) + i for i in range(runs)])
+
+
+def test_states_come_back_placed_as_put_places_them_or_the_second_step_compiles_again():
+    placed = Placement(1, 1).put([np.zeros(3)])
+    returned = jax.pmap(jnp.negative, axis_name=parallel.AXIS)(placed)
+    assert returned.sharding == placed.sharding

@@ -185,6 +185,7 @@ def run_stages(
             _export(materials, one, *results, seconds)
         for run in runs:
             clear(materials, run)
+    runtime.return_memory()
     runtime.barrier(f"{runs[0].hash}-done")
 
 

@@ -164,14 +164,15 @@ def replicate(tree: PyTree, devices: int) -> PyTree:
 def _over(devices: int, shape: tuple[int, ...]) -> jax.sharding.Sharding:
     """Returns the sharding over the leading axis that `pmap` itself uses.
 
+    With another name of the axis the second call of a program would compile it again.
     Before version 0.8 of jax it is one of its own. There another one would be copied,
     and in 0.7.2 the gradient of a convolution over it cannot be vectorised.
     """
     local = jax.local_devices()[:devices]
     if jax.__version_info__ < (0, 8):
         return jax.sharding.PmapSharding.default(shape, 0, local)
-    mesh = jax.sharding.Mesh(np.array(local), ("device",))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("device"))
+    mesh = jax.sharding.Mesh(np.array(local), (AXIS,))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
 
 
 class Programs(NamedTuple):
