@@ -17,6 +17,8 @@ FILE = Path(__file__).with_suffix(".npz")
 # Networks, and height, width and channels of the images for each.
 SHAPES = {
     "alexnet": (70, 70, 3),
+    # fc6 reads 2 x 2 positions.
+    "caffenet": (99, 99, 3),
     "convnext_tiny": (44, 44, 3),
     # torchxrayvision's stem.
     "densenet121": (40, 40, 1),
@@ -29,6 +31,9 @@ SHAPES = {
 # Names in timm of networks that torchvision does not have.
 IN_TIMM = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 CLASSES = 10
+# Standard deviation and mean of RGB images in [0, 1].
+IMAGENET = ((0.229, 0.224, 0.225), (0.485, 0.456, 0.406))
+CAFFE_BGR_MEAN = (104.00698793, 116.66876762, 122.67891434)
 
 
 def images(network: str) -> np.ndarray:
@@ -90,6 +95,8 @@ def _module(network: str) -> Any:
     import torch
     import torchvision
 
+    if network == "caffenet":
+        return _caffenet()
     if network in IN_TIMM:
         return timm.create_model(IN_TIMM[network], num_classes=CLASSES)
     module = getattr(torchvision.models, network)(num_classes=CLASSES)
@@ -100,6 +107,38 @@ def _module(network: str) -> Any:
         else:
             module.features.conv0 = stem
     return module
+
+
+def _caffenet() -> Any:
+    """Returns CaffeNet as its `deploy.prototxt` describes it, for ImageNet's images."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    class CaffeNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, 96, 11, 4)
+            self.conv2 = nn.Conv2d(96, 256, 5, padding=2, groups=2)
+            self.conv3 = nn.Conv2d(256, 384, 3, padding=1)
+            self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=2)
+            self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=2)
+            self.fc6 = nn.Linear(256 * 2 * 2, 4096)
+            self.fc7 = nn.Linear(4096, 4096)
+            self.fc8 = nn.Linear(4096, CLASSES)
+
+        def forward(self, x):
+            deviation, mean = torch.tensor(IMAGENET).reshape(2, 3, 1, 1)
+            bgr = (255 * (x * deviation + mean)).flip(1)
+            x = bgr - torch.tensor(CAFFE_BGR_MEAN).reshape(3, 1, 1)
+            for conv in (self.conv1, self.conv2):
+                x = functional.max_pool2d(conv(x).relu(), 3, 2, ceil_mode=True)
+                x = functional.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=1)
+            x = self.conv5(self.conv4(self.conv3(x).relu()).relu()).relu()
+            x = functional.max_pool2d(x, 3, 2, ceil_mode=True).flatten(1)
+            return self.fc8(self.fc7(self.fc6(x).relu()).relu())
+
+    return CaffeNet()
 
 
 def main() -> None:

@@ -3,17 +3,27 @@
 CaffeNet is AlexNet (Krizhevsky et al. 2012) on one device with the pooling before the
 normalisation: Jia et al. 2014 (arXiv 1408.5093), `models/bvlc_reference_caffenet` of
 the Caffe distribution. It is the network of Suzuki et al. 2018 (arXiv 1810.06282).
+
+Caffe's weights read BGR images, 0 to 255, minus `CAFFE_MEAN`. When they are read, that is
+folded into conv1, which then reads RGB images with ImageNet's mean and standard deviation
+(`Network.PUBLIC_MEAN`), as all other networks do. This is exact up to rounding, also at the
+border, because conv1 has no padding.
 """
 
+import math
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from twostage_jax.errors import UserError
 from twostage_jax.models import layers
 from twostage_jax.models.network import Network
+
+# RGB, 0 to 255: the means over the pixels of `ilsvrc_2012_mean.npy` of the distribution.
+CAFFE_MEAN = (122.67891434, 116.66876762, 104.00698793)
 
 
 class CaffeNet(Network):
@@ -112,6 +122,34 @@ class CaffeNet(Network):
             x = dense(7, dense(6, x.reshape(x.shape[0], -1)))
         logits = tap(layers.HEAD, layers.head(self.num_classes)(x.astype(jnp.float32)))
         return logits, taps
+
+    @classmethod
+    def public_name(cls, layer: str) -> str:
+        """Returns Caffe's name of a layer."""
+        return "fc8" if layer == layers.HEAD else layer
+
+    @classmethod
+    def from_public(cls, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns Caffe's weights for images as `PUBLIC_MEAN` describes them.
+
+        See the module's docstring for conv1. The rows of fc6 are in the order channel,
+        row, column in Caffe.
+        """
+        arrays = dict(arrays)
+        conv1, fc6 = (f"params/{name}/kernel" for name in ("conv1", "fc6"))
+        if conv1 in arrays and arrays[conv1].shape[2] == 3:
+            kernel = arrays[conv1][:, :, ::-1].astype(np.float64)
+            spread = 255 * np.reshape(cls.PUBLIC_DEVIATION, (3, 1))
+            offset = 255 * np.array(cls.PUBLIC_MEAN) - CAFFE_MEAN
+            bias = arrays["params/conv1/bias"] + np.einsum("hwio,i->o", kernel, offset)
+            arrays[conv1] = np.float32(kernel * spread)
+            arrays["params/conv1/bias"] = np.float32(bias)
+        if fc6 in arrays:
+            rows, features = arrays[fc6].shape
+            side = math.isqrt(rows // cls.widths[-1])
+            kernel = arrays[fc6].reshape(-1, side, side, features)
+            arrays[fc6] = kernel.transpose(1, 2, 0, 3).reshape(rows, features)
+        return arrays
 
 
 class CaffeNetSmall(CaffeNet):

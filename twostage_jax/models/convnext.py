@@ -81,6 +81,7 @@ class ConvNeXt(Network):
     )  # fmt: skip
     RELU: ClassVar = False
     CHAIN: ClassVar = False
+    PYTORCH: ClassVar = "torchvision.models.convnext_tiny(num_classes={classes})"
     # timm's.
     PUBLIC_ALIASES: ClassVar = (
         (r"^stem\.", "features.0."),

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Network(nn.Module):
@@ -37,6 +38,8 @@ class Network(nn.Module):
       CHAIN: whether each layer has one input; False with shortcuts.
       PYTORCH: expression that builds the network in PyTorch, with the fields {classes} and
         {channels}; empty if it is not public. See `pytorch`.
+      PUBLIC_MEAN, PUBLIC_DEVIATION: mean and standard deviation, per channel of RGB
+        images in [0, 1], that public weights were trained with.
       PUBLIC_ALIASES: (pattern, replacement) pairs that turn the names in files of public
         weights into those of `public_name`; see `pretrained`.
     """
@@ -56,6 +59,9 @@ class Network(nn.Module):
     RELU: ClassVar[bool] = True
     CHAIN: ClassVar[bool] = True
     PYTORCH: ClassVar[str] = ""
+    # Those of ImageNet, which torchvision and timm use.
+    PUBLIC_MEAN: ClassVar[tuple[float, float, float]] = (0.485, 0.456, 0.406)
+    PUBLIC_DEVIATION: ClassVar[tuple[float, float, float]] = (0.229, 0.224, 0.225)
     PUBLIC_ALIASES: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __call__(
@@ -74,6 +80,16 @@ class Network(nn.Module):
           activations; the last is 'head', the logits.
         """
         raise NotImplementedError
+
+    @classmethod
+    def from_public(cls, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns public weights as this network reads them.
+
+        Args:
+          arrays: path of the variable, such as 'params/conv1/kernel', -> its public
+            value, with the axes of Flax. Layers may be missing.
+        """
+        return arrays
 
     def pytorch(self, channels: int) -> str:
         """Returns the expression that builds this network in PyTorch, or ''.

@@ -24,6 +24,7 @@ from flax import traverse_util
 
 from twostage_jax import io
 from twostage_jax.errors import UserError
+from twostage_jax.models import caffemodel
 from twostage_jax.models.layers import HEAD, HEAD_NORM
 from twostage_jax.models.network import Network
 
@@ -45,9 +46,9 @@ TO_TORCH = {4: (3, 2, 0, 1), 3: (2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}
 def read(path: Path) -> dict[str, np.ndarray]:
     """Returns the arrays of a file of weights by their names in it.
 
-    Reads safetensors and `.npz`, and `.pth` or `.pt` where PyTorch is installed, with
-    `torch.load(weights_only=True)`: nothing in the file is executed. Dicts in dicts, as in
-    `{'net': {...}}` or `{'state_dict': {...}}`, are flattened with dots.
+    Reads safetensors, `.npz` and `.caffemodel`, and `.pth` or `.pt` where PyTorch is
+    installed, with `torch.load(weights_only=True)`: nothing in the file is executed. Dicts
+    in dicts, as in `{'net': {...}}` or `{'state_dict': {...}}`, are flattened with dots.
 
     Raises:
       UserError: The file is missing, damaged or of another format.
@@ -120,7 +121,7 @@ def _from_torch(path: Path) -> dict[str, np.ndarray]:
 
 READERS = {
     ".safetensors": _from_safetensors, ".npz": _from_npz,
-    ".pth": _from_torch, ".pt": _from_torch,
+    ".pth": _from_torch, ".pt": _from_torch, ".caffemodel": caffemodel.read,
 }  # fmt: skip
 
 
@@ -184,6 +185,8 @@ def variables(
             f"{path}: the weights are not those of this network:\n  {listed}{more}",
             where=path,
         )
+    if not own:
+        found = network.from_public(found)
     return traverse_util.unflatten_dict(found, sep="/")
 
 
