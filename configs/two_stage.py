@@ -163,6 +163,7 @@ def stage(source: str, steps: int) -> ConfigDict:
 
     stage.train = train = ConfigDict()
     train.steps = steps  # optimiser steps
+    train.epochs = 0  # most passes over the data set, fewer steps; 0 = no limit
     train.batch_size = 64  # over all devices
     train.eval_every = 50  # steps between scores on the validation split
     train.save_every = 100  # steps between saved states

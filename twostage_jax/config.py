@@ -189,6 +189,7 @@ class TrainConfig:
 
     Attributes:
       steps: Optimiser steps.
+      epochs: Most passes over the data set; a small set takes fewer steps. 0 = no limit.
       batch_size: Examples per step, over all devices.
       eval_every: Steps between scores on the validation split.
       save_every: Steps between saved states, the most that a killed run loses.
@@ -200,6 +201,7 @@ class TrainConfig:
     """
 
     steps: Count = 300
+    epochs: CountOrZero = 0
     batch_size: Count = 64
     eval_every: Count = 50
     save_every: Count = 100

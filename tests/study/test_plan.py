@@ -169,6 +169,20 @@ def test_draw_matters_below_the_whole_training_set():
     assert {place for place in one if one[place] != other[place]} == TARGETS
 
 
+@pytest.mark.parametrize(
+    ("epochs", "steps"), [(0, 600), (1, 50), (10, 150), (100, 600)]
+)
+def test_small_set_takes_as_many_steps_as_its_epochs(epochs, steps):
+    """An epoch of 60 examples in batches of 4 has 15 steps."""
+    names = {"steps": 600, "eval_every": 50, "batch_size": 4, "epochs": epochs}
+    config = parsed(**{f"stages.target.train.{k}": v for k, v in names.items()})
+    made = make_dataset()
+    assert len(made) == 60
+    shorter = plan.shortened(config, {"target": made})
+    assert shorter.stages["target"].train.steps == steps
+    assert shorter.stages["natural"] == config.stages["natural"]
+
+
 def test_a_stage_run_says_what_it_is():
     rows = plan.rows(parsed(**SEVERAL), datasets())
     [last] = [row for row in rows if row.name == "two_stage-seed2-fraction0.5-fold1"]

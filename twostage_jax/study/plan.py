@@ -232,6 +232,24 @@ def _check_train(train: TrainConfig, path: str) -> None:
         )
 
 
+def shortened(config: Config, datasets: Mapping[str, Dataset]) -> Config:
+    """Returns the settings with the steps that `train.epochs` leaves of each stage.
+
+    The passes are over the whole set, so that all folds and fractions train equally long.
+    Steps are whole multiples of `eval_every`, at least one.
+    """
+    stages = dict(config.stages)
+    for name, dataset in datasets.items():
+        train = stages[name].train
+        if not train.epochs:
+            continue
+        steps = train.epochs * len(dataset) / train.batch_size
+        steps = max(round(steps / train.eval_every), 1) * train.eval_every
+        train = dataclasses.replace(train, steps=min(steps, train.steps))
+        stages[name] = dataclasses.replace(stages[name], train=train)
+    return dataclasses.replace(config, stages=stages)
+
+
 def rows(config: Config, datasets: Mapping[str, Dataset]) -> list[Row]:
     """Returns the rows of the study, in order of seed, fraction, fold and arm."""
     study = config.study

@@ -65,6 +65,7 @@ def trained(
         if runtime.is_main():
             _claim(stack, config, workdir)
         datasets = _load(config, data_dir)
+        config = plan.shortened(config, datasets)
         rows = plan.rows(config, datasets)
         plan.check_data(config, datasets, rows)
         materials = Materials(config, datasets, workdir)
