@@ -79,7 +79,7 @@ def test_tables_hold_what_was_recorded(folder):
     flow = {tuple(row[:3]): row[3:] for row in tables["flow"].rows}
     assert flow["patients", "", "no regions"] == [2, 0, 0, 0, 2]
     assert flow["patches", "nodular", "over the cap"] == [7, 7, 0, 0, 0]
-    assert ["sex", "F"] in [row[:2] for row in tables["patients"].rows]
+    assert ["sex", "F"] in [row[:2] for row in tables["characteristics"].rows]
     assert {"flow"} <= {part.name for part in parts if hasattr(part, "figure")}
 
 

@@ -220,7 +220,14 @@ def test_any_shape_of_study_has_a_whole_report(tmp_path, arms, patients, folds):
     study = study_table.load([tmp_path])
     made, found = report(study)
     levels = {"scores", "per_class", "confusion", "calibration"}
-    names = levels | {"sizes", "areas", "rows", "calibration_intercepts"}
+    names = levels | {
+        "sizes",
+        "areas",
+        "rows",
+        "calibration_intercepts",
+        "claim",
+        "tripod_ai",
+    }
     names |= {f"region_{name}" for name in levels} if patients else set()
     names |= {"patient_scores", "patient_shares"} if patients else set()
     pairs = {"differences", "size_differences", "matches"}

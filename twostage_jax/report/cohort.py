@@ -112,12 +112,15 @@ def classes_table(study: Study, found: Sequence[Mapping[str, Any]]) -> Table:
             ]
             for k, name in enumerate(study.class_names)
         ],
-        "A patient may have patches of several classes." if with_patients else "",
+        "No patient is in two splits of a network; a patient may have patches of several "
+        "classes."
+        if with_patients
+        else "The data names no patients, so patches were divided at random.",
     )
 
 
 def acquisition_table(
-    found: Mapping[str, Any], whole: bool, name: str = "patients"
+    found: Mapping[str, Any], whole: bool, name: str = "characteristics"
 ) -> Table:
     """Returns who the patients are, and how their images were acquired."""
     names = ["all", *(() if whole else SPLITS)]

@@ -51,7 +51,9 @@ def section(study: Study, analysis: Analysis, notes: list[str]) -> list[Part]:
         parts.append(Text(_words(found)))
         acquisition = (found.described.get("cohort") or {}).get("acquisition")
         if acquisition:
-            table = acquisition_table(acquisition, True, f"external_{number}_patients")
+            table = acquisition_table(
+                acquisition, True, f"external_{number}_characteristics"
+            )
             parts.append(Details(f"Patients of {found.name}", [table]))
     return parts
 

@@ -27,6 +27,8 @@ from twostage_jax.stats.intervals import Interval, holm
 SCORED = (METRIC, "accuracy", "macro_f1")
 HOW = "In brackets 95 % confidence intervals, over test {units} and seeds{new}."
 # The patches of one patient may be of several classes, as the regions drawn in it are.
+# Reasons without an interval that a note names, such as those of a few classes.
+REASONS = 2
 REGION_LEVEL = (
     "The true class of a region selects the patches that are averaged: this scores "
     "regions that somebody has outlined, and is not a diagnosis of a patient."
@@ -64,8 +66,11 @@ def how(scores: Scores, intervals: Iterable[Interval | None] | None = None) -> s
     given = [one for one in intervals if one]
     new = ", and over new training patients" if any(o.these for o in given) else ""
     text = HOW.format(units=units(scores), new=new)
-    for reason in sorted({one.reason for one in given if one.reason}):
+    reasons = sorted({one.reason for one in given if one.reason})
+    for reason in reasons[:REASONS]:
         text += f" No interval is available where {reason}."
+    if len(reasons) > REASONS:
+        text += f" {len(reasons) - REASONS} more reasons are of the same kind."
     return text
 
 

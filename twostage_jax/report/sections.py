@@ -6,7 +6,14 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from twostage_jax.report import cohort, external, figures, operating, score_tables
+from twostage_jax.report import (
+    checklist,
+    cohort,
+    external,
+    figures,
+    operating,
+    score_tables,
+)
 from twostage_jax.report.analysis import Analysis
 from twostage_jax.report.artefacts import Artefacts, StageRecord
 from twostage_jax.report.figures import file_name
@@ -92,6 +99,8 @@ def build(study: Study, analysis: Analysis, artefacts: Artefacts) -> Report:
         Section("Settings and versions", "settings", _settings(study, artefacts)),
         Section("Method", "method", _method(study, analysis)),
     ]
+    primary = analysis.primary is not None
+    sections.append(checklist.section(study, sections, primary))
     return Report(
         study.name,
         [*summary(study, analysis), *_synthetic(study, artefacts)],

@@ -16,7 +16,7 @@ import jinja2
 
 from twostage_jax import io
 from twostage_jax.errors import UserError
-from twostage_jax.report import figures, sections, study_table, tables
+from twostage_jax.report import checklist, figures, sections, study_table, tables
 from twostage_jax.report.analysis import analyse
 from twostage_jax.report.artefacts import gather
 from twostage_jax.report.parts import (
@@ -43,10 +43,10 @@ PIXELS_PER_INCH = 118
 def write_report(workdirs: Sequence[Path], out: Path) -> Path:
     """Joins run folders, writes the report into `out` and returns the page's path.
 
-    `out` gets `report.html`, `report.md`, `table.tex`, `figures/*.png` and `.pdf`, and
-    `tables/*.csv`. An earlier report there is replaced as a whole, when the new one is
-    finished, and stays if it cannot be. Processes that write to the same `out` do so one
-    after the other, by a lock file next to it.
+    `out` gets `report.html`, `report.md`, `checklist.md`, `table.tex`, `figures/*.png`
+    and `.pdf`, and `tables/*.csv`. An earlier report there is replaced as a whole, when
+    the new one is finished, and stays if it cannot be. Processes that write to the same
+    `out` do so one after the other, by a lock file next to it.
 
     Raises:
       UserError: The folders are no study (see `load.load`), no seed is whole in every
@@ -167,8 +167,17 @@ def _write_report(workdirs: Sequence[Path], out: Path) -> Path:
         _write(folder / "table.tex", tables.latex(report.result, "tab:result"))
         _write(folder / "tables" / "result.csv", tables.csv_text(report.result))
         _write(folder / "report.md", markdown(report))
+        _write(folder / checklist.FILE, _checklist(report))
         _write(folder / PAGE, html(report, study))
     return out / PAGE
+
+
+def _checklist(report: Report) -> str:
+    """Returns the checklists as Markdown."""
+    (section,) = (one for one in report.sections if one.anchor == "checklists")
+    parts = [_markdown(part) for part in walk(section.parts)]
+    title = f"# {section.title}: {tables.escape(report.title)}"
+    return "\n\n".join([title, *parts]) + "\n"
 
 
 def _check_out(out: Path) -> None:
