@@ -377,7 +377,7 @@ def test_program_names_its_commands(capsys, monkeypatch, arguments, status, fact
 HELPING = """
 import sys
 from twostage_jax import __main__ as twostage
-for name in ("train", "inspect", "prepare", "predict", "explain", "report"):
+for name in ("train", "inspect", "prepare", "predict", "export", "explain", "report"):
     sys.argv = ["twostage", name, "--help"]
     twostage.main()
 heavy = {"jax", "matplotlib", "numpy", "tensorflow_datasets"}

@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+import subprocess
+import sys
 
 import pytest
 from basics import REPOSITORY
@@ -28,6 +30,10 @@ NEVER = {
       for library in ("+jax", "+flax", "+optax", "+orbax", "runtime", "models")),
     ("study", "report"), ("report", "explain"), ("report", "study"),
 }  # fmt: skip
+
+# Libraries that only training, baselines and reports need, and that are slow to load: a
+# finished run, which prints its table again, must not wait for them.
+SLOW = {"jinja2", "matplotlib", "pandas", "scipy.stats", "sklearn", "tensorboardX"}
 
 
 def room(module):
@@ -86,6 +92,15 @@ def test_no_circle_of_modules_or_rooms(arrows):
             if of(name) != of(target):
                 graph.setdefault(of(name), set()).add(of(target))
         graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_a_finished_run_loads_no_library_that_it_does_not_need():
+    program = "import sys; import twostage_jax.main, twostage_jax.study.run"
+    program += "; import twostage_jax.report.run; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert not SLOW & set(done.stdout.split())
 
 
 def test_no_test_imports_another_test():

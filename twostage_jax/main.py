@@ -35,8 +35,7 @@ def train(config: ConfigDict, *, workdir: str = "", data_dir: str = "") -> None:
 
     folder = Path(workdir or Path("runs") / settings.name)
     if run.run(settings, folder, cli.data_dir(data_dir)) is not None:
-        # Training needs neither matplotlib nor Jinja2.
-        from twostage_jax.report.write import write_run
+        from twostage_jax.report.run import write_run
 
         write_run(folder)
 

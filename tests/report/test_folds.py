@@ -1,16 +1,13 @@
 """Rows of folds put together, one a seed, as in the report."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from study_files import read_results, write_results, write_study
 
 from twostage_jax.errors import UserError
 from twostage_jax.report import analysis, study_table
+from twostage_jax.report.run import write_run
 from twostage_jax.report.study_table import pool_folds
-from twostage_jax.report.write import write_run
 from twostage_jax.stats.metrics import METRICS
 
 
@@ -105,15 +102,3 @@ def test_a_study_that_cannot_be_reported_has_its_table(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "No report: " in printed and "| scratch" in printed
     assert "Missing: scratch (fraction 1, seed 0, fold 1)." in printed
-
-
-def test_training_needs_no_report():
-    code = (
-        "import sys, twostage_jax.study.run\n"
-        "names = ('matplotlib', 'jinja2', 'twostage_jax.report')\n"
-        "print([name for name in names if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"

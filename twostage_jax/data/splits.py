@@ -11,7 +11,6 @@ import warnings
 from typing import Any, Literal
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold
 
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.errors import UserError
@@ -320,6 +319,9 @@ def _folds(dataset: Dataset, indices: np.ndarray, count: int, seed: int) -> np.n
 def _folds_of_examples(
     dataset: Dataset, labels: np.ndarray, count: int, seed: int
 ) -> np.ndarray:
+    # Only here: scikit-learn takes longer to load than a finished run.
+    from sklearn.model_selection import StratifiedKFold
+
     folds = StratifiedKFold(count, shuffle=True, random_state=seed)
     assigned = np.empty(len(labels), np.int64)
     with warnings.catch_warnings():

@@ -2,10 +2,15 @@
 
 import dataclasses
 from collections.abc import Sequence
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from twostage_jax.report.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Name of the page in the folder of a report.
+PAGE = "report.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Picture:
     """
 
     name: str
-    figure: Figure
+    figure: "Figure"
     alt: str
     caption: str
 

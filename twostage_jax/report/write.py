@@ -7,7 +7,6 @@ sheet and one script, by their hashes, and nothing else.
 
 import base64
 import hashlib
-import shutil
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from twostage_jax.report import checklist, figures, sections, study_table, table
 from twostage_jax.report.analysis import analyse
 from twostage_jax.report.artefacts import gather
 from twostage_jax.report.parts import (
+    PAGE,
     Cards,
     Details,
     Node,
@@ -33,9 +33,6 @@ from twostage_jax.report.parts import (
 from twostage_jax.report.sections import Report
 from twostage_jax.report.study_table import Study
 
-PAGE = "report.html"
-# Figures of the report that lie in the run folder, too.
-RUN_FIGURES = ("learning_curves.*", "confusion_matrices.*", "examples_*")
 # Larger than in print (96 a CSS inch), so that text of 7 pt can be read on a screen.
 PIXELS_PER_INCH = 118
 
@@ -57,50 +54,6 @@ def write_report(workdirs: Sequence[Path], out: Path) -> Path:
     # one that read first, which lacks rows.
     with io.locked(out.with_name(f".{out.name}.lock"), f"--out={out}", wait=True):
         return _write_report([Path(folder) for folder in workdirs], out)
-
-
-def write_run(workdir: Path) -> None:
-    """Writes `results.md`, figures and report of a finished study; prints its table.
-
-    Figures and report are written only if the report is missing: training removes it
-    when the results change.
-
-    Args:
-      workdir: Run folder with `results.json`; the report goes into its `report/`.
-    """
-    results = study_table.read_json(workdir / "results.json")
-    folds = results["config"]["study"]["folds"]
-    rows, others = (
-        study_table.pool_folds(workdir, results[name], folds)
-        for name in ("rows", "baselines")
-    )
-    table = tables.results_table(rows)
-    if others:
-        table += f"\n\n{tables.results_table(others, first='baseline')}"
-    seeds = len({row["seed"] for row in rows})
-    tested = max(row["n_test"] for row in rows)  # Rows that lack a fold have fewer.
-    together = f"; a score is of the predictions of all {folds} folds together"
-    words = (
-        "Scores on test groups that no training or selection has seen"
-        f"{together if folds else ''}; {tested:,} test examples, {seeds} "
-        f"seed{'s' if seeds > 1 else ''}."
-    )
-    page = f"# {results['config']['name']}\n\n{table}\n\n{words}\n"
-    io.write_text(workdir / "results.md", page)
-    report = workdir / "report" / PAGE
-    if not report.is_file():
-        try:
-            write_report([workdir], report.parent)
-            (workdir / "figures").mkdir(exist_ok=True)
-            for pattern in RUN_FIGURES:
-                for figure in (report.parent / "figures").glob(pattern):
-                    shutil.copy(figure, workdir / "figures")
-        except UserError as error:
-            print(f"No report: {error}")
-    print(f"\n{table}\n")
-    print(f"Results: {workdir / 'results.json'}")
-    if report.is_file():
-        print(f"Report: {report}")
 
 
 def markdown(report: sections.Report) -> str:

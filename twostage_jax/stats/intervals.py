@@ -26,7 +26,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+import scipy  # loads its stats, which are slow to load, when first used
 
 from twostage_jax.stats import metrics
 from twostage_jax.stats.arms import Paired
@@ -368,7 +368,7 @@ def score_interval(sampler: Resampler, weights: np.ndarray) -> Interval:
         return Interval(estimate, None, None, reason)
 
     def ends(variance: float, freedom: float) -> tuple[float, float]:
-        half = stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance)
+        half = scipy.stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance)
         half = half / sampler.largest / (share * (1 - share))
         centre = np.log(share / (1 - share))
         low, high = sampler.largest / (1 + np.exp(-(centre + half * np.array([-1, 1]))))
@@ -405,8 +405,8 @@ def difference_interval(
         reason = "the difference is the same in every patient"
         return Interval(estimate, None, None, reason), 1.0 if not estimate else None
     error = np.sqrt(variance)
-    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
-    tail = stats.norm.cdf(-half / spread)
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, freedom) * error
+    tail = scipy.stats.norm.cdf(-half / spread)
     farthest = min(MIN_BEYOND / len(resampled), 0.5)
     read = max(tail, farthest)
     low, high = (float(x) for x in np.quantile(resampled, [read, 1 - read]))
@@ -414,17 +414,17 @@ def difference_interval(
         low, high = min(low, estimate - half), max(high, estimate + half)
     beyond = min((resampled <= 0).sum(), (resampled >= 0).sum())
     share = np.clip(beyond / len(resampled), farthest, 0.5)
-    reach = -stats.norm.ppf(share) * spread / error
+    reach = -scipy.stats.norm.ppf(share) * spread / error
     if beyond < MIN_BEYOND:
         reach = max(reach, abs(estimate) / error)
-    p_value = float(2 * stats.t.sf(reach, freedom))
+    p_value = float(2 * scipy.stats.t.sf(reach, freedom))
     wider = _over_training(sampler, weights, variance, freedom)
     if wider is None:
         found = _detectable(variance, freedom)
         return Interval(estimate, low, high, detectable=found), p_value
     error, freedom = np.sqrt(wider[0]), wider[1]
-    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
-    p_value = max(p_value, float(2 * stats.t.sf(abs(estimate) / error, freedom)))
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, freedom) * error
+    p_value = max(p_value, float(2 * scipy.stats.t.sf(abs(estimate) / error, freedom)))
     return Interval(
         estimate,
         min(low, estimate - half),
@@ -443,7 +443,7 @@ def widening(sampler: Resampler, weights: np.ndarray) -> float:
     wider = _over_training(sampler, weights, variance, freedom) if variance else None
     if wider is None:
         return 1.0
-    reach = stats.t.ppf((1 + LEVEL) / 2, [wider[1], freedom])
+    reach = scipy.stats.t.ppf((1 + LEVEL) / 2, [wider[1], freedom])
     return float(max(reach[0] / reach[1] * np.sqrt(wider[0] / variance), 1.0))
 
 
@@ -492,7 +492,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
     if not gained + lost:
         return 1.0
-    return float(stats.binomtest(gained, gained + lost).pvalue)
+    return float(scipy.stats.binomtest(gained, gained + lost).pvalue)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -508,7 +508,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 def _detectable(variance: float, freedom: float) -> float:
     """Returns the true difference that a t test finds with `POWER`, to first order."""
-    quantiles = stats.t.ppf([(1 + LEVEL) / 2, POWER], freedom)
+    quantiles = scipy.stats.t.ppf([(1 + LEVEL) / 2, POWER], freedom)
     return float(quantiles.sum() * np.sqrt(variance))
 
 

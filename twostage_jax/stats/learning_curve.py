@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+import scipy  # loads its stats, which are slow to load, when first used
 
 from twostage_jax.errors import UserError
 from twostage_jax.stats import metrics
@@ -210,14 +210,16 @@ def matches(sampler: Resampler, n: Sequence[float], base: int, arm: int) -> list
         curve(sampler.resampled, base), curve(sampler.resampled, arm), n
     )
     patients, freedom = len(sampler.shares), patients_of_contrast(sampler) - 1
-    reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(patients / (patients - 1))
+    reach = scipy.stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(
+        patients / (patients - 1)
+    )
     ends = []
     for j in range(len(n)):
         contrast = np.zeros(len(sampler.sample))
         contrast[[arm * len(n) + j, base * len(n) + j]] = 1, -1
         far = reach * widening(sampler, contrast)
         # A quantile that is one of the values: between a number and infinity is neither.
-        tails = stats.norm.cdf([-far, far])
+        tails = scipy.stats.norm.cdf([-far, far])
         ends.append(np.quantile(resampled[:, j], tails, method="inverted_cdf"))
     return [
         Match(

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twostage_jax import io, models
-from twostage_jax.baselines import descriptors, frozen, linear
+from twostage_jax.baselines import descriptors, frozen
 from twostage_jax.config import TARGET, as_json
 from twostage_jax.data.dataset import digest
 from twostage_jax.stats import metrics
@@ -178,6 +178,9 @@ def _make(materials: Materials, one: Baseline, features: Features) -> None:
         row = (counts / counts.sum()).astype(np.float32)
         probabilities = np.tile(row, (len(splits.test), 1))
     else:
+        # Only where something is fitted: scikit-learn takes its time.
+        from twostage_jax.baselines import linear
+
         found = features.of(one)
         groups = None if dataset.groups is None else dataset.groups[splits.train]
         train = {name: values[splits.train] for name, values in found.items()}

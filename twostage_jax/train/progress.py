@@ -1,16 +1,11 @@
 """Progress of a run: bars for people, event files for TensorBoard."""
 
 import contextlib
-import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.record_writer import RecordWriter
-from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from twostage_jax import runtime
@@ -43,6 +38,9 @@ class Progress:
         if not runtime.is_main():
             yield Watch(lambda place, step, metrics: None, self.stop)
             return
+        # Only where something trains: tensorboardX takes its time.
+        from twostage_jax.train.events import Events
+
         numbers = f"{self.done + 1}"
         title = str(runs[0])
         if len(runs) > 1:
@@ -55,7 +53,7 @@ class Progress:
         shown: dict[str, str] = {}
         with contextlib.ExitStack() as stack:
             events = [
-                stack.enter_context(contextlib.closing(_Events(f / "events")))
+                stack.enter_context(contextlib.closing(Events(f / "events")))
                 for f in folders
             ]
 
@@ -78,33 +76,6 @@ class Progress:
             with bar:
                 yield Watch(step, self.stop)
         self.done += len(runs)
-
-
-class _Events:
-    """An event file, written by the caller itself.
-
-    tensorboardX's own writer leaves that to a thread. Where the disk is full the thread
-    dies, and adding an event then blocks forever.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.0f}.{os.getpid()}"
-        self._file = RecordWriter(str(folder / name))
-        self._write(file_version="brain.Event:2")
-
-    def add(self, tag: str, value: float, step: int) -> None:
-        self._write(step=step, summary=scalar(tag, value))
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _write(self, **fields: Any) -> None:
-        event = Event(wall_time=time.time(), **fields)
-        self._file.write(event.SerializeToString())
 
 
 def _tag(metric: str) -> str:
