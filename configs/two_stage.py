@@ -143,6 +143,11 @@ def stage(source: str, steps: int) -> ConfigDict:
     stage = ConfigDict()
 
     stage.data = data(source)
+    stage.weights = ""  # file of public weights to import instead of training
+    # Of images in [0, 1], per channel, that they were trained with; () = ImageNet's, or
+    # those of the network's own public weights.
+    stage.weights_mean = ()
+    stage.weights_deviation = ()
 
     stage.transfer = transfer = ConfigDict()
     transfer.reinitialise = "head"  # head, or dense: all fully connected layers
@@ -201,6 +206,6 @@ def data(source: str) -> ConfigDict:
     data.source = source  # natural_surrogate, textures, phantoms, folder, slices, ...
     data.validation = 0.2  # share of the training groups that selection looks at
     data.test = 0.25  # share of the groups held out, if the set brings no test split
-    data.normalise = "fixed"  # fixed, dataset, or patch (structure only)
+    data.normalise = "fixed"  # fixed, dataset, patch (structure only), or weights
     data.window = (-600.0, 1500.0)  # (centre, width) in HU; only images in HU
     return data

@@ -81,6 +81,14 @@ Folds = Annotated[
 ]
 
 
+# Settings of a stage that is imported instead of trained.
+IMPORT = {
+    "weights": str,
+    "weights_mean": tuple[float, ...],
+    "weights_deviation": tuple[Positive, ...],
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Network, the same for the whole chain.
@@ -118,8 +126,10 @@ class DataConfig:
       test: Fraction of the groups held out for the test, if the set brings no test
         split.
       normalise: Normalisation of images: 'fixed' (mean 0.5, standard deviation 0.25),
-        'dataset' (mean and standard deviation of the stage's training images) or 'patch'
-        (each image to mean 0, standard deviation 1: structure only).
+        'dataset' (mean and standard deviation of the stage's training images), 'patch'
+        (each image to mean 0, standard deviation 1: structure only) or 'weights' (that
+        of the imported stage that the chain begins with; in a chain without one, that of
+        the network's public weights).
       window: (centre, width) in HU for images in HU, one pair, or three for three
         channels, flattened. Other images ignore it.
       options: Keyword arguments of the source's recipe: all other settings of the block.
@@ -128,7 +138,7 @@ class DataConfig:
     source: str
     validation: Between0And1 = 0.2
     test: Between0And1 = 0.25
-    normalise: Literal["fixed", "dataset", "patch"] = "fixed"
+    normalise: Literal["fixed", "dataset", "patch", "weights"] = "fixed"
     window: Window = (-600.0, 1500.0)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -233,13 +243,27 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
-    """One training run of the network on one data set."""
+    """One stage: a training run of the network on one data set, or imported weights.
+
+    Attributes:
+      data, transfer, optim, train, augment: Blocks of settings of the training; an
+        imported stage ignores them.
+      weights: File of public weights (see `models.pretrained`) that the stage takes
+        instead of training; such a stage is the first of its chain. None (in a config
+        file '') = train.
+      weights_mean, weights_deviation: Mean and standard deviation, per channel of images
+        in [0, 1], that the weights were trained with; None (in a config file an empty
+        tuple) = those of the network's public weights.
+    """
 
     data: DataConfig
     transfer: TransferConfig = TransferConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     augment: AugmentConfig = AugmentConfig()
+    weights: str | None = None
+    weights_mean: tuple[float, ...] | None = None
+    weights_deviation: tuple[Positive, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -408,8 +432,13 @@ def with_values(
 
 
 def as_json(settings: Any) -> Any:
-    """Returns settings as plain JSON values (tuples become lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    """Returns settings as plain JSON values: tuples become lists, None is skipped."""
+
+    def present(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in pairs if value is not None}
+
+    plain = dataclasses.asdict(settings, dict_factory=present)
+    return json.loads(json.dumps(plain, default=str))
 
 
 def _stage(raw: Any, path: str) -> StageConfig:
@@ -419,7 +448,11 @@ def _stage(raw: Any, path: str) -> StageConfig:
         "train": TrainConfig,
         "augment": AugmentConfig,
     }
-    _reject_unknown(raw, ("data", *blocks), path)
+    _reject_unknown(raw, ("data", *blocks, *IMPORT), path)
+    if raw.get("weights"):
+        given = {name: raw[name] for name in IMPORT if raw.get(name)}
+        values = {k: _value(IMPORT[k], v, f"{path}.{k}") for k, v in given.items()}
+        return StageConfig(DataConfig("weights", normalise="weights"), **values)
     if not isinstance(raw.get("data"), dict) or "source" not in raw["data"]:
         raise _error(f"{path}.data.source", "is missing: name a data source.")
     common = {f.name for f in dataclasses.fields(DataConfig)} - {"options"}
@@ -461,6 +494,13 @@ def _arms(
             )
         if len(set(names)) != len(names):
             raise _error(path, "visits a stage twice: give it two names.")
+        for stage in names[1:] if len(names) > 1 else names:
+            if stages[stage].weights:
+                raise _error(
+                    f"config.stages.{stage}.weights",
+                    f"is set, but {path} does not begin with it: only the first stage "
+                    "of a chain can be imported, and the target is always trained.",
+                )
         if not wanted or arm in wanted:
             arms[arm] = names
     # A ConfigDict forgets the order of its keys: short chains first.

@@ -280,8 +280,7 @@ def load_arms(workdir: Path, arms: Sequence[str] = ()) -> dict[str, list[Network
     found: dict[str, list[Network]] = {arm: [] for arm in arms or known}
     for row in sorted(rows, key=lambda row: row["seed"]):
         if row["arm"] in found:
-            names = [Path(name).name for name in row["stage_runs"]]
-            found[row["arm"]].append(_chain(workdir, row["arm"], names, loaded))
+            found[row["arm"]].append(_chain(workdir, row, loaded))
     return {arm: networks for arm, networks in found.items() if networks}
 
 
@@ -347,14 +346,17 @@ def _listed(numbers: Iterable[int]) -> str:
 
 
 def _chain(
-    workdir: Path, arm: str, names: Sequence[str], loaded: dict[str, Network]
+    workdir: Path, row: Mapping[str, Any], loaded: dict[str, Network]
 ) -> Network:
-    """Returns the network of the last of a chain of stage runs, and so its parents."""
+    """Returns the network of the last of a row's stage runs, and so its parents."""
     network = None
-    for name in names:
+    for name in (Path(run).name for run in row["stage_runs"]):
         if name not in loaded:
             loaded[name] = _network(workdir / "stages" / name)
-        network = loaded[name]._replace(arm=arm, parent=network)
+        # An imported stage serves every seed.
+        network = loaded[name]._replace(
+            arm=row["arm"], seed=row["seed"], parent=network
+        )
     return network
 
 

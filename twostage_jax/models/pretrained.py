@@ -1,9 +1,10 @@
 """Public weights: files of named arrays, and their names in the networks of this package.
 
-`read` returns the arrays of a file, `variables` those of a network from them, and `arrays`
-turns the variables of a network back. The names are those of torchvision, which timm
-shares; a network knows them (`Network.public_name`), and the names that other collections
-give them (`Network.PUBLIC_ALIASES`). Files that `write` made of a network without public
+`read` returns the arrays of a file, `variables` those of a network from them (`place`
+also says which became what), and `arrays` turns the variables of a network back. The
+names are those of torchvision, which timm shares; a network knows them
+(`Network.public_name`), and the names that other collections give them
+(`Network.PUBLIC_ALIASES`). Files that `write` made of a network without public
 names hold paths, such as 'params/conv1/kernel', with arrays in the axes of Flax.
 
 PyTorch stores kernels as `[out, in, h, w]` and dense weights as `[out, in]`; Flax stores
@@ -15,7 +16,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -146,13 +147,63 @@ def variables(
       UserError: Arrays that have no place, places that have no array, and shapes that
         differ; all of them are named.
     """
-    named = {}
-    for name, array in arrays.items():
+    return place(arrays, network, expected, path, partial=False).variables
+
+
+class Placed(NamedTuple):
+    """Arrays of a file in the structure of a network.
+
+    Attributes:
+      variables: Nested dicts, without the places that the file has no array for.
+      names: Place, such as 'params/conv1/kernel', -> name of its array in the file.
+      unused: Names of arrays in the file that the network does not need.
+      missing: Places that the file has no array for.
+    """
+
+    variables: dict[str, Any]
+    names: dict[str, str]
+    unused: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def place(
+    arrays: Mapping[str, np.ndarray],
+    network: type[Network],
+    expected: Mapping[str, Any],
+    path: Path,
+    *,
+    partial: bool,
+) -> Placed:
+    """Returns the arrays of a file at their places in a network.
+
+    Args:
+      arrays, network, expected, path: As `variables`.
+      partial: Whether whole layers may be missing, dense layers have other shapes (which
+        follow from classes and the size of images), and the first layer read 1 or 3
+        channels.
+
+    Raises:
+      UserError: As `variables`.
+    """
+
+    def fits(place: str, found: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+        layer = place.split("/")[1]
+        if layer in (HEAD, HEAD_NORM) or (partial and re.fullmatch(r"fc\d+", layer)):
+            return len(found) == len(shape)
+        if partial and place == f"params/{network.FIRST_LAYER}/kernel":
+            other = shape[:2] + found[2:3] + shape[3:]
+            return found == other and found[2] in (1, 3)
+        return found == shape
+
+    named, unused = {}, []
+    for name in arrays:
         plain = PREFIX.sub("", name)
         for pattern, replacement in network.PUBLIC_ALIASES:
             plain = re.sub(pattern, replacement, plain)
-        if not UNUSED.search(plain):
-            named[plain] = array
+        if UNUSED.search(plain):
+            unused.append(name)
+        else:
+            named[plain] = name
     own = all(name.partition("/")[0] in COLLECTIONS for name in arrays)
     if not own and network.public_name.__func__ is Network.public_name.__func__:
         raise UserError(
@@ -160,24 +211,29 @@ def variables(
             "files that 'twostage export' wrote.",
             where=path,
         )
-    found, wrong = {}, []
+    found, names, missing, wrong = {}, {}, {}, []
     for place, leaf in traverse_util.flatten_dict(dict(expected), sep="/").items():
         name, axes = place, tuple(range(leaf.ndim))
         if not own:
             name, axes = public_name(network, place), TO_TORCH[leaf.ndim]
-        shape = tuple(leaf.shape[axis] for axis in axes)
-        optional = place.split("/")[1] in (HEAD, HEAD_NORM)
-        array = named.pop(name, None)
-        if array is not None and array.ndim == 1 and len(shape) == 3:
+        if name not in named:
+            missing[place] = name
+            continue
+        names[place] = named.pop(name)
+        array = arrays[names[place]]
+        if array.ndim == 1 and leaf.ndim == 3:
             array = array[:, None, None]  # a layer scale in timm
-        if array is None:
-            if not optional:
-                wrong.append(f"{name} {shape} is missing")
-        elif array.ndim != len(shape) or (array.shape != shape and not optional):
-            wrong.append(f"{name} is {array.shape}, not {shape}")
-        else:
+        if array.ndim == leaf.ndim:
             found[place] = np.ascontiguousarray(array.transpose(np.argsort(axes)))
-    wrong += [f"{name} {array.shape} has no place" for name, array in named.items()]
+        if place not in found or not fits(place, found[place].shape, leaf.shape):
+            shape = tuple(leaf.shape[axis] for axis in axes)
+            wrong.append(f"{name} is {array.shape}, not {shape}")
+    there = set(map(_layer, names))
+    for place, name in missing.items():
+        layer = _layer(place)
+        if layer not in (HEAD, HEAD_NORM) and (not partial or layer in there):
+            wrong.append(f"{name} is missing")
+    wrong += [f"{n} {arrays[name].shape} has no place" for n, name in named.items()]
     if wrong:
         listed = "\n  ".join(wrong[:12])
         more = f"\n  and {len(wrong) - 12} more" if len(wrong) > 12 else ""
@@ -187,7 +243,13 @@ def variables(
         )
     if not own:
         found = network.from_public(found)
-    return traverse_util.unflatten_dict(found, sep="/")
+    variables = traverse_util.unflatten_dict(found, sep="/")
+    return Placed(variables, names, tuple(unused), tuple(missing))
+
+
+def _layer(place: str) -> str:
+    """Returns the layer of a place, such as 'stage1_block1/norm1'."""
+    return place.partition("/")[2].rpartition("/")[0]
 
 
 def arrays(

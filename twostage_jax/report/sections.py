@@ -304,6 +304,9 @@ def _node(
     path: str, records: Sequence[StageRecord], arm: str | None, children: list[Node]
 ) -> Node:
     lineage = records[0].lineage
+    title = lineage["stage"]
+    if origin := lineage.get("imported"):
+        return Node(title, _imported(origin), children)
     data, train = lineage["data"], lineage["settings"].get("train", {})
     whole = [r for r in records if r.lineage["fraction"] == 1] or records
     scores = [r.lineage["scores"].get("balanced_accuracy") for r in whole]
@@ -318,10 +321,19 @@ def _node(
         f"{len(data.get('class_names', ()))} classes, {train.get('steps', '?')} steps, "
         f"{count} run{'s' if count > 1 else ''}{score}"
     )
-    title = lineage["stage"]
     if arm:
         title += f" (arm {arm_name(arm)})"
     return Node(title, text, children)
+
+
+def _imported(origin: Mapping[str, Any]) -> str:
+    text = (
+        f"imported from {origin['file']}, SHA-256 {origin['sha256'][:12]}, "
+        f"{len(origin['names'])} arrays"
+    )
+    if origin["missing"]:
+        text += f", without {', '.join(origin['missing'])}"
+    return "; ".join([text, *origin["notes"]])
 
 
 def stage_runs(stages: Stages) -> Table:
@@ -351,11 +363,16 @@ def _stage_row(record: StageRecord) -> list[Any]:
     return [
         record.name,
         record.path,
-        chain[-2] if len(chain) > 1 else "random parameters",
+        chain[-2] if len(chain) > 1 else _start(lineage),
         *(lineage[key] for key in ("seed", "fraction", "fold")),
         *(examples.get(key) for key in ("train", "validation", "test")),
         lineage["scores"].get("balanced_accuracy"),
     ]
+
+
+def _start(lineage: Mapping[str, Any]) -> str:
+    origin = lineage.get("imported")
+    return origin["file"] if origin else "random parameters"
 
 
 def transfers(stages: Stages) -> list[Part]:

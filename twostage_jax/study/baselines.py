@@ -149,7 +149,10 @@ class Features:
     def _constants(self, one: Baseline) -> steps.Constants:
         splits = split_of(self._materials.config, self._dataset, one.run)
         channels = self._materials.config.model.channels
-        return constants_of(self._stage, channels, self._dataset, splits.train)
+        return constants_of(
+            self._stage, channels, self._dataset, splits.train,
+            self._materials.scale(one.run),
+        )  # fmt: skip
 
     def _frozen(
         self, one: Baseline, constants: steps.Constants

@@ -31,6 +31,8 @@ from twostage_jax.data.dataset import Dataset, digest
 from twostage_jax.data.splits import Splits, copies, split, subset
 from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.models import pretrained
+from twostage_jax.study import imported
+from twostage_jax.study.imported import Weights
 from twostage_jax.train import checkpoint, loop, optim, steps
 from twostage_jax.train.parallel import alone
 
@@ -86,7 +88,7 @@ class StageRun:
 
 def identify(
     config: Config,
-    dataset: Dataset,
+    dataset: Dataset | Weights,
     stage: str,
     *,
     seed: int,
@@ -95,7 +97,13 @@ def identify(
     tuned: tuple[tuple[str, Any], ...] = (),
     parent: StageRun | None = None,
 ) -> StageRun:
-    """Returns the stage run of these settings, named by what determines its result."""
+    """Returns the stage run of these settings, named by what determines its result.
+
+    An imported stage is the same for every seed: its run has seed 0.
+    """
+    if isinstance(dataset, Weights):
+        of_file = imported.identity(config.model, dataset)
+        return StageRun(stage, 0, 1.0, 0, (), None, of_file)
     run = StageRun(stage, seed, fraction, fold, tuned, parent, "")
     settings = as_json(run.settings(config))
     # How often a state is saved, and where files lie, change no result; neither do
@@ -206,6 +214,8 @@ def check(config: Config) -> None:
     except UserError as error:
         raise UserError(f"config.{error}") from None
     for name, stage in config.stages.items():
+        if stage.weights:
+            continue
         path = f"config.stages.{name}"
         sources.check(stage.data, f"{path}.data")
         for tuned in grid(config.study) if name == TARGET else [()]:
@@ -232,7 +242,7 @@ def _check_train(train: TrainConfig, path: str) -> None:
         )
 
 
-def shortened(config: Config, datasets: Mapping[str, Dataset]) -> Config:
+def shortened(config: Config, datasets: Mapping[str, Dataset | Weights]) -> Config:
     """Returns the settings with the steps that `train.epochs` leaves of each stage.
 
     The passes are over the whole set, so that all folds and fractions train equally long.
@@ -241,7 +251,7 @@ def shortened(config: Config, datasets: Mapping[str, Dataset]) -> Config:
     stages = dict(config.stages)
     for name, dataset in datasets.items():
         train = stages[name].train
-        if not train.epochs:
+        if isinstance(dataset, Weights) or not train.epochs:
             continue
         steps = train.epochs * len(dataset) / train.batch_size
         steps = max(round(steps / train.eval_every), 1) * train.eval_every
@@ -250,7 +260,7 @@ def shortened(config: Config, datasets: Mapping[str, Dataset]) -> Config:
     return dataclasses.replace(config, stages=stages)
 
 
-def rows(config: Config, datasets: Mapping[str, Dataset]) -> list[Row]:
+def rows(config: Config, datasets: Mapping[str, Dataset | Weights]) -> list[Row]:
     """Returns the rows of the study, in order of seed, fraction, fold and arm."""
     study = config.study
     folds = range(max(study.folds, 1))
@@ -266,7 +276,7 @@ def rows(config: Config, datasets: Mapping[str, Dataset]) -> list[Row]:
 
 def row(
     config: Config,
-    datasets: Mapping[str, Dataset],
+    datasets: Mapping[str, Dataset | Weights],
     arm: str,
     seed: int,
     fraction: float,
@@ -366,7 +376,7 @@ def width(config: Config) -> int:
 
 
 def check_data(
-    config: Config, datasets: Mapping[str, Dataset], rows: list[Row]
+    config: Config, datasets: Mapping[str, Dataset | Weights], rows: list[Row]
 ) -> None:
     """Raises a UserError for data that cannot be split, or an impossible transfer.
 
@@ -374,6 +384,8 @@ def check_data(
     """
     splits = {}
     for run in stage_runs(rows):
+        if isinstance(datasets[run.stage], Weights):
+            continue
         place = (run.stage, run.fraction, run.fold, run.seed)
         if place not in splits:
             try:
@@ -396,8 +408,13 @@ def check_data(
         for i, stage in enumerate(chain)
     }
     for before, stage in edges:
+        if isinstance(datasets[stage], Weights):
+            continue
         variables = fresh_variables(config, datasets[stage].num_classes)
-        source = before and fresh_variables(config, datasets[before].num_classes)
+        if before and isinstance(datasets[before], Weights):
+            source = datasets[before].variables
+        else:
+            source = before and fresh_variables(config, datasets[before].num_classes)
         for tuned in grid(config.study) if stage == TARGET else [()]:
             settings = with_values(config.stages[stage], tuned)
             path = f"config.stages.{stage}"
@@ -446,17 +463,18 @@ def tree(config: Config) -> str:
         for chain in config.arms.values()
         for pair in zip(chain, chain[1:], strict=False)
     }
-    classes = {
-        name: num_classes(config, name)
-        for chain in config.arms.values()
-        for name in chain
+    variables = {
+        name: imported.load(config, name).variables
+        if config.stages[name].weights
+        else _initialised(config, num_classes(config, name))
+        for name in dict.fromkeys(name for pair in hand_overs for name in pair)
     }
     for before, after in hand_overs:
         report = planned_transfer(
             config.stages[after].transfer,
             f"config.stages.{after}",
-            _initialised(config, classes[before]),
-            _initialised(config, classes[after]),
+            variables[before],
+            variables[after],
         )
         lines += ["", f"{before} > {after}", report.table()]
     return "\n".join(lines)
@@ -478,9 +496,7 @@ def transfer_from(config: Config, path: Path, stage: str) -> str:
         )
     target = _initialised(config, num_classes(config, stage))
     if path.suffix in pretrained.READERS:
-        network = models.MODELS[config.model.name]
-        source = pretrained.variables(pretrained.read(path), network, target, path)
-        place = ""
+        source, place = imported.read(path, config.model).variables, ""
     else:
         source, place = checkpoint.load_source(path)
     settings = config.stages[stage].transfer

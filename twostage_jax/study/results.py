@@ -64,6 +64,8 @@ def save_examples(materials: Materials, rows: list[Row]) -> None:
     largest = max(row.fraction for row in rows)
     folder, stages = materials.workdir / "examples", materials.config.stages
     for stage, dataset in materials.datasets.items():
+        if stages[stage].weights:
+            continue
         kept = of_each_class(dataset, stages[stage].data.window)
         save(folder / f"{stage}.npz", kept)
     mistakes = worst_mistakes(

@@ -11,7 +11,7 @@ from twostage_jax import io, runtime
 from twostage_jax.config import Config
 from twostage_jax.data import sources
 from twostage_jax.errors import UserError
-from twostage_jax.study import baselines, plan, results
+from twostage_jax.study import baselines, imported, plan, results
 from twostage_jax.study.plan import StageRun
 from twostage_jax.study.stage import (
     Materials,
@@ -83,6 +83,9 @@ def _load(config: Config, data_dir: Path) -> dict[str, Any]:
     for turn in ("first", "others"):
         if (turn == "first") == runtime.is_main():
             for name in names:
+                if config.stages[name].weights:
+                    datasets[name] = imported.load(config, name)
+                    continue
                 data = config.stages[name].data
                 try:
                     datasets[name] = sources.load(data, config.model, data_dir)

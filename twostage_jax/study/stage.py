@@ -17,7 +17,8 @@ from twostage_jax import transfer as transfers
 from twostage_jax.config import TARGET, Config, StageConfig
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.splits import Splits
-from twostage_jax.study import artifacts
+from twostage_jax.study import artifacts, imported
+from twostage_jax.study.imported import Weights
 from twostage_jax.study.plan import StageRun, code, keys, split_of
 from twostage_jax.train import (
     augment,
@@ -44,13 +45,13 @@ class Materials:
 
     Attributes:
       config: All settings.
-      datasets: Data set of each stage, by stage name.
+      datasets: Data set of each stage, or the weights of an imported one, by stage name.
       workdir: Folder of the study.
       feeds: Feeds made so far, by stage and number of devices.
     """
 
     config: Config
-    datasets: Mapping[str, Dataset]
+    datasets: Mapping[str, Dataset | Weights]
     workdir: Path
     feeds: dict[tuple[str, int], Feed] = dataclasses.field(default_factory=dict)
 
@@ -59,6 +60,13 @@ class Materials:
         if (stage, devices) not in self.feeds:
             self.feeds[stage, devices] = feed(self.datasets[stage], devices)
         return self.feeds[stage, devices]
+
+    def scale(self, run: StageRun) -> tuple[np.ndarray, np.ndarray]:
+        """Returns mean and standard deviation `[C]` of 'weights' for a stage run."""
+        first = self.datasets[run.chain[0].stage]
+        if isinstance(first, Weights):
+            return first.mean, first.deviation
+        return imported.scale(self.config.model)
 
     def folder(self, run: StageRun) -> Path:
         return self.workdir / "stages" / run.folder_name
@@ -122,6 +130,9 @@ def run_stages(
       runs: Runs of one stage with the same settings, whose parents are finished.
       progress: Progress reporter.
     """
+    if isinstance(materials.datasets[runs[0].stage], Weights):
+        _import(materials, runs[0], progress)
+        return
     began = time.monotonic()
     if runtime.is_main():
         together = [run.folder_name for run in runs]
@@ -189,6 +200,23 @@ def run_stages(
     runtime.barrier(f"{runs[0].hash}-done")
 
 
+def _import(materials: Materials, run: StageRun, progress: Progress) -> None:
+    """Writes the folder of an imported stage."""
+    weights, folder = materials.datasets[run.stage], materials.folder(run)
+    placed = weights.placed
+    lines = [f"imported {len(placed.names)} arrays of {weights.path}", *weights.notes]
+    if placed.missing:
+        lines.append(f"fresh, for lack of arrays: {', '.join(placed.missing)}")
+    progress.say("\n".join(f"  {run.stage}: {line}" for line in lines))
+    progress.done += 1
+    if runtime.is_main():
+        variables = imported.complete(weights, materials.config.model)
+        checkpoint.export_variables(folder / "variables", variables)
+        lineage = imported.lineage(materials.config, run, weights)
+        io.write_json(folder / "lineage.json", lineage)
+    runtime.barrier(f"{run.hash}-done")
+
+
 def step_settings(
     config: Config,
     stage: StageConfig,
@@ -226,7 +254,9 @@ def _prepare(materials: Materials, run: StageRun) -> Prepared:
     if run.parent:
         variables, report = _carry_over(materials, run, variables)
     optim.check_patterns(stage.optim, variables, f"config.stages.{run.stage}.optim")
-    constants = constants_of(stage, config.model.channels, dataset, splits.train)
+    constants = constants_of(
+        stage, config.model.channels, dataset, splits.train, materials.scale(run)
+    )
     return Prepared(run, splits, variables, report, train_key, constants)
 
 
@@ -235,7 +265,11 @@ def _carry_over(
 ) -> tuple[PyTree, transfers.TransferReport]:
     config = materials.config
     settings = run.settings(config)
-    source = checkpoint.load_variables(materials.folder(run.parent) / "variables")
+    origin = materials.datasets[run.parent.stage]
+    if isinstance(origin, Weights):
+        source = origin.variables
+    else:
+        source = checkpoint.load_variables(materials.folder(run.parent) / "variables")
     notes = []
     before = run.parent.settings(config).data.normalise
     after = settings.data.normalise
@@ -255,9 +289,21 @@ def _carry_over(
 
 
 def constants_of(
-    stage: StageConfig, channels: int, dataset: Dataset, train: np.ndarray
+    stage: StageConfig,
+    channels: int,
+    dataset: Dataset,
+    train: np.ndarray,
+    scale: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> steps.Constants:
-    """Returns the class weights and the image statistics of training examples."""
+    """Returns the class weights and the image statistics of training examples.
+
+    Args:
+      stage: Settings.
+      channels: Channels C of the network's input.
+      dataset: Data set of the stage.
+      train: Indices of the training examples.
+      scale: Mean and standard deviation `[C]` of `normalise='weights'`.
+    """
     weights = np.ones(dataset.num_classes, np.float32)
     if stage.train.class_weights == "balanced":
         counts = np.bincount(dataset.labels[train], minlength=dataset.num_classes)
@@ -271,6 +317,8 @@ def constants_of(
         mean = unit.mean((0, 1, 2), dtype=np.float64).astype(np.float32)
         deviation = unit.std((0, 1, 2), dtype=np.float64).astype(np.float32)
         deviation = np.maximum(deviation, augment.MIN_DEVIATION)
+    if stage.data.normalise == "weights":
+        mean, deviation = scale
     return steps.Constants(weights, mean, deviation)
 
 

@@ -97,7 +97,7 @@ def centre_crop(images: jax.Array, size: int) -> jax.Array:
 
 def normalise(
     images: jax.Array,
-    how: Literal["fixed", "dataset", "patch"],
+    how: Literal["fixed", "dataset", "patch", "weights"],
     mean: jax.Array,
     deviation: jax.Array,
 ) -> jax.Array:

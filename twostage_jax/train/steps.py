@@ -58,7 +58,7 @@ class StepSettings:
     augment: AugmentConfig
     steps: int
     num_classes: int
-    normalise: Literal["fixed", "dataset", "patch"]
+    normalise: Literal["fixed", "dataset", "patch", "weights"]
     window: tuple[float, ...]
     label_smoothing: float
     transferred: frozenset[str]
@@ -180,7 +180,7 @@ def forward(
     *,
     model: Any,
     network: ModelConfig,
-    normalise: Literal["fixed", "dataset", "patch"],
+    normalise: Literal["fixed", "dataset", "patch", "weights"],
     window: tuple[float, ...],
 ) -> tuple[jax.Array, jax.Array]:
     """Returns class probabilities `[b, K]` and features `[b, D]` of stored images.

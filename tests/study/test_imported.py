@@ -1,0 +1,216 @@
+"""Stages imported from files of public weights."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from small_study import datasets, parsed
+from tiny_study import TINY, tiny_study
+
+from twostage_jax import models
+from twostage_jax.errors import UserError
+from twostage_jax.models import Network, layers, pretrained
+from twostage_jax.study import imported, plan
+from twostage_jax.train import augment, checkpoint
+
+__all__ = ["tiny_study"]  # A fixture.
+
+
+class Public(Network):
+    """A tiny network with public weights, whose first layer has a bias."""
+
+    head: str = "dense"
+    HEADS = ("dense", "orderless")
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = layers.relu(layers.Conv(4, 3, 2, 1, name="conv1")(images))
+        x = layers.moments(x) if self.head == "orderless" else x.mean((1, 2))
+        if self.head == "dense":
+            x = nn.Dense(6, name="fc6")(x)
+        logits = layers.head(self.num_classes)(x)
+        return logits, {"head": logits}
+
+    @classmethod
+    def public_name(cls, layer):
+        return {"conv1": "features.0", "fc6": "classifier.0", "head": "classifier.1"}[
+            layer
+        ]
+
+
+class Normed(Network):
+    """The same without a bias, but with a norm behind the first layer."""
+
+    FIRST_LAYER = "stem_conv"
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = layers.Conv(4, 3, 2, 1, use_bias=False, name="stem_conv")(images)
+        x = layers.relu(nn.BatchNorm(not train, name="stem_norm")(x))
+        logits = layers.head(self.num_classes)(x.mean((1, 2)))
+        return logits, {"head": logits}
+
+    @classmethod
+    def public_name(cls, layer):
+        return {"stem_conv": "conv1", "stem_norm": "bn1", "head": "fc"}[layer]
+
+
+@pytest.fixture(autouse=True)
+def networks(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "public", Public)
+    monkeypatch.setitem(models.MODELS, "normed", Normed)
+
+
+def settings(weights, name="public", **changes):
+    """Returns the settings of a study whose natural stage is imported."""
+    changes = {"stages.natural.weights": str(weights), "model.channels": 3, **changes}
+    return parsed(**{**TINY, "model.name": name, "study.arms": (), **changes})
+
+
+def made(path, name="public", skip=()):
+    """Writes public weights, five classes; returns the path."""
+    module = models.build(name, num_classes=5)
+    variables = models.init(module, jax.random.key(0), 8, 3)
+    arrays = pretrained.arrays(jax.tree.map(np.asarray, variables), type(module))
+    save_file({k: v for k, v in arrays.items() if not k.startswith(skip)}, path)
+    return path
+
+
+def planned(config):
+    """Returns the natural stage runs of a study, after its early checks."""
+    of_stages = datasets(natural=imported.load(config, "natural"))
+    rows = plan.rows(config, of_stages)
+    plan.check_data(config, of_stages, rows)
+    return {run.hash for run in plan.stage_runs(rows) if run.stage == "natural"}
+
+
+def test_layers_that_the_file_lacks_must_be_reinitialised_by_the_next_transfer(
+    tmp_path,
+):
+    weights = made(tmp_path / "conv.safetensors", skip="classifier")
+    with pytest.raises(UserError) as error:
+        planned(settings(weights))
+    assert "params/fc6/kernel" in str(error.value)
+    assert "params/fc6/bias" in str(error.value)
+    again = {
+        f"stages.{n}.transfer.reinitialise": "dense" for n in ("texture", "target")
+    }
+    assert planned(settings(weights, **again))
+    assert planned(settings(weights, **{"model.head": "orderless"}))
+
+
+def test_dense_layers_are_unused_by_an_orderless_head(tmp_path):
+    weights = made(tmp_path / "whole.safetensors")
+    config = settings(weights, **{"model.head": "orderless"})
+    loaded = imported.load(config, "natural")
+    assert set(loaded.variables["params"]) == {"conv1"}
+    assert set(loaded.placed.unused) == {
+        f"classifier.{k}.{leaf}" for k in (0, 1) for leaf in ("weight", "bias")
+    }
+    assert set(loaded.placed.missing) == {"params/head/bias", "params/head/kernel"}
+
+
+def test_every_array_that_does_not_fit_is_named(tmp_path):
+    path = tmp_path / "other.npz"
+    np.savez(path, **{"features.0.weight": np.zeros((7, 3, 3, 3)), "extra": np.ones(3)})
+    with pytest.raises(UserError) as error:
+        imported.load(settings(path), "natural")
+    assert error.value.where == str(path)
+    assert "features.0.weight" in str(error.value) and "extra" in str(error.value)
+
+
+def test_network_without_public_weights_is_refused(tmp_path):
+    weights = made(tmp_path / "whole.safetensors")
+    with pytest.raises(UserError) as error:
+        imported.load(settings(weights, "caffenet"), "natural")
+    assert error.value.where == str(weights)
+
+
+def test_imported_stage_is_known_by_its_file_and_scale(tmp_path):
+    first, moved, other = (tmp_path / f"{name}.safetensors" for name in "abc")
+    made(first)
+    moved.write_bytes(first.read_bytes())
+    made(other, skip="classifier.1")
+    (run,) = planned(settings(first, **{"study.seeds": (0, 1)}))
+    assert planned(settings(moved)) == {run}
+    assert planned(settings(first, **{"stages.natural.train.steps": 7})) == {run}
+    assert planned(settings(first, **{"stages.natural.weights_mean": (0.5,)})) != {run}
+    assert planned(settings(other)) != {run}
+
+
+@pytest.mark.parametrize("stage", ["texture", "target"])
+def test_only_the_first_stage_of_a_chain_is_imported(stage, tmp_path):
+    with pytest.raises(UserError) as error:
+        parsed(**{f"stages.{stage}.weights": "file.npz"})
+    assert error.value.where == f"config.stages.{stage}.weights"
+
+
+def first_response(name, found, grey):
+    """Returns what follows the first layer of a network, before its ReLU."""
+    images = augment.normalise(
+        jnp.repeat(jnp.asarray(grey), found.mean.size, -1),
+        "weights",
+        found.mean,
+        found.deviation,
+    )
+    params, statistics = (found.variables.get(k) for k in ("params", "batch_stats"))
+    first = params[models.MODELS[name].FIRST_LAYER]
+    response = layers.convolve(images, first["kernel"], strides=2, pad=1)
+    if name == "public":
+        return response + first["bias"]
+    mean, var = statistics["stem_norm"]["mean"], statistics["stem_norm"]["var"]
+    return (response - mean) / np.sqrt(var)
+
+
+@pytest.mark.parametrize("name", ["public", "normed"])
+def test_folded_first_layer_responds_to_grey_images_as_three_channels_do(
+    name, tmp_path
+):
+    weights = made(tmp_path / "whole.safetensors", name)
+    grey = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
+    colour, folded = (
+        first_response(
+            name,
+            imported.load(
+                settings(weights, name, **{"model.channels": channels}), "natural"
+            ),
+            grey,
+        )
+        for channels in (3, 1)
+    )
+    # The first row and column of windows reach past the border.
+    np.testing.assert_allclose(colour[:, 1:, 1:], folded[:, 1:, 1:], atol=1e-5)
+    assert np.abs(colour - folded).max() > 1e-3
+
+
+def test_study_with_an_imported_stage(tiny_study, tmp_path):
+    weights = made(tmp_path / "conv.safetensors", skip="classifier.1")
+    changes = {
+        "model.name": "public",
+        "model.channels": 3,
+        "stages.natural.weights": str(weights),
+        "stages.natural.weights_mean": (0.1, 0.2, 0.3),
+        "stages.texture.data.normalise": "weights",
+        "study.arms": ("two_stage",),
+        "study.seeds": (1,),
+        "study.side_by_side": 1,
+        "study.baselines": ("frozen",),
+    }
+    found = tiny_study(tmp_path / "run", **changes)
+    assert {row["arm"] for row in found["baselines"]} == {"frozen_natural_texture"}
+    (natural,) = (tmp_path / "run" / "stages").glob("natural-*")
+    lineage = json.loads((natural / "lineage.json").read_text())
+    assert lineage["imported"]["names"]["params/conv1/kernel"] == "features.0.weight"
+    exported = checkpoint.load_variables(natural / "variables")
+    assert set(exported["params"]) == {"conv1", "fc6", "head"}
+    for texture in (tmp_path / "run" / "stages").glob("texture-*"):
+        report = json.loads((texture / "transfer.json").read_text())
+        lineage = json.loads((texture / "lineage.json").read_text())
+        assert report["notes"] == []
+        np.testing.assert_allclose(lineage["data"]["mean"], [0.1, 0.2, 0.3], rtol=1e-6)
+    for target in (tmp_path / "run" / "stages").glob("target-*"):
+        assert json.loads((target / "transfer.json").read_text())["notes"]

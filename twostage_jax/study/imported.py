@@ -1,0 +1,293 @@
+"""Stages that are imported from a file of public weights instead of trained."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from twostage_jax import models
+from twostage_jax import transfer as transfers
+from twostage_jax.config import Config, ModelConfig, as_json
+from twostage_jax.data.dataset import digest
+from twostage_jax.errors import UserError
+from twostage_jax.models import HEAD, Network, pretrained
+from twostage_jax.runtime import versions
+from twostage_jax.train import steps
+
+# Side of the images that the public networks were made for, pixels.
+PUBLIC_SIZE = 227
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Variables of a file, which take the place of a data set and a training.
+
+    Attributes:
+      path: File of weights.
+      fingerprint: SHA-256 of the file.
+      placed: Arrays of the file and their places; the first layer reads as many channels
+        as the network, dense layers have the shapes of the file.
+      mean, deviation: `[channels]` of images in [0, 1] that the first layer expects.
+      notes: Sentences on what the import changed.
+    """
+
+    path: Path
+    fingerprint: str
+    placed: pretrained.Placed
+    mean: np.ndarray
+    deviation: np.ndarray
+    notes: tuple[str, ...]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Nested dicts of arrays, without the layers that the file lacks."""
+        return self.placed.variables
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the head; 1 if the file has none."""
+        head = self.variables["params"].get(HEAD)
+        return head["kernel"].shape[-1] if head else 1
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Numbers of the classes; files of weights do not name them."""
+        return tuple(map(str, range(self.num_classes)))
+
+
+def load(config: Config, stage: str) -> Weights:
+    """Returns the weights of an imported stage.
+
+    Raises:
+      UserError: The file cannot be read, or does not fit the network; names every array
+        that does not. Layers that the file lacks are left to the rules of the next
+        transfer.
+    """
+    settings, path = config.stages[stage], f"config.stages.{stage}"
+    try:
+        return read(
+            Path(settings.weights),
+            config.model,
+            settings.weights_mean,
+            settings.weights_deviation,
+        )
+    except UserError as error:
+        raise UserError(f"{path}.weights: {error}", where=error.where) from None
+
+
+def read(
+    path: Path,
+    model: ModelConfig,
+    mean: tuple[float, ...] | None = None,
+    deviation: tuple[float, ...] | None = None,
+) -> Weights:
+    """Returns the weights of a file for a network.
+
+    Args:
+      path: File of weights; see `pretrained.read`.
+      model: Settings of the network.
+      mean, deviation: Of images in [0, 1], one value or one per channel of the file;
+        None for those of the network's public weights.
+
+    Raises:
+      UserError: As `load`.
+    """
+    network = models.MODELS[model.name]
+    arrays = pretrained.read(path)
+    placed = _placed(arrays, model, path)
+    kernel = placed.variables["params"].get(network.FIRST_LAYER, {}).get("kernel")
+    channels = model.channels if kernel is None else kernel.shape[2]
+    mean = _per_channel(mean or network.PUBLIC_MEAN, channels, path)
+    deviation = _per_channel(deviation or network.PUBLIC_DEVIATION, channels, path)
+    notes = []
+    if channels != model.channels:
+        change = to_grey if model.channels == 1 else to_rgb
+        mean, deviation, note = change(placed.variables, network, mean, deviation)
+        notes.append(note)
+    with path.open("rb") as file:
+        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+    return Weights(path, fingerprint, placed, mean, deviation, tuple(notes))
+
+
+def scale(model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and standard deviation `[channels]` of a network's public weights."""
+    network = models.MODELS[model.name]
+    rgb = np.float32(network.PUBLIC_MEAN), np.float32(network.PUBLIC_DEVIATION)
+    if model.channels == 3:
+        return rgb
+    return tuple(values.mean(keepdims=True) for values in rgb)
+
+
+def _placed(
+    arrays: Mapping[str, np.ndarray], model: ModelConfig, path: Path
+) -> pretrained.Placed:
+    """Returns the arrays of a file at their places in a network.
+
+    The public network may end in dense layers where this one has an orderless head:
+    these layers, and a head that reads others, are not used.
+    """
+    own = _shapes(model)
+    layout = {**_shapes(dataclasses.replace(model, head="")), **own}
+    placed = pretrained.place(
+        arrays,
+        models.MODELS[model.name],
+        traverse_util.unflatten_dict(layout, sep="/"),
+        path,
+        partial=True,
+    )
+    found = traverse_util.flatten_dict(placed.variables, sep="/")
+    kernel = f"params/{HEAD}/kernel"
+    if kernel in found and found[kernel].shape[0] != own[kernel].shape[0]:
+        found = {k: v for k, v in found.items() if not k.startswith(f"params/{HEAD}/")}
+    used = {place: found[place] for place in own if place in found}
+    names = placed.names
+    return pretrained.Placed(
+        variables=traverse_util.unflatten_dict(used, sep="/"),
+        names={place: names[place] for place in used},
+        unused=(*placed.unused, *(names[k] for k in names if k not in used)),
+        missing=tuple(place for place in own if place not in used),
+    )
+
+
+def _shapes(model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns place -> shape of a network's variables, for public images, one class."""
+    module = steps.build_model(model, 1, None)
+    images = jax.ShapeDtypeStruct((1, PUBLIC_SIZE, PUBLIC_SIZE, 3), jnp.float32)
+    made = jax.eval_shape(
+        lambda key, x: module.init(key, x, train=False), jax.random.key(0), images
+    )
+    return traverse_util.flatten_dict(dict(made), sep="/")
+
+
+def _per_channel(values: tuple[float, ...], channels: int, path: Path) -> np.ndarray:
+    if len(values) not in (1, channels):
+        raise UserError(
+            f"the first layer of {path} reads {channels} channels, but the mean or the "
+            f"standard deviation of its images has {len(values)} values: set "
+            "weights_mean and weights_deviation of the stage.",
+            where=path,
+        )
+    return np.broadcast_to(np.float32(values), channels)
+
+
+def to_grey(
+    variables: dict[str, Any],
+    network: type[Network],
+    mean: np.ndarray,
+    deviation: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Folds the colour channels of the first layer into one, in place.
+
+    With kernel W_c, sum_c W_c (x - m_c) / s_c = V (x - m) / s + b for a grey image x, where
+    V = sum_c W_c s / s_c, m and s are the means of m_c and s_c, and the constant
+    b = sum_c W_c (m - m_c) / s_c, summed over the kernel, goes into the layer's bias,
+    or into the running mean of the norm behind it. At the border, zeros that are padded
+    stand for x = m instead of x = m_c: windows that reach past it differ.
+
+    Returns:
+      Mean and standard deviation `[1]`, and a sentence on the cost.
+    """
+    first = variables["params"][network.FIRST_LAYER]
+    kernel = first["kernel"].astype(np.float64)
+    centre, width = mean.mean(dtype=np.float64), deviation.mean(dtype=np.float64)
+    factor = (width / deviation)[:, None]
+    taps = (kernel * ((centre - mean) / deviation)[:, None]).sum(2)
+    constant = taps.sum((0, 1))
+    first["kernel"] = transfers.rgb_to_grey(kernel * factor, ()).astype(np.float32)
+    if "bias" in first:
+        first["bias"] = (first["bias"] + constant).astype(np.float32)
+    else:
+        norm = network.FIRST_LAYER.replace("conv", "norm")
+        statistics = variables["batch_stats"][norm]
+        statistics["mean"] = (statistics["mean"] - constant).astype(np.float32)
+    note = (
+        f"{network.FIRST_LAYER}: three input channels folded into one, exact for grey "
+        "images but for windows that reach past the border"
+    )
+    return np.float32([centre]), np.float32([width]), note
+
+
+def to_rgb(
+    variables: dict[str, Any],
+    network: type[Network],
+    mean: np.ndarray,
+    deviation: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Spreads the one input channel of the first layer over three, in place.
+
+    Returns:
+      Mean and standard deviation `[3]`, and a sentence on the cost.
+    """
+    first = variables["params"][network.FIRST_LAYER]
+    first["kernel"] = transfers.grey_to_rgb(first["kernel"], ())
+    note = (
+        f"{network.FIRST_LAYER}: one input channel spread over three, exact for three "
+        "equal channels"
+    )
+    return np.repeat(mean, 3), np.repeat(deviation, 3), note
+
+
+def complete(weights: Weights, model: ModelConfig) -> dict[str, Any]:
+    """Returns variables of the whole network: fresh ones where the file has none.
+
+    Also where a dense layer of the file has another shape.
+    """
+    module = steps.build_model(model, weights.num_classes, None)
+    fresh = models.init(module, jax.random.key(0), model.image_size, model.channels)
+    found = traverse_util.flatten_dict(weights.variables)
+    whole = {
+        place: found[place]
+        if place in found and found[place].shape == value.shape
+        else np.asarray(value)
+        for place, value in traverse_util.flatten_dict(dict(fresh)).items()
+    }
+    return traverse_util.unflatten_dict(whole)
+
+
+def identity(model: ModelConfig, weights: Weights) -> str:
+    """Returns a digest of all that determines an imported stage; not of its path."""
+    return digest(
+        "imported", weights.fingerprint, as_json(model), weights.mean, weights.deviation
+    )
+
+
+def lineage(config: Config, run: Any, weights: Weights) -> dict[str, Any]:
+    """Returns the origin of an imported stage run, as `artifacts.lineage` does."""
+    placed = weights.placed
+    return {
+        "stage": run.stage,
+        "chain": [run.folder_name],
+        "hash": run.hash,
+        "parent": None,
+        "seed": run.seed,
+        "fraction": run.fraction,
+        "fold": run.fold,
+        "settings": as_json(config.stages[run.stage]),
+        "model": as_json(config.model),
+        "data": {
+            "name": weights.path.name,
+            "fingerprint": weights.fingerprint,
+            "class_names": list(weights.class_names),
+            "examples": {},
+            "mean": weights.mean.tolist(),
+            "deviation": weights.deviation.tolist(),
+        },
+        "imported": {
+            "file": weights.path.name,
+            "sha256": weights.fingerprint,
+            "names": placed.names,
+            "unused": list(placed.unused),
+            "missing": list(placed.missing),
+            "notes": list(weights.notes),
+        },
+        "history": [],
+        "scores": {},
+        "seconds": None,
+        "versions": versions(),
+    }
