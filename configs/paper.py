@@ -1,18 +1,24 @@
 """The chain of the paper: ILSVRC2012 > CUReT > HRCT patches, CaffeNet at 227 pixels.
 
     python -m twostage_jax.main --config=configs/paper.py \
+        --config.stages.natural.weights=bvlc_reference_caffenet.caffemodel \
         --config.stages.texture.data.path=CURET \
         --config.stages.target.data.path=HRCT
 
-Suzuki, Sakanashi, Kido, Shouno 2018 (arXiv 1810.06282). ILSVRC2012 comes from TFDS:
+Suzuki, Sakanashi, Kido, Shouno 2018 (arXiv 1810.06282). The natural stage is the file of
+Caffe's reference weights if one is given. Otherwise it is trained on ILSVRC2012 from TFDS:
 prepare it once with `tfds build imagenet2012 --file_format=array_record`. CURET holds a
 folder of images for each of the 61 materials; HRCT a folder of DICOM files for each
 patient, with ROIs (see `data/dicom.py`), for example the MedGIFT database.
 
-For several accelerators: the natural stage alone is 450,000 steps of 256 images. Nobody
-has run this file from end to end: check the schedule on your hardware before you trust
-it. The network and its input are those of the paper; the learning rates of the first
-stage are those of Caffe's reference model, the rest is a starting point.
+Known of the paper's recipe: CaffeNet, fine-tuned as a whole in every stage; three arms
+(scratch, natural, two-stage); CUReT as textures; seven classes of HRCT patches. Not known:
+the patients, the size of a patch, the schedule, the split, and so the accuracies to
+compare with. What is not known is a starting point here.
+
+Without the file, for several accelerators: the natural stage alone is 450,000 steps of 256
+images, with the learning rate of Caffe's reference model. Nobody has run this file from
+end to end: check the schedule on your hardware before you trust it.
 """
 
 from pathlib import Path
@@ -69,6 +75,7 @@ def get_config() -> ConfigDict:
 
     for stage in (natural, texture, target):
         stage.data.validation = 0.1
+        stage.data.normalise = "weights"
         # A window a channel: lung, wide, mediastinal. Only images in HU have one.
         stage.data.window = (-600.0, 1500.0, -160.0, 500.0, 40.0, 400.0)
 

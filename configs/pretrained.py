@@ -1,0 +1,37 @@
+r"""Two-stage feature transfer from public weights: a file > textures > CT patches.
+
+    twostage train --config=configs/pretrained.py \
+        --config.stages.natural.weights=resnet18.safetensors \
+        --config.stages.texture.data.path=TEXTURES \
+        --config.stages.target.data.path=PATCHES \
+        --config.stages.target.data.group_regex='(patient\d+)'
+
+The settings are those of `patches.py`, but the natural stage takes the file instead of
+training: torchvision's ResNet-18 here, or another network with its weights
+(`--config.model.name=alexnet`). Every stage scales images as the weights expect. A rate
+that suits random parameters may destroy imported ones, so every arm chooses between two.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from twostage_jax.config import config_file
+
+patches = config_file(Path(__file__).with_name("patches.py"))
+
+
+def get_config() -> ConfigDict:
+    """Returns the settings of `patches.py` with a file of weights as natural stage."""
+    config = patches.get_config()
+    config.name = "pretrained"
+
+    config.model.name = "resnet18"
+    config.model.channels = 3  # of the weights; grey images are repeated
+    config.model.image_size = 64
+
+    config.stages.target.data.size = 64  # pixels to resize patches to
+    for stage in (config.stages.texture, config.stages.target):
+        stage.data.normalise = "weights"
+    config.study.grid = (("optim.learning_rate", (0.0002, 0.002)),)
+    return config
