@@ -429,6 +429,8 @@ def tables(measured: Mapping[str, Any]) -> list[str]:
     for network in measured["order"]:
         cells = [_cell(values[m].get(network, {}).get(ALL_LAYERS)) for m in shown]
         lines.append(_row([label(network), *cells]))
+    named = (f"`{name}`, {MEASURES[name].title}" for name in values if name in MEASURES)
+    lines += ["", f"All measures in `explain.json`: {'; '.join(named)}."]
     if "accuracy" not in values:
         return lines
     accuracy, kept = values["accuracy"], values["kept"]

@@ -14,7 +14,7 @@ from twostage_jax.errors import UserError
 from twostage_jax.report.analysis import METRIC, Analysis, Scores, of_arms
 from twostage_jax.report.cohort import acquisition_table
 from twostage_jax.report.parts import Details, Part, Text
-from twostage_jax.report.score_tables import SCORED, how
+from twostage_jax.report.score_tables import how, score_cells, score_columns
 from twostage_jax.report.study_table import (
     Record,
     Study,
@@ -23,7 +23,6 @@ from twostage_jax.report.study_table import (
 )
 from twostage_jax.report.tables import Column, Table, arm_name, readable
 from twostage_jax.stats.arms import Predictions
-from twostage_jax.stats.metrics import METRICS
 
 DESCRIPTIONS = "external/*/set.json"
 
@@ -114,16 +113,14 @@ def _table(number: int, found: External, scores: Scores, base: str) -> Table:
         f"network{'s' * (networks > 1)} per arm.",
         [
             Column("arm", "arm"),
-            *(Column(METRICS[name].title, "score") for name in SCORED),
-            Column("AUROC", "interval"),
+            *score_columns(),
             *([Column(f"minus {arm_name(base)}", "points")] * several),
             *([Column("p (Holm)", "p")] * several),
         ],
         [
             [
                 arm,
-                *(scores.intervals[name][arm] for name in SCORED),
-                scores.intervals.get("auroc", {}).get(arm),
+                *score_cells(scores, arm),
                 *([pairs.get(arm)] * several),
                 *([getattr(pairs.get(arm), "p_holm", None)] * several),
             ]
@@ -146,7 +143,7 @@ def _words(found: External) -> str:
             "are not external."
         )
     else:
-        told.append("None of its patients has a name that the target set has.")
+        told.append("Its patients and those of the target set have different names.")
     if found.described.get("synthetic"):
         told.append("Its images are synthetic.")
     return " ".join(told)

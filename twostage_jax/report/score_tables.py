@@ -23,12 +23,19 @@ from twostage_jax.report.tables import (
     number_range,
 )
 from twostage_jax.stats.intervals import Interval, holm
+from twostage_jax.stats.metrics import METRICS, OF_PATCHES
 
-SCORED = (METRIC, "accuracy", "macro_f1")
+# Metrics of the tables of scores, that of the comparisons first.
+SCORED = tuple(
+    sorted(
+        (name for name in OF_PATCHES if METRICS[name].column),
+        key=lambda name: name != METRIC,
+    )
+)
 HOW = "In brackets 95 % confidence intervals, over test {units} and seeds{new}."
-# The patches of one patient may be of several classes, as the regions drawn in it are.
 # Reasons without an interval that a note names, such as those of a few classes.
 REASONS = 2
+# The patches of one patient may be of several classes, as the regions drawn in it are.
 REGION_LEVEL = (
     "The true class of a region selects the patches that are averaged: this scores "
     "regions that somebody has outlined, and is not a diagnosis of a patient."
@@ -74,6 +81,19 @@ def how(scores: Scores, intervals: Iterable[Interval | None] | None = None) -> s
     return text
 
 
+def score_columns() -> list[Column]:
+    """Returns a column for each metric of `SCORED`."""
+    return [
+        Column(METRICS[name].title, "score" if METRICS[name].percent else "interval")
+        for name in SCORED
+    ]
+
+
+def score_cells(scores: Scores, arm: str) -> list[Interval | None]:
+    """Returns the cells of an arm in these columns; None for what is not defined."""
+    return [scores.intervals.get(name, {}).get(arm) for name in SCORED]
+
+
 def scores_table(study: Study, analysis: Analysis, scores: Scores) -> Table:
     """Returns the scores of each arm on the full target set, at either level."""
     of_regions = scores.level == "region"
@@ -90,18 +110,10 @@ def scores_table(study: Study, analysis: Analysis, scores: Scores) -> Table:
         [
             Column("arm", "arm"),
             Column("chain of stages"),
-            Column("balanced accuracy", "score"),
-            Column("accuracy", "score"),
-            Column("macro-F1", "score"),
-            Column("AUROC", "interval"),
+            *score_columns(),
         ],
         [
-            [
-                arm,
-                " > ".join(study.arms[arm]),
-                *(scores.intervals[name][arm] for name in SCORED),
-                scores.intervals.get("auroc", {}).get(arm),
-            ]
+            [arm, " > ".join(study.arms[arm]), *score_cells(scores, arm)]
             for arm in scores.arms
         ],
         f"{counted}{how(scores)} {auroc_note(study, 'every class, averaged')}",
@@ -306,30 +318,27 @@ def pairs_table(scores: Scores) -> Table:
 
 def rows_table(study: Study) -> Table:
     """Returns every row of the results."""
-    found = []
+    found, shown = [], [name for name, one in METRICS.items() if one.score]
     for place, record in study.records.items():
         one = record.scores
         found.append(
             [
                 place.arm, place.seed, place.fraction, place.fold, record.n_train,
-                len(record.predictions.labels),
-                *(one[key] for key in ("balanced_accuracy", "accuracy", "macro_f1",
-                                       "auroc")),
-                one["ece"], one["brier"],
+                len(record.predictions.labels), *(one[name] for name in shown),
             ]
         )  # fmt: skip
     return Table(
         "rows",
-        "Every row of the results, patch level: scores in per cent, ECE and Brier score.",
+        "Every row of the results, patch level: scores in per cent; AUROC, ECE and Brier "
+        "score.",
         [
             Column("arm", "arm"),
             *(Column(name, "number") for name in ("seed", "fraction", "fold")),
             *(Column(name, "count") for name in ("training patches", "test patches")),
             *(
-                Column(name, "percent")
-                for name in ("balanced accuracy", "accuracy", "macro-F1", "AUROC")
+                Column(one.title, "percent" if one.percent else "number")
+                for one in map(METRICS.get, shown)
             ),
-            *(Column(name, "number") for name in ("ECE", "Brier")),
         ],
         found,
     )

@@ -17,6 +17,7 @@ from typing import Any
 from twostage_jax.io import inert
 from twostage_jax.stats.intervals import Interval
 from twostage_jax.stats.learning_curve import Match
+from twostage_jax.stats.metrics import METRICS
 
 NOTHING = "–"
 LATEX = {
@@ -35,10 +36,9 @@ LATEX = {
     "−": r"$-$",
     "±": r"$\pm$",
 }
+# Metric -> head of its column in `results.md`, for those of confusion counts.
 COLUMNS = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro-F1",
+    name: one.title for name, one in METRICS.items() if one.column and one.counts
 }
 MISSING_NAMED = 5
 

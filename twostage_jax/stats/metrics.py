@@ -78,6 +78,7 @@ class Metric:
       counts: function from confusion counts `[..., K, K]` to the score, for metrics that
         depend on nothing else.
       percent: whether tables show it in per cent.
+      column: whether the tables of scores have a column for it.
     """
 
     title: str
@@ -85,6 +86,7 @@ class Metric:
     sums: Callable[[Paired], Additive] | None = None
     counts: Callable[[np.ndarray], np.ndarray] | None = None
     percent: bool = True
+    column: bool = True
 
 
 def scores(
@@ -556,9 +558,10 @@ METRICS: dict[str, Metric] = {
     "accuracy": _from_counts("accuracy", accuracy, over_classes=False),
     "balanced_accuracy": _from_counts("balanced accuracy", balanced_accuracy),
     "macro_f1": _from_counts("macro-F1", macro_f1),
-    "auroc": Metric("AUROC", _auroc_score, auroc),
-    "ece": Metric("ECE", _calibration_error, percent=False),
-    "brier": Metric("Brier", _brier_score, brier, percent=False),
+    "auroc": Metric("AUROC", _auroc_score, auroc, percent=False),
+    # In the tables of calibration.
+    "ece": Metric("ECE", _calibration_error, percent=False, column=False),
+    "brier": Metric("Brier", _brier_score, brier, percent=False, column=False),
     # Per patient: without a label that decides which patches are counted.
     "patient_accuracy": Metric("accuracy", sums=patient_accuracy),
     "patient_balanced_accuracy": Metric(
