@@ -80,6 +80,7 @@ def test_caffenet_has_the_layers_and_sizes_of_caffe():
     ]  # fmt: skip
 
 
+@functools.cache
 def apply_shapes(name, size, channels):
     module = build(name, num_classes=3)
     variables = shapes(name, size, channels, 3)
@@ -96,6 +97,16 @@ def apply_shapes(name, size, channels):
 @pytest.mark.parametrize("size, channels", [(32, 1), (75, 4)])
 def test_any_number_of_channels_and_size_of_image(name, size, channels):
     apply_shapes(name, max(size, SMALLEST.get(name, 0)), channels)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_facts_name_maps_and_a_layer(name):
+    network, size = MODELS[name], max(32, SMALLEST.get(name, 0))
+    taps = apply_shapes(name, size, 1)
+    assert {*network.MAPS, *network.RECTIFIED, *network.SIGNED} <= taps.keys()
+    assert all(taps[tap].ndim == 4 for tap in (*network.MAPS, *network.RECTIFIED))
+    kernel = shapes(name, size, 1, 3)["params"][network.FIRST_LAYER]["kernel"]
+    assert kernel.shape[2] == 1
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -343,16 +354,22 @@ def test_a_close_name_is_suggested():
     assert "'caffenet'?" in str(error.value)
 
 
-def test_images_smaller_than_the_first_kernel_are_refused():
-    module = build("caffenet", num_classes=2)
+@pytest.mark.parametrize(
+    "name, size",
+    [("caffenet", 10), ("alexnet", 62), ("densenet121", 28), ("convnext_tiny", 31)],
+)
+def test_images_whose_last_map_would_be_empty_are_refused(name, size):
     with refused_at("model.image_size"):
-        init(module, jax.random.key(0), 10, 3)
+        init(build(name, num_classes=2), jax.random.key(0), size, 3)
 
 
 def test_smallest_images_go_through():
     apply_shapes("caffenet", 11, 1)
     apply_shapes("caffenet_small", 1, 1)
     apply_shapes("resnet18", 1, 1)
+    apply_shapes("efficientnet_lite0", 1, 1)
+    taps = apply_shapes("densenet121", 29, 1)
+    assert taps["last_relu"].shape[1:3] == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from twostage_jax.errors import UserError
 from twostage_jax.models import pretrained
 
 
-def network(name, classes=public_networks.CLASSES):
-    module = models.build(name, num_classes=classes)
+def network(name, classes=public_networks.CLASSES, head=None):
+    module = models.build(name, num_classes=classes, head=head)
     images = jnp.zeros((1, *public_networks.SHAPES[name]))
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), images, train=False))
     return module, shapes
@@ -220,6 +220,13 @@ def test_a_head_of_other_classes_is_kept_as_it_is():
     assert variables["params"]["head"]["kernel"].shape == (512, 10)
 
 
+def test_an_orderless_head_does_without_the_hidden_layers():
+    arrays = public_networks.arrays("alexnet")
+    module, shapes = network("alexnet", head="orderless")
+    variables = pretrained.variables(arrays, type(module), shapes, "file")
+    assert set(variables["params"]) == {*module.MAPS, "head"}
+
+
 def test_every_violation_is_named_at_once(tmp_path):
     arrays = public_networks.arrays("resnet18")
     del arrays["layer2.1.conv1.weight"]
@@ -255,10 +262,3 @@ def test_npz_is_read_and_values_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(UserError) as error:
         pretrained.read(path)
     assert error.value.where == str(path)
-
-
-def test_alexnet_refuses_images_whose_last_map_would_be_empty():
-    module = models.build("alexnet", num_classes=3)
-    with pytest.raises(UserError) as error:
-        models.init(module, jax.random.key(0), 62, 1)
-    assert error.value.where == "model.image_size"

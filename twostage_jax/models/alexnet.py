@@ -39,6 +39,7 @@ class AlexNet(Network):
     dropout: float = 0.5
 
     HEADS: ClassVar = ("dense", "orderless")
+    HIDDEN: ClassVar = ("fc6", "fc7")
     MAPS: ClassVar = ("conv1", "conv2", "conv3", "conv4", "conv5")
     RECTIFIED: ClassVar = ("relu1", "relu2", "relu3", "relu4", "relu5")
     PYTORCH: ClassVar = "torchvision.models.alexnet(num_classes={classes})"

@@ -61,6 +61,7 @@ class CaffeNet(Network):
 
     NORMS: ClassVar = ("local",)
     HEADS: ClassVar = ("dense", "orderless")
+    HIDDEN: ClassVar = ("fc6", "fc7")
     MAPS: ClassVar = ("conv1", "conv2", "conv3", "conv4", "conv5")
     RECTIFIED: ClassVar = ("relu1", "relu2", "relu3", "relu4", "relu5")
 

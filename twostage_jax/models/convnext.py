@@ -78,6 +78,7 @@ class ConvNeXt(Network):
     SIGNED: ClassVar = (
         "stem_conv", "stem_norm", *BLOCKS,
         *(f"downsample{k}_{part}" for k in (2, 3, 4) for part in ("norm", "conv")),
+        "mean", "last_norm",
     )  # fmt: skip
     RELU: ClassVar = False
     CHAIN: ClassVar = False

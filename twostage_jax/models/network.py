@@ -27,6 +27,7 @@ class Network(nn.Module):
       axis_name: name of the mapped axis that a batch is spread over, or None.
       NORMS: accepted values of `norm`; empty without a choice.
       HEADS: accepted values of a field `head`; empty without such a field.
+      HIDDEN: layers that the dense head alone has.
       FIRST_LAYER: name of the layer with the kernels that read the image.
       MAPS: taps `[N, h, w, c]` whose channels figures show, first to last; empty for
         all of them.
@@ -52,6 +53,7 @@ class Network(nn.Module):
 
     NORMS: ClassVar[tuple[str, ...]] = ()
     HEADS: ClassVar[tuple[str, ...]] = ()
+    HIDDEN: ClassVar[tuple[str, ...]] = ()
     FIRST_LAYER: ClassVar[str] = "conv1"
     MAPS: ClassVar[tuple[str, ...]] = ()
     RECTIFIED: ClassVar[tuple[str, ...]] = ()

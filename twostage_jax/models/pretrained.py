@@ -135,7 +135,8 @@ def variables(
     """Returns the variables of a network from the arrays of a file of weights.
 
     Collections of medical images publish networks without a head: then the result has
-    none either. A head of another number of classes is kept as it is.
+    none either. A head of another number of classes is kept as it is. Hidden layers of a
+    dense head are dropped for an orderless one.
 
     Args:
       arrays: Name in the file -> array; from `read`.
@@ -211,6 +212,12 @@ def place(
             "files that 'twostage export' wrote.",
             where=path,
         )
+    # Public weights have a dense head where the network may have an orderless one.
+    if not own:
+        for layer in set(network.HIDDEN) - set(expected["params"]):
+            hidden = f"{network.public_name(layer)}."
+            for name in [name for name in named if name.startswith(hidden)]:
+                unused.append(named.pop(name))
     found, names, missing, wrong = {}, {}, {}, []
     for place, leaf in traverse_util.flatten_dict(dict(expected), sep="/").items():
         name, axes = place, tuple(range(leaf.ndim))
