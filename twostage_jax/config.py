@@ -173,7 +173,9 @@ class OptimConfig:
       lr_factors: (regular expression, factor) pairs over paths such as
         'conv1/kernel'; full match, first match wins, others 1.
       freeze: Regular expressions over the same paths, and over those of BatchNorm
-        statistics ('stem_norm/mean'); arrays that match stay bit-identical.
+        statistics ('stem_norm/mean'); arrays that match stay bit-identical. Frozen
+        statistics normalise in training, too: '(?!head).*/(mean|var)' fine-tunes with
+        those of the stage before instead of those of small batches.
       head_steps: Steps at the start that train the head alone (linear probing then
         fine-tuning, Kumar et al. 2022); BatchNorm's statistics stay unchanged, too.
       l2_sp: Strength of the pull of transferred kernels towards their initial values

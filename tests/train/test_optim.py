@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from basics import Tiny
 
 from twostage_jax.config import OptimConfig
 from twostage_jax.errors import UserError
@@ -188,3 +189,29 @@ def test_batch_statistics_can_be_frozen():
     kept = optim.keep_frozen(before, after, ("norm1/.*",))
     np.testing.assert_array_equal(kept["norm1"]["mean"], 0)
     np.testing.assert_array_equal(kept["norm2"]["mean"], 1)
+
+
+def test_frozen_statistics_normalise_in_training():
+    module = Tiny(num_classes=3, dropout=0.0)
+    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+    variables = module.init(jax.random.key(1), images, train=False)
+    variables["batch_stats"] = {
+        "norm1": {"mean": jnp.arange(4.0), "var": jnp.full(4, 3.0)}
+    }
+    variables["params"]["norm1"]["scale"] = jnp.full(4, 2.0)
+    expected, _ = module.apply(variables, images, train=False)
+
+    def trained(freeze):
+        with optim.kept_statistics(freeze):
+            (logits, _), changed = module.apply(
+                variables, images, train=True, mutable=["batch_stats"]
+            )
+        return logits, changed["batch_stats"]["norm1"]["mean"]
+
+    logits, mean = trained(("(?!head).*/(mean|var)",))
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+    np.testing.assert_array_equal(mean, jnp.arange(4.0))
+    for freeze in ((), ("conv1/.*",), ("norm1/mean",)):
+        logits, mean = trained(freeze)
+        assert np.abs(logits - expected).max() > 1e-4
+        assert np.abs(mean - jnp.arange(4.0)).max() > 0.01

@@ -1,9 +1,11 @@
 """Schedule, freezing, per-layer rates and pulls, as one optax transformation."""
 
+import contextlib
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -204,6 +206,32 @@ def keep_statistics(
         lambda path, new: new if is_head(path) else jnp.where(moving, new, old[path]),
         kept,
     )
+
+
+def kept_statistics(freeze: tuple[str, ...]) -> contextlib.AbstractContextManager:
+    """Makes BatchNorm use its running statistics in training where these are frozen.
+
+    Statistics of the batch in training and frozen ones in evaluation would be two
+    networks. Applies to the modules that are called while the context lasts.
+
+    Args:
+      freeze: Patterns of `OptimConfig.freeze`.
+    """
+
+    def call(next_call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        norm = context.module
+        if not isinstance(norm, nn.BatchNorm) or context.method_name != "__call__":
+            return next_call(*args, **kwargs)
+        places = {name: "/".join((*norm.path, name)) for name in ("mean", "var")}
+        if not all(is_frozen(place, freeze) for place in places.values()):
+            return next_call(*args, **kwargs)
+        mean, var = (norm.get_variable("batch_stats", name) for name in places)
+        scale, bias = (norm.get_variable("params", name) for name in ("scale", "bias"))
+        (x,) = args
+        y = (x - mean) * (jax.lax.rsqrt(var + norm.epsilon) * scale) + bias
+        return y.astype(norm.dtype or x.dtype)
+
+    return nn.intercept_methods(call) if freeze else contextlib.nullcontext()
 
 
 def is_frozen(path: str, freeze: tuple[str, ...]) -> bool:

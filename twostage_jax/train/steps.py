@@ -114,13 +114,14 @@ def train_step(
     total = _total(weights.sum(), axis_name)
 
     def loss_of(params: PyTree) -> tuple[jax.Array, Any]:
-        (logits, _), changed = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images,
-            train=True,
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats"],
-        )
+        with optim.kept_statistics(settings.optim.freeze):
+            (logits, _), changed = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                rngs={"dropout": dropout_key},
+                mutable=["batch_stats"],
+            )
         losses = optax.softmax_cross_entropy(logits, targets)
         return (weights * losses).sum() / total, (logits, changed)
 
