@@ -33,7 +33,10 @@ NEVER = {
 
 # Libraries that only training, baselines and reports need, and that are slow to load: a
 # finished run, which prints its table again, must not wait for them.
-SLOW = {"jinja2", "matplotlib", "pandas", "scipy.stats", "sklearn", "tensorboardX"}
+SLOW = {
+    "jinja2", "matplotlib", "pandas", "scipy.ndimage", "scipy.stats", "skimage.morphology",
+    "sklearn", "tensorboardX",
+}  # fmt: skip
 
 
 def room(module):

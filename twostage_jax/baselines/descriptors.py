@@ -6,7 +6,7 @@ at several radii, statistics of grey-level co-occurrence (Haralick, Shanmugam, D
 """
 
 import numpy as np
-from skimage.feature import graycomatrix, graycoprops, local_binary_pattern
+import skimage
 
 # (points on the circle, radius in pixels) of the local binary patterns.
 CIRCLES = ((8, 1.0), (8, 2.0), (16, 3.0))
@@ -51,13 +51,17 @@ def _described(patch: np.ndarray) -> np.ndarray:
 
 
 def _patterns(patch: np.ndarray, points: int, radius: float) -> np.ndarray:
-    codes = local_binary_pattern(patch, points, radius, method="uniform").astype(int)
+    codes = skimage.feature.local_binary_pattern(
+        patch, points, radius, method="uniform"
+    ).astype(int)
     return np.bincount(codes.ravel(), minlength=points + 2) / codes.size
 
 
 def _co_occurrence(patch: np.ndarray) -> np.ndarray:
     reach = [d for d in DISTANCES if d < min(patch.shape)]
-    matrix = graycomatrix(
+    matrix = skimage.feature.graycomatrix(
         patch, reach, ANGLES, levels=LEVELS, symmetric=True, normed=True
     )
-    return np.concatenate([graycoprops(matrix, p).mean(1) for p in PROPERTIES])
+    return np.concatenate(
+        [skimage.feature.graycoprops(matrix, p).mean(1) for p in PROPERTIES]
+    )

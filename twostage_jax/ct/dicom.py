@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from scipy import ndimage
+import scipy
 
 from twostage_jax.ct import decode
 from twostage_jax.ct.decode import refusing
@@ -374,7 +374,7 @@ def _tagged_padding(
     if to_hu(np.array(high)) <= TISSUE_HU:
         return padding
     # The value may also occur inside the body: only regions at the border are padding.
-    regions, _ = ndimage.label(padding)
+    regions, _ = scipy.ndimage.label(padding)
     border = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
     return padding & np.isin(regions, border[border > 0])
 

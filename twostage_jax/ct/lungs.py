@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
-from skimage import measure, morphology
+import scipy
+import skimage
 
 # Between ground-glass opacity (-700 to -300 HU) and fat (-100 HU).
 AIR_BELOW_HU = -300
@@ -183,7 +183,7 @@ def _shrunk(image: np.ndarray, factor: int) -> np.ndarray:
     padded = np.pad(image.astype(np.float32), ((0, rows), (0, columns)), mode="edge")
     high, wide = (n // factor for n in padded.shape)
     means = padded.reshape(high, factor, wide, factor).mean((1, 3))
-    return ndimage.gaussian_filter(means, 0.6)
+    return scipy.ndimage.gaussian_filter(means, 0.6)
 
 
 def _air_in_body(image: np.ndarray, pixel: float) -> tuple[np.ndarray, np.ndarray]:
@@ -191,7 +191,9 @@ def _air_in_body(image: np.ndarray, pixel: float) -> tuple[np.ndarray, np.ndarra
     tissue = image >= AIR_BELOW_HU
     # Filled first, because the chest wall is too thin for opening. Opening removes the
     # table and clothes that touch the skin.
-    solid, count = ndimage.label(_opened(ndimage.binary_fill_holes(tissue), 5 / pixel))
+    solid, count = scipy.ndimage.label(
+        _opened(scipy.ndimage.binary_fill_holes(tissue), 5 / pixel)
+    )
     if not count:
         return np.zeros(image.shape, bool), np.zeros(image.shape, bool)
     body = solid == 1 + np.bincount(solid.ravel())[1:].argmax()
@@ -214,9 +216,9 @@ def _remove_airways(
     pixel: float,
 ) -> None:
     """Removes trachea and main bronchi, with their walls, from `air` in place."""
-    pieces, _ = ndimage.label(dark)
+    pieces, _ = scipy.ndimage.label(dark)
     margin = int(np.ceil(4.5 / pixel)) + 1
-    for piece in measure.regionprops(pieces):
+    for piece in skimage.measure.regionprops(pieces):
         area = piece.num_pixels * pixel**2
         off_centre = abs(piece.centroid[1] - middle) / width
         if not 30 < area < LARGEST_AIRWAY_MM2 or off_centre > 0.17:
@@ -227,7 +229,7 @@ def _remove_airways(
             max(0, left - margin) : right + margin,
         ]
         lumen = pieces[box] == piece.label
-        distance = ndimage.distance_transform_edt(~lumen) * pixel
+        distance = scipy.ndimage.distance_transform_edt(~lumen) * pixel
         ring = (distance > 1.5) & (distance <= 4.5)
         wall = np.mean(image[box][ring] >= AIR_BELOW_HU)
         # Tangentially cut lung is flat; the section of an airway is compact.
@@ -246,7 +248,7 @@ def _ribs(image: np.ndarray, body: np.ndarray, pixel: float) -> np.ndarray | Non
       body: Mask of the body, `[H, W]` bool.
       pixel: Pixel size, mm.
     """
-    pieces, count = ndimage.label((image > RIB_ABOVE_HU) & body)
+    pieces, count = scipy.ndimage.label((image > RIB_ABOVE_HU) & body)
     if not count:
         return None
     # A single pixel is noise.
@@ -256,8 +258,8 @@ def _ribs(image: np.ndarray, body: np.ndarray, pixel: float) -> np.ndarray | Non
     bone = bone[pieces]
     if not bone.any():
         return None
-    depth = ndimage.distance_transform_edt(body)
-    away, nearest = ndimage.distance_transform_edt(~bone, return_indices=True)
+    depth = scipy.ndimage.distance_transform_edt(body)
+    away, nearest = scipy.ndimage.distance_transform_edt(~bone, return_indices=True)
     return (away * pixel < RIB_MM) & (depth[tuple(nearest)] < depth)
 
 
@@ -279,7 +281,7 @@ def _lungs_of(
     """
     sections, pieces = [], []
     for image, inside, near in zip(hu, air, ribs, strict=True):
-        labels, _ = ndimage.label(inside)
+        labels, _ = scipy.ndimage.label(inside)
         # A section of a volume may be small: `_lung_pieces` judges the whole volume.
         fewest = SMALLEST_SECTION_MM2 if step is None else 0.0
         found = _measured(labels, image, near, pixel, fewest)
@@ -294,7 +296,7 @@ def _lungs_of(
         ]
     )
     lung = _lung_pieces(lung, hu, pixel, step)
-    volumes, count = ndimage.label(lung)
+    volumes, count = scipy.ndimage.label(lung)
     total, next_to_ribs = np.zeros(count + 1), np.zeros(count + 1)
     members = []
     for z, found in enumerate(pieces):
@@ -319,12 +321,12 @@ def _measured(
 ) -> list[_Piece]:
     """Returns the pieces of one slice that have at least `fewest` mm^2."""
     found = []
-    for index, box in enumerate(ndimage.find_objects(labels), start=1):
+    for index, box in enumerate(scipy.ndimage.find_objects(labels), start=1):
         piece = np.pad(labels[box] == index, 1)
         area = np.count_nonzero(piece) * pixel**2
         if area < fewest:
             continue
-        depth = ndimage.distance_transform_edt(piece)[1:-1, 1:-1]
+        depth = scipy.ndimage.distance_transform_edt(piece)[1:-1, 1:-1]
         rim = depth == 1
         core = depth * pixel > min(CORE_MM, 0.7 * pixel * depth.max())
         count = np.count_nonzero(rim)
@@ -353,7 +355,7 @@ def _judge(labels: np.ndarray, pieces: list[_Piece], pixel: float) -> None:
     largest = max(piece.area for piece in sure)
     alike = min(largest, ISLAND_LIKE_MM2)
     darkest = min(piece.core for piece in sure if piece.area >= alike)
-    hull = morphology.convex_hull_image(_chosen(labels, sure))
+    hull = skimage.morphology.convex_hull_image(_chosen(labels, sure))
     hull = _dilated(hull, ISLAND_MM / pixel)
     for piece in pieces:
         island = not piece.dark and piece.core > darkest - ISLAND_HU
@@ -413,14 +415,14 @@ def _lung_pieces(
       pixel: Pixel size, mm.
       step: Distance between slices, mm; None for a single slice.
     """
-    pieces, count = ndimage.label(air)
+    pieces, count = scipy.ndimage.label(air)
     if not count:
         return air
     sizes = np.bincount(pieces.ravel())
     fewest = max(SMALLEST_SECTION_MM2 / pixel**2, SMALLEST_FRACTION * sizes[1:].max())
     lung = sizes >= fewest
     lung[0] = False
-    for index, box in enumerate(ndimage.find_objects(pieces), start=1):
+    for index, box in enumerate(scipy.ndimage.find_objects(pieces), start=1):
         if not lung[index]:
             continue
         values = hu[box][pieces[box] == index]
@@ -440,15 +442,15 @@ def _lung_pieces(
 
 def _filled(image: np.ndarray, air: np.ndarray, pixel: float) -> np.ndarray:
     """Returns one slice's lungs with their vessels and dense disease, `[H, W]` bool."""
-    both = morphology.convex_hull_image(air)
+    both = skimage.morphology.convex_hull_image(air)
     # Depth inside the hull of both lungs, mm: small under the chest wall.
-    depth = ndimage.distance_transform_edt(both) * pixel
+    depth = scipy.ndimage.distance_transform_edt(both) * pixel
     filled = np.zeros(air.shape, bool)
     enclosed = np.zeros(air.shape, bool)
     for side in _sides(air):
-        lung = ndimage.binary_fill_holes(_closed(side, CLOSING_MM / pixel))
+        lung = scipy.ndimage.binary_fill_holes(_closed(side, CLOSING_MM / pixel))
         filled |= lung | _costal_disease(image, lung, depth, pixel)
-        enclosed |= ndimage.binary_fill_holes(side)
+        enclosed |= scipy.ndimage.binary_fill_holes(side)
     # Bright pixels surrounded by lung are not bone but vessels with contrast medium.
     return enclosed | (filled & (image < BONE_ABOVE_HU))
 
@@ -457,7 +459,7 @@ def _sides(air: np.ndarray) -> list[np.ndarray]:
     """Returns the sections of the two lungs, or of the only one."""
     columns = np.flatnonzero(air.any(0))
     middle = (columns[0] + columns[-1]) / 2
-    pieces, count = ndimage.label(air)
+    pieces, count = scipy.ndimage.label(air)
     right = np.zeros(air.shape, bool)
     left = np.zeros(air.shape, bool)
     across = np.arange(air.shape[1])[None]
@@ -479,14 +481,14 @@ def _costal_disease(
     image: np.ndarray, lung: np.ndarray, depth: np.ndarray, pixel: float
 ) -> np.ndarray:
     """Returns the dents of a lung that border on the chest wall, not the mediastinum."""
-    dents, count = ndimage.label(
-        _opened(morphology.convex_hull_image(lung) & ~lung, 2 / pixel)
+    dents, count = scipy.ndimage.label(
+        _opened(skimage.morphology.convex_hull_image(lung) & ~lung, 2 / pixel)
     )
     found = np.zeros(lung.shape, bool)
     near_lung = _dilated(lung, 2.5 / pixel)
     for index in range(1, count + 1):
         dent = dents == index
-        rim = dent & ~ndimage.binary_erosion(dent) & ~near_lung
+        rim = dent & ~scipy.ndimage.binary_erosion(dent) & ~near_lung
         costal = np.mean(depth[rim] < 8) if rim.any() else 1.0
         bone = np.mean(image[dent] > BONE_ABOVE_HU)
         if costal > 0.6 and bone < 0.05 and dent.sum() < 0.5 * lung.sum():
@@ -506,22 +508,30 @@ def _refined(
             : image.shape[0], : image.shape[1]
         ]
 
-    core = ndimage.binary_erosion(filled)
-    edge = large(ndimage.binary_dilation(filled) & ~core)
-    dense = large(filled & ~ndimage.binary_dilation(air))
-    smooth = ndimage.gaussian_filter(image.astype(np.float32), 0.7)
+    core = scipy.ndimage.binary_erosion(filled)
+    edge = large(scipy.ndimage.binary_dilation(filled) & ~core)
+    dense = large(filled & ~scipy.ndimage.binary_dilation(air))
+    smooth = scipy.ndimage.gaussian_filter(image.astype(np.float32), 0.7)
     return large(core) | (edge & (smooth < AIR_BELOW_HU)) | dense
 
 
 def _dilated(mask: np.ndarray, radius: float) -> np.ndarray:
     """Returns the pixels within `radius` pixels of the mask."""
     # The distance to an empty mask is undefined, and the result would be arbitrary.
-    return morphology.isotropic_dilation(mask, radius) if mask.any() else mask.copy()
+    return (
+        skimage.morphology.isotropic_dilation(mask, radius)
+        if mask.any()
+        else mask.copy()
+    )
 
 
 def _eroded(mask: np.ndarray, radius: float) -> np.ndarray:
     # Pixels beyond the border of the image count as mask: a cut body is not an edge.
-    return mask.copy() if mask.all() else morphology.isotropic_erosion(mask, radius)
+    return (
+        mask.copy()
+        if mask.all()
+        else skimage.morphology.isotropic_erosion(mask, radius)
+    )
 
 
 def _opened(mask: np.ndarray, radius: float) -> np.ndarray:

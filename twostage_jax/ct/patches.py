@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from twostage_jax.ct.decode import MAX_SIDE
 from twostage_jax.errors import UserError
@@ -91,7 +91,7 @@ def regions_of(labels: np.ndarray, cuts: np.ndarray, *, size: int) -> np.ndarray
     """
     numbers = np.zeros(labels.shape, np.int64)
     for index in np.unique(cuts[:, 2]):
-        parts, _ = ndimage.label(labels == index + 1)
+        parts, _ = scipy.ndimage.label(labels == index + 1)
         numbers += np.where(parts > 0, parts + numbers.max(), 0)
     found = np.zeros(len(cuts), np.int64)
     for i, (row, column, index) in enumerate(cuts):
@@ -166,9 +166,11 @@ def resample_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     factors = [old / new for old, new in zip(image.shape, shape, strict=True)]
     # Anti-aliasing width of scikit-image's `resize`.
     sigma = [max(0.0, (factor - 1) / 2) for factor in factors]
-    smooth = ndimage.gaussian_filter(image.astype(np.float32), sigma, mode="nearest")
+    smooth = scipy.ndimage.gaussian_filter(
+        image.astype(np.float32), sigma, mode="nearest"
+    )
     zoom = [1 / factor for factor in factors]
-    return ndimage.zoom(smooth, zoom, order=1, mode="nearest", grid_mode=True)
+    return scipy.ndimage.zoom(smooth, zoom, order=1, mode="nearest", grid_mode=True)
 
 
 def resample_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

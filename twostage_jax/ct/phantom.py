@@ -14,9 +14,9 @@ import pathlib
 
 import numpy as np
 import pydicom
+import scipy
 from PIL import Image
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-from scipy import fft, ndimage
 
 from twostage_jax.ct.phantom_anatomy import (
     TEXTURES,
@@ -126,7 +126,7 @@ class Scanner:
         frequency = np.hypot(down, across).astype(np.float32)
         # Filtered back-projection: a ramp, cut off by the kernel.
         ramp = frequency * np.exp(-((frequency / self.grain) ** 2))
-        noise = fft.irfft2(fft.rfft2(white) * ramp, grid.shape)
+        noise = scipy.fft.irfft2(scipy.fft.rfft2(white) * ramp, grid.shape)
         hu = hu + noise * (self.noise / noise.std())
         return np.clip(np.round(hu), -1024, 3071).astype(np.int16)
 
@@ -311,7 +311,7 @@ def _regions(rng, grid: Grid, lungs, extents: dict[str, float]) -> dict:
         np.maximum.accumulate(lungs, 1)
         & np.maximum.accumulate(lungs[:, ::-1], 1)[:, ::-1]
     )
-    depth = ndimage.distance_transform_edt(cavity) * grid.spacing
+    depth = scipy.ndimage.distance_transform_edt(cavity) * grid.spacing
     free, regions = lungs.copy(), {}
     most = 0.75 / len(extents) if len(extents) > 1 else 0.5
     for name, extent in extents.items():

@@ -14,9 +14,8 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import scipy
 from PIL import Image, ImageDraw
-from scipy import ndimage
-from scipy.spatial import cKDTree
 
 AIR, FAT, MUSCLE, BLOOD, MARROW, CORTEX = -1000, -100, 50, 42, 220, 750
 
@@ -45,7 +44,7 @@ class Grid:
 
     def blur(self, image: np.ndarray, sigma_mm: float) -> np.ndarray:
         """Returns a Gaussian blur of standard deviation `sigma_mm`, float32."""
-        return ndimage.gaussian_filter(
+        return scipy.ndimage.gaussian_filter(
             np.asarray(image, np.float32), sigma_mm / self.spacing, truncate=3.0
         )
 
@@ -296,7 +295,7 @@ def _cells(rng, grid: Grid, near: np.ndarray, size: float, ragged: float, warp: 
     centres = centres[rng.uniform(size=len(centres)) > 0.18]
     bend = np.column_stack([grid.noise(rng, 6)[near], grid.noise(rng, 6)[near]])
     position = reach + warp * bend
-    distance, index = cKDTree(centres).query(position, k=3)
+    distance, index = scipy.spatial.cKDTree(centres).query(position, k=3)
     apart = [np.hypot(*(centres[index[:, 0]] - centres[index[:, k]]).T) for k in (1, 2)]
     walls = [
         (distance[:, k] ** 2 - distance[:, 0] ** 2) / (2 * apart[k - 1] + 1e-6)

@@ -26,7 +26,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-import scipy  # loads its stats, which are slow to load, when first used
+import scipy
 
 from twostage_jax.stats import metrics
 from twostage_jax.stats.arms import Paired

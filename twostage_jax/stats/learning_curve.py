@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import scipy  # loads its stats, which are slow to load, when first used
+import scipy
 
 from twostage_jax.errors import UserError
 from twostage_jax.stats import metrics

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import scipy
 from PIL import Image
-from scipy import ndimage
 
 from twostage_jax import io
 from twostage_jax.ct.decode import MAX_SIDE
@@ -377,8 +377,8 @@ def _are_labels(mask: np.ndarray, values: np.ndarray) -> bool:
     if len(values) > MOST_LABELS or not apart:
         return False
     size = (1,) * (mask.ndim - 2) + (3, 3)
-    low = ndimage.minimum_filter(mask, size)
-    flat = mask[low == ndimage.maximum_filter(mask, size)]
+    low = scipy.ndimage.minimum_filter(mask, size)
+    flat = mask[low == scipy.ndimage.maximum_filter(mask, size)]
     return bool(np.isin(values, flat).all())
 
 
@@ -397,8 +397,8 @@ def _are_edges(mask: np.ndarray, marked: np.ndarray, top: float) -> bool:
 def _near_edges(marked: np.ndarray, reach: int) -> np.ndarray:
     """Returns the pixels within `reach` rows and columns of an edge of the mask."""
     size = (1,) * (marked.ndim - 2) + (2 * reach + 1,) * 2
-    low = ndimage.minimum_filter(marked.view(np.uint8), size)
-    return low != ndimage.maximum_filter(marked.view(np.uint8), size)
+    low = scipy.ndimage.minimum_filter(marked.view(np.uint8), size)
+    return low != scipy.ndimage.maximum_filter(marked.view(np.uint8), size)
 
 
 def _refuse(path: Path, values: np.ndarray) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from scipy import spatial
+import scipy
 
 from twostage_jax.ct import decode, geometry
 from twostage_jax.ct.decode import refusing
@@ -262,7 +262,7 @@ def _lies_inside(
     if not len(outside):
         return True
     # The nearest point may be farther than the contour itself: by Pythagoras, this much.
-    away, _ = spatial.cKDTree(outer_dense).query(outside)
+    away, _ = scipy.spatial.cKDTree(outer_dense).query(outside)
     return bool(
         (np.sqrt(np.maximum(0, away**2 - (COMPARED_PIXELS / 2) ** 2)) <= margin).all()
     )

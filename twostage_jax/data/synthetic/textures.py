@@ -15,8 +15,7 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-import scipy.fft
-from scipy import ndimage
+import scipy
 
 from twostage_jax.data.dataset import Example, Recipe, digest
 from twostage_jax.data.synthetic import Task, check, tasks
@@ -221,7 +220,7 @@ def _view(
     )
     place = _placement(rng, size)
     body, highlight = (
-        _average(ndimage.map_coordinates(field, place, order=1, mode="reflect"))
+        _average(scipy.ndimage.map_coordinates(field, place, order=1, mode="reflect"))
         for field in (body, highlight)
     )
     # The camera sets its exposure by the mean; its error is random.
@@ -359,13 +358,17 @@ def turing(
     pattern = rng.standard_normal((n, n))
     sigma = 0.21 * n / (side * frequency)
     for _ in range(14):
-        near = ndimage.gaussian_filter(pattern, sigma, mode="wrap", truncate=3)
-        far = ndimage.gaussian_filter(pattern, 1.8 * sigma, mode="wrap", truncate=3)
+        near = scipy.ndimage.gaussian_filter(pattern, sigma, mode="wrap", truncate=3)
+        far = scipy.ndimage.gaussian_filter(
+            pattern, 1.8 * sigma, mode="wrap", truncate=3
+        )
         change = near - far
         pattern = np.tanh(3 * change / max(change.std(), 1e-9) + bias)
     place = (np.arange(at.pixels) + 0.5) * n / at.pixels - 0.5
     rows, columns = np.meshgrid(place, place, indexing="ij")
-    return ndimage.map_coordinates(pattern, [rows, columns], order=1, mode="grid-wrap")
+    return scipy.ndimage.map_coordinates(
+        pattern, [rows, columns], order=1, mode="grid-wrap"
+    )
 
 
 def _bulge(u: np.ndarray) -> np.ndarray:
