@@ -13,6 +13,7 @@ from tiny_study import TINY, tiny_study
 
 from twostage_jax import models
 from twostage_jax.errors import UserError
+from twostage_jax.explain.networks import load_arms
 from twostage_jax.models import Network, layers, pretrained
 from twostage_jax.study import imported, plan
 from twostage_jax.train import augment, checkpoint
@@ -212,5 +213,8 @@ def test_study_with_an_imported_stage(tiny_study, tmp_path):
         lineage = json.loads((texture / "lineage.json").read_text())
         assert report["notes"] == []
         np.testing.assert_allclose(lineage["data"]["mean"], [0.1, 0.2, 0.3], rtol=1e-6)
+    (network,) = load_arms(tmp_path / "run")["two_stage"]
+    # Those of explain belong to a seed, which an imported stage has not.
+    assert network.seed == network.parent.seed == network.parent.parent.seed == 1
     for target in (tmp_path / "run" / "stages").glob("target-*"):
         assert json.loads((target / "transfer.json").read_text())["notes"]
