@@ -140,7 +140,7 @@ def test_folds_drawn_again_for_each_seed_give_two_readings(tmp_path):
     made, found = report(study_table.load([folder]))
     text = write.markdown(made)
     assert sections.TWO_READINGS.format(**sections.REJECTED) in text
-    assert "in 2 folds, drawn again for each seed, and" in made.summary[1]
+    assert "in 2 folds, redrawn per seed, and" in made.summary[1]
     assert found.full.scores.groups == 16
     (one,) = found.full.scores.differences["balanced_accuracy"]
     assert one.low < one.these[0] < one.these[1] < one.high

@@ -309,7 +309,7 @@ def test_two_stage_is_compared_with_the_best_baseline(tmp_path):
     assert best.difference.first == "two_stage"
     assert 0.85 < best.score.estimate < 0.95
     assert -0.2 < best.difference.estimate < -0.1 and best.difference.high < 0
-    assert "two-stage is worse than descriptors (the best of 2" in paragraphs[1]
+    assert "two-stage is worse than descriptors (best of 2" in paragraphs[1]
     assert f"by {-100 * best.difference.estimate:.1f} (" in paragraphs[1]
 
 
@@ -318,7 +318,7 @@ def test_a_baseline_that_is_far_behind_is_beaten(tmp_path):
     others = {"mean_grey": 0.4, "descriptors": 0.6}
     (_, beaten, *_), found = told(tmp_path, chances, baselines=others)
     assert found.full.baselines[0].difference.p_value < 0.001
-    assert "two-stage beats descriptors (the best of 2 baselines) by " in beaten
+    assert "two-stage beats descriptors (best of 2 baselines) by " in beaten
 
 
 def test_baselines_are_a_table_at_every_size(tmp_path):

@@ -51,7 +51,8 @@ BOTH = (
 SLOPE = (
     "It is the common slope of a multinomial logistic regression of the class on the "
     "logarithms of the predicted probabilities, with free intercepts (Cox 1958 for two "
-    "classes, Van Hoorde et al. 2014 for more)."
+    "classes, Van Hoorde et al. 2014 for more). A dash: the predictions separate the "
+    "classes, so no finite slope fits."
 )
 MCNEMAR = (
     "McNemar's exact test pools the patches of all seeds and takes them for "

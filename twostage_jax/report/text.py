@@ -139,9 +139,7 @@ def primary_words(primary: Primary) -> str:
         )
     notes = ["primary endpoint"]
     if one.detectable is not None and len(primary.seeds) > 1:
-        notes.append(
-            f"least detectable difference {100 * one.detectable:.1f} points at power 80 %"
-        )
+        notes.append(f"80 % power to detect {100 * one.detectable:.1f} points")
     return _sentence(one, one.p_value, score, len(primary.seeds), notes)
 
 
@@ -211,7 +209,7 @@ def _others(analysis: Analysis, pairs: Iterable[Difference]) -> str:
     if baselines := analysis.full.baselines:
         (p_holm, *_) = holm([one.difference.p_value for one in baselines])
         count, name = len(baselines), arm_name(baselines[0].name)
-        among = f"the best of {count} baselines" if count > 1 else "the only baseline"
+        among = f"best of {count} baselines" if count > 1 else "the only baseline"
         found.insert(0, (baselines[0].difference, p_holm, f"{name} ({among})"))
     champion = arm_name(analysis.champion)
     leads = {
@@ -334,7 +332,7 @@ def _basis(study: Study, analysis: Analysis) -> str:
     """Returns the numbers that the answer rests on, and what the intervals cover."""
     full, scores = analysis.full, analysis.full.scores
     seeds = len(scores.seeds)
-    again = ", drawn again for each seed" * study.folds_anew
+    again = ", redrawn per seed" * study.folds_anew
     folds = f" in {len(study.folds)} folds{again}," if len(study.folds) > 1 else ""
     patients = f" of {mean_and_range(full.patients)} patients" if full.patients else ""
     parts = [
@@ -345,11 +343,9 @@ def _basis(study: Study, analysis: Analysis) -> str:
     intervals = scores.intervals[METRIC].values()
     unit = "patches" if scores.groups is None else "patients"
     if any(one.these for one in intervals):
-        parts.append(
-            "The intervals include new training patients, unless stated otherwise."
-        )
+        parts.append("Intervals include new training patients unless stated otherwise.")
     elif any(one.low is not None for one in intervals):
-        parts.append(f"The intervals hold for these training {unit} only.")
+        parts.append(f"Intervals hold for these training {unit} only.")
     if scores.groups is None:
         parts.append(
             "The data names no patients, so the intervals are too narrow if several "
@@ -402,10 +398,7 @@ def _readings(interval: Interval) -> str:
     if interval.these is None:
         return _ends(interval)
     low, high = map(_signed, interval.these)
-    return (
-        f"{_ends(interval)} for new training patients, {low} to {high} for those of "
-        "this study"
-    )
+    return f"{_ends(interval)} for new training patients, {low} to {high} for these"
 
 
 def _at(n: float, one: Difference) -> str:
