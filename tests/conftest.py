@@ -33,6 +33,15 @@ def tiny(monkeypatch):
 
 
 @pytest.fixture
+def devices():
+    """Number of devices; skips where there is one only."""
+    count = jax.local_device_count()
+    if count == 1:
+        pytest.skip("needs several devices")
+    return count
+
+
+@pytest.fixture
 def brightness(monkeypatch):
     """Registers the model 'brightness' of a stage run that `chest.write_run` writes."""
     monkeypatch.setitem(models.MODELS, "brightness", chest.Brightness)

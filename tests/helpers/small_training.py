@@ -6,7 +6,6 @@ import numpy as np
 from twostage_jax import models
 from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
 from twostage_jax.train import feed, parallel, steps
-from twostage_jax.train import parallel as placements
 
 
 def constants(classes=3):
@@ -40,15 +39,16 @@ def fresh(settings):
     return models.init(module, jax.random.key(0), size, channels)
 
 
-def train(settings, variables, dataset, indices, constant=None):
-    """Takes a step for each row of indices, on all devices."""
-    together = side_by_side(settings, [(variables, indices, 5)], dataset, 1, constant)
-    return together[0]
+def train(settings, variables, dataset, indices, constant=None, placement=None):
+    """Takes a step for each row of indices, on all devices unless placed otherwise."""
+    run = variables, indices, 5
+    return side_by_side(
+        settings, [run], dataset, placement or parallel.alone(), constant
+    )[0]
 
 
-def side_by_side(settings, runs, dataset, width, constant=None):
+def side_by_side(settings, runs, dataset, placement, constant=None):
     """Trains (variables, indices, key) runs; returns the state and metrics of each."""
-    placement = placements.side_by_side(width) if width > 1 else placements.alone()
     states = [steps.create_state(settings, variables) for variables, _, _ in runs]
     keys = [np.asarray(jax.random.key_data(jax.random.key(k))) for _, _, k in runs]
     state, metrics = parallel.programs(settings, placement.axis_name).train(

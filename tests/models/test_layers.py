@@ -253,10 +253,7 @@ def test_dropout_mask_belongs_to_the_place_in_the_batch():
     assert (y != drop(x, jax.random.key(1))).any()
 
 
-def test_dropout_masks_are_the_same_on_one_device_and_on_all():
-    devices = jax.local_device_count()
-    if devices == 1:
-        pytest.skip("needs several devices")
+def test_dropout_masks_are_the_same_on_one_device_and_on_all(devices):
     x = normal(2 * devices, 16)
     key = jax.random.key(0)
     spread = jax.pmap(lambda x: drop(x, key, axis_name="batch"), axis_name="batch")(

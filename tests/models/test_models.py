@@ -301,10 +301,7 @@ def test_group_norm_has_no_statistics_to_keep():
 
 
 @pytest.mark.parametrize("name", ["caffenet_small", "resnet18"])
-def test_training_pass_is_the_same_on_one_device_and_on_all(name):
-    devices = jax.local_device_count()
-    if devices == 1:
-        pytest.skip("needs several devices")
+def test_training_pass_is_the_same_on_one_device_and_on_all(devices, name):
     module, variables = ready(name)
     spread = build(name, num_classes=4, axis_name="batch")
     x = images(2 * devices)

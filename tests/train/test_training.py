@@ -1,15 +1,12 @@
-"""Steps under pmap: against a step by hand, and eight devices against one."""
+"""Steps of training and evaluation against steps by hand."""
 
-import functools
-import os
-import subprocess
-import sys
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from basics import REPOSITORY, make_dataset
+from basics import make_dataset
 from small_training import constants, fresh, step_settings, train
 
 from twostage_jax.config import ModelConfig, OptimConfig
@@ -114,71 +111,6 @@ def test_padded_evaluation_equals_unpadded(tiny):
     np.testing.assert_allclose(probabilities(4), jax.nn.softmax(logits), atol=1e-6)
 
 
-DEVICES_SCRIPT = """
-import sys
-import numpy as np
-sys.path.insert(0, "tests/helpers")
-from basics import Tiny, make_dataset
-from small_training import fresh, step_settings, train
-from twostage_jax import models
-from twostage_jax.train import steps
-from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
-import jax
-assert jax.device_count() == {devices}
-steps.on_cpu = lambda: {on_cpu}
-models.MODELS["tiny"] = Tiny
-settings = step_settings(
-    model=ModelConfig(name="tiny", image_size=8, dropout=0.5),
-    augment=AugmentConfig(flip="dihedral", shift=1, brightness=0.1, contrast=0.1),
-    optim=OptimConfig(learning_rate=0.1, clip_norm=1.0),
-)
-order = np.arange(48, dtype=np.int32).reshape(3, 16)
-state, metrics = train(settings, fresh(settings), make_dataset(), order)
-leaves = jax.tree.leaves((state.params, state.batch_stats, metrics))
-np.savez({out!r}, *leaves)
-"""
-
-
-def test_eight_devices_match_one(tmp_path):
-    """Same global batch; batch statistics, dropout and augmentation included.
-
-    As processors do it, and as accelerators: many steps in one call, sums by psum.
-    """
-    ways = {"one": (1, True), "processors": (8, True), "accelerators": (8, False)}
-    for name, (count, on_cpu) in ways.items():
-        script = DEVICES_SCRIPT.format(
-            devices=count,
-            on_cpu=on_cpu,
-            out=str(tmp_path / f"{name}.npz"),
-        )
-        flags = f"--xla_force_host_platform_device_count={count}"
-        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-        subprocess.run(
-            [sys.executable, "-c", script], check=True, env=environment, cwd=REPOSITORY
-        )
-    one = np.load(tmp_path / "one.npz")
-    for name in ("processors", "accelerators"):
-        many = np.load(tmp_path / f"{name}.npz")
-        assert one.files == many.files
-        for leaf in one.files:
-            np.testing.assert_allclose(one[leaf], many[leaf], rtol=2e-4, atol=2e-6)
-
-
-def test_layers_and_networks_are_the_same_on_one_device_and_on_all():
-    """These tests skip where there is one device, as in the process that runs this."""
-    flags = "--xla_force_host_platform_device_count=4"
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-k",
-            "on_one_device_and_on_all",
-            "tests/models/test_models.py", "tests/models/test_layers.py",
-        ],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert "3 passed" in done.stdout and "skipped" not in done.stdout, done.stdout
-
-
 def test_statistics_stay_while_the_head_alone_is_trained(tiny):
     """Linear probing is of the features as they were transferred."""
     settings = step_settings(optim=OptimConfig(learning_rate=0.1, head_steps=2))
@@ -194,65 +126,16 @@ def test_statistics_stay_while_the_head_alone_is_trained(tiny):
         assert np.abs(new - old).max() > 0
 
 
-SIDE_BY_SIDE_SCRIPT = """
-import sys
-import numpy as np
-sys.path.insert(0, "tests/helpers")
-from basics import Tiny, make_dataset
-from small_training import fresh, side_by_side, step_settings
-from twostage_jax import models
-from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig
-import jax
-assert jax.device_count() == {devices}
-models.MODELS["tiny"] = Tiny
-settings = step_settings(
-    model=ModelConfig(name="tiny", image_size=8, dropout=0.5),
-    augment=AugmentConfig(flip="dihedral", shift=1, brightness=0.1),
-)
-rng = np.random.default_rng(0)
-runs = [
-    (
-        jax.tree.map(lambda x: np.asarray(x) * (1 + i / 10), fresh(settings)),
-        rng.permutation(60)[:48].reshape(3, 16).astype(np.int32),
-        i,
-    )
-    for i in range(5)
-]
-chosen = {runs}
-done = side_by_side(settings, [runs[i] for i in chosen], make_dataset(), len(chosen))
-for i, result in zip(chosen, done):
-    np.savez({out!r} + f"-{{i}}.npz", *jax.tree.leaves(result))
-"""
-
-
-def test_result_of_a_run_does_not_depend_on_what_ran_beside_it(tmp_path):
-    """Alone; two to a device with a place left free; one on each of two devices."""
-    layouts = {"alone": (1, [0]), "batched": (2, [2, 0, 1]), "beside": (2, [0, 3])}
-    for name, (devices, runs) in layouts.items():
-        script = SIDE_BY_SIDE_SCRIPT.format(  devices=devices, runs=runs,
-            out=str(tmp_path / name),
-        )  # fmt: skip
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-        subprocess.run(
-            [sys.executable, "-c", script], check=True, env=environment, cwd=REPOSITORY
-        )
-    alone = np.load(tmp_path / "alone-0.npz")
-    for name in ("batched", "beside"):
-        beside = np.load(tmp_path / f"{name}-0.npz")
-        for leaf in alone.files:
-            np.testing.assert_allclose(alone[leaf], beside[leaf], rtol=2e-4, atol=2e-6)
-
-
 def test_a_step_in_bfloat16_keeps_parameters_in_float32_and_is_near_theirs():
     dataset, order = make_dataset(), np.arange(12, dtype=np.int32).reshape(1, 12)
+    model = ModelConfig("caffenet_small", image_size=8, dropout=0.0)
+    start = fresh(step_settings(model=model))
     moved = {}
     for dtype in ("float32", "bfloat16"):
-        model = ModelConfig("caffenet_small", image_size=8, dropout=0.0, dtype=dtype)
-        settings = step_settings(model=model)
-        before = fresh(settings)["params"]
-        state, metrics = train(settings, fresh(settings), dataset, order)
-        moved[dtype] = jax.tree.map(np.subtract, state.params, before), metrics["loss"]
+        settings = step_settings(model=dataclasses.replace(model, dtype=dtype))
+        state, metrics = train(settings, start, dataset, order)
+        change = jax.tree.map(np.subtract, state.params, start["params"])
+        moved[dtype] = change, metrics["loss"]
         leaves = jax.tree.leaves(state.params)
         assert {leaf.dtype for leaf in leaves} == {jnp.float32.dtype}
     (ours, loss), (theirs, other) = moved["float32"], moved["bfloat16"]
@@ -264,17 +147,3 @@ def test_a_step_in_bfloat16_keeps_parameters_in_float32_and_is_near_theirs():
     # Eight bits of mantissa: the step has the same direction.
     cosine = flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
     assert cosine > 0.98
-
-
-def test_parts_are_added_in_the_order_of_the_devices():
-    """So the last digit does not tell which devices share a process."""
-    random = np.random.default_rng(0)
-    parts = random.normal(size=(8, 1000)).astype(np.float32)
-    parts *= 10.0 ** random.integers(-4, 4, (8, 1)).astype(np.float32)
-    total = jax.vmap(lambda part: steps._total(part, "batch"), axis_name="batch")
-    in_order, reversed_order = (
-        functools.reduce(np.add, p) for p in (parts, parts[::-1])
-    )
-    for device in np.asarray(jax.jit(total)(parts)):
-        np.testing.assert_array_equal(device, in_order)
-    assert not np.array_equal(in_order, reversed_order)

@@ -111,7 +111,7 @@ def train_step(
         jax.nn.one_hot(labels, settings.num_classes), settings.label_smoothing
     )
     weights = constants.class_weights[labels]
-    total = _total(weights.sum(), axis_name)
+    weight = total(weights.sum(), axis_name)
 
     def loss_of(params: PyTree) -> tuple[jax.Array, Any]:
         with optim.kept_statistics(settings.optim.freeze):
@@ -123,12 +123,12 @@ def train_step(
                 mutable=["batch_stats"],
             )
         losses = optax.softmax_cross_entropy(logits, targets)
-        return (weights * losses).sum() / total, (logits, changed)
+        return (weights * losses).sum() / weight, (logits, changed)
 
     gradient = jax.value_and_grad(loss_of, has_aux=True)
     (loss, (logits, changed)), gradients = gradient(state.params)
     # Each device holds its share of the weighted mean: the sum is the whole.
-    gradients = _total(gradients, axis_name)
+    gradients = total(gradients, axis_name)
     updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
     batch_stats = changed.get("batch_stats", state.batch_stats)
     new_state = TrainState(
@@ -141,8 +141,8 @@ def train_step(
     )
     right = (logits.argmax(-1) == labels).sum()
     metrics = {
-        "loss": _total(loss, axis_name),
-        "accuracy": _total(right, axis_name) / _total(len(labels), axis_name),
+        "loss": total(loss, axis_name),
+        "accuracy": total(right, axis_name) / total(len(labels), axis_name),
         "gradient_norm": optax.tree.norm(gradients),
     }
     return new_state, metrics
@@ -201,7 +201,8 @@ def forward(
     return jax.nn.softmax(logits), models.descriptor(taps)
 
 
-def _total(tree: PyTree, axis_name: str | None) -> PyTree:
+def total(tree: PyTree, axis_name: str | None) -> PyTree:
+    """Returns the sums of leaves over the devices that share a batch."""
     if axis_name is None:
         return tree
     if not on_cpu():
