@@ -16,8 +16,9 @@ from twostage_jax.study import artifacts
 
 
 def pytest_configure(config):
-    """Keeps compiled programs for all tests and processes, and for the next time."""
+    """Compiles fast, and keeps the programs for all tests, processes and later runs."""
     for name, value in {
+        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(config.cache.mkdir("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }.items():

@@ -3,7 +3,7 @@ import pickle
 
 import numpy as np
 import pytest
-from ct_files import SERIES, write_ct
+from ct_files import SERIES, refused_at, write_ct
 from marked_ct import RAMP, write_patient
 from PIL import Image
 
@@ -59,7 +59,7 @@ def test_patients_may_share_a_folder_where_masks_name_their_slices(tmp_path):
     assert [e.label for e in second] == [1, 1, 1, 1]
     assert second[0].image[0, 0, 0] == first[0].image[0, 0, 0] + 1
     Image.fromarray(labels).save(tmp_path / "x" / "rois" / "1.png")
-    with pytest.raises(UserError, match=r"1\.png.*2 patients"):
+    with refused_at(tmp_path / "x" / "rois" / "1.png"):
         ct_patches.recipe(path=str(tmp_path), classes="a,b").tasks[0]
 
 
@@ -77,7 +77,7 @@ def test_slice_without_a_lung_mask_is_refused_where_others_have_one(tmp_path):
     Image.fromarray(np.ones((8, 8), np.uint8)).save(
         tmp_path / "x" / "rois" / f"{SERIES}.6.png"
     )
-    with pytest.raises(UserError, match=r"two\.dcm.*no lung mask"):
+    with refused_at(tmp_path / "x" / "two.dcm"):
         cut(tmp_path / "x")
 
 
@@ -93,7 +93,7 @@ def test_resampling_to_twice_the_pixel_size(tmp_path):
 def test_resampling_without_a_spacing_is_refused(tmp_path):
     write_patient(tmp_path / "x", PixelSpacing=None)
     assert len(cut(tmp_path / "x")) == 4
-    with pytest.raises(UserError, match=r"one\.dcm.*PixelSpacing"):
+    with refused_at(tmp_path / "x" / "one.dcm"):
         cut(tmp_path / "x", spacing=1.0)
 
 
@@ -105,16 +105,10 @@ def test_cap_and_draw(tmp_path):
     assert [e.id for e in found] == [e.id for e in again]
 
 
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"size": 9}, r"one\.dcm.*9 x 9"),
-        ({"class_names": ("a",)}, r"one\.dcm.*values 1 to 2"),
-    ],
-)
-def test_what_does_not_fit_is_refused(tmp_path, settings, reason):
+@pytest.mark.parametrize("settings", [{"size": 9}, {"class_names": ("a",)}])
+def test_what_does_not_fit_is_refused(tmp_path, settings):
     write_patient(tmp_path / "x")
-    with pytest.raises(UserError, match=reason):
+    with refused_at(tmp_path / "x" / "one.dcm"):
         cut(tmp_path / "x", **settings)
 
 
@@ -131,7 +125,7 @@ def test_series_that_cannot_be_one_scan_is_refused_or_left_out(tmp_path, tags, r
     tags = {"ImagePositionPatient": [0, 0, 1], **tags}
     write_ct(tmp_path / "mixed" / "two.dcm", RAMP, uid=6, **{"PatientID": "p1", **tags})
     settings = {"path": str(tmp_path), "size": 4, "stride": 4, "classes": "a,b"}
-    with pytest.raises(UserError, match=f"mixed/.*dcm: the series has {reason}"):
+    with refused_at(tmp_path / "mixed" / "two.dcm"):
         ct_patches.recipe(**settings)
     recipe = ct_patches.recipe(**settings, go_on=True)
     (patient,) = recipe.tasks
@@ -181,23 +175,29 @@ def test_key_follows_settings_and_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "names"),
+    ("name", "text"),
     [
-        ("classes.json", json.dumps(["n", "ggo"]), ("n", "ggo")),
-        ("classes.csv", "value,name\n2,ggo\n1,n\n", ("n", "ggo")),
-        ("classes.csv", "value,name\n2,ggo\n", None),
-        ("classes.json", '{"n": 1}', None),
-        ("unrelated.json", "[]", None),
+        ("classes.json", json.dumps(["n", "ggo"])),
+        ("classes.csv", "value,name\n2,ggo\n1,n\n"),
     ],
 )
-def test_class_names_come_from_a_file(tmp_path, name, text, names):
+def test_class_names_come_from_a_file(tmp_path, name, text):
     write_patient(tmp_path / "x")
     (tmp_path / name).write_text(text)
-    if names:
-        assert ct_patches.recipe(path=str(tmp_path)).class_names == names
-    else:
-        with pytest.raises(UserError, match="classes"):
-            ct_patches.recipe(path=str(tmp_path))
+    assert ct_patches.recipe(path=str(tmp_path)).class_names == ("n", "ggo")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("classes.csv", "value,name\n2,ggo\n"), ("classes.json", '{"n": 1}')],
+)
+def test_file_that_names_no_classes_is_refused(tmp_path, name, text):
+    write_patient(tmp_path / "x")
+    with refused_at("classes"):
+        ct_patches.recipe(path=str(tmp_path))
+    (tmp_path / name).write_text(text)
+    with refused_at(tmp_path / name):
+        ct_patches.recipe(path=str(tmp_path))
 
 
 def write_medgift(folder):
@@ -220,7 +220,7 @@ def test_medgift_folders(tmp_path):
     assert [(e.label, e.image[0, 0, 0]) for e in found] == [(0, -455), (1, -498)]
     recipe = ct_patches.recipe(path=str(tmp_path), size=4, stride=4, classes="healthy")
     assert [e.label for e in recipe.make(recipe.tasks[0])] == [0]
-    with pytest.raises(UserError, match="Did you mean 'fibrosis'"):
+    with refused_at("classes"):
         ct_patches.recipe(path=str(tmp_path), classes="fibrosi")
 
 
@@ -228,12 +228,12 @@ def test_medgift_region_on_a_missing_slice_is_refused(tmp_path):
     write_medgift(tmp_path / "7")
     (tmp_path / "7" / "CT-X-0002.dcm").unlink()
     recipe = ct_patches.recipe(path=str(tmp_path), size=4, stride=4)
-    with pytest.raises(UserError, match=r"CT-X\.txt.*slice 2"):
+    with refused_at(tmp_path / "7" / "CT-X.txt"):
         recipe.make(recipe.tasks[0])
 
 
 @pytest.mark.parametrize(
-    ("settings", "reason"),
+    ("settings", "where"),
     [
         ({"size": 0}, "size"),
         ({"seed": -1}, "seed"),
@@ -243,16 +243,16 @@ def test_medgift_region_on_a_missing_slice_is_refused(tmp_path):
         ({"per_roi": -1}, "per_roi"),
         ({"overlap": 1.5}, "overlap"),
         ({"lungs": "maybe"}, "lungs"),
-        ({"rois": "/no/such/file"}, "/no/such/file"),
+        ({"rois": "/no/such/file"}, "rois"),
         ({"spacing": 0.0}, "spacing"),
         ({"classes": "a,,b"}, "classes"),
-        ({"path": "/no/such/folder"}, "/no/such/folder"),
+        ({"path": "/no/such/folder"}, "path = '/no/such/folder'"),
     ],
 )
-def test_impossible_settings_are_refused(tmp_path, settings, reason):
+def test_impossible_settings_are_refused(tmp_path, settings, where):
     write_patient(tmp_path / "x")
     settings = {"path": str(tmp_path), "classes": "a,b", **settings}
-    with pytest.raises(UserError, match=reason):
+    with refused_at(where):
         ct_patches.recipe(**settings)
 
 
@@ -337,7 +337,7 @@ def test_broken_slice_is_refused_or_left_out_and_listed_without_its_name(tmp_pat
     broken.write_bytes(broken.read_bytes()[:-40])
     settings = {"path": str(tmp_path), "size": 4, "stride": 4, "classes": "a,b"}
     recipe = ct_patches.recipe(**settings)
-    with pytest.raises(UserError, match=r"late\.dcm.*cut off"):
+    with refused_at(broken):
         recipe.make(recipe.tasks[0])
     recipe = ct_patches.recipe(**settings, go_on=True)
     made = recipe.make(recipe.tasks[0])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ct_files import refused_at
 from PIL import Image
 
 from twostage_jax.data import image_files, image_folder
@@ -260,31 +261,30 @@ def run(path, **options):
 def test_bad_images_are_named(root, monkeypatch):
     bad = root / "dog" / "bad.png"
     bad.write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"dog/bad\.png cannot be decoded"):
+    with refused_at(bad):
         run(root)
     whole = (root / "dog" / "p0_1.png").read_bytes()
     noise = np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)
     save(bad, noise)
     bad.write_bytes(bad.read_bytes()[:2000])
-    with pytest.raises(UserError, match=r"dog/bad\.png cannot be decoded.*truncated"):
+    with refused_at(bad):
         run(root)
     bad.write_bytes(whole)
-    with pytest.raises(UserError, match="8 x 8 pixels, smaller than crop = 9"):
+    with refused_at(root / "cat" / "p0_0.png"):
         run(root, crop=9)
     for dtype in (np.float32, np.int32):
         save(bad.with_suffix(".tif"), np.ones((4, 4), dtype))
         for units in ("", "grey"):
-            with pytest.raises(UserError) as error:
+            with refused_at(bad.with_suffix(".tif")):
                 run(root, units=units)
-            assert "bad.tif" in str(error.value)
     pages = [Image.fromarray(grey(i)) for i in range(2)]
     pages[0].save(bad.with_suffix(".tif"), save_all=True, append_images=pages[1:])
-    with pytest.raises(UserError, match=r"bad\.tif has 2 pages"):
+    with refused_at(bad.with_suffix(".tif")):
         run(root)
     bad.with_suffix(".tif").unlink()
     for limit in (40, 10):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(UserError, match="is too large"):
+        with refused_at(root / "cat" / "p0_0.png"):
             run(root)
 
 

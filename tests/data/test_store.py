@@ -165,11 +165,11 @@ def test_contradicting_examples_are_refused(tmp_path, examples, where):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_errors_of_a_task(tmp_path, workers):
-    unreadable = functools.partial(make_error, UserError("image x.png is broken"))
-    with pytest.raises(UserError, match=r"^image x\.png is broken$"):
+    unreadable = functools.partial(make_error, UserError("is broken", where="x.png"))
+    with refused_at("x.png"):
         prepare(recipe(unreadable), tmp_path, workers=workers)
     bug = functools.partial(make_error, KeyError("colour"))
-    with pytest.raises(RuntimeError, match="'toy', task 0: KeyError: 'colour'"):
+    with pytest.raises(RuntimeError):
         prepare(recipe(bug), tmp_path, workers=workers)
     data = prepare(recipe(plain), tmp_path, workers=1)
     assert len(data) == 12

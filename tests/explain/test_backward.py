@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ct_files import refused_at
 
 from twostage_jax import models
 from twostage_jax.errors import UserError
@@ -125,11 +126,11 @@ def test_methods_are_checked():
     for method in ("salinet", "guided"):
         backward.check_method(method, residual)
     for method in backward.CHAIN_ONLY:
-        with pytest.raises(UserError, match="use 'guided' or 'salinet'"):
+        with refused_at("method"):
             backward.check_method(method, residual)
     without_relu = models.build("convnext_tiny", num_classes=2)
     assert backward.methods_for(without_relu) == ["salinet"]
     with pytest.raises(UserError, match="use 'salinet'"):
         backward.check_method("guided", without_relu)
-    with pytest.raises(UserError, match="Did you mean 'guided'"):
+    with refused_at("method"):
         backward.check_method("giuded", chain)

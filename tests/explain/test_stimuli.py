@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from ct_files import refused_at
 from PIL import Image
 
-from twostage_jax.errors import UserError
 from twostage_jax.explain import stimuli
 
 
@@ -32,7 +32,7 @@ def test_frequencies_fit_in_the_patch():
     assert 0.25 < frequencies[-1] <= stimuli.FINEST
     np.testing.assert_allclose(np.diff(np.log2(frequencies)), 0.5)
     assert len(stimuli.frequencies(227)) > len(frequencies)
-    with pytest.raises(UserError, match="8 pixels"):
+    with refused_at("size"):
         stimuli.frequencies(8)
 
 
@@ -100,7 +100,7 @@ def test_textures_of_a_folder_are_taken_evenly(tmp_path):
     np.testing.assert_array_equal(made.labels, [0, 0, 0, 1, 1, 1])
     values = np.round(made.images[:, 0, 0, 0] * 255)
     np.testing.assert_array_equal(values, [0, 20, 50, 100, 120, 150])
-    with pytest.raises(UserError, match="does not exist"):
+    with refused_at(tmp_path / "none"):
         stimuli.folder_textures(str(tmp_path / "none"), 16)
     pieces = stimuli.folder_textures(
         str(tmp_path), 16, per_family=3, group_regex=r"(\w+/\d)"

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from ct_files import refused_at
 from explained import caffenet, examples, forward, signs
 
 from twostage_jax import models
-from twostage_jax.errors import UserError
 from twostage_jax.explain import networks, strongest
 
 
@@ -38,7 +38,7 @@ def test_a_channel_that_stays_below_zero_is_dead_but_for_the_head():
 
 def test_responses_that_are_not_finite_are_named():
     network = signs(weights=(np.nan, 1, 1), size=4)
-    with pytest.raises(UserError, match="arm 'scratch', seed 0: 'conv1'"):
+    with refused_at("conv1"):
         strongest.find_strongest(network, examples(size=4).images, ["conv1"], 2)
 
 

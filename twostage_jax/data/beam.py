@@ -32,7 +32,8 @@ def run(recipe: Recipe, data_dir: Path, options: Sequence[str]) -> None:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise UserError(
-            "a Beam pipeline needs Apache Beam: pip install 'twostage_jax[beam]'."
+            "a Beam pipeline needs Apache Beam: pip install 'twostage_jax[beam]'.",
+            where="apache_beam",
         ) from None
     if folder_of(recipe, data_dir).exists():
         return

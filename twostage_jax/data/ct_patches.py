@@ -688,14 +688,18 @@ def _lungs(
         elif cut.lungs == "found":
             missing.append(number)
         elif given:
-            raise UserError(f"{header.path}: has regions, but no lung mask in 'lungs'.")
+            raise UserError(
+                f"{header.path}: has regions, but no lung mask in 'lungs'.",
+                where=header.path,
+            )
         else:
             yield number, None
     for number, hu in _read(headers, missing, go_on, skipped):
         header = headers[number]
         if header.spacing is None:
             raise UserError(
-                f"{header.path}: PixelSpacing is missing, so lungs cannot be found."
+                f"{header.path}: PixelSpacing is missing, so lungs cannot be found.",
+                where=header.path,
             )
         yield number, lung_mask(hu[None], header.spacing)[0]
 
@@ -867,7 +871,8 @@ def _shape(header: Header, spacing: float | None) -> tuple[int, int]:
     if header.spacing is None:
         raise UserError(
             f"{header.path}: PixelSpacing is missing, so it cannot be resampled to "
-            f"{spacing} mm per pixel."
+            f"{spacing} mm per pixel.",
+            where=header.path,
         )
     return patches.resampled_shape(header.shape, header.spacing, spacing, header.path)
 

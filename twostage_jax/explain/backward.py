@@ -52,7 +52,9 @@ def methods_for(module: Any) -> list[str]:
 def check_method(method: str, module: Any) -> None:
     """Raises a UserError if the method does not exist, or not for this network."""
     if method not in METHODS:
-        raise UserError(f"no method '{method}'.{did_you_mean(method, METHODS)}")
+        raise UserError(
+            f"no method '{method}'.{did_you_mean(method, METHODS)}", where="method"
+        )
     if method != "salinet" and not module.RELU:
         raise UserError(
             f"'{method}' changes the way back through ReLUs, which this network does not "
@@ -62,7 +64,8 @@ def check_method(method: str, module: Any) -> None:
         raise UserError(
             f"'{method}' goes back through a chain of layers, and a residual network "
             "has shortcuts beside the chain: use 'guided' or 'salinet', which carry "
-            "over."
+            "over.",
+            where="method",
         )
 
 

@@ -189,7 +189,8 @@ def _check_finite(network: Network, maps: Mapping[str, np.ndarray]) -> None:
         if not np.isfinite(of_method).all():
             raise UserError(
                 f"arm '{network.arm}', seed {network.seed}: the maps of '{method}' hold "
-                "numbers that are not finite."
+                "numbers that are not finite.",
+                where=network.arm,
             )
 
 

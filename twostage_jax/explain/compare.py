@@ -48,9 +48,11 @@ def name_networks(
     for arm, of_arm in arms.items():
         named[arm] = {network.seed: network for network in of_arm}
         if not named[arm]:
-            raise UserError(f"arm '{arm}' has no trained network to measure.")
+            raise UserError(
+                f"arm '{arm}' has no trained network to measure.", where=arm
+            )
         if len(named[arm]) < len(of_arm):
-            raise UserError(f"arm '{arm}' has several networks of one seed.")
+            raise UserError(f"arm '{arm}' has several networks of one seed.", where=arm)
         for network in of_arm:
             ancestors = []
             while network.parent is not None:
@@ -64,7 +66,7 @@ def name_networks(
                 before.setdefault(name, {}).setdefault(ancestor.seed, ancestor)
             chains[arm] = [RANDOM, *names, arm]
     if not named:
-        raise UserError("there are no networks to measure.")
+        raise UserError("there are no networks to measure.", where="arms")
     named.update(sorted(before.items(), key=lambda item: len(item[0])))
     targets = {n.seed: n for of_arm in arms.values() for n in of_arm}
     named[RANDOM] = {s: networks.randomised(n) for s, n in sorted(targets.items())}

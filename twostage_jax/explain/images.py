@@ -53,7 +53,8 @@ def test_examples(
             raise UserError(
                 f"{workdir}: arm '{row['arm']}', seed {row['seed']}, was tested on other "
                 "images than the arms before it: run the study again, or give the other "
-                "arms alone (--arms)."
+                "arms alone (--arms).",
+                where=workdir,
             )
     data, model = stages[0][:2]
     dataset = sources.load(data, model, data_dir)
@@ -61,7 +62,8 @@ def test_examples(
         if fingerprint != dataset.fingerprint:
             raise UserError(
                 f"the data of '{data.source}' are not those that {home.name} was trained "
-                "on: bring back the files of that time, or give --images a folder."
+                "on: bring back the files of that time, or give --images a folder.",
+                where=data.source,
             )
     by_ids, lines = {}, []
     for ids in dict.fromkeys(tested.values()):
@@ -83,7 +85,9 @@ def _stage(home: Path) -> tuple[DataConfig, ModelConfig, str, frozenset[str]]:
         with np.load(home / "predictions.npz", allow_pickle=False) as saved:
             return data, model, fingerprint, frozenset(saved["ids"].tolist())
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{home}: is no finished stage run ({error!r}).") from error
+        raise UserError(
+            f"{home}: is no finished stage run ({error!r}).", where=home
+        ) from error
 
 
 def _of_ids(
@@ -111,7 +115,7 @@ def folder_examples(path: Path, network: Network) -> tuple[Examples, list[str]]:
       UserError: There is no image, or one cannot be decoded.
     """
     if not path.is_dir():
-        raise UserError(f"--images={path}: there is no such folder.")
+        raise UserError(f"--images={path}: there is no such folder.", where="--images")
     files = sorted(
         file
         for file in path.rglob("*")
@@ -167,11 +171,14 @@ def usable(examples: Examples) -> tuple[Examples, list[str]]:
     if not finite.all():
         raise UserError(
             f"image {examples.ids[~finite][0]} has pixels that are not finite numbers: "
-            "repair or remove it."
+            "repair or remove it.",
+            where=str(examples.ids[~finite][0]),
         )
     kept = np.ptp(examples.images, axis=(1, 2, 3)) > augment.MIN_DEVIATION
     if not kept.any():
-        raise UserError("every image is constant: there is nothing to explain.")
+        raise UserError(
+            "every image is constant: there is nothing to explain.", where="images"
+        )
     if kept.all():
         return examples, []
     names = ", ".join(map(str, examples.ids[~kept][:5]))

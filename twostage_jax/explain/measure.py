@@ -123,7 +123,8 @@ def _checked(
     if len(sizes) > 1:
         raise UserError(
             f"the networks take images of different sizes or channels ({sizes}): "
-            "measure them apart."
+            "measure them apart.",
+            where="size",
         )
     size, channels = sizes.pop()
     given = [("the examples", of_seed.images) for of_seed in examples.values()]
@@ -133,11 +134,14 @@ def _checked(
         if images.shape[1:] != (size, size, channels):
             raise UserError(
                 f"{what} are {images.shape[1:]}, the networks take "
-                f"{(size, size, channels)}."
+                f"{(size, size, channels)}.",
+                where=what,
             )
     fewest = min(len(of_seed.images) for of_seed in examples.values())
     if fewest < 4:
-        raise UserError(f"{fewest} examples are too few: give 4 or more.")
+        raise UserError(
+            f"{fewest} examples are too few: give 4 or more.", where="examples"
+        )
     return size, channels
 
 

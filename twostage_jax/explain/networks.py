@@ -135,7 +135,9 @@ def tap_shapes(module: Any, variables: PyTree, images: Any) -> dict[str, tuple]:
 def check_tap(shapes: dict[str, tuple], tap: str) -> None:
     """Raises a UserError if the network lacks such a tap."""
     if tap not in shapes:
-        raise UserError(f"the network has no tap '{tap}'.{did_you_mean(tap, shapes)}")
+        raise UserError(
+            f"the network has no tap '{tap}'.{did_you_mean(tap, shapes)}", where=tap
+        )
 
 
 def of_first_seed(arms: Mapping[str, Sequence[Network]]) -> dict[str, Network]:
@@ -149,7 +151,8 @@ def of_first_seed(arms: Mapping[str, Sequence[Network]]) -> dict[str, Network]:
     if not shared:
         raise UserError(
             f"no seed has a network of all arms ({', '.join(arms)}): train what is "
-            "missing, or leave arms out with --arms."
+            "missing, or leave arms out with --arms.",
+            where="--arms",
         )
     return {arm: of_arm[min(shared)] for arm, of_arm in zip(arms, by_seed, strict=True)}
 
@@ -269,12 +272,14 @@ def load_arms(workdir: Path, arms: Sequence[str] = ()) -> dict[str, list[Network
     for arm in arms:
         if arm not in known:
             raise UserError(
-                f"--arms={arm}: the study has no such arm.{did_you_mean(arm, known)}"
+                f"--arms={arm}: the study has no such arm.{did_you_mean(arm, known)}",
+                where="--arms",
             )
         if not any(row["arm"] == arm for row in rows):
             raise UserError(
                 f"{workdir}: arm '{arm}' has not been trained: run the study with "
-                f"--config.study.arms={arm} and this workdir, or leave it out of --arms."
+                f"--config.study.arms={arm} and this workdir, or leave it out of --arms.",
+                where="--arms",
             )
     loaded: dict[str, Network] = {}
     found: dict[str, list[Network]] = {arm: [] for arm in arms or known}
@@ -327,7 +332,8 @@ def chosen_rows(workdir: Path) -> tuple[list[str], list[dict[str, Any]]]:
     if not path.is_file():
         raise UserError(
             f"{workdir}: no results.json here. Give --run the workdir of a study that "
-            "has been run."
+            "has been run.",
+            where=workdir,
         )
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -337,7 +343,9 @@ def chosen_rows(workdir: Path) -> tuple[list[str], list[dict[str, Any]]]:
         for row in chosen:
             _ = row["arm"], row["seed"], row["stage_runs"][-1]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path}: are no results of a study ({error!r}).") from error
+        raise UserError(
+            f"{path}: are no results of a study ({error!r}).", where=path
+        ) from error
     return known, chosen
 
 
@@ -384,6 +392,7 @@ def _network(home: Path) -> Network:
             where = "/".join(str(key.key) for key in path)
             raise UserError(
                 f"{home / 'variables'}: {where} holds numbers that are not finite. "
-                "Delete the stage's folder and run the study again."
+                "Delete the stage's folder and run the study again.",
+                where=home / "variables",
             )
     return network

@@ -200,7 +200,8 @@ def _check_out(out: Path) -> None:
         if not out.is_dir() or any(out.iterdir()):
             raise UserError(
                 f"--out={out}: is there already and holds no explain.json: give another "
-                "folder."
+                "folder.",
+                where="--out",
             )
 
 

@@ -333,19 +333,24 @@ def reconstruct(
     if what == "layer":
         channels = 0
     elif channels is None:
-        raise UserError(f"a {what} of '{tap}' needs the number of its channel.")
+        raise UserError(
+            f"a {what} of '{tap}' needs the number of its channel.", where="channels"
+        )
     channels = np.broadcast_to(np.asarray(channels, np.int32), (count,))
     for channel in (channels.min(), channels.max()):
         if not 0 <= channel < shape[-1]:
             raise UserError(
-                f"'{tap}' has channels 0 to {shape[-1] - 1}, not {channel}."
+                f"'{tap}' has channels 0 to {shape[-1] - 1}, not {channel}.",
+                where="channels",
             )
     places = np.full((count, 2), -1, np.int32)
     if positions is not None:
         places = np.asarray(positions, np.int32).reshape(count, 2)
         sizes = shape[:2] if len(shape) == 3 else (1, 1)
         if (places < 0).any() or (places >= sizes).any():
-            raise UserError(f"'{tap}' has {sizes[0]} x {sizes[1]} places.")
+            raise UserError(
+                f"'{tap}' has {sizes[0]} x {sizes[1]} places.", where="positions"
+            )
     program = functools.partial(_go_back, module, tap, method, what, variables)
     return networks.in_batches(program, images, channels, places)
 

@@ -54,7 +54,9 @@ def frequencies(size: int) -> np.ndarray:
     """
     count = int(np.floor(2 * np.log2(FINEST * size / LEAST_PERIODS))) + 1
     if count < 5:
-        raise UserError(f"images of {size} pixels are too small for gratings.")
+        raise UserError(
+            f"images of {size} pixels are too small for gratings.", where="size"
+        )
     return LEAST_PERIODS / size * 2 ** (np.arange(count) / 2)
 
 

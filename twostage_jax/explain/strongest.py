@@ -90,7 +90,8 @@ def find_strongest(
         if not np.isfinite(values).all():
             raise UserError(
                 f"arm '{network.arm}', seed {network.seed}: '{layer}' has responses "
-                "that are not finite numbers."
+                "that are not finite numbers.",
+                where=layer,
             )
         dead = values.max(1) <= 0
         if signed(network.module, layer):
