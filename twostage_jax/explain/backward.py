@@ -58,7 +58,8 @@ def check_method(method: str, module: Any) -> None:
     if method != "salinet" and not module.RELU:
         raise UserError(
             f"'{method}' changes the way back through ReLUs, which this network does not "
-            "have: use 'salinet'."
+            "have: use 'salinet'.",
+            where="method",
         )
     if method not in methods_for(module):
         raise UserError(
