@@ -16,9 +16,8 @@ from twostage_jax.study import artifacts
 
 
 def pytest_configure(config):
-    """Compiles fast, and keeps the programs for all tests, processes and later runs."""
+    """Keeps compiled programs for all tests and processes, and for the next time."""
     for name, value in {
-        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(config.cache.mkdir("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }.items():
