@@ -1,0 +1,48 @@
+"""ImageNet > textures > CT: does a texture stage add to real natural weights?
+
+    python experiments/imagenet_weights.py WEIGHTS
+    python -m twostage_jax.main --config=experiments/imagenet.py:DATA \
+        --config.stages.natural.weights=WEIGHTS/alexnet.safetensors
+
+DATA holds `kth_tips_gray/` and `covid_ct/`, as for `covid.py`. Patches have 64 pixels, the
+smallest that AlexNet takes; their three channels are equal.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from twostage_jax.config import config_file
+
+folders = config_file(Path(__file__).parent.parent / "configs" / "folders.py")
+
+
+def get_config(data: str) -> ConfigDict:
+    """Returns the settings for the folders below `data`."""
+    config = folders.get_config()
+    config.name = "imagenet"
+    config.model.name = "alexnet"
+    config.model.head = "orderless"
+    config.model.image_size = 64
+    config.model.channels = 3
+
+    texture, target = config.stages.texture, config.stages.target
+    texture.data.path = f"{data}/kth_tips_gray"
+    texture.data.group_regex = r"scale_(\d+_im_\d+)"
+    target.data.path = f"{data}/covid_ct"
+    target.data.stride = 16
+    target.data.per_class = 100
+    for stage in (texture, target):
+        stage.data.normalise = "weights"
+        # A tenth of what random parameters learn with: others would be lost.
+        stage.optim.learning_rate = 0.0002
+        stage.train.batch_size = 32
+        stage.train.steps = 200
+
+    del config.arms.natural_long, config.stages.natural_long
+    config.study.arms = ("natural", "two_stage")
+    config.study.primary = ("two_stage", "natural", "balanced_accuracy")
+    config.study.seeds = (0, 1)
+    config.study.folds = 2
+    config.study.baselines = ("mean_grey", "descriptors", "frozen")
+    return config
