@@ -100,19 +100,10 @@ def randomised(network: Network) -> Network:
 
 def drawn(network: Network, key: jax.Array) -> Network:
     """Returns the network with random parameters, and without a parent."""
-    program = _init_program(network.module, network.size, network.channels)
-    variables = program(key)
+    variables = models.init(network.module, key, network.size, network.channels)
     # Some networks have no 'batch_stats'.
     variables = {kind: variables.get(kind, {}) for kind in network.variables}
     return network._replace(variables=jax.tree.map(np.asarray, variables), parent=None)
-
-
-@functools.lru_cache
-def _init_program(module: Any, size: int, channels: int) -> Callable:
-    """Returns `models.init` of images of one size, compiled once."""
-    return jax.jit(
-        functools.partial(models.init, module, image_size=size, channels=channels)
-    )
 
 
 def tap_shapes(module: Any, variables: PyTree, images: Any) -> dict[str, tuple]:

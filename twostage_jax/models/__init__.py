@@ -14,6 +14,7 @@ that does returns them sorted by name.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -152,9 +153,13 @@ def init(
       UserError: the images are too small for the network.
     """
     images = jnp.zeros((1, image_size, image_size, channels))
-    # Optimised fully, this program of one call takes three times as long to compile.
-    program = jax.jit(
+    return _initialiser(module)(key, images)
+
+
+@functools.lru_cache(maxsize=8)
+def _initialiser(module: Network) -> Callable[..., dict[str, Any]]:
+    # Optimised fully, a program that runs once takes three times as long to compile.
+    return jax.jit(
         functools.partial(module.init, train=False),
         compiler_options={"xla_backend_optimization_level": 1},
     )
-    return program(key, images)
