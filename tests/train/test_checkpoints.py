@@ -11,6 +11,7 @@ import pytest
 from flax import nnx, serialization
 from flax.training.train_state import TrainState
 
+from twostage_jax import models
 from twostage_jax.errors import UserError
 from twostage_jax.train import checkpoint
 
@@ -220,3 +221,17 @@ def test_state_is_restored_by_the_names_of_its_arrays(tmp_path):
             store.restore(4, other)
         assert refused.value.where == str(tmp_path / "states" / "4")
     store.close()
+
+
+def test_variables_of_another_network_are_refused(tmp_path):
+    module = models.build("caffenet_small", num_classes=2, head="dense")
+    variables = models.init(module, jax.random.key(0), 16, 1)
+    checkpoint.export_variables(tmp_path / "own", variables)
+    same = checkpoint.load_network(tmp_path / "own", module, 16, 1)
+    jax.tree.map(np.testing.assert_array_equal, same["params"], variables["params"])
+    del variables["params"]["conv3"]["bias"]
+    checkpoint.export_variables(tmp_path / "other", variables)
+    with pytest.raises(UserError) as refused:
+        checkpoint.load_network(tmp_path / "other", module, 16, 1)
+    assert refused.value.where == str(tmp_path / "other")
+    assert "params/conv3/bias" in str(refused.value)

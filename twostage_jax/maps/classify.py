@@ -105,14 +105,17 @@ class Classifier:
             )
         self.size = run.model.image_size
         self.reference = novelty.load(run.folder, run.hash)
+        module = steps.build_model(run.model, self.classes, None)
         forward = functools.partial(
             steps.forward,
-            model=steps.build_model(run.model, self.classes, None),
+            model=module,
             network=run.model,
             normalise=run.normalise,
             window=window,
         )
-        variables = checkpoint.load_variables(run.folder / "variables")
+        variables = checkpoint.load_network(
+            run.folder / "variables", module, self.size, run.model.channels
+        )
         scale = np.asarray(run.mean, np.float32), np.asarray(run.deviation, np.float32)
         known = self.reference and tuple(map(np.asarray, self.reference[:-1]))
         self._held = replicate((variables, scale, known), jax.local_device_count())

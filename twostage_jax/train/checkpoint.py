@@ -6,6 +6,7 @@ while saving leaves the save before it intact. Only the first process of a run w
 """
 
 import contextlib
+import functools
 import logging
 import re
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from twostage_jax import runtime
 from twostage_jax.errors import UserError
+from twostage_jax.models.network import Network
 
 PyTree = Any
 # Names under which programs save a module's parameters, next to other things.
@@ -172,6 +174,41 @@ def load_variables(folder: Path) -> PyTree:
             where=folder,
         ) from error
     return {"params": loaded["params"], "batch_stats": loaded.get("batch_stats", {})}
+
+
+def load_network(
+    folder: Path, module: Network, image_size: int, channels: int
+) -> PyTree:
+    """Returns exported variables, as `load_variables`, of a network.
+
+    Args:
+      folder: Folder of the exported variables.
+      module: Network that they are for.
+      image_size, channels: Its input, pixels and channels.
+
+    Raises:
+      UserError: The folder cannot be read, or holds the arrays of another network.
+    """
+    variables = load_variables(folder)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, channels), np.float32)
+    init = functools.partial(module.init, train=False)
+    expected = jax.eval_shape(init, jax.random.key(0), images)
+    shapes, wanted = (
+        {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
+        for tree in (variables, dict(expected))
+    )
+    if shapes != wanted:
+        different = min(
+            "/".join(path)
+            for path in shapes.keys() | wanted.keys()
+            if shapes.get(path) != wanted.get(path)
+        )
+        raise UserError(
+            f"{folder}: {different} is not as in the network of this version of the "
+            "program; another version trained it. Train again in a new --workdir.",
+            where=folder,
+        )
+    return variables
 
 
 def load_source(path: Path) -> tuple[PyTree, str]:
