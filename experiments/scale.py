@@ -44,8 +44,8 @@ and the next smaller one: 1 is linear.
 
 - Images: PNG files of {side} x {side} pixels in four class folders; finding them, preparing
   the set in one process, and reading the prepared set.
-- Patients: of a study of four arms and five seeds, 30 patches each; reading the run folder,
-  and the statistics of its report.
+- Patients: in a study of four arms and five seeds, 30 patches per patient; reading the run
+  folder, and the statistics of its report.
 - Runs: rows of a study of 17 patients and four arms, with more seeds and sizes of the
   target set; the same steps.
 
