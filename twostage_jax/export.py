@@ -49,7 +49,7 @@ def export(
       fold: Fold; default: the first one.
 
     Raises:
-      UserError: There is no such run, or its files are damaged, or the format is unknown.
+      UserError: The run does not exist, its files are damaged, or the format is unknown.
     """
     # Not before jax is set up, nor for --help.
     from twostage_jax import io

@@ -66,7 +66,7 @@ def name_networks(
                 before.setdefault(name, {}).setdefault(ancestor.seed, ancestor)
             chains[arm] = [RANDOM, *names, arm]
     if not named:
-        raise UserError("there are no networks to measure.", where="arms")
+        raise UserError("give at least one trained network to measure.", where="arms")
     named.update(sorted(before.items(), key=lambda item: len(item[0])))
     targets = {n.seed: n for of_arm in arms.values() for n in of_arm}
     named[RANDOM] = {s: networks.randomised(n) for s, n in sorted(targets.items())}

@@ -86,7 +86,7 @@ def _stage(home: Path) -> tuple[DataConfig, ModelConfig, str, frozenset[str]]:
             return data, model, fingerprint, frozenset(saved["ids"].tolist())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{home}: is no finished stage run ({error!r}).", where=home
+            f"{home}: not a finished stage run ({error!r}).", where=home
         ) from error
 
 
@@ -115,7 +115,9 @@ def folder_examples(path: Path, network: Network) -> tuple[Examples, list[str]]:
       UserError: There is no image, or one cannot be decoded.
     """
     if not path.is_dir():
-        raise UserError(f"--images={path}: there is no such folder.", where="--images")
+        raise UserError(
+            f"--images={path}: the folder does not exist.", where="--images"
+        )
     files = sorted(
         file
         for file in path.rglob("*")

@@ -335,7 +335,7 @@ def chosen_rows(workdir: Path) -> tuple[list[str], list[dict[str, Any]]]:
             _ = row["arm"], row["seed"], row["stage_runs"][-1]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(
-            f"{path}: are no results of a study ({error!r}).", where=path
+            f"{path}: not the results of a study ({error!r}).", where=path
         ) from error
     return known, chosen
 

@@ -1,9 +1,9 @@
 """Sensitivity and specificity at thresholds that were chosen on other patients.
 
-A class is told from all others by its probability: above the threshold an example counts
-as of the class. The threshold is chosen on validation examples, which took no part in
-fitting, so that the test examples have no say in it; on these the specificity is then
-another one than was aimed at, and is given with the sensitivity.
+Each class is tested against all others: an example counts as positive if the probability
+of the class is above the threshold. The threshold is chosen on validation examples, which
+took no part in fitting, and not on test examples. Their specificity therefore differs from
+the one aimed at, and is given with the sensitivity.
 """
 
 import numpy as np
