@@ -202,7 +202,7 @@ def test_frozen_statistics_normalise_in_training():
     expected, _ = module.apply(variables, images, train=False)
 
     def trained(freeze):
-        with optim.kept_statistics(freeze):
+        with optim.frozen_norms(freeze):
             (logits, _), changed = module.apply(
                 variables, images, train=True, mutable=["batch_stats"]
             )

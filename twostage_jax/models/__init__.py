@@ -156,6 +156,19 @@ def init(
     return _initialiser(module)(key, images)
 
 
+def shapes(module: Network, image_size: int, channels: int) -> dict[str, Any]:
+    """Returns the variables of a network as shapes and dtypes; computes nothing.
+
+    Args:
+      module: network from `build`.
+      image_size: side of its images, pixels.
+      channels: channels of its images.
+    """
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
+    init = functools.partial(module.init, train=False)
+    return dict(jax.eval_shape(init, jax.random.key(0), images))
+
+
 @functools.lru_cache(maxsize=8)
 def _initialiser(module: Network) -> Callable[..., dict[str, Any]]:
     # Optimised fully, a program that runs once takes three times as long to compile.

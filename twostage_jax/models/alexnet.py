@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from twostage_jax.errors import UserError
 from twostage_jax.models import layers
 from twostage_jax.models.network import Network
 
@@ -60,12 +59,7 @@ class AlexNet(Network):
           UserError: the images are smaller than 63 pixels, where a map of pool5 would
             be empty.
         """
-        if min(images.shape[1:3]) < 63:
-            raise UserError(
-                f"images of {images.shape[1]} x {images.shape[2]} pixels are too small "
-                "for alexnet, which needs 63. Enlarge them, or use another model.name.",
-                where="model.image_size",
-            )
+        layers.check_size(images, 63)
         taps, tap = layers.recorder()
         x = images
         for k, (width, side, strides, pad) in enumerate(CONVOLUTIONS, start=1):
@@ -76,10 +70,7 @@ class AlexNet(Network):
             if k < 3:
                 x = tap(f"pool{k}", layers.max_pool(x, ceil=False))
         if self.head == "orderless":
-            read = layers.orderless(
-                taps, self.RECTIFIED, train=train, axis_name=self.axis_name
-            )
-            x = tap("moments", read)
+            x = tap("moments", layers.orderless(self, taps, train=train))
         else:
             x = tap("pool5", layers.max_pool(x, ceil=False))
             x = adaptive_mean(x, GRID).transpose(0, 3, 1, 2)

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from twostage_jax.errors import UserError
 from twostage_jax.models import layers
 from twostage_jax.models.network import Network
 
@@ -82,13 +81,7 @@ class CaffeNet(Network):
           UserError: the images are smaller than the kernel of conv1.
         """
         size, strides, pad = self.stem
-        if min(images.shape[1:3]) + 2 * pad < size:
-            raise UserError(
-                f"images of {images.shape[1]} x {images.shape[2]} pixels are too small "
-                f"for this model: conv1 needs {size - 2 * pad} at least. Use larger "
-                "images or another model.name.",
-                where="model.image_size",
-            )
+        layers.check_size(images, size - 2 * pad)
         taps, tap = layers.recorder()
 
         def conv(k: int, x: jax.Array, size: int, pad: int, groups: int, strides=1):
@@ -114,10 +107,7 @@ class CaffeNet(Network):
         x = pool_and_norm(2, conv(2, x, 5, 2, 2))
         x = conv(5, conv(4, conv(3, x, 3, 1, 1), 3, 1, 2), 3, 1, 2)
         if self.head == "orderless":
-            read = layers.orderless(
-                taps, self.RECTIFIED, train=train, axis_name=self.axis_name
-            )
-            x = tap("moments", read)
+            x = tap("moments", layers.orderless(self, taps, train=train))
         else:
             x = tap("pool5", layers.max_pool(x))
             x = dense(7, dense(6, x.reshape(x.shape[0], -1)))

@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from twostage_jax.errors import UserError
 from twostage_jax.models import layers
 from twostage_jax.models.network import Network
 
@@ -113,13 +112,7 @@ class ConvNeXt(Network):
           UserError: the images are smaller than 32 pixels, where the last map would be
             empty.
         """
-        if min(images.shape[1:3]) < 32:
-            raise UserError(
-                f"images of {images.shape[1]} x {images.shape[2]} pixels are too small "
-                "for convnext_tiny, which needs 32. Enlarge them, or use another "
-                "model.name.",
-                where="model.image_size",
-            )
+        layers.check_size(images, 32)
         taps, tap = layers.recorder()
 
         def conv(name: str, x: jax.Array, features: int, size: int) -> jax.Array:

@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from twostage_jax.errors import UserError
 from twostage_jax.models import layers
 from twostage_jax.models.network import Network, in_timm
 
@@ -98,13 +97,7 @@ class DenseNet(Network):
           UserError: the images are smaller than 29 pixels, where the last map would be
             empty.
         """
-        if min(images.shape[1:3]) < 29:
-            raise UserError(
-                f"images of {images.shape[1]} x {images.shape[2]} pixels are too small "
-                "for densenet121, which needs 29. Enlarge them, or use another "
-                "model.name.",
-                where="model.image_size",
-            )
+        layers.check_size(images, 29)
         norm = layers.make_norm(
             self.norm, train=train, dtype=self.dtype, axis_name=self.axis_name
         )

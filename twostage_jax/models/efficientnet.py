@@ -178,10 +178,7 @@ class EfficientNetLite0(Network):
             x = Block(*plan, norm, self.dtype, name=name)(x, tap)
         x = conv("last", x, 1280, 1, 1)
         if self.head == "orderless":
-            read = layers.orderless(
-                taps, self.RECTIFIED, train=train, axis_name=self.axis_name
-            )
-            x = tap("moments", read)
+            x = tap("moments", layers.orderless(self, taps, train=train))
         else:
             x = tap("mean", layers.means(x))
             x = layers.Dropout(self.dropout, self.axis_name)(x, train=train)

@@ -8,13 +8,15 @@ Images and activations are [N, H, W, C], kernels [kh, kw, C in / groups, C out].
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from twostage_jax.errors import UserError
 
 # Name of the classifier layer and of its tap, in every network.
 HEAD = "head"
@@ -27,6 +29,17 @@ he_normal = nn.initializers.he_normal()
 # Small, so that training starts from nearly equal class probabilities. Caffe's 0.01 is
 # not small enough for the signal that He's deviations and max-pooling let through.
 head_init = nn.initializers.normal(0.001)
+
+
+def check_size(images: jax.Array, least: int) -> None:
+    """Raises a UserError if images `[N, H, W, C]` have a side of fewer pixels."""
+    rows, columns = images.shape[1:3]
+    if min(rows, columns) < least:
+        raise UserError(
+            f"images of {rows} x {columns} pixels are too small for this network, which "
+            f"needs {least}. Enlarge them, or use another model.name.",
+            where="model.image_size",
+        )
 
 
 def tap(name: str, value: jax.Array) -> jax.Array:
@@ -368,11 +381,7 @@ def make_norm(
 
 
 def orderless(
-    taps: dict[str, jax.Array],
-    names: Iterable[str],
-    *,
-    train: bool,
-    axis_name: str | None,
+    network: nn.Module, taps: dict[str, jax.Array], *, train: bool
 ) -> jax.Array:
     """Returns the input of an orderless head: standardised moments, `[N, 2 * channels]`.
 
@@ -382,13 +391,14 @@ def orderless(
     transfer that re-initialises the head does the same to it.
 
     Args:
+      network: network that calls this; it reads the taps of its `RECTIFIED`.
       taps: activations `[N, h, w, c]` by name.
-      names: those that are read, in this order.
       train: whether to standardise over the batch.
-      axis_name: see `Network`.
     """
-    x = jnp.concatenate([moments(taps[name]) for name in names], axis=-1)
-    norm = make_norm("batch", train=train, dtype=jnp.float32, axis_name=axis_name)
+    x = jnp.concatenate([moments(taps[name]) for name in network.RECTIFIED], axis=-1)
+    norm = make_norm(
+        "batch", train=train, dtype=jnp.float32, axis_name=network.axis_name
+    )
     return norm(name=HEAD_NORM)(x)
 
 

@@ -11,19 +11,16 @@ PyTorch stores kernels as `[out, in, h, w]` and dense weights as `[out, in]`; Fl
 `[h, w, in, out]` and `[in, out]`.
 """
 
-import functools
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from twostage_jax import io
+from twostage_jax import io, models
 from twostage_jax.errors import UserError
 from twostage_jax.models import caffemodel
 from twostage_jax.models.layers import HEAD, HEAD_NORM
@@ -354,8 +351,5 @@ def load(path: Path | str, module: Network, *, image_size: int, channels: int) -
     Raises:
       UserError: As `read` and `variables`.
     """
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
-    expected = jax.eval_shape(
-        functools.partial(module.init, train=False), jax.random.key(0), images
-    )
+    expected = models.shapes(module, image_size, channels)
     return variables(read(Path(path)), type(module), expected, Path(path))

@@ -222,6 +222,21 @@ def save_predictions(
         )
 
 
+def origin(config: Config, run: "StageRun") -> dict[str, Any]:
+    """Returns the first entries of a lineage: the stage run and its settings."""
+    return {
+        "stage": run.stage,
+        "chain": [ancestor.folder_name for ancestor in run.chain],
+        "hash": run.hash,
+        "parent": run.parent.hash if run.parent else None,
+        "seed": run.seed,
+        "fraction": run.fraction,
+        "fold": run.fold,
+        "settings": as_json(run.settings(config)),
+        "model": as_json(config.model),
+    }
+
+
 def lineage(
     config: Config,
     dataset: Dataset,
@@ -243,15 +258,7 @@ def lineage(
     parts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
     groups = dataset.groups
     return {
-        "stage": run.stage,
-        "chain": [ancestor.folder_name for ancestor in run.chain],
-        "hash": run.hash,
-        "parent": run.parent.hash if run.parent else None,
-        "seed": run.seed,
-        "fraction": run.fraction,
-        "fold": run.fold,
-        "settings": as_json(run.settings(config)),
-        "model": as_json(config.model),
+        **origin(config, run),
         "data": {
             "name": dataset.name,
             "fingerprint": dataset.fingerprint,

@@ -4,6 +4,7 @@ The set is prepared like the target and has its classes, or some of them. Every 
 the largest size of the target set predicts all of it: nothing is trained or chosen here.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,18 +59,14 @@ def score(workdir: Path, folder: Path, data_dir: Path) -> Path:
             where="--external",
         )
     out = workdir / FOLDER / f"{dataset.name}-{dataset.fingerprint[:12]}"
-    groups = dataset.groups
-    for row, run in zip(rows, runs, strict=True):
-        with io.replacing(out / Path(row["predictions"]).name) as path:
-            np.savez_compressed(
-                path,
-                ids=dataset.ids.astype(str),
-                groups=np.full(len(dataset), "") if groups is None else groups,
-                labels=labels,
-                probabilities=_probabilities(run, dataset),
-                class_names=np.array(run.class_names),
-            )
     everything = np.arange(len(dataset))
+    for row, run in zip(rows, runs, strict=True):
+        artifacts.save_predictions(
+            out / Path(row["predictions"]).name,
+            dataclasses.replace(dataset, labels=labels, class_names=run.class_names),
+            everything,
+            _probabilities(run, dataset),
+        )
     none = everything[:0]
     described = {
         "name": folder.absolute().name,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -92,8 +91,8 @@ def read(
     Args:
       path: File of weights; see `pretrained.read`.
       model: Settings of the network.
-      mean, deviation: Of images in [0, 1], one value or one per channel of the file;
-        None for those of the network's public weights.
+      mean, deviation: Mean and standard deviation of images in [0, 1], one value or one
+        per channel of the file; None for those of the network's public weights.
 
     Raises:
       UserError: As `load`.
@@ -158,11 +157,8 @@ def _placed(
 def _shapes(model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns place -> shape of a network's variables, for public images, one class."""
     module = steps.build_model(model, 1, None)
-    images = jax.ShapeDtypeStruct((1, PUBLIC_SIZE, PUBLIC_SIZE, 3), jnp.float32)
-    made = jax.eval_shape(
-        lambda key, x: module.init(key, x, train=False), jax.random.key(0), images
-    )
-    return traverse_util.flatten_dict(dict(made), sep="/")
+    made = models.shapes(module, PUBLIC_SIZE, 3)
+    return traverse_util.flatten_dict(made, sep="/")
 
 
 def _per_channel(values: tuple[float, ...], channels: int, path: Path) -> np.ndarray:
@@ -257,19 +253,10 @@ def identity(model: ModelConfig, weights: Weights) -> str:
     )
 
 
-def lineage(config: Config, run: Any, weights: Weights) -> dict[str, Any]:
-    """Returns the origin of an imported stage run, as `artifacts.lineage` does."""
+def lineage(weights: Weights) -> dict[str, Any]:
+    """Returns what follows `artifacts.origin` in the lineage of an imported stage run."""
     placed = weights.placed
     return {
-        "stage": run.stage,
-        "chain": [run.folder_name],
-        "hash": run.hash,
-        "parent": None,
-        "seed": run.seed,
-        "fraction": run.fraction,
-        "fold": run.fold,
-        "settings": as_json(config.stages[run.stage]),
-        "model": as_json(config.model),
         "data": {
             "name": weights.path.name,
             "fingerprint": weights.fingerprint,

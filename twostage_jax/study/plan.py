@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from twostage_jax import models
@@ -442,17 +441,14 @@ def fresh_variables(config: Config, num_classes: int) -> PyTree:
     """Returns zeros of the shapes that the network's variables will have."""
     module = steps.build_model(config.model, num_classes, None)
     size, channels = config.model.image_size, config.model.channels
-    images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
     try:
-        shapes = jax.eval_shape(
-            lambda key, x: module.init(key, x, train=False), jax.random.key(0), images
-        )
+        shapes = models.shapes(module, size, channels)
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(
             f"config.model: '{config.model.name}' cannot take images of {size} pixels "
             f"({error})."
         ) from error
-    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), dict(shapes))
+    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
 
 
 def tree(config: Config) -> str:

@@ -212,8 +212,9 @@ def _import(materials: Materials, run: StageRun, progress: Progress) -> None:
     if runtime.is_main():
         variables = imported.complete(weights, materials.config.model)
         checkpoint.export_variables(folder / "variables", variables)
-        lineage = imported.lineage(materials.config, run, weights)
-        io.write_json(folder / "lineage.json", lineage)
+        origin = artifacts.origin(materials.config, run)
+        told = {**origin, **imported.lineage(weights)}
+        io.write_json(folder / "lineage.json", told)
     runtime.barrier(f"{run.hash}-done")
 
 

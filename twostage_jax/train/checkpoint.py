@@ -6,7 +6,6 @@ while saving leaves the save before it intact. Only the first process of a run w
 """
 
 import contextlib
-import functools
 import logging
 import re
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import orbax.checkpoint as ocp
 from flax import serialization, traverse_util
 from jax.experimental import multihost_utils
 
-from twostage_jax import runtime
+from twostage_jax import models, runtime
 from twostage_jax.errors import UserError
 from twostage_jax.models.network import Network
 
@@ -190,12 +189,10 @@ def load_network(
       UserError: The folder cannot be read, or holds the arrays of another network.
     """
     variables = load_variables(folder)
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, channels), np.float32)
-    init = functools.partial(module.init, train=False)
-    expected = jax.eval_shape(init, jax.random.key(0), images)
+    expected = models.shapes(module, image_size, channels)
     shapes, wanted = (
         {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
-        for tree in (variables, dict(expected))
+        for tree in (variables, expected)
     )
     if shapes != wanted:
         different = min(

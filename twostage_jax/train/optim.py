@@ -12,6 +12,7 @@ import optax
 
 from twostage_jax.config import OptimConfig
 from twostage_jax.errors import UserError
+from twostage_jax.models.layers import HEAD, HEAD_NORM
 
 PyTree = Any
 
@@ -208,7 +209,7 @@ def keep_statistics(
     )
 
 
-def kept_statistics(freeze: tuple[str, ...]) -> contextlib.AbstractContextManager:
+def frozen_norms(freeze: tuple[str, ...]) -> contextlib.AbstractContextManager:
     """Makes BatchNorm use its running statistics in training where these are frozen.
 
     Statistics of the batch in training and frozen ones in evaluation would be two
@@ -241,7 +242,7 @@ def is_frozen(path: str, freeze: tuple[str, ...]) -> bool:
 
 def is_head(path: str) -> bool:
     """Whether the path belongs to the last layer or to the standardisation before it."""
-    return path.split("/")[0] in ("head", "head_norm")
+    return path.split("/")[0] in (HEAD, HEAD_NORM)
 
 
 def check_patterns(optim: OptimConfig, variables: PyTree, path: str) -> None:

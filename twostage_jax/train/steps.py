@@ -114,7 +114,7 @@ def train_step(
     weight = total(weights.sum(), axis_name)
 
     def loss_of(params: PyTree) -> tuple[jax.Array, Any]:
-        with optim.kept_statistics(settings.optim.freeze):
+        with optim.frozen_norms(settings.optim.freeze):
             (logits, _), changed = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
