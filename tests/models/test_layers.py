@@ -29,25 +29,6 @@ def pool_by_hand(x, pad, ceil):
     return y
 
 
-def convolve_by_hand(x, kernel, strides, pad, groups):
-    x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))).astype(np.float64)
-    size, _, depth, features = kernel.shape
-    n, height, width, _ = x.shape
-    rows = (height - size) // strides + 1
-    columns = (width - size) // strides + 1
-    y = np.zeros((n, rows, columns, features))
-    for o in range(features):
-        start = o // (features // groups) * depth
-        for i in range(rows):
-            for j in range(columns):
-                top, left = i * strides, j * strides
-                window = x[
-                    :, top : top + size, left : left + size, start : start + depth
-                ]
-                y[:, i, j, o] = (window * kernel[None, :, :, :, o]).sum((1, 2, 3))
-    return y
-
-
 def lrn_by_hand(x):
     y = np.zeros(x.shape)
     channels = x.shape[-1]
@@ -130,80 +111,6 @@ def test_local_response_norm_and_its_gradient(channels):
         slope(lrn_by_hand, x, direction),
         rtol=1e-3,
     )
-
-
-@pytest.mark.parametrize(
-    "image, size, strides, pad, groups",
-    [
-        ((6, 7), 3, 1, 1, 1),
-        ((6, 7), 3, 1, 1, 2),
-        ((6, 7), 5, 2, 2, 2),
-        ((6, 7), 3, 2, 0, 4),
-        # Smaller than the kernel.
-        ((1, 1), 3, 1, 1, 1),
-        ((2, 3), 3, 2, 1, 1),
-        ((4, 6), 5, 1, 2, 2),
-    ],
-)
-def test_convolution_and_its_gradients(image, size, strides, pad, groups):
-    x, kernel = (
-        normal(2, *image, 8),
-        normal(size, size, 8 // groups, 4 * groups, seed=1),
-    )
-
-    def ours(x, kernel):
-        return layers.convolve(x, kernel, strides=strides, pad=pad, groups=groups)
-
-    def by_hand(x, kernel):
-        return convolve_by_hand(x, kernel, strides, pad, groups)
-
-    np.testing.assert_allclose(
-        ours(x, kernel), by_hand(x, kernel), rtol=1e-4, atol=1e-4
-    )
-    gradients = jax.grad(lambda x, k: ours(x, k).sum(), argnums=(0, 1))
-    dx, dk = jax.jit(gradients)(x, kernel)
-    for gradient, at, function in (
-        (dx, x, lambda x: by_hand(x, kernel)),
-        (dk, kernel, lambda k: by_hand(x, k)),
-    ):
-        direction = normal(*at.shape, seed=2)
-        np.testing.assert_allclose(
-            (np.asarray(gradient) * direction).sum(),
-            slope(function, at, direction),
-            rtol=1e-3,
-            atol=1e-3,
-        )
-
-
-@pytest.mark.parametrize(
-    "image, size, strides, pad",
-    [
-        ((6, 7), 3, 1, 1),
-        ((6, 7), 3, 2, "same"),
-        ((8, 5), 5, 2, "same"),
-        # Smaller than the kernel.
-        ((2, 3), 5, 1, "same"),
-    ],
-)
-@pytest.mark.parametrize("groups", [1, 4])
-def test_convolution_is_that_of_lax(image, size, strides, pad, groups):
-    x, kernel = normal(2, *image, 4), normal(size, size, 4 // groups, 4, seed=1)
-
-    def of_lax(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x, kernel, (strides, strides),
-            "SAME" if pad == "same" else [(pad, pad)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
-        )  # fmt: skip
-
-    ours = functools.partial(layers.convolve, strides=strides, pad=pad, groups=groups)
-    (value, back), (expected, expected_back) = (
-        jax.vjp(jax.jit(function), x, kernel) for function in (ours, of_lax)
-    )
-    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
-    g = normal(*expected.shape, seed=2)
-    for gradient, wanted in zip(back(g), expected_back(g), strict=True):
-        np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_convolution_layer_has_one_kernel_for_all_groups_and_a_bias():

@@ -14,7 +14,7 @@ from tiny_study import TINY, tiny_study
 from twostage_jax import models
 from twostage_jax.errors import UserError
 from twostage_jax.explain.networks import load_arms
-from twostage_jax.models import Network, layers, pretrained
+from twostage_jax.models import Network, convolution, layers, pretrained
 from twostage_jax.study import imported, plan
 from twostage_jax.train import augment, checkpoint
 
@@ -160,7 +160,7 @@ def first_response(name, found, grey):
     )
     params, statistics = (found.variables.get(k) for k in ("params", "batch_stats"))
     first = params[models.MODELS[name].FIRST_LAYER]
-    response = layers.convolve(images, first["kernel"], strides=2, pad=1)
+    response = convolution.convolve(images, first["kernel"], strides=2, pad=1)
     if name == "public":
         return response + first["bias"]
     mean, var = statistics["stem_norm"]["mean"], statistics["stem_norm"]["var"]

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from twostage_jax.errors import UserError
+from twostage_jax.models.convolution import convolve, shifted
 
 # Name of the classifier layer and of its tap, in every network.
 HEAD = "head"
@@ -71,11 +72,10 @@ def relu(x: jax.Array) -> jax.Array:
 def max_pool(x: jax.Array, *, pad: int = 0, ceil: bool = True) -> jax.Array:
     """Overlapping max-pooling: 3x3 windows, 2 apart.
 
-    Written as maxima over the even and odd rows, then columns: the gradient of
-    `lax.reduce_window` scatters, and is 5 to 10 times slower on a CPU. Where the
-    largest value occurs more than once, the gradient is shared among the positions
-    instead of going to the first; after a ReLU such ties are mostly zeros, where no
-    gradient passes.
+    Written as maxima of three rows, then of three columns: the gradient of
+    `lax.reduce_window` scatters, and is 10 times slower on a CPU. Where the largest
+    value occurs more than once, the gradient is shared among the positions instead of
+    going to the first; after a ReLU such ties are mostly zeros, where no gradient passes.
 
     Args:
       x: [N, H, W, C], float.
@@ -87,28 +87,51 @@ def max_pool(x: jax.Array, *, pad: int = 0, ceil: bool = True) -> jax.Array:
     Returns:
       [N, H', W', C].
     """
-    return _pool_axis(_pool_axis(x, 1, pad, ceil), 2, pad, ceil)
+    return _largest_of_three(_largest_of_three(x, 1, pad, ceil), 2, pad, ceil)
 
 
-def _pool_axis(x: jax.Array, axis: int, pad: int, ceil: bool) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _largest_of_three(x: jax.Array, axis: int, pad: int, ceil: bool) -> jax.Array:
+    """Returns the maxima over windows of three along an axis, 2 apart."""
+    return functools.reduce(jnp.maximum, _threes(x, axis, pad, ceil))
+
+
+def _largest_forward(
+    x: jax.Array, axis: int, pad: int, ceil: bool
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y = _largest_of_three(x, axis, pad, ceil)
+    return y, (x, y)
+
+
+def _largest_backward(
+    axis: int, pad: int, ceil: bool, saved: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array]:
+    # jax's own gradient of the maxima takes 4 times as long on a CPU: more passes over
+    # the image.
+    x, y = saved
+    places, transpose = jax.vjp(lambda x: _threes(x, axis, pad, ceil), x)
+    largest = [(place == y).astype(g.dtype) for place in places]
+    share = g / sum(largest)
+    return transpose([here * share for here in largest])
+
+
+_largest_of_three.defvjp(_largest_forward, _largest_backward)
+
+
+def _threes(x: jax.Array, axis: int, pad: int, ceil: bool) -> list[jax.Array]:
+    """Returns what the first, second and third place of each window of three sees."""
     size = x.shape[axis]
     free = max(size + 2 * pad - 3, 0)
-    out = (free + 1 if ceil else free) // 2 + 1
-    # Pairs (a, b) of neighbours: window k is a[k], b[k] and a[k + 1].
+    last = (free + 1 if ceil else free) // 2 * 2  # where the last window begins
     widths = [(0, 0, 0)] * x.ndim
-    widths[axis] = (pad, 2 * (out + 1) - pad - size, 0)
+    widths[axis] = (pad, last + 3 - pad - size, 0)
     x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), widths)
-    x = x.reshape(*x.shape[:axis], out + 1, 2, *x.shape[axis + 1 :])
-    a = lax.index_in_dim(x, 0, axis + 1, keepdims=False)
-    b = lax.index_in_dim(x, 1, axis + 1, keepdims=False)
-    first = functools.partial(lax.slice_in_dim, start_index=0, limit_index=out)
-    last = lax.slice_in_dim(a, 1, out + 1, axis=axis)
-    return jnp.maximum(jnp.maximum(first(a, axis=axis), first(b, axis=axis)), last)
+    return [lax.slice_in_dim(x, i, i + last + 1, 2, axis) for i in range(3)]
 
 
 def mean_pool(x: jax.Array) -> jax.Array:
     """Returns the means [N, H // 2, W // 2, C] over 2x2 windows, 2 apart."""
-    return sum(_shifted(x, 2, 2)) / 4
+    return sum(shifted(x, 2, 2)) / 4
 
 
 def local_response_norm(x: jax.Array) -> jax.Array:
@@ -132,126 +155,6 @@ def local_response_norm(x: jax.Array) -> jax.Array:
     # s ** -0.75 as two roots: a general power costs several times more.
     root = lax.rsqrt(1.0 + 1e-4 / 5 * total)
     return x * (root * jnp.sqrt(root)).astype(x.dtype)
-
-
-def convolve(
-    x: jax.Array,
-    kernel: jax.Array,
-    *,
-    strides: int,
-    pad: int | str,
-    groups: int = 1,
-) -> jax.Array:
-    """Two-dimensional cross-correlation, [N, H, W, C] with [kh, kw, C / groups, O].
-
-    With groups, input and output channels are cut into that many equal runs, each
-    convolved on its own. They are separate convolutions here: XLA's grouped one has a
-    kernel gradient that is 10 to 30 times slower on a CPU. So is its convolution of an
-    image smaller than the kernel, which is a matrix product here, and its convolution of
-    every channel on its own, which is a sum of shifted images.
-
-    Args:
-      x: images or activations.
-      kernel: square.
-      strides: step between windows, pixels.
-      pad: rows and columns of zeros on each side, or 'same' for TensorFlow's rule:
-        ceil(H / strides) windows, and the odd row of zeros at the end.
-      groups: number of runs of channels.
-    """
-    size = kernel.shape[0]
-    margins = [_margins(n, size, strides, pad) for n in x.shape[1:3]]
-    if 1 < groups == x.shape[-1] == kernel.shape[-1]:
-        return _depthwise(jnp.pad(x, [(0, 0), *margins, (0, 0)]), kernel, strides)
-    if min(x.shape[1:3]) < size:
-        conv = functools.partial(_window_product, strides=strides, margins=margins)
-    else:
-        conv = functools.partial(
-            lax.conv_general_dilated,
-            window_strides=(strides, strides),
-            padding=margins,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-    if groups == 1:
-        return conv(x, kernel)
-    pairs = zip(
-        jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True
-    )
-    return jnp.concatenate([conv(part, weights) for part, weights in pairs], axis=-1)
-
-
-def _margins(length: int, size: int, strides: int, pad: int | str) -> tuple[int, int]:
-    """Returns the zeros before and after an axis of that length."""
-    if pad != "same":
-        return pad, pad
-    total = max((-(-length // strides) - 1) * strides + size - length, 0)
-    return total // 2, total - total // 2
-
-
-def _shifted(x: jax.Array, size: int, strides: int) -> list[jax.Array]:
-    """Returns `[..., H', W', C]` per position of a kernel: what it sees there."""
-    # The last row and column at which a window can begin.
-    rows, columns = x.shape[-3] - size, x.shape[-2] - size
-    return [
-        x[..., i : i + rows + 1 : strides, j : j + columns + 1 : strides, :]
-        for i in range(size)
-        for j in range(size)
-    ]
-
-
-def _window_product(
-    x: jax.Array, kernel: jax.Array, *, strides: int, margins: list[tuple[int, int]]
-) -> jax.Array:
-    """Returns the cross-correlation as the product of all windows with the kernel."""
-    x = jnp.pad(x, [(0, 0), *margins, (0, 0)])
-    windows = jnp.concatenate(_shifted(x, kernel.shape[0], strides), axis=-1)
-    return windows @ kernel.reshape(-1, kernel.shape[-1])
-
-
-def _shifted_sum(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
-    size, _, _, channels = kernel.shape
-    windows = _shifted(x.astype(jnp.float32), size, strides)
-    weights = kernel.astype(jnp.float32).reshape(-1, channels)
-    total = sum(window * row for window, row in zip(windows, weights, strict=True))
-    return total.astype(x.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _depthwise(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
-    """Returns the cross-correlation of each channel with its own kernel.
-
-    Args:
-      x: `[N, H, W, C]`, padded.
-      kernel: `[k, k, 1, C]`.
-      strides: step between windows, pixels.
-    """
-    return _shifted_sum(x, kernel, strides)
-
-
-def _depthwise_forward(
-    x: jax.Array, kernel: jax.Array, strides: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _shifted_sum(x, kernel, strides), (x, kernel)
-
-
-def _depthwise_backward(
-    strides: int, saved: tuple[jax.Array, jax.Array], g: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    (to_x,) = jax.vjp(lambda x: _shifted_sum(x, kernel, strides), x)[1](g)
-
-    def of_image(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        x, g = (part.astype(jnp.float32) for part in pair)
-        windows = _shifted(x, kernel.shape[0], strides)
-        return jnp.stack([(window * g).sum((0, 1)) for window in windows])
-
-    # Image by image, which stays in a CPU's cache: 4 to 6 times faster there.
-    to_kernel = lax.platform_dependent(
-        (x, g), cpu=functools.partial(lax.map, of_image), default=jax.vmap(of_image)
-    ).sum(0)
-    return to_x, to_kernel.reshape(kernel.shape).astype(kernel.dtype)
-
-
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class Conv(nn.Module):
