@@ -11,6 +11,8 @@ runs every part. Every setting can be overridden: `--config.a.b=value`.
 
 from ml_collections import ConfigDict
 
+from twostage_jax.config import IMPORT
+
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the settings; `variant` is '', 'study' or 'smoke'."""
@@ -130,6 +132,10 @@ def add_long_natural(config: ConfigDict) -> None:
     # The same objects: the control follows every override of the two stages.
     for block in ("data", "transfer", "optim", "augment"):
         stages.natural_long[block] = stages.natural[block]
+    # An imported natural stage has no such control: the arm is then that of `natural`,
+    # and skipped.
+    for name in IMPORT:
+        stages.natural_long[name] = stages.natural.get_ref(name)
     for name in set(stages.natural.train) - {"steps"}:
         stages.natural_long.train[name] = stages.natural.train.get_ref(name)
     stages.natural_long.train.steps = stages.natural.train.get_ref(
@@ -144,10 +150,11 @@ def stage(source: str, steps: int) -> ConfigDict:
 
     stage.data = data(source)
     stage.weights = ""  # file of public weights to import instead of training
-    # Of images in [0, 1], per channel, that they were trained with; () = ImageNet's, or
-    # those of the network's own public weights.
+    # Of images in [0, 1], per channel, that they were trained with; () = those that the
+    # file states (as `export` writes them), or the network's public weights (ImageNet's).
     stage.weights_mean = ()
     stage.weights_deviation = ()
+    stage.weights_licence = ""  # such as bsd-3-clause; empty = what the file states
 
     stage.transfer = transfer = ConfigDict()
     transfer.reinitialise = "head"  # head, or dense: all fully connected layers

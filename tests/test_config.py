@@ -206,3 +206,15 @@ def test_the_control_trains_as_long_as_both_source_stages(file, variant):
         natural.optim,
         natural.augment,
     )
+
+
+def test_imported_stage_has_no_control_of_equal_steps():
+    raw = config_file("folders.py")
+    raw.stages.natural.weights = "file.npz"
+    raw.stages.natural.weights_mean = (0.5,)
+    parsed = configs.parse(raw)
+    assert set(parsed.arms) == {"scratch", "natural", "texture", "two_stage"}
+    raw.study.arms = ("natural_long",)
+    parsed = configs.parse(raw)
+    assert set(parsed.arms) == {"natural_long"}
+    assert parsed.stages["natural_long"] == parsed.stages["natural"]

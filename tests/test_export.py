@@ -12,7 +12,7 @@ from study_files import HOSTILE, write_study
 
 from twostage_jax import export, models
 from twostage_jax.models import pretrained
-from twostage_jax.report import analysis, study_table
+from twostage_jax.report import analysis, card, study_table
 from twostage_jax.train import checkpoint
 
 CHANCES = {"scratch": 0.75, "two_stage": 0.9}
@@ -92,7 +92,7 @@ def test_imported_weights_are_named_with_their_origin(study, tmp_path):
         workdir / "stages" / json.loads((home / "lineage.json").read_text())["chain"][0]
     )
     path, saved = first / "lineage.json", (first / "lineage.json").read_text()
-    imported = {"file": "resnet18 [a].pth", "sha256": "f" * 64}
+    imported = {"file": "resnet18 [a].pth", "sha256": "f" * 64, "licence": "bsd [x]"}
     path.write_text(json.dumps({**json.loads(saved), "imported": imported}))
     try:
         export.export(run=str(home), to=str(tmp_path / "model.npz"))
@@ -100,7 +100,40 @@ def test_imported_weights_are_named_with_their_origin(study, tmp_path):
         path.write_text(saved)
     text = (tmp_path / "model.md").read_text(encoding="utf-8")
     assert f"resnet18 \\[a].pth (SHA-256 {'f' * 64})" in text
-    assert "random parameters" not in text
+    assert "bsd \\[x]" in text and "random parameters" not in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| natural ")]
+    # Its settings of training have no effect.
+    assert [cell.strip() for cell in row.split("|")][6] == "–"
+
+
+def test_source_stage_does_not_take_the_scores_of_an_arm_of_its_name(
+    tmp_path_factory, tmp_path
+):
+    workdir = write_study(
+        tmp_path_factory.mktemp("run"),
+        {"scratch": 0.75, "natural": 0.9},
+        seeds=(0, 1),
+        patients=8,
+        patches=12,
+        rich=True,
+    )
+    (home, *_) = workdir.glob("stages/natural-*")
+    page = card.page(home, "natural", "model.npz", "")
+    front = yaml.safe_load(page.split("---\n", 2)[1])
+    assert "model-index" not in front
+    end = json.loads(next(workdir.glob("rows/natural-*")).read_text())["stage_runs"][-1]
+    page = card.page(workdir / "stages" / end, "natural", "model.npz", "")
+    assert "model-index" in yaml.safe_load(page.split("---\n", 2)[1])
+
+
+def test_licence_is_stated_where_it_is_known(study, tmp_path):
+    workdir, *_ = study
+    for licence, stated in (("", "unknown"), ("cc-by-4.0: yes", "cc-by-4.0: yes")):
+        path = tmp_path / "model.safetensors"
+        export.export(run=str(workdir), seed=1, to=str(path), licence=licence)
+        front = path.with_suffix(".md").read_text(encoding="utf-8").split("---\n", 2)[1]
+        assert yaml.safe_load(front)["license"] == stated
+        assert pretrained.header(path).get("license", "") == licence
 
 
 def test_stage_run_outside_of_a_study_has_a_card_without_intervals(study, tmp_path):

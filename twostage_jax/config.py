@@ -13,6 +13,7 @@ import dataclasses
 import importlib.util
 import itertools
 import json
+import logging
 import math
 import re
 import typing
@@ -26,6 +27,8 @@ from ml_collections import ConfigDict
 from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.stats import metrics
 from twostage_jax.transfer import TransferError, check_rules
+
+log = logging.getLogger(__name__)
 
 TARGET = "target"
 Baseline = Literal["majority", "mean_grey", "descriptors", "frozen"]
@@ -86,6 +89,7 @@ IMPORT = {
     "weights": str,
     "weights_mean": tuple[float, ...],
     "weights_deviation": tuple[Positive, ...],
+    "weights_licence": str,
 }
 
 
@@ -255,7 +259,10 @@ class StageConfig:
         file '') = train.
       weights_mean, weights_deviation: Mean and standard deviation, per channel of images
         in [0, 1], that the weights were trained with; None (in a config file an empty
-        tuple) = those of the network's public weights.
+        tuple) = those that the file states, as 'twostage export' writes them, or else
+        those of the network's public weights.
+      weights_licence: Licence of the file, such as 'bsd-3-clause', for the report and
+        the model card; None (in a config file '') = the one that the file states.
     """
 
     data: DataConfig
@@ -266,6 +273,7 @@ class StageConfig:
     weights: str | None = None
     weights_mean: tuple[float, ...] | None = None
     weights_deviation: tuple[Positive, ...] | None = None
+    weights_licence: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -479,8 +487,8 @@ def _arms(
             raise _error(
                 "config.study.arms", f": unknown arm '{name}'.{did_you_mean(name, raw)}"
             )
-    arms = {}
-    for arm, chain in raw.items():
+    arms, known = {}, {}
+    for arm, chain in sorted(raw.items()):
         path = f"config.arms.{arm}"
         names = tuple(part.strip() for part in _value(str, chain, path).split(">"))
         for stage in names:
@@ -503,7 +511,11 @@ def _arms(
                     f"is set, but {path} does not begin with it: only the first stage "
                     "of a chain can be imported, and the target is always trained.",
                 )
-        if not wanted or arm in wanted:
+        # Stages that import the same file are the same stage.
+        same = known.setdefault(tuple(stages[n].weights or n for n in names), arm)
+        if same != arm and not wanted:
+            log.warning("Arm '%s' is the same as arm '%s': skipped.", arm, same)
+        elif not wanted or arm in wanted:
             arms[arm] = names
     # A ConfigDict forgets the order of its keys: short chains first.
     return dict(sorted(arms.items(), key=lambda item: (len(item[1]), item[0])))

@@ -37,6 +37,7 @@ def export(
     seed: int | None = None,
     fraction: float | None = None,
     fold: int | None = None,
+    licence: str = "",
 ) -> None:
     """Writes the weights and the card of a stage run.
 
@@ -47,6 +48,8 @@ def export(
       seed: Seed; default: the first one.
       fraction: Fraction of the target training set; default: the largest one.
       fold: Fold; default: the first one.
+      licence: Licence of the exported weights, as Hugging Face names it, such as
+        cc-by-nc-4.0; default: not stated.
 
     Raises:
       UserError: The run does not exist, its files are damaged, or the format is unknown.
@@ -65,12 +68,19 @@ def export(
             where="--to",
         )
     found = artifacts.find(Path(run), arm, seed=seed, fraction=fraction, fold=fold)
+    if found.source == "weights":
+        raise UserError(
+            f"{found.folder}: this stage was imported, not trained: its weights are the "
+            f"file {found.data}.",
+            where=found.folder,
+        )
     module = steps.build_model(found.model, len(found.class_names), None)
     variables = checkpoint.load_variables(found.folder / "variables")
     channels = found.model.channels
     pytorch = module.pytorch(channels) if path.suffix == ".safetensors" else ""
-    page = card.page(found.folder, found.arm, path.name, pytorch)
-    pretrained.write(path, variables, module, channels, metadata(found))
+    page = card.page(found.folder, found.arm, path.name, pytorch, licence)
+    told = metadata(found) | ({"license": licence} if licence else {})
+    pretrained.write(path, variables, module, channels, told)
     io.write_text(path.with_suffix(".md"), page)
     print(f"{found}\nWeights: {path}\nCard: {path.with_suffix('.md')}")
 

@@ -109,6 +109,12 @@ def predict(
     from twostage_jax.study import artifacts
 
     found = artifacts.find(Path(run), arm)
+    if not found.class_names:
+        raise UserError(
+            f"{found.folder}: this stage was imported from a file without a head, so it "
+            "has no classes to map. Give the folder of a target stage, or the workdir.",
+            where=found.folder,
+        )
     how = How(
         stride=stride,
         window=scale.parse_window(window, found),

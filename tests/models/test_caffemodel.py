@@ -1,53 +1,10 @@
 """Files of Caffe, written by Google's own library, against what was put in."""
 
 import numpy as np
-import pytest
+from caffe_files import net
 from ct_files import refused_at
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from twostage_jax.models import caffemodel
-
-
-@pytest.fixture(scope="module")
-def net():
-    """Returns the class of `NetParameter`, with the fields of `caffe.proto` used here."""
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="caffe")
-
-    def message(message_name, /, **fields):
-        made = file.message_type.add(name=message_name)
-        for field, (number, kind, *many) in fields.items():
-            added = made.field.add(name=field, number=number)
-            added.label = kinds.LABEL_REPEATED if many else kinds.LABEL_OPTIONAL
-            if kind.isupper():
-                added.type = getattr(kinds, f"TYPE_{kind}")
-                added.options.packed = bool(many) and kind != "STRING"
-            else:
-                added.type, added.type_name = kinds.TYPE_MESSAGE, f".caffe.{kind}"
-
-    message("Shape", dim=(1, "INT64", "many"))
-    message(
-        "Blob", num=(1, "INT32"), channels=(2, "INT32"), height=(3, "INT32"),
-        width=(4, "INT32"), data=(5, "FLOAT", "many"), shape=(7, "Shape"),
-        double_data=(8, "DOUBLE", "many"),
-    )  # fmt: skip
-    message(
-        "Layer", name=(1, "STRING"), type=(2, "STRING"), bottom=(3, "STRING", "many"),
-        loss_weight=(5, "FLOAT", "many"), blobs=(7, "Blob", "many"),
-        phase=(10, "INT32"),
-    )  # fmt: skip
-    message(
-        "V1Layer", bottom=(2, "STRING", "many"), name=(4, "STRING"), type=(5, "INT32"),
-        blobs=(6, "Blob", "many"),
-    )  # fmt: skip
-    message(
-        "Net", name=(1, "STRING"), layers=(2, "V1Layer", "many"),
-        layer=(100, "Layer", "many"),
-    )  # fmt: skip
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("caffe.Net"))
-
 
 KERNEL = np.random.default_rng(0).normal(size=(4, 3, 2, 2)).astype(np.float32)
 DENSE = np.random.default_rng(1).normal(size=(5, 300)).astype(np.float32)
@@ -69,8 +26,8 @@ def read_as_it_was(path):
         np.testing.assert_array_equal(array, value)
 
 
-def test_layers_of_today(net, tmp_path):
-    made = net(name="net")
+def test_layers_of_today(tmp_path):
+    made = net()(name="net")
     made.layer.add(name="data", type="Data", phase=1)
     for name, kind, blobs in (
         ("conv1", "Convolution", (KERNEL, BIAS)),
@@ -86,8 +43,8 @@ def test_layers_of_today(net, tmp_path):
     read_as_it_was(save(made, tmp_path / "a.caffemodel"))
 
 
-def test_layers_of_the_format_before_which_have_four_axes(net, tmp_path):
-    made = net()
+def test_layers_of_the_format_before_which_have_four_axes(tmp_path):
+    made = net()()
     for name, kind, blobs in (
         ("conv1", 4, (KERNEL, BIAS)),
         ("fc6", 14, (DENSE, BIAS[:1])),
@@ -100,8 +57,8 @@ def test_layers_of_the_format_before_which_have_four_axes(net, tmp_path):
     read_as_it_was(save(made, tmp_path / "a.caffemodel"))
 
 
-def test_alexnet_of_caffe_is_not_taken_for_caffenet(net, tmp_path):
-    made = net()
+def test_alexnet_of_caffe_is_not_taken_for_caffenet(tmp_path):
+    made = net()()
     made.layer.add(name="conv1").blobs.add(data=BIAS).shape.dim.append(4)
     for name in ("pool1", "norm1"):
         made.layer.add(name=name)
@@ -112,8 +69,8 @@ def test_alexnet_of_caffe_is_not_taken_for_caffenet(net, tmp_path):
         caffemodel.read(path)
 
 
-def test_damaged_files_are_refused(net, tmp_path):
-    made = net()
+def test_damaged_files_are_refused(tmp_path):
+    made = net()()
     made.layer.add(name="conv1").blobs.add(data=BIAS).shape.dim.append(4)
     whole = made.SerializeToString()
     path = tmp_path / "a.caffemodel"

@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from basics import Tiny
+from ct_files import refused_at
+from safetensors.numpy import load_file, save_file
 from small_study import datasets, parsed
-from tiny_study import TINY, tiny_study
+from tiny_study import TINY, tiny_studies, tiny_study
 
-from twostage_jax import models
+from twostage_jax import export, models, predict
 from twostage_jax.errors import UserError
 from twostage_jax.explain.networks import load_arms
 from twostage_jax.models import Network, convolution, layers, pretrained
-from twostage_jax.study import imported, plan
+from twostage_jax.study import artifacts, imported, plan
 from twostage_jax.train import augment, checkpoint
 
 __all__ = ["tiny_study"]  # A fixture.
@@ -188,6 +190,11 @@ def test_folded_first_layer_responds_to_grey_images_as_three_channels_do(
     assert np.abs(colour - folded).max() > 1e-3
 
 
+def targets(workdir):
+    """Returns the lineages of the target stages."""
+    return sorted(workdir.glob("stages/target-*/lineage.json"))
+
+
 def test_study_with_an_imported_stage(tiny_study, tmp_path):
     weights = made(tmp_path / "conv.safetensors", skip="classifier.1")
     changes = {
@@ -201,10 +208,19 @@ def test_study_with_an_imported_stage(tiny_study, tmp_path):
         "study.side_by_side": 1,
         "study.baselines": ("frozen",),
     }
-    found = tiny_study(tmp_path / "run", **changes)
-    assert {row["arm"] for row in found["baselines"]} == {"frozen_natural_texture"}
+    tiny_study(tmp_path / "run", **changes)
     (natural,) = (tmp_path / "run" / "stages").glob("natural-*")
     lineage = json.loads((natural / "lineage.json").read_text())
+    assert lineage["imported"]["licence"] is None
+    # A licence that is stated later changes no result, but the record.
+    changes["stages.natural.weights_licence"] = "bsd-3-clause"
+    trained = {p: p.stat().st_mtime_ns for p in targets(tmp_path / "run")}
+    found = tiny_study(tmp_path / "run", **changes)
+    assert trained == {p: p.stat().st_mtime_ns for p in targets(tmp_path / "run")}
+    assert {row["arm"] for row in found["baselines"]} == {"frozen_natural_texture"}
+    lineage = json.loads((natural / "lineage.json").read_text())
+    assert lineage["imported"]["licence"] == "bsd-3-clause"
+    assert lineage["data"]["class_names"] == []
     assert lineage["imported"]["names"]["params/conv1/kernel"] == "features.0.weight"
     exported = checkpoint.load_variables(natural / "variables")
     assert set(exported["params"]) == {"conv1", "fc6", "head"}
@@ -213,8 +229,125 @@ def test_study_with_an_imported_stage(tiny_study, tmp_path):
         lineage = json.loads((texture / "lineage.json").read_text())
         assert report["notes"] == []
         np.testing.assert_allclose(lineage["data"]["mean"], [0.1, 0.2, 0.3], rtol=1e-6)
+    with refused_at(natural):
+        export.export(run=str(natural), to=str(tmp_path / "a.npz"))
+    with refused_at(natural):
+        predict.predict(run=str(natural), dicom=str(tmp_path), out=str(tmp_path))
     (network,) = load_arms(tmp_path / "run")["two_stage"]
     # Those of explain belong to a seed, which an imported stage has not.
     assert network.seed == network.parent.seed == network.parent.parent.seed == 1
     for target in (tmp_path / "run" / "stages").glob("target-*"):
         assert json.loads((target / "transfer.json").read_text())["notes"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Exports of a target stage, scaled by its own data, and the stage run."""
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        changes = {"study.seeds": (0,), "stages.target.data.normalise": "dataset"}
+        tiny_studies(patch)(folder / "run", **changes)
+        paths = [folder / "model.safetensors", folder / "model.npz"]
+        for path in paths:
+            export.export(run=str(folder / "run"), to=str(path), licence="cc-by-4.0")
+    return paths, artifacts.find(folder / "run")
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "tiny", Tiny)
+
+
+def of_export(path, **changes):
+    return settings(path, "tiny", **{"model.channels": 1, **changes})
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_own_export_brings_its_scale_its_classes_and_its_licence(
+    exported, tiny, number
+):
+    paths, run = exported
+    loaded = imported.load(of_export(paths[number]), "natural")
+    assert run.mean != (0.5,)
+    np.testing.assert_array_equal(loaded.mean, np.float32(run.mean))
+    np.testing.assert_array_equal(loaded.deviation, np.float32(run.deviation))
+    assert loaded.class_names == run.class_names
+    assert loaded.stated.licence == "cc-by-4.0"
+    trained = checkpoint.load_variables(run.folder / "variables")
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, trained)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("weights_mean", (0.485,)),
+        ("weights_deviation", (0.229,)),
+        ("weights_licence", "mit"),
+    ],
+)
+def test_settings_that_an_export_contradicts_are_refused(
+    exported, tiny, setting, value
+):
+    setting = f"stages.natural.{setting}"
+    with refused_at(f"config.{setting}"):
+        imported.load(of_export(exported[0][0], **{setting: value}), "natural")
+
+
+def test_settings_that_an_export_states_are_accepted(exported, tiny):
+    paths, run = exported
+    given = {
+        "stages.natural.weights_mean": run.mean,
+        "stages.natural.weights_deviation": run.deviation,
+        "stages.natural.weights_licence": "cc-by-4.0",
+    }
+    imported.load(of_export(paths[0], **given), "natural")
+
+
+def rewritten(path, to, **changes):
+    """Writes a copy of an export with other facts in its header."""
+    header = {**pretrained.header(path), **changes}
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in header.items()}
+    save_file(load_file(path), to, texts)
+    return to
+
+
+def test_export_of_another_network_with_the_same_arrays_is_refused(
+    exported, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(models.MODELS, "twin", Tiny)
+    path = exported[0][0]
+    other = {**pretrained.header(path)["model"], "name": "twin"}
+    path = rewritten(path, tmp_path / "twin.safetensors", model=other)
+    with refused_at(path):
+        imported.load(of_export(path), "natural")
+
+
+def test_header_that_cannot_be_read_is_refused(exported, tiny, tmp_path):
+    path = rewritten(exported[0][0], tmp_path / "a.safetensors", mean="half")
+    with refused_at(path):
+        imported.load(of_export(path), "natural")
+
+
+def test_weights_of_standardised_images_are_not_scaled_by_a_mean(
+    exported, tiny, tmp_path
+):
+    path = rewritten(exported[0][0], tmp_path / "a.safetensors", normalise="patch")
+    assert imported.load(of_export(path), "natural").normalise == "patch"
+    for setting, value in (
+        ("stages.texture.data.normalise", "weights"),
+        ("stages.natural.weights_mean", (0.5,)),
+    ):
+        with refused_at(f"config.{setting}"):
+            imported.load(of_export(path, **{setting: value}), "natural")
+
+
+def test_licence_of_a_public_file_is_the_setting_or_its_header(tmp_path):
+    path = made(tmp_path / "a.safetensors")
+    assert imported.load(settings(path), "natural").stated.licence is None
+    given = settings(path, **{"stages.natural.weights_licence": "mit"})
+    assert imported.load(given, "natural").stated.licence == "mit"
+    assert planned(given) == planned(settings(path))
+    save_file(load_file(path), path, {"license": "bsd-3-clause"})
+    assert imported.load(settings(path), "natural").stated.licence == "bsd-3-clause"
+    with refused_at("config.stages.natural.weights_licence"):
+        imported.load(given, "natural")

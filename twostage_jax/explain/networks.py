@@ -365,7 +365,8 @@ def _network(home: Path) -> Network:
         arm="",
         seed=run.seed,
         stage=run.stage,
-        module=steps.build_model(run.model, len(run.class_names), None),
+        # An imported stage without a head has a random one, of one class.
+        module=steps.build_model(run.model, max(len(run.class_names), 1), None),
         variables=checkpoint.load_variables(home / "variables"),
         class_names=run.class_names,
         size=run.model.image_size,

@@ -66,6 +66,33 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def header(path: Path) -> dict[str, Any]:
+    """Returns the facts that a file states about its weights: JSON values by name.
+
+    They are those that `write` was given, and texts in safetensors files of other
+    programs. The result is empty for files that state nothing.
+    """
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            found = _json(str(file["metadata"])) if "metadata" in file.files else {}
+        return found if isinstance(found, dict) else {}
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        texts = file.metadata() or {}
+    return {name: _json(text) for name, text in texts.items()}
+
+
+def _json(text: str) -> Any:
+    """Returns the value of JSON, or the text itself if it is not JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def _from_safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file

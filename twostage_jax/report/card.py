@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from twostage_jax.config import TARGET
 from twostage_jax.ct.palette import NOTICE, ORIGINS
 from twostage_jax.errors import UserError, plain
 from twostage_jax.report import score_tables, study_table, tables
@@ -21,7 +22,7 @@ from twostage_jax.report.tables import COLUMNS, Column, Table, arm_name
 from twostage_jax.stats.intervals import RESAMPLES
 
 
-def page(folder: Path, arm: str, weights: str, pytorch: str) -> str:
+def page(folder: Path, arm: str, weights: str, pytorch: str, licence: str = "") -> str:
     """Returns the card of a stage run.
 
     Args:
@@ -29,6 +30,7 @@ def page(folder: Path, arm: str, weights: str, pytorch: str) -> str:
       arm: Arm that it ends, or its chain of stages.
       weights: Name of the file of weights.
       pytorch: Expression that builds the network in PyTorch, or '' (`Network.pytorch`).
+      licence: Licence of the weights, or '' if it is not stated.
 
     Raises:
       UserError: The lineage of the stage run, or of one before it, is damaged.
@@ -66,6 +68,7 @@ def page(folder: Path, arm: str, weights: str, pytorch: str) -> str:
         how=scores and score_tables.how(scores),
         margin=scores and _margin(scores, arm),
         weights=weights,
+        licence=licence,
         pytorch=pytorch,
         build=_build(lineage),
     )
@@ -82,7 +85,9 @@ def _scores(
         study = study_table.load([workdir])
         fraction = record.lineage["fraction"]
         arms, seeds = study.complete(fraction)
-        if arm not in arms or not seeds:
+        # A source stage may have the name of an arm.
+        ends = record.lineage["stage"] == TARGET and arm in arms
+        if not ends or not seeds:
             return (
                 study,
                 None,
@@ -145,7 +150,7 @@ def _stages(chain: Sequence[StageRecord]) -> Table:
             data.get("examples", {}).get("train"),
             (data.get("groups") or {}).get("train"),
             len(data["class_names"]) or None,
-            lineage["settings"].get("train", {}).get("steps"),
+            None if imported else lineage["settings"].get("train", {}).get("steps"),
             f"not trained here: {imported['file']}"
             if imported
             else before[-1] if before else "random parameters",

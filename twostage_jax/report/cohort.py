@@ -192,9 +192,9 @@ def flow_picture(found: Mapping[str, Any], whole: bool, folds: int) -> Picture:
     for row in found["flow"]:
         counts[row["level"], row["reason"]] += row["count"]
     start = [_total(counts, level) for level in ("patients", "series", "slices")]
-    first = ", ".join(start[1:])
+    first = ", ".join(filter(None, start[1:]))
     boxes = [
-        f"{start[0]}\n{first}" if first.strip(", ") else start[0],
+        f"{start[0]}\n{first}" if first else start[0],
         f"{_total(counts, 'patches')} in annotated regions",
         f"{counts['patches', '']:,} patches of {counts['patients', '']:,} patients",
     ]

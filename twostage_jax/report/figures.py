@@ -515,8 +515,9 @@ def curves_picture(
             record = stages.get(name)
             if record and record.lineage["stage"] == stage:
                 arm = next(iter(users)) if len(users) == 1 else ""
-                history = record.lineage["history"]
-                curves.setdefault(stage, {})[name] = (arm, history)
+                # An imported stage has none.
+                if history := record.lineage["history"]:
+                    curves.setdefault(stage, {})[name] = (arm, history)
     if not curves:
         return None
     runs = ", ".join(f"{stage} ({len(found)} runs)" for stage, found in curves.items())

@@ -329,6 +329,7 @@ def _node(
 def _imported(origin: Mapping[str, Any]) -> str:
     text = (
         f"imported from {origin['file']}, SHA-256 {origin['sha256'][:12]}, "
+        f"licence {origin.get('licence') or 'not recorded'}, "
         f"{len(origin['names'])} arrays"
     )
     if origin["missing"]:

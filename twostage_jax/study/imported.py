@@ -19,6 +19,8 @@ from twostage_jax.models import HEAD, Network, pretrained
 from twostage_jax.runtime import versions
 from twostage_jax.train import steps
 
+# Begins the field 'software' in the header of an export; see `export.metadata`.
+SOFTWARE = "twostage_jax "
 # Side of the images that the public networks were made for, pixels.
 PUBLIC_SIZE = 227
 
@@ -33,7 +35,8 @@ class Weights:
       placed: Arrays of the file and their places; the first layer reads as many channels
         as the network, dense layers have the shapes of the file.
       mean, deviation: `[channels]` of images in [0, 1] that the first layer expects.
-      notes: Sentences on what the import changed.
+      stated: Facts that the file states.
+      notes: Sentences on the scale of the images, and on what the import changed.
     """
 
     path: Path
@@ -41,7 +44,13 @@ class Weights:
     placed: pretrained.Placed
     mean: np.ndarray
     deviation: np.ndarray
+    stated: "Stated"
     notes: tuple[str, ...]
+
+    @property
+    def normalise(self) -> str:
+        """How images are scaled: 'weights', by mean and deviation, or 'patch'."""
+        return "patch" if self.stated.patch else "weights"
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -56,8 +65,47 @@ class Weights:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Numbers of the classes; files of weights do not name them."""
+        """Names of the classes, or their numbers; empty if the file has no head."""
+        if HEAD not in self.variables["params"]:
+            return ()
+        if len(self.stated.class_names) == self.num_classes:
+            return self.stated.class_names
         return tuple(map(str, range(self.num_classes)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stated:
+    """Facts that a file of weights states in its header.
+
+    Attributes:
+      licence: Licence of the weights; None if it is not stated.
+      mean, deviation: Scale of images in [0, 1] that the weights were trained with; None
+        if the file is not an export of this program. Without effect if `patch`.
+      patch: Whether they were trained on images that were each standardised by itself.
+      window: (centre, width) pairs in HU that the images were shown with, flattened; empty
+        if they were not in HU, or this is not known.
+      class_names: Names of the classes; empty if they are not known.
+    """
+
+    licence: str | None = None
+    mean: tuple[float, ...] | None = None
+    deviation: tuple[float, ...] | None = None
+    patch: bool = False
+    window: tuple[float, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on the scale of the images that the weights were trained with."""
+        if self.patch:
+            return ["trained on images that were each standardised by itself"]
+        if not self.mean:
+            return []
+        found = ["mean and standard deviation of the images: as the file states"]
+        if self.window:
+            window = ", ".join(f"{value:g}" for value in self.window)
+            found.append(f"trained on images in HU, window (centre, width) {window}")
+        return found
 
 
 def load(config: Config, stage: str) -> Weights:
@@ -66,11 +114,11 @@ def load(config: Config, stage: str) -> Weights:
     Raises:
       UserError: The file cannot be read, or does not fit the network; names every array
         that does not. Layers that the file lacks are left to the rules of the next
-        transfer.
+        transfer. Or a setting differs from what the file states.
     """
     settings, path = config.stages[stage], f"config.stages.{stage}"
     try:
-        return read(
+        weights = read(
             Path(settings.weights),
             config.model,
             settings.weights_mean,
@@ -78,6 +126,50 @@ def load(config: Config, stage: str) -> Weights:
         )
     except UserError as error:
         raise UserError(f"{path}.weights: {error}", where=error.where) from None
+    stated = weights.stated
+    for name in ("mean", "deviation"):
+        given, own = getattr(settings, f"weights_{name}"), getattr(stated, name)
+        if given and (stated.patch or (own and not _same(given, own))):
+            there = "each image is standardised by itself" if stated.patch else own
+            raise _differs(f"{path}.weights_{name}", given, there)
+    if settings.weights_licence and stated.licence not in (
+        None,
+        settings.weights_licence,
+    ):
+        raise _differs(
+            f"{path}.weights_licence", settings.weights_licence, stated.licence
+        )
+    if stated.patch:
+        _check_followers(config, stage)
+    licence = settings.weights_licence or stated.licence
+    stated = dataclasses.replace(stated, licence=licence)
+    return dataclasses.replace(weights, stated=stated)
+
+
+def _same(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    short = len(one) in (1, len(other)) or len(other) == 1
+    return short and np.allclose(one, other, rtol=1e-4, atol=0)
+
+
+def _differs(setting: str, given: Any, stated: Any) -> UserError:
+    return UserError(
+        f"{setting} is {given!r}, but the file of weights states another value: "
+        f"{stated}. Leave the setting empty to use that of the file.",
+        where=setting,
+    )
+
+
+def _check_followers(config: Config, first: str) -> None:
+    """Refuses mean and deviation of weights that were trained without any."""
+    for chain in config.arms.values():
+        for stage in chain[1:] if chain[0] == first else ():
+            if config.stages[stage].data.normalise == "weights":
+                setting = f"config.stages.{stage}.data.normalise"
+                raise UserError(
+                    f"{setting} is 'weights', but those of stage '{first}' were trained "
+                    "on images that were each standardised by itself: set it to 'patch'.",
+                    where=setting,
+                )
 
 
 def read(
@@ -92,26 +184,65 @@ def read(
       path: File of weights; see `pretrained.read`.
       model: Settings of the network.
       mean, deviation: Mean and standard deviation of images in [0, 1], one value or one
-        per channel of the file; None for those of the network's public weights.
+        per channel of the file; None for those that the file states, or else those of
+        the network's public weights.
 
     Raises:
       UserError: As `load`.
     """
     network = models.MODELS[model.name]
     arrays = pretrained.read(path)
+    stated = _stated(path, model)
     placed = _placed(arrays, model, path)
     kernel = placed.variables["params"].get(network.FIRST_LAYER, {}).get("kernel")
     channels = model.channels if kernel is None else kernel.shape[2]
-    mean = _per_channel(mean or network.PUBLIC_MEAN, channels, path)
-    deviation = _per_channel(deviation or network.PUBLIC_DEVIATION, channels, path)
-    notes = []
+    mean = mean or stated.mean or network.PUBLIC_MEAN
+    deviation = deviation or stated.deviation or network.PUBLIC_DEVIATION
+    mean = _per_channel(mean, channels, path)
+    deviation = _per_channel(deviation, channels, path)
+    notes = stated.notes
     if channels != model.channels:
         change = to_grey if model.channels == 1 else to_rgb
         mean, deviation, note = change(placed.variables, network, mean, deviation)
         notes.append(note)
     with path.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-    return Weights(path, fingerprint, placed, mean, deviation, tuple(notes))
+    return Weights(path, fingerprint, placed, mean, deviation, stated, tuple(notes))
+
+
+def _stated(path: Path, model: ModelConfig) -> Stated:
+    """Returns what the header of a file states about its weights.
+
+    Raises:
+      UserError: They are those of another network than `model`, or the header is damaged.
+    """
+    header = pretrained.header(path)
+    licence = str(header["license"]) if header.get("license") else None
+    if not str(header.get("software", "")).startswith(SOFTWARE):
+        return Stated(licence)
+    try:
+        made = ModelConfig(**header["model"])
+        mean, deviation = (tuple(map(float, header[k])) for k in ("mean", "deviation"))
+        stated = Stated(
+            licence=licence,
+            mean=mean,
+            deviation=deviation,
+            patch=header["normalise"] == "patch",
+            window=tuple(map(float, header["window_hu"] or ())),
+            class_names=tuple(map(str, header["classes"])),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: the header of the file cannot be read ({error!r}).", where=path
+        ) from None
+    # Networks that share all arrays may compute different things.
+    own = [(m.name, steps.build_model(m, 1, None).norm) for m in (made, model)]
+    if own[0] != own[1]:
+        there, here = (f"{name} {norm}".strip() for name, norm in own)
+        raise UserError(
+            f"{path}: the weights are those of {there}, not of {here}.", where=path
+        )
+    return stated
 
 
 def scale(model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -271,6 +402,7 @@ def lineage(weights: Weights) -> dict[str, Any]:
             "names": placed.names,
             "unused": list(placed.unused),
             "missing": list(placed.missing),
+            "licence": weights.stated.licence,
             "notes": list(weights.notes),
         },
         "history": [],

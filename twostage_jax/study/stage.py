@@ -93,8 +93,17 @@ class Prepared(NamedTuple):
 
 
 def is_done(materials: Materials, run: StageRun) -> bool:
-    """Whether the stage run is finished: its lineage is written last."""
-    return (materials.folder(run) / "lineage.json").is_file()
+    """Whether the stage run is finished: its lineage is written last.
+
+    An imported stage is imported again if the statement of its licence changed.
+    """
+    if not (materials.folder(run) / "lineage.json").is_file():
+        return False
+    weights = materials.datasets[run.stage]
+    if not isinstance(weights, Weights):
+        return True
+    told = read_lineage(materials, run)["imported"]
+    return told.get("licence") == weights.stated.licence
 
 
 def under_way_with(materials: Materials, run: StageRun) -> list[str]:
@@ -213,6 +222,7 @@ def _import(materials: Materials, run: StageRun, progress: Progress) -> None:
         variables = imported.complete(weights, materials.config.model)
         checkpoint.export_variables(folder / "variables", variables)
         origin = artifacts.origin(materials.config, run)
+        origin["settings"]["data"]["normalise"] = weights.normalise
         told = {**origin, **imported.lineage(weights)}
         io.write_json(folder / "lineage.json", told)
     runtime.barrier(f"{run.hash}-done")
@@ -268,11 +278,11 @@ def _carry_over(
     settings = run.settings(config)
     origin = materials.datasets[run.parent.stage]
     if isinstance(origin, Weights):
-        source = origin.variables
+        source, before = origin.variables, origin.normalise
     else:
         source = checkpoint.load_variables(materials.folder(run.parent) / "variables")
+        before = run.parent.settings(config).data.normalise
     notes = []
-    before = run.parent.settings(config).data.normalise
     after = settings.data.normalise
     if before != after or before == "dataset":
         notes.append(
