@@ -13,7 +13,9 @@ The suffix chooses the format:
                   image size, normalisation, window in HU, settings of the network
     .npz          paths, for every network; the same facts as JSON in 'metadata'
 
-`inspect --source` and a network of the same settings read both again, bit by bit. The card,
+`inspect --source` and a network of the same settings read both again, bit by bit. A study
+whose stage is imported from such a file (`config.stages.X.weights`) takes the scale of
+images, the names of classes and the licence from there. The card,
 `model.md`, tells the data of every stage, the scores with their intervals, how to load the
 weights and to scale images, and what the model is not for.
 """

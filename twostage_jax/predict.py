@@ -109,7 +109,7 @@ def predict(
     from twostage_jax.study import artifacts
 
     found = artifacts.find(Path(run), arm)
-    if not found.class_names:
+    if len(found.class_names) < 2:
         raise UserError(
             f"{found.folder}: this stage was imported from a file without a head, so it "
             "has no classes to map. Give the folder of a target stage, or the workdir.",

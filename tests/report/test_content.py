@@ -260,3 +260,26 @@ def test_report_says_at_its_head_that_the_target_images_are_synthetic(tmp_path):
     made, _ = report(study_table.load([folder]))
     (text,) = [text for text in made.summary if "synthetic" in text]
     assert "target_set" in text and "natural_set" not in text
+
+
+def test_imported_stage_is_named_with_its_licence_and_the_layers_that_it_lacks(
+    tmp_path,
+):
+    chances = {"scratch": 0.7, "natural": 0.8}
+    write_study(tmp_path, chances, seeds=(0,), patches=6, rich=True)
+    imported = {
+        "file": "resnet18.npz",
+        "sha256": "f" * 64,
+        "names": {"params/conv1/kernel": "conv1.weight"},
+        "licence": "bsd-3-clause",
+        "missing": ["params/head/kernel", "params/head/bias", "params/a/norm1/scale"],
+        "notes": [],
+    }
+    (path,) = tmp_path.glob("stages/natural-*/lineage.json")
+    lineage = json.loads(path.read_text())
+    path.write_text(json.dumps({**lineage, "imported": imported}))
+    study = study_table.load([tmp_path])
+    nodes = sections.tree(study, gather(study).stages).nodes
+    (text,) = (node.text for node in nodes if node.title == "natural")
+    assert "resnet18.npz" in text and "bsd-3-clause" in text
+    assert text.endswith("without head, a/norm1")

@@ -333,7 +333,9 @@ def _imported(origin: Mapping[str, Any]) -> str:
         f"{len(origin['names'])} arrays"
     )
     if origin["missing"]:
-        text += f", without {', '.join(origin['missing'])}"
+        # 'head' instead of 'params/head/kernel' and 'params/head/bias'.
+        places = (place.split("/")[1:-1] for place in origin["missing"])
+        text += f", without {', '.join(dict.fromkeys(map('/'.join, places)))}"
     return "; ".join([text, *origin["notes"]])
 
 

@@ -26,54 +26,6 @@ PUBLIC_SIZE = 227
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
-    """Variables of a file, which take the place of a data set and a training.
-
-    Attributes:
-      path: File of weights.
-      fingerprint: SHA-256 of the file.
-      placed: Arrays of the file and their places; the first layer reads as many channels
-        as the network, dense layers have the shapes of the file.
-      mean, deviation: `[channels]` of images in [0, 1] that the first layer expects.
-      stated: Facts that the file states.
-      notes: Sentences on the scale of the images, and on what the import changed.
-    """
-
-    path: Path
-    fingerprint: str
-    placed: pretrained.Placed
-    mean: np.ndarray
-    deviation: np.ndarray
-    stated: "Stated"
-    notes: tuple[str, ...]
-
-    @property
-    def normalise(self) -> str:
-        """How images are scaled: 'weights', by mean and deviation, or 'patch'."""
-        return "patch" if self.stated.patch else "weights"
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """Nested dicts of arrays, without the layers that the file lacks."""
-        return self.placed.variables
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the head; 1 if the file has none."""
-        head = self.variables["params"].get(HEAD)
-        return head["kernel"].shape[-1] if head else 1
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, or their numbers; empty if the file has no head."""
-        if HEAD not in self.variables["params"]:
-            return ()
-        if len(self.stated.class_names) == self.num_classes:
-            return self.stated.class_names
-        return tuple(map(str, range(self.num_classes)))
-
-
-@dataclasses.dataclass(frozen=True)
 class Stated:
     """Facts that a file of weights states in its header.
 
@@ -108,6 +60,54 @@ class Stated:
         return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Variables of a file, which take the place of a data set and a training.
+
+    Attributes:
+      path: File of weights.
+      fingerprint: SHA-256 of the file.
+      placed: Arrays of the file and their places; the first layer reads as many channels
+        as the network, dense layers have the shapes of the file.
+      mean, deviation: `[channels]` of images in [0, 1] that the first layer expects.
+      stated: Facts that the file states.
+      notes: Sentences on the scale of the images, and on what the import changed.
+    """
+
+    path: Path
+    fingerprint: str
+    placed: pretrained.Placed
+    mean: np.ndarray
+    deviation: np.ndarray
+    stated: Stated
+    notes: tuple[str, ...]
+
+    @property
+    def normalise(self) -> str:
+        """How images are scaled: 'weights', by mean and deviation, or 'patch'."""
+        return "patch" if self.stated.patch else "weights"
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Nested dicts of arrays, without the layers that the file lacks."""
+        return self.placed.variables
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the head; 1 if the file has none."""
+        head = self.variables["params"].get(HEAD)
+        return head["kernel"].shape[-1] if head else 1
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, or their numbers; empty if the file has no head."""
+        if HEAD not in self.variables["params"]:
+            return ()
+        if len(self.stated.class_names) == self.num_classes:
+            return self.stated.class_names
+        return tuple(map(str, range(self.num_classes)))
+
+
 def load(config: Config, stage: str) -> Weights:
     """Returns the weights of an imported stage.
 
@@ -132,16 +132,12 @@ def load(config: Config, stage: str) -> Weights:
         if given and (stated.patch or (own and not _same(given, own))):
             there = "each image is standardised by itself" if stated.patch else own
             raise _differs(f"{path}.weights_{name}", given, there)
-    if settings.weights_licence and stated.licence not in (
-        None,
-        settings.weights_licence,
-    ):
-        raise _differs(
-            f"{path}.weights_licence", settings.weights_licence, stated.licence
-        )
+    licence = settings.weights_licence
+    if licence and stated.licence and licence != stated.licence:
+        raise _differs(f"{path}.weights_licence", licence, stated.licence)
     if stated.patch:
         _check_followers(config, stage)
-    licence = settings.weights_licence or stated.licence
+    licence = licence or stated.licence
     stated = dataclasses.replace(stated, licence=licence)
     return dataclasses.replace(weights, stated=stated)
 
