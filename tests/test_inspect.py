@@ -2,6 +2,7 @@
 
 import public_networks
 import pytest
+from ct_files import refused_at
 from flax import serialization
 from safetensors.numpy import save_file
 from small_study import parsed
@@ -61,9 +62,9 @@ def test_tree_shows_every_arm_and_each_hand_over_once(tiny):
 
 def test_colour_source_needs_the_rule_that_makes_it_grey(shapes_alone, tmp_path):
     folder = exported(tmp_path, **{"model.channels": 3})
-    with pytest.raises(UserError, match="conv1/kernel.*rgb_to_grey") as refused:
+    with refused_at("config.stages.target.transfer") as refused:
         plan.transfer_from(parsed(), folder, "target")
-    assert str(refused.value).startswith("config.stages.target.transfer: ")
+    assert "conv1/kernel" in str(refused.value) and "rgb_to_grey" in str(refused.value)
     config = parsed(**{"stages.target.transfer.rules": (GREY,)})
     table = plan.transfer_from(config, folder, "target")
     assert "changed 1 (conv1: rgb_to_grey)" in table
@@ -91,8 +92,9 @@ def test_source_of_another_program_is_planned_and_its_place_is_named(
 def test_source_of_another_image_size_needs_a_rule_for_its_grid(shapes_alone, tmp_path):
     dense = {"model.head": "dense"}
     folder = exported(tmp_path, **dense, **{"model.image_size": 48})
-    with pytest.raises(UserError, match="fc6/kernel.*resize_dense:C"):
+    with refused_at("config.stages.target.transfer") as refused:
         plan.transfer_from(parsed(**dense), folder, "target")
+    assert "fc6/kernel" in str(refused.value) and "resize_dense" in str(refused.value)
     rules = (("params/fc6/kernel", "resize_dense:96"),)
     config = parsed(**dense, **{"stages.target.transfer.rules": rules})
     table = plan.transfer_from(config, folder, "target")
@@ -100,8 +102,9 @@ def test_source_of_another_image_size_needs_a_rule_for_its_grid(shapes_alone, tm
 
 
 def test_unknown_stage_is_asked_back(tmp_path):
-    with pytest.raises(UserError, match="--stage: unknown stage 'targt'.*'target'"):
+    with refused_at("--stage") as refused:
         plan.transfer_from(parsed(), tmp_path, "targt")
+    assert "'target'" in str(refused.value)
 
 
 def test_folder_without_variables_is_named_in_one_line(tmp_path):

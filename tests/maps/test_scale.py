@@ -2,13 +2,11 @@
 
 import json
 
-import pytest
 from chest import WINDOW, Channels, chest, write_chest, write_run
 from ct_files import refused_at
 from scipy import ndimage
 
 from twostage_jax import models
-from twostage_jax.errors import UserError
 from twostage_jax.maps import scale
 from twostage_jax.maps.classify import Classifier, How, classify
 from twostage_jax.maps.run import map_folder
@@ -65,7 +63,7 @@ def test_spacing_of_a_prepared_set_is_read_beside_it(tmp_path):
 def test_more_classes_than_a_map_can_hold_are_refused(tmp_path, brightness):
     names = [f"c{i}" for i in range(256)]
     run = artifacts.find(write_run(tmp_path, class_names=names))
-    with pytest.raises(UserError, match="256 classes"):
+    with refused_at(run.folder):
         Classifier(run, (-600, 1500))
 
 

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 from basics import make_dataset
+from ct_files import refused_at
 from ml_collections import ConfigDict
 from small_study import config_file, datasets, parsed, runs_of
 
 from twostage_jax import config as configs
 from twostage_jax.ct.phantom import CLASS_NAMES, DISEASES
-from twostage_jax.errors import UserError
 from twostage_jax.stats.metrics import MIN_GROUPS_A_CLASS
 from twostage_jax.study import plan
 from twostage_jax.study.plan import split_of
@@ -194,31 +194,30 @@ def test_a_stage_run_says_what_it_is():
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "where"),
     [
-        ({"stages.texture.train.batch_size": 15}, "divisible by the 2 devices"),
+        ({"stages.texture.train.batch_size": 15}, "stages.texture.train.batch_size"),
         (
             {
                 "stages.target.train.steps": 50,
                 "study.grid": (("train.eval_every", (7,)),),
             },
-            "no common divisor",
+            "stages.target.train.eval_every",
         ),
-        ({"model.name": "caffenet_smal"}, "Did you mean 'caffenet_small'"),
-        ({"stages.target.data.source": "fantoms"}, "Did you mean 'phantoms'"),
-        ({"stages.target.data.patints": 3}, "Did you mean 'patients'"),
-        ({"stages.target.data.patients": "three"}, "expected like"),
-        ({"stages.target.data.window": (0.0, 1.0) * 3}, "holds 3 windows"),
+        ({"model.name": "caffenet_smal"}, "model.name"),
+        ({"stages.target.data.source": "fantoms"}, "stages.target.data.source"),
+        ({"stages.target.data.patints": 3}, "stages.target.data.patints"),
+        ({"stages.target.data.patients": "three"}, "stages.target.data.patients"),
+        ({"stages.target.data.window": (0.0, 1.0) * 3}, "stages.target.data.window"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_any_data(
-    monkeypatch, changes, words
+    monkeypatch, changes, where
 ):
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     monkeypatch.setattr(jax, "local_device_count", lambda: 2)
-    with pytest.raises(UserError) as error:
+    with refused_at(f"config.{where}") as error:
         plan.check(parsed(**changes))
-    assert words in str(error.value) and "config." in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -228,9 +227,8 @@ def test_stages_that_no_arm_visits_need_no_data():
     raw["study"]["arms"] = ("scratch",)
     plan.check(configs.parse(ConfigDict(raw)))
     raw["study"]["arms"] = ("scratch", "natural")
-    with pytest.raises(UserError) as error:
+    with refused_at("config.stages.natural.data.path"):
         plan.check(configs.parse(ConfigDict(raw)))
-    assert "config.stages.natural.data.path" in str(error.value)
 
 
 def test_cores_need_not_divide_a_batch(monkeypatch):
@@ -238,7 +236,7 @@ def test_cores_need_not_divide_a_batch(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 6)
     monkeypatch.setattr(jax, "local_device_count", lambda: 6)
     config = parsed(**{"stages.target.train.batch_size": 64})
-    with pytest.raises(UserError, match="divisible by the 6 devices"):
+    with refused_at("config.stages.natural.train.batch_size"):
         plan.check(config)
     monkeypatch.setattr(parallel, "made_of_cores", lambda: True)
     plan.check(config)
@@ -250,53 +248,58 @@ def both_sides():
 
 
 @pytest.mark.parametrize(
-    ("changes", "target", "words"),
+    ("changes", "target", "where", "facts"),
     [
-        ({}, both_sides(), "'shared' is in both"),
-        ({}, make_dataset(groups=["a"] * 60), "1 groups for the test split"),
-        ({}, make_dataset(groups=["a", "b"] * 30), "1 groups for the validation split"),
+        ({}, both_sides(), "data", ["'shared'"]),
+        ({}, make_dataset(groups=["a"] * 60), "data", ["1 ", "test"]),
+        ({}, make_dataset(groups=["a", "b"] * 30), "data", ["1 ", "validation"]),
         (
             {"study.folds": 7},
             make_dataset(groups=[f"p{i % 6}" for i in range(60)]),
-            "6 groups for the folds, fewer than 7",
+            "data",
+            ["6", "7"],
         ),
         (
             {},
             make_dataset(
                 splits=["test" if i % 3 == 2 or i < 9 else "train" for i in range(60)]
             ),
-            "no training example of class 'c'",
+            "data",
+            ["'c'"],
         ),
         (
             {"study.fractions": (1.0, 0.02), "study.draw": "patch"},
             datasets()["target"],
-            "fraction 0.02 (seed 0) leaves no training example of class 'a', 'b', 'c'",
+            "data",
+            ["0.02", "'a', 'b', 'c'"],
         ),
         (
             {"stages.target.optim.freeze": ("conv9/.*",)},
             datasets()["target"],
-            "'conv9/.*' matches no parameter",
+            "optim.freeze",
+            ["conv9/.*"],
         ),
         (
             {"study.grid": (("optim.freeze", ((), ("conv9/.*",))),)},
             datasets()["target"],
-            "'conv9/.*' matches no parameter",
+            "optim.freeze",
+            ["conv9/.*"],
         ),
         (
             {"stages.target.transfer.rules": (("params/conv9/.*", "copy"),)},
             datasets()["target"],
-            "conv9",
+            "transfer",
+            ["conv9"],
         ),
     ],
 )
 def test_data_and_rules_that_cannot_work_are_refused_before_training(
-    changes, target, words
+    changes, target, where, facts
 ):
     config, made = parsed(**changes), datasets(target=target)
-    with pytest.raises(UserError) as error:
+    with refused_at(f"config.stages.target.{where}") as error:
         plan.check_data(config, made, plan.rows(config, made))
-    assert words in str(error.value)
-    assert str(error.value).startswith("config.stages.target")
+    assert all(fact in str(error.value) for fact in facts)
 
 
 def one_class_folds():
@@ -309,7 +312,7 @@ def one_class_folds():
 def test_fold_of_one_class_is_refused():
     config = parsed(**{"study.folds": 6, "stages.target.data.validation": 0.4})
     made = datasets(target=one_class_folds())
-    with pytest.raises(UserError, match="only one class"):
+    with refused_at("config.stages.target.data"):
         plan.check_data(config, made, plan.rows(config, made))
 
 

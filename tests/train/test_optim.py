@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from basics import Tiny
+from ct_files import refused_at
 
 from twostage_jax.config import OptimConfig
-from twostage_jax.errors import UserError
 from twostage_jax.train import optim
 
 
@@ -167,19 +167,19 @@ def test_warmup_rises_linearly_to_the_cosine():
 
 def test_pattern_that_matches_nothing_is_an_error():
     variables = {"params": params(), "batch_stats": {}}
-    for settings in (
-        OptimConfig(freeze=("conv9/.*",)),
-        OptimConfig(lr_factors=(("conv9/.*", 0.1),)),
+    for setting, value in (
+        ("freeze", ("conv9/.*",)),
+        ("lr_factors", (("conv9/.*", 0.1),)),
     ):
-        with pytest.raises(
-            UserError, match=r"config\.x\..*conv9.*matches no parameter"
-        ):
+        settings = OptimConfig(**{setting: value})
+        with refused_at(f"config.x.{setting}") as error:
             optim.check_patterns(settings, variables, "config.x")
+        assert "'conv9/.*'" in str(error.value)
 
 
 def test_freezing_everything_is_an_error():
     variables = {"params": params(), "batch_stats": {}}
-    with pytest.raises(UserError, match="nothing would train"):
+    with refused_at("config.x.freeze"):
         optim.check_patterns(OptimConfig(freeze=(".*",)), variables, "config.x")
 
 

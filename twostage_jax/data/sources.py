@@ -38,20 +38,23 @@ def check(data: DataConfig, path: str) -> None:
     if data.source not in SOURCES:
         raise UserError(
             f"{path}.source: unknown data source '{data.source}'."
-            f"{did_you_mean(data.source, SOURCES)}"
+            f"{did_you_mean(data.source, SOURCES)}",
+            where=f"{path}.source",
         )
     known = inspect.signature(SOURCES[data.source]).parameters
     for option, value in data.options.items():
         if option not in known or option == "channels":
             raise UserError(
                 f"{path}.{option}: data source '{data.source}' has no such setting."
-                f"{did_you_mean(option, set(known) - {'channels'})}"
+                f"{did_you_mean(option, set(known) - {'channels'})}",
+                where=f"{path}.{option}",
             )
         default = known[option].default
         if _is_number(default) != _is_number(value) and default is not None:
             if default is not inspect.Parameter.empty:
                 raise UserError(
-                    f"{path}.{option} is {value!r}: expected like {default!r}."
+                    f"{path}.{option} is {value!r}: expected like {default!r}.",
+                    where=f"{path}.{option}",
                 )
     for option, parameter in known.items():
         missing = option not in data.options or data.options[option] == ""
@@ -59,7 +62,8 @@ def check(data: DataConfig, path: str) -> None:
             if option not in ("size", "channels"):
                 raise UserError(
                     f"{path}.{option} is not set: data source '{data.source}' needs it. "
-                    f"Give --{path}.{option}=..."
+                    f"Give --{path}.{option}=...",
+                    where=f"{path}.{option}",
                 )
 
 

@@ -101,7 +101,8 @@ class Classifier:
         self.run, self.classes = run, len(run.class_names)
         if self.classes > MOST_CLASSES:
             raise UserError(
-                f"{run.folder}: {self.classes} classes; maps hold {MOST_CLASSES}."
+                f"{run.folder}: {self.classes} classes; maps hold {MOST_CLASSES}.",
+                where=run.folder,
             )
         self.size = run.model.image_size
         self.reference = novelty.load(run.folder, run.hash)

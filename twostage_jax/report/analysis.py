@@ -311,7 +311,8 @@ def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
         raise UserError(
             f"{study.workdirs[0]}: no seed has all its folds in every arm, so there is "
             f"nothing to compare; {len(study.missing)} rows are missing, such as "
-            f"{study.missing[0]}. Run the study to its end."
+            f"{study.missing[0]}. Run the study to its end.",
+            where=study.workdirs[0],
         )
     names = list(sizes[0].scores.arms)
     baseline = "scratch" if "scratch" in names else names[0]

@@ -175,24 +175,25 @@ def load(workdirs: Sequence[Path]) -> Study:
     """
     folders = list(dict.fromkeys(Path(folder) for folder in workdirs))
     if not folders:
-        raise UserError("No run folder is given: give --run=WORKDIR.")
+        raise UserError("No run folder is given: give --run=WORKDIR.", where="--run")
     results = [_results(folder) for folder in folders]
     for folder, other in zip(folders[1:], results[1:], strict=True):
         _check_protocol(folders[0], results[0], folder, other)
     records: dict[Place, Record] = {}
     baselines: dict[Place, Record] = {}
-    classes: dict[tuple[str, ...], Place] = {}
+    classes: dict[tuple[str, ...], Record] = {}
     for folder, result in zip(folders, results, strict=True):
         for row in result["rows"]:
             record, names = _record(folder, row)
-            classes.setdefault(names, record.place)
+            classes.setdefault(names, record)
             _add(records, record)
         for row in result.get("baselines", ()):
             record, names = _record(folder, row)
-            classes.setdefault(names, record.place)
+            classes.setdefault(names, record)
             _add(baselines, record)
     if not records:
-        raise UserError(f"{folders[0]}/results.json holds no rows: run the study.")
+        path = folders[0] / "results.json"
+        raise UserError(f"{path}: holds no rows: run the study.", where=path)
     _check_classes(classes)
     configs = [result["config"] for result in results]
     folds = tuple(range(max(int(configs[0]["study"].get("folds", 0)), 1)))
@@ -276,7 +277,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}). Run it again.") from error
+        raise UserError(
+            f"{path}: cannot be read ({error}). Run it again.", where=path
+        ) from error
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -290,9 +293,13 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             return {name: saved[name] for name in names}
     except FileNotFoundError:
-        raise UserError(f"{path}: is missing. Run the study again.") from None
+        raise UserError(
+            f"{path}: is missing. Run the study again.", where=path
+        ) from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: is damaged ({error}). Run it again.") from error
+        raise UserError(
+            f"{path}: is damaged ({error}). Run it again.", where=path
+        ) from error
 
 
 def named_predictions(path: Path, seed: int, class_names: Sequence[str]) -> Predictions:
@@ -328,15 +335,20 @@ def _results(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
             f"--run={folder}: there is no results.json. Give the workdir of a study of "
-            "which at least one command has ended."
+            "which at least one command has ended.",
+            where=folder,
         )
     results = read_json(path)
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
-        raise UserError(f"{path}: is not of schema {SCHEMA}: run the study again.")
+        raise UserError(
+            f"{path}: is not of schema {SCHEMA}: run the study again.", where=path
+        )
     config, rows = results.get("config"), results.get("rows")
     whole = isinstance(config, dict) and isinstance(rows, list)
     if not whole or not isinstance(config.get("study"), dict):
-        raise UserError(f"{path}: lacks 'config' or 'rows': run the study again.")
+        raise UserError(
+            f"{path}: lacks 'config' or 'rows': run the study again.", where=path
+        )
     for number, row in enumerate([*rows, *results.get("baselines", ())]):
         lacking = [
             name
@@ -346,7 +358,8 @@ def _results(folder: Path) -> dict[str, Any]:
         if lacking:
             raise UserError(
                 f"{path}: row {number} lacks {', '.join(lacking)}, or holds something "
-                "else there."
+                "else there.",
+                where=path,
             )
     return results
 
@@ -356,7 +369,10 @@ def _record(folder: Path, row: Mapping[str, Any]) -> tuple[Record, tuple[str, ..
     place = Place(row["arm"], row["seed"], float(row["fraction"]), row["fold"])
     path = folder / row["predictions"]
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{folder}: the predictions of {place} lie outside the folder.")
+        raise UserError(
+            f"{folder}: the predictions of {place} lie outside the folder.",
+            where=folder / "results.json",
+        )
     saved = read_arrays(path, ARRAYS)
     names = tuple(str(name) for name in saved["class_names"])
     try:
@@ -366,12 +382,13 @@ def _record(folder: Path, row: Mapping[str, Any]) -> tuple[Record, tuple[str, ..
         )
         scores = metrics.scores(predictions.labels, predictions.probabilities)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}", where=path) from None
     count = len(predictions.labels)
     if count != row["n_test"] or not _agree(scores, row["metrics"]):
         raise UserError(
             f"{path}: is not what the row of {place} was scored on ({count} examples, "
-            f"the row has {row['n_test']}; or other scores). Run the study again."
+            f"the row has {row['n_test']}; or other scores). Run the study again.",
+            where=path,
         )
     record = Record(
         place=place,
@@ -439,7 +456,8 @@ def _check_protocol(
     more = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
     raise UserError(
         f"--run={second}: cannot be joined with {first}. It differs in {what}{more}. "
-        "Report each by itself, or run one of them again."
+        "Report each by itself, or run one of them again.",
+        where=second,
     )
 
 
@@ -472,17 +490,19 @@ def _add(records: dict[Place, Record], record: Record) -> None:
     if not same:
         raise UserError(
             f"{record.place}: {known.source} and {record.source} both have this row, "
-            "with other predictions. Leave one folder out, or give each its own seeds."
+            "with other predictions. Leave one folder out, or give each its own seeds.",
+            where=record.source,
         )
 
 
-def _check_classes(classes: Mapping[tuple[str, ...], Place]) -> None:
+def _check_classes(classes: Mapping[tuple[str, ...], Record]) -> None:
     """Raises a UserError if rows were made with other class names."""
     if len(classes) > 1:
         (names, one), (others, other) = list(classes.items())[:2]
         raise UserError(
-            f"{one} has the classes {', '.join(names)}, {other} has "
-            f"{', '.join(others)}: they are of different data."
+            f"{one.place} has the classes {', '.join(names)}, {other.place} has "
+            f"{', '.join(others)}: they are of different data.",
+            where=other.source,
         )
 
 
@@ -505,7 +525,8 @@ def _check_tests(records: Iterable[Record], folds: int) -> None:
             raise UserError(
                 f"{record.place} in {record.source} was tested on other examples than "
                 f"{known.place} in {known.source}: it is from another split or other "
-                "data. Run it again with the same data settings."
+                "data. Run it again with the same data settings.",
+                where=record.source,
             )
     held: dict[tuple[int, str], int] = {}
     for (seed, fold), record in first.items():
@@ -513,13 +534,15 @@ def _check_tests(records: Iterable[Record], folds: int) -> None:
             if (known := held.setdefault((seed, group), fold)) != fold:
                 raise UserError(
                     f"Patient or group '{group}' is tested in fold {known} and in fold "
-                    f"{fold} of seed {seed}: the folds are from different splits."
+                    f"{fold} of seed {seed}: the folds are from different splits.",
+                    where=record.source,
                 )
     labels = np.concatenate([record.predictions.labels for record in first.values()])
     if len(np.unique(labels)) < 2:
         raise UserError(
             "The test examples are all of one class: there is nothing to tell apart, "
-            "and no score to report."
+            "and no score to report.",
+            where=record.source,
         )
 
 
@@ -532,14 +555,15 @@ def _check_sizes(records: Iterable[Record]) -> None:
             raise UserError(
                 f"{known.place} was trained on {known.n_train} target examples, "
                 f"{record.place} on {record.n_train}: arms must be trained on the same "
-                "ones. Run one of them again."
+                "ones. Run one of them again.",
+                where=record.source,
             )
 
 
 def _chains(
     folders: Sequence[Path],
     configs: Sequence[Mapping[str, Any]],
-    records: Iterable[Place],
+    records: Mapping[Place, Record],
 ) -> dict[str, tuple[str, ...]]:
     """Returns arm -> chain of stages, of all folders, short chains first.
 
@@ -553,11 +577,14 @@ def _chains(
             if chains.setdefault(str(arm), chain) != chain:
                 raise UserError(
                     f"--run={folder}: arm '{arm}' is {' > '.join(chain)}, in another "
-                    f"folder {' > '.join(chains[arm])}."
+                    f"folder {' > '.join(chains[arm])}.",
+                    where=folder,
                 )
-    for place in records:
+    for place, record in records.items():
         if place.arm not in chains:
-            raise UserError(f"{place}: the settings have no arm of this name.")
+            raise UserError(
+                f"{place}: the settings have no arm of this name.", where=record.source
+            )
     return dict(sorted(chains.items(), key=lambda item: (len(item[1]), item[0])))
 
 
@@ -594,5 +621,6 @@ def _pooled_scores(
         whole = paired_arms.joined(parts)
         matrix = metrics.confusion(whole.labels, whole.probabilities)
     except UserError as error:
-        raise UserError(f"{workdir / rows[0]['predictions']}: {error}") from None
+        path = workdir / rows[0]["predictions"]
+        raise UserError(f"{path}: {error}", where=path) from None
     return metrics.of_counts(matrix)

@@ -144,10 +144,13 @@ def _check_out(out: Path) -> None:
     ):
         raise UserError(
             f"--out={out}: is not empty and holds no earlier report. Give a new folder, "
-            "such as one inside the run folder."
+            "such as one inside the run folder.",
+            where="--out",
         )
     if (out / "results.json").exists():
-        raise UserError(f"--out={out}: is a run folder. Give a folder inside it.")
+        raise UserError(
+            f"--out={out}: is a run folder. Give a folder inside it.", where="--out"
+        )
 
 
 def _markdown(part: Part) -> str:

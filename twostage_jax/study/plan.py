@@ -211,7 +211,7 @@ def check(config: Config) -> None:
     try:
         steps.build_model(config.model, 2, None)
     except UserError as error:
-        raise UserError(f"config.{error}") from None
+        raise UserError(f"config.{error}", where=f"config.{error.where}") from None
     visited = {name for chain in config.arms.values() for name in chain}
     for name, stage in config.stages.items():
         if stage.weights or name not in visited:
@@ -224,7 +224,8 @@ def check(config: Config) -> None:
         if windows not in (1, config.model.channels):
             raise UserError(
                 f"{path}.data.window holds {windows} windows, but config.model.channels "
-                f"is {config.model.channels}."
+                f"is {config.model.channels}.",
+                where=f"{path}.data.window",
             )
 
 
@@ -232,13 +233,15 @@ def _check_train(train: TrainConfig, path: str) -> None:
     if alone().whole(train.batch_size) != train.batch_size:
         raise UserError(
             f"{path}.batch_size is {train.batch_size}: it must be divisible by the "
-            f"{jax.device_count()} devices."
+            f"{jax.device_count()} devices.",
+            where=f"{path}.batch_size",
         )
     if loop.chunk_length(train) == 1 and train.steps > loop.MAX_CHUNK:
         raise UserError(
             f"{path}: steps ({train.steps}) and eval_every ({train.eval_every}) have no "
             f"common divisor up to {loop.MAX_CHUNK}, so every step would wait for the "
-            "host: choose round numbers."
+            "host: choose round numbers.",
+            where=f"{path}.eval_every",
         )
 
 
@@ -370,7 +373,8 @@ def width(config: Config) -> int:
     if wanted > 1:
         raise UserError(
             f"config.study.side_by_side is {wanted}: several processes train one stage "
-            "run after the other; give 0 or 1."
+            "run after the other; give 0 or 1.",
+            where="config.study.side_by_side",
         )
     return 1
 
@@ -391,7 +395,8 @@ def check_data(
             try:
                 splits[place] = split_of(config, datasets[run.stage], run)
             except UserError as error:
-                raise UserError(f"config.stages.{run.stage}.data: {error}") from None
+                path = f"config.stages.{run.stage}.data"
+                raise UserError(f"{path}: {error}", where=path) from None
     warned, seen = set(), set()
     # Seeds share splits, and smaller fractions are parts of the largest, which is first.
     for (stage, *_), one in splits.items():
@@ -435,7 +440,7 @@ def planned_transfer(
     try:
         return transfers.transfer(source, target, rules)[1]
     except UserError as error:
-        raise UserError(f"{path}.transfer: {error}") from None
+        raise UserError(f"{path}.transfer: {error}", where=f"{path}.transfer") from None
 
 
 def fresh_variables(config: Config, num_classes: int) -> PyTree:
@@ -447,7 +452,8 @@ def fresh_variables(config: Config, num_classes: int) -> PyTree:
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(
             f"config.model: '{config.model.name}' cannot take images of {size} pixels "
-            f"({error})."
+            f"({error}).",
+            where="config.model.image_size",
         ) from error
     return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
 

@@ -109,7 +109,8 @@ def _run_missing(
     if not runtime.agreed(str(groups)):
         raise UserError(
             f"--workdir={materials.workdir}: the processes find different stage runs "
-            "done there: give a folder that all of them share."
+            "done there: give a folder that all of them share.",
+            where="--workdir",
         )
     if runtime.is_main():
         again = {run.hash for group in groups for run in group}
@@ -198,7 +199,8 @@ def _claim(stack: contextlib.ExitStack, config: Config, workdir: Path) -> None:
         if name != config.name:
             raise UserError(
                 f"--workdir={workdir} was made by config '{name}', not '{config.name}': "
-                "give this run another --workdir."
+                "give this run another --workdir.",
+                where="--workdir",
             )
     for seed in config.study.seeds:
         what = f"--workdir={workdir} (seed {seed})"

@@ -247,5 +247,6 @@ def _fail(run: Run, what: str, value: float, step: int) -> NoReturn:
     raise UserError(
         f"stage '{run.name}': the {what} is {value} at step {step}. Usual causes: the "
         "learning rate is too high (lower optim.learning_rate, or set optim.clip_norm or "
-        "optim.warmup_steps), or the images hold values that are not finite."
+        "optim.warmup_steps), or the images hold values that are not finite.",
+        where=run.name,
     )

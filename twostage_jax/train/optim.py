@@ -261,10 +261,14 @@ def check_patterns(optim: OptimConfig, variables: PyTree, path: str) -> None:
         if not any(re.fullmatch(pattern, name) for name in paths):
             raise UserError(
                 f"{path}.{setting}: {pattern!r} matches no parameter. "
-                f"Parameters: {', '.join(sorted(paths))}."
+                f"Parameters: {', '.join(sorted(paths))}.",
+                where=f"{path}.{setting}",
             )
     if all(is_frozen(name, optim.freeze) for name in params):
-        raise UserError(f"{path}.freeze freezes every parameter: nothing would train.")
+        raise UserError(
+            f"{path}.freeze freezes every parameter: nothing would train.",
+            where=f"{path}.freeze",
+        )
 
 
 def _path(key_path: Any) -> str:

@@ -58,9 +58,13 @@ def recipe(
         ("seed", seed, 0),
     ):
         if value < fewest:
-            raise UserError(f"phantoms: {name} is {value}: at least {fewest} needed.")
+            raise UserError(
+                f"phantoms: {name} is {value}: at least {fewest} needed.", where=name
+            )
     if spacing is not None and not 0.1 <= spacing <= 5:
-        raise UserError(f"phantoms: spacing is {spacing}: expected 0.1 to 5 mm.")
+        raise UserError(
+            f"phantoms: spacing is {spacing}: expected 0.1 to 5 mm.", where="spacing"
+        )
     cut = {
         "size": size,
         "stride": stride,
