@@ -30,7 +30,7 @@ def run_command(tmp_path, *flags, devices=1):
         **os.environ,
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUM_CPU_DEVICES": str(devices),
     }
     return subprocess.run(
         [sys.executable, "-c", COMMAND, *flags], cwd=REPOSITORY, env=environment,

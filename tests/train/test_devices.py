@@ -26,7 +26,7 @@ def test_tests_of_several_devices_pass_in_a_process_of_eight():
         ],
         env={
             **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_NUM_CPU_DEVICES": "8",
             "JAX_PLATFORMS": "cpu",
         },
         cwd=REPOSITORY, capture_output=True, text=True, check=False,
