@@ -16,8 +16,7 @@ def texts(figure):
     found = [text.get_text() for text in figure.texts]
     for axes in figure.axes:
         found += [axes.get_title(), *(text.get_text() for text in axes.texts)]
-    for label in (figure._supxlabel, figure._supylabel, figure._suptitle):
-        found.append(label.get_text() if label else "")
+    found += [figure.get_supxlabel(), figure.get_supylabel(), figure.get_suptitle()]
     return " | ".join(found)
 
 

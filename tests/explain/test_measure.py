@@ -322,11 +322,11 @@ def test_words_say_which_textures_favour_an_arm(measured):
     made = stimuli.embedded_textures(SIZE, samples=2, views=1)
     parent = found["two_stage"][0].parent._replace(source="textures")
     found["two_stage"][0] = found["two_stage"][0]._replace(parent=parent)
-    assert measure._described(made, found) == {
+    assert measure.describe_textures(made, found) == {
         "folder": None, "grouped": True, "trained_on": ["two_stage"],
     }  # fmt: skip
     elsewhere = made._replace(path="/somewhere/kth", groups=None)
-    assert measure._described(elsewhere, found) == {
+    assert measure.describe_textures(elsewhere, found) == {
         "folder": "kth", "grouped": False, "trained_on": [],
     }  # fmt: skip
     changed = copy.deepcopy(measured)

@@ -77,7 +77,7 @@ def test_boxes_of_empty_pictures_are_one_pixel_in_the_middle():
     pictures = np.zeros((2, 9, 9, 1))
     pictures[1, 2:5, 3:9] = 1
     np.testing.assert_array_equal(
-        strongest._boxes(pictures), [[[4, 4], [5, 5]], [[2, 3], [5, 9]]]
+        strongest.boxes_of(pictures), [[[4, 4], [5, 5]], [[2, 3], [5, 9]]]
     )
 
 

@@ -2,16 +2,19 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from basics import make_dataset
 from small_study import datasets, parsed, runs_of
-from transfer_trees import network
+from tiny_study import ONE, TINY, tiny_study
 
 from twostage_jax import models
 from twostage_jax.study import stage
 from twostage_jax.study.plan import split_of
 from twostage_jax.train import checkpoint, novelty, steps
+
+__all__ = ["tiny_study"]  # A fixture.
 
 # Two images to train on, of values 0 and 102 and of 51 and 255; two that must not count.
 VALUES = np.array([[0, 102], [51, 255], [255, 255], [255, 255]], np.uint8)
@@ -83,7 +86,7 @@ def test_stage_run_is_normalised_by_its_own_training_split(tiny, tmp_path):
     )
     made = datasets()
     [run] = runs_of(config)
-    found = stage._prepare(stage.Materials(config, made, tmp_path), run).constants
+    found = stage.prepare(stage.Materials(config, made, tmp_path), run).constants
     target, train = made["target"], split_of(config, made["target"], run).train
     unit = target.images[train] / 255
     np.testing.assert_allclose(found.mean, [unit.mean()], rtol=1e-5)
@@ -124,42 +127,43 @@ def test_stage_run_is_normalised_by_its_own_training_split(tiny, tmp_path):
     ],
 )
 def test_report_of_a_transfer_notes_another_normalisation(
-    monkeypatch, tmp_path, before, after, notes
+    monkeypatch, tmp_path, tiny, before, after, notes
 ):
     config = parsed(
         **{
             "stages.texture.data.normalise": before,
             "stages.target.data.normalise": after,
             "study.arms": ("texture",),
+            "model.name": tiny,
+            "model.image_size": 8,
         }
     )
-    monkeypatch.setattr(checkpoint, "load_variables", lambda folder: network(9, 1))
+    texture = models.init(models.build(tiny, num_classes=3), jax.random.key(5), 8, 1)
+    monkeypatch.setattr(checkpoint, "load_variables", lambda folder: texture)
     run = runs_of(config)[-1]
-    materials = stage.Materials(config, datasets(), tmp_path)
-    variables, report = stage._carry_over(materials, run, network(3, 2))
-    assert report.notes == notes
-    assert report.summary().splitlines()[1:] == [f"note: {note}" for note in notes]
+    prepared = stage.prepare(stage.Materials(config, datasets(), tmp_path), run)
+    assert prepared.report.notes == notes
+    lines = prepared.report.summary().splitlines()[1:]
+    assert lines == [f"note: {note}" for note in notes]
     np.testing.assert_array_equal(
-        variables["params"]["fc7"]["kernel"], network(9, 1)["params"]["fc7"]["kernel"]
+        prepared.variables["params"]["fc6"]["kernel"],
+        texture["params"]["fc6"]["kernel"],
     )
 
 
-def test_target_run_leaves_what_its_training_images_look_like(tmp_path, tiny):
-    config = parsed(
-        **{"model.name": "tiny", "model.image_size": 8, "study.arms": ("scratch",)}
-    )
-    made = datasets()
+def test_target_run_leaves_what_its_training_images_look_like(tmp_path, tiny_study):
+    tiny_study(tmp_path, **ONE, **{"study.arms": ("scratch",)})
+    config = parsed(**{**TINY, **ONE, "study.arms": ("scratch",)})
     [run] = runs_of(config)
-    materials = stage.Materials(config, made, tmp_path)
-    one = stage._prepare(materials, run)
-    materials.folder(run).mkdir(parents=True)
-    stage._export_novelty(materials, one, one.variables)
-    found = novelty.load(materials.folder(run), run.hash)
+    dataset = tiny_study.made["target"]
+    folder = stage.Materials(config, tiny_study.made, tmp_path).folder(run)
+    found = novelty.load(folder, run.hash)
     # By hand: the images as the network takes them, and what it sees of them.
-    dataset, train = made["target"], one.splits.train
+    train = split_of(config, dataset, run).train
     images = (dataset.images[train] / 255 - 0.5) / 0.25
     module = steps.build_model(config.model, dataset.num_classes, None)
-    _, taps = module.apply(one.variables, images.astype(np.float32), train=False)
+    variables = checkpoint.load_variables(folder / "variables")
+    _, taps = module.apply(variables, images.astype(np.float32), train=False)
     features = np.asarray(models.descriptor(taps))
     expected = novelty.reference(features, dataset.groups[train])
     assert found.groups == len(np.unique(dataset.groups[train])) >= 3

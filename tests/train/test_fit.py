@@ -28,6 +28,7 @@ def run(
     stop_after=None,
     optim=None,
     scores=None,
+    losses=None,
     watched=None,
     width=1,
 ):
@@ -36,7 +37,7 @@ def run(
         optim=optim or OptimConfig(learning_rate=0.05), steps=train.steps
     )
     dataset = make_dataset()
-    given = iter(scores or [])
+    given, given_losses = iter(scores or []), iter(losses or [])
     looks = iter(range(1000))
 
     placement = side_by_side(width) if width > 1 else alone()
@@ -47,7 +48,8 @@ def run(
             leaves = jax.tree.leaves(placement.take(variables, i))
             total = sum(float(np.abs(leaf).sum()) for leaf in leaves)
             best = next(given) if scores else total
-            found.append({"loss": total, "balanced_accuracy": best})
+            loss = next(given_losses) if losses else total
+            found.append({"loss": loss, "balanced_accuracy": best})
         return found
 
     stores = [checkpoint.StateStore(folder / f"states{i}") for i in range(width)]
@@ -143,10 +145,19 @@ def test_best_on_validation_is_kept_if_asked(tiny, tmp_path):
     assert (early["params"]["head"]["kernel"] != late["params"]["head"]["kernel"]).any()
 
 
-def test_tie_on_validation_goes_to_the_smaller_loss():
-    entry = {"validation_balanced_accuracy": 0.5, "validation_loss": 1.0}
-    assert loop._better({**entry, "validation_loss": 0.9}, entry)
-    assert not loop._better(entry, entry)
+@pytest.mark.parametrize(
+    ("losses", "kept"), [((1.0, 0.9), 1), ((0.9, 1.0), 0), ((1.0, 1.0), 0)]
+)
+def test_tie_on_validation_goes_to_the_smaller_loss(tiny, tmp_path, losses, kept):
+    """Or, if they are equal as well, to the earlier step."""
+    best = TrainConfig(
+        steps=12, batch_size=8, eval_every=6, save_every=100, select="best"
+    )
+    [(tied, _)] = run(tmp_path / "tied", train=best, scores=[0.5, 0.5], losses=losses)
+    scores = [0.1, 0.1]
+    scores[kept] = 0.9
+    [(expected, _)] = run(tmp_path / "expected", train=best, scores=scores)
+    assert_identical(tied, expected)
 
 
 def test_infinite_loss_names_stage_step_and_causes(tiny, tmp_path):

@@ -101,7 +101,7 @@ def measure(
             "texture_images": len(textures.images),
             "gratings": int(np.prod(shown.gratings.shape[:3])),
         },
-        "textures": _described(textures, arms),
+        "textures": describe_textures(textures, arms),
         "size": size,
         "order": list(named),
         "chains": chains,
@@ -162,9 +162,16 @@ def _notes_on(
     return notes
 
 
-def _described(
+def describe_textures(
     textures: stimuli.Textures, arms: Mapping[str, Sequence[Network]]
 ) -> dict[str, Any]:
+    """Returns a record of the textures, for the words and the figures.
+
+    'folder' is its name, None for the embedded textures; 'grouped' is whether samples of
+    one material are kept together; 'trained_on' lists the arms of which a stage was trained
+    on the same textures.
+    """
+
     def seen(network: Network | None) -> bool:
         return network is not None and (
             stimuli.trained_on(textures, network.source, network.path)

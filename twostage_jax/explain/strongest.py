@@ -152,7 +152,7 @@ def show(
         arm: _pictures(network, images, layer, strongest, channels)
         for arm, (network, strongest) in found.items()
     }
-    boxes = {arm: _boxes(of_arm) for arm, of_arm in pictures.items()}
+    boxes = {arm: boxes_of(of_arm) for arm, of_arm in pictures.items()}
     side = max(int((box[:, 1] - box[:, 0]).max(initial=1)) for box in boxes.values())
     shown = {}
     for arm, (network, strongest) in found.items():
@@ -188,7 +188,7 @@ def _pictures(
     )
 
 
-def _boxes(pictures: np.ndarray) -> np.ndarray:
+def boxes_of(pictures: np.ndarray) -> np.ndarray:
     """Returns the first rows and columns of what is seen, and those after the last.
 
     `[M, 2, 2]`: (first, after) by (row, column); the whole centre pixel where a picture

@@ -149,7 +149,7 @@ def run_stages(
             io.write_json(materials.folder(run) / "under_way.json", together)
     config = materials.config
     placement = side_by_side(len(runs)) if len(runs) > 1 else alone()
-    ready = [_prepare(materials, run) for run in runs]
+    ready = [prepare(materials, run) for run in runs]
     for one in ready:
         if one.report:
             progress.say(f"  {one.run}: {one.report.summary()}")
@@ -251,8 +251,12 @@ def step_settings(
     )
 
 
-def _prepare(materials: Materials, run: StageRun) -> Prepared:
-    """Splits the data, draws or transfers the variables, and checks the patterns."""
+def prepare(materials: Materials, run: StageRun) -> Prepared:
+    """Splits the data, draws or transfers the variables, and checks the patterns.
+
+    Raises:
+      UserError: A transfer rule or a pattern does not fit, or the data cannot be split.
+    """
     config, dataset = materials.config, materials.datasets[run.stage]
     stage = run.settings(config)
     splits = split_of(config, dataset, run)
