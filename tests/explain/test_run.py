@@ -1,15 +1,14 @@
 """The command as a whole: what it writes, and what it says when it cannot."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from basics import REPOSITORY
+from basics import refusal
 from ct_files import refused_at
 from explained import caffenet, examples
 
+from twostage_jax import explain
 from twostage_jax.explain import checks, networks, run, saliency, strongest, text
 
 # Compiling all methods takes most of a minute; they have their own tests.
@@ -233,9 +232,5 @@ def test_words_follow_from_the_numbers():
 
 
 def test_what_is_missing_ends_the_program_in_one_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "twostage_jax.explain", f"--run={tmp_path}"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "no results.json here" in done.stderr and done.stderr.count("\n") == 1
+    line = refusal(explain.main, f"--run={tmp_path}")
+    assert str(tmp_path) in line and "results.json" in line

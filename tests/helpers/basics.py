@@ -1,6 +1,9 @@
 """Tiny network, made data set, and the repository."""
 
+import contextlib
 import importlib
+import io
+import signal
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +22,20 @@ def experiment(name: str) -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(REPOSITORY / "experiments")
         return importlib.import_module(name)
+
+
+def refusal(main, *arguments):
+    """Returns the one line that a command prints that ends with status 2."""
+    before = signal.getsignal(signal.SIGTERM)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), pytest.raises(SystemExit) as ended:
+            main(["command", *map(str, arguments)])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 2
+    (line,) = printed.getvalue().splitlines()
+    return line
 
 
 class Tiny(Network):

@@ -12,12 +12,13 @@ from concurrent import futures
 
 import numpy as np
 import pytest
-from basics import REPOSITORY
+from basics import REPOSITORY, refusal
 from ct_files import refused_at
 from PIL import Image
 from study_files import ARMS, HOSTILE, read_results, write_results, write_study
 
 from twostage_jax import io as atomic
+from twostage_jax import report
 from twostage_jax.report import figures
 from twostage_jax.report.write import write_report
 
@@ -296,12 +297,9 @@ def test_the_command_joins_folders_and_needs_no_jax(tmp_path):
 
 
 def test_the_command_names_what_is_wrong_in_one_line(tmp_path):
-    done = command("--run", tmp_path / "none", "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert done.stderr == (
-        f"error: --run={tmp_path / 'none'}: there is no results.json. Give the workdir "
-        "of a study of which at least one command has ended.\n"
-    )
+    missing, out = tmp_path / "none", tmp_path / "out"
+    line = refusal(report.main, f"--run={missing}", f"--out={out}")
+    assert line.startswith("error: ") and str(missing) in line
     assert not (tmp_path / "out").exists()
 
 
