@@ -2,14 +2,16 @@
 
     python experiments/throughput.py --out=experiments/throughput.md
 
-Two numbers per network: of the training step (augmentation, forward, backward, update; the
-data on the device), and of whole epochs through `train.loop.fit` (order of examples, feed,
-steps in chunks, metrics read). Where torch is installed, the twins below do the same:
-same layers, batch, augmentation, clipping, SGD with momentum and decay of kernels. The
-two take turns within each round, so that other load on the machine affects both; ratios
-are taken within rounds. Without torch its columns stay empty. A few minutes on a CPU;
-`--large` adds the networks of full size. On an accelerator, leave one device visible:
-the twin uses one.
+Three numbers per network: of the training step (augmentation, forward, backward, update;
+the data on the device), of whole epochs through `train.loop.fit` (order of examples, feed,
+steps in chunks, metrics read), and of epochs of several stage runs side by side, one on
+each device, as a study trains them. On a CPU each core is a device, as in the program; a
+run on its own uses all cores. Where torch and timm are installed, their networks do the
+same with all cores: same layers, batch, augmentation, clipping, SGD with momentum and
+decay of kernels. All take turns within each round, so that other load on the machine
+affects all; ratios are taken within rounds. Without torch its columns stay empty. A few
+minutes on a CPU; `--large` adds the networks of full size. On an accelerator, leave one
+device visible: torch uses one.
 """
 
 import argparse
@@ -28,13 +30,13 @@ import jax
 import numpy as np
 import pages
 
-from twostage_jax import models
+from twostage_jax import cli, models
 from twostage_jax.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.train import loop, parallel
 from twostage_jax.train import steps as training
 from twostage_jax.train.feed import feed, order
-from twostage_jax.train.parallel import alone
+from twostage_jax.train.parallel import Placement
 
 try:
     import torch
@@ -61,11 +63,19 @@ class Case(NamedTuple):
 
 
 class Runner(NamedTuple):
-    """A way to train; both functions take a number of steps and wait for the end."""
+    """A way to train; both functions take a number of steps and wait for the end.
+
+    Attributes:
+      step: trains on the same batches.
+      epoch: trains as the program does.
+      parameters: of the network.
+      runs: networks trained at once.
+    """
 
     step: Callable[[int], None]
     epoch: Callable[[int], None]
     parameters: int
+    runs: int = 1
 
 
 def cases(batch: int, large_batch: int, large: bool, accelerator: bool) -> list[Case]:
@@ -74,9 +84,16 @@ def cases(batch: int, large_batch: int, large: bool, accelerator: bool) -> list[
         ("caffenet_small", 32, 1, batch),
         ("caffenet_small", 64, 1, batch),
         ("resnet18", 32, 1, batch),
+        ("efficientnet_lite0", 64, 3, large_batch),
+        ("convnext_tiny", 64, 3, large_batch),
     ]
     if large:
-        rows += [("caffenet", 227, 3, large_batch), ("resnet50", 224, 3, large_batch)]
+        rows += [
+            ("caffenet", 227, 3, large_batch),
+            ("resnet18", 224, 3, large_batch),
+            ("resnet50", 224, 3, large_batch),
+            ("densenet121", 224, 3, large_batch),
+        ]
     dtypes = ("float32", "bfloat16") if accelerator else ("float32",)
     return [Case(*row, dtype) for row in rows for dtype in dtypes]
 
@@ -112,7 +129,9 @@ class _NoStore:
         del step, template
 
 
-def jax_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
+def jax_runner(
+    case: Case, dataset: Dataset, chunk: int, placement: Placement
+) -> Runner:
     """Returns the package's own training; `chunk` is the steps of one device call."""
     model = ModelConfig(case.model, case.channels, case.size, dtype=case.dtype)
     module = training.build_model(model, CLASSES, None)
@@ -128,7 +147,6 @@ def jax_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
         label_smoothing=0.0,
         transferred=frozenset(),
     )
-    placement = alone()
     programs = parallel.programs(settings, placement.axis_name)
     source = feed(dataset, placement.devices)
     moments = [np.full(case.channels, value, np.float32) for value in (0.5, 0.25)]
@@ -141,10 +159,12 @@ def jax_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
         constants=training.Constants(np.ones(CLASSES, np.float32), *moments),
         store=_NoStore(),
     )
-    state = placement.put([run.state])
-    key, constants = placement.put([run.key]), placement.put([run.constants])
-    same = order(len(dataset), case.batch, (0,), 0, chunk)
-    items = placement.arrange(same[None].astype(np.int32))
+    runs = [run] * placement.runs
+    state = placement.put([run.state for run in runs])
+    key = placement.put([run.key for run in runs])
+    constants = placement.put([run.constants for run in runs])
+    same = order(len(dataset), case.batch, (0,), 0, chunk).astype(np.int32)
+    items = placement.arrange(np.stack([same] * placement.runs))
 
     def step(steps: int) -> None:
         nonlocal state
@@ -160,13 +180,13 @@ def jax_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
             programs=programs,
             feed=source,
             placement=placement,
-            runs=[run],
-            score=lambda _: [{"loss": 0.0, "balanced_accuracy": 0.0}],
+            runs=runs,
+            score=lambda _: [{"loss": 0.0, "balanced_accuracy": 0.0}] * len(runs),
         )
         loop.fit(task, loop.Watch(lambda *_: None, lambda: False))
 
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return Runner(step, epoch, count)
+    return Runner(step, epoch, count, placement.runs)
 
 
 def torch_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
@@ -175,8 +195,7 @@ def torch_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
     # As in jax on a GPU: TensorFloat-32 in products, the fastest kernel found by trial.
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    module = models.MODELS[case.model](num_classes=CLASSES)
-    network = torch_twins.twin(module, case.size, case.channels)
+    network = torch_twins.twin(case.model, CLASSES, case.size, case.channels)
     network = network.to(device, memory_format=torch.channels_last)
     kernels = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim == 1]
@@ -224,7 +243,8 @@ def torch_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
 def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
     """Returns the measurements of a case.
 
-    Under 'seconds_an_image', by 'jax' or 'torch' and 'step' or 'epoch', a list of rounds.
+    Under 'seconds_an_image', by 'jax', 'together' (side by side) or 'torch' and 'step' or
+    'epoch', a list of rounds.
 
     Each measurement lasts about `seconds` of the package's steps; before each, one
     shorter run brings the caches and threads back to the one whose turn it is.
@@ -232,8 +252,12 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
     # A call of the device has as many steps in `fit`; a slow step needs no more.
     chunk = 1 if jax.default_backend() == "cpu" else loop.MAX_CHUNK
     dataset = make_dataset(case, 2 * loop.MAX_CHUNK)
-    runners = {"jax": jax_runner(case, dataset, chunk)}
+    runners = {"jax": jax_runner(case, dataset, chunk, parallel.alone())}
     compiling = _time(runners["jax"].step, chunk)
+    if jax.local_device_count() > 1:
+        together = parallel.side_by_side(jax.local_device_count())
+        runners["together"] = jax_runner(case, dataset, chunk, together)
+        runners["together"].step(chunk)
     if torch and (jax.default_backend() == "cpu" or torch.cuda.is_available()):
         runners["torch"] = torch_runner(case, dataset, chunk)
         runners["torch"].step(chunk)
@@ -251,7 +275,8 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
             for who in sorted(runners, reverse=bool(i % 2)):
                 runners[who].step(chunk)
                 spent = _time(getattr(runners[who], what), steps)
-                times[who][what].append(spent / (steps * case.batch))
+                images = steps * case.batch * runners[who].runs
+                times[who][what].append(spent / images)
     return {
         **case._asdict(),
         "parameters": runners["jax"].parameters,
@@ -269,31 +294,32 @@ def _time(run: Callable[[int], None], steps: int) -> float:
 
 HEADER = """\
 | network | pixels | dtype | batch | parameters | first step s \
-| step jax | step torch | jax / torch | epoch jax | epoch torch | jax / torch \
-| epoch / step |
+| step | epoch | epoch / step | side by side | torch, epoch \
+| epoch / torch | side by side / torch |
 |---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"""
 
 
 def row(found: dict[str, Any]) -> str:
     """Returns the table's row: images/s as 'median (best)', ratios 'median [range]'."""
     times = found["seconds_an_image"]
-    ours, theirs = times["jax"], times.get("torch")
+    ours, together, theirs = (times.get(who) for who in ("jax", "together", "torch"))
 
     def speed(of: dict[str, list[float]] | None, what: str) -> str:
         if of is None:
             return ""
         return f"{1 / statistics.median(of[what]):,.0f} ({1 / min(of[what]):,.0f})"
 
-    def ratio(what: str) -> str:
-        return "" if theirs is None else _spread(theirs[what], ours[what])
+    def ratio(of: dict[str, list[float]] | None) -> str:
+        if theirs is None or of is None:
+            return ""
+        return _spread(theirs["epoch"], of["epoch"])
 
     cells = [
         found["model"], f"{found['size']} x {found['size']} x {found['channels']}",
         found["dtype"], str(found["batch"]), f"{found['parameters']:,}",
         f"{found['first_step_s']:.1f}",
-        speed(ours, "step"), speed(theirs, "step"), ratio("step"),
-        speed(ours, "epoch"), speed(theirs, "epoch"), ratio("epoch"),
-        _spread(ours["step"], ours["epoch"]),
+        speed(ours, "step"), speed(ours, "epoch"), _spread(ours["step"], ours["epoch"]),
+        speed(together, "epoch"), speed(theirs, "epoch"), ratio(ours), ratio(together),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
@@ -329,10 +355,11 @@ def heading(rounds: int, large: bool, host: dict[str, Any]) -> str:
 
 Images per second, median of {rounds} rounds and (best); ratios of the two within a \
 round, median [range]; above 1, jax is faster. "Step" has the data on the device; \
-"epoch" is the whole loop of `train.loop.fit`; their ratio is the fraction of time in \
-which the device is busy. "First step" is the compilation, in seconds, unless jax's \
-cache has it already. PyTorch runs eagerly, channels last, with fused SGD. Every \
-round: [throughput.json](throughput.json).
+"epoch" is the whole loop of `train.loop.fit` with one network on all cores; their ratio \
+is the fraction of time in which the device is busy. "Side by side" trains a network on \
+each core, as a study does. "First step" is the compilation, in seconds, unless jax's \
+cache has it already. PyTorch runs one network on all cores, eagerly, channels last, with \
+fused SGD. Every round: [throughput.json](throughput.json).
 
 {host["devices"]}, {host["cores"]} processor cores. {versions}."""
 
@@ -356,6 +383,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of a measurement")
     parser.add_argument("--out", type=Path, help="the page, .md; JSON goes next to it")
     args = parser.parse_args()
+    cli.use_cores()
     accelerator = jax.default_backend() != "cpu"
     host, found = machine(), []
     lines = [heading(args.rounds, args.large, host), "", HEADER]

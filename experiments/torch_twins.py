@@ -1,5 +1,6 @@
 """The package's networks and augmentation in PyTorch, to measure speed against."""
 
+import timm
 import torch
 from torch import nn
 from torch.nn import functional
@@ -23,74 +24,65 @@ def augmented(images: torch.Tensor, shift: int) -> torch.Tensor:
     return shifted.permute(0, 3, 1, 2)
 
 
-def twin(
-    module: models.CaffeNet | models.ResNet, size: int, channels: int
-) -> nn.Module:
-    """Returns the twin of a network for images of this size; it has as many parameters."""
-    if isinstance(module, models.CaffeNet):
-        return _caffenet(module, size, channels)
-    return _resnet(module, channels)
+def twin(name: str, num_classes: int, size: int, channels: int) -> nn.Module:
+    """Returns a network of `models.MODELS` in PyTorch, with as many parameters.
+
+    Those of timm's library are its own; the Caffe networks are here. `size` is the side
+    of the images.
+    """
+    if name.startswith("caffenet"):
+        return CaffeNet(models.build(name, num_classes=num_classes), size, channels)
+    return timm.create_model(name, num_classes=num_classes, in_chans=channels)
 
 
-def _caffenet(module: models.CaffeNet, size: int, channels: int) -> nn.Module:
-    widths, (side, stride, pad) = module.widths, module.stem
+class CaffeNet(nn.Module):
+    """`models.CaffeNet` with either head."""
 
-    def pool() -> nn.Module:
-        return nn.MaxPool2d(3, 2, ceil_mode=True)
-
-    def norm() -> nn.Module:
-        return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
-
-    features = nn.Sequential(
-        nn.Conv2d(channels, widths[0], side, stride, pad), nn.ReLU(), pool(), norm(),
-        nn.Conv2d(widths[0], widths[1], 5, 1, 2, groups=2), nn.ReLU(), pool(), norm(),
-        nn.Conv2d(widths[1], widths[2], 3, 1, 1), nn.ReLU(),
-        nn.Conv2d(widths[2], widths[3], 3, 1, 1, groups=2), nn.ReLU(),
-        nn.Conv2d(widths[3], widths[4], 3, 1, 1, groups=2), nn.ReLU(), pool(),
-        nn.Flatten(),
-    )  # fmt: skip
-    flat = features(torch.zeros(1, channels, size, size)).shape[1]
-    return nn.Sequential(
-        *features,
-        nn.Linear(flat, module.hidden[0]), nn.ReLU(), nn.Dropout(module.dropout),
-        nn.Linear(*module.hidden), nn.ReLU(), nn.Dropout(module.dropout),
-        nn.Linear(module.hidden[1], module.num_classes),
-    )  # fmt: skip
-
-
-class _Block(nn.Module):
-    """relu(convolutions(x) + shortcut(x)), as `resnet.Block`."""
-
-    def __init__(self, before: int, features: int, stride: int, bottleneck: bool):
+    def __init__(self, like: models.CaffeNet, size: int, channels: int):
         super().__init__()
-        after = 4 * features if bottleneck else features
-        plan = [(before, features, 3, stride), (features, features, 3, 1)]
-        if bottleneck:
-            plan = [(before, features, 1, 1), (features, features, 3, stride)]
-            plan.append((features, after, 1, 1))
-        layers = [part for row in plan for part in (*_conv_norm(*row), nn.ReLU())]
-        self.body = nn.Sequential(*layers[:-1])
-        changes = stride != 1 or before != after
-        shortcut = _conv_norm(before, after, 1, stride) if changes else []
-        self.shortcut = nn.Sequential(*shortcut)
+        widths, (side, stride, pad) = like.widths, like.stem
+        plan = [
+            (side, stride, pad, 1), (5, 1, 2, 2), (3, 1, 1, 1), (3, 1, 1, 2), (3, 1, 1, 2)
+        ]  # fmt: skip
+        before = (channels, *widths)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(before[k], widths[k], side, stride, pad, groups=groups)
+            for k, (side, stride, pad, groups) in enumerate(plan)
+        )
+        self.pool = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.norm = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+        self.orderless = like.head == "orderless"
+        if self.orderless:
+            count = 2 * sum(widths)
+            layers = [nn.BatchNorm1d(count), nn.Linear(count, like.num_classes)]
+        else:
+            features = self.pool(self._maps(torch.zeros(1, channels, size, size))[-1])
+            layers, count = [], features[0].numel()
+            for hidden in like.hidden:
+                layers += [
+                    nn.Linear(count, hidden),
+                    nn.ReLU(),
+                    nn.Dropout(like.dropout),
+                ]
+                count = hidden
+            layers.append(nn.Linear(count, like.num_classes))
+        self.head = nn.Sequential(*layers)
+
+    def _maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Returns relu1 to relu5."""
+        maps = []
+        for k, conv in enumerate(self.convs):
+            x = functional.relu(conv(x))
+            maps.append(x)
+            if k < 2:
+                x = self.norm(self.pool(x))
+        return maps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.relu(self.body(x) + self.shortcut(x))
-
-
-def _conv_norm(before: int, after: int, side: int, stride: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(before, after, side, stride, side // 2, bias=False)
-    return [convolution, nn.BatchNorm2d(after)]
-
-
-def _resnet(module: models.ResNet, channels: int) -> nn.Module:
-    layers = [*_conv_norm(channels, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    before = 64
-    for stage, count in enumerate(module.blocks):
-        features = 64 * 2**stage
-        for block in range(count):
-            stride = 2 if stage and not block else 1
-            layers.append(_Block(before, features, stride, module.bottleneck))
-            before = 4 * features if module.bottleneck else features
-    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, *pool, nn.Linear(before, module.num_classes))
+        maps = self._maps(x)
+        if not self.orderless:
+            return self.head(self.pool(maps[-1]).flatten(1))
+        variances = [m.var((2, 3), correction=0) for m in maps]
+        moments = [m.mean((2, 3)) for m in maps]
+        moments += [(variance + 1e-5).sqrt() for variance in variances]
+        return self.head(torch.cat(moments, 1))
