@@ -87,7 +87,8 @@ def run_missing(materials: Materials, rows: list[Row]) -> None:
         done = len(wanted) - len(missing)
         print(f"{len(wanted)} baselines, {done} done.", flush=True)
     features = Features(materials)
-    for one in missing:
+    # Those of one source follow one another: its features are computed once.
+    for one in sorted(missing, key=lambda one: (one.name, one.run.seed)):
         _make(materials, one, features)
 
 
