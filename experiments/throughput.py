@@ -175,7 +175,11 @@ def jax_runner(
     def epoch(steps: int) -> None:
         task = loop.Task(
             settings=TrainConfig(
-                steps, case.batch, eval_every=steps, save_every=2 * steps, select="last"
+                steps=steps,
+                batch_size=case.batch,
+                eval_every=steps,
+                save_every=2 * steps,
+                select="last",
             ),
             programs=programs,
             feed=source,
