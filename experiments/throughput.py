@@ -2,9 +2,9 @@
 
     python experiments/throughput.py --out=experiments/throughput.md
 
-Three numbers per network: of the training step (augmentation, forward, backward, update;
-the data on the device), of whole epochs through `train.loop.fit` (order of examples, feed,
-steps in chunks, metrics read), and of epochs of several stage runs side by side, one on
+Measures each network three times: the training step (augmentation, forward, backward,
+update; the data on the device), whole epochs through `train.loop.fit` (order of
+examples, feed, steps in chunks, metrics read), and epochs of several stage runs side by side, one on
 each device, as a study trains them. On a CPU each core is a device, as in the program; a
 run on its own uses all cores. Where torch and timm are installed, their networks do the
 same with all cores: same layers, batch, augmentation, clipping, SGD with momentum and
@@ -68,7 +68,7 @@ class Runner(NamedTuple):
     Attributes:
       step: trains on the same batches.
       epoch: trains as the program does.
-      parameters: of the network.
+      parameters: number of values in the network.
       runs: networks trained at once.
     """
 

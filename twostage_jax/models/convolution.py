@@ -91,9 +91,12 @@ def _window_product(
     return windows @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _convolution_of_lax(
+def _plain(
     x: jax.Array, kernel: jax.Array, strides: int, margins: Margins
 ) -> jax.Array:
+    """Returns the cross-correlation in the form that runs forward on every device."""
+    if kernel.shape[0] == 1:
+        return _window_product(x, kernel, strides, margins)
     return lax.conv_general_dilated(
         x, kernel, (strides, strides), margins,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -105,8 +108,7 @@ def _convolution(
     x: jax.Array, kernel: jax.Array, strides: int, margins: Margins
 ) -> jax.Array:
     """Returns the cross-correlation, with a kernel gradient that suits the device."""
-    form = _window_product if kernel.shape[0] == 1 else _convolution_of_lax
-    return form(x, kernel, strides, margins)
+    return _plain(x, kernel, strides, margins)
 
 
 def _convolution_forward(
@@ -120,11 +122,10 @@ def _convolution_backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     size, _, channels, _ = kernel.shape
-    form = _window_product if size == 1 else _convolution_of_lax
-    (to_x,) = jax.vjp(lambda x: form(x, kernel, strides, margins), x)[1](g)
+    (to_x,) = jax.vjp(lambda x: _plain(x, kernel, strides, margins), x)[1](g)
 
-    def of_form(x: jax.Array, g: jax.Array) -> jax.Array:
-        back = jax.vjp(lambda kernel: form(x, kernel, strides, margins), kernel)[1]
+    def plainly(x: jax.Array, g: jax.Array) -> jax.Array:
+        back = jax.vjp(lambda kernel: _plain(x, kernel, strides, margins), kernel)[1]
         return back(g)[0]
 
     def in_blocks(x: jax.Array, g: jax.Array) -> jax.Array:
@@ -134,8 +135,8 @@ def _convolution_backward(
     places = g.shape[1] * g.shape[2] * (len(g) if size == 1 else 1)
     if places < 200 or channels < 16:
         # As fast or faster for these.
-        return to_x, of_form(x, g)
-    return to_x, lax.platform_dependent(x, g, cpu=in_blocks, default=of_form)
+        return to_x, plainly(x, g)
+    return to_x, lax.platform_dependent(x, g, cpu=in_blocks, default=plainly)
 
 
 _convolution.defvjp(_convolution_forward, _convolution_backward)
