@@ -35,6 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.name = f"folders_{variant}" if variant else "folders"
 
     natural, texture = two_stage.add_image_folders(config)
+    two_stage.lengthen_sources(config)
 
     target = config.stages.target.data = two_stage.data("slices")
     target.path = ""  # folder of ct/, lungs/, infection/ and slices.csv

@@ -51,6 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
     target.units = ""  # hu, grey, or '' to find out
     target.offset = 0.0  # added to the values of files to get HU, such as -1024
     if not variant:
+        two_stage.lengthen_sources(config)
         # Fewer steps leave the network behind texture descriptors: experiments/heads.md.
         config.stages.target.train.steps = 3000
         config.stages.target.train.epochs = 100  # small sets take fewer steps

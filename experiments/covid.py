@@ -2,10 +2,13 @@
 
     python -m twostage_jax.main --config=experiments/covid.py:DATA
     python -m twostage_jax.main --config=experiments/covid.py:DATA,texture_only
+    python -m twostage_jax.main --config=experiments/covid.py:DATA,long \
+        --workdir=runs/positive_control --config.name=positive_control
 
 DATA holds `cifar10/`, `kth_tips_gray/` and `covid_ct/`; experiments/README.md says what is
 in them, how long it takes, and what came out. With `texture_only` every patch has mean 0
-and deviation 1.
+and deviation 1. `long` has the larger and longer source stages of
+`positive_control.py`, and in its workdir takes over those that it has trained.
 """
 
 from pathlib import Path
@@ -20,19 +23,23 @@ folders = config_file(Path(__file__).parent.parent / "configs" / "folders.py")
 def get_config(variant: str) -> ConfigDict:
     """Returns the settings of `configs/folders.py` for the folders below `variant`."""
     data, _, kind = variant.partition(",")
-    config = folders.get_config(kind)
+    config = folders.get_config("" if kind == "long" else kind)
     config.name = f"covid_{kind}" if kind else "covid"
 
-    config.stages.natural.data.path = f"{data}/cifar10"
-    config.stages.texture.data.path = f"{data}/kth_tips_gray"
-    # One sample per material: train and test do not share a view (scale, pose and light).
-    config.stages.texture.data.group_regex = r"scale_(\d+_im_\d+)"
+    natural, texture = config.stages.natural, config.stages.texture
     config.stages.target.data.path = f"{data}/covid_ct"
-
-    config.stages.natural.train.steps = 3000
-    config.stages.texture.train.steps = 800
-    # 0.002 does as well on the natural validation images, but leaves more channels dead.
-    config.stages.natural.optim.learning_rate = 0.001
+    if kind == "long":
+        natural.data.path = f"{data}/tiny_imagenet"
+        texture.data.path = f"{data}/textures"
+    else:
+        natural.data.path = f"{data}/cifar10"
+        texture.data.path = f"{data}/kth_tips_gray"
+        # One sample per material: train and test share no view (scale, pose and light).
+        texture.data.group_regex = r"scale_(\d+_im_\d+)"
+        natural.train.steps = 3000
+        texture.train.steps = 800
+        # 0.002 does as well on the validation images, but leaves more channels dead.
+        natural.optim.learning_rate = 0.001
 
     config.study.arms = ("scratch", "natural", "texture", "two_stage")
     config.study.seeds = (0, 1, 2, 3, 4)

@@ -26,13 +26,9 @@ def get_config(data: str) -> ConfigDict:
     config.name = "positive_control"
 
     natural, texture = two_stage.add_image_folders(config)
+    two_stage.lengthen_sources(config)
     natural.path = f"{data}/tiny_imagenet"
     texture.path = f"{data}/textures"
-    config.stages.natural.train.steps = 1500
-    config.stages.texture.train.steps = 800
-    for stage in (config.stages.natural, config.stages.texture):
-        stage.train.eval_every = 500
-        stage.train.save_every = 500
 
     target = config.stages.target.data = two_stage.data("folder")
     target.path = f"{data}/kth_tips_gray"
