@@ -83,7 +83,7 @@ def test_maps_are_scaled_by_kind_and_methods_marked():
     )  # fmt: skip
     found = texts(figure)
     for word in ("guided\nbackprop†", "Grad-\nCAM‡", "gradient\n× input", "0.25",
-                 "ground glass", "† The maps", "‡ The maps"):  # fmt: skip
+                 "ground glass", "† Maps", "‡ Maps"):  # fmt: skip
         assert word in found
     assert len(pictures(figure)) == 2 * (1 + 2 * 3)
     for image in pictures(figure):
@@ -132,6 +132,6 @@ def test_randomisation_starts_at_one_and_leaves_out_what_is_not_known(tmp_path):
     np.testing.assert_array_equal(lines[1], [1, np.nan, 0.2])
     labels = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     assert labels == ["none", "head", "conv1"]
-    assert "† The maps" in texts(figure) and "‡ The maps" in texts(figure)
+    assert "† Maps" in texts(figure) and "‡ Maps" in texts(figure)
     for path in save(figure, tmp_path / "randomisation"):
         assert path.stat().st_size > 1000

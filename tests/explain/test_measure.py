@@ -150,9 +150,9 @@ def test_networks_are_measured_on_the_examples_of_their_own_seed(
 
 def test_words_say_that_each_seed_has_its_own_images(measured, own):
     text = measure_words(own)[0]
-    assert "up to 48 images of the target, each seed its own." in text
-    assert "intervals over seeds, each on its own images of the target" in text
-    assert "its own" not in measure_words(measured)[0]
+    assert "up to 48 images of the target, different for each seed." in text
+    assert "intervals over seeds and their target images" in text
+    assert "different" not in measure_words(measured)[0]
 
 
 def test_same_networks_are_alike_and_do_not_differ(textures):
@@ -168,8 +168,9 @@ def test_same_networks_are_alike_and_do_not_differ(textures):
         for layer, entry in pairs.get("other - one", {}).items():
             assert entry["mean"] in (0, None), (name, layer)
     text = " ".join(measure_words(found))
-    assert "There is one seed: no difference can be told from chance" in text
-    assert "Edges. One seed cannot answer this." in text and "told from it" not in text
+    assert "With a single seed, differences cannot be separated from chance" in text
+    assert "Edges. A single seed cannot answer this." in text
+    assert "significant" not in text
 
 
 def test_drift_is_from_the_stage_before_and_not_of_layers_drawn_anew():
@@ -188,7 +189,7 @@ def test_drift_is_from_the_stage_before_and_not_of_layers_drawn_anew():
     expected = np.linalg.norm(after - before) / np.linalg.norm(before)
     assert found["drift", "two_stage", "conv1"][0] == pytest.approx(expected)
     assert found["drift", "two_stage", "fc6"][0] is None
-    assert "fc6: drawn anew" in " ".join(notes)
+    assert "fc6: not defined, because the transfer re-init" in " ".join(notes)
     assert ("drift", "two_stage", "head") not in found
 
 
@@ -224,7 +225,7 @@ def test_images_without_labels_leave_out_what_needs_them(textures):
         textures,
     )
     assert not {"probe_target", "accuracy", "kept"} & set(found["values"])
-    assert "no labels" in found["notes"][0]
+    assert "not labelled" in found["notes"][0]
     assert set(draw_measures(found)) == {"responses", "similarity"}
     assert measure_words(found)
 
@@ -292,16 +293,17 @@ def test_words_follow_from_the_numbers(measured):
     edges = paragraph(changed, "Edges.")
     assert (
         "Two-stage is more selective for the orientation of edges than the untrained "
-        "network; scratch cannot be told from it; two-stage is below scratch." in edges
+        "network; scratch does not differ significantly from it; two-stage is below "
+        "scratch." in edges
     )
     assert (
-        "less the untrained network scratch +0.00 [-0.10, +0.10], two-stage +0.20"
-        in edges
+        "Each arm minus the untrained network: scratch +0.00 [-0.10, +0.10], two-stage "
+        "+0.20" in edges
     )
-    assert "two-stage less scratch -0.20 [-0.30, -0.10]" in edges
+    assert "Two-stage minus each other arm: scratch -0.20 [-0.30, -0.10]" in edges
     textures = paragraph(changed, "Textures.")
-    assert "No arm can be shown to be more or less selective for textures" in textures
-    assert "two-stage cannot be told from scratch" in textures
+    assert "No arm is significantly more or less selective for textures" in textures
+    assert "two-stage does not differ significantly from scratch" in textures
 
 
 def test_what_holds_alone_but_not_among_several_is_not_claimed(measured):
@@ -309,13 +311,13 @@ def test_what_holds_alone_but_not_among_several_is_not_claimed(measured):
     alone, nothing = seen(0.2, 0.1, 0.02), seen(0.0, 0.1, 0.8)
     changed = with_differences(measured, [alone, nothing, nothing], [nothing] * 3)
     edges = paragraph(changed, "Edges.")
-    assert "No arm can be shown" in edges and "two-stage +0.20 [+0.10" in edges
+    assert "No arm is significantly" in edges and "two-stage +0.20 [+0.10" in edges
     pair = ("edge_selectivity", "two_stage", "random", "all layers")
     assert compare.told(changed, [pair])[pair].sign == 1
 
 
 def test_words_say_which_textures_favour_an_arm(measured):
-    assert "No stage's training data are the textures shown" in paragraph(
+    assert "No stage was trained on the textures shown" in paragraph(
         measured, "Textures."
     )
     found = arms()
@@ -343,8 +345,8 @@ def test_shares_of_seeds_at_chance_are_left_out_and_said(measured):
         for change in changed["values"]["kept"][arm]:
             entry = lost if share is None else {**lost, "mean": share, "reason": ""}
             changed["values"]["kept"][arm][change] = entry
-    text = paragraph(changed, "What predictions rest on.")
-    assert "No share is given for scratch (1 of 2 seeds without a value" in text
+    text = paragraph(changed, "Cue reliance.")
+    assert "The fraction is not given for scratch (1 of 2 seeds without a value" in text
     assert "random order (no layout) 50%" in text
     table = "\n".join(tables(changed))
     assert "1 of 2 seeds without a value: at chance" in table and "90%" not in table
@@ -353,7 +355,7 @@ def test_shares_of_seeds_at_chance_are_left_out_and_said(measured):
 def test_words_are_short_and_say_that_patients_are_fixed(measured):
     found = measure_words(measured)
     assert len(" ".join(found).split()) < 400
-    assert "on these images: other images or patients are not in them" in found[0]
+    assert "these images; they do not cover other images or patients" in found[0]
 
 
 def test_tables_have_every_network_and_change(measured):

@@ -140,7 +140,7 @@ def test_figures_are_there_and_the_page_names_them(written):
             assert (out / (path + suffix)).stat().st_size > 1000
         assert f"({path}.png)" in page
     assert "conv1 scratch 0, natural 1 of 6" in page
-    assert "- Nothing else.\n- The measures: 3 images are too few" in page
+    assert "- Nothing else.\n- Measures: they need 4 images, but only 3" in page
     assert "| Grad-CAM |" in page.replace("†", "").replace("‡", "")
     assert sorted(path.name for path in out.iterdir()) == [
         "explain.json", "explain.md", "figures",
@@ -217,18 +217,18 @@ def test_words_follow_from_the_numbers():
     }  # fmt: skip
     shown, dead, tests, best = text.study_words(explained)
     assert "1 arm (two-stage), 3 seeds; 5 images (test images of the target)" in shown
-    assert "The networks are of fold 0. The pictures, and the maps" in shown
-    assert shown.endswith("are those of seed 1, the first that all arms have.")
+    assert "The networks are of fold 0. Pictures, and maps" in shown
+    assert shown.endswith("are those of seed 1, the first that all arms share.")
     assert "conv2 two-stage 7 of 96" in dead
-    assert tests.startswith("The maps of Grad-CAM stay much the same")
+    assert tests.startswith("The maps of Grad-CAM hardly change when all weights")
     assert "deleted in the order of SaliNet (area 0.20; random order 0.40)" in best
-    assert "inserted in that of occlusion (0.80; 0.60)" in best
-    assert best.endswith("No better than random order in both: Grad-CAM.")
+    assert "inserted in the order of occlusion (0.80; 0.60)" in best
+    assert best.endswith("No better than random order on either curve: Grad-CAM.")
     explained["images"].update(sets=3, most=8)
     shown = text.study_words(explained)[0]
-    assert "5 to 8 images (test images of the target, each seed its own)" in shown
+    assert "5 to 8 images (test images of the target, different for each seed)" in shown
     explained["saliency"]["unchanged"] = []
-    assert text.study_words(explained)[2].startswith("All 3 saliency methods follow")
+    assert text.study_words(explained)[2].startswith("All 3 saliency methods depend")
 
 
 def test_what_is_missing_ends_the_program_in_one_line(tmp_path):

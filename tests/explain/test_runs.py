@@ -89,9 +89,9 @@ def test_fold_and_fraction_that_were_taken_are_said(made, tmp_path):
     workdir, _ = made
     lines = networks.chosen_runs(workdir)
     assert lines == [
-        "The networks are those trained on 100% of the training data, the most of 2 "
-        "fractions, in fold 0 of 2 folds (0, 1).",
-        "Arm 'natural' has no finished run of that kind for seed 1.",
+        "The networks were trained on 100% of the training data, the largest of 2 "
+        "fractions, in fold 0 (available: 0, 1).",
+        "Arm 'natural' lacks such a run for seed 1.",
     ]
     assert len(networks.chosen_runs(workdir, ["scratch"])) == 1
     row = {"arm": "scratch", "seed": 0, "fraction": 0.5, "fold": 0}
@@ -99,7 +99,7 @@ def test_fold_and_fraction_that_were_taken_are_said(made, tmp_path):
     results = {"config": {"arms": ARMS}, "rows": rows}
     (tmp_path / "results.json").write_text(json.dumps(results))
     assert networks.chosen_runs(tmp_path) == [
-        "The networks are those trained on 50% of the training data."
+        "The networks were trained on 50% of the training data."
     ]
 
 
@@ -135,7 +135,7 @@ def test_each_seed_is_shown_the_images_that_it_was_tested_on(monkeypatch, tmp_pa
     assert list(found) == [0, 1, 2]
     assert found[0] is found[2] and loaded == ["once"]
     np.testing.assert_array_equal(found[1].labels, [0, 1])
-    assert lines == ["Seed 1: Left out 1 constant images: id15."]
+    assert lines == ["Seed 1: Skipped constant images (1): id15."]
 
 
 def test_arms_of_a_seed_tested_on_different_images_are_refused(tmp_path):
@@ -194,7 +194,7 @@ def test_test_images_are_windowed_cropped_and_not_constant(made, monkeypatch):
     np.testing.assert_allclose(bright, hu + 100 / 1500, rtol=1e-5)
     np.testing.assert_array_equal(examples.labels, np.arange(8, 15) % 3)
     assert examples.groups[0] == "patient2"
-    assert lines == ["Left out 1 constant images: id15."]
+    assert lines == ["Skipped constant images (1): id15."]
 
 
 def test_data_that_have_changed_are_refused(made, monkeypatch):

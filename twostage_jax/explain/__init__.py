@@ -4,9 +4,9 @@
     python -m twostage_jax.explain --run=runs/two_stage --arms=natural,two_stage \\
         --layers=conv2 --textures=FOLDER
 
-draws, for every arm of a finished study, the patches that channels answer to most with
-their DeSaliNet pictures, the filters of the first layer, and saliency maps with checks
-of the methods; measures how the layers answer to edges and textures; and writes
+draws, for every arm of a finished study, the patches to which channels respond most,
+with their DeSaliNet pictures, the filters of the first layer, and saliency maps with
+checks of the methods; measures how the layers respond to edges and textures; and writes
 `explain.json`, `explain.md` and `figures/` into WORKDIR/explain.
 """
 
@@ -30,25 +30,25 @@ def explain(
     measure: bool = True,
     data_dir: str = "",
 ) -> None:
-    """Explains the networks of a study; prints the findings.
+    """Explains the networks of a study and prints the findings.
 
     Args:
-      run: Workdir of a study that has been run.
-      out: Folder to write; default: RUN/explain.
-      arms: Names of arms; default: all that were trained.
+      run: Workdir of a finished study.
+      out: Output folder; default: RUN/explain.
+      arms: Names of arms; default: all trained arms.
       layers: Names of taps; default: the convolutions, or the stages of a ResNet.
-      images: Folder of images to show; default: the target's test images.
-      textures: Folder of class folders of textures to measure with, best of materials
-        that no stage has seen; default: the embedded ones.
+      images: Folder of images to explain; default: the target's test images.
+      textures: Folder with one sub-folder of texture images per class, preferably of
+        materials that no stage has seen; default: the embedded textures.
       texture_groups: Regular expression, searched for in 'class/name.png' of
         --textures, whose first group names the piece of material: probes are tested on
         other pieces.
-      channels: Channels of a layer to draw, spread evenly; 0 = all.
+      channels: Number of channels per layer to draw, spread evenly; 0 = all.
       measure: Measure as well as draw.
       data_dir: Folder of prepared data sets; default: data/ in the user's cache folder.
 
     Raises:
-      UserError: A setting cannot work, or the study is not there or not whole.
+      UserError: A setting is invalid, or the study is missing or incomplete.
     """
     if channels < 0:
         raise UserError(
@@ -56,12 +56,12 @@ def explain(
         )
     if textures and not measure:
         raise UserError(
-            "--textures is what to measure with: remove --nomeasure.",
+            "--textures has no effect with --nomeasure: remove one of them.",
             where="--textures",
         )
     if texture_groups and not textures:
         raise UserError(
-            "--texture_groups is about --textures: give that folder, too.",
+            "--texture_groups needs --textures: give that folder as well.",
             where="--texture_groups",
         )
     # Not before jax is set up, nor for --help.

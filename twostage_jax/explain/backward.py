@@ -1,22 +1,21 @@
-"""Other backward rules for the layers of the same networks.
+"""Alternative backward rules for the layers of a network.
 
-A gradient, a DeconvNet and a DeSaliNet are one walk from an activation back to the
-pixels; they differ in what a ReLU, a max-pooling and a normalisation let through
-(Mahendran & Vedaldi 2016, "Salient deconvolutional networks", section 2). `rules` puts
-those layers' rules in place of `models.layers`' own while a network is called; the
-forward pass gives the same values.
+A gradient, a DeconvNet and a DeSaliNet all propagate an activation back to the pixels;
+they differ in what a ReLU, a max-pooling and a normalisation let through (Mahendran &
+Vedaldi 2016, "Salient deconvolutional networks", section 2). `rules` replaces the rules
+of `models.layers` while a network is called; the forward pass gives the same values.
 
-method     ReLU lets through             max-pooling       normalisation (LRN)
-salinet    where it was active           switches          its derivative
-deconvnet  what is positive              switches          as it is
-desalinet  both                          switches          as it is
-guided     both                          switches          its derivative
+method     ReLU passes gradients that    max-pooling       normalisation (LRN)
+salinet    meet an active input          switches          derivative
+deconvnet  are positive                  switches          identity
+desalinet  do both                       switches          identity
+guided     do both                       switches          derivative
 
 SaliNet is the gradient (Simonyan et al. 2014, arXiv 1312.6034), DeconvNet is Zeiler &
 Fergus 2014 (arXiv 1311.2901), guided backpropagation Springenberg et al. 2015
-(arXiv 1412.6806). Switches send everything back to where a window's maximum was, the
-first in reading order where there are several. Convolutions and dense layers go back by
-their transposes, without biases, in all of them.
+(arXiv 1412.6806). Switches send everything back to the maximum of a window, the first in
+reading order if there are several. Convolutions and dense layers go back by their
+transposes, without biases, in all methods.
 """
 
 import contextlib
@@ -33,8 +32,8 @@ from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.models import layers
 
 METHODS = ("desalinet", "deconvnet", "salinet", "guided")
-# What needs a chain of layers, each with one input: a shortcut adds two signals, and
-# neither the switches nor the sign of one path say what the other contributed.
+# These methods need a chain of layers, each with one input: a shortcut adds two signals,
+# and neither the switches nor the sign of one path say what the other contributed.
 CHAIN_ONLY = ("desalinet", "deconvnet")
 
 _relu, _max_pool = layers.relu, layers.max_pool
@@ -43,36 +42,35 @@ _lock = threading.RLock()
 
 
 def methods_for(module: Any) -> list[str]:
-    """Returns the methods of `METHODS` that this network has."""
+    """Returns the methods of `METHODS` that this network supports."""
     missing = () if module.CHAIN else CHAIN_ONLY
-    # SaliNet, the gradient, is the one that leaves ReLUs as they are.
+    # SaliNet, the gradient, is the only method that does not change ReLUs.
     return [m for m in METHODS if m not in missing and (module.RELU or m == "salinet")]
 
 
 def check_method(method: str, module: Any) -> None:
-    """Raises a UserError if the method does not exist, or not for this network."""
+    """Raises a UserError if the method is unknown or unsupported by this network."""
     if method not in METHODS:
         raise UserError(
-            f"no method '{method}'.{did_you_mean(method, METHODS)}", where="method"
+            f"unknown method '{method}'.{did_you_mean(method, METHODS)}", where="method"
         )
     if method != "salinet" and not module.RELU:
         raise UserError(
-            f"'{method}' changes the way back through ReLUs, which this network does not "
+            f"'{method}' changes the backward rule of ReLUs, which this network does not "
             "have: use 'salinet'.",
             where="method",
         )
     if method not in methods_for(module):
         raise UserError(
-            f"'{method}' goes back through a chain of layers, and a residual network "
-            "has shortcuts beside the chain: use 'guided' or 'salinet', which carry "
-            "over.",
+            f"'{method}' needs a chain of layers, and this network has shortcuts: use "
+            "'guided' or 'salinet'.",
             where="method",
         )
 
 
 @contextlib.contextmanager
 def rules(method: str) -> Iterator[None]:
-    """Networks called inside the block have the backward rules of `method`.
+    """Applies the backward rules of `method` to networks called inside the block.
 
     Differentiation may come later; for the rest see `replaced`.
 
@@ -88,11 +86,10 @@ def rules(method: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(**functions: Callable) -> Iterator[None]:
-    """Networks called inside the block call these functions in place of those of
-    `models.layers` of the same names.
+    """Replaces functions of `models.layers`, by name, inside the block.
 
-    A network must be called (traced) inside. Compiled functions that were traced
-    elsewhere keep their own.
+    A network must be called (traced) inside. Functions that were traced and compiled
+    elsewhere are not affected.
     """
     with _lock:
         before = {name: getattr(layers, name) for name in functions}
@@ -165,7 +162,7 @@ _switched.defvjp(_switched_forward, _switched_backward)
 
 
 def _views(x: jax.Array, shape: tuple[int, ...], pad: int) -> list[jax.Array]:
-    """Returns what each of the nine places of a window sees, `shape` each."""
+    """Returns the inputs at each of the nine positions of a window, `shape` each."""
     rows, columns = shape[1:3]
     widths = [(0, 0, 0)] * 4
     for axis, out in ((1, rows), (2, columns)):

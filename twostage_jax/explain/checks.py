@@ -20,25 +20,25 @@ from twostage_jax.explain.responses import over_seeds
 
 PyTree = Any
 Arms = Mapping[str, Sequence[Network]]
-# Images per seed that the methods and their checks see: one batch, compiled once.
+# Images per seed for the methods and their checks: one batch, compiled once.
 IMAGES = networks.BATCH
 # Examples drawn, one per class.
 MOST_SHOWN = 8
-# The order of pixels that no method has: what any method must beat.
+# Pixels in random order: the baseline that a method must beat.
 RANDOM_ORDER = "random_order"
-# Shares of the pixels changed, 0 to 1.
+# Fractions of the pixels changed, 0 to 1.
 SHARES = np.linspace(0, 1, 17)
-# Deviation of the blur that insertion starts from, as a share of the image's side:
-# coarse brightness stays, texture does not (4 pixels of 32).
+# Standard deviation of the blur that insertion starts from, as a fraction of the image
+# side: coarse brightness stays, texture does not (4 pixels of 32).
 BLUR_SHARE = 1 / 8
-# Up to this many steps of the randomisation, from the head down to all layers.
+# Largest number of randomisation steps, from the head down to all layers.
 RANDOMISED_STEPS = 4
-# A map that keeps half of its rank correlation when every weight is randomised tells
-# of the image more than of the network.
+# A map that keeps half of its rank correlation when every weight is randomised shows
+# the image more than the network.
 UNCHANGED = 0.5
-# A map that is nearly the same for a random classifier cannot tell classes apart.
+# A map that is nearly the same for a random classifier cannot distinguish classes.
 CLASS_BLIND = 0.9
-# The parameters of the randomisation have nothing to do with those of any seed.
+# The parameters of the randomisation are independent of those of every seed.
 RANDOMISATION_KEY = 2018
 
 
@@ -61,29 +61,29 @@ class Maps(NamedTuple):
 def check_saliency(
     arms: Arms, examples: Mapping[int, Examples], say: Callable[[str], None]
 ) -> tuple[dict[str, Any], Maps]:
-    """Asks every method and every arm about the same images and classes of a seed.
+    """Applies every method to every arm, on the same images and classes of a seed.
 
     Args:
       arms: Arm -> its networks, one per seed.
       examples: Seed -> images `[N, H, W, C]` in [0, 1]. The maps drawn are of the first
-        seed that all arms have.
-      say: Takes a line on what is being done.
+        seed that all arms share.
+      say: Progress reporter, called with one line.
 
     Returns:
       JSON values, and the maps of up to `MOST_SHOWN` images to draw. The values:
 
         methods         names in `saliency.SALIENCY`
-        shares          of the pixels, along a curve
+        shares          fractions of the pixels, along a curve
         unchanged, class_blind
                         methods that fail; see `labels_of`
         deletion, insertion
                         arm -> method -> 'curve' (mean over seeds) and 'area' (see
                         `responses.over_seeds`)
-        randomisation   arm -> see `randomisation`; of the seed drawn: it
-                        is a check of the methods, not of the arms
+        randomisation   arm -> see `randomisation`; for the seed drawn only, because
+                        it checks the methods, not the arms
 
     Raises:
-      UserError: No seed has networks of all arms, or a map holds numbers that are not
+      UserError: No seed has networks of all arms, or a map contains values that are not
         finite.
     """
     firsts = networks.of_first_seed(arms)
@@ -132,7 +132,7 @@ def check_saliency(
 def _asked(
     firsts: Mapping[str, Network], examples: Examples
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns up to `IMAGES` images and the classes that every arm is asked about."""
+    """Returns up to `IMAGES` images and the classes to explain, the same for all arms."""
     chosen = spread_over_classes(examples.labels, len(examples.images), IMAGES)
     images = examples.images[chosen]
     return images, explained_classes(firsts, images, examples, chosen)
@@ -144,10 +144,10 @@ def explained_classes(
     examples: Examples,
     chosen: np.ndarray,
 ) -> np.ndarray:
-    """Returns the class that every arm is asked about, `[N]`.
+    """Returns the classes to explain, the same for all arms, `[N]`.
 
-    The true one; without labels, that of the largest mean probability over one network
-    an arm.
+    These are the true classes; without labels, those with the largest mean probability
+    over one network per arm.
     """
     if examples.labels is not None:
         return np.asarray(examples.labels[chosen], np.int32)
@@ -165,7 +165,7 @@ def spread_over_classes(
 ) -> np.ndarray:
     """Returns indices of up to `count` examples, one of each class in turn.
 
-    Of each class, those are taken that are spread evenly over it, in their order.
+    The examples of a class are spread evenly over it, in their order.
     """
     if labels is None:
         return np.linspace(0, total - 1, min(count, total)).round().astype(int)
@@ -188,8 +188,8 @@ def _check_finite(network: Network, maps: Mapping[str, np.ndarray]) -> None:
     for method, of_method in maps.items():
         if not np.isfinite(of_method).all():
             raise UserError(
-                f"arm '{network.arm}', seed {network.seed}: the maps of '{method}' hold "
-                "numbers that are not finite.",
+                f"arm '{network.arm}', seed {network.seed}: the maps of '{method}' "
+                "contain values that are not finite.",
                 where=network.arm,
             )
 
@@ -212,7 +212,7 @@ def saliency_maps(
     Args:
       network: The network.
       inputs: `[N, H, W, C]`, as the network takes them.
-      labels: `[N]`, the classes that are explained.
+      labels: Classes to explain, `[N]`.
       methods: Names in `saliency.SALIENCY`.
     """
     return {
@@ -222,9 +222,9 @@ def saliency_maps(
 
 
 def ranks(maps: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Returns the place of each pixel in the order of importance, `[N, H, W]`.
+    """Returns the rank of each pixel by importance, `[N, H, W]`.
 
-    0 is the most important. Equal pixels come in random order.
+    0 is the most important. Ties are in random order.
     """
     flat = maps.reshape(len(maps), -1)
     chance = np.random.default_rng(seed).random(flat.shape)
@@ -240,22 +240,22 @@ def deletion_insertion(
     labels: np.ndarray,
     maps: Mapping[str, np.ndarray],
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Follows the class's probability while pixels go, or come, in order of importance.
+    """Returns class probabilities as pixels are deleted or inserted by importance.
 
     Deletion and insertion of Petsiuk et al. 2018 (arXiv 1806.07421): deleted pixels get
     the image's mean; insertion starts from the blurred image. The sooner a probability
-    falls, or rises, the better the order. Changed images are unlike any that the
-    network was trained on; so compare methods with `RANDOM_ORDER`, which is added.
+    falls, or rises, the better the order. Changed images differ from all that the
+    network was trained on, so compare methods with `RANDOM_ORDER`, which is added.
 
     Args:
       network: The network.
       inputs: `[N, H, W, C]`, as the network takes them.
-      labels: `[N]`, the classes whose probabilities are followed.
+      labels: Classes whose probabilities are returned, `[N]`.
       maps: Method -> `[N, H, W]`.
 
     Returns:
-      'deletion' and 'insertion' -> method -> 'curve' (mean over the images, one a share
-      in `SHARES`) and 'area' below it.
+      'deletion' and 'insertion' -> method -> 'curve' (mean over the images, one value
+      per fraction in `SHARES`) and 'area' under it.
     """
     mean = np.broadcast_to(inputs.mean((1, 2), keepdims=True), inputs.shape)
     blur = BLUR_SHARE * inputs.shape[1]
@@ -296,22 +296,22 @@ def randomisation(
     maps: Mapping[str, np.ndarray],
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Compares maps with those of the network as its layers are randomised, head first.
+    """Compares maps before and after layers are randomised, starting at the head.
 
     The cascading parameter randomisation test of Adebayo et al. 2018
-    (arXiv 1810.03292): a map that stays as it is does not show what was learned.
+    (arXiv 1810.03292): a map that does not change does not show what was learned.
 
     Args:
       network: The network.
       inputs: `[N, H, W, C]`, as the network takes them.
-      labels: `[N]`, the classes that are explained.
-      maps: Method -> `[N, H, W]`, of the network as it is.
-      say: Takes a line on what is being done.
+      labels: Classes to explain, `[N]`.
+      maps: Method -> `[N, H, W]`, of the trained network.
+      say: Progress reporter, called with one line.
 
     Returns:
-      'steps': the layers that are random at each step, named by the last of them;
-      'correlation': method -> mean Spearman correlation with the map of the network as
-      it is, one per step, None where no two maps vary.
+      'steps': the layers randomised at each step, named by the last of them;
+      'correlation': method -> mean Spearman correlation with the map of the trained
+      network, one per step, None if both maps are constant for every image.
     """
     order = layers_from_the_head(network, inputs)
     stops = np.unique(np.linspace(1, len(order), RANDOMISED_STEPS).round().astype(int))
@@ -335,7 +335,7 @@ def labels_of(found: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Returns the methods that fail, by the mean correlation over networks.
 
     Args:
-      found: What `randomisation` returns, one a network.
+      found: Results of `randomisation`, one per network.
 
     Returns:
       'unchanged': at least `UNCHANGED` with all layers random; 'class_blind': at least
@@ -353,7 +353,7 @@ def labels_of(found: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def layers_from_the_head(network: Network, inputs: np.ndarray) -> list[str]:
-    """Returns the names of the layers with parameters, the last one first."""
+    """Returns the names of the layers with parameters, last layer first."""
     taps = networks.tap_shapes(network.module, network.variables, inputs)
     # A residual network's 'stage1' is a tap without parameters of its own.
     named = [name for name in taps if name in network.variables["params"]]
@@ -361,7 +361,7 @@ def layers_from_the_head(network: Network, inputs: np.ndarray) -> list[str]:
 
 
 def replaced_layers(variables: PyTree, fresh: PyTree, layers: Sequence[str]) -> PyTree:
-    """Returns variables with all arrays of some layers from `fresh`."""
+    """Returns variables with all arrays of `layers` taken from `fresh`."""
     return {
         kind: {
             name: fresh[kind][name] if name in layers else value

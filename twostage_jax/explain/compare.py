@@ -1,7 +1,7 @@
-"""Comparing networks: arms with each other, with their past, and with no training.
+"""Comparisons of networks: between arms, with earlier stages, and with no training.
 
 The networks of a study have names: those of the arms, 'after natural > texture' and so
-on for what an arm went through, and 'random' for the target's network before training.
+on for earlier stages of an arm, and 'random' for the target's network before training.
 A difference is significant if its p-value, corrected (Holm) over all comparisons of one
 paragraph, is below 0.05.
 """
@@ -28,7 +28,7 @@ RANDOM = "random"
 ALL_LAYERS = "all layers"
 CKA_EXAMPLES = 256
 
-# (measure, network, layer) -> seed -> a number or what carries one.
+# (measure, network, layer) -> seed -> a number or a record with one.
 Found = dict[tuple[str, str, str], dict[int, Any]]
 Named = dict[str, dict[int, Network]]
 
@@ -36,11 +36,11 @@ Named = dict[str, dict[int, Network]]
 def name_networks(
     arms: Mapping[str, Sequence[Network]],
 ) -> tuple[Named, dict[str, list[str]]]:
-    """Returns networks by name and seed, and the names that each arm went through.
+    """Returns networks by name and seed, and the chain of names of each arm.
 
-    The arms themselves, 'after natural > texture' and so on for what they went through,
-    and 'random': the target's network before any training. A chain of stages that
-    several arms share is one network.
+    The names are those of the arms, 'after natural > texture' and so on for their
+    earlier stages, and 'random' for the target's network before any training. A chain
+    of stages that several arms share is one network.
     """
     named: Named = {}
     before: Named = {}
@@ -49,10 +49,12 @@ def name_networks(
         named[arm] = {network.seed: network for network in of_arm}
         if not named[arm]:
             raise UserError(
-                f"arm '{arm}' has no trained network to measure.", where=arm
+                f"arm '{arm}' lacks a trained network to measure.", where=arm
             )
         if len(named[arm]) < len(of_arm):
-            raise UserError(f"arm '{arm}' has several networks of one seed.", where=arm)
+            raise UserError(
+                f"arm '{arm}' has several networks with the same seed.", where=arm
+            )
         for network in of_arm:
             ancestors = []
             while network.parent is not None:
@@ -76,18 +78,18 @@ def name_networks(
 def put(
     found: Found, measure_name: str, name: str, layer: str, network: Network, value: Any
 ) -> None:
-    """Keeps what a measure found for a layer of a network."""
+    """Stores the value of a measure for a layer of a network."""
     found.setdefault((measure_name, name, layer), {})[network.seed] = value
 
 
 def drift(
     found: Found, named: Named, chains: Mapping[str, list[str]], notes: list[str]
 ) -> None:
-    """Adds how far each layer went from what its stage started from.
+    """Adds the distance of each layer from its initial parameters in the stage.
 
-    From the parameters of the stage before, or from the random ones. The head is always
-    re-initialised and skipped; so is a layer whose parameters are nearer, by angle, to
-    those that its stage drew than to those of the stage before.
+    Those are the parameters of the stage before, or random ones. The head is always
+    re-initialised, hence skipped; so is a layer whose parameters are nearer, by angle,
+    to the random initialisation of its stage than to the stage before.
     """
     # Drawing parameters compiles a program each time.
     drawn_by: dict[Any, Any] = {
@@ -108,8 +110,8 @@ def drift(
                 drawn = went and own and network.parent and own.cosine > went.cosine
                 if drawn and layer != HEAD:
                     notes.append(
-                        f"drift, {name}, {layer}: drawn anew by the transfer, so there "
-                        "is no drift."
+                        f"drift, {name}, {layer}: not defined, because the transfer "
+                        "re-initialised the layer."
                     )
                 if layer != HEAD:
                     value = went.distance if went and not drawn else None
@@ -126,7 +128,7 @@ def similarities(
 ) -> None:
     """Adds the linear CKA of pairs of networks of a seed on the examples of that seed.
 
-    Of what all places of a layer pass on, as in `responses`.
+    It uses the rectified activations at all positions of a layer, as in `responses`.
     """
     grams: dict[tuple[str, int], dict[str, similarity.Gram | None]] = {}
     for name, by_seed in named.items():
@@ -142,7 +144,8 @@ def similarities(
             )
             grams[name, seed] = {k: similarity.gram(tap) for k, tap in taps.items()}
             notes += [
-                f"cka, {name}, {layer}: the same for all images, or not finite."
+                f"cka, {name}, {layer}: activations are constant over images, or not "
+                "finite."
                 for layer, gram in grams[name, seed].items()
                 if gram is None
             ]
@@ -157,7 +160,7 @@ def similarities(
 
 
 def pairs(chains: Mapping[str, list[str]]) -> list[tuple[str, str]]:
-    """Returns pairs of networks to compare: arms, what follows what, and 'random'."""
+    """Returns pairs of networks to compare: arms, successive stages, and 'random'."""
     found = [(b, a) for a, b in itertools.combinations(chains, 2)]
     found += [(arm, RANDOM) for arm in chains]
     found += [(b, a) for chain in chains.values() for a, b in itertools.pairwise(chain)]
@@ -165,7 +168,7 @@ def pairs(chains: Mapping[str, list[str]]) -> list[tuple[str, str]]:
 
 
 def add_all_layers(found: Found, layers: Sequence[str]) -> None:
-    """Adds the mean over all layers of what has a value in each of them."""
+    """Adds means over all layers, for measures with a value in each of them."""
     for measure_name, name in {key[:2]: None for key in found}:
         by_layer = [found.get((measure_name, name, layer), {}) for layer in layers]
         if not all(by_layer):
@@ -181,7 +184,7 @@ def tables(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the values, and the differences of the measures that are `compared`.
 
-    See `measure` for their form. Differences are between networks of the same seed.
+    See `measure` for the format. Differences are between networks of the same seed.
     """
     values: dict[str, Any] = {}
     for (measure_name, name, layer), by_seed in found.items():
@@ -227,7 +230,7 @@ def _entry(by_seed: Mapping[int, Any], why: str) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    """Returns the number in a `Layer`, a `Probe` or itself; None for what is none."""
+    """Returns the number itself, or that of a `Layer` or `Probe`; None if missing."""
     if isinstance(value, Layer):
         value = value.value
     elif isinstance(value, probes.Probe):
@@ -246,7 +249,8 @@ def told(measured: Mapping[str, Any], pairs: Iterable[Pair]) -> dict[Pair, Told]
     """Returns the differences that have a mean, with their significance (Holm).
 
     Args:
-      pairs: (measure, one network, another, layer or change).
+      measured: Result of `measure.measure`.
+      pairs: (measure, first network, second network, layer or change) tuples.
     """
     entries = {}
     for pair in pairs:

@@ -35,23 +35,23 @@ METHOD_NAMES = {
     "occlusion": "occlusion",
     RANDOM_ORDER: "random order",
 }
-# Where names stand over narrow columns.
+# Names broken in two, above narrow columns.
 BROKEN_NAMES = {
     "smoothgrad": "Smooth-\nGrad",
     "grad_cam": "Grad-\nCAM",
     "grad_cam_pp": "Grad-\nCAM++",
 }
-# What a method fails -> what is put after its name, and what that means.
+# Check that a method fails -> mark after its name, and the meaning of the mark.
 MARKS = {
     "unchanged": (
         "†",
-        f"The maps keep a rank correlation of {UNCHANGED} or more when all weights are "
-        "drawn anew: they show the image, not what was learned.",
+        f"Maps keep a rank correlation of {UNCHANGED} or more when all weights are "
+        "re-initialised: they show the image, not what was learned.",
     ),
     "class_blind": (
         "‡",
-        f"The maps keep a rank correlation of {CLASS_BLIND} or more when the head is "
-        "drawn anew: they do not tell classes apart.",
+        f"Maps keep a rank correlation of {CLASS_BLIND} or more when the head is "
+        "re-initialised: they do not distinguish classes.",
     ),
 }
 Failed = Mapping[str, Sequence[str]]
@@ -62,7 +62,7 @@ EXAMPLES_PER_PAGE = 4
 def method_label(
     method: str, failed: Failed | None = None, *, narrow: bool = False
 ) -> str:
-    """Returns a method's name with the marks of what it fails, `narrow` in two lines."""
+    """Returns a method's name with marks of failed checks, `narrow` on two lines."""
     name = METHOD_NAMES[method]
     if narrow:
         name = BROKEN_NAMES.get(method, name.replace(" ", "\n", 1))
@@ -76,7 +76,7 @@ def _mark(method: str, failed: Failed | None) -> str:
 
 
 def foot_notes(failed: Failed) -> list[str]:
-    """Returns a line for each mark that is used."""
+    """Returns a line for each mark in use."""
     return [" ".join(MARKS[what]) for what, names in failed.items() if names]
 
 
@@ -88,15 +88,15 @@ def _figure(height: float, width: float = PAGE, **kwargs: Any) -> Figure:
 def strongest_patches(
     shown: Mapping[str, Patches], layer: str, channels: np.ndarray, method: str
 ) -> Figure:
-    """Draws each channel's strongest patches and below them what it saw, by arm.
+    """Draws each channel's strongest patches, and below them its pictures, by arm.
 
-    A picture is grey where it is 0, and scaled by its own largest value. Places stay
-    white where fewer images bring the channel above 0.
+    A picture is grey where it is 0, and scaled by its own largest value. Cells stay
+    white if fewer images bring the channel above 0.
 
     Args:
-      shown: Arm -> what to draw of K channels.
+      shown: Arm -> patches and pictures of K channels.
       layer: Name of the tap.
-      channels: `[K]` numbers.
+      channels: Indices of the channels, `[K]`.
       method: Name of the method that drew the pictures.
     """
     count = max(of_arm.patches.shape[1] for of_arm in shown.values())
@@ -116,9 +116,9 @@ def strongest_patches(
                 _channel(axes, of_arm, k)
                 if k == 0:
                     _arm_title(axes, arm)
-        figure.text(0.1 / PAGE, 1 - 0.14 / height, f"{plain(layer)}: the patches that "
-                    "a channel answers to most, and below each its "
-                    f"{method_label(method)} picture", va="center")  # fmt: skip
+        figure.text(0.1 / PAGE, 1 - 0.14 / height, f"{plain(layer)}: the patches to "
+                    "which a channel responds most, each with its "
+                    f"{method_label(method)} picture below", va="center")  # fmt: skip
         figure.text(0.1 / PAGE, 1 - 0.5 / height, "channel", va="center", fontsize=6)
     return figure
 
@@ -126,7 +126,7 @@ def strongest_patches(
 def _channel(axes: Axes, of_arm: Patches, k: int) -> None:
     axes.set_axis_off()
     if of_arm.dead[k]:
-        axes.text(0.5, 0.5, "dead: no image brings it above 0", ha="center",
+        axes.text(0.5, 0.5, "dead: never above 0", ha="center",
                   va="center", fontsize=6, color=SHARED, wrap=True,
                   transform=axes.transAxes)  # fmt: skip
         return
@@ -140,9 +140,9 @@ def _channel(axes: Axes, of_arm: Patches, k: int) -> None:
 
 
 def _strip(images: np.ndarray, answered: np.ndarray) -> np.ndarray:
-    """Returns `[P, s, s, C]` side by side, `[s', P * s']` or `[.., 3]`.
+    """Returns images `[P, s, s, C]` side by side, `[s', P * s']` or `[.., 3]`.
 
-    Each is framed; the places of images that were not answered, `[P]`, are white.
+    Each is framed; images without a response (`answered`, `[P]`) are white.
     """
     zoom = -(-64 // images.shape[1])
     images = np.clip(images, 0, 1).repeat(zoom, 1).repeat(zoom, 2)
@@ -159,7 +159,7 @@ def _strip(images: np.ndarray, answered: np.ndarray) -> np.ndarray:
 def _within(
     box: tuple[float, float, float, float], width: float, height: float
 ) -> tuple[float, float, float, float]:
-    """Returns a box in inches as shares of the figure."""
+    """Returns a box in inches as fractions of the figure."""
     return box[0] / width, box[1] / height, box[2] / width, box[3] / height
 
 
@@ -172,14 +172,14 @@ def _arm_title(axes: Axes, arm: str, arms: Sequence[str] | None = None) -> None:
 def first_layer(
     kernels: Mapping[str, np.ndarray], layer: str, arms: Sequence[str]
 ) -> Figure:
-    """Draws the filters of the first layer, a panel a network.
+    """Draws the filters of the first layer, one panel per network.
 
-    Each is scaled by its own largest value; grey is 0.
+    Each filter is scaled by its own largest value; grey is 0.
 
     Args:
       kernels: Name of the arm, or of another network -> `[h, w, C, O]`.
       layer: Name of the layer.
-      arms: Which of the names are arms.
+      arms: The names that are arms.
     """
     per_row = min(len(kernels), 3 if len(kernels) in (3, 5, 6) else 4)
     rows = -(-len(kernels) // per_row)
@@ -189,7 +189,7 @@ def first_layer(
     tall = side * -(-filters // columns) / columns
     with matplotlib.rc_context(STYLE):
         figure = _figure(rows * (tall + 0.25) + 0.3, layout="constrained")
-        figure.suptitle(f"filters of {plain(layer)}, each scaled by itself", fontsize=8)
+        figure.suptitle(f"filters of {plain(layer)}, scaled individually", fontsize=8)
         panels = list(figure.subplots(rows, per_row, squeeze=False).flat)
         for axes in panels:
             axes.set_axis_off()
@@ -201,7 +201,7 @@ def first_layer(
 
 
 def _sheet(kernel: np.ndarray, columns: int) -> np.ndarray:
-    """Returns filters `[h, w, C, O]` as one picture, `columns` side by side."""
+    """Returns filters `[h, w, C, O]` as one picture with `columns` columns."""
     filters = np.moveaxis(kernel, -1, 0)
     if filters.shape[-1] not in (1, 3):
         filters = filters.mean(-1, keepdims=True)
@@ -218,7 +218,7 @@ def _sheet(kernel: np.ndarray, columns: int) -> np.ndarray:
 
 
 def saliency_figures(checked: Mapping[str, Any], shown: Maps) -> dict[str, Figure]:
-    """Returns the figures of what `checks.check_saliency` returned, by file name."""
+    """Returns figures of the result of `checks.check_saliency`, by file name."""
     failed = {what: checked[what] for what in MARKS}
     drawn = {}
     pages = range(0, len(shown.images), EXAMPLES_PER_PAGE)
@@ -253,16 +253,16 @@ def saliency_maps(
 ) -> Figure:
     """Draws maps of every method, one row per arm, one block of rows per example.
 
-    Sensitivities and Grad-CAM go from white to black; attributions are red where a
-    pixel speaks for the class, blue where against. Every map has its own scale, to its
+    Sensitivities and Grad-CAM go from white to black; attributions are red for pixels
+    that support the class, blue for pixels against it. Every map is scaled to its own
     99th percentile.
 
     Args:
       images: `[E, H, W, C]` in [0, 1].
-      titles: What each shows: the class that is explained.
+      titles: Explained class of each image, E.
       maps: Arm -> method -> `[E, H, W]`.
-      chances: Arm -> `[E]` probabilities of those classes.
-      failed: What -> the methods that fail it; they are marked (see `MARKS`).
+      chances: Arm -> probabilities of those classes, `[E]`.
+      failed: Check -> the methods that fail it; they are marked (see `MARKS`).
     """
     methods = list(next(iter(maps.values())))
     # A single row of maps leaves no room for the title below the image.
@@ -270,8 +270,8 @@ def saliency_maps(
     cell = min((PAGE - left - 0.05) / (len(methods) + 1), 0.9)
     block = len(maps) * cell + gap
     notes = [
-        "Below an arm: the probability it gives the class. Darker: matters more. Red: "
-        "speaks for the class; blue: against it.",
+        "Below each arm: its probability of the class. Darker: more important. Red: "
+        "supports the class; blue: against it.",
         *foot_notes(failed),
     ]
     foot = 0.13 * len(notes) + 0.1
@@ -354,7 +354,7 @@ def deletion_insertion(
     Args:
       curves: Arm -> 'deletion' and 'insertion' -> method -> `[len(SHARES)]`; the mean
         over seeds.
-      failed: What -> the methods that fail it; they are marked.
+      failed: Check -> the methods that fail it; they are marked.
     """
     methods = [m for m in next(iter(curves.values()))["deletion"] if m != RANDOM_ORDER]
     kinds = {"deletion": "-", "insertion": (0, (3, 1.5))}
@@ -380,9 +380,9 @@ def deletion_insertion(
         lines = [*_arm_lines(curves), *_kind_lines(kinds)]
         figure.legend(lines, [line.get_label() for line in lines],
                       loc="outside upper center", ncols=len(lines))  # fmt: skip
-        figure.supylabel("probability of the class", fontsize=8)
+        figure.supylabel("class probability", fontsize=8)
         for axes in panels[-1]:
-            axes.set_xlabel("share of pixels")
+            axes.set_xlabel("fraction of pixels")
     return figure
 
 
@@ -404,11 +404,11 @@ def _arm_lines(arms: Sequence[str] | Mapping[str, Any]) -> list[Any]:
 
 
 def randomisation(found: Mapping[str, Mapping[str, Any]], failed: Failed) -> Figure:
-    """Draws how like the maps stay as layers are randomised, the head first.
+    """Draws the similarity of maps as layers are randomised, starting at the head.
 
     Args:
       found: Arm -> result of `checks.randomisation`.
-      failed: What -> the methods that fail it; they are marked.
+      failed: Check -> the methods that fail it; they are marked.
     """
     first = next(iter(found.values()))
     methods, steps = list(first["correlation"]), first["steps"]
@@ -428,11 +428,11 @@ def randomisation(found: Mapping[str, Mapping[str, Any]], failed: Failed) -> Fig
                       loc="outside upper center", ncols=len(lines))  # fmt: skip
         figure.supylabel("rank correlation of maps", fontsize=8)
         for axes in panels[-1]:
-            axes.set_xlabel("random down to")
+            axes.set_xlabel("randomised down to")
     return figure
 
 
-# Between the intervals of two networks at one place, in places.
+# Offset between the intervals of two networks at one tick, in ticks.
 APART = 0.13
 UNTRAINED = {"color": SHARED, "linestyle": "--", "marker": ""}
 # The panel of edges comes first; the others follow the order of the registry.
@@ -443,15 +443,15 @@ PANELS = {
 }
 CHANGES = {
     "shuffled": "Squares shuffled",
-    "low-pass": "Low-pass, deviation",
-    "high-pass": "High-pass, deviation",
+    "low-pass": "Low-pass, SD",
+    "high-pass": "High-pass, SD",
     "contrast": "Contrast",
-    "noise": "Noise, deviation",
+    "noise": "Noise, SD",
 }
 
 
 def draw_measures(measured: Mapping[str, Any]) -> dict[str, Figure]:
-    """Returns the figures of what `measure.measure` returned, by file name."""
+    """Returns figures of the result of `measure.measure`, by file name."""
     with matplotlib.rc_context(STYLE):
         figures = {
             "responses": _responses(measured),
@@ -463,7 +463,7 @@ def draw_measures(measured: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def _responses(measured: Mapping[str, Any]) -> Figure:
-    """Selectivity for edges and textures, and what probes read off, along the layers."""
+    """Draws selectivity for edges and textures, and probe scores, along the layers."""
     rows = -(-len(PANELS) // 3)
     figure = Figure(figsize=(PAGE, 2.2 * rows), layout="constrained")
     panels = figure.subplots(rows, 3, squeeze=False).ravel()
@@ -501,7 +501,7 @@ def _probe_axis(axes: Axes, by_name: Mapping[str, Any]) -> None:
 
 
 def _name_chance(axes: Axes, chance: float) -> None:
-    """Writes 'chance' under its line, or over it where room is lacking."""
+    """Writes 'chance' below its line, or above it if there is too little room."""
     below = chance > 0.1
     axes.annotate(
         "chance", (1, chance), (-1, -2 if below else 1.5),
@@ -555,11 +555,11 @@ def _matrix(figure: Figure, axes: Axes, measured: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(names)), labels)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_title("CKA, mean of the layers")
+    axes.set_title("CKA, mean over layers")
 
 
 def _reliance(measured: Mapping[str, Any]) -> Figure:
-    """Accuracy under each kind of change, from none to the strongest."""
+    """Draws accuracy under each kind of change, from none to the strongest."""
     accuracy = measured["values"]["accuracy"]
     arms = [arm for arm in measured["chains"] if arm in accuracy]
     names = [name for name in accuracy[arms[0]] if name != ALL_LAYERS]
@@ -590,12 +590,12 @@ def _reliance(measured: Mapping[str, Any]) -> Figure:
 def _lines(
     axes: Axes, by_name: Mapping[str, Any], places: list[str], names: list[str]
 ) -> dict[str, Any]:
-    """Draws means along places, with their intervals side by side where there are some.
+    """Draws one line of means per name, with intervals side by side.
 
     Args:
       by_name: Name -> place -> entry.
-      places: Along x.
-      names: What to draw; those without entries are passed over.
+      places: Keys of the entries, along x.
+      names: Names to draw; those without entries are skipped.
     """
     lines = {}
     for i, name in enumerate(names):

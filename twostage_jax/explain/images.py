@@ -1,4 +1,4 @@
-"""The images to show the networks of a study: of its target, or of a folder."""
+"""The images to explain: the test images of the target, or those of a folder."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,30 +15,30 @@ from twostage_jax.explain.networks import Examples, Network
 from twostage_jax.study import artifacts
 from twostage_jax.train import augment
 
-# Test images of a seed looked at, at most; of more, as many spread evenly over them.
+# Largest number of test images per seed, spread evenly over all of them.
 MOST_EXAMPLES = 1024
 
 
 def test_examples(
     workdir: Path, data_dir: Path, arms: Iterable[str] = ()
 ) -> tuple[dict[int, Examples], list[str]]:
-    """Returns the test images of each seed, and lines about the skipped ones.
+    """Returns the test images of each seed, and lines on skipped images.
 
-    Each seed draws its own folds: images that one seed was tested on, another was
-    trained on.
+    Each seed draws its own folds: test images of one seed may be training images of
+    another.
 
     Args:
       workdir: Folder of the study.
-      data_dir: Folder of prepared data; what it lacks is prepared.
-      arms: Those whose test images they are; all if empty.
+      data_dir: Folder of prepared data; missing sets are prepared.
+      arms: Arms whose test images to return; all if empty.
 
     Returns:
-      Seed, in order -> images `[N, H, W, C]` with what is known of them. Seeds that
-      were tested on the same images share one object.
+      Seed, in order -> examples `[N, H, W, C]`. Seeds with the same test images share
+      one object.
 
     Raises:
-      UserError: The data cannot be loaded, or are not those that the study was run on;
-        or arms of one seed were tested on different images.
+      UserError: The data cannot be loaded, or differ from those of the study; or arms
+        of one seed were tested on different images.
     """
     wanted = list(arms)
     rows = [
@@ -51,9 +51,9 @@ def test_examples(
     for row, (*_, ids) in zip(rows, stages, strict=True):
         if tested.setdefault(row["seed"], ids) != ids:
             raise UserError(
-                f"{workdir}: arm '{row['arm']}', seed {row['seed']}, was tested on other "
-                "images than the arms before it: run the study again, or give the other "
-                "arms alone (--arms).",
+                f"{workdir}: arm '{row['arm']}', seed {row['seed']}, was tested on "
+                "different images from the arms before it: run the study again, or "
+                "select the other arms only (--arms).",
                 where=workdir,
             )
     data, model = stages[0][:2]
@@ -61,8 +61,8 @@ def test_examples(
     for home, (_, _, fingerprint, _) in zip(homes, stages, strict=True):
         if fingerprint != dataset.fingerprint:
             raise UserError(
-                f"the data of '{data.source}' are not those that {home.name} was trained "
-                "on: bring back the files of that time, or give --images a folder.",
+                f"the data of '{data.source}' differ from those that {home.name} was "
+                "trained on: restore the original files, or give a folder with --images.",
                 where=data.source,
             )
     by_ids, lines = {}, []
@@ -75,7 +75,7 @@ def test_examples(
 
 
 def _stage(home: Path) -> tuple[DataConfig, ModelConfig, str, frozenset[str]]:
-    """Returns settings, fingerprint of the data, and ids tested, of a stage run."""
+    """Returns settings, data fingerprint and tested ids of a stage run."""
     lineage = artifacts.read_lineage(home)
     try:
         settings = {**lineage["settings"]["data"]}
@@ -93,7 +93,7 @@ def _stage(home: Path) -> tuple[DataConfig, ModelConfig, str, frozenset[str]]:
 def _of_ids(
     ids: Iterable[str], dataset: Dataset, data: DataConfig, model: ModelConfig
 ) -> Examples:
-    """Returns the examples of a data set with these ids, `MOST_EXAMPLES` at most."""
+    """Returns at most `MOST_EXAMPLES` examples of a data set with these ids."""
     chosen = np.flatnonzero(np.isin(dataset.ids, list(ids)))
     chosen = chosen[_spread(len(chosen))]
     return Examples(
@@ -106,13 +106,13 @@ def _of_ids(
 
 
 def folder_examples(path: Path, network: Network) -> tuple[Examples, list[str]]:
-    """Returns the images of a folder and the folders in it, and lines about them.
+    """Returns the images of a folder and its sub-folders, and lines about them.
 
-    The largest centred square of each, resized. They have labels if every image lies in
-    a folder called after a class of the network.
+    Each is the largest centred square, resized. They have labels if every image lies in
+    a folder named after a class of the network.
 
     Raises:
-      UserError: There is no image, or one cannot be decoded.
+      UserError: The folder lacks images, or one cannot be decoded.
     """
     if not path.is_dir():
         raise UserError(
@@ -155,24 +155,24 @@ def folder_examples(path: Path, network: Network) -> tuple[Examples, list[str]]:
 def to_unit(
     stored: np.ndarray, window: tuple[float, ...], model: ModelConfig
 ) -> np.ndarray:
-    """Returns stored images as float32 in [0, 1], of the network's size and channels."""
+    """Returns stored images as float32 in [0, 1], in the network's size and channels."""
     unit = augment.to_unit(jnp.asarray(stored), window, model.channels)
     return np.asarray(augment.centre_crop(unit, model.image_size))
 
 
 def usable(examples: Examples) -> tuple[Examples, list[str]]:
-    """Leaves out constant images: nothing in them can be explained.
+    """Removes constant images: nothing in them can be explained.
 
     Returns:
-      The examples, and a line that names the skipped images, if any.
+      The remaining examples, and a line that names the removed images, if any.
 
     Raises:
-      UserError: A pixel is not a finite number, or no image is left.
+      UserError: A pixel is not finite, or all images are constant.
     """
     finite = np.isfinite(examples.images).all((1, 2, 3))
     if not finite.all():
         raise UserError(
-            f"image {examples.ids[~finite][0]} has pixels that are not finite numbers: "
+            f"image {examples.ids[~finite][0]} has pixels that are not finite: "
             "repair or remove it.",
             where=str(examples.ids[~finite][0]),
         )
@@ -185,7 +185,7 @@ def usable(examples: Examples) -> tuple[Examples, list[str]]:
         return examples, []
     names = ", ".join(map(str, examples.ids[~kept][:5]))
     more = ", ..." if (~kept).sum() > 5 else ""
-    lines = [f"Left out {(~kept).sum()} constant images: {names}{more}."]
+    lines = [f"Skipped constant images ({(~kept).sum()}): {names}{more}."]
     parts = {
         name: value if value is None else value[kept]
         for name, value in examples._asdict().items()

@@ -1,27 +1,26 @@
 """Measures of what the features of each arm respond to, with intervals over seeds.
 
-`measure` runs every measure on the networks that the arms end with, on those of the
-stages before, and on untrained ones, and returns plain JSON values:
+`measure` runs every measure on the final networks of the arms, on those of earlier
+stages, and on untrained ones, and returns plain JSON values:
 
     schema, size, layers
-    counts    of images; 'examples' of a seed, at most; 'example_sets' is 1 where all
-              seeds see the same examples, else each sees those of its own
-    textures  'folder' (its name; null: the embedded ones), 'grouped' (whether pieces of
+    counts    numbers of images; 'examples' is the largest number per seed;
+              'example_sets' is 1 if all seeds share their examples
+    textures  'folder' (name; null: the embedded textures), 'grouped' (whether pieces of
               material are known), 'trained_on' (arms with a stage of such textures)
     seeds     network -> its seeds
     order     names of the networks: the arms, then 'after STAGES', then 'random'
-    chains    arm -> the names it went through, from 'random' to the arm itself
+    chains    arm -> names of its stages, from 'random' to the arm itself
     values    measure -> network -> layer -> entry
     differences   measure -> 'one - other' -> layer -> entry, paired by seed
-    notes     what was skipped, and why
+    notes     skipped items, with reasons
 
 An entry holds 'values' (one per seed, None if missing), 'mean', 'low' and 'high'
-(95 % t interval over seeds; where each has examples of its own, over these as well)
-and 'reason', which says why something is missing; of a difference also 'p_value', of the
-paired t test over seeds. For 'accuracy' and 'kept' a change of the images stands in place
-of the layer, for 'cka' a pair 'one ~ other' in place of the network. The layer 'all
-layers' is the mean of the layers, where all have a value. Intervals and p-values are not
-corrected for their number.
+(95 % t interval over seeds, and over their examples if these differ) and 'reason', which
+says why a value is missing; for a difference also 'p_value', of the paired t test over
+seeds. For 'accuracy' and 'kept' a change of the images takes the place of the layer, for
+'cka' a pair 'one ~ other' that of the network. The layer 'all layers' is the mean over
+layers, if all have a value. Intervals and p-values are not corrected for multiplicity.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,19 +51,19 @@ def measure(
 
     Args:
       arms: Arm -> its networks, one per seed. All take images of one size.
-      examples: Seed -> the target's test images `[N, H, W, C]` in [0, 1], which its
-        networks are shown; without labels, what needs them is skipped.
+      examples: Seed -> test images of the target, `[N, H, W, C]` in [0, 1]; without
+        labels, measures that need them are skipped.
       layers: Names of taps that all networks have.
-      say: Takes a line on what is being done.
-      textures: Families of textures; the embedded ones if None.
+      say: Progress reporter, called with one line.
+      textures: Families of textures; the embedded textures if None.
 
     Returns:
-      See the module.
+      JSON values; see the module docstring.
 
     Raises:
-      UserError: A layer does not exist; there are no networks, or they differ in what
-        they take; the textures or examples are of another size; or a seed has fewer
-        than 4 examples.
+      UserError: A layer does not exist; networks are missing or differ in their input;
+        the textures or examples are of another size; or a seed has fewer than 4
+        examples.
     """
     named, chains = compare.name_networks(arms)
     size, channels = _checked(named, examples, textures)
@@ -123,7 +122,7 @@ def _checked(
     if len(sizes) > 1:
         raise UserError(
             f"the networks take images of different sizes or channels ({sizes}): "
-            "measure them apart.",
+            "measure them separately.",
             where="size",
         )
     size, channels = sizes.pop()
@@ -133,7 +132,7 @@ def _checked(
     for what, images in given:
         if images.shape[1:] != (size, size, channels):
             raise UserError(
-                f"{what} are {images.shape[1:]}, the networks take "
+                f"{what} have shape {images.shape[1:]}, but the networks take "
                 f"{(size, size, channels)}.",
                 where=what,
             )
@@ -151,13 +150,13 @@ def _notes_on(
     notes = []
     if any(of_seed.labels is None for of_seed in examples.values()):
         notes.append(
-            "The images have no labels of the target's classes: no probe of the "
-            "target's class, no accuracy on changed images."
+            "The images are not labelled with the target's classes: the probe of the "
+            "target class and accuracy on changed images are skipped."
         )
     if textures.groups is None:
         notes.append(
-            "Which textures are of one piece of material is not known: the probe of the "
-            "texture family may be tested on pieces that it saw."
+            "Pieces of material are not known: the probe of the texture family may be "
+            "tested on pieces that it was trained on."
         )
     return notes
 
@@ -165,11 +164,11 @@ def _notes_on(
 def describe_textures(
     textures: stimuli.Textures, arms: Mapping[str, Sequence[Network]]
 ) -> dict[str, Any]:
-    """Returns a record of the textures, for the words and the figures.
+    """Returns a record of the textures, for text and figures.
 
-    'folder' is its name, None for the embedded textures; 'grouped' is whether samples of
-    one material are kept together; 'trained_on' lists the arms of which a stage was trained
-    on the same textures.
+    'folder' is the name of their folder, None for the embedded textures; 'grouped' is
+    whether samples of one material are kept together; 'trained_on' lists the arms with a
+    stage that was trained on the same textures.
     """
 
     def seen(network: Network | None) -> bool:

@@ -1,4 +1,4 @@
-"""The networks of a finished study, and calling one for its taps: batched, compiled."""
+"""The networks of a finished study, and their activations: batched, compiled."""
 
 import functools
 import json
@@ -25,20 +25,20 @@ class Network(NamedTuple):
     """The network of a finished stage run.
 
     Attributes:
-      arm: The arm whose chain it belongs to.
+      arm: Arm whose chain it belongs to.
       seed: Seed of the stage run.
-      stage: Name of the stage: 'target' for what an arm ends with.
-      module: The Linen module; networks of the same settings have equal ones.
+      stage: Name of the stage; 'target' is the last stage of an arm.
+      module: Linen module; equal for networks of the same settings.
       variables: `{'params': ..., 'batch_stats': ...}`, nested dicts of host arrays.
       class_names: Names of the K logits.
-      size, channels: Of the images that it takes.
-      normalise, mean, deviation: How images in [0, 1] are scaled for it; see
-        `data.augment.normalise`.
-      window: (centre, width) pairs in HU, flattened; see `data.augment.to_unit`.
-      parent: The network of the stage before, or None if it started from random
+      size, channels: Side in pixels and number of channels of its input images.
+      normalise, mean, deviation: Scaling of images in [0, 1] for the network; see
+        `train.augment.normalise`.
+      window: (centre, width) pairs in HU, flattened; see `train.augment.to_unit`.
+      parent: Network of the previous stage, or None if it started from random
         parameters.
-      source, path: Where the images of its stage come from; see `data.sources`. The
-        path is empty where the source has none.
+      source, path: Source of the images of its stage; see `data.sources`. The path is
+        empty if the source does not use one.
     """
 
     arm: str
@@ -59,14 +59,15 @@ class Network(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """Images that the networks of a seed are shown.
+    """Images to explain for the networks of a seed.
 
     Attributes:
-      images: `[N, H, W, C]` float32 in [0, 1], of the networks' size and channels.
-      labels: `[N]` int32, or None where the classes are not those of the target.
-      groups: `[N]` strings: what belongs together (a patient), or None.
-      ids: `[N]` strings.
-      class_names: One a class.
+      images: Images of the networks' size and channels, `[N, H, W, C]` float32 in
+        [0, 1].
+      labels: Class indices, `[N]` int32; None if the classes are not the target's.
+      groups: Group of each image, such as its patient, `[N]` strings; None if unknown.
+      ids: Names of the images, `[N]` strings.
+      class_names: Names of the classes.
     """
 
     images: np.ndarray
@@ -77,7 +78,7 @@ class Examples(NamedTuple):
 
 
 def scaled(network: Network, images: np.ndarray) -> np.ndarray:
-    """Returns images `[N, H, W, C]` in [0, 1] as the network takes them."""
+    """Returns images `[N, H, W, C]` in [0, 1] as scaled for the network."""
     program = functools.partial(
         _scaled, network.normalise, mean=network.mean, deviation=network.deviation
     )
@@ -90,10 +91,10 @@ def _scaled(how, images, *, mean, deviation):
 
 
 def randomised(network: Network) -> Network:
-    """Returns the network with the parameters that its stage run drew at its start.
+    """Returns the network with the random initial parameters of its stage run.
 
-    Those that it was trained from, where it has no parent; where it has one, what the
-    transfer replaced.
+    Training started from them if the network has no parent; otherwise the transfer
+    replaced them.
     """
     return drawn(network, keys(network.seed, network.stage)[0])
 
@@ -107,9 +108,9 @@ def drawn(network: Network, key: jax.Array) -> Network:
 
 
 def tap_shapes(module: Any, variables: PyTree, images: Any) -> dict[str, tuple]:
-    """Returns the shape of each tap for one image, `[h, w, C]` or `[C]`, in order.
+    """Returns the shape of each tap for one image, `[h, w, C]` or `[C]`.
 
-    The order is that in which the network computes them.
+    Taps are in the order of computation.
     """
     found = {}
 
@@ -127,43 +128,44 @@ def check_tap(shapes: dict[str, tuple], tap: str) -> None:
     """Raises a UserError if the network lacks such a tap."""
     if tap not in shapes:
         raise UserError(
-            f"the network has no tap '{tap}'.{did_you_mean(tap, shapes)}", where=tap
+            f"the network does not have a tap '{tap}'.{did_you_mean(tap, shapes)}",
+            where=tap,
         )
 
 
 def of_first_seed(arms: Mapping[str, Sequence[Network]]) -> dict[str, Network]:
-    """Returns each arm's network of the first seed that all arms have.
+    """Returns each arm's network of the first seed that all arms share.
 
     Raises:
-      UserError: The study lacks the seed.
+      UserError: The arms do not share a seed.
     """
     by_seed = [{network.seed: network for network in one} for one in arms.values()]
     shared = set(by_seed[0]).intersection(*by_seed)
     if not shared:
         raise UserError(
-            f"no seed has a network of all arms ({', '.join(arms)}): train what is "
-            "missing, or leave arms out with --arms.",
+            f"arms {', '.join(arms)} do not share a seed: train the missing runs, or "
+            "select fewer arms with --arms.",
             where="--arms",
         )
     return {arm: of_arm[min(shared)] for arm, of_arm in zip(arms, by_seed, strict=True)}
 
 
 def distinct(examples: Mapping[int, Examples]) -> int:
-    """Returns how many sets of images seeds are shown; 1 if all share one object."""
+    """Returns the number of distinct sets of images; 1 if all seeds share one object."""
     return len({id(of_seed) for of_seed in examples.values()})
 
 
 def in_batches(function: Callable, *arrays: Any, size: int = BATCH) -> Any:
     """Returns `function(*arrays)`, called on `size` examples at a time.
 
-    The last batch is filled up by repeating its last example, so that a compiled
-    function is compiled once.
+    The last batch is padded by repeating its last example, so that a function is
+    compiled only once.
 
     Args:
-      function: From arrays `[size, ...]` to an array, or a tree of arrays, of the same
-        first axis.
-      *arrays: `[N, ...]`, N at least 1.
-      size: Examples at a time; fewer examples are one batch.
+      function: Function from arrays `[size, ...]` to an array, or a tree of arrays, with
+        the same first axis.
+      *arrays: Inputs, `[N, ...]`, N at least 1.
+      size: Batch size; fewer examples are one batch.
 
     Returns:
       Host arrays `[N, ...]`.
@@ -202,14 +204,14 @@ def activations(
     taps: tuple[str, ...],
     summary: Callable[[jax.Array], jax.Array] = lambda tap: tap,
 ) -> dict[str, np.ndarray]:
-    """Returns taps, or what `summary` makes of each, as host arrays.
+    """Returns taps, or a summary of each, as host arrays.
 
     Args:
       module, variables: The network.
       images: `[N, H, W, C]`, as the network takes them.
-      taps: Names; see `tap_shapes`.
-      summary: From a tap `[n, ...]` to `[n, ...]`, compiled with the network. Give a
-        function of a module: a new one each time is compiled each time.
+      taps: Names of taps; see `tap_shapes`.
+      summary: Function from a tap `[n, ...]` to `[n, ...]`, compiled with the network.
+        Define it at module level: a new function object is compiled each time.
 
     Raises:
       UserError: A tap does not exist.
@@ -230,8 +232,8 @@ def _activations(module, taps, summary, variables, images):
 def with_offset(module: Any, tap: str) -> Callable:
     """Returns `(variables, images, offset) -> (logits, tap)`, `offset` added to the tap.
 
-    Its derivative by the offset is that of the logits by the tap, which no call of the
-    module alone gives.
+    Its derivative with respect to the offset is that of the logits with respect to the
+    tap, which a call of the module alone cannot give.
     """
 
     def call(variables: PyTree, images: jax.Array, offset: jax.Array) -> Any:
@@ -246,30 +248,31 @@ def with_offset(module: Any, tap: str) -> Callable:
 
 
 def load_arms(workdir: Path, arms: Sequence[str] = ()) -> dict[str, list[Network]]:
-    """Returns the networks that the arms end with, one per seed, in order of seed.
+    """Returns the final networks of the arms, one per seed, in order of seed.
 
-    Those of the largest fraction of the training data, and of its first fold; see
+    They belong to the largest fraction of the training data, and to its first fold; see
     `chosen_runs`.
 
     Args:
       workdir: Folder of a study.
-      arms: Names; all that were trained if empty.
+      arms: Names of arms; all trained arms if empty.
 
     Raises:
-      UserError: There are no results, an arm was not trained, a file cannot be read, or
+      UserError: Results are missing, an arm was not trained, a file cannot be read, or
         parameters are not finite.
     """
     known, rows = chosen_rows(workdir)
     for arm in arms:
         if arm not in known:
             raise UserError(
-                f"--arms={arm}: the study has no such arm.{did_you_mean(arm, known)}",
+                f"--arms={arm}: the study does not have this arm."
+                f"{did_you_mean(arm, known)}",
                 where="--arms",
             )
         if not any(row["arm"] == arm for row in rows):
             raise UserError(
                 f"{workdir}: arm '{arm}' has not been trained: run the study with "
-                f"--config.study.arms={arm} and this workdir, or leave it out of --arms.",
+                f"--config.study.arms={arm} and this workdir, or remove it from --arms.",
                 where="--arms",
             )
     loaded: dict[str, Network] = {}
@@ -281,13 +284,13 @@ def load_arms(workdir: Path, arms: Sequence[str] = ()) -> dict[str, list[Network
 
 
 def chosen_runs(workdir: Path, arms: Sequence[str] = ()) -> list[str]:
-    """Returns lines on the fold and fraction that `load_arms` takes, and who lacks them.
+    """Returns lines on the fold and fraction of `load_arms`, and on arms without them.
 
     Folds are never mixed: the networks of one were trained on test patients of another.
 
     Args:
       workdir: Folder of a study.
-      arms: As for `load_arms`.
+      arms: Names of arms, as for `load_arms`.
     """
     known, rows = chosen_rows(workdir)
     results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
@@ -295,11 +298,11 @@ def chosen_runs(workdir: Path, arms: Sequence[str] = ()) -> list[str]:
         sorted({row[name] for row in results["rows"]}) for name in ("fold", "fraction")
     )
     share, fold = rows[0]["fraction"], rows[0]["fold"]
-    text = f"The networks are those trained on {share:.0%} of the training data"
+    text = f"The networks were trained on {share:.0%} of the training data"
     if len(fractions) > 1:
-        text += f", the most of {len(fractions)} fractions"
+        text += f", the largest of {len(fractions)} fractions"
     if len(folds) > 1:
-        text += f", in fold {fold} of {len(folds)} folds ({_listed(folds)})"
+        text += f", in fold {fold} (available: {_listed(folds)})"
     lines = [f"{text}."]
     seeds = {row["seed"] for row in rows}
     for arm in arms or known:
@@ -307,8 +310,7 @@ def chosen_runs(workdir: Path, arms: Sequence[str] = ()) -> list[str]:
         trained = any(row["arm"] == arm for row in results["rows"])
         if trained and lacks:
             lines.append(
-                f"Arm '{arm}' has no finished run of that kind for seed "
-                f"{_listed(sorted(lacks))}."
+                f"Arm '{arm}' lacks such a run for seed {_listed(sorted(lacks))}."
             )
     return lines
 
@@ -322,8 +324,8 @@ def chosen_rows(workdir: Path) -> tuple[list[str], list[dict[str, Any]]]:
     path = workdir / "results.json"
     if not path.is_file():
         raise UserError(
-            f"{workdir}: no results.json here. Give --run the workdir of a study that "
-            "has been run.",
+            f"{workdir}: results.json is missing. Set --run to the workdir of a finished "
+            "study.",
             where=workdir,
         )
     try:
@@ -347,7 +349,7 @@ def _listed(numbers: Iterable[int]) -> str:
 def _chain(
     workdir: Path, row: Mapping[str, Any], loaded: dict[str, Network]
 ) -> Network:
-    """Returns the network of the last of a row's stage runs, and so its parents."""
+    """Returns the network of a row's last stage run, linked to its parents."""
     network = None
     for name in (Path(run).name for run in row["stage_runs"]):
         if name not in loaded:
@@ -365,7 +367,7 @@ def _network(home: Path) -> Network:
         arm="",
         seed=run.seed,
         stage=run.stage,
-        # An imported stage without a head has a random one, of one class.
+        # An imported stage without a head gets a random head with one class.
         module=steps.build_model(run.model, max(len(run.class_names), 1), None),
         variables=checkpoint.load_variables(home / "variables"),
         class_names=run.class_names,
@@ -383,7 +385,7 @@ def _network(home: Path) -> Network:
         if not np.isfinite(leaf).all():
             where = "/".join(str(key.key) for key in path)
             raise UserError(
-                f"{home / 'variables'}: {where} holds numbers that are not finite. "
+                f"{home / 'variables'}: {where} contains values that are not finite. "
                 "Delete the stage's folder and run the study again.",
                 where=home / "variables",
             )

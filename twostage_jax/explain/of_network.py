@@ -15,15 +15,15 @@ from twostage_jax.explain.measures.textures import modulation_index, pairs
 from twostage_jax.explain.networks import Examples, Network
 from twostage_jax.explain.responses import of_layer, respond
 
-# Examples of a seed that the measures look at, at most.
+# Largest number of examples per seed used by the measures.
 MOST_EXAMPLES = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """The images of all measures, in [0, 1], and what is known of them.
+    """The images of all measures, in [0, 1], with their labels and groups.
 
-    Those of `examples` are by seed; the others are the same for all.
+    `examples` differ by seed; the others are the same for all seeds.
     """
 
     frequencies: np.ndarray
@@ -41,8 +41,8 @@ def to_show(
     textures: stimuli.Textures,
     examples: Mapping[int, Examples],
 ) -> Shown:
-    """Returns all images; of the examples of a seed, `MOST_EXAMPLES` drawn at random."""
-    # Seeds that share an object share what is kept of it.
+    """Returns all images, with at most `MOST_EXAMPLES` random examples per seed."""
+    # Seeds that share an object share its subset.
     kept = {id(of_seed): _some(of_seed) for of_seed in examples.values()}
     return Shown(
         frequencies=stimuli.frequencies(size),
@@ -73,7 +73,7 @@ def _flat(images: np.ndarray) -> np.ndarray:
 def add_tuning(
     found: Found, name: str, network: Network, shown: Shown, layers: Sequence[str]
 ) -> None:
-    """Adds how the channels of layers answer to gratings and edges."""
+    """Adds the tuning of the channels of layers to gratings and edges."""
     gratings = respond(network, _flat(shown.gratings), layers)
     edges = respond(network, _flat(shown.edges), layers)
     for layer in layers:
@@ -105,13 +105,13 @@ def add_textures_and_probes(
     layers: Sequence[str],
     notes: list[str],
 ) -> None:
-    """Adds modulation by textures, and what probes read from layers."""
+    """Adds texture modulation and the scores of linear probes."""
     textures, examples = shown.textures, shown.examples[network.seed]
     at_texture, at_noise = (
         respond(network, images, layers) for images in shown.texture_pair
     )
     images, orientations, groups = shown.oriented
-    # What a probe reads, its labels, and what it must not have seen in training.
+    # Probe -> its features, labels, and groups never split between training and test.
     asked = {
         "probe_texture": (at_texture, textures.labels, textures.groups),
         "probe_orientation": (respond(network, images, layers), orientations, groups),
@@ -134,10 +134,13 @@ def add_textures_and_probes(
 def add_first_layer(
     found: Found, name: str, network: Network, notes: list[str]
 ) -> None:
-    """Adds how many filters of the first convolution a Gabor function fits."""
+    """Adds the fraction of filters of the first convolution that a Gabor function fits."""
     kernel = gabor.first_kernel(network.variables["params"], network.channels)
     if kernel is None:
-        notes.append(f"{name}: no single first convolution, so no Gabor fits.")
+        notes.append(
+            f"{name}: Gabor fits are skipped, because they need a single first "
+            "convolution."
+        )
         return
     fits = gabor.fit(kernel[1])
     filters = kernel[1].reshape(-1, kernel[1].shape[-1])
@@ -151,7 +154,7 @@ def add_first_layer(
 
 
 def add_reliance(found: Found, name: str, network: Network, shown: Shown) -> None:
-    """Adds the accuracy on changed examples of the network's seed, if they have labels."""
+    """Adds the accuracy on changed examples of the network's seed, if labelled."""
     examples = shown.examples[network.seed]
     if examples.labels is None:
         return

@@ -1,9 +1,8 @@
 """Responses of channels to images, and summaries over a layer and over seeds.
 
-A response is what a channel passes on: its value after a ReLU, which leaves taps that
-are already rectified as they are. A channel that passes nothing on to any image is
-silent. Silent channels, and those whose responses are not finite numbers, are counted
-and left out, never averaged in.
+A response is the value of a channel after a ReLU, which does not change taps that are
+already rectified. A channel without a response to any image is silent. Silent channels,
+and those with responses that are not finite, are counted and excluded from averages.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from scipy import stats
 from twostage_jax.explain.networks import Network, activations, scaled
 
 LEVEL = 0.95
-# Below this share of the layer's largest response, a response is rounding.
+# Below this fraction of the layer's largest response, a response is a rounding error.
 SILENT_SHARE = 1e-6
 
 
@@ -25,12 +24,12 @@ class Responses(NamedTuple):
     """Responses of a layer, `[N, C]` each.
 
     Attributes:
-      centre: Responses of the unit in the middle: it sees least of the image's border, so a
-        stimulus reaches it as it was drawn.
-      mean: Mean over all places: for images that are alike everywhere, such as
-        textures, every place is one more sample of the same channel.
+      centre: Responses of the unit in the middle: its receptive field includes least of
+        the image's border, so a stimulus reaches it as it was drawn.
+      mean: Means over all positions: for homogeneous images, such as textures, every
+        position is one more sample of the same channel.
 
-    A layer without places has one response, which is both.
+    A layer without positions has one response, which is both.
     """
 
     centre: np.ndarray
@@ -41,12 +40,12 @@ class Layer(NamedTuple):
     """Summary of a layer: a value, and the number of channels behind it.
 
     Attributes:
-      value: Over the channels that are neither silent nor without finite responses;
-        None if there is none.
+      value: Mean or median over the channels that respond and are finite; None if there
+        are none.
       channels: Number of all channels of the layer.
-      silent: Passed nothing on to any image.
-      not_finite: Gave NaN or infinity at least once.
-      undefined: Have no such value, or one beyond what could be measured.
+      silent: Number of channels without a response to any image.
+      not_finite: Number of channels with NaN or infinity in at least one response.
+      undefined: Number of channels whose value is undefined or out of range.
     """
 
     value: float | None
@@ -89,11 +88,11 @@ def of_layer(
     """Returns the mean of a value over channels, or its median.
 
     Args:
-      values: `[C]`, NaN where a channel has none.
-      responses: `[..., C]`, those that the values come from.
-      open_ended: NaN means more than could be measured, as the bandwidth of a curve
-        without a flank. The mean of the others would be too small, so the value is the
-        median over all; None if that is more than could be measured.
+      values: Value of each channel, `[C]`; NaN if undefined.
+      responses: Responses that the values were computed from, `[..., C]`.
+      open_ended: Whether NaN means a value too large to measure, such as the bandwidth
+        of a curve without a flank. The mean of the others would be too small, so the
+        value is the median over all; None if the median is too large to measure.
     """
     flat = responses.reshape(-1, responses.shape[-1])
     finite = np.isfinite(flat).all(0)
@@ -113,13 +112,13 @@ def of_layer(
 
 
 def is_silent(responses: np.ndarray) -> np.ndarray:
-    """Returns `[C]`: whether a channel passes nothing on, of responses `[N, C]`."""
+    """Returns whether each channel of responses `[N, C]` is silent, `[C]` bool."""
     largest = np.where(np.isfinite(responses), np.abs(responses), 0).max(0)
     return largest <= SILENT_SHARE * largest.max()
 
 
 def usable(features: np.ndarray) -> np.ndarray:
-    """Returns `[C]`: channels of features `[N, C]` that are finite and vary."""
+    """Returns whether each channel of features `[N, C]` is finite and varies, `[C]`."""
     finite = np.isfinite(features).all(0)
     spread = np.where(np.isfinite(features), features, 0).std(0)
     return finite & (spread > SILENT_SHARE * spread.max())
@@ -128,15 +127,15 @@ def usable(features: np.ndarray) -> np.ndarray:
 def over_seeds(values: Sequence[float | None], why: str = "") -> dict[str, Any]:
     """Returns the mean over seeds and its 95 % t interval, as JSON values.
 
-    There is no mean where a seed has no value: those that have one are no fair sample
-    of all, as where only seeds above chance have one.
+    If any seed lacks a value, so does the mean: the other seeds are not a fair sample,
+    for example if only seeds above chance have a value.
 
     Args:
-      values: One a seed; None where a seed has none.
-      why: It would have none.
+      values: One value per seed; None if missing.
+      why: Reason why a seed may lack a value.
 
     Returns:
-      'mean', 'low', 'high' (None where there is none) and 'reason', which says why.
+      'mean', 'low' and 'high', None if missing, and 'reason', which says why.
     """
     lost = sum(value is None for value in values)
     if lost or not len(values):
@@ -154,9 +153,9 @@ def over_seeds(values: Sequence[float | None], why: str = "") -> dict[str, Any]:
 
 
 def p_value(values: Sequence[float | None]) -> float | None:
-    """Returns the two-sided p of Student's t test that the mean over seeds is zero.
+    """Returns the two-sided p-value of Student's t test that the mean is zero.
 
-    None with fewer than two seeds, with a seed without a value, or if all are equal.
+    Returns None for fewer than two seeds, a seed without a value, or equal values.
     """
     if len(values) < 2 or None in values or np.ptp(values) == 0:
         return None

@@ -1,4 +1,4 @@
-"""Pictures, checks and measures of the features of a study's arms, into one folder."""
+"""Pictures, checks and measures of the features of a study's arms, in one folder."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,9 +23,9 @@ from twostage_jax.report.figures import file_name, save
 
 SCHEMA = 1
 Arms = Mapping[str, Sequence[Network]]
-# Strongest patches of a channel; channels on a page.
+# Strongest patches per channel; channels per page.
 PATCHES, CHANNELS_A_PAGE = 4, 8
-# What `measure.measure` needs; pictures can be drawn of one image.
+# Fewest images for `measure.measure`; a picture needs only one.
 FEWEST_MEASURED = 4
 
 
@@ -49,33 +49,33 @@ def explain(
 
         schema, layers
         arms            arm -> 'seeds' and 'chain' (names of its stages)
-        chosen          lines on which networks of the study they are
-        images          'source', 'sets' (1: all seeds see the same; else each its own),
-                        'count' and 'most' (of a seed: the fewest, the most), 'saliency'
-                        (how many of a seed the methods saw, at most)
+        chosen          lines that identify the networks within the study
+        images          'source', 'sets' (1 if all seeds share their images), 'count' and
+                        'most' (fewest and most images per seed), 'saliency' (most
+                        images per seed used by the methods)
         dead_channels   arm -> layer -> 'channels' and 'dead' (one number per seed)
         saliency        see `checks.check_saliency`
-        measures        see `measure.measure`; null if not asked for
+        measures        see `measure.measure`; null if not requested
         figures         name -> path without suffix; .png and .pdf exist
         words           paragraphs
-        left_out        lines
+        left_out        lines on skipped items
 
     Args:
       arms: Arm -> its networks, one per seed.
       examples: Seed -> images `[N, H, W, C]` that its networks were not trained on;
-        the pictures are of the first seed that all arms have.
-      source: Where they come from, in words.
-      out: The folder; replaced as a whole, if it holds an `explain.json`.
+        the pictures are of the first seed that all arms share.
+      source: Origin of the images, in words.
+      out: Output folder; replaced as a whole if it holds an `explain.json`.
       layers: Names of taps; those of `strongest.default_layers` if empty.
-      channels: How many of a layer to draw; 0 for all.
+      channels: Number of channels per layer to draw; 0 for all.
       measured: Whether to measure as well as to draw.
-      textures: To measure with; the embedded ones if None.
-      chosen: Lines on which networks of the study these are.
-      left_out: Lines about what was skipped.
-      say: Takes a line on what is being done.
+      textures: Textures to measure with; the embedded ones if None.
+      chosen: Lines that identify the networks within the study.
+      left_out: Lines on skipped items.
+      say: Progress reporter, called with one line.
 
     Returns:
-      What `explain.json` holds.
+      Contents of `explain.json`.
 
     Raises:
       UserError: A layer does not exist, no seed has networks of all arms, or the
@@ -111,8 +111,8 @@ def explain(
     explained["measures"] = None
     if measured and min(counts) < FEWEST_MEASURED:
         notes.append(
-            f"The measures: {min(counts)} images are too few, they need "
-            f"{FEWEST_MEASURED}."
+            f"Measures: they need {FEWEST_MEASURED} images, but only {min(counts)} "
+            "are available."
         )
     elif measured:
         explained["measures"] = measure.measure(arms, examples, layers, say, textures)
@@ -199,8 +199,8 @@ def _check_out(out: Path) -> None:
     if out.exists() and not (out / "explain.json").is_file():
         if not out.is_dir() or any(out.iterdir()):
             raise UserError(
-                f"--out={out}: is there already and holds no explain.json: give another "
-                "folder.",
+                f"--out={out}: the folder exists, but does not contain an explain.json: "
+                "give another folder.",
                 where="--out",
             )
 
@@ -208,7 +208,7 @@ def _check_out(out: Path) -> None:
 def _write(
     out: Path, explained: Mapping[str, Any], drawn: Mapping[str, Figure], page: str
 ) -> None:
-    """Writes all into a new folder, which then takes the place of `out`."""
+    """Writes everything into a new folder, which then replaces `out`."""
     lock = io.locked(out.with_name(f".{out.name}.lock"), f"--out={out}", wait=True)
     with lock, io.replacing_folder(out) as new:
         for name, figure in drawn.items():

@@ -1,12 +1,12 @@
 """Saliency maps `[N, H, W]` of a class: higher where pixels matter more.
 
 All functions take `(module, variables, images, labels)`: images `[N, H, W, C]` as the
-network takes them and the class of each, `[N]`, whose logit is explained.
+network takes them, and classes `[N]` whose logits are explained.
 
-There are two kinds. A sensitivity is the size of a gradient, or of what takes its
-place: where a change would change the logit, up or down; of several channels, the
-largest (Simonyan et al. 2014, section 3.1). An attribution shares the logit out among
-the pixels, and is below 0 where they speak against the class; channels are summed.
+There are two kinds. A sensitivity is the magnitude of a gradient, or of its substitute:
+it shows where a change would change the logit, up or down; it is the maximum over
+channels (Simonyan et al. 2014, section 3.1). An attribution distributes the logit over
+the pixels, and is negative for pixels against the class; channels are summed.
 
 `reconstruct` goes back to the pixels from any activation, by the rules of `backward`.
 """
@@ -41,7 +41,7 @@ def gradient(
 def gradient_x_input(
     module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
-    """Gradient times input (Shrikumar et al. 2016, arXiv 1605.01713)."""
+    """Returns gradient times input (Shrikumar et al. 2016, arXiv 1605.01713)."""
     found = gradient(module, variables, images, labels)
     return (found * images).sum(-1)
 
@@ -53,13 +53,13 @@ def integrated_gradients(
     labels: np.ndarray,
     baseline: float = 0.0,
 ) -> np.ndarray:
-    """Gradients along the straight way from a flat image (Sundararajan et al. 2017).
+    """Returns integrated gradients from a constant image (Sundararajan et al. 2017).
 
     arXiv 1703.01365; midpoint rule with `PATH_STEPS` steps. A map sums to the logit of
-    the image less that of the flat one.
+    the image minus that of the constant image.
 
     Args:
-      baseline: Value of the flat image; 0 is the mean grey of normalised images.
+      baseline: Value of the constant image; 0 is the mean grey of normalised images.
     """
     program = functools.partial(_integrated_program, baseline)
     return _run(program, module, variables, images, labels)
@@ -68,10 +68,10 @@ def integrated_gradients(
 def smoothgrad(
     module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
-    """Size of the mean gradient over `NOISE_SAMPLES` noisy copies (Smilkov et al. 2017).
+    """Returns the magnitude of the mean gradient over noisy copies (Smilkov et al. 2017).
 
-    The deviation of the noise is `NOISE_SHARE` of the image's range; its seed is fixed,
-    and every image gets the same noise.
+    There are `NOISE_SAMPLES` copies. The standard deviation of the noise is `NOISE_SHARE`
+    of the image's range; its seed is fixed, and every image gets the same noise.
     """
     return _size(_run(_smooth_program, module, variables, images, labels))
 
@@ -83,12 +83,12 @@ def grad_cam(
     labels: np.ndarray,
     tap: str | None = None,
 ) -> np.ndarray:
-    """Channels weighted by their mean gradient (Selvaraju et al. 2017).
+    """Returns channels weighted by their mean gradient (Selvaraju et al. 2017).
 
     arXiv 1610.02391, equations 1 and 2, resized linearly to the image.
 
     Args:
-      tap: A tap with places; that of `last_map` if None.
+      tap: Name of a tap with positions; that of `last_map` if None.
     """
     return _cam(_mean_weights, module, variables, images, labels, tap)
 
@@ -100,10 +100,10 @@ def grad_cam_pp(
     labels: np.ndarray,
     tap: str | None = None,
 ) -> np.ndarray:
-    """Grad-CAM++ (Chattopadhay et al. 2018, arXiv 1710.11063, equations 10 and 19).
+    """Returns Grad-CAM++ maps (Chattopadhay et al. 2018, arXiv 1710.11063).
 
-    For the exponential of the logit, whose own factor is omitted: it is one number an
-    image. The equations take the tap to be 0 or above, as after a ReLU.
+    Equations 10 and 19, for the exponential of the logit, whose factor is omitted: it is
+    one number per image. The equations assume a non-negative tap, as after a ReLU.
     """
     return _cam(_plus_weights, module, variables, images, labels, tap)
 
@@ -116,12 +116,13 @@ def occlusion(
     window: int = 0,
     fill: float = 0.0,
 ) -> np.ndarray:
-    """Drop of the logit when a square is covered (Zeiler & Fergus 2014).
+    """Returns the drop of the logit when a square is covered (Zeiler & Fergus 2014).
 
-    A pixel gets the mean over the squares that cover it.
+    The value of a pixel is the mean over the squares that cover it.
 
     Args:
-      window: Side of the squares, pixels, half of it apart; 0 = a quarter of the image.
+      window: Side of the squares in pixels, at strides of half a side; 0 = a quarter of
+        the image.
       fill: Value of the cover; 0 is the mean grey of normalised images.
     """
     side = window or max(images.shape[1] // 4, 2)
@@ -160,13 +161,13 @@ SIGNED = ("gradient_x_input", "integrated_gradients", "occlusion")
 
 
 def methods_for(module: Any) -> list[str]:
-    """Returns the names of `SALIENCY` that this network has."""
+    """Returns the methods of `SALIENCY` that this network supports."""
     missing = set(backward.METHODS) - set(backward.methods_for(module))
     return [name for name in SALIENCY if name not in missing]
 
 
 def last_map(module: Any, variables: PyTree, images: np.ndarray) -> str:
-    """Returns the last tap with places that is not a pooling: Grad-CAM's."""
+    """Returns the last tap with positions that is not a pooling, as for Grad-CAM."""
     shapes = networks.tap_shapes(module, variables, images)
     maps = [name for name, shape in shapes.items() if len(shape) == 3]
     return [name for name in maps if not name.startswith("pool")][-1]
@@ -194,8 +195,8 @@ _gradient_program = functools.partial(jax.jit, static_argnums=0)(_gradients)
 def _mean_gradient(module, variables, labels, images_of, count: int) -> jax.Array:
     """Returns the mean gradient over `images_of(i)` for i below `count`.
 
-    One compiled call over all of them would hold them all; a loop inside a compiled
-    function is slow on a CPU (see `compiled.programs`). So the host loops.
+    A single compiled call would hold all of them in memory, and a loop inside a compiled
+    function is slow on a CPU (see `train.parallel`). So the host loops.
     """
     total = 0.0
     for i in range(count):
@@ -239,8 +240,8 @@ def _cam_program(weights, tap, module, variables, images, labels):
         logits, value = call(variables, images, offset)
         return jnp.take_along_axis(logits, labels[:, None], 1).sum(), value
 
-    # A tap before a pooling has zeros that tie, and the equations ask which of them
-    # the gradient goes to: the first, as with the switches.
+    # A tap before a pooling has zeros that tie, and the result depends on which of them
+    # gets the gradient: the first, as with the switches.
     with backward.rules("salinet"):
         shape = jax.eval_shape(lambda: chosen(jnp.zeros(())))[1].shape
         gradients, value = jax.grad(chosen, has_aux=True)(jnp.zeros(shape))
@@ -260,7 +261,7 @@ def _plus_weights(gradients: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _squares(shape: tuple[int, int], side: int, step: int) -> np.ndarray:
-    """Returns the squares of side `side` that cover an image, `[M, H, W, 1]` bool."""
+    """Returns masks of squares of side `side` that cover an image, `[M, H, W, 1]` bool."""
     rows, columns = (
         np.unique(np.append(np.arange(0, max(n - side, 0), step), max(n - side, 0)))
         for n in shape
@@ -303,22 +304,23 @@ def reconstruct(
     channels: np.ndarray | int | None = None,
     positions: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Goes back from a tap to the pixels, for a batch of images.
+    """Propagates activations of a tap back to the pixels, for a batch of images.
 
-    'neuron' starts from 1 at one place of a channel; with 'salinet' that is the
-    gradient of the neuron. 'channel' starts from a channel's values and 'layer' from
-    all, as Zeiler & Fergus (2014) do; with 'salinet' that is the gradient of half the
-    sum of their squares.
+    'neuron' starts from 1 at one position of a channel; with 'salinet' this gives the
+    gradient of the neuron. 'channel' starts from the values of a channel and 'layer'
+    from all values, as in Zeiler & Fergus (2014); with 'salinet' this gives the gradient
+    of half the sum of their squares.
 
     Args:
       module, variables: The network.
       images: `[N, H, W, C]`, as the network takes them.
-      tap: Where to start; see the network's docstring.
+      tap: Name of the tap to start from; see the network's docstring.
       method: One of `backward.METHODS`.
-      what: What of the tap to start from.
+      what: Part of the tap to start from.
       channels: For 'neuron' and 'channel': one channel, or one per image, `[N]`.
       positions: For 'neuron': row and column in the tap for each image, `[N, 2]`; None
-        takes the place of the channel's largest value. Taps without places take none.
+        takes the position of the channel's largest value. Omit it for taps without
+        positions.
 
     Returns:
       Pictures `[N, H, W, C]` float32.
@@ -334,7 +336,7 @@ def reconstruct(
         channels = 0
     elif channels is None:
         raise UserError(
-            f"a {what} of '{tap}' needs the number of its channel.", where="channels"
+            f"what='{what}' of '{tap}' needs a channel index.", where="channels"
         )
     channels = np.broadcast_to(np.asarray(channels, np.int32), (count,))
     for channel in (channels.min(), channels.max()):
@@ -349,7 +351,7 @@ def reconstruct(
         sizes = shape[:2] if len(shape) == 3 else (1, 1)
         if (places < 0).any() or (places >= sizes).any():
             raise UserError(
-                f"'{tap}' has {sizes[0]} x {sizes[1]} places.", where="positions"
+                f"'{tap}' has {sizes[0]} x {sizes[1]} positions.", where="positions"
             )
     program = functools.partial(_go_back, module, tap, method, what, variables)
     return networks.in_batches(program, images, channels, places)

@@ -1,8 +1,8 @@
 """Images with known content, in [0, 1]: gratings, edges, textures and noise like them.
 
-They are float32 `[..., H, W, C]` with mean grey 0.5, to be scaled for a network as its
-own images are (`networks.scaled`). Angles are in radians from x (columns) towards y
-(rows), across the stripes or the edge: 0 has vertical stripes.
+They are float32 `[..., H, W, C]` with mean grey 0.5, to be scaled for a network like its
+own images (`networks.scaled`). Angles are in radians from x (columns) towards y (rows),
+across the stripes or the edge: 0 means vertical stripes.
 """
 
 from pathlib import Path
@@ -16,16 +16,17 @@ from twostage_jax.data.synthetic import textures
 from twostage_jax.errors import UserError
 
 GREY = 0.5
-# Michelson contrast: with it, a grating deviates by 0.18 of the range, as CT patches do.
+# Michelson contrast: the standard deviation of a grating is then 0.18 of the range, as
+# in CT patches.
 CONTRAST = 0.5
 ORIENTATIONS = np.arange(12) * np.pi / 12
 PHASES = np.arange(8) * np.pi / 4
 DIRECTIONS = np.arange(24) * np.pi / 12
-# Periods in a patch: fewer than one are a gradient rather than a grating. Finer than
-# about 0.36 cycles a pixel, a grating's samples beat with the pixel grid.
+# Periods per patch: fewer than one are a gradient rather than a grating. Above about
+# 0.36 cycles per pixel, a grating beats with the pixel grid.
 LEAST_PERIODS, FINEST = 1.0, 0.36
-# The embedded textures that measures look at belong to no training set: those
-# of the default config are made with seed 0.
+# Keeps the embedded textures of the measures out of the training sets: those of the
+# default config are made with seed 0.
 TEXTURE_SEED = 1001
 
 
@@ -34,10 +35,10 @@ class Textures(NamedTuple):
 
     Attributes:
       images: `[N, H, W, C]` float32 in [0, 1].
-      labels: `[N]`, index of the family.
-      groups: `[N]` strings, the piece of material; or None.
-      names: One a family.
-      path: The folder they are from; empty for the embedded ones.
+      labels: Index of the family of each image, `[N]`.
+      groups: Piece of material of each image, `[N]` strings; None if unknown.
+      names: Names of the families.
+      path: Folder of the images; empty for the embedded textures.
     """
 
     images: np.ndarray
@@ -48,9 +49,9 @@ class Textures(NamedTuple):
 
 
 def frequencies(size: int) -> np.ndarray:
-    """Returns spatial frequencies, cycles a pixel, half an octave apart.
+    """Returns spatial frequencies, cycles per pixel, half an octave apart.
 
-    From one period in `size` pixels to `FINEST`.
+    They range from one period in `size` pixels to `FINEST`.
     """
     count = int(np.floor(2 * np.log2(FINEST * size / LEAST_PERIODS))) + 1
     if count < 5:
@@ -69,7 +70,7 @@ def gratings(
 ) -> np.ndarray:
     """Returns sinusoids `[F, O, P, size, size, channels]` over the whole image.
 
-    F counts `frequencies(size)`; the phase is that at the middle pixel.
+    F is the number of `frequencies(size)`; the phase is that at the middle pixel.
     """
     x, y = _centred(size)
     across = np.stack([np.cos(a) * x + np.sin(a) * y for a in orientations])
@@ -86,8 +87,8 @@ def edges(
 ) -> np.ndarray:
     """Returns step edges `[D, P, size, size, channels]`, one pixel wide.
 
-    A direction points from dark to light; P places of the edge, 2 pixels apart, across
-    the middle pixel.
+    A direction points from dark to light. The P positions of the edge are 2 pixels apart,
+    across the middle pixel.
     """
     x, y = _centred(size)
     across = np.stack([np.cos(a) * x + np.sin(a) * y for a in directions])
@@ -101,12 +102,12 @@ def oriented(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns noisy gratings of eight orientations, for a probe.
 
-    Of two periods or more; phase and contrast (0.1 to 0.5) are drawn, and white noise
-    of deviation 0.1 is added.
+    They have two periods or more; phase and contrast (0.1 to 0.5) are random, and white
+    noise of standard deviation 0.1 is added.
 
     Returns:
       Images `[N, size, size, channels]`, orientations `[N]` (0 to 7) and frequencies
-      `[N]` (index), which serve as groups: a probe is tested on others than it saw.
+      `[N]` (index), which serve as groups: a probe is tested on unseen frequencies.
     """
     rng = np.random.default_rng(seed)
     x, y = _centred(size)
@@ -133,9 +134,9 @@ def oriented(
 def periodic_component(images: np.ndarray) -> np.ndarray:
     """Returns images without the jump between their opposite borders.
 
-    The periodic component of Moisan 2011 (doi:10.1007/s10851-010-0227-1). Of an image
-    as it is, the jump is a cross in the spectrum, which scrambling would spread over
-    the whole image.
+    The periodic component of Moisan 2011 (doi:10.1007/s10851-010-0227-1). In an
+    unchanged image the jump is a cross in the spectrum, which scrambling would spread
+    over the whole image.
 
     Args:
       images: `[N, H, W, C]`.
@@ -161,7 +162,7 @@ def periodic_component(images: np.ndarray) -> np.ndarray:
 
 
 def phase_scrambled(images: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Returns noise with the amplitude spectrum of each image: its phases are random.
+    """Returns noise with the amplitude spectrum of each image and random phases.
 
     The phases added are those of white noise, the same in all channels of an image, so
     that their correlation is kept too (Galerne et al. 2011,
@@ -185,7 +186,7 @@ def phase_scrambled(images: np.ndarray, seed: int = 0) -> np.ndarray:
 def embedded_textures(
     size: int, channels: int = 1, samples: int = 8, views: int = 4
 ) -> Textures:
-    """Returns the procedural textures: 16 families, `samples` pieces, `views` of each."""
+    """Returns procedural textures: 16 families, `samples` pieces, `views` per piece."""
     recipe = textures.recipe(
         size=size,
         channels=channels,
@@ -203,15 +204,15 @@ def folder_textures(
     per_family: int = 32,
     group_regex: str = "",
 ) -> Textures:
-    """Returns the textures of a folder of class folders, `per_family` of each at most.
+    """Returns the textures of a folder of class folders, at most `per_family` of each.
 
-    Taken evenly from the files of each class, in order of name.
+    They are taken evenly from the files of each class, in order of name.
 
     Args:
       path: Path of the folder.
-      size, channels: Of the images to return.
-      per_family: Images of a class, at most.
-      group_regex: What names the piece of material; see `data.folder.recipe`.
+      size, channels: Side in pixels and number of channels of the returned images.
+      per_family: Largest number of images per class.
+      group_regex: Pattern for the piece of material; see `data.image_folder.recipe`.
 
     Raises:
       UserError: The folder or an image in it cannot be read, or the expression does not
@@ -236,9 +237,9 @@ def folder_textures(
 def trained_on(textures: Textures, source: str, path: str) -> bool:
     """Returns whether a stage's images are of the same kinds as the textures.
 
-    The embedded textures are, of other pieces, for a stage whose source is 'textures';
-    those of a folder for a stage of that folder, of one in it or around it. A copy of a
-    folder elsewhere is not recognised.
+    The embedded textures are other pieces of the materials of a stage whose source is
+    'textures'; those of a folder match a stage of that folder, or of one inside or
+    around it. A copy of a folder elsewhere is not recognised.
     """
     if not textures.path:
         return source == "textures"

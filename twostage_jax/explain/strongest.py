@@ -1,4 +1,4 @@
-"""Strongest responses of each channel of a layer, and their causes in the image."""
+"""Strongest responses of each channel of a layer, and their receptive fields."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,8 @@ from twostage_jax.explain.networks import Network
 from twostage_jax.explain.saliency import reconstruct
 from twostage_jax.models import HEAD
 
-# Below this share of a picture's largest value, a pixel is outside what a neuron sees.
+# Below this fraction of a picture's largest value, a pixel is outside the receptive
+# field.
 SEEN_SHARE = 1e-5
 
 
@@ -22,11 +23,11 @@ class Strongest(NamedTuple):
     """The strongest responses of a layer's channels, at most one per image.
 
     Attributes:
-      values: `[K, P]`, largest first.
-      images: `[K, P]` indices of the images.
-      places: `[K, P, 2]` row and column in the tap.
-      dead: `[K]` bool: no image brings the channel above 0, or, of a tap without a
-        ReLU, its response is the same to all.
+      values: Responses, largest first, `[K, P]`.
+      images: Indices of the images, `[K, P]`.
+      places: Row and column in the tap, `[K, P, 2]`.
+      dead: Whether the channel is never above 0 or, for a tap without a ReLU, has the
+        same response to all images; `[K]` bool.
     """
 
     values: np.ndarray
@@ -39,10 +40,10 @@ class Patches(NamedTuple):
     """Contents of a figure of some channels of a layer of one network.
 
     Attributes:
-      patches: `[K, P, s, s, C]` in [0, 1], the parts of the images that neurons see.
-      pictures: `[K, P, s, s, C]`, the neurons' pictures.
-      answered: `[K, P]` bool: the channel answers to the image at all.
-      dead: `[K]` bool: it answers to none.
+      patches: Receptive fields of neurons in the images, `[K, P, s, s, C]` in [0, 1].
+      pictures: Pictures of the neurons, `[K, P, s, s, C]`.
+      answered: Whether the channel responds to the image, `[K, P]` bool.
+      dead: Whether the channel responds to no image, `[K]` bool.
     """
 
     patches: np.ndarray
@@ -52,17 +53,17 @@ class Patches(NamedTuple):
 
 
 def default_layers(module: Any, shapes: Mapping[str, tuple]) -> list[str]:
-    """Returns `MAPS` of the network, or, where it names none, all taps that are maps.
+    """Returns `MAPS` of the network or, if it is empty, all taps that are maps.
 
     Args:
-      module: the network.
-      shapes: shapes of its taps; see `networks.tap_shapes`.
+      module: The network.
+      shapes: Shapes of its taps; see `networks.tap_shapes`.
     """
     return list(module.MAPS) or [n for n, shape in shapes.items() if len(shape) == 3]
 
 
 def signed(module: Any, layer: str) -> bool:
-    """Returns whether a channel of the tap is as alive below 0 as above."""
+    """Returns whether negative responses of the tap are as meaningful as positive ones."""
     return layer == HEAD or layer in module.SIGNED
 
 
@@ -75,7 +76,7 @@ def find_strongest(
       network: The network.
       images: `[N, H, W, C]` in [0, 1].
       layers: Names of taps.
-      count: P; fewer if there are fewer images.
+      count: Responses per channel, P; fewer if there are fewer images.
 
     Raises:
       UserError: A tap does not exist, or a response is not a finite number.
@@ -90,7 +91,7 @@ def find_strongest(
         if not np.isfinite(values).all():
             raise UserError(
                 f"arm '{network.arm}', seed {network.seed}: '{layer}' has responses "
-                "that are not finite numbers.",
+                "that are not finite.",
                 where=layer,
             )
         dead = values.max(1) <= 0
@@ -107,7 +108,7 @@ def find_strongest(
 
 
 def _peaks(tap: jax.Array) -> dict[str, jax.Array]:
-    """Returns each channel's largest and least response and the place of the largest."""
+    """Returns each channel's largest and least response, and where the largest is."""
     flat = tap.reshape(len(tap), -1, tap.shape[-1])
     index = flat.argmax(1)
     columns = tap.shape[2] if tap.ndim == 4 else 1
@@ -116,17 +117,17 @@ def _peaks(tap: jax.Array) -> dict[str, jax.Array]:
 
 
 def spread_channels(count: int, wanted: int) -> np.ndarray:
-    """Returns `wanted` channel numbers, spread evenly; all of them if 0.
+    """Returns `wanted` channel indices, spread evenly; all of them if 0.
 
-    Chosen by their number alone, so that no arm is shown at its best, and the same for
-    all arms: channels of the same number have the same origin where arms share a stage.
+    The choice ignores the responses, so that it does not flatter any arm, and is the same
+    for all arms: channels of one index have the same origin if arms share a stage.
     """
     wanted = min(wanted or count, count)
     return np.arange(wanted) * count // wanted
 
 
 def best_method(module: Any) -> str:
-    """Returns 'desalinet', or 'guided' or 'salinet' where the network lacks it."""
+    """Returns 'desalinet', or 'guided' or 'salinet' if the network does not support it."""
     known = methods_for(module)
     return next(m for m in ("desalinet", "guided", "salinet") if m in known)
 
@@ -139,14 +140,14 @@ def show(
 ) -> dict[str, Patches]:
     """Returns patches and pictures of some channels for every arm, at one size.
 
-    The patches are as large as the largest part of an image that any of these neurons
-    sees, and lie within the image.
+    The patches are as large as the largest receptive field of these neurons, and lie
+    within the image.
 
     Args:
       found: Arm -> its network and the layer's strongest responses.
-      images: `[N, H, W, C]` in [0, 1], those in which the responses were found.
-      layer: The tap.
-      channels: `[K]` numbers.
+      images: Images in which the responses were found, `[N, H, W, C]` in [0, 1].
+      layer: Name of the tap.
+      channels: Indices of the channels, `[K]`.
     """
     pictures = {
         arm: _pictures(network, images, layer, strongest, channels)
@@ -189,10 +190,10 @@ def _pictures(
 
 
 def boxes_of(pictures: np.ndarray) -> np.ndarray:
-    """Returns the first rows and columns of what is seen, and those after the last.
+    """Returns the bounding boxes of non-zero pixels, `[M, 2, 2]`.
 
-    `[M, 2, 2]`: (first, after) by (row, column); the whole centre pixel where a picture
-    is empty.
+    The axes are (first, after the last) by (row, column); the box of an empty picture is
+    its centre pixel.
     """
     size = np.abs(pictures).max(-1)
     seen = size > SEEN_SHARE * size.max((1, 2), keepdims=True)

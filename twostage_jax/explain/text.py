@@ -1,7 +1,7 @@
-"""Words and tables of the feature analysis, which follow from its numbers.
+"""Sentences and tables of the feature analysis, derived from its numbers.
 
-A question on the measures has a paragraph: the answer, then the numbers that it rests
-on. Differences are tested (see `compare.told`) over all comparisons of the paragraph.
+Each question about the measures has one paragraph: the answer, then the numbers behind
+it. Differences are tested (see `compare.told`) over all comparisons of the paragraph.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ from twostage_jax.explain.measures import MEASURES
 from twostage_jax.report.figures import arm_label
 from twostage_jax.report.tables import listed
 
-# Areas nearer to those of the random order than this are called no better.
+# A method that beats the random order by less than this counts as no better.
 MARGIN = 0.01
-# More silent channels than this share are worth a word.
+# Layers with a larger fraction of silent channels are named in the text.
 MANY_SILENT = 1 / 3
 
 
 def study_words(explained: Mapping[str, Any]) -> list[str]:
-    """Returns paragraphs that follow from the numbers of `explain.json`."""
+    """Returns paragraphs derived from the numbers of `explain.json`."""
     return [
         _images_words(explained),
         _dead(explained["dead_channels"]),
@@ -37,11 +37,11 @@ def _images_words(explained: Mapping[str, Any]) -> str:
     count = str(images["count"])
     if images["most"] > images["count"]:
         count += f" to {images['most']}"
-    whose = ", each seed its own" if images["sets"] > 1 else ""
+    whose = ", different for each seed" if images["sets"] > 1 else ""
     first = min(set.intersection(*(set(one["seeds"]) for one in arms.values())))
     pictures = (
-        "The pictures, and the maps with weights drawn anew, are those of seed "
-        f"{first}, the first that all arms have."
+        "Pictures, and maps with re-initialised weights, are those of seed "
+        f"{first}, the first that all arms share."
     )
     return (
         f"{len(arms)} arm{_s(len(arms))} ({listed(map(arm_label, arms))}), "
@@ -60,9 +60,9 @@ def _dead(dead: Mapping[str, Mapping[str, Any]]) -> str:
             counts = ", ".join(f"{arm_label(arm)} {n}" for arm, n in most.items())
             found.append(f"{layer} {counts} of {total}")
     if not found:
-        return "No channel of these layers is dead: each answers to some image."
+        return "No channel in these layers is dead: each responds to some image."
     return (
-        "Dead channels, which no image brings above 0 (the most over seeds): "
+        "Dead channels, never above 0 on any image (largest count over seeds): "
         f"{'; '.join(found)}."
     )
 
@@ -72,22 +72,22 @@ def _saliency(saliency: Mapping[str, Any]) -> list[str]:
     tests = []
     if saliency["unchanged"]:
         tests.append(
-            f"The maps of {listed(map(method_label, saliency['unchanged']))} stay much "
-            "the same when all weights are drawn anew: they show the image, not what a "
-            "network learned."
+            f"The maps of {listed(map(method_label, saliency['unchanged']))} hardly "
+            "change when all weights are re-initialised: they show the image, not what "
+            "the network learned."
         )
     if saliency["class_blind"]:
         tests.append(
-            f"The maps of {listed(map(method_label, saliency['class_blind']))} stay much "
-            "the same when the head alone is drawn anew: they show what the features "
-            "see, and do not tell classes apart."
+            f"The maps of {listed(map(method_label, saliency['class_blind']))} hardly "
+            "change when only the head is re-initialised: they show what the features "
+            "respond to, but do not distinguish classes."
         )
     if tests:
         tests.append("These methods are marked in the figures.")
     else:
         tests.append(
-            f"All {len(methods)} saliency methods follow the weights: no map stays the "
-            "same when they are drawn anew."
+            f"All {len(methods)} saliency methods depend on the weights: their maps "
+            "change when the weights are re-initialised."
         )
     area = {
         kind: {
@@ -112,16 +112,17 @@ def _saliency(saliency: Mapping[str, Any]) -> list[str]:
     rises = max(methods, key=area["insertion"].__getitem__)
     deleted, inserted = area["deletion"], area["insertion"]
     text = (
-        "Averaged over arms, the probability of the class falls fastest when pixels are "
+        "Averaged over arms, the class probability falls fastest when pixels are "
         f"deleted in the order of {method_label(falls)} (area {deleted[falls]:.2f}; "
         f"random order {deleted[RANDOM_ORDER]:.2f}), and rises fastest when they are "
-        f"inserted in that of {method_label(rises)} ({inserted[rises]:.2f}; "
+        f"inserted in the order of {method_label(rises)} ({inserted[rises]:.2f}; "
         f"{inserted[RANDOM_ORDER]:.2f})."
     )
     weak = [m for m in methods if gain[m][0] < MARGIN and gain[m][1] < MARGIN]
     if weak:
         text += (
-            f" No better than random order in both: {listed(map(method_label, weak))}."
+            " No better than random order on either curve: "
+            f"{listed(map(method_label, weak))}."
         )
     return [" ".join(tests), text]
 
@@ -133,7 +134,7 @@ def _s(count: int) -> str:
 def page(
     explained: Mapping[str, Any], texts: Sequence[str], notes: Sequence[str]
 ) -> str:
-    """Returns `explain.md`: paragraphs, tables, and what was skipped."""
+    """Returns `explain.md`: paragraphs, tables, and notes on skipped items."""
     saliency = explained["saliency"]
     arms = list(saliency["deletion"])
     failed = {what: saliency[what] for what in MARKS}
@@ -141,7 +142,8 @@ def page(
     for text in texts:
         lines += [text, ""]
     lines += [
-        "## Areas below the curves: deletion (small is good) / insertion (large is good)",
+        "## Area under the curve: deletion (lower is better) / insertion (higher is "
+        "better)",
         "",
         "| method | " + " | ".join(map(arm_label, arms)) + " |",
         "|---" * (len(arms) + 1) + "|",
@@ -162,12 +164,12 @@ def page(
     lines += ["", "## Figures", ""]
     lines += [f"- [{name}]({path}.png)" for name, path in explained["figures"].items()]
     if notes:
-        lines += ["", "## Left out", "", *(f"- {note}" for note in notes)]
+        lines += ["", "## Skipped", "", *(f"- {note}" for note in notes)]
     return "\n".join(lines) + "\n"
 
 
 def measure_words(measured: Mapping[str, Any]) -> list[str]:
-    """Returns paragraphs on what `measure.measure` returned."""
+    """Returns paragraphs on the result of `measure.measure`."""
     paragraphs = [
         _beginning(measured),
         *(_question(measured, title) for title in dict.fromkeys(_questions())),
@@ -180,22 +182,21 @@ def measure_words(measured: Mapping[str, Any]) -> list[str]:
 def _beginning(measured: Mapping[str, Any]) -> str:
     counts = measured["counts"]
     target = f"{counts['examples']} images of the target"
-    limits = "on these images: other images or patients are not in them"
+    limits = "on these images; they do not cover other images or patients"
     if counts["example_sets"] > 1:
-        target = f"up to {target}, each seed its own"
-        limits = (
-            "each on its own images of the target: patients outside of the study are "
-            "not in them"
-        )
+        target = f"up to {target}, different for each seed"
+        limits = "and their target images; they do not cover patients outside the study"
     text = (
         f"Measured in {listed(measured['layers'])}, on {counts['texture_images']} images "
         f"of {counts['texture_families']} texture families and {target}."
     )
     if _most_seeds(measured) < 2:
-        return f"{text} There is one seed: no difference can be told from chance."
+        return (
+            f"{text} With a single seed, differences cannot be separated from chance."
+        )
     return (
-        f"{text} In brackets are 95 % intervals over seeds, {limits}. A difference is "
-        "told from chance by a paired t test over seeds, p < 0.05 corrected (Holm) "
+        f"{text} Brackets give 95 % intervals over seeds {limits}. A difference is "
+        "significant if p < 0.05 in a paired t test over seeds, corrected (Holm) "
         "within its paragraph."
     )
 
@@ -209,7 +210,7 @@ def _questions() -> list[str]:
 
 
 def _question(measured: Mapping[str, Any], title: str) -> str:
-    """Returns a paragraph on the measures of a question, mean of the layers.
+    """Returns a paragraph on the measures of a question, averaged over layers.
 
     The answers come first, then the numbers.
     """
@@ -234,7 +235,7 @@ def _question(measured: Mapping[str, Any], title: str) -> str:
             answers.append(_answer(one.makes, trained, arms[-1], between))
         numbers.append(_numbers(one.number, trained, arms[-1], between))
     if _most_seeds(measured) < 2:
-        answers = ["One seed cannot answer this."]
+        answers = ["A single seed cannot answer this."]
     if any(one.shown for one in asked.values()):
         answers.append(_shown(measured))
     return " ".join([title, *answers, *numbers])
@@ -250,12 +251,12 @@ def _answer(
         if names
     ]
     if same and parts:
-        parts.append(f"{listed(same)} cannot be told from it")
+        do = "do" if len(same) > 1 else "does"
+        parts.append(f"{listed(same)} {do} not differ significantly from it")
     elif same:
-        who = "no arm" if len(same) > 1 else same[0]
-        can = "can" if len(same) > 1 else "cannot"
+        who = "no arm is" if len(same) > 1 else f"{same[0]} is not"
         parts.append(
-            f"{who} {can} be shown to be more or less {makes} than the untrained network"
+            f"{who} significantly more or less {makes} than the untrained network"
         )
     if between:
         parts.append(_against(last, between))
@@ -270,29 +271,26 @@ def _against(last: str, between: Mapping[str, Told]) -> str:
         if names
     ]
     if same:
-        parts.append(f"cannot be told from {listed(same)}")
+        parts.append(f"does not differ significantly from {listed(same)}")
     return f"{label(last)} {listed(parts)}"
 
 
 def _numbers(
     number: str, trained: Mapping[str, Told], last: str, between: Mapping[str, Told]
 ) -> str:
-    parts = []
-    if trained:
-        parts.append(
-            "less the untrained network "
-            + ", ".join(f"{label(a)} {_interval(t.entry)}" for a, t in trained.items())
-        )
-    if between:
-        parts.append(
-            f"{label(last)} less "
-            + ", ".join(f"{label(a)} {_interval(t.entry)}" for a, t in between.items())
-        )
-    return f"{number}, mean of the layers: {'; '.join(parts)}."
+    parts = [f"{number}, mean over layers."]
+    for what, found in (
+        ("each arm minus the untrained network", trained),
+        (f"{label(last)} minus each other arm", between),
+    ):
+        if found:
+            numbers = (f"{label(a)} {_interval(t.entry)}" for a, t in found.items())
+            parts.append(_sentence(f"{what}: {', '.join(numbers)}"))
+    return " ".join(parts)
 
 
 def _missing(measured: Mapping[str, Any], name: str) -> str:
-    """Returns why no arm has a difference, in the words of an entry."""
+    """Returns why no arm has a difference, as an entry states it."""
     by_name = measured["values"].get(name, {})
     entries = [by_name.get(arm, {}).get(ALL_LAYERS) for arm in measured["chains"]]
     reasons = [entry["reason"] for entry in entries if entry and entry["reason"]]
@@ -300,18 +298,18 @@ def _missing(measured: Mapping[str, Any], name: str) -> str:
 
 
 def _shown(measured: Mapping[str, Any]) -> str:
-    """Returns whether the textures are of the kinds that a stage was trained on."""
+    """Returns a sentence on whether a stage was trained on textures of these kinds."""
     textures = measured["textures"]
     favoured = [label(arm) for arm in textures["trained_on"]]
     folder = textures["folder"]
     which = f"of folder {folder}" if folder else "embedded"
     if not favoured:
-        return f"No stage's training data are the textures shown ({which})."
+        return f"No stage was trained on the textures shown ({which})."
     kinds = "from the folder" if folder else "other pieces of the materials"
     return (
         f"The textures shown ({which}) are {kinds} that a stage of {listed(favoured)} was "
-        f"trained on, which favours {listed(favoured)} by construction: --textures takes "
-        "others."
+        f"trained on, which favours {listed(favoured)} by construction; choose others "
+        "with --textures."
     )
 
 
@@ -323,25 +321,25 @@ def _reliance(measured: Mapping[str, Any]) -> str:
     side = measured["size"] // 4
     changes = {
         f"shuffled {side} px": f"squares of {side} px in random order (no layout)",
-        "mean only": "each image's mean alone (no structure)",
-        "mean removed": "each image's mean removed (structure alone)",
+        "mean only": "each image's mean only (no structure)",
+        "mean removed": "each image's mean removed (structure only)",
     }
-    title = "What predictions rest on."
+    title = "Cue reliance."
     without = [
         f"{label(arm)} ({kept[arm]['mean only']['reason']})"
         for arm in arms
         if kept[arm]["mean only"]["mean"] is None
     ]
     known = [arm for arm in arms if kept[arm]["mean only"]["mean"] is not None]
-    left_out = f" No share is given for {listed(without)}." if without else ""
+    left_out = f" The fraction is not given for {listed(without)}." if without else ""
     if not known:
-        return f"{title} Nothing can be said.{left_out}"
+        return f"{title} Accuracy retained on changed images is unknown.{left_out}"
     shares = {c: [kept[arm][c]["mean"] for arm in known] for c in changes}
     ranked = sorted(changes, key=lambda c: -sum(shares[c]))
     parts = [f"{changes[c]} {_range(shares[c])}" for c in ranked]
     text = (
-        f"{title} Share of the accuracy above chance that is kept on changed images, "
-        f"from arm to arm: {'; '.join(parts)}.{left_out}"
+        f"{title} Fraction of above-chance accuracy retained on changed images, range "
+        f"over arms: {'; '.join(parts)}.{left_out}"
     )
     others = [arm for arm in arms if arm != arms[-1]]
     pairs = [("kept", arms[-1], arm, c) for arm in others for c in changes]
@@ -353,22 +351,28 @@ def _differences(measured: Mapping[str, Any], last: str, pairs: list[Pair]) -> s
     if not found or _most_seeds(measured) < 2:
         return ""
     seen = [
-        f"{last} less {label(other)} on '{change}' {_points(t.entry)}"
+        f"{last} minus {label(other)} on '{change}' {_points(t.entry)}"
         for (_, _, other, change), t in found.items()
         if t.sign
     ]
     rest = sum(not t.sign for t in found.values())
-    parts = [f"Told from chance, in points: {'; '.join(seen)}."] if seen else []
+    parts = (
+        [f"Significant differences, in percentage points: {'; '.join(seen)}."]
+        if seen
+        else []
+    )
     if rest:
-        all_of = (
-            "Other differences" if seen else f"Differences of {last} from the others"
+        which = (
+            "The other differences"
+            if seen
+            else f"Differences between {last} and the other arms"
         )
-        parts.append(f"{all_of} on these cannot be told from chance ({rest}).")
+        parts.append(f"{which} are not significant ({rest}).")
     return " ".join(parts)
 
 
 def _silent(measured: Mapping[str, Any]) -> str:
-    """Returns where so many channels are silent that selectivity is of the rest only."""
+    """Returns a sentence naming layers whose selectivity covers only a part of them."""
     places = []
     for network in (*measured["chains"], RANDOM):
         of_network = measured["values"].get("edge_selectivity", {}).get(network, {})
@@ -383,8 +387,8 @@ def _silent(measured: Mapping[str, Any]) -> str:
     if not places:
         return ""
     return (
-        "More than a third of the channels pass nothing on to any edge in "
-        f"{'; '.join(places)}: selectivity there is that of the others."
+        "More than a third of the channels do not respond to any edge in "
+        f"{'; '.join(places)}: selectivity there is that of the other channels."
     )
 
 
@@ -417,12 +421,12 @@ def _sentence(text: str) -> str:
 
 
 def tables(measured: Mapping[str, Any]) -> list[str]:
-    """Returns lines: measures of all networks, and accuracy on changed images."""
+    """Returns tables: measures of all networks, and accuracy on changed images."""
     values = measured["values"]
     shown = {name: panel.title for name, panel in PANELS.items() if name in values}
     lines = [
         "",
-        "## Mean of the layers [95 % interval over seeds]",
+        "## Mean over layers [95 % interval over seeds]",
         "",
         *_head(["network", *shown.values()]),
     ]
@@ -437,9 +441,9 @@ def tables(measured: Mapping[str, Any]) -> list[str]:
     arms = [arm for arm in measured["chains"] if arm in accuracy]
     lines += [
         "",
-        "## Balanced accuracy on changed images; share of that above chance kept",
+        "## Balanced accuracy on changed images; fraction above chance retained",
         "",
-        "Means over seeds; all arms on the same test images of a seed.",
+        "Means over seeds; for each seed, all arms see the same test images.",
         "",
         *_head(["images", *map(label, arms)]),
     ]
@@ -454,7 +458,7 @@ def tables(measured: Mapping[str, Any]) -> list[str]:
 
 
 def label(network: str) -> str:
-    """Returns how a network is called in words and tables."""
+    """Returns the name of a network in text and tables."""
     if network == RANDOM:
         return "the untrained network"
     return network if network.startswith("after ") else arm_label(network)

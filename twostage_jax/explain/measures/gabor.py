@@ -9,20 +9,22 @@ from scipy import optimize
 from twostage_jax.explain.measures.record import Measure
 
 MEASURES = (
-    Measure("gabor_share", "share of filters that a Gabor function fits"),
-    Measure("gabor_explained", "share of filter energy that a Gabor function explains"),
+    Measure("gabor_share", "fraction of filters that a Gabor function fits"),
+    Measure(
+        "gabor_explained", "fraction of filter energy that a Gabor function explains"
+    ),
 )
 
-# A filter is well fitted if this share of its energy is explained. Of 48 random filters
-# of 5 x 5 pixels the best reaches about 0.75, of 11 x 11 about 0.2.
+# A filter is well fitted if this fraction of its energy is explained. Of 48 random
+# filters of 5 x 5 pixels the best reaches about 0.75, of 11 x 11 about 0.2.
 GOOD = 0.8
-# And if the fitted function has both signs: |sum| / sum of magnitudes at most this. A
-# blob or a constant has 1 (as a Gabor function of few cycles it is fitted well too), an
-# edge 0, a bar between two flanks about 0.5.
+# The fitted function must also have both signs: |sum| / sum of magnitudes at most this.
+# It is 1 for a blob or a constant (which a Gabor function of few cycles fits well, too),
+# 0 for an edge, and about 0.5 for a bar between two flanks.
 ONE_SIGN = 0.5
-HIGHEST = 0.5  # cycles a pixel
-# Cycles within one deviation of the envelope, n_x of Ringach 2002 (J Neurophysiol
-# 88:455).
+HIGHEST = 0.5  # cycles per pixel
+# Cycles within one standard deviation of the envelope, n_x of Ringach 2002
+# (J Neurophysiol 88:455).
 LEAST_CYCLES, MOST_CYCLES = 0.25, 2.0
 
 
@@ -30,11 +32,11 @@ class Fits(NamedTuple):
     """The best Gabor function of each of O filters, `[O]` each; NaN for empty filters.
 
     Attributes:
-      explained: Share of the filter's energy (sum of squares, over all its input
+      explained: Fraction of the filter's energy (sum of squares, over all its input
         channels) that the Gabor function explains.
-      orientation: Across the stripes, radians in [0, pi).
-      frequency: Cycles a pixel.
-      sigma: Deviation of the envelope across the stripes, pixels.
+      orientation: Direction across the stripes, radians in [0, pi).
+      frequency: Spatial frequency, cycles per pixel.
+      sigma: Standard deviation of the envelope across the stripes, pixels.
       one_sign: |sum| / sum of magnitudes of the Gabor function.
     """
 
@@ -53,8 +55,8 @@ class Fits(NamedTuple):
 def first_kernel(params: Any, channels: int) -> tuple[str, np.ndarray] | None:
     """Returns name and kernel `[k, k, channels, O]` of the layer that sees the image.
 
-    It is the convolution with as many inputs as the image has channels; None if there
-    is no such, or several.
+    It is the only convolution with as many inputs as the image has channels; None if
+    none or several match.
     """
     found = [
         (name, np.asarray(layer["kernel"]))
@@ -69,9 +71,9 @@ def first_kernel(params: Any, channels: int) -> tuple[str, np.ndarray] | None:
 def fit(kernels: np.ndarray) -> Fits:
     """Fits a two-dimensional Gabor function to each filter (Jones & Palmer 1987).
 
-    J Neurophysiol 58:1233. Amplitude and phase are solved for exactly; place, angle,
-    frequency and the two deviations are searched on a grid and then refined by least
-    squares. Of a colour filter the strongest spatial component is fitted.
+    J Neurophysiol 58:1233. Amplitude and phase are solved for exactly; position, angle,
+    frequency and the two standard deviations are searched on a grid and then refined by
+    least squares. For a colour filter, the strongest spatial component is fitted.
 
     Args:
       kernels: `[k, k, C, O]`, k at least 3.
@@ -143,7 +145,7 @@ def _refine(plane: np.ndarray, start: np.ndarray, side: int, energy: float) -> l
     )
     _, _, angle, frequency, cycles, _ = found.x
     best = fitted(found.x)
-    # The energy includes what other colours have beside the plane.
+    # The energy includes that of colour components other than the plane.
     lost = energy - plane @ plane + 2 * found.cost
     one_sign = abs(best.sum()) / np.abs(best).sum()
     return [1 - lost / energy, angle % np.pi, frequency, cycles / frequency, one_sign]

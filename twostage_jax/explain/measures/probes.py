@@ -1,4 +1,4 @@
-"""Linear probes: what can be read off a layer by a linear classifier."""
+"""Linear probes: how well a linear classifier predicts labels from a layer."""
 
 import warnings
 from typing import NamedTuple
@@ -48,11 +48,11 @@ class Probe(NamedTuple):
     """Result of a linear probe.
 
     Attributes:
-      score: Balanced accuracy on held-out groups; None if there is none.
+      score: Balanced accuracy on held-out groups; None if unavailable.
       chance: Accuracy of guessing, 1 / number of classes.
       channels: Number of channels of the layer.
-      left_out: Channels that do not vary or are not finite.
-      reason: Why there is no score, or what to know about it.
+      left_out: Number of channels excluded: constant or not finite.
+      reason: Why the score is missing, or a caveat about it.
     """
 
     score: float | None
@@ -72,16 +72,16 @@ def probe(
 ) -> Probe:
     """Cross-validates a linear classifier on a layer's features.
 
-    Linear discriminant analysis with shrinkage (`discriminant`), which has no setting to
-    tune. The folds keep groups whole; every example is predicted once, by
-    a classifier that saw nothing of its group, and recalls are taken over all of them.
+    Linear discriminant analysis with shrinkage (`discriminant`) needs no tuning. The
+    folds keep groups whole; every example is predicted once, by a classifier that was
+    not trained on its group, and recalls are taken over all examples.
 
     Args:
       features: `[N, D]`.
       labels: `[N]` integers.
-      groups: `[N]`: what must not be in train and test at once; None: each example is
-        on its own.
-      folds: At most; fewer where there are fewer groups.
+      groups: Group of each example, `[N]`, never split between training and test; None
+        if every example is its own group.
+      folds: Largest number of folds; fewer if there are fewer groups.
       seed: Seed of the folds.
     """
     classes, labels = np.unique(labels, return_inverse=True)
@@ -96,7 +96,7 @@ def probe(
     if len(classes) < 2:
         reason = "only one class"
     elif not kept.any():
-        reason = f"none of the {width} channels varies"
+        reason = f"none of the {width} channels varies over the examples"
     elif folds < 2:
         reason = "too few groups or examples of a class for two folds"
     if reason:
@@ -108,8 +108,8 @@ def probe(
     )
     if unseen:
         reason = (
-            f"{unseen} of {len(labels)} examples were tested without their class in "
-            "the training folds, and count as wrong"
+            f"{unseen} of {len(labels)} examples count as wrong: their class was missing "
+            "from the training folds"
         )
     return Probe(float(recalls.mean()), chance, width, lost, reason)
 
@@ -121,12 +121,15 @@ def _predict(
     folds: int,
     seed: int,
 ) -> tuple[np.ndarray, int]:
-    """Returns held-out predictions `[N]`, -1 for none, and how many lack their class."""
+    """Returns held-out predictions `[N]`, -1 if missing, and a count.
+
+    The count is that of the examples whose class is missing from the training folds.
+    """
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     splitter = kind(folds, shuffle=True, random_state=seed)
     predicted, unseen = np.full(len(labels), -1), 0
     with warnings.catch_warnings():
-        # A class smaller than the number of folds is no fault in itself.
+        # A class smaller than the number of folds is not an error in itself.
         warnings.simplefilter("ignore", UserWarning)
         parts = list(splitter.split(features, labels, groups))
     for train, test in parts:
@@ -150,7 +153,7 @@ def discriminant(
     (doi:10.1016/S0047-259X(03)00096-4) do.
 
     Args:
-      features: `[N, D]`, of like scale.
+      features: `[N, D]`, of similar scale.
       labels: `[N]`, K classes.
 
     Returns:
@@ -165,7 +168,7 @@ def discriminant(
     classes, index = np.unique(labels, return_inverse=True)
     means = np.stack([features[index == k].mean(0) for k in range(len(classes))])
     covariance, _ = ledoit_wolf(features - means[index], assume_centered=True)
-    # Classes of one example each have no spread within.
+    # Classes of one example each have no within-class variance.
     covariance[np.diag_indices_from(covariance)] += 1e-9
     weights = linalg.solve(covariance, means.T, assume_a="pos")
     offsets = -(means * weights.T).sum(1) / 2

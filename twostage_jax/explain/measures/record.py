@@ -7,26 +7,26 @@ class Panel(NamedTuple):
     """A measure along the layers, in the figure 'responses' and the table of means.
 
     Attributes:
-      title: heading of the panel and of the column.
-      ylabel: label of the axis.
-      bottom: lower end of the axis; None: the axis follows the values, with a line at 0.
-      chance: whether the axis goes from 0 to 1, with a line at the chance level.
+      title: Heading of the panel and of the column.
+      ylabel: Label of the axis.
+      bottom: Lower end of the axis; None: the axis follows the values, with a line at 0.
+      chance: Whether the axis goes from 0 to 1, with a line at the chance level.
     """
 
     title: str
-    ylabel: str = "Mean of the channels"
+    ylabel: str = "Mean over channels"
     bottom: float | None = 0
     chance: bool = False
 
 
 class Sentence(NamedTuple):
-    """The words on a measure in `explain.md`.
+    """Wording of a measure in `explain.md`.
 
     Attributes:
-      question: title of the paragraph, such as 'Edges.'.
-      makes: what a higher value makes an arm, after 'more' or 'less'.
-      number: name of the number, with its range.
-      shown: whether the paragraph says which textures were shown.
+      question: Title of the paragraph, such as 'Edges.'.
+      makes: Property of an arm with a higher value, to follow 'more' or 'less'.
+      number: Name of the number, with its range.
+      shown: Whether the paragraph says which textures were shown.
     """
 
     question: str
@@ -39,12 +39,12 @@ class Measure(NamedTuple):
     """A number for each layer of each network.
 
     Attributes:
-      name: key in `explain.json`.
-      title: name in words.
-      panel: panel and column, or None without.
-      sentence: words, or None without.
-      compared: whether a difference between two networks means something.
-      why_none: reason for which a seed has no value, where it is always the same.
+      name: Key in `explain.json`.
+      title: Name in words.
+      panel: Panel and column, if any.
+      sentence: Wording, if any.
+      compared: Whether a difference between two networks is meaningful.
+      why_none: The only reason why a seed may lack a value, if there is just one.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Cue reliance: accuracy on images from which one cue was removed.
 
-Shuffling squares leaves texture and takes form (as for the bags of features of Brendel &
-Bethge 2019, arXiv 1904.00760): the larger the fall, the more a network uses the layout
-of what is larger than a square. The filters and the noise follow Geirhos et al. 2018
+Shuffling squares keeps texture and removes shape (as in the bags of features of Brendel
+& Bethge 2019, arXiv 1904.00760): the larger the drop, the more a network relies on
+layout at scales above a square. The filters and the noise follow Geirhos et al. 2018
 (arXiv 1808.08750).
 """
 
@@ -16,14 +16,14 @@ from sklearn.metrics import balanced_accuracy_score
 from twostage_jax.explain.measures.record import Measure
 
 UNCHANGED = "unchanged"
-# Balanced accuracy above chance on unchanged images below which no share of it is
-# given: a share of next to nothing is noise.
+# Smallest balanced accuracy above chance on unchanged images for which the retained
+# fraction is given: a fraction of almost nothing is noise.
 LEAST_ABOVE = 0.05
 MEASURES = (
     Measure("accuracy", "balanced accuracy on changed images"),
     Measure(
         "kept",
-        "share of the accuracy above chance that is kept",
+        "fraction of above-chance accuracy retained",
         why_none=f"less than {LEAST_ABOVE:.0%} above chance on unchanged images",
     ),
 )
@@ -35,8 +35,8 @@ class Score(NamedTuple):
 
     Attributes:
       accuracy: Balanced accuracy.
-      kept: Share of what it reaches above chance on unchanged images; None if that is
-        less than `LEAST_ABOVE`.
+      kept: Fraction of the above-chance accuracy on unchanged images that is retained;
+        None if the latter is below `LEAST_ABOVE`.
     """
 
     accuracy: float
@@ -44,10 +44,10 @@ class Score(NamedTuple):
 
 
 def changes(size: int) -> dict[str, Change]:
-    """Returns the changes by name, for images of `size` pixels a side.
+    """Returns the changes by name, for images with sides of `size` pixels.
 
-    All take images `[N, H, W, C]` in [0, 1] and keep them there. Deviations of filters
-    are given for 32 pixels and grow with the image.
+    All take images `[N, H, W, C]` in [0, 1] and return such images. Standard deviations
+    of filters are given for 32 pixels and scale with the image.
     """
     found: dict[str, Change] = {UNCHANGED: lambda images, rng: images}
     for parts in (2, 4, 8):
@@ -76,12 +76,12 @@ def scores(
     named: Mapping[str, Change],
     seed: int = 0,
 ) -> dict[str, Score]:
-    """Returns how well a network does under each change.
+    """Returns the score of a network under each change.
 
     Args:
-      classify: From images `[N, H, W, C]` in [0, 1] to class indices `[N]`.
+      classify: Function from images `[N, H, W, C]` in [0, 1] to class indices `[N]`.
       images, labels: The examples.
-      named: See `changes`; 'unchanged' is among them.
+      named: Changes by name, including 'unchanged'; see `changes`.
       seed: Seed of shuffles and noise, the same for every network.
     """
     accuracy = {
@@ -106,8 +106,8 @@ def changed_images(images: np.ndarray, named: Mapping[str, Change], seed: int = 
 def shuffle(images: np.ndarray, rng: np.random.Generator, side: int) -> np.ndarray:
     """Returns images with their squares of `side` pixels in random order.
 
-    The order is drawn for each image. Rows and columns at the lower and right border
-    that fill no square stay.
+    The order is drawn separately for each image. Rows and columns at the lower and
+    right border that do not fill a square stay in place.
     """
     count, height, width, channels = images.shape
     rows, columns = height // side, width // side
@@ -129,26 +129,26 @@ def shuffle(images: np.ndarray, rng: np.random.Generator, side: int) -> np.ndarr
 
 
 def low_pass(images: np.ndarray, rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """Returns images blurred by a Gaussian, deviation in pixels; inf = each its mean."""
+    """Returns images blurred by a Gaussian of `sigma` pixels; inf gives each its mean."""
     if np.isinf(sigma):
         return np.broadcast_to(images.mean((1, 2), keepdims=True), images.shape)
     return ndimage.gaussian_filter(images, (0, sigma, sigma, 0), mode="reflect")
 
 
 def high_pass(images: np.ndarray, rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """Returns images less what `low_pass` leaves, about the mean of all images."""
+    """Returns images minus their `low_pass`, plus the mean of all images."""
     level = images.mean()
     return np.clip(images - low_pass(images, rng, sigma) + level, 0, 1)
 
 
 def contrast(images: np.ndarray, rng: np.random.Generator, factor: float) -> np.ndarray:
-    """Returns images with deviations from each one's mean times `factor`, below 1."""
+    """Returns images with deviations from each image's mean times `factor`, below 1."""
     mean = images.mean((1, 2), keepdims=True)
     return mean + factor * (images - mean)
 
 
 def noise(images: np.ndarray, rng: np.random.Generator, deviation: float) -> np.ndarray:
-    """Returns images with white Gaussian noise, deviation as a share of the range."""
+    """Returns images with white Gaussian noise; `deviation` is a fraction of the range."""
     return np.clip(images + rng.normal(0, deviation, images.shape), 0, 1)
 
 

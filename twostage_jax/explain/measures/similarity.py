@@ -10,7 +10,9 @@ from twostage_jax.explain.measures.record import Measure
 PyTree = Any
 MEASURES = (
     Measure(
-        "drift", "relative change of parameters since the stage before", compared=False
+        "drift",
+        "relative change of parameters since the previous stage",
+        compared=False,
     ),
     Measure("cka", "linear CKA on the target's images", compared=False),
 )
@@ -21,7 +23,7 @@ class Gram(NamedTuple):
 
     Attributes:
       values: The matrix.
-      self_similarity: The unbiased HSIC with itself.
+      self_similarity: Unbiased HSIC of the matrix with itself.
     """
 
     values: np.ndarray
@@ -41,17 +43,17 @@ class Drift(NamedTuple):
 
 
 def gram(features: np.ndarray) -> Gram | None:
-    """Returns what `cka` needs of features `[n, ...]`, n at least 4.
+    """Returns the Gram matrix of features `[n, ...]` for `cka`, n at least 4.
 
-    None where there is no similarity to speak of: features that are the same for all
-    examples, or are not finite.
+    Returns None if similarity is undefined: features that are the same for all examples,
+    or are not finite.
     """
     flat = np.asarray(features, np.float64).reshape(len(features), -1)
     if len(flat) < 4:
         raise ValueError(f"CKA needs 4 examples, not {len(flat)}")
     if not np.isfinite(flat).all():
         return None
-    # Centring changes no HSIC, and keeps its digits.
+    # Centring does not change the HSIC, but keeps its precision.
     flat = flat - flat.mean(0)
     scale = np.abs(flat).max()
     if scale == 0:
@@ -66,8 +68,8 @@ def cka(first: Gram, second: Gram) -> float:
     """Returns the linear CKA of two sets of activations of the same examples.
 
     Kornblith et al. 2019 (arXiv 1905.00414) with the unbiased estimator of HSIC (Song
-    et al. 2012, JMLR 13:1393) as in Nguyen et al. 2021 (arXiv 2010.15327): 1 for equal
-    up to rotation and scale, about 0 (also below) for unrelated, whatever the width.
+    et al. 2012, JMLR 13:1393) as in Nguyen et al. 2021 (arXiv 2010.15327): 1 if equal
+    up to rotation and scale, about 0 (or below) if unrelated, whatever the width.
     """
     product = first.self_similarity * second.self_similarity
     return float(_hsic(first.values, second.values) / np.sqrt(product))
@@ -83,15 +85,15 @@ def _hsic(k: np.ndarray, l: np.ndarray) -> float:  # noqa: E741
 
 
 def drift(before: PyTree, after: PyTree) -> dict[str, Drift | None]:
-    """Returns how far the parameters of each layer went.
+    """Returns how far the parameters of each layer moved.
 
     Args:
       before, after: `{'params': ...}` of two networks.
 
     Returns:
-      Layer -> `Drift` of all its arrays as one vector; None for a layer that the other
-      network has not, or not in this shape, or that is zero. Layers are the first names
-      in 'params', in the order of `after`.
+      Layer -> `Drift` of all its arrays as one vector; None for a layer that `before`
+      lacks or has in another shape, or that is zero. Layers are the top-level names in
+      'params', in the order of `after`.
     """
     old, new = (
         traverse_util.flatten_dict(tree["params"], sep="/") for tree in (before, after)

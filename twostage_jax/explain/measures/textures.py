@@ -2,7 +2,7 @@
 
 Freeman, Ziemba, Heeger, Simoncelli & Movshon 2013 (doi:10.1038/nn.3402) found neurons of
 V2, and not of V1, to respond more to natural textures than to noise with the same
-spectrum. Linear filters followed by a square cannot tell the two apart.
+spectrum. Linear filters followed by squaring cannot distinguish the two.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ MEASURES = (
 def pairs(textures: Textures, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Returns textures and noise of the same spectrum, `[N, H, W, C]` each.
 
-    Of a texture its periodic component is shown, so that the spectra are equal.
+    Textures are reduced to their periodic component, so that the spectra are equal.
     """
     shown = periodic_component(textures.images)
     return shown, phase_scrambled(shown, seed)
@@ -40,12 +40,12 @@ def modulation_index(
     """Returns the modulation index of Freeman et al. 2013 of each channel, `[C]`.
 
     (texture - noise) / (texture + noise) of the mean responses to each family, then the
-    mean over the families that the channel responds to at all. -1 to 1; 0 does not tell
-    texture from noise.
+    mean over the families that the channel responds to. It lies between -1 and 1; 0
+    means that texture and noise are not distinguished.
 
     Args:
-      texture, noise: `[N, C]`, not negative: means over all places of the maps.
-      labels: `[N]`, families.
+      texture, noise: Non-negative responses, means over the maps, `[N, C]`.
+      labels: Texture families, `[N]`.
 
     Returns:
       `[C]`, NaN for a channel that responds to no family.

@@ -1,10 +1,10 @@
 """Selectivity of channels for the orientation and frequency of gratings and edges.
 
-Responses are means over the phases of a grating (places of an edge), of the unit in the
-middle of the map: for a linear filter before a ReLU that is proportional to its
-amplitude, and for a unit indifferent to phase it is its response, so simple and complex
-channels are measured alike. The level is not subtracted: a channel that a bias keeps
-firing is less selective, as what it passes on is.
+Responses are those of the unit in the middle of the map, averaged over the phases of a
+grating (positions of an edge). For a linear filter before a ReLU this is proportional to
+its amplitude, and for a phase-invariant unit it is the response itself, so simple and
+complex channels are measured alike. The baseline is not subtracted: a channel that a
+bias keeps active is less selective, and so is its output.
 """
 
 from typing import NamedTuple
@@ -20,8 +20,8 @@ MEASURES = (
         Panel("Orientation selectivity, gratings"),
     ),
     Measure("orientation_bandwidth", "orientation bandwidth, median (degrees)"),
-    Measure("frequency", "best frequency (cycles a pixel)"),
-    Measure("band_pass", "share of channels with a band of frequencies"),
+    Measure("frequency", "best frequency (cycles per pixel)"),
+    Measure("band_pass", "fraction of channels that are band-pass"),
     Measure("frequency_bandwidth", "frequency bandwidth, median (octaves)"),
     Measure(
         "edge_selectivity",
@@ -37,16 +37,16 @@ MEASURES = (
 
 
 class Tuning(NamedTuple):
-    """Tuning of C channels, `[C]` each; NaN where a channel has no such value.
+    """Tuning of C channels, `[C]` each; NaN if undefined for a channel.
 
     Attributes:
-      selectivity: 1 less the circular variance over orientations at the best frequency:
-        0 responds to all alike, 1 to one only (Ringach, Shapley & Hawken 2002,
-        J Neurosci 22:5639).
-      orientation: With the largest response, radians; see `stimuli`.
+      selectivity: 1 minus the circular variance over orientations at the best
+        frequency: 0 for equal responses to all, 1 for a response to one only (Ringach,
+        Shapley & Hawken 2002, J Neurosci 22:5639).
+      orientation: Orientation of the largest response, radians; see `stimuli`.
       orientation_bandwidth: Full width at half the largest response, degrees; NaN if
         the curve stays above half.
-      frequency: With the largest response, cycles a pixel.
+      frequency: Frequency of the largest response, cycles per pixel.
       frequency_bandwidth: Full width at half the largest response at the best
         orientation, octaves (De Valois, Albrecht & Thorell 1982, Vision Res 22:545);
         NaN if the curve does not fall to half on both sides.
@@ -65,9 +65,9 @@ def of_gratings(
     """Returns the tuning of channels to gratings.
 
     Args:
-      responses: `[F, O, P, C]`, not negative; P phases.
-      frequencies: `[F]`, cycles a pixel, growing.
-      orientations: `[O]`, evenly over half a turn.
+      responses: Non-negative responses, `[F, O, P, C]`; P phases.
+      frequencies: Increasing frequencies, cycles per pixel, `[F]`.
+      orientations: Orientations, evenly over half a turn, `[O]`.
     """
     mean = responses.mean(2, dtype=np.float64)
     count = mean.shape[-1]
@@ -89,11 +89,11 @@ def of_edges(responses: np.ndarray, directions: np.ndarray) -> np.ndarray:
     """Returns the orientation selectivity for step edges, `[C]`, whatever their sign.
 
     Args:
-      responses: `[D, P, C]`, not negative; P places of the edge.
-      directions: `[D]`, evenly over a whole turn.
+      responses: Non-negative responses, `[D, P, C]`; P positions of the edge.
+      directions: Directions, evenly over a whole turn, `[D]`.
 
     Returns:
-      1 less the circular variance of twice the angle; NaN where there is no response.
+      1 minus the circular variance of twice the angle; NaN for a silent channel.
     """
     return _resultant(responses.mean(1, dtype=np.float64).T, 2 * directions)
 
@@ -112,7 +112,7 @@ def _ring_width(degrees: np.ndarray, curve: np.ndarray) -> float:
         return np.nan
     count = len(curve)
     turned = np.roll(curve, count // 2 - curve.argmax())
-    # Closed at both ends, as the curve goes round.
+    # Closed at both ends, as the curve is periodic.
     turned = np.append(turned, turned[0])
     step = degrees[1] - degrees[0]
     return _width(step * np.arange(count + 1), turned)
