@@ -82,11 +82,11 @@ def test_sizes_that_differ_are_means_with_their_range(of_folds):
         in made.result.caption
     )
     curve = size_curve_of(made)
-    assert "mean over seeds and folds" in curve.caption
+    assert "means over seeds and folds" in curve.caption
     (axes,) = curve.figure.axes
     assert axes.get_xlabel() == "target training patches (patients), mean"
     assert ticks(axes) == ["800\n(10)", "1,600\n(20)"]
-    assert "the training patients, by whom the sizes are drawn" in curve.caption
+    assert "the training patients, by whom the subsets are drawn" in curve.caption
 
 
 @pytest.mark.parametrize("patients", [None, 12])
@@ -100,14 +100,14 @@ def test_sizes_name_patients_only_where_they_are_drawn_by_patient(tmp_path, pati
     curve = size_curve_of(report(study)[0])
     (axes,) = curve.figure.axes
     assert axes.get_xlabel() == "target training patches"
-    assert ticks(axes) == ["800", "1,600"] and "In brackets" not in curve.caption
+    assert ticks(axes) == ["800", "1,600"] and "Brackets" not in curve.caption
 
 
 def test_sizes_that_are_alike_are_no_means(tmp_path):
     write_study(tmp_path, TWO, fractions=(1.0, 0.5), seeds=(0, 1), patches=12)
     made, _ = report(study_table.load([tmp_path]))
     assert column(tables_of(made)["sizes"], "training patches") == [1600, 800]
-    assert "mean over seeds and folds" not in write.markdown(made)
+    assert "means over seeds and folds" not in write.markdown(made)
 
 
 def test_the_size_axis_is_of_the_seeds_on_it(tmp_path):
@@ -120,7 +120,7 @@ def test_the_size_axis_is_of_the_seeds_on_it(tmp_path):
     made, found = report(study)
     assert [size.n for size in found.sizes] == [1100, 525]
     assert found.size_study.n == (525, 1050)
-    assert "whole at every size are drawn: 0, 1." in write.markdown(made)
+    assert "complete at every size are drawn: 0, 1." in write.markdown(made)
 
 
 def test_the_method_says_which_training_patients_intervals_hold_for(of_folds, tmp_path):
@@ -242,7 +242,7 @@ def test_any_shape_of_study_has_a_whole_report(tmp_path, arms, patients, folds):
         assert not re.search(r"\bnan\b|\bNone\b", words)
     assert ("paired" in latex) == (len(arms) > 1)
     assert ("patients" in latex) == bool(patients)
-    assert ("names no patients" in text) == (not patients)
+    assert ("do not identify patients" in text) == (not patients)
     for arm in arms:
         interval = found.full.scores.intervals["balanced_accuracy"][arm]
         assert interval.low < interval.estimate < interval.high

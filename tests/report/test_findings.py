@@ -26,7 +26,7 @@ def test_a_difference_that_was_put_in_is_found_with_its_size(tmp_path):
     assert 0.11 < one.estimate < 0.19 and one.low < 0.15 < one.high
     size, low, high = (f"{100 * x:.1f}" for x in (one.estimate, one.low, one.high))
     assert answer == (
-        f"Two-stage beats scratch by {size} points of balanced accuracy (95 % CI {low} "
+        f"Two-stage beats scratch by {size} points in balanced accuracy (95 % CI {low} "
         f"to {high}; p < 0.001)."
     )
     assert "3 seeds, 16 test patients (480 test patches)" in basis
@@ -44,10 +44,10 @@ def test_a_loss_is_called_a_loss(tmp_path):
 def test_no_difference_is_called_not_shown_and_never_none(tmp_path):
     chances = {"scratch": 0.8, "natural": 0.8, "two_stage": 0.8}
     (answer, others, _), _ = told(tmp_path, chances)
-    assert answer.startswith("No difference between two-stage and scratch is shown: ")
+    assert answer.startswith("Two-stage and scratch do not differ significantly: ")
     assert "gains above" in answer.lower() and "losses above" in answer
     assert "Holm-corrected over 3 pairs" in answer
-    assert "no difference is shown for two-stage minus natural" in others
+    assert "not significant: two-stage minus natural" in others
     assert "beats" not in answer + others
 
 
@@ -88,20 +88,20 @@ def test_a_class_of_few_patients_is_named_and_accuracy_stands_in(tmp_path):
     answer, accuracy, *_ = summary(study, found)
     assert "class 'ground glass' occurs in 2 test groups" in answer
     assert accuracy.startswith("By plain accuracy: Two-stage beats scratch by ")
-    assert " of accuracy (95 % CI " in accuracy
+    assert " in accuracy (95 % CI " in accuracy
 
 
 def test_data_without_patients_says_so(tmp_path):
     paragraphs, found = told(
         tmp_path, {"scratch": 0.7, "two_stage": 0.9}, patients=None, seeds=(0, 1)
     )
-    assert "The data names no patients" in " ".join(paragraphs)
+    assert "The data do not identify patients" in " ".join(paragraphs)
     assert found.by_region is None
 
 
 def test_a_single_arm_is_compared_with_nothing(tmp_path):
     (answer, _), _ = told(tmp_path, {"natural": 0.8})
-    assert answer.startswith("There is only one arm, so nothing is compared: natural")
+    assert answer.startswith("Natural, the only arm, reached a balanced accuracy of ")
     assert "95 % CI" in answer
 
 
@@ -115,7 +115,7 @@ def test_at_which_sizes_the_difference_holds(tmp_path):
     assert (
         "two-stage is ahead of scratch at 400 (+" in sizes and " and 1,600 (+" in sizes
     )
-    assert "no difference" not in sizes
+    assert "is not significant at" not in sizes
     assert area.startswith("Over all sizes ")
     # Half the patches cost 8 points and two-stage is worth 12: one halving and a half.
     match = found.size_study.matches["two_stage"][0]
@@ -130,7 +130,7 @@ def test_an_area_that_is_not_shown_to_differ_is_not_told_as_a_gain(tmp_path):
     _, found = told(tmp_path, chances, fractions=(1.0, 0.5))
     sizes, area = size_words(found)
     assert "Holm-corrected over 2 arms" in area
-    assert "No difference over all sizes is shown." in area
+    assert "This difference is not significant." in area
     gains = found.size_study.area_gains
     corrected = holm([p_value for _, p_value in gains.values()])
     assert f"p = {dict(zip(gains, corrected, strict=True))['two_stage']:.3f}" in area
@@ -202,7 +202,7 @@ def test_without_a_primary_endpoint_everything_is_exploratory(tmp_path):
     chances = {"scratch": 0.7, "natural": 0.8, "two_stage": 0.9}
     paragraphs, found = told(tmp_path, chances)
     assert found.primary is None
-    assert any("All exploratory" in text for text in paragraphs)
+    assert any(text.startswith("Exploratory, because no") for text in paragraphs)
 
 
 def test_gains_at_two_sizes_are_compared_with_each_other(tmp_path):
@@ -216,7 +216,7 @@ def test_gains_at_two_sizes_are_compared_with_each_other(tmp_path):
     assert change.estimate == pytest.approx(small - large)
     sizes = size_words(found)[0]
     assert f"CI {100 * change.low:.1f}".replace("-", "−") in sizes
-    assert ("is not shown" in sizes.rsplit("minus", 1)[1]) == (p_value >= 0.05)
+    assert ("not significant" in sizes.rsplit("minus", 1)[1]) == (p_value >= 0.05)
 
 
 def test_a_difference_lost_in_the_correction_says_so(tmp_path):
@@ -247,15 +247,15 @@ def test_the_interval_of_a_loss_has_the_sign_of_the_words(tmp_path):
         findings.sentence(loss(0.026, holm), scores) for holm in (0.026, 0.1)
     )
     assert "is worse than scratch by 4.0 points" in worse
-    assert "scored 4.0 points of balanced accuracy less than scratch" in leaning
+    assert "scored 4.0 points lower than scratch in balanced accuracy" in leaning
     _, found = told(tmp_path / "b", {"scratch": 0.8, "two_stage": 0.8}, seeds=(0,))
     one_seed = findings.sentence(loss(0.026, 0.026), found.full.scores)
-    assert "4.0 points of balanced accuracy less" in one_seed
+    assert "4.0 points lower than scratch in balanced accuracy" in one_seed
     for text in (worse, leaning, one_seed):
         assert "95 % CI 0.6 to 7.0" in text
     # 'First minus second' has a sign, and so has its interval.
     unsure = findings.sentence(loss(0.2, 0.2), scores)
-    assert "is −4.0 points of balanced accuracy (95 % CI −7.0 to −0.6" in unsure
+    assert "is −4.0 points in balanced accuracy (95 % CI −7.0 to −0.6" in unsure
 
 
 def test_an_area_lost_has_a_positive_interval(tmp_path):
@@ -264,7 +264,7 @@ def test_an_area_lost_has_a_positive_interval(tmp_path):
     gain = found.size_study.area_gains["two_stage"][0]
     assert gain.high < 0
     words = (
-        f"less than scratch (95 % CI {-100 * gain.high:.1f} to {-100 * gain.low:.1f}"
+        f"lower than scratch (95 % CI {-100 * gain.high:.1f} to {-100 * gain.low:.1f}"
     )
     assert words in size_words(found)[-1]
 
@@ -297,7 +297,7 @@ def test_missing_rows_are_part_of_the_first_words(tmp_path):
     text = " ".join(summary(study, found))
     assert "2 seeds" in text and "1 row is missing; see below." in text
     report = sections.build(study, found, gather(study))
-    assert "Nothing is averaged over them" in report.warnings[0]
+    assert "if every arm has all of its folds" in report.warnings[0]
 
 
 def test_two_stage_is_compared_with_the_best_baseline(tmp_path):

@@ -73,7 +73,7 @@ def test_scores_are_those_of_the_report(tmp_path):
 
 @pytest.mark.parametrize(
     ("folds", "words"),
-    [(0, "has seen; 480 test"), (2, "of all 2 folds together; 480 test")],
+    [(0, "or selection; 480 test"), (2, "all 2 folds are pooled; 480 test")],
 )
 def test_a_run_gets_tables_figures_and_report_once(tmp_path, capsys, folds, words):
     chances = {"scratch": 0.7, "natural": 0.8}
@@ -100,5 +100,5 @@ def test_a_study_that_cannot_be_reported_has_its_table(tmp_path, capsys):
     write_results(run, found["config"], found["rows"][:1], baselines=[])
     write_run(run)
     printed = capsys.readouterr().out
-    assert "No report: " in printed and "| scratch" in printed
+    assert "The report is missing: " in printed and "| scratch" in printed
     assert "Missing: scratch (fraction 1, seed 0, fold 1)." in printed

@@ -268,7 +268,8 @@ def test_stages_and_mistakes_that_are_damaged_are_left_out_by_name(tmp_path):
     edit(run, lambda r: r["rows"][1].update(stage_runs=["../../etc"]))
     found = gather(study_table.load([run]))
     text = " ".join(found.notes)
-    assert "No worst mistakes" in text and "mistakes.npz: is damaged" in text
+    assert "Worst mistakes are skipped" in text
+    assert "mistakes.npz: the file is damaged" in text
     assert "lineage.json: lacks stage" in text and "../../etc" in text
     assert found.mistakes == {} and found.stages == {}
 
@@ -315,7 +316,7 @@ def test_what_explain_found_is_shown(tmp_path):
     assert list(found.explanation.figures) == ["first_layer"]
     (saved,) = found.explanation.figures.values()
     assert (saved.png, saved.pdf) == (png, pdf)
-    assert sum("is not a PNG and a PDF file of" in note for note in found.notes) == 6
+    assert sum("its PNG or PDF file is missing" in note for note in found.notes) == 6
 
 
 def test_settings_that_are_nested_are_named_by_their_path():

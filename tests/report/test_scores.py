@@ -122,7 +122,7 @@ def test_notes_say_what_has_an_interval_and_what_a_spread(study, found, level):
     )
     for table in tables:
         assert f"{('patch', 'region')[level]} level" in table.caption
-        assert "95 % confidence intervals, over test patients and seeds" in table.note
+        assert "95 % confidence intervals over test patients and seeds" in table.note
     assert "ECE: mean ± standard deviation over seeds; no interval" in tables[2].note
 
 

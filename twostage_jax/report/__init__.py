@@ -8,9 +8,9 @@
 Several folders of one study, such as seeds run on several machines, are joined.
 
 With --external, the trained networks are first applied to labelled sets of other patients:
-folders that `twostage prepare` wrote, or folders of the same kind as the target's. Their
-classes must be among those of the target. The scores stay in the workdir, and are part of
-all its later reports.
+folders written by `twostage prepare`, or folders in the format of the target's. Their
+classes must be among those of the target. The scores are stored in the workdir, and appear
+in all later reports.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def report(
       data_dir: Folder of prepared data sets; default: data/ in the user's cache folder.
 
     Raises:
-      UserError: The folders are not those of one study, or `out` holds something else; or
+      UserError: The folders do not belong to one study, `out` holds something else, or
         an external set cannot be scored.
     """
     if external:
@@ -43,7 +43,7 @@ def report(
             for workdir in run:
                 path = score(Path(workdir), Path(folder), cli.data_dir(data_dir))
                 print(f"Scored on {folder}: {path}", flush=True)
-    # Brings matplotlib, which --help does not wait for.
+    # Imports matplotlib, which --help should not wait for.
     from twostage_jax.report.write import write_report
 
     print(write_report([Path(folder) for folder in run], Path(out)))

@@ -1,8 +1,8 @@
 """Every number of the report, computed once from the rows of a study.
 
-Scores are those of arms on the same test examples: patches, or regions (the patches of
-one true class of a patient). Resamples are drawn once per size and metric, and shared by
-all intervals and differences there; those of the size study are shared by all sizes.
+Arms are scored on the same test examples: patches, or regions (the patches of one true
+class of a patient). Resamples are drawn once per size and metric, and shared by all
+intervals and differences there; those of the learning curve are shared by all sizes.
 """
 
 import dataclasses
@@ -35,16 +35,16 @@ class Scores:
     Attributes:
       level: Kind of the examples: patches, or regions (the patches of one true class of
         a patient).
-      arms: Arm -> the predictions of its seeds, folds joined.
-      paired: The same, paired.
-      class_names: K names.
+      arms: Arm -> predictions of its seeds, folds joined.
+      paired: The same predictions, paired.
+      class_names: Names of the K classes.
       intervals: Metric -> arm -> score, mean over seeds, and interval; without AUROC if
-        it is not defined, and with the scores of `OF_PATIENTS` at patch level if the set
-        names patients.
-      differences: Metric -> every pair of arms.
+        it is undefined, and with the scores of `OF_PATIENTS` at patch level if patients
+        are known.
+      differences: Metric -> difference of every pair of arms.
       examples: Number of test examples.
-      groups: Number of test patients, or None if the set has none.
-      resamples: Number of resamples of an interval.
+      groups: Number of test patients, or None if unknown.
+      resamples: Number of resamples per interval.
     """
 
     level: Level
@@ -79,7 +79,7 @@ class Scores:
 
     @functools.cached_property
     def confusion(self) -> Mapping[str, np.ndarray]:
-        """Arm -> counts `[K, K]`, true class by row, added up over the seeds."""
+        """Arm -> counts `[K, K]`, true class by row, summed over seeds."""
         return {
             arm: sum(metrics.confusion(one.labels, one.probabilities) for one in seeds)
             for arm, seeds in self.arms.items()
@@ -105,7 +105,7 @@ class Scores:
     def of_shares(self) -> Sequence[Mapping[str, Mapping[str, Interval]]]:
         """For each class, 'error' and 'agreement' -> arm -> value and interval.
 
-        Of the shares of the class in the patches of each patient: see
+        They compare the fractions of the class in the patches of each patient; see
         `metrics.share_error` and `metrics.share_agreement`.
         """
         found = []
@@ -152,11 +152,11 @@ class Scores:
 
 
 class Calibration(NamedTuple):
-    """Calibration of arms (see `stats.calibration`); None where it is not defined.
+    """Calibration of arms (see `stats.calibration`); None if undefined.
 
     Attributes:
-      slope: Arm -> slope; 1 at best.
-      intercepts: For each class, arm -> intercept; 0 at best.
+      slope: Arm -> slope; 1 is ideal.
+      intercepts: For each class, arm -> intercept; 0 is ideal.
     """
 
     slope: Mapping[str, Interval | None]
@@ -167,9 +167,9 @@ class Baseline(NamedTuple):
     """A baseline on the test examples of the arms.
 
     Attributes:
-      name: Such as 'descriptors'.
+      name: Name, such as 'descriptors'.
       score: Balanced accuracy, mean over seeds, and interval.
-      difference: The champion minus the baseline, not corrected for others.
+      difference: Champion minus baseline, not corrected for multiplicity.
     """
 
     name: str
@@ -182,11 +182,12 @@ class Size:
     """Results at one fraction of the target training set.
 
     Attributes:
-      fraction: The fraction.
-      patches: Target training patches of each seed and fold.
-      patients: Patients they are of, likewise; empty if the set names none.
-      scores: Scores of the arms there.
-      baselines: Baselines of which all seeds of the arms are there, the best first.
+      fraction: Fraction of the target training set.
+      patches: Number of target training patches of each seed and fold.
+      patients: Number of target training patients of each seed and fold; empty if
+        unknown.
+      scores: Scores of the arms.
+      baselines: Baselines with all seeds of the arms, best first.
     """
 
     fraction: float
@@ -207,9 +208,9 @@ class Primary:
 
     Attributes:
       difference: First arm minus second over all sizes, or at the only size; its p-value
-        needs no correction. Without an estimate (NaN) where `reason` says why.
-      sizes: Number of sizes that it is over.
-      seeds: Seeds that it is over.
+        needs no correction. The estimate is NaN if there is a `reason`.
+      sizes: Number of sizes averaged.
+      seeds: Seeds averaged.
       reason: Why it cannot be computed, or ''.
     """
 
@@ -224,13 +225,13 @@ class ByPatient:
     """The primary difference, or that of champion and baseline, patient by patient.
 
     Attributes:
-      difference: Name of its arms and metric, and its estimate.
-      patients: P names.
-      patches: `[P]`, number of test patches.
-      scores: `[2, P]`, score of each patient's own patches by either arm, mean over
-        seeds and sizes: the metric itself if it is one of confusion counts, else
-        balanced accuracy over the classes that the patient has.
-      without: `[P]`, the difference without the patient.
+      difference: Arms, metric and estimate.
+      patients: Names of the P patients.
+      patches: Number of test patches per patient, `[P]`.
+      scores: Score of each patient's patches by either arm, mean over seeds and sizes,
+        `[2, P]`: the metric itself if it is computed from confusion counts, else
+        balanced accuracy over the classes present in the patient.
+      without: Difference without each patient, `[P]`.
     """
 
     difference: Difference
@@ -241,7 +242,7 @@ class ByPatient:
 
     @property
     def most(self) -> int:
-        """Position of the patient without whom the difference changes most."""
+        """Index of the patient whose exclusion changes the difference most."""
         return int(np.abs(self.without - self.difference.estimate).argmax())
 
 
@@ -250,15 +251,15 @@ class Analysis:
     """Everything computed from a study.
 
     Attributes:
-      sizes: Largest first; the first one is the full target set.
-      by_region: The full target set at region level, or None without patients.
-      size_study: Scores against size, or None (see `notes`).
-      baseline: The arm that the others are compared with.
-      champion: The arm that the first sentences are about.
-      notes: What could not be computed, and why.
-      primary: The primary endpoint, or None if the settings name none.
-      by_patient: The main difference by patient, or None if the set names no patients
-        or there is only one arm.
+      sizes: Results by size, largest first; the first is the full target set.
+      by_region: Full target set at region level, or None if patients are unknown.
+      size_study: Learning curves, or None (see `notes`).
+      baseline: Arm that the others are compared with.
+      champion: Arm that the first sentences are about.
+      notes: Skipped analyses, with reasons.
+      primary: Primary endpoint, or None if the settings do not name one.
+      by_patient: Main difference by patient, or None if patients are unknown or there is
+        only one arm.
     """
 
     sizes: tuple[Size, ...]
@@ -282,12 +283,12 @@ class Analysis:
 
     @property
     def sizes_differ(self) -> bool:
-        """Whether seeds or folds of one fraction have training sets of other sizes."""
+        """Whether training sets of one fraction differ in size over seeds or folds."""
         return any(len(set(size.patches)) > 1 for size in self.sizes)
 
     @property
     def common_seeds(self) -> tuple[int, ...]:
-        """The seeds that are whole at every size: those of the size study."""
+        """The seeds that are complete at every size: those of the learning curve."""
         return _common_seeds(self.sizes)
 
 
@@ -295,7 +296,7 @@ def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
     """Computes the numbers of a study.
 
     Raises:
-      UserError: No fraction has a seed that is whole in every arm.
+      UserError: Every seed is incomplete in some arm, at every fraction.
     """
     notes, sizes = [], []
     for fraction in study.fractions:
@@ -304,14 +305,13 @@ def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
             sizes.append(_size(study, fraction, arms, seeds, resamples))
         else:
             notes.append(
-                f"Fraction {fraction:g}: no seed is whole in every arm, so nothing is "
-                "compared there."
+                f"Fraction {fraction:g} is skipped: every seed lacks a fold in some arm."
             )
     if not sizes:
         raise UserError(
-            f"{study.workdirs[0]}: no seed has all its folds in every arm, so there is "
-            f"nothing to compare; {len(study.missing)} rows are missing, such as "
-            f"{study.missing[0]}. Run the study to its end.",
+            f"{study.workdirs[0]}: arms cannot be compared, because every seed lacks a "
+            f"fold in some arm; {len(study.missing)} rows are missing, such as "
+            f"{study.missing[0]}. Finish the study.",
             where=study.workdirs[0],
         )
     names = list(sizes[0].scores.arms)
@@ -321,7 +321,7 @@ def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
     if primary and not primary.reason:
         baseline, champion = primary.difference.second, primary.difference.first
     by_size, reason = _size_study(study, sizes, baseline, resamples)
-    notes += [reason] if reason else []
+    notes += [f"Learning curve: skipped, because {reason}."] if reason else []
     sizes = [
         dataclasses.replace(
             size, baselines=tuple(_baselines(study, size, champion, resamples))
@@ -351,13 +351,13 @@ def of_arms(
 
     Args:
       arms: Predictions of each arm.
-      class_names: K names.
-      resamples: Number of resamples of an interval.
+      class_names: Names of the K classes.
+      resamples: Number of resamples per interval.
       level: Kind of the examples.
-      named: Metrics; empty for all that are defined.
+      named: Names of metrics; all defined ones if empty.
 
     Raises:
-      UserError: As `arms.pair`.
+      UserError: The arms cannot be paired; see `arms.pair`.
     """
     paired = pair(arms)
     first = next(iter(arms.values()))[0]
@@ -394,7 +394,7 @@ def of_arms(
 
 
 def by_region(scores: Scores) -> Scores | None:
-    """Returns patch-level scores at region level, or None if the set names no patients."""
+    """Returns patch-level scores at region level, or None if patients are unknown."""
     if scores.groups is None:
         return None
     arms = {arm: [regions(one) for one in seeds] for arm, seeds in scores.arms.items()}
@@ -402,7 +402,7 @@ def by_region(scores: Scores) -> Scores | None:
 
 
 def named_classes(found: Interval, class_names: Sequence[str]) -> str:
-    """Returns the reason of an interval with names of classes instead of numbers."""
+    """Returns the reason of an interval, with class names instead of numbers."""
 
     def name(match: re.Match[str]) -> str:
         return f"class '{class_names[int(match[1])]}'"
@@ -411,9 +411,9 @@ def named_classes(found: Interval, class_names: Sequence[str]) -> str:
 
 
 def patients_of_curve(study: Study, analysis: Analysis) -> dict[float, float] | None:
-    """Returns size on the size curve -> mean number of training patients.
+    """Returns size on the learning curve -> mean number of training patients.
 
-    None unless the fractions are drawn by patient, and every row knows its patients.
+    Returns None unless fractions are drawn by patient and every row has its patients.
     """
     if study.config["study"].get("draw") != "group":
         return None
@@ -430,7 +430,7 @@ def patients_of_curve(study: Study, analysis: Analysis) -> dict[float, float] | 
 
 
 def _primary(study: Study, sizes: Sequence[Size], resamples: int) -> Primary | None:
-    """Returns the primary endpoint of a study, or None if its settings name none."""
+    """Returns the primary endpoint of a study, or None if the settings name none."""
     named = study.config["study"].get("primary")
     if not named:
         return None
@@ -440,10 +440,10 @@ def _primary(study: Study, sizes: Sequence[Size], resamples: int) -> Primary | N
     )
     there = [s for s in sizes if {first, second} <= set(s.scores.arms)]
     if len(there) < len(study.fractions):
-        lacking = "the arms are not whole at every size of the study"
+        lacking = "the arms are incomplete at some sizes of the study"
         return Primary(unknown, len(there), (), lacking)
     if metric not in sizes[0].scores.differences:
-        return Primary(unknown, len(there), (), "the score is not defined on this data")
+        return Primary(unknown, len(there), (), "the score is undefined for these data")
     if len(sizes) == 1:
         scores_ = sizes[0].scores
         (difference,) = (
@@ -474,7 +474,7 @@ def _by_patient(
     primary: Primary | None,
     pair_of_arms: tuple[str, str],
 ) -> ByPatient | None:
-    """Returns the primary difference by patient; without one, that of the full size."""
+    """Returns the primary difference by patient, or else that at the full size."""
     named = primary and not primary.reason
     metric = primary.difference.metric if named else METRIC
     if sizes[0].scores.groups is None or len(set(pair_of_arms)) < 2:
@@ -531,7 +531,7 @@ def _size(
 def _baselines(
     study: Study, size: Size, champion: str, resamples: int
 ) -> list[Baseline]:
-    """Returns the baselines at a size, each against the champion, the best first."""
+    """Returns the baselines at a size, each against the champion, best first."""
     arms, seeds = size.scores.arms, size.scores.seeds
     if champion not in arms:
         return []
@@ -573,9 +573,9 @@ def _common_seeds(sizes: Sequence[Size]) -> tuple[int, ...]:
 def _size_study(
     study: Study, sizes: Sequence[Size], baseline: str, resamples: int
 ) -> tuple[SizeStudy | None, str]:
-    """Returns the size study, or None and why there is none."""
+    """Returns the learning curves, or None and the reason why they are missing."""
     if len(sizes) < 2:
-        return None, ("Learning curve: one size only.")
+        return None, "there is only one size"
     arms, reason = _on_curve(
         study,
         sizes,
@@ -596,17 +596,17 @@ def _size_study(
 def _on_curve(
     study: Study, sizes: Sequence[Size], baseline: str, arms: Sequence[str]
 ) -> tuple[dict[str, dict[float, list[Predictions]]], str]:
-    """Returns arm -> size -> predictions of the common seeds, or why there are none."""
+    """Returns arm -> size -> predictions of the common seeds, or why they are missing."""
     seeds = _common_seeds(sizes)
     if not seeds or baseline not in arms:
-        return {}, "No seed is whole at every size, so there is no size curve."
+        return {}, "every seed is incomplete at some size"
     # Over the seeds whose scores are on the curve.
     means = {
         size.fraction: _mean_patches(_trained(study, size.fraction, baseline, seeds))
         for size in sizes
     }
     if len(set(means.values())) < len(sizes):
-        return {}, "Two fractions give the same number of patches: no size curve."
+        return {}, "two fractions give the same number of patches"
     return {
         arm: {
             means[size.fraction]: [
@@ -621,7 +621,7 @@ def _on_curve(
 def _of_correlation(found: Interval) -> Interval:
     """Returns the interval of a correlation from that of a difference.
 
-    A correlation may be negative, too, but is never outside -1 to 1.
+    A correlation may be negative, but is always between -1 and 1.
     """
     if found.low is None:
         return found
@@ -631,6 +631,6 @@ def _of_correlation(found: Interval) -> Interval:
 
 
 def with_names(found: Interval, class_names: Sequence[str]) -> Interval:
-    """Returns an interval whose reason names classes instead of numbers."""
+    """Returns an interval whose reason has class names instead of numbers."""
     reason = named_classes(found, class_names)
     return dataclasses.replace(found, reason=reason)

@@ -1,6 +1,6 @@
 """Contents of a run folder apart from its rows: stages, images, explanations.
 
-No score needs them: the report skips what is absent or damaged, and says so.
+Scores do not need them: the report skips missing or damaged files, and says so.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from twostage_jax.errors import UserError
 from twostage_jax.report.study_table import NAMED, Study, read_arrays, read_json
 from twostage_jax.stats.arms import checked
 
-# What `stage.StageRun.folder_name` can be; nothing that leads out of the folder.
+# Names that `stage.StageRun.folder_name` can have; they cannot leave the folder.
 STAGE_FOLDER = re.compile(r"[\w-][\w. -]*-[0-9a-f]{12}")
 PNG_START, PDF_START = b"\x89PNG\r\n\x1a\n", b"%PDF-"
 LINEAGE = ("stage", "chain", "seed", "fraction", "fold", "settings", "data", "history",
@@ -31,10 +31,10 @@ class StageRecord:
 
     Attributes:
       name: Name of its folder.
-      lineage: Its lineage.
-      transfer: Its transfer report, or None.
+      lineage: Contents of `lineage.json`.
+      transfer: Transfer report, or None.
       validation: Labels `[N]` and probabilities `[N, K]` of its validation examples;
-        None if earlier versions made the run.
+        None for runs of earlier versions.
     """
 
     name: str
@@ -44,7 +44,7 @@ class StageRecord:
 
     @property
     def path(self) -> str:
-        """Its chain of stages in words: 'natural > texture > target'."""
+        """Its chain of stages: 'natural > texture > target'."""
         return " > ".join(name.rsplit("-", 1)[0] for name in self.lineage["chain"])
 
 
@@ -62,9 +62,10 @@ class Mistakes:
     """The worst mistakes of an arm.
 
     Attributes:
-      ids, groups: `[N]` strings; groups are '' if there are none.
-      labels: `[N]`.
-      probabilities: `[N, K]`, mean over the seeds.
+      ids, groups: Names of examples and patients, `[N]` strings; groups are '' if
+        unknown.
+      labels: True classes, `[N]`.
+      probabilities: Means over the seeds, `[N, K]`.
       images: `[N, H, W, C]` uint8.
     """
 
@@ -94,14 +95,14 @@ class Explanation:
 
 @dataclasses.dataclass(frozen=True)
 class Artefacts:
-    """All of it.
+    """All contents of the run folders apart from rows.
 
     Attributes:
       stages: Folder name -> stage run, in the order of the rows.
       examples: Stage -> examples of its data.
       mistakes: Arm -> its worst mistakes.
-      explanation: What `explain` found, or None.
-      notes: Skipped items, each with the reason.
+      explanation: Output of `explain`, or None.
+      notes: Skipped items, with reasons.
     """
 
     stages: Mapping[str, StageRecord]
@@ -116,8 +117,8 @@ def gather(study: Study) -> Artefacts:
     notes: list[str] = []
     return Artefacts(
         _stages(study, notes),
-        _first(study, notes, "example patches", "examples/*.npz", _examples),
-        _first(study, notes, "worst mistakes", "examples/mistakes.npz", _mistakes),
+        _first(study, notes, "Example patches", "examples/*.npz", _examples),
+        _first(study, notes, "Worst mistakes", "examples/mistakes.npz", _mistakes),
         _explanation(study, notes),
         notes,
     )
@@ -138,7 +139,7 @@ def _stages(study: Study, notes: list[str]) -> dict[str, StageRecord]:
         try:
             found[name] = stage_record(folder)
         except UserError as error:
-            notes.append(f"A stage run is left out: {error}")
+            notes.append(f"A stage run is skipped: {error}")
     shared = {}
     for one in found.values():
         if line := one.lineage["data"].get("copies"):
@@ -153,14 +154,14 @@ def _stages(study: Study, notes: list[str]) -> dict[str, StageRecord]:
     if absent:
         more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
         notes.append(
-            f"Stage runs without a lineage.json are left out: "
+            f"Stage runs without a lineage.json are skipped: "
             f"{', '.join(absent[:NAMED])}{more}."
         )
     return found
 
 
 def stage_record(folder: Path) -> StageRecord:
-    """Reads a stage run; raises a UserError if it lacks what the report reads."""
+    """Reads a stage run; raises a UserError if it lacks files or fields."""
     lineage, transfer = read_json(folder / "lineage.json"), None
     _check_fields(folder / "lineage.json", lineage, LINEAGE)
     if (folder / "transfer.json").is_file():
@@ -171,7 +172,7 @@ def stage_record(folder: Path) -> StageRecord:
     validation = None
     if (folder / "validation.npz").is_file():
         saved = read_arrays(folder / "validation.npz", ("labels", "probabilities"))
-        # There may be none.
+        # The validation set may be empty.
         if len(saved["labels"]):
             validation = checked(saved["labels"], saved["probabilities"])
     return StageRecord(folder.name, lineage, transfer, validation)
@@ -190,7 +191,7 @@ def _first(
     pattern: str,
     read: Callable[[Sequence[Path], Study], dict],
 ) -> dict:
-    """Returns what is read from the first run folder that has it."""
+    """Returns the contents of the first run folder with files of the pattern."""
     for folder in study.workdirs:
         paths = sorted(folder.glob(pattern))
         if not paths:
@@ -198,12 +199,12 @@ def _first(
         try:
             found = read(paths, study)
         except UserError as error:
-            notes.append(f"No {what}: {error}")
+            notes.append(f"{what} are skipped: {error}")
             return {}
         if len(study.workdirs) > 1 and read is _mistakes:
-            notes.append(f"The {what} are those of {folder} alone.")
+            notes.append(f"{what} are those of {folder} only.")
         return found
-    notes.append(f"No {what}: no run folder has {pattern}.")
+    notes.append(f"{what} are skipped: {pattern} is missing from every run folder.")
     return {}
 
 
@@ -217,7 +218,7 @@ def _examples(paths: Sequence[Path], study: Study) -> dict[str, Examples]:
         _check_images(path, saved["images"], saved["labels"])
         names = tuple(map(str, saved["class_names"]))
         if len(saved["labels"]) and not 0 <= saved["labels"].max() < len(names):
-            raise UserError(f"{path}: a label has no class name.", where=path)
+            raise UserError(f"{path}: a label lacks a class name.", where=path)
         if len(saved["labels"]):
             found[path.stem] = Examples(saved["images"], saved["labels"], names)
     return found
@@ -230,9 +231,9 @@ def _mistakes(paths: Sequence[Path], study: Study) -> dict[str, Mistakes]:
     count, classes = len(saved["labels"]), len(study.class_names)
     shapes = [saved[name].shape for name in ("arm", "ids", "groups")]
     if set(shapes) != {(count,)} or saved["probabilities"].shape != (count, classes):
-        raise UserError(f"{path}: its arrays do not fit together.", where=path)
+        raise UserError(f"{path}: array sizes are inconsistent.", where=path)
     if count and not 0 <= saved["labels"].min() <= saved["labels"].max() < classes:
-        raise UserError(f"{path}: a label has no class name.", where=path)
+        raise UserError(f"{path}: a label lacks a class name.", where=path)
     found = {}
     for arm in study.arms:
         chosen = saved["arm"].astype(str) == arm
@@ -254,7 +255,7 @@ def _check_images(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def _explanation(study: Study, notes: list[str]) -> Explanation | None:
-    """Returns what `explain` wrote into the first run folder that has it."""
+    """Returns the output of `explain` in the first run folder that has it."""
     for workdir in study.workdirs:
         path = workdir / "explain" / "explain.json"
         if not path.is_file():
@@ -262,7 +263,7 @@ def _explanation(study: Study, notes: list[str]) -> Explanation | None:
         try:
             explained = read_json(path)
         except UserError as error:
-            notes.append(f"What the features respond to is left out: {error}")
+            notes.append(f"Feature analysis is skipped: {error}")
             return None
         if not isinstance(explained, dict):
             explained = {}
@@ -271,14 +272,14 @@ def _explanation(study: Study, notes: list[str]) -> Explanation | None:
             _figures(path.parent, explained.get("figures") or {}, notes),
             [str(text) for text in explained.get("left_out") or ()],
         )
-    notes.append("Feature analysis: not run (twostage_jax.explain).")
+    notes.append("Feature analysis is missing: run twostage explain.")
     return None
 
 
 def _figures(
     folder: Path, named: Mapping[str, str], notes: list[str]
 ) -> dict[str, SavedFigure]:
-    """Returns figures by name; one that lacks a file, or lies elsewhere, is named."""
+    """Returns figures by name; notes those with files missing or outside the folder."""
     found = {}
     for name, place in named.items():
         png = _inside(folder, f"{place}.png", PNG_START)
@@ -287,13 +288,14 @@ def _figures(
             found[str(name)] = SavedFigure(png, pdf)
         else:
             notes.append(
-                f"Figure {name} of explain.json is not a PNG and a PDF file of {folder}."
+                f"Figure {name} of explain.json is skipped: its PNG or PDF file is "
+                f"missing from {folder}, or damaged."
             )
     return found
 
 
 def _inside(folder: Path, place: str, start: bytes) -> bytes:
-    """Returns a file of the folder that begins as asked; b'' if there is none."""
+    """Returns a file inside the folder that begins with `start`, or b''."""
     path = folder / place
     if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
         return b""

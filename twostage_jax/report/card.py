@@ -1,7 +1,7 @@
-"""The model card of exported weights: Markdown with a header as Hugging Face reads it.
+"""The model card of exported weights: Markdown with a Hugging Face header.
 
-Names of classes, data sets and arms come from files, so every text is escaped: for
-Markdown, and in the header, whose values are JSON, which is YAML.
+Names of classes, data sets and arms come from files, so all text is escaped: for
+Markdown, and in the header, whose values are JSON, which is valid YAML.
 """
 
 import json
@@ -26,14 +26,14 @@ def page(folder: Path, arm: str, weights: str, pytorch: str, licence: str = "") 
     """Returns the card of a stage run.
 
     Args:
-      folder: Folder of the stage run, in `stages/` of the workdir of its study or alone.
-      arm: Arm that it ends, or its chain of stages.
-      weights: Name of the file of weights.
+      folder: Folder of the stage run, in `stages/` of a study's workdir or elsewhere.
+      arm: Arm whose last stage it is, or its chain of stages.
+      weights: Name of the weights file.
       pytorch: Expression that builds the network in PyTorch, or '' (`Network.pytorch`).
       licence: Licence of the weights, or '' if it is not stated.
 
     Raises:
-      UserError: The lineage of the stage run, or of one before it, is damaged.
+      UserError: The lineage of the stage run, or of an earlier stage, is damaged.
     """
     record = stage_record(folder)
     *before, _ = (folder.parent / Path(name).name for name in record.lineage["chain"])
@@ -77,10 +77,10 @@ def page(folder: Path, arm: str, weights: str, pytorch: str, licence: str = "") 
 def _scores(
     folder: Path, arm: str, record: StageRecord
 ) -> tuple[Study | None, Scores | None, str]:
-    """Returns the study of a run, the scores of its arm and baselines, or why not."""
+    """Returns the study of a run, and scores of its arm and baselines or a reason."""
     workdir = folder.absolute().parent.parent
     if not (workdir / "results.json").is_file():
-        return None, None, "The weights lie outside of a study."
+        return None, None, "The weights do not belong to a study."
     try:
         study = study_table.load([workdir])
         fraction = record.lineage["fraction"]
@@ -91,7 +91,7 @@ def _scores(
             return (
                 study,
                 None,
-                "This is not the last stage of a whole arm of the study.",
+                "This is not the last stage of a complete arm of the study.",
             )
         names = (arm, *study.whole_baselines(fraction, seeds))
         predictions = {
@@ -107,7 +107,7 @@ def _scores(
 
 
 def _best(scores: Scores, arm: str) -> str | None:
-    """Returns the baseline of the highest score, if there are any."""
+    """Returns the baseline with the highest score, or None."""
     found = {k: v.estimate for k, v in scores.intervals[METRIC].items() if k != arm}
     return max(found, key=found.__getitem__) if found else None
 
@@ -130,7 +130,7 @@ def _table(scores: Scores, arm: str) -> Table:
 
 
 def _margin(scores: Scores, arm: str) -> str:
-    """Returns how much more the arm reaches than the best baseline, in points."""
+    """Returns the arm minus the best baseline, in points."""
     best = _best(scores, arm)
     for one in scores.differences[METRIC]:
         if {one.first, one.second} == {arm, best}:
@@ -173,7 +173,7 @@ def _stages(chain: Sequence[StageRecord]) -> Table:
 
 
 def _windows(lineage: Mapping[str, Any]) -> list[tuple[float, float]] | None:
-    """Returns the lowest HU and the width of each window; None without HU."""
+    """Returns the lowest HU and the width of each window; None if not in HU."""
     if lineage["data"].get("units") != "hu":
         return None
     window = lineage["settings"]["data"]["window"]
@@ -182,7 +182,7 @@ def _windows(lineage: Mapping[str, Any]) -> list[tuple[float, float]] | None:
 
 
 def _build(lineage: Mapping[str, Any]) -> str:
-    """Returns the call of `models.build` that makes the network."""
+    """Returns the call of `models.build` that builds the network."""
     model = lineage["model"]
     given = {name: model.get(name) for name in ("norm", "head") if model.get(name)}
     if model.get("dtype", "float32") != "float32":
@@ -195,7 +195,7 @@ def _build(lineage: Mapping[str, Any]) -> str:
 def _index(
     arm: str, lineage: Mapping[str, Any], scores: Scores | None
 ) -> list[dict[str, Any]]:
-    """Returns the scores as Hugging Face indexes them."""
+    """Returns the scores in the format of Hugging Face's model index."""
     if scores is None:
         return []
     data = plain(str(lineage["data"]["name"]))
@@ -210,7 +210,7 @@ def _index(
 
 
 def _yaml(value: Any) -> str:
-    """Returns a value as JSON in one line of printable characters, which is YAML."""
+    """Returns a value as one line of printable JSON, which is valid YAML."""
     return plain(json.dumps(value, ensure_ascii=False))
 
 

@@ -1,7 +1,7 @@
-"""The section on the data: who is in it, who is not and why, and statements on it.
+"""The section on the data: included and excluded patients, and statements.
 
-Numbers come from the lineages of the target's stage runs (`data.cohort.describe`); where
-these were made before they were recorded, the section says so.
+Numbers come from the lineages of the target's stage runs (`data.cohort.describe`); if
+these are too old to contain them, the section says so.
 """
 
 import itertools
@@ -21,21 +21,21 @@ from twostage_jax.report.tables import Column, Table, mean_and_range
 
 SPLITS = ("train", "validation", "test")
 NOT_RECORDED = (
-    "Flow of data and classes by split: not recorded. Stage runs of this version record "
-    "them."
+    "Flow of data and classes by split: not recorded by the version that trained these "
+    "stage runs."
 )
 NO_ACQUISITION = (
-    "Scanner, kernel, slice thickness, pixel size, sex and age: not recorded; only "
-    "DICOM files hold them."
+    "Scanner, kernel, slice thickness, pixel size, sex and age: not recorded; they are "
+    "read from DICOM files only."
 )
-# Field of config.report -> its heading.
+# Field of config.report -> heading.
 STATEMENTS = {
     "reference_standard": "Reference standard",
     "ethics": "Ethics",
     "funding": "Funding",
 }
 LINE = {"linewidth": 0.7, "color": "#444444"}
-# Lines of an excluded box of the flow figure, at most.
+# Largest number of lines in an excluded box of the flow figure.
 REASONS = 4
 
 
@@ -57,7 +57,7 @@ def section(study: Study, artefacts: Artefacts) -> list[Part]:
     if not found:
         parts.append(Text(NOT_RECORDED))
     else:
-        # With folds or several seeds of them, a patient is in all splits in turn.
+        # With folds, a patient is in all splits in turn.
         whole = len(study.folds) > 1
         first = found[0]
         if first["flow"]:
@@ -70,12 +70,12 @@ def section(study: Study, artefacts: Artefacts) -> list[Part]:
         if first["flow"]:
             parts.append(Details("Exclusions by class", [flow_table(first, whole)]))
         else:
-            parts.append(Text("Exclusions: the data source records none."))
+            parts.append(Text("Exclusions: not recorded by the data source."))
     return [*parts, *statements(study)]
 
 
 def statements(study: Study) -> Iterator[Text]:
-    """Yields the free texts of the settings, and says which are missing."""
+    """Yields the free texts of the settings, naming missing ones."""
     given = study.config.get("report") or {}
     for name, title in STATEMENTS.items():
         text = str(given.get(name) or "").strip()
@@ -112,17 +112,17 @@ def classes_table(study: Study, found: Sequence[Mapping[str, Any]]) -> Table:
             ]
             for k, name in enumerate(study.class_names)
         ],
-        "No patient is in two splits of a network; a patient may have patches of several "
-        "classes."
+        "The splits of a network do not share patients; a patient may have patches of "
+        "several classes."
         if with_patients
-        else "The data names no patients, so patches were divided at random.",
+        else "The data do not identify patients, so patches were split at random.",
     )
 
 
 def acquisition_table(
     found: Mapping[str, Any], whole: bool, name: str = "characteristics"
 ) -> Table:
-    """Returns who the patients are, and how their images were acquired."""
+    """Returns characteristics of the patients and of their images."""
     names = ["all", *(() if whole else SPLITS)]
     rows = [
         ["patients", "", *(str(found[split]["patients"]) for split in names)],
@@ -144,20 +144,20 @@ def acquisition_table(
     rows.append(["pixel size, mm", "", *pixel])
     return Table(
         name,
-        "Patients of the set, and how their images were acquired.",
+        "Characteristics of the patients and their images.",
         [
             Column("characteristic"),
             Column("value"),
             *(Column(n, "cells") for n in names),
         ],
         rows,
-        "From DICOM headers of the series that have patches. Age and pixel size: median "
+        "From DICOM headers of the series with patches. Age and pixel size: median "
         "(quartiles); sex, scanner, kernel and thickness: number (per cent).",
     )
 
 
 def flow_table(found: Mapping[str, Any], whole: bool) -> Table:
-    """Returns what was excluded and why, and what was not, by class and split."""
+    """Returns numbers of excluded and included units, by class, reason and split."""
     counts: dict[tuple[str, str, str], Counter] = {}
     for row in found["flow"]:
         key = row["level"], row["class"], row["reason"]
@@ -166,7 +166,7 @@ def flow_table(found: Mapping[str, Any], whole: bool) -> Table:
     splits = [] if whole else [*SPLITS, ""]
     return Table(
         "flow",
-        "Flow of data: number of units that are excluded, by reason, and included.",
+        "Flow of data: numbers of units included, and excluded by reason.",
         [
             Column("unit"),
             Column("class"),
@@ -182,7 +182,7 @@ def flow_table(found: Mapping[str, Any], whole: bool) -> Table:
                 key=lambda item: (order.index(item[0][0]), item[0][1], not item[0][2]),
             )
         ],
-        "Units of patients who have no patch at all are in no split.",
+        "Units of patients without patches are in no split.",
     )
 
 
@@ -216,7 +216,7 @@ def flow_picture(found: Mapping[str, Any], whole: bool, folds: int) -> Picture:
         f"From {boxes[0]} to {boxes[2]}. Excluded: {excluded or 'none'}.".replace(
             "\n", ", "
         ),
-        "Flow of data. Left: what is in the study; right: what is excluded, and why.",
+        "Flow of data. Left: included units; right: excluded units, with reasons.",
     )
 
 
@@ -227,8 +227,8 @@ def flow(
     """Draws a flow diagram.
 
     Args:
-      boxes: Texts from the top.
-      excluded: Lines of the boxes to the right, between each box and the next.
+      boxes: Texts of the boxes, from top to bottom.
+      excluded: Lines of the boxes on the right, between each box and the next.
       parts: Texts of the boxes side by side at the bottom.
     """
     gap, middle, width = 0.22, 1.9, 3.3  # inches
@@ -264,7 +264,7 @@ def flow(
 
 
 def _height(lines: Sequence[str]) -> float:
-    """Returns the height of a box of so many lines, inches."""
+    """Returns the height in inches of a box with these lines."""
     return 0.15 * len(lines) + 0.14
 
 
@@ -287,7 +287,7 @@ def _total(counts: Counter, level: str) -> str:
 
 
 def _reasons(counts: Counter, levels: Sequence[str]) -> list[str]:
-    """Returns lines on what is excluded, the most frequent first within a level."""
+    """Returns lines on excluded units, most frequent first within a level."""
     lines = []
     for level in levels:
         own = [(n, why) for (unit, why), n in counts.items() if unit == level and why]

@@ -1,7 +1,7 @@
-"""The section on external sets, which `twostage report --external` has scored.
+"""The section on external sets, scored by `twostage report --external`.
 
-Every network of an arm predicts every example there, so that a network (a seed, or a fold
-of it) takes the place of a seed: intervals are over external patients and networks.
+Every network of an arm predicts every example of the set, so a network (one fold of one
+seed) takes the role of a seed: intervals are over external patients and networks.
 """
 
 import re
@@ -32,8 +32,8 @@ class External(NamedTuple):
 
     Attributes:
       name: Name of the set.
-      described: Its `set.json` (see `study.external`).
-      arms: Arm -> predictions of its networks; only arms of which all are there.
+      described: Contents of its `set.json` (see `study.external`).
+      arms: Arm -> predictions of its networks; complete arms only.
     """
 
     name: str
@@ -42,7 +42,7 @@ class External(NamedTuple):
 
 
 def section(study: Study, analysis: Analysis, notes: list[str]) -> list[Part]:
-    """Returns the parts of the section; adds what is skipped, and why, to `notes`."""
+    """Returns the parts of the section; adds skipped sets, with reasons, to `notes`."""
     parts: list[Part] = []
     for number, found in enumerate(_found(study, analysis, notes)):
         scores = of_arms(found.arms, study.class_names, analysis.full.scores.resamples)
@@ -74,20 +74,23 @@ def _found(study: Study, analysis: Analysis, notes: list[str]) -> Iterator[Exter
 
 
 def _networks(study: Study, arm: str, folder: str) -> list[Predictions]:
-    """Returns the predictions of an arm's networks, numbered in the place of seeds."""
+    """Returns the predictions of an arm's networks, numbered like seeds."""
     found = []
     for place, record in study.records.items():
         if place.arm == arm and place.fraction == study.fractions[0]:
             path = _path(record, folder)
             if path is None:
-                raise UserError(f"{place} has not been scored on it, or trained again")
+                raise UserError(
+                    f"{place} was not scored on it, or was retrained since: score it "
+                    "again with --external."
+                )
             number = place.seed * len(study.folds) + place.fold
             found.append(named_predictions(path, number, study.class_names))
     return found
 
 
 def _path(record: Record, folder: str) -> Path | None:
-    """Returns the file of a row's predictions; None if another network made it."""
+    """Returns the file of a row's predictions; None if it is of another network."""
     home = record.source / "external" / folder
     place = record.place
     where = f"seed{place.seed}-fraction{place.fraction:g}-fold{place.fold}"
@@ -126,21 +129,21 @@ def _table(number: int, found: External, scores: Scores, base: str) -> Table:
             ]
             for arm in scores.arms
         ],
-        "Nothing was trained or chosen on this set. "
+        "This set was not used for training or selection. "
         + re.sub("and seeds", "and networks", how(scores)),
     )
 
 
 def _words(found: External) -> str:
-    """Returns what a reader must know about the set."""
+    """Returns caveats about the set."""
     told = []
     shared = found.described.get("shared_patients")
     if shared is None:
-        told.append("The set names no patients.")
+        told.append("The set does not identify patients.")
     elif shared:
         told.append(
-            f"{shared} of its patients have names that the target set has, too: these "
-            "are not external."
+            f"{shared} of its patients also occur by name in the target set: these are "
+            "not external."
         )
     else:
         told.append("Its patients and those of the target set have different names.")

@@ -90,7 +90,7 @@ def arm_label(arm: str) -> str:
 
 
 def plain(text: object, limit: int = 40) -> str:
-    """Returns text for a figure: one line, not too long, no mathematics."""
+    """Returns text for a figure: one short line, without mathematics."""
     return readable(text, limit).replace("$", r"\$")
 
 
@@ -100,7 +100,7 @@ def file_name(text: str) -> str:
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Returns a drawing function that draws in this style."""
+    """Returns a drawing function that uses this style."""
 
     @functools.wraps(draw)
     def drawn(*args: Any, **kwargs: Any) -> Figure:
@@ -117,13 +117,13 @@ def save(figure: Figure, path: Path | str) -> list[Path]:
     written = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
     with matplotlib.rc_context(STYLE):
         figure.savefig(written[0])
-        # No date: the same figure is the same file.
+        # Without a date, equal figures give equal files.
         figure.savefig(written[1], metadata={"CreationDate": None})
     return written
 
 
 def svg(figure: Figure) -> bytes:
-    """Returns a figure as SVG; text becomes outlines, so every browser draws it alike."""
+    """Returns a figure as SVG, with text as outlines to look the same in all browsers."""
     written = io.BytesIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": "twostage_jax"}):
         figure.savefig(written, format="svg", metadata={"Date": None})
@@ -146,13 +146,14 @@ History = Sequence[Mapping[str, float]]
 def learning_curves(
     stages: Mapping[str, Mapping[str, tuple[str, History]]],
 ) -> Figure:
-    """Draws loss and validation score against the step, one column of panels a stage.
+    """Draws loss and validation score against the step, one column per stage.
+
+    Thin lines are runs, thick lines the means of an arm's runs.
 
     Args:
       stages: Stage name -> stage run -> (arm, history). The arm is '' for a run that
         several arms share. An entry of a history has 'step', 'loss' (training),
-        'validation_loss' and 'validation_balanced_accuracy'. Thin lines are runs, a
-        thick one is the mean of an arm's runs.
+        'validation_loss' and 'validation_balanced_accuracy'.
     """
     panels = (
         ("validation_balanced_accuracy", "balanced accuracy"),
@@ -179,16 +180,16 @@ def learning_curves(
 def confusion_matrices(
     matrices: Mapping[str, np.ndarray], class_names: Sequence[str]
 ) -> Figure:
-    """Draws one panel an arm: shares of each true class, and below them the counts.
+    """Draws one panel per arm: fractions of each true class, with counts below.
 
-    Where cells are too small for both (ten classes or more), they hold per cent.
+    If cells are too small for both (ten classes or more), they hold per cent.
 
     Args:
       matrices: Arm -> counts `[K, K]`, true class by row.
-      class_names: K names.
+      class_names: Names of the K classes.
     """
     count = len(class_names)
-    # A cell needs about 0.3 inch to hold a share that can be read.
+    # A cell needs about 0.3 inch to hold a legible fraction.
     per_row = max(1, min(len(matrices), 4 if count <= 4 else 2))
     rows = -(-len(matrices) // per_row)
     width = COLUMN if per_row * count <= 6 and rows == 1 else PAGE
@@ -220,14 +221,14 @@ def size_curve(
     score: str = "balanced accuracy",
     patients: Mapping[float, float] | None = None,
 ) -> Figure:
-    """Draws the score against the size of the target training set, a band an arm.
+    """Draws the score against the size of the target training set, one band per arm.
 
     Args:
-      curves: Arm -> 'n' (sizes), 'score', and 'low' and 'high' (the band; None where
-        there is none).
-      unit: What is counted.
-      score: What is scored.
-      patients: Size -> patients it is of, in brackets below the size; or None.
+      curves: Arm -> 'n' (sizes), 'score', and 'low' and 'high' (the band; None if
+        missing).
+      unit: Label of the sizes.
+      score: Label of the scores.
+      patients: Size -> number of patients, shown in brackets below the size; or None.
     """
     figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
     axes = figure.subplots()
@@ -240,7 +241,7 @@ def size_curve(
         sizes |= set(n)
         style = arm_style(arm)
         axes.fill_between(n, low, high, color=style["color"], alpha=0.1, linewidth=0)
-        # Bars, a little apart, where bands of several arms overlap.
+        # Bars are slightly offset, because bands of several arms overlap.
         apart = n * 1.02 ** (place - (len(curves) - 1) / 2)
         axes.vlines(apart, low, high, color=style["color"], linewidth=0.7)
         axes.plot(apart, value, label=arm_label(arm), **style)
@@ -249,7 +250,7 @@ def size_curve(
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     labels = [f"{n:,.0f}" for n in ticks]
     if patients:
-        # A mean over seeds and folds need not be whole.
+        # A mean over seeds and folds need not be an integer.
         numbers = [f"{patients[n]:,.1f}".removesuffix(".0") for n in ticks]
         labels = [f"{n}\n({p})" for n, p in zip(labels, numbers, strict=True)]
     axes.xaxis.set_major_formatter(FixedFormatter(labels))
@@ -264,7 +265,7 @@ def size_curve(
 def calibration(
     bins: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> Figure:
-    """Draws reliability diagrams, and below them where the confidences lie.
+    """Draws reliability diagrams, with histograms of the confidences below.
 
     Args:
       bins: Arm -> confidence, accuracy and count of each bin (`metrics.reliability`).
@@ -287,13 +288,13 @@ def calibration(
     above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
     figure.legend(*above.get_legend_handles_labels(), loc="outside upper center",
                   ncols=2)  # fmt: skip
-    below.set(xlabel="confidence", ylabel="share", ylim=(0, None))
+    below.set(xlabel="confidence", ylabel="fraction", ylim=(0, None))
     return figure
 
 
 @styled
 def by_patient(found: ByPatient) -> Figure:
-    """Draws the scores of each patient by two arms, and the difference without each."""
+    """Draws the scores of each patient for two arms, and the difference without each."""
     figure = Figure(figsize=(PAGE, 3.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     first, second = found.difference.first, found.difference.second
@@ -334,9 +335,9 @@ def montage(
     Args:
       images: `[N, H, W, C]` or `[N, H, W]`, uint8 or floats in [0, 1]; C is 1 or 3.
       labels: `[N]` indices into `class_names`.
-      class_names: One a class; a class without an image has no row.
-      title: Above all.
-      columns: Images a row at most.
+      class_names: Names of the classes; a class without images has no row.
+      title: Title of the figure.
+      columns: Largest number of images per row.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     images = images[..., None] if images.ndim == 3 else images
@@ -372,12 +373,12 @@ def montage(
 
 @styled
 def labelled(images: np.ndarray, lines: Sequence[Sequence[str]], title: str) -> Figure:
-    """Draws images four a row, each above its own lines of text.
+    """Draws images four per row, each above its lines of text.
 
     Args:
       images: `[N, H, W, C]`, uint8; C is 1 or 3.
       lines: Lines of text per image.
-      title: Above all.
+      title: Title of the figure.
     """
     cell, side = PAGE / 4, 1.2
     deep = 0.15 * max(map(len, lines)) + 0.1
@@ -423,27 +424,27 @@ def size_picture(study: Study, analysis: Analysis) -> Picture:
     patients = patients_of_curve(study, analysis)
     if patients:
         unit += " (patients)"
-        drawn = " In brackets: the training patients, by whom the sizes are drawn."
+        drawn = " Brackets give the training patients, by whom the subsets are drawn."
     if analysis.sizes_differ:
         unit += ", mean"
-        means = " The size is a mean over seeds and folds, whose training sets differ."
+        means = " Sizes are means over seeds and folds, whose training sets differ."
     if any(size.scores.seeds != analysis.common_seeds for size in analysis.sizes):
         listed = ", ".join(map(str, analysis.common_seeds))
-        seeds = f" Only seeds that are whole at every size are drawn: {listed}."
+        seeds = f" Only seeds that are complete at every size are drawn: {listed}."
     return Picture(
         "size_curve",
         size_curve(curves, unit=unit, score="balanced accuracy (%)", patients=patients),
         f"Balanced accuracy against the number of target training patches, from "
         f"{smallest:,.0f} to {largest:,.0f}: {ends}.",
         "Balanced accuracy against the size of the target training set (logarithmic); "
-        "bands and bars are 95 % confidence intervals of each arm alone. Bands "
-        "of two arms may overlap though their paired difference is shown."
+        "bands and bars are 95 % confidence intervals of each arm alone. Bands of two "
+        "arms may overlap although their paired difference is significant."
         f"{drawn}{means}{seeds}",
     )
 
 
 def confusion_picture(scores: Scores) -> Picture:
-    """Draws the confusion matrices, seeds added up."""
+    """Draws the confusion matrices, summed over seeds."""
     worst = "; ".join(
         f"{arm_name(arm)}: {_worst(matrix, scores.class_names)}"
         for arm, matrix in scores.confusion.items()
@@ -453,8 +454,8 @@ def confusion_picture(scores: Scores) -> Picture:
         scores.named("confusion_matrices"),
         confusion_matrices(scores.confusion, scores.class_names),
         f"Confusion matrix of each arm, {level}. Most frequent confusion: {worst}.",
-        f"Confusion matrices of the test set, {level}, seeds added up: shares of each "
-        "true class, counts below.",
+        f"Confusion matrices of the test set, {level}, summed over seeds: fractions of "
+        "each true class, with counts below.",
     )
 
 
@@ -468,12 +469,13 @@ def patients_picture(found: ByPatient) -> Picture:
     return Picture(
         "by_patient",
         by_patient(found),
-        f"{first} scores higher than {second} in {ahead} of {len(found.patients)} "
-        f"patients, lower in {behind}. Without any one patient the difference is "
-        f"{100 * found.without.min():.1f} to {100 * found.without.max():.1f} points.",
-        f"Left: score of each patient's own patches by {first} against {second}; above "
-        "the dashed line the former is better, and larger points have more patches. "
-        "Right: the difference of the arms if one patient is excluded; line: with all.",
+        f"Scores of {first} are higher than those of {second} in {ahead} of "
+        f"{len(found.patients)} patients, lower in {behind}. If any one patient is "
+        f"excluded, the difference is {100 * found.without.min():.1f} to "
+        f"{100 * found.without.max():.1f} points.",
+        f"Left: score of each patient's patches, {first} against {second}; above the "
+        "dashed line the former is better, and larger points have more patches. Right: "
+        "difference of the arms if one patient is excluded; the line includes all.",
     )
 
 
@@ -493,16 +495,16 @@ def calibration_picture(scores: Scores) -> Picture:
         "calibration",
         calibration(bins),
         f"Accuracy against confidence of each arm: {leaning}.",
-        "Reliability, patch level: accuracy against mean confidence in 15 bins; on the "
-        "dashed line a network is right as often as it says. Bins with less than 1 % of "
-        "the examples are left out. Below: where the confidences lie.",
+        "Reliability, patch level: accuracy against mean confidence in 15 bins; the "
+        "dashed line is perfect calibration. Bins with less than 1 % of the examples are "
+        "not drawn. Below: histogram of the confidences.",
     )
 
 
 def curves_picture(
     study: Study, stages: Mapping[str, StageRecord], fraction: float
 ) -> Picture | None:
-    """Draws the learning curves of the runs behind the rows at one fraction."""
+    """Draws the training curves of the runs behind the rows at one fraction."""
     arms: dict[str, set[str]] = {}
     for place, record in study.records.items():
         if place.fraction == fraction:
@@ -515,7 +517,7 @@ def curves_picture(
             record = stages.get(name)
             if record and record.lineage["stage"] == stage:
                 arm = next(iter(users)) if len(users) == 1 else ""
-                # An imported stage has none.
+                # An imported stage has an empty history.
                 if history := record.lineage["history"]:
                     curves.setdefault(stage, {})[name] = (arm, history)
     if not curves:
@@ -526,13 +528,13 @@ def curves_picture(
         learning_curves(curves),
         f"Balanced accuracy and loss on validation against the training step, for each "
         f"stage: {runs}.",
-        "Learning curves on validation. Thin: single runs; thick: the mean of an arm's "
-        "runs. Runs that several arms share are grey.",
+        "Training curves on validation examples. Thin: single runs; thick: the mean of "
+        "an arm's runs. Runs that several arms share are grey.",
     )
 
 
 def example_pictures(study: Study, found: Artefacts) -> list[Picture]:
-    """Draws example patches of each class of the data sets, the first stage first."""
+    """Draws example patches of each class of the data sets, in order of stages."""
     order = max(study.arms.values(), key=len)
     stages = sorted(
         found.examples, key=lambda n: order.index(n) if n in order else len(order)
@@ -586,7 +588,7 @@ def mistake_cards(arm: str, found: Mistakes, class_names: Sequence[str]) -> Card
 
 
 def mistake_lines(found: Mistakes, i: int, class_names: Sequence[str]) -> list[str]:
-    """Returns what a mistake was, what was predicted, and of whom it is."""
+    """Returns the true class, the predicted class and the patient of a mistake."""
     predicted = int(found.probabilities[i].argmax())
     label = int(found.labels[i])
     lines = [
@@ -602,7 +604,7 @@ def mistake_lines(found: Mistakes, i: int, class_names: Sequence[str]) -> list[s
 def _curves(
     axes: Axes, runs: Mapping[str, tuple[str, History]], key: str
 ) -> dict[str, Any]:
-    """Draws one panel; returns a line for each arm."""
+    """Draws one panel and returns a line per arm."""
     by_arm: dict[str, list[np.ndarray]] = {}
     for arm, history in runs.values():
         points = [(entry["step"], entry[key]) for entry in history if key in entry]
@@ -654,7 +656,7 @@ def _matrix(axes: Axes, matrix: np.ndarray, cell: float) -> None:
 
 
 def _apart(sizes: Sequence[float]) -> list[float]:
-    """Returns the sizes to label: the largest, and those clear of the next label."""
+    """Returns the sizes to label: the largest, and those far enough from the next."""
     gap = (sizes[-1] / sizes[0]) ** 0.08 if sizes else 1
     kept: list[float] = []
     for size in reversed(sizes):
@@ -664,7 +666,7 @@ def _apart(sizes: Sequence[float]) -> list[float]:
 
 
 def _strip(images: np.ndarray) -> np.ndarray:
-    """Returns images side by side with a white edge: `[H, W * N]` or `[.., 3]`."""
+    """Returns images side by side with white edges: `[H, W * N]` or `[.., 3]`."""
     edge = max(1, images.shape[1] // 24)
     pads = ((0, 0), (edge, edge), (edge, edge), (0, 0))
     padded = np.pad(images, pads, constant_values=255)
@@ -672,7 +674,7 @@ def _strip(images: np.ndarray) -> np.ndarray:
 
 
 def _worst_first(found: Mistakes) -> np.ndarray:
-    """Returns the mistakes to show: those surest of a wrong class first."""
+    """Returns the mistakes to show, most confident first."""
     true = np.take_along_axis(found.probabilities, found.labels[:, None], 1)[:, 0]
     wrong = found.probabilities.argmax(1) != found.labels
     order = np.argsort(true - found.probabilities.max(1), kind="stable")
@@ -686,7 +688,7 @@ def _worst(matrix: np.ndarray, names: Sequence[str]) -> str:
     if not shares[true, predicted]:
         return "none"
     share = 100 * shares[true, predicted]
-    return f"{share:.0f} % of {names[true]} taken for {names[predicted]}"
+    return f"{share:.0f} % of {names[true]} classified as {names[predicted]}"
 
 
 def _leaning(confidence: np.ndarray, accuracy: np.ndarray, count: np.ndarray) -> str:

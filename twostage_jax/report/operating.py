@@ -13,8 +13,8 @@ from twostage_jax.stats.intervals import Resampler, score_intervals
 
 AIM = f"{100 * operating.SPECIFICITY:.0f} %"
 NOT_RECORDED = (
-    "Not recorded: thresholds are chosen on validation predictions, which stage runs of "
-    "this version keep."
+    "Not recorded: thresholds are chosen on validation predictions, which earlier "
+    "versions did not store."
 )
 
 
@@ -31,7 +31,7 @@ def section(
 def _thresholds(
     study: Study, scores: Scores, fraction: float, artefacts: Artefacts
 ) -> np.ndarray | None:
-    """Returns `[A, S, F, K]` thresholds of the runs; None if one is not known."""
+    """Returns the thresholds of the runs, `[A, S, F, K]`; None if one is unknown."""
     found = np.empty(
         (len(scores.arms), len(scores.seeds), len(study.folds), len(study.class_names))
     )
@@ -73,7 +73,7 @@ def _table(scores: Scores, thresholds: np.ndarray) -> Table:
     return Table(
         "operating_points",
         f"Operating point of each class against all others: the threshold for {AIM} "
-        f"specificity on validation patients, applied to the test patients; in per cent, "
+        f"specificity on validation patients, applied to test patients; in per cent, "
         f"mean of {seed_count(scores)}.",
         [
             Column("class"),
@@ -83,8 +83,8 @@ def _table(scores: Scores, thresholds: np.ndarray) -> Table:
             Column("threshold, mean", "number"),
         ],
         rows,
-        "Each model has its own threshold, chosen on its own validation patients and "
-        "taken as given in the intervals. A dash: fewer than "
+        "Each model has its own threshold, chosen on its validation patients and treated "
+        "as fixed in the intervals. A dash: fewer than "
         f"{operating.FEWEST} validation patches of other classes. "
         f"{how(scores, given)}",
     )

@@ -22,13 +22,13 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A figure of ours.
+    """A figure drawn for the report.
 
     Attributes:
       name: Name of its files, `figures/NAME.png` and `.pdf`.
       figure: The figure.
-      alt: What it shows, with the numbers that matter, for who cannot see it.
-      caption: What is drawn, of what.
+      alt: Alternative text: the content, with the numbers that matter.
+      caption: Caption.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Cards:
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A node of the tree of stages: what it is, and what follows from it."""
+    """A node of the tree of stages, with its description and children."""
 
     title: str
     text: str
@@ -82,12 +82,12 @@ class Tree:
 
 @dataclasses.dataclass(frozen=True)
 class Details:
-    """Parts that are folded away until asked for.
+    """Parts that are folded by default.
 
     Attributes:
-      title: What they are.
+      title: Heading of the parts.
       parts: The parts.
-      printed: Whether they are unfolded on paper, which else says where their files are.
+      printed: Whether they are unfolded on paper; otherwise paper lists their files.
     """
 
     title: str
@@ -119,7 +119,7 @@ class Section:
 
 
 def walk(parts: Sequence[Part]) -> list[Part]:
-    """Returns all parts, those folded away too, in order."""
+    """Returns all parts in order, including folded ones."""
     found: list[Part] = []
     for part in parts:
         found += walk(part.parts) if isinstance(part, Details) else [part]

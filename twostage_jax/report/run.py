@@ -8,12 +8,12 @@ from twostage_jax.errors import UserError
 from twostage_jax.report import study_table, tables
 from twostage_jax.report.parts import PAGE
 
-# Figures of the report that lie in the run folder, too.
+# Figures of the report that are copied to the run folder.
 RUN_FIGURES = ("learning_curves.*", "confusion_matrices.*", "examples_*")
 
 
 def write_run(workdir: Path) -> None:
-    """Writes `results.md`, figures and report of a finished study; prints its table.
+    """Writes `results.md`, figures and the report of a study, and prints its table.
 
     Figures and report are written only if the report is missing: training removes it
     when the results change.
@@ -32,9 +32,9 @@ def write_run(workdir: Path) -> None:
         table += f"\n\n{tables.results_table(others, first='baseline')}"
     seeds = len({row["seed"] for row in rows})
     tested = max(row["n_test"] for row in rows)  # Rows that lack a fold have fewer.
-    together = f"; a score is of the predictions of all {folds} folds together"
+    together = f"; the predictions of all {folds} folds are pooled"
     words = (
-        "Scores on test groups that no training or selection has seen"
+        "Scores on test groups that were not used for training or selection"
         f"{together if folds else ''}; {tested:,} test examples, {seeds} "
         f"seed{'s' if seeds > 1 else ''}."
     )
@@ -52,7 +52,7 @@ def write_run(workdir: Path) -> None:
                 for figure in (report.parent / "figures").glob(pattern):
                     shutil.copy(figure, workdir / "figures")
         except UserError as error:
-            print(f"No report: {error}")
+            print(f"The report is missing: {error}")
     print(f"\n{table}\n")
     print(f"Results: {workdir / 'results.json'}")
     if report.is_file():

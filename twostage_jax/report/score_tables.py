@@ -32,41 +32,38 @@ SCORED = tuple(
         key=lambda name: name != METRIC,
     )
 )
-HOW = "In brackets 95 % confidence intervals, over test {units} and seeds{new}."
-# Reasons without an interval that a note names, such as those of a few classes.
+HOW = "Brackets give 95 % confidence intervals over test {units} and seeds{new}."
+# Most reasons for a missing interval in a note, such as those of a few classes.
 REASONS = 2
-# The patches of one patient may be of several classes, as the regions drawn in it are.
+# A patient may have patches of several classes, as its regions do.
 REGION_LEVEL = (
-    "The true class of a region selects the patches that are averaged: this scores "
-    "regions that somebody has outlined, and is not a diagnosis of a patient."
+    "Patches are averaged within the outlined regions of one true class: this scores "
+    "regions, and is not a diagnosis of a patient."
 )
-FOLDS_AUROC = (
-    " Patches are ranked within their fold, and the areas averaged over the folds: "
-    "probabilities of different models have no common scale."
-)
+FOLDS_AUROC = " Patches are ranked within their fold."
 BOTH = (
     " The interval for the training patients of this study holds for models trained on "
-    "these patients; p is that of the interval for new ones."
+    "these patients; p belongs to the interval for new ones."
 )
 SLOPE = (
     "It is the common slope of a multinomial logistic regression of the class on the "
     "logarithms of the predicted probabilities, with free intercepts (Cox 1958 for two "
-    "classes, Van Hoorde et al. 2014 for more). A dash: the predictions separate the "
-    "classes, so no finite slope fits."
+    "classes, Van Hoorde et al. 2014 for more). "
 )
+NO_SLOPE = "A dash: the predictions separate the classes, so no finite slope fits."
 MCNEMAR = (
-    "McNemar's exact test pools the patches of all seeds and takes them for "
+    "McNemar's exact test pools the patches of all seeds and treats them as "
     "independent, which patches of one patient are not: its p is usually far too small, "
-    "and given for comparison with papers only."
+    "and given only for comparison with other papers."
 )
 
 
 def how(scores: Scores, intervals: Iterable[Interval | None] | None = None) -> str:
-    """Returns how intervals were made, and why some are missing.
+    """Returns how intervals were computed, and why some are missing.
 
     Args:
-      scores: The scores.
-      intervals: The intervals of the table; None for those of `scores.intervals`.
+      scores: Scores of the table.
+      intervals: Intervals of the table; None for those of `scores.intervals`.
     """
     if intervals is None:
         by_arms = scores.intervals.values()
@@ -76,9 +73,9 @@ def how(scores: Scores, intervals: Iterable[Interval | None] | None = None) -> s
     text = HOW.format(units=units(scores), new=new)
     reasons = sorted({one.reason for one in given if one.reason})
     for reason in reasons[:REASONS]:
-        text += f" No interval is available where {reason}."
+        text += f" An interval is unavailable where {reason}."
     if len(reasons) > REASONS:
-        text += f" {len(reasons) - REASONS} more reasons are of the same kind."
+        text += f" {len(reasons) - REASONS} further reasons are similar."
     return text
 
 
@@ -91,7 +88,7 @@ def score_columns() -> list[Column]:
 
 
 def score_cells(scores: Scores, arm: str) -> list[Interval | None]:
-    """Returns the cells of an arm in these columns; None for what is not defined."""
+    """Returns the cells of an arm in these columns; None if undefined."""
     return [scores.intervals.get(name, {}).get(arm) for name in SCORED]
 
 
@@ -131,8 +128,8 @@ def baseline_tables(analysis: Analysis) -> list[Table]:
     several = len(analysis.sizes) > 1
     table = Table(
         "baselines",
-        "Baselines on the same splits: balanced accuracy in per cent, and how much more "
-        f"{champion} reaches; mean of {seed_count(analysis.full.scores)}.",
+        "Baselines on the same splits: balanced accuracy in per cent, and "
+        f"{champion} minus baseline; mean of {seed_count(analysis.full.scores)}.",
         [
             *([Column("fraction", "number")] if several else []),
             Column("baseline", "arm"),
@@ -161,9 +158,9 @@ def baseline_tables(analysis: Analysis) -> list[Table]:
 
 
 def patient_tables(scores: Scores) -> list[Table]:
-    """Returns the scores per patient, and how well class shares are predicted.
+    """Returns the scores per patient, and those of predicted class fractions.
 
-    Empty if the set names no patients.
+    The list is empty if patients are unknown.
     """
     if not all(name in scores.intervals for name in OF_PATIENTS):
         return []
@@ -180,8 +177,8 @@ def patient_tables(scores: Scores) -> list[Table]:
             [arm, *(scores.intervals[name][arm] for name in OF_PATIENTS)]
             for arm in scores.arms
         ],
-        "The score of a patient is that of all its patches, and every patient counts "
-        "once; balanced accuracy is over the classes that the patient has. "
+        "The score of a patient is over all its patches, and every patient counts once; "
+        "balanced accuracy is over the classes present in the patient. "
         f"{how(scores)}",
     )
     sizes = scores.paired.supports.sum(1, keepdims=True)
@@ -195,8 +192,8 @@ def patient_tables(scores: Scores) -> list[Table]:
     ]
     of_shares = Table(
         "patient_shares",
-        "Share of each class in the patches of a patient, predicted against true: mean "
-        "absolute error in points, and intraclass correlation.",
+        "Fraction of each class in the patches of a patient, predicted against true: "
+        "mean absolute error in points, and intraclass correlation.",
         [
             Column("class"),
             Column("arm", "arm"),
@@ -240,7 +237,7 @@ def influence_table(found: ByPatient) -> Table:
 
 
 def result_table(analysis: Analysis) -> Table:
-    """Returns the main result as a paper prints it: scores, and gain over baseline."""
+    """Returns the main result for a paper: scores, and gain over the baseline."""
     scores, base = analysis.full.scores, analysis.baseline
     several = len(scores.arms) > 1
     paired = (
@@ -312,7 +309,7 @@ def pairs_table(scores: Scores) -> Table:
             for one in found
         ],
         f"{how(scores, found)} p: two-sided. Least detectable: true difference, in "
-        f"points, that such a study finds with power 80 %.{BOTH if both else ''}"
+        f"points, that such a study detects with 80 % power.{BOTH if both else ''}"
         f"{' ' + MCNEMAR if with_mcnemar else ''}",
     )
 
@@ -363,7 +360,7 @@ def auroc_note(study: Study, classes: str) -> str:
 
 
 def _of_these(one: Interval) -> Interval:
-    """Returns the reading for the training patients of the study."""
+    """Returns the interval for the training patients of the study."""
     if one.these is None:
         return one
     return Interval(one.estimate, *one.these)
@@ -411,18 +408,18 @@ def class_table(study: Study, scores: Scores) -> Table:
             Column(counted, "count"),
         ],
         rows,
-        "A dash stands for what a seed does not define, such as the precision of a class "
-        f"never predicted. {how(scores, intervals)} "
+        "A dash: undefined in at least one seed, such as the precision of a class that "
+        f"is never predicted. {how(scores, intervals)} "
         f"{auroc_note(study, 'the class')}",
     )
 
 
 def confusion_table(scores: Scores) -> Table:
-    """Returns the confusion counts of each arm, a row a cell."""
+    """Returns the confusion counts of each arm, one row per cell."""
     names = scores.class_names
     return Table(
         scores.named("confusion"),
-        f"Counts of the confusion matrices, {scores.level} level, seeds added up.",
+        f"Counts of the confusion matrices, {scores.level} level, summed over seeds.",
         [
             Column("arm", "arm"),
             Column("true class"),
@@ -439,9 +436,9 @@ def confusion_table(scores: Scores) -> Table:
 
 def calibration_table(scores: Scores) -> Table:
     """Returns calibration slope, calibration error and Brier score of each arm."""
-    few = " The seeds are pooled in the figure."
+    few, definition = " The seeds are pooled in the figure.", SLOPE
     if scores.level == "region":
-        few = " With so few predictions, chance alone makes the ECE larger."
+        few, definition = " With so few predictions, chance inflates the ECE.", ""
     brier, slope = scores.intervals["brier"], scores.calibration.slope
     return Table(
         scores.named("calibration"),
@@ -457,10 +454,10 @@ def calibration_table(scores: Scores) -> Table:
             [arm, slope[arm], [one["ece"] for one in seeds], brier[arm]]
             for arm, seeds in scores.of_seeds.items()
         ],
-        f"Slope: 1 at best; below, probabilities are too extreme. {SLOPE} "
-        f"{how(scores, [*slope.values(), *brier.values()])} ECE: mean ± standard "
-        "deviation over seeds; no interval, as it is biased by the number of patches, "
-        f"and more so in resamples.{few}",
+        f"Slope: 1 is ideal; below 1, probabilities are too extreme. {definition}"
+        f"{NO_SLOPE} {how(scores, [*slope.values(), *brier.values()])} ECE: mean ± "
+        "standard deviation over seeds; no interval, because the ECE is biased by the "
+        f"number of patches, and more so in resamples.{few}",
     )
 
 
@@ -470,14 +467,14 @@ def intercepts_table(scores: Scores) -> Table:
     return Table(
         scores.named("calibration_intercepts"),
         f"Calibration in the large, {scores.level} level: intercept of each class, in "
-        "logits; 0 at best.",
+        "logits; 0 is ideal.",
         [Column("class"), Column("arm", "arm"), Column("intercept", "interval")],
         [
             [name, arm, interval]
             for name, by_arm in zip(scores.class_names, found, strict=True)
             for arm, interval in by_arm.items()
         ],
-        "Logit of the class's frequency against that of its predicted probability, the "
+        "Logit of the class frequency relative to that of its predicted probability, one "
         "class against all others, at slope 1. Above 0, the class is more frequent than "
         f"predicted. {how(scores, [x for one in found for x in one.values()])}",
     )
@@ -516,9 +513,9 @@ def sizes_table(analysis: Analysis) -> Table:
             ]
             for i, size in enumerate(analysis.sizes)
         ],
-        "Fractions are nested and the same examples for every arm; the test set is the "
-        "same at every size, and so is the validation set, whose patches are not "
-        f"counted. {_means(analysis)}{how(analysis.full.scores)}",
+        "Fractions are nested and the same for every arm. Test and validation sets are "
+        "the same at every size; validation patches are not counted. "
+        f"{_means(analysis)}{how(analysis.full.scores)}",
     )
 
 
@@ -548,18 +545,18 @@ def size_pairs_table(analysis: Analysis) -> Table:
             Column(f"p (Holm, {len(found)} rows)", "p"),
         ],
         [[size.n, one.first, one, one.p_value, p] for size, one, p in found],
-        "Holm's correction is over all rows of this table, so it is stricter than that "
-        "of the pairs at the full size.",
+        "Holm's correction is over all rows of this table, so it is stricter than in the "
+        "table of pairs at the full size.",
     )
 
 
 def areas_table(analysis: Analysis) -> Table:
-    """Returns the area under the size curve of each arm."""
+    """Returns the area under the learning curve of each arm."""
     found, base = analysis.size_study, analysis.baseline
     corrected = text.area_p_values(found)
     return Table(
         "areas",
-        "Area under the size curve: mean balanced accuracy in per cent over the "
+        "Area under the learning curve: mean balanced accuracy in per cent over the "
         "logarithm of the number of training patches.",
         [
             Column("arm", "arm"),
@@ -581,11 +578,11 @@ def areas_table(analysis: Analysis) -> Table:
 
 
 def matches_table(analysis: Analysis) -> Table:
-    """Returns how many patches the baseline needs to match each arm."""
+    """Returns the number of patches that the baseline needs to match each arm."""
     found, base = analysis.size_study, arm_name(analysis.baseline)
     return Table(
         "matches",
-        f"Target patches that {base} needs to score as well as each arm does at a size.",
+        f"Equivalent sample size: target patches that {base} needs to match each arm.",
         [
             _patches(analysis),
             *(Column(arm_name(arm), "match") for arm in found.matches),
@@ -594,6 +591,6 @@ def matches_table(analysis: Analysis) -> Table:
             [n, *(by_size[i] for by_size in found.matches.values())]
             for i, n in enumerate(found.n)
         ],
-        f"Between the sizes studied, read off the curve of {base}, made monotone; "
-        "nothing is extrapolated. In brackets 95 % percentile intervals.",
+        f"Interpolated on the learning curve of {base}, made monotone, without "
+        "extrapolation. Brackets give 95 % percentile intervals.",
     )

@@ -23,51 +23,51 @@ from twostage_jax.report.tables import NOTHING, Column, Table, arm_name
 from twostage_jax.report.text import influence_words, size_words, summary
 
 METHOD = (
-    "Every score is computed from the predictions of the test examples that are stored "
-    "with the rows. The score of an arm is the mean over seeds of the score of all its "
-    "test examples; folds are put together first, except for the AUROC, which ranks "
-    "within a fold.",
-    "Intervals and p-values: patients are drawn with replacement, then seeds, the same "
-    "ones for every arm, 10,000 times; the level is set by a t distribution with a "
+    "Scores are computed from the stored predictions of the test examples. The score of "
+    "an arm is the mean over seeds of the score on all its test examples; folds are "
+    "pooled first, except for the AUROC, which is averaged over folds: probabilities of "
+    "different models are not on a common scale.",
+    "Intervals and p-values: patients, then seeds, are resampled with replacement 10,000 "
+    "times, in the same way for every arm; the level is set by a t distribution with a "
     "jackknife variance over patients and seeds, because a plain bootstrap is too "
-    "narrow with few patients of unequal sizes. p-values are two-sided. That of the "
-    "primary endpoint is not corrected; all others are exploratory, and corrected over "
-    "the pairs by Holm's step-down method. An AUROC is resampled by the placements of "
+    "narrow with few patients of unequal sizes. p-values are two-sided. The primary "
+    "endpoint is not corrected; all other comparisons are exploratory, and corrected "
+    "over pairs by Holm's step-down method. An AUROC is resampled by the placements of "
     "its examples among those of the other classes (DeLong 1988, Obuchowski 1997).",
-    "A difference is called shown if its p-value is below 0.05. That none is shown does "
-    "not mean that there is none: the interval says which differences the data are "
-    "compatible with.",
+    "A difference is called significant if its p-value is below 0.05. A difference that "
+    "is not significant may still exist: its interval gives the differences that are "
+    "compatible with the data.",
     "Research use only, not for diagnosis.",
 )
 # Measured by simulation: experiments/coverage.md.
 TWO_READINGS = (
-    "Models of different folds and seeds are trained on the same patients: what is good "
-    "or bad about these does not average out, however many seeds there are. So there are "
-    "two readings. For the training patients of this study, intervals are over test "
-    "patients and seeds. For new training patients, they also hold the variance between "
-    "training sets, estimated from the folds, which each seed draws again. In 1,000 "
-    "simulated studies of 17 patients, 2 folds and 5 seeds without a difference, where "
-    "training sets had effects of 0.5 logits in each arm, the first reading rejected in "
-    "{these} % of the tests at the 5 % level, the second in {new} %."
+    "Models of different folds and seeds are trained on the same patients, whose "
+    "peculiarities do not average out over seeds. There are therefore two intervals. "
+    "That for the training patients of this study covers test patients and seeds. That "
+    "for new training patients also includes the variance between training sets, "
+    "estimated from the folds, which each seed redraws. In 1,000 simulated studies of 17 "
+    "patients, 2 folds and 5 seeds, without a true difference but with training-set "
+    "effects of 0.5 logits in each arm, tests at the 5 % level rejected in {these} % "
+    "with the first interval and in {new} % with the second."
 )
 ONE_READING = (
-    "How much scores vary with the training patients is not in the intervals: it takes "
-    "cross-validation with two or more seeds, each with its own folds, to know it."
+    "The intervals do not include the variation between training patients: estimating it "
+    "takes cross-validation with two or more seeds, each with its own folds."
 )
-# Of '2 folds, 0.5 logits' in experiments/coverage.md.
+# The case '2 folds, 0.5 logits' in experiments/coverage.md.
 REJECTED = {"these": "29.1", "new": "4.6"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All that the report says.
+    """Contents of the report.
 
     Attributes:
       title: Name of the study.
-      summary: The answer, in paragraphs.
+      summary: Paragraphs of the answer.
       warnings: Missing rows and skipped items.
-      sections: The rest.
-      result: The main result, for LaTeX.
+      sections: All other sections.
+      result: Main result, for LaTeX.
     """
 
     title: str
@@ -111,7 +111,7 @@ def build(study: Study, analysis: Analysis, artefacts: Artefacts) -> Report:
 
 
 def _synthetic(study: Study, artefacts: Artefacts) -> Iterable[str]:
-    """Returns that scores are of synthetic images, where a lineage says so."""
+    """Yields a warning for each synthetic target data set."""
     targets = {chain[-1] for chain in study.arms.values()}
     names = {
         str(record.lineage["data"].get("name"))
@@ -139,14 +139,13 @@ def _method(study: Study, analysis: Analysis) -> list[Part]:
 
 
 def _missing(study: Study, analysis: Analysis) -> Iterable[str]:
-    """Returns the missing rows, and what is excluded because of them."""
+    """Yields warnings about missing rows, and about seeds and arms excluded for them."""
     if study.missing:
         named = ", ".join(map(str, study.missing[:NAMED]))
         more = len(study.missing) - NAMED
         yield (
-            f"Missing rows: {named}{f' and {more} more' if more > 0 else ''}. Nothing is "
-            "averaged over them: a seed counts where all its folds are there in every "
-            "arm."
+            f"Missing rows: {named}{f' and {more} more' if more > 0 else ''}. A seed "
+            "counts only if every arm has all of its folds."
         )
     for size in analysis.sizes:
         seeds = [seed for seed in study.seeds if seed not in size.scores.seeds]
@@ -154,7 +153,7 @@ def _missing(study: Study, analysis: Analysis) -> Iterable[str]:
         for what, left in (("seeds", seeds), ("arms", arms)):
             if left:
                 yield (
-                    f"Left out at fraction {size.fraction:g}, because rows are missing: "
+                    f"Excluded at fraction {size.fraction:g} because of missing rows: "
                     f"{what} {', '.join(map(str, left))}."
                 )
 
@@ -233,8 +232,8 @@ def _mistakes(study: Study, artefacts: Artefacts) -> list[Part]:
         return []
     parts: list[Part] = [
         Text(
-            "The test patches that each arm was surest of a wrong class for; in "
-            "brackets the probability it gave, mean over seeds."
+            "Test patches that each arm misclassified with the highest confidence. "
+            "Brackets give predicted probabilities, averaged over seeds."
         )
     ]
     for arm, found in artefacts.mistakes.items():
@@ -244,7 +243,7 @@ def _mistakes(study: Study, artefacts: Artefacts) -> list[Part]:
         for arm, found in artefacts.mistakes.items()
         if figures.mistake_cards(arm, found, study.class_names).cards
     ]
-    return [*parts, Details("The same as figures for print", drawn)] if drawn else parts
+    return [*parts, Details("Figures for print", drawn)] if drawn else parts
 
 
 def _features(artefacts: Artefacts) -> list[Part]:
@@ -258,7 +257,7 @@ def _features(artefacts: Artefacts) -> list[Part]:
     return [
         *(Text(text) for text in found.words),
         *([Details(f"Figures ({len(drawn)})", drawn)] if drawn else []),
-        *(Text(f"Left out: {text}") for text in found.left_out),
+        *(Text(f"Skipped: {text}") for text in found.left_out),
     ]
 
 
@@ -266,7 +265,7 @@ def _stages(study: Study, artefacts: Artefacts) -> list[Part]:
     if not artefacts.stages:
         return []
     return [
-        Text("Each stage starts from the parameters of the one it hangs from."),
+        Text("Each stage starts from the parameters of its parent in this tree."),
         tree(study, artefacts.stages),
         Details("Every stage run", [stage_runs(artefacts.stages)]),
         *transfers(artefacts.stages),
@@ -285,7 +284,7 @@ Stages = Mapping[str, StageRecord]
 
 
 def tree(study: Study, stages: Stages) -> Tree:
-    """Returns the tree of stages: each path once, whatever the number of its runs."""
+    """Returns the tree of stages, with each path once for all of its runs."""
     by_path: dict[str, list[StageRecord]] = {}
     for record in stages.values():
         by_path.setdefault(record.path, []).append(record)
@@ -343,7 +342,7 @@ def stage_runs(stages: Stages) -> Table:
     """Returns every stage run with its lineage."""
     return Table(
         "stage_runs",
-        "Every stage run. A run is named by a hash of all that determines its result.",
+        "Every stage run, named by a hash of everything that determines its result.",
         [
             Column("folder"),
             Column("chain of stages"),
@@ -379,7 +378,7 @@ def _start(lineage: Mapping[str, Any]) -> str:
 
 
 def transfers(stages: Stages) -> list[Part]:
-    """Returns the transfer report of each path, folded; runs that did the same once."""
+    """Returns the transfer reports of each path, folded, without duplicates."""
     groups: dict[tuple, list[StageRecord]] = {}
     for record in stages.values():
         if record.transfer:
@@ -391,10 +390,10 @@ def transfers(stages: Stages) -> list[Part]:
     parts: list[Part] = []
     for number, ((path, _), records) in enumerate(groups.items()):
         same = (
-            f"{len(records)} runs did the same; norms are those of the first, "
+            f"The same in {len(records)} runs; norms are those of the first, "
             f"{records[0].name}."
             if len(records) > 1
-            else f"Of {records[0].name}."
+            else f"Run: {records[0].name}."
         )
         report = records[0].transfer
         text = " ".join([_summary(report["rows"], report.get("unused", ())), same])
@@ -448,7 +447,7 @@ def _transfer(name: str, path: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def tuning(study: Study) -> list[Part]:
-    """Returns what the tuning chose, and all that it tried, or nothing."""
+    """Returns the chosen and all tried settings, or nothing without tuning."""
     tried = [
         (record.place, one) for record in study.records.values() for one in record.tried
     ]
@@ -469,32 +468,32 @@ def tuning(study: Study) -> list[Part]:
     )
     summary = Table(
         "tuning",
-        "How often each setting was chosen for an arm, on validation patients only.",
+        "Number of times each setting was chosen per arm, on validation patients only.",
         [Column("setting"), *(Column(arm_name(a), "count") for a in study.arms)],
         [
             [name, *(chosen.get(a, {}).get(name, 0) for a in study.arms)]
             for name in settings_table
         ],
-        f"Every arm got the same tuning: {same}. {_choice(chosen)}",
+        f"All arms were tuned alike: {same}. {_choice(chosen)}",
     )
-    return [summary, Details("All that was tried", [_tried(tried)])]
+    return [summary, Details("All settings tried", [_tried(tried)])]
 
 
 def _choice(chosen: Mapping[str, collections.Counter]) -> str:
-    """Returns how the settings were chosen, by what was chosen."""
+    """Returns how the settings were chosen, inferred from the choices."""
     if any(len(counts) > 1 for counts in chosen.values()):
         return "Each row, or each run folder, chose its own setting."
     return (
-        "Each arm has one setting for the whole study, of the highest mean balanced "
-        "accuracy on validation patients over all its rows. With folds, these patients "
-        "are test patients of other rows, for every arm alike."
+        "Each arm has one setting for the whole study: that with the highest mean "
+        "balanced accuracy on validation patients over all its rows. With folds, these "
+        "patients are test patients of other rows, equally for every arm."
     )
 
 
 def _tried(tried: Sequence[tuple]) -> Table:
     return Table(
         "tried",
-        "Every setting that was tried, with its score on validation.",
+        "All settings tried, with their validation scores.",
         [
             Column("arm", "arm"),
             *(Column(name, "number") for name in ("seed", "fraction", "fold")),
@@ -532,7 +531,7 @@ def settings_table(study: Study) -> Table:
 
 
 def versions(stages: Stages) -> Table | None:
-    """Returns the versions that made the stage runs; several where they differ."""
+    """Returns the versions behind the stage runs; several if they differ."""
     found: dict[str, collections.Counter] = {}
     for record in stages.values():
         for name, version in record.lineage["versions"].items():
@@ -541,7 +540,7 @@ def versions(stages: Stages) -> Table | None:
         return None
     return Table(
         "versions",
-        "Versions of the program, the libraries and the devices that made the runs.",
+        "Versions of the program and its libraries, and devices of the runs.",
         [Column("what"), Column("version")],
         [
             [

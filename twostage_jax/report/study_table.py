@@ -1,9 +1,8 @@
-"""Reads run folders as one study, or says why they are not one.
+"""Reads run folders as one study, or raises an error if they are not one.
 
-Everything in the report rests on what is read here, so nothing is guessed: a row
-without its predictions, predictions of other examples, the same row twice with other
-predictions, or settings that differ end the report, by name. Missing rows are named,
-and nothing is averaged over them.
+The whole report rests on this, so nothing is guessed: a row without predictions,
+predictions of other examples, contradictory copies of a row, or differing settings raise
+an error that names them. Missing rows are listed, and never averaged over.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ from twostage_jax.stats import metrics
 from twostage_jax.stats.arms import Predictions
 
 SCHEMA = 1
-# Scores are stored as computed; JSON keeps every digit.
+# Scores are stored unrounded; JSON keeps every digit.
 SCORE_TOLERANCE = 1e-6
 ARRAYS = ("ids", "groups", "labels", "probabilities", "class_names")
 ROW_FIELDS: dict[str, Any] = {
@@ -37,7 +36,7 @@ ROW_FIELDS: dict[str, Any] = {
     "metrics": dict,
     "predictions": str,
 }
-# Settings in which rows of one study may differ, as in `study.results`.
+# Settings that may differ between rows of one study, as in `study.results`.
 FREE_STUDY = ("seeds", "arms", "fractions", "baselines", "side_by_side")
 FREE_TRAIN = ("save_every",)
 NAMED = 5
@@ -58,17 +57,17 @@ class Place(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One row of the results with what it predicted.
+    """One row of the results with its predictions.
 
     Attributes:
       place: Arm, seed, fraction and fold.
-      n_train: Target training patches.
-      groups: Patients by split, or None if the set has none.
+      n_train: Number of target training patches.
+      groups: Number of patients by split, or None if unknown.
       predictions: Predictions of the test examples, sorted by id.
       scores: Scores of these predictions (see `metrics.scores`).
-      stage_runs: Names of the stage runs behind it, first one first.
-      tried: What the tuning tried (see `results.json`); empty if nothing was tuned.
-      source: The run folder.
+      stage_runs: Names of its stage runs, first stage first.
+      tried: Settings tried in tuning (see `results.json`); empty without tuning.
+      source: Run folder.
     """
 
     place: Place
@@ -87,15 +86,15 @@ class Study:
 
     Attributes:
       name: Name of the config.
-      config: The settings, of the first folder.
+      config: Settings of the first folder.
       arms: Arm -> its chain of stages.
-      seeds, fractions, folds: Ascending; fractions descending.
-      records: What is there.
-      missing: What the study asks for and is not there.
+      seeds, fractions, folds: Values of the study; fractions descend, the others ascend.
+      records: Rows that are present.
+      missing: Rows of the plan that are missing.
       class_names: Class names of the target.
-      workdirs: The folders.
-      baselines: What was fitted without a network on the same examples; the `arm` of
-        its place is the baseline's name.
+      workdirs: Run folders.
+      baselines: Rows of baselines on the same examples; the `arm` of their place is the
+        name of the baseline.
     """
 
     name: str
@@ -111,7 +110,7 @@ class Study:
     baselines: Mapping[Place, Record] = dataclasses.field(default_factory=dict)
 
     def whole_baselines(self, fraction: float, seeds: Sequence[int]) -> tuple[str, ...]:
-        """Returns the baselines of which every fold of these seeds is there."""
+        """Returns the baselines with every fold of these seeds."""
         names = dict.fromkeys(place.arm for place in self.baselines)
         return tuple(
             name
@@ -124,10 +123,10 @@ class Study:
         )
 
     def complete(self, fraction: float) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Returns arms and seeds at a fraction of which every fold of each is there.
+        """Returns the arms and seeds at a fraction that have all folds.
 
-        Arms without a single whole seed are excluded; then seeds that are not whole in
-        every arm that is left.
+        Arms without a complete seed are excluded first, then seeds that are incomplete
+        in any remaining arm.
         """
         whole = {
             arm: {
@@ -147,7 +146,7 @@ class Study:
 
     @property
     def folds_anew(self) -> bool:
-        """Whether seeds share the examples out to the folds in different ways."""
+        """Whether seeds assign the examples to folds differently."""
         tests = {
             tuple(record.predictions.ids)
             for place, record in self.records.items()
@@ -170,12 +169,12 @@ def load(workdirs: Sequence[Path]) -> Study:
     """Reads run folders and joins them into one study.
 
     Raises:
-      UserError: A folder is no finished run, its files are damaged, or the folders do
+      UserError: A folder is not a finished run, its files are damaged, or the folders do
         not belong together; the message names folder and row.
     """
     folders = list(dict.fromkeys(Path(folder) for folder in workdirs))
     if not folders:
-        raise UserError("No run folder is given: give --run=WORKDIR.", where="--run")
+        raise UserError("The run folder is missing: give --run=WORKDIR.", where="--run")
     results = [_results(folder) for folder in folders]
     for folder, other in zip(folders[1:], results[1:], strict=True):
         _check_protocol(folders[0], results[0], folder, other)
@@ -193,7 +192,7 @@ def load(workdirs: Sequence[Path]) -> Study:
             _add(baselines, record)
     if not records:
         path = folders[0] / "results.json"
-        raise UserError(f"{path}: holds no rows: run the study.", where=path)
+        raise UserError(f"{path}: the results are empty: run the study.", where=path)
     _check_classes(classes)
     configs = [result["config"] for result in results]
     folds = tuple(range(max(int(configs[0]["study"].get("folds", 0)), 1)))
@@ -228,18 +227,18 @@ def pool_folds(
 ) -> list[dict[str, Any]]:
     """Returns a row for each (arm, fraction, seed), for `tables.results_table`.
 
-    The scores are of the test examples of all folds together, as in the report. A mean
-    of the scores of folds would be another number: a class may be absent in a fold.
+    Scores are over the test examples of all folds together, as in the report. The mean
+    of the scores of folds would differ: a class may be absent in a fold.
 
     Args:
-      workdir: The run folder, which holds the predictions of the rows.
-      rows: As in `results.json`.
-      folds: Their number; 0 or 1 for none, and then no predictions are read.
+      workdir: Run folder with the predictions of the rows.
+      rows: Rows of `results.json`.
+      folds: Number of folds; with 0 or 1, predictions are not read.
 
     Returns:
-      Rows with 'arm', 'fraction', 'seed', 'n_train' (a list, of each fold), 'n_test'
-      (over all folds), 'metrics', and 'lacks': the folds that are not there. Where
-      there are such, 'metrics' is empty.
+      Rows with 'arm', 'fraction', 'seed', 'n_train' (a list, one per fold), 'n_test'
+      (over all folds), 'metrics', and 'lacks' (the missing folds). If folds are
+      missing, 'metrics' is empty.
 
     Raises:
       UserError: Predictions are missing or damaged, or folds do not belong together.
@@ -269,48 +268,49 @@ def pool_folds(
 
 
 def read_json(path: Path) -> Any:
-    """Returns what a JSON file holds.
+    """Returns the contents of a JSON file.
 
     Raises:
-      UserError: It cannot be read or is not JSON.
+      UserError: The file cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path}: cannot be read ({error}). Run it again.", where=path
+            f"{path}: cannot be read ({error}). Run the command that wrote it again.",
+            where=path,
         ) from error
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns arrays of an npz file; no pickle is ever read.
+    """Returns arrays of an npz file; pickles are never read.
 
     Raises:
       UserError: The file is missing, damaged, or lacks an array.
     """
     try:
-        # Opened here: a damaged archive would be left open by NumPy.
+        # Opened here, because NumPy leaves a damaged archive open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             return {name: saved[name] for name in names}
     except FileNotFoundError:
         raise UserError(
-            f"{path}: is missing. Run the study again.", where=path
+            f"{path}: the file is missing. Run the study again.", where=path
         ) from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path}: is damaged ({error}). Run it again.", where=path
+            f"{path}: the file is damaged ({error}). Run the study again.", where=path
         ) from error
 
 
 def named_predictions(path: Path, seed: int, class_names: Sequence[str]) -> Predictions:
-    """Returns predictions that a file holds.
+    """Returns the predictions in a file.
 
     Raises:
-      UserError: The file is missing or damaged, or of other classes.
+      UserError: The file is missing or damaged, or has other classes.
     """
     saved = read_arrays(path, ARRAYS)
     if tuple(map(str, saved["class_names"])) != tuple(class_names):
-        raise UserError(f"{path}: its classes are not those of the study.", where=path)
+        raise UserError(f"{path}: its classes differ from the study's.", where=path)
     try:
         return _predictions(saved, seed)
     except UserError as error:
@@ -318,7 +318,7 @@ def named_predictions(path: Path, seed: int, class_names: Sequence[str]) -> Pred
 
 
 def flat(settings: Any, path: str = "") -> dict[str, str]:
-    """Returns nested settings as dotted path -> value in words."""
+    """Returns nested settings as dotted path -> value as text."""
     if isinstance(settings, Mapping) and settings:
         items = (
             flat(value, f"{path}.{key}" if path else str(key)).items()
@@ -334,20 +334,20 @@ def _results(folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
     if not path.is_file():
         raise UserError(
-            f"--run={folder}: there is no results.json. Give the workdir of a study of "
-            "which at least one command has ended.",
+            f"--run={folder}: results.json is missing. Give the workdir of a study with "
+            "at least one finished run.",
             where=folder,
         )
     results = read_json(path)
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         raise UserError(
-            f"{path}: is not of schema {SCHEMA}: run the study again.", where=path
+            f"{path}: this is not schema {SCHEMA}: run the study again.", where=path
         )
     config, rows = results.get("config"), results.get("rows")
     whole = isinstance(config, dict) and isinstance(rows, list)
     if not whole or not isinstance(config.get("study"), dict):
         raise UserError(
-            f"{path}: lacks 'config' or 'rows': run the study again.", where=path
+            f"{path}: 'config' or 'rows' is missing: run the study again.", where=path
         )
     for number, row in enumerate([*rows, *results.get("baselines", ())]):
         lacking = [
@@ -357,15 +357,15 @@ def _results(folder: Path) -> dict[str, Any]:
         ]
         if lacking:
             raise UserError(
-                f"{path}: row {number} lacks {', '.join(lacking)}, or holds something "
-                "else there.",
+                f"{path}: row {number}: fields are missing or of the wrong type: "
+                f"{', '.join(lacking)}.",
                 where=path,
             )
     return results
 
 
 def _record(folder: Path, row: Mapping[str, Any]) -> tuple[Record, tuple[str, ...]]:
-    """Returns a row with its predictions, and the class names it was made with."""
+    """Returns a row with its predictions, and its class names."""
     place = Place(row["arm"], row["seed"], float(row["fraction"]), row["fold"])
     path = folder / row["predictions"]
     if not path.resolve().is_relative_to(folder.resolve()):
@@ -386,8 +386,9 @@ def _record(folder: Path, row: Mapping[str, Any]) -> tuple[Record, tuple[str, ..
     count = len(predictions.labels)
     if count != row["n_test"] or not _agree(scores, row["metrics"]):
         raise UserError(
-            f"{path}: is not what the row of {place} was scored on ({count} examples, "
-            f"the row has {row['n_test']}; or other scores). Run the study again.",
+            f"{path}: these are not the predictions of the row {place} ({count} "
+            f"examples, {row['n_test']} in the row; or the scores differ). Run the study "
+            "again.",
             where=path,
         )
     record = Record(
@@ -407,15 +408,15 @@ def _predictions(saved: Mapping[str, np.ndarray], seed: int) -> Predictions:
     labels, probabilities = paired_arms.checked(saved["labels"], saved["probabilities"])
     ids, groups = saved["ids"].astype(str), saved["groups"].astype(str)
     if ids.shape != labels.shape or groups.shape != labels.shape:
-        raise UserError("ids, groups and labels are not of the same examples.")
+        raise UserError("ids, groups and labels differ in length.")
     if len(np.unique(ids)) < len(ids):
-        raise UserError("an example is there twice.")
+        raise UserError("an example occurs twice.")
     if len(saved["class_names"]) != probabilities.shape[1]:
-        raise UserError("class names and probabilities are not of the same classes.")
+        raise UserError("class names and probabilities differ in number of classes.")
     order = np.argsort(ids)
     with_groups = bool((groups != "").any())
     if with_groups and (groups == "").any():
-        raise UserError("some examples have a group (patient) and some have none.")
+        raise UserError("some examples, but not all, have a group (patient).")
     return Predictions(
         ids[order],
         groups[order] if with_groups else None,
@@ -440,7 +441,7 @@ def _agree(found: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
 def _check_protocol(
     first: Path, one: Mapping[str, Any], second: Path, other: Mapping[str, Any]
 ) -> None:
-    """Raises a UserError if two folders are not of one study."""
+    """Raises a UserError if two folders do not belong to one study."""
     digests = [result.get("protocol") for result in (one, other)]
     if digests[0] and digests[0] == digests[1]:
         return
@@ -452,11 +453,11 @@ def _check_protocol(
     ]
     if not differing and not all(digests):
         return
-    what = ", ".join(differing[:NAMED]) or "its protocol, though not its settings"
+    what = ", ".join(differing[:NAMED]) or "its protocol, but not in its settings"
     more = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
     raise UserError(
         f"--run={second}: cannot be joined with {first}. It differs in {what}{more}. "
-        "Report each by itself, or run one of them again.",
+        "Report them separately, or run one of them again.",
         where=second,
     )
 
@@ -475,10 +476,10 @@ def _protocol(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add(records: dict[Place, Record], record: Record) -> None:
-    """Adds a row; the same row twice is one if it predicts the same.
+    """Adds a row; copies with the same predictions count once.
 
     Raises:
-      UserError: It predicts something else.
+      UserError: A copy of the row has other predictions.
     """
     known = records.setdefault(record.place, record)
     one, other = known.predictions, record.predictions
@@ -490,27 +491,27 @@ def _add(records: dict[Place, Record], record: Record) -> None:
     if not same:
         raise UserError(
             f"{record.place}: {known.source} and {record.source} both have this row, "
-            "with other predictions. Leave one folder out, or give each its own seeds.",
+            "with different predictions. Omit one folder, or use different seeds.",
             where=record.source,
         )
 
 
 def _check_classes(classes: Mapping[tuple[str, ...], Record]) -> None:
-    """Raises a UserError if rows were made with other class names."""
+    """Raises a UserError if rows have different class names."""
     if len(classes) > 1:
         (names, one), (others, other) = list(classes.items())[:2]
         raise UserError(
-            f"{one.place} has the classes {', '.join(names)}, {other.place} has "
-            f"{', '.join(others)}: they are of different data.",
+            f"{one.place} has the classes {', '.join(names)}, but {other.place} has "
+            f"{', '.join(others)}: the data differ.",
             where=other.source,
         )
 
 
 def _check_tests(records: Iterable[Record], folds: int) -> None:
-    """Raises a UserError if rows of a fold were tested on other examples.
+    """Raises a UserError if rows of a fold were tested on different examples.
 
-    One split is the same for all seeds, folds are drawn again for each. Those of a seed
-    must not share a patient, and there must be two classes to tell apart.
+    A single split is the same for all seeds, whereas each seed draws its own folds. The
+    folds of a seed must not share a patient, and the examples need two classes.
     """
     first: dict[tuple[int, int], Record] = {}
     for record in records:
@@ -523,9 +524,9 @@ def _check_tests(records: Iterable[Record], folds: int) -> None:
         )
         if not alike or not _same_groups(one.groups, other.groups):
             raise UserError(
-                f"{record.place} in {record.source} was tested on other examples than "
-                f"{known.place} in {known.source}: it is from another split or other "
-                "data. Run it again with the same data settings.",
+                f"{record.place} in {record.source} and {known.place} in "
+                f"{known.source} were tested on different examples: the split or the "
+                "data differ. Run one again with the same data settings.",
                 where=record.source,
             )
     held: dict[tuple[int, str], int] = {}
@@ -540,22 +541,22 @@ def _check_tests(records: Iterable[Record], folds: int) -> None:
     labels = np.concatenate([record.predictions.labels for record in first.values()])
     if len(np.unique(labels)) < 2:
         raise UserError(
-            "The test examples are all of one class: there is nothing to tell apart, "
-            "and no score to report.",
+            "All test examples belong to one class, so scores are undefined: use a test "
+            "set with two or more classes.",
             where=record.source,
         )
 
 
 def _check_sizes(records: Iterable[Record]) -> None:
-    """Raises a UserError if arms were trained on other numbers of target examples."""
+    """Raises a UserError if arms were trained on different numbers of target examples."""
     first: dict[tuple, Record] = {}
     for record in records:
         known = first.setdefault(record.place[1:], record)
         if known.n_train != record.n_train:
             raise UserError(
-                f"{known.place} was trained on {known.n_train} target examples, "
-                f"{record.place} on {record.n_train}: arms must be trained on the same "
-                "ones. Run one of them again.",
+                f"{known.place} was trained on {known.n_train} target examples, but "
+                f"{record.place} on {record.n_train}: arms must share their training "
+                "examples. Run one of them again.",
                 where=record.source,
             )
 
@@ -568,7 +569,7 @@ def _chains(
     """Returns arm -> chain of stages, of all folders, short chains first.
 
     Raises:
-      UserError: Two folders mean different chains by one name, or a row's arm has none.
+      UserError: Two folders have different chains for one arm, or a row's arm is unknown.
     """
     chains: dict[str, tuple[str, ...]] = {}
     for folder, config in zip(folders, configs, strict=True):
@@ -576,14 +577,14 @@ def _chains(
             chain = tuple(map(str, chain))
             if chains.setdefault(str(arm), chain) != chain:
                 raise UserError(
-                    f"--run={folder}: arm '{arm}' is {' > '.join(chain)}, in another "
-                    f"folder {' > '.join(chains[arm])}.",
+                    f"--run={folder}: arm '{arm}' is {' > '.join(chain)}, but "
+                    f"{' > '.join(chains[arm])} in another folder.",
                     where=folder,
                 )
     for place, record in records.items():
         if place.arm not in chains:
             raise UserError(
-                f"{place}: the settings have no arm of this name.", where=record.source
+                f"{place}: the settings do not define this arm.", where=record.source
             )
     return dict(sorted(chains.items(), key=lambda item: (len(item[1]), item[0])))
 
@@ -591,7 +592,7 @@ def _chains(
 def _union(
     configs: Sequence[Mapping[str, Any]], name: str, there: Iterable[Any]
 ) -> list[Any]:
-    """Returns what any config asks for, and what is there, each once."""
+    """Returns values that any config plans or that are present, each once."""
     asked = itertools.chain.from_iterable(
         config["study"].get(name, ()) for config in configs
     )

@@ -1,8 +1,8 @@
-"""Tables: once as values, then written for the page, Markdown, CSV and LaTeX.
+"""Tables of values, and their output as page, Markdown, CSV and LaTeX.
 
-A column has a kind, and a kind is one entry of `KINDS`: how a value is shown, and which
-numbers of it are stored and sorted by. CSV holds these unrounded, with a column of its
-own for each end of an interval.
+The kind of a column is an entry of `KINDS`: how values are shown, and by which numbers
+they are stored and sorted. CSV holds these unrounded, with a separate column for each
+end of an interval.
 """
 
 import csv
@@ -48,9 +48,9 @@ class Kind:
     """Rule for the values of a column: how they are shown, stored and sorted.
 
     Attributes:
-      show: Function from a value to text for people.
-      numbers: Function from a value to its CSV cells; None becomes an empty cell. The
-        first one is what rows are sorted by.
+      show: Function from a value to displayed text.
+      numbers: Function from a value to its CSV cells; None becomes an empty cell. Rows
+        are sorted by the first cell.
       heads: Headings of the further CSV cells, after that of the column.
       is_text: Whether values are text, aligned to the left.
     """
@@ -74,7 +74,7 @@ class Column:
         return KINDS[self.kind].is_text
 
     def show(self, value: Any) -> str:
-        """Returns a value as people read it."""
+        """Returns a value as displayed."""
         return NOTHING if value in (None, []) else KINDS[self.kind].show(value)
 
     def csv_heads(self) -> list[str]:
@@ -83,7 +83,7 @@ class Column:
         return [title, *(f"{title} {head}" for head in KINDS[self.kind].heads)]
 
     def csv_cells(self, value: Any) -> list[Any]:
-        """Returns the CSV cells of a value: as many as it has headings."""
+        """Returns the CSV cells of a value, one per heading."""
         kind = KINDS[self.kind]
         cells = [None] * (1 + len(kind.heads))
         if value not in (None, []):
@@ -121,7 +121,7 @@ class Table:
 
     @property
     def shown(self) -> list[list[str]]:
-        """The rows as people read them."""
+        """The rows as displayed."""
         return [
             [column.show(value) for column, value in self.cells(row)]
             for row in self.rows
@@ -184,7 +184,7 @@ def latex(table: Table, label: str) -> str:
 
 
 def latex_text(text: object) -> str:
-    """Returns text that LaTeX sets as it is, in one line."""
+    """Returns text that LaTeX sets verbatim, in one line."""
     line = " ".join(str(text).split())
     return "".join(LATEX.get(mark, mark) for mark in line)
 
@@ -192,15 +192,14 @@ def latex_text(text: object) -> str:
 def results_table(rows: Sequence[Mapping[str, Any]], first: str = "arm") -> str:
     """Returns the scores of each arm, at each fraction, as a Markdown table.
 
-    Mean ± standard deviation over seeds (of the sample, n - 1), in per cent. What other
-    arms have and an arm lacks is named below the table, and its number of seeds counts
-    complete seeds only.
+    Mean ± sample standard deviation over seeds, in per cent. Missing runs are listed
+    below the table; the number of seeds counts complete seeds only.
 
     Args:
       rows: One per arm, fraction and seed (`study_table.pool_folds`): 'arm', 'fraction',
         'seed', 'n_train' (list of int), 'metrics' (name -> score, or None) and, if
-        some folds are not there, 'lacks' (list of int).
-      first: Head of the first column.
+        folds are missing, 'lacks' (list of int).
+      first: Heading of the first column.
     """
     if not rows:
         return "No results yet."
@@ -240,7 +239,7 @@ def markdown_table(
     Args:
       header: Column names.
       rows: Cells; text is escaped.
-      left: How many columns, from the first, are left-aligned; the others are numbers.
+      left: Number of leading columns that are left-aligned; the others are numbers.
     """
     cells = [[escape(cell) for cell in row] for row in (header, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
@@ -260,7 +259,7 @@ def markdown_table(
 
 
 def escape(text: object) -> str:
-    """Returns text that Markdown shows as it is, in one line."""
+    """Returns text that Markdown shows verbatim, in one line."""
     text = " ".join(str(text).split()).replace("\\", "\\\\")
     for mark in "|`*<[":
         text = text.replace(mark, "\\" + mark)
@@ -268,7 +267,7 @@ def escape(text: object) -> str:
 
 
 def number_range(numbers: Sequence[int]) -> str:
-    """Returns '1,200', '1,180–1,200' where the numbers differ, or a dash for none."""
+    """Returns '1,200', '1,180–1,200' if the numbers differ, or a dash for none."""
     if not numbers:
         return "–"
     low, high = min(numbers), max(numbers)
@@ -276,7 +275,7 @@ def number_range(numbers: Sequence[int]) -> str:
 
 
 def readable(text: object, limit: int = 40) -> str:
-    """Returns text in one line of printable characters, cut at the limit."""
+    """Returns text in one line of printable characters, truncated to the limit."""
     text = " ".join(str(text).split())
     if len(text) > limit:
         text = text[: limit - 1] + "…"
@@ -284,7 +283,7 @@ def readable(text: object, limit: int = 40) -> str:
 
 
 def arm_name(arm: str) -> str:
-    """Returns the name of an arm for people: 'two-stage' for 'two_stage'."""
+    """Returns the display name of an arm: 'two-stage' for 'two_stage'."""
     return readable(arm.replace("_", "-"))
 
 
@@ -295,7 +294,7 @@ def listed(items: Iterable[str]) -> str:
 
 
 def mean_and_range(numbers: Sequence[int]) -> str:
-    """Returns '1,600', or '1,550 (1,500–1,600)' where the numbers differ."""
+    """Returns '1,600', or '1,550 (1,500–1,600)' if the numbers differ."""
     mean = f"{statistics.fmean(numbers):,.0f}"
     return f"{mean} ({number_range(numbers)})" if len(set(numbers)) > 1 else mean
 
@@ -330,7 +329,7 @@ def _missing(places: Sequence[str]) -> str:
     more = len(places) - len(named)
     return (
         f"\n\nMissing: {', '.join(named)}{f' and {more} more' if more else ''}. "
-        "A seed counts where all its folds are there."
+        "A seed counts only if all of its folds are present."
     )
 
 

@@ -1,9 +1,9 @@
-"""The answer of a study in words: its size, and how sure it is.
+"""The answer of a study in words: effect size and uncertainty.
 
-A difference is called shown if its p-value is below 0.05 and there are two or more
-seeds. The primary endpoint needs no correction; all other p-values are Holm-corrected.
-Everything else is called not shown, and never absent. Each caveat is said once: that of
-the single seed with the answer, those of the data below it.
+A difference is significant if its p-value is below 0.05 and there are two or more seeds.
+The primary endpoint needs no correction; all other p-values are Holm-corrected. Other
+differences are called not significant, never absent. Each caveat is stated once: that of
+a single seed with the answer, those of the data below it.
 """
 
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ CHANCE = "with a single seed the effect cannot be separated from chance"
 
 
 def summary(study: Study, analysis: Analysis) -> list[str]:
-    """Returns the paragraphs at the head of the report; the first is the answer."""
+    """Returns the paragraphs at the top of the report; the first is the answer."""
     scores, primary = analysis.full.scores, analysis.primary
     if len(scores.arms) < 2:
         return [_alone(analysis), _basis(study, analysis)]
@@ -51,7 +51,7 @@ def summary(study: Study, analysis: Analysis) -> list[str]:
         lead = (
             "Exploratory"
             if primary
-            else "All exploratory, as no primary endpoint was named"
+            else "Exploratory, because no primary endpoint was named"
         )
         known = any(one.low is not None for one in scores.differences[METRIC])
         units = "points, 95 % CI, Holm-corrected p" if known else "points"
@@ -65,7 +65,7 @@ def size_words(analysis: Analysis) -> list[str]:
 
 
 def influence_words(found: ByPatient) -> str:
-    """Returns how much the main difference depends on single patients."""
+    """Returns a paragraph on the influence of single patients on the main difference."""
     one, most = found.difference, found.most
     low, high = (_signed(x) for x in (found.without.min(), found.without.max()))
     first, second = arm_name(one.first), arm_name(one.second)
@@ -74,14 +74,14 @@ def influence_words(found: ByPatient) -> str:
     sign = (
         ""
         if (np.sign(found.without) == np.sign(one.estimate)).all()
-        else (" Its sign depends on single patients.")
+        else (" The sign depends on single patients.")
     )
     return capital(
-        f"{first} minus {second} is {_signed(one.estimate)} points of "
-        f"{one.metric.replace('_', ' ')}; without any one patient it is {low} to {high} "
-        f"points. It changes most without {found.patients[most]}, to "
-        f"{_signed(found.without[most])} points.{sign} {first} scores higher in {ahead} "
-        f"of {len(found.patients)} patients, lower in {behind}."
+        f"{first} minus {second} is {_signed(one.estimate)} points in "
+        f"{one.metric.replace('_', ' ')}, and {low} to {high} points if any one patient "
+        f"is excluded. Excluding {found.patients[most]} changes it most, to "
+        f"{_signed(found.without[most])} points.{sign} {capital(first)} scores higher in "
+        f"{ahead} of {len(found.patients)} patients, lower in {behind}."
     )
 
 
@@ -116,8 +116,8 @@ def area_p_values(study: SizeStudy) -> dict[str, float | None]:
 def verdict(one: Difference, p_value: float | None) -> str:
     """Returns the verdict on the first arm.
 
-    'better' or 'worse'; 'leaning' if that is lost in the correction of the p-value;
-    'not shown'; 'unknown' without an interval.
+    'better' or 'worse'; 'leaning' if significant only before correction; 'not shown' if
+    not significant; 'unknown' without an interval.
     """
     if p_value is None or one.low is None:
         return "unknown"
@@ -131,7 +131,7 @@ def primary_words(primary: Primary) -> str:
     one = primary.difference
     score = one.metric.replace("_", " ")
     if primary.sizes > 1:
-        score += f", mean over {primary.sizes} sizes"
+        score = f"mean {score} over {primary.sizes} sizes"
     if primary.reason:
         return (
             f"The primary endpoint, {arm_name(one.first)} minus {arm_name(one.second)} "
@@ -144,7 +144,7 @@ def primary_words(primary: Primary) -> str:
 
 
 def sentence(one: Difference, scores: Scores) -> str:
-    """Returns one difference in words, its p-value corrected over all pairs."""
+    """Returns one difference in words, with its p-value corrected over all pairs."""
     score, pairs = one.metric.replace("_", " "), len(scores.differences[one.metric])
     return _sentence(one, one.p_holm, score, len(scores.seeds), pairs=pairs)
 
@@ -161,18 +161,18 @@ def _sentence(
 
     Args:
       one: Difference between two arms.
-      p_value: p-value that decides.
+      p_value: p-value that decides significance.
       score: Name of the score.
       seeds: Number of seeds.
-      notes: Remarks for the brackets.
+      notes: Remarks in brackets.
       pairs: Number of comparisons that the p-value is corrected for.
     """
     first, second = arm_name(one.first), arm_name(one.second)
-    size = f"{abs(100 * one.estimate):.1f} points of {score}"
-    more = "more" if one.estimate > 0 else "less"
-    fact = f"{first} scored {size} {more} than {second}"
+    size = f"{abs(100 * one.estimate):.1f} points"
+    more = "higher" if one.estimate > 0 else "lower"
+    fact = f"{first} scored {size} {more} than {second} in {score}"
     if not round(1000 * one.estimate):
-        fact = f"{first} and {second} scored the same {score}, to a tenth of a point"
+        fact = f"{first} and {second} are equal in {score} to a tenth of a point"
     if one.low is None:
         brackets = f" ({'; '.join(notes)})" if notes else ""
         return capital(
@@ -191,15 +191,15 @@ def _sentence(
     found = verdict(one, p_value)
     if found in ("better", "worse"):
         verb = "beats" if found == "better" else "is worse than"
-        return capital(f"{first} {verb} {second} by {size} {sure(told)}.")
+        return capital(f"{first} {verb} {second} by {size} in {score} {sure(told)}.")
     if found == "leaning":
         return capital(
-            f"{fact} {sure(told)}, but this is not significant among {pairs} pairs "
-            f"(uncorrected p {_equals(one.p_value)})."
+            f"{fact} {sure(told)}, but this is not significant after correction for "
+            f"{pairs} pairs (uncorrected p {_equals(one.p_value)})."
         )
-    return (
-        f"No difference between {first} and {second} is shown: {first} minus {second} is "
-        f"{_signed(one.estimate)} points of {score} {sure(one)}. {_excluded(one)}"
+    return capital(
+        f"{first} and {second} do not differ significantly: {first} minus {second} is "
+        f"{_signed(one.estimate)} points in {score} {sure(one)}. {_excluded(one)}"
     )
 
 
@@ -215,7 +215,7 @@ def _others(analysis: Analysis, pairs: Iterable[Difference]) -> str:
     leads = {
         "better": f"{champion} beats",
         "worse": f"{champion} is worse than",
-        "not shown": f"no difference is shown for {champion} minus",
+        "not shown": f"not significant: {champion} minus",
         "unknown": f"{champion} minus",
     }
     clauses: dict[str, list[str]] = {}
@@ -238,7 +238,7 @@ def _others(analysis: Analysis, pairs: Iterable[Difference]) -> str:
 
 
 def _by_size(analysis: Analysis) -> str:
-    """Returns at which sizes the champion is ahead of the baseline, or behind."""
+    """Returns a sentence on the sizes at which the champion is ahead, or behind."""
     if len(analysis.sizes) < 2 or analysis.champion == analysis.baseline:
         return ""
     several = {size.n for size in analysis.sizes if len(size.scores.seeds) > 1}
@@ -251,9 +251,9 @@ def _by_size(analysis: Analysis) -> str:
     words = {
         "better": f"{champion} is ahead of {baseline} at",
         "worse": f"{champion} is behind {baseline} at",
-        "leaning": f"{champion} against {baseline} is not significant after correction at",
-        "not shown": f"no difference between {champion} and {baseline} is shown at",
-        "unknown": f"the difference of {champion} and {baseline} has no test at",
+        "leaning": f"{champion} minus {baseline} is not significant after correction at",
+        "not shown": f"{champion} minus {baseline} is not significant at",
+        "unknown": f"{champion} minus {baseline} cannot be tested at",
     }
     parts = [
         f"{text} {listed(_at(*one) for one in sorted(sizes[key], key=lambda x: x[0]))}"
@@ -267,17 +267,17 @@ def _by_size(analysis: Analysis) -> str:
 
 
 def _trend(analysis: Analysis) -> str:
-    """Returns whether the gain depends on the size, compared as such."""
+    """Returns a sentence on whether the gain depends on the size."""
     study = analysis.size_study
     if study is None or analysis.champion not in study.trends:
         return ""
     change, p_value = study.trends[analysis.champion]
     if change.low is None or p_value is None or len(analysis.common_seeds) == 1:
         return ""
-    shown = "" if p_value < ALPHA else ", so a change with size is not shown"
+    sure = "" if p_value < ALPHA else ", not significant"
     return (
         f" The gain at {study.n[0]:,.0f} patches minus that at {study.n[-1]:,.0f} is "
-        f"{_signed(change.estimate)} points ({_ends(change)}{shown})."
+        f"{_signed(change.estimate)} points ({_ends(change)}{sure})."
     )
 
 
@@ -288,10 +288,10 @@ def _over_sizes(analysis: Analysis) -> str:
         return ""
     primary, text = analysis.primary, ""
     champion, baseline = arm_name(arm), arm_name(analysis.baseline)
-    # The primary endpoint over all sizes is this gain, and has been told.
+    # The primary endpoint over all sizes is this gain, and was stated before.
     if not (primary and not primary.reason and primary.difference.metric == METRIC):
         gain, p_value = study.area_gains[arm][0], area_p_values(study)[arm]
-        more = "more" if gain.estimate >= 0 else "less"
+        more = "higher" if gain.estimate >= 0 else "lower"
         told = gain if gain.estimate >= 0 else Difference(**vars(gain)).turned()
         notes = ["no interval" if gain.low is None else _readings(told)]
         if p_value is not None:
@@ -304,7 +304,7 @@ def _over_sizes(analysis: Analysis) -> str:
             f"({', '.join(notes)}). "
         )
         if p_value is not None and p_value >= ALPHA and len(analysis.common_seeds) > 1:
-            text += "No difference over all sizes is shown. "
+            text += "This difference is not significant. "
     smallest = study.matches[arm][0]
     needed, low, high = (
         None if x is None else describe_size(x, study.n)
@@ -323,13 +323,13 @@ def _alone(analysis: Analysis) -> str:
         f"no interval: {interval.reason}" if interval.low is None else _ends(interval)
     )
     return (
-        f"There is only one arm, so nothing is compared: {arm_name(arm)} reached a "
-        f"{SCORE} of {100 * interval.estimate:.1f} % ({sure})."
+        f"{capital(arm_name(arm))}, the only arm, reached a {SCORE} of "
+        f"{100 * interval.estimate:.1f} % ({sure}); there is nothing to compare it with."
     )
 
 
 def _basis(study: Study, analysis: Analysis) -> str:
-    """Returns the numbers that the answer rests on, and what the intervals cover."""
+    """Returns the sample sizes behind the answer, and the scope of the intervals."""
     full, scores = analysis.full, analysis.full.scores
     seeds = len(scores.seeds)
     again = ", redrawn per seed" * study.folds_anew
@@ -348,8 +348,8 @@ def _basis(study: Study, analysis: Analysis) -> str:
         parts.append(f"Intervals hold for these training {unit} only.")
     if scores.groups is None:
         parts.append(
-            "The data names no patients, so the intervals are too narrow if several "
-            "patches come from one patient."
+            "The data do not identify patients, so the intervals are too narrow if "
+            "several patches come from one patient."
         )
     if study.missing:
         several = len(study.missing) > 1
@@ -360,7 +360,7 @@ def _basis(study: Study, analysis: Analysis) -> str:
 
 
 def _minus(pairs: Iterable[Difference], second: str) -> list[Difference]:
-    """Returns the pairs with one arm, turned so that this arm is subtracted."""
+    """Returns the pairs that include an arm, turned so that it is subtracted."""
     return [
         one if one.second == second else one.turned()
         for one in pairs
@@ -369,10 +369,10 @@ def _minus(pairs: Iterable[Difference], second: str) -> list[Difference]:
 
 
 def _as_told(one: Difference) -> Difference:
-    """Returns the difference with the sign of words such as 'more' or 'worse'.
+    """Returns the difference with the sign of words such as 'higher' or 'worse'.
 
-    The number in them is never negative, so its interval is that of the gain or of the
-    loss; if the words are 'first minus second', the interval has that sign.
+    The number next to them is never negative, so its interval is that of the gain or of
+    the loss; next to 'first minus second', the interval keeps its sign.
     """
     return one.turned() if round(1000 * one.estimate) < 0 else one
 
@@ -381,7 +381,7 @@ def _excluded(one: Interval) -> str:
     """Returns which true differences the data rule out."""
     gain = f"gains above {100 * one.high:.1f} points" if one.high > 0 else "any gain"
     loss = f"losses above {-100 * one.low:.1f} points" if one.low < 0 else "any loss"
-    return capital(f"{gain} and {loss} are not compatible with these data.")
+    return capital(f"{gain} and {loss} are incompatible with these data.")
 
 
 def _ends(interval: Interval) -> str:
@@ -394,7 +394,7 @@ def _range(interval: Interval) -> str:
 
 
 def _readings(interval: Interval) -> str:
-    """Returns `_ends`, with both readings if there are two."""
+    """Returns `_ends`, with both intervals if there are two."""
     if interval.these is None:
         return _ends(interval)
     low, high = map(_signed, interval.these)
@@ -411,7 +411,7 @@ def _signed(value: float) -> str:
 
 
 def _tested(scores: Scores) -> str:
-    """Returns the numbers of test patients, if they are known, and test patches."""
+    """Returns the numbers of test patients, if known, and test patches."""
     patches = f"{scores.examples:,} test patches"
     if scores.groups is None:
         return patches
@@ -425,5 +425,5 @@ def _equals(p_value: float) -> str:
 
 
 def capital(text: str) -> str:
-    """Returns the text with a capital at its start."""
+    """Returns the text with a capital first letter."""
     return text[:1].upper() + text[1:]

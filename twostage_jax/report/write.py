@@ -1,8 +1,8 @@
 """Writes the report of a study: a page, Markdown, figures and tables.
 
-The page is self-contained: it requests nothing, and holds nothing but text and images.
-Jinja2 escapes the text. Its content security policy allows images in the page, one style
-sheet and one script, by their hashes, and nothing else.
+The page is self-contained: it makes no requests, and contains text and images only.
+Jinja2 escapes the text. Its content security policy allows only embedded images, one
+style sheet and one script, by their hashes.
 """
 
 import base64
@@ -33,7 +33,7 @@ from twostage_jax.report.parts import (
 from twostage_jax.report.sections import Report
 from twostage_jax.report.study_table import Study
 
-# Larger than in print (96 a CSS inch), so that text of 7 pt can be read on a screen.
+# Larger than in print (96 per CSS inch), so that 7 pt text is legible on a screen.
 PIXELS_PER_INCH = 118
 
 
@@ -41,27 +41,27 @@ def write_report(workdirs: Sequence[Path], out: Path) -> Path:
     """Joins run folders, writes the report into `out` and returns the page's path.
 
     `out` gets `report.html`, `report.md`, `checklist.md`, `table.tex`, `figures/*.png`
-    and `.pdf`, and `tables/*.csv`. An earlier report there is replaced as a whole, when
-    the new one is finished, and stays if it cannot be. Processes that write to the same
-    `out` do so one after the other, by a lock file next to it.
+    and `.pdf`, and `tables/*.csv`. An earlier report is replaced as a whole once the new
+    one is complete, and kept on failure. A lock file next to `out` serialises processes
+    that write to it.
 
     Raises:
-      UserError: The folders are no study (see `load.load`), no seed is whole in every
-        arm, or `out` holds something else than a report.
+      UserError: The folders are not a study (see `study_table.load`), every seed is
+        incomplete, or `out` holds something other than a report.
     """
     out = Path(out)
-    # Around the reading too: seeds that end together must not leave the report of the
-    # one that read first, which lacks rows.
+    # The lock includes the reading: when seeds end together, the process that read
+    # first, with rows missing, must not write last.
     with io.locked(out.with_name(f".{out.name}.lock"), f"--out={out}", wait=True):
         return _write_report([Path(folder) for folder in workdirs], out)
 
 
 def markdown(report: sections.Report) -> str:
-    """Returns the report as Markdown, which links to the figures."""
+    """Returns the report as Markdown with links to the figures."""
     lines = [f"# {tables.escape(report.title)}"]
     lines += [tables.escape(text) for text in report.summary]
     if report.warnings:
-        lines += ["## Missing and left out"]
+        lines += ["## Missing and skipped"]
         lines += ["\n".join(f"- {tables.escape(text)}" for text in report.warnings)]
     for section in report.sections:
         lines.append(f"## {section.title}")
@@ -134,22 +134,23 @@ def _checklist(report: Report) -> str:
 
 
 def _check_out(out: Path) -> None:
-    """Raises a UserError if a report may not take the place of `out`."""
+    """Raises a UserError if a report must not replace `out`."""
     if not out.exists():
         return
-    # Training removes the page alone, when the results change.
+    # Training removes only the page when the results change.
     earlier = [out / PAGE, out / "tables" / "result.csv"]
     if not out.is_dir() or (
         any(out.iterdir()) and not any(path.is_file() for path in earlier)
     ):
         raise UserError(
-            f"--out={out}: is not empty and holds no earlier report. Give a new folder, "
-            "such as one inside the run folder.",
+            f"--out={out}: the folder is not empty, and is not an earlier report. Give a "
+            "new folder, such as one inside the run folder.",
             where="--out",
         )
     if (out / "results.json").exists():
         raise UserError(
-            f"--out={out}: is a run folder. Give a folder inside it.", where="--out"
+            f"--out={out}: this is a run folder. Give a folder inside it.",
+            where="--out",
         )
 
 
@@ -166,7 +167,8 @@ def _markdown(part: Part) -> str:
     if isinstance(part, Cards):
         lines = [f"{card.alt}: {', '.join(card.lines)}" for card in part.cards]
         listed = "\n".join(f"- {tables.escape(line)}" for line in lines)
-        return f"### {tables.escape(part.title)}\n\n{listed or 'No mistakes.'}"
+        listed = listed or "All test patches are correct."
+        return f"### {tables.escape(part.title)}\n\n{listed}"
     if isinstance(part, Tree):
         return "\n".join(_branches(part.nodes, 0))
     assert isinstance(part, Details)
@@ -174,7 +176,7 @@ def _markdown(part: Part) -> str:
 
 
 def _folded(part: Details) -> str:
-    """Returns where the folded tables and figures lie."""
+    """Returns links to the folded tables and figures."""
     files = [f"[{name}]({name})" for name in part.files]
     texts = [one.text for one in part.parts if isinstance(one, Text)]
     text = f" {tables.escape(' '.join(texts))}" if texts else ""
@@ -206,7 +208,7 @@ def _width(part: Picture) -> int:
 
 
 def _png_width(data: bytes) -> int:
-    """Returns the width on the page of a PNG file made for print."""
+    """Returns the width on the page of a print-resolution PNG file."""
     (pixels,) = struct.unpack(">I", data[16:20])
     return round(pixels / figures.STYLE["savefig.dpi"] * PIXELS_PER_INCH)
 

@@ -13,7 +13,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const key = (row) => row.cells[column].dataset.key ?? row.cells[column].textContent;
       const compare = (a, b) => {
         const [x, y] = [key(a), key(b)];
-        // What is not known stays last, whichever way.
+        // Unknown values stay last in both directions.
         if (x === "" || y === "") return (x === "") - (y === "");
         const order = x - y;
         const sorted = Number.isNaN(order) ? x.localeCompare(y, "en", { numeric: true }) : order;
@@ -25,7 +25,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
-// What is to be printed is unfolded for as long as that takes.
+// Unfold the printed parts while printing.
 const unfolded = [];
 addEventListener("beforeprint", () => {
   for (const one of document.querySelectorAll("details.printed:not([open])")) {
