@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
     target.data = two_stage.data("dicom")
     target.data.path = ""  # folder of patients
     target.data.classes = ""  # empty: classes.json, or all labels of MedGIFT ROIs
-    target.data.spacing = 0.1  # mm a pixel: 227 pixels are 23 mm, some 32 of the scan
+    target.data.spacing = 0.1  # mm per pixel: 227 pixels are 23 mm, some 32 of the scan
     target.data.stride = 57  # distance between neighbouring patches, pixels
     target.data.per_class = 100  # most patches of one class and patient
     target.augment.shift = 8

@@ -67,10 +67,10 @@ class Runner(NamedTuple):
     """A way to train; both functions take a number of steps and wait for the end.
 
     Attributes:
-      step: trains on the same batches.
-      epoch: trains as the program does.
-      parameters: number of values in the network.
-      runs: networks trained at once.
+      step: Trains on the same batches.
+      epoch: Trains as the program does.
+      parameters: Number of values in the network.
+      runs: Networks trained at once.
     """
 
     step: Callable[[int], None]

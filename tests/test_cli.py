@@ -124,7 +124,7 @@ def test_full_disk_is_one_line(joined, monkeypatch, capsys, main):
         cli.run(main)
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: the disk is full. Earlier saves are intact")
+    assert line.startswith("error: the disk is full. Saved states are intact")
 
 
 def test_an_error_of_the_program_is_not_called_a_full_disk(joined, monkeypatch):

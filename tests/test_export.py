@@ -81,7 +81,9 @@ def test_card_has_the_scores_of_the_report_and_escapes_names(study, tmp_path):
     assert values["balanced_accuracy"] == round(score, 4)
     assert "| two-stage" in body and f"{100 * score:.1f} (" in body
     assert "best of 2 baselines: descriptors" in body and "mean-grey" not in body
-    assert "low -1350 and width 1500" in body and "Minus 0.5, divided by 0.25" in body
+    assert (
+        "low -1350 and width 1500" in body and "Subtract 0.5 and divide by 0.25" in body
+    )
     assert "\\<img src=x" in body and "\\\\input{y}" in body
     assert "<img" not in body.replace("\\<img", "")
 
@@ -142,7 +144,9 @@ def test_stage_run_outside_of_a_study_has_a_card_without_intervals(study, tmp_pa
     moved.parent.mkdir()
     moved.symlink_to(home)
     export.export(run=str(moved), to=str(tmp_path / "model.npz"))
-    assert "No intervals" in (tmp_path / "model.md").read_text(encoding="utf-8")
+    assert "intervals are unavailable" in (tmp_path / "model.md").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,7 @@ def test_a_map_is_made_again_when_files_get_lost_beside_it(
         map_folder(root, tmp_path / "maps", classifier, how())
         report = files.read_report(tmp_path / "maps" / "report.csv")
         assert {row["files_left_out"] for row in report} == {str(int(lost))}
-    assert "there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
 
 
 def test_unreadable_files_are_listed_and_counted(tmp_path, monkeypatch):

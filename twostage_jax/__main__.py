@@ -1,4 +1,4 @@
-"""Program `twostage`; `python -m twostage_jax` runs it, too."""
+"""Program `twostage`, also run by `python -m twostage_jax`."""
 
 import importlib
 import inspect

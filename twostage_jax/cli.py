@@ -1,4 +1,4 @@
-"""Command line shared by all commands: flags, help, errors in one line, jax.
+"""Command line shared by all commands: flags, help, one-line errors, set-up of jax.
 
 A command is a function with plain arguments. Its flags come from its signature and
 their explanations from the `Args` of its docstring, so a new flag is a new parameter:
@@ -50,9 +50,9 @@ COMMANDS = {
 }
 HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
 INDENT = " " * 6  # before the explanation of a flag
-# Largest number of cores made into devices: each has a copy of the data.
+# Largest number of cores used as devices: each has a copy of the data.
 MOST_CORES = 8
-# Errors of a path that this user cannot write, or that cannot be written at all.
+# Errors for paths that cannot be read or written.
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -73,7 +73,7 @@ def parsed_config(config: ConfigDict) -> "Config":
     Raises:
       UserError: A setting is unknown, of the wrong type, or impossible.
     """
-    # Imports NumPy, which `--help` does not wait for.
+    # Imports NumPy, which `--help` should not wait for.
     from twostage_jax.config import parse
 
     try:
@@ -88,7 +88,7 @@ def run(
     *,
     jax: bool = True,
 ) -> None:
-    """Calls a command with its flags and reports expected failures in one line.
+    """Calls a command with its flags, reporting expected failures in one line.
 
     Exit status: 2 for a mistake on the command line or a `UserError`, 128 + the signal
     after an interruption, 0 for `--help` and `--version`.
@@ -96,7 +96,7 @@ def run(
     Args:
       command: Function with plain arguments, as the module describes.
       argv: Name of the program, then its arguments; default: those of the process.
-      jax: Whether the command uses jax, which is then set up; see `set_up_jax`.
+      jax: Whether to set up jax for the command; see `set_up_jax`.
     """
     program, *arguments = argv or [_program(command), *sys.argv[1:]]
     if any(argument in HELP for argument in arguments):
@@ -105,7 +105,7 @@ def run(
         return show(f"twostage_jax {__version__}")
     given, values = _parsed(command, program, arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names of files need not be UTF-8.
+        # File names need not be UTF-8.
         sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -125,11 +125,14 @@ def run(
                 128 + error.args[0],
             )
         if disk_full(error):
-            _fail("the disk is full. Earlier saves are intact: free space, run again.")
+            _fail(
+                "the disk is full. Saved states are intact: free some space and run the "
+                "same command again."
+            )
         if isinstance(error, OSError) and error.errno in NOT_ALLOWED:
             _fail(
-                f"{error.filename}: {error.strerror}. Give folders that you may read and "
-                "write, or change who may."
+                f"{error.filename}: {error.strerror}. Give a folder that you can read and "
+                "write, or change its permissions."
             )
         if _distributed():
             traceback.print_exc()
@@ -138,7 +141,7 @@ def run(
 
 
 def show(text: str) -> None:
-    """Prints a text; a pipe may close before it has read all of it."""
+    """Prints a text, tolerating a pipe that closes early."""
     before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     print(text, flush=True)
     signal.signal(signal.SIGPIPE, before)
@@ -155,7 +158,7 @@ def _parsed(
         _define(values, parameter, _kind(command, parameter), [program, *arguments])
     if not arguments and any(p.default is p.empty for p in parameters.values()):
         print(_usage(command, program), file=sys.stderr)
-        _fail("no flags are given; --help explains them.")
+        _fail("flags are missing; --help explains them.")
     try:
         _, *rest = values([program, *arguments])
     except flags.UnrecognizedFlagError as error:
@@ -171,7 +174,7 @@ def _parsed(
         _fail(_first_line(error))
     except (AttributeError, KeyError) as error:
         if "no attribute 'get_config'" in str(error):
-            _fail("--config: the file has no function get_config.")
+            _fail("--config: the file does not define get_config.")
         _fail(_unknown_setting(error, arguments))
     except (FileNotFoundError, ImportError, SyntaxError) as error:
         _fail(f"--config: {error}")
@@ -197,13 +200,13 @@ def _parsed(
 
 
 def _check_loaded(name: str, config: Any, flag: flags.Flag) -> None:
-    """Ends the program if a config file could not be read, or returns no settings."""
+    """Ends the program if a config file cannot be read or does not return settings."""
     if isinstance(config, ConfigDict):
         return
     path = config_flags.get_config_filename(flag).partition(":")[0]
     if Path(path).is_file():
         _fail(f"--{name}={path}: get_config does not return a ConfigDict.")
-    _fail(f"--{name}={path}: there is no such file.")
+    _fail(f"--{name}={path}: the file does not exist.")
 
 
 def _kind(command: Callable[..., Any], parameter: inspect.Parameter) -> Any:
@@ -221,7 +224,7 @@ def _define(
     default = None if parameter.default is parameter.empty else parameter.default
     common: dict[str, Any] = {"help": "", "flag_values": values}
     if kind is ConfigDict:
-        # Otherwise names of the config file of an earlier command would stay defined.
+        # Otherwise settings of an earlier command's config file would stay defined.
         sys.modules.pop(f"{name}_config", None)
         config_flags.DEFINE_config_file(
             name, default, sys_argv=argv, flag_values=values
@@ -283,7 +286,7 @@ def _help(command: Callable[..., Any], program: str) -> str:
 
 
 def _form(kind: Any, name: str) -> str:
-    """Returns how the value of a flag is written, such as '=NUMBER'."""
+    """Returns the notation for the value of a flag, such as '=NUMBER'."""
     if kind is bool:
         return f", --no{name}"
     if kind is ConfigDict:
@@ -311,7 +314,7 @@ def _program(command: Callable[..., Any]) -> str:
 def _impossible_value(
     error: flags.IllegalFlagValueError, command: Callable[..., Any]
 ) -> str:
-    """Returns one line for a value that a flag cannot have."""
+    """Returns the error, in one line, for an invalid value of a flag."""
     text = _first_line(error).removeprefix("flag ")
     for name, parameter in inspect.signature(command).parameters.items():
         kind = _kind(command, parameter)
@@ -333,7 +336,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _terminated(number: int, frame: Any) -> None:
-    """Ends like Ctrl-C, so that half-written files are removed (see `StopFlag`)."""
+    """Exits as on Ctrl-C, so that half-written files are removed (see `StopFlag`)."""
     del frame
     raise KeyboardInterrupt(number)
 
@@ -358,7 +361,7 @@ def set_up_jax() -> None:
         missing = ", ".join(n for n, v in zip(names, given, strict=True) if not v)
         raise UserError(
             f"the environment variables {', '.join(names)} belong together, but {missing} "
-            "is not set: set all of them, or none.",
+            "is not set: set all or none of them.",
             where=missing,
         )
     elif (
@@ -381,13 +384,13 @@ def use_cores() -> None:
     if given or jax.config.jax_num_cpu_devices > 0 or jax.distributed.is_initialized():
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    # A Python program that has used jax before keeps the devices that it has.
+    # If jax was used before in this process, its devices stay as they are.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", min(cores, MOST_CORES))
 
 
 def _unknown_setting(error: Exception, arguments: list[str]) -> str:
-    """Returns one line for an override of an unknown setting."""
+    """Returns the error, in one line, for an override of an unknown setting."""
     text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
     suggestion = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
     if suggestion:
@@ -408,7 +411,7 @@ def _fail(message: Any, status: int = 2) -> NoReturn:
 
 
 def _distributed() -> bool:
-    """Whether the run has other processes, for which a normal exit would wait."""
+    """Whether the run has other processes; a normal exit would wait for them."""
     jax = sys.modules.get("jax")
     return (
         jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1

@@ -1,12 +1,12 @@
-"""Settings of a study, each said once: field, meaning, bounds and default.
+"""Settings of a study, each defined once: field, meaning, bounds and default.
 
 The fields of the classes below are the settings of a config file, under the same names.
-A new setting is a new field, with an entry in `Attributes` and, if its type is not bound
-enough, one of the `Annotated` types. `parse` turns a config file's `ConfigDict` into
-frozen, checked settings; it is the only reader of `ConfigDict`. A setting that is
-unknown, of the wrong type or impossible is a `UserError` that names it.
+A new setting is a new field, with an entry in `Attributes` and, if its type does not
+bound it enough, one of the `Annotated` types. `parse` turns a config file's `ConfigDict`
+into frozen, checked settings; it is the only reader of `ConfigDict`. A setting that is
+unknown, of the wrong type or impossible raises a `UserError` that names it.
 
-This module does not import jax: a config is checked without it.
+This module does not import jax, so that a config is checked without it.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 TARGET = "target"
 Baseline = Literal["majority", "mean_grey", "descriptors", "frozen"]
 BASELINES = typing.get_args(Baseline)
-# How long the target trains, which must be the same for every arm.
+# Settings of the target's training length, which must be equal across arms.
 LENGTH = ("train.steps", "train.batch_size")
 
 
@@ -99,15 +99,16 @@ class ModelConfig:
 
     Attributes:
       name: Key of `models.MODELS`.
-      channels: Input channels; every image is brought to this number.
+      channels: Number of input channels; every image is converted to it.
       image_size: Input height and width, pixels; 0 = those of the target's images, up
         to `data.sources.LARGEST`.
       norm: Normalisation layers; '' = the network's own (see `models.Network`).
       head: Layers before the classes: 'orderless' (moments of the last convolutions,
-        wherever a texture lies), 'dense' (hidden dense layers, as in the paper) or 'mean'
-        (means of the last convolution); '' = the network's own (see `models.Network`).
+        independent of position), 'dense' (hidden dense layers, as in the paper) or
+        'mean' (means of the last convolution); '' = the network's own (see
+        `models.Network`).
       dropout: Probability of dropping a unit of the fully connected layers.
-      dtype: Type of the computation; parameters are always float32.
+      dtype: Data type of the computation; parameters are always float32.
     """
 
     name: str = "caffenet_small"
@@ -126,16 +127,16 @@ class DataConfig:
     Attributes:
       source: Key of `data.sources.SOURCES`.
       validation: Fraction of the training groups (examples, if the set is not grouped)
-        for model selection, if the set brings no validation split.
-      test: Fraction of the groups held out for the test, if the set brings no test
+        for model selection; ignored if the set has a validation split.
+      test: Fraction of the groups held out for testing; ignored if the set has a test
         split.
       normalise: Normalisation of images: 'fixed' (mean 0.5, standard deviation 0.25),
         'dataset' (mean and standard deviation of the stage's training images), 'patch'
-        (each image to mean 0, standard deviation 1: structure only) or 'weights' (that
-        of the imported stage that the chain begins with; in a chain without one, that of
-        the network's public weights).
+        (each image to mean 0, standard deviation 1: structure only) or 'weights' (as for
+        the imported stage at the start of the chain; in a chain without one, as for the
+        network's public weights).
       window: (centre, width) in HU for images in HU, one pair, or three for three
-        channels, flattened. Other images ignore it.
+        channels, flattened. Ignored for other images.
       options: Keyword arguments of the source's recipe: all other settings of the block.
     """
 
@@ -152,10 +153,10 @@ class TransferConfig:
     """Transfer from the previous stage.
 
     Attributes:
-      reinitialise: Layers with fresh values: 'head' (the last layer) or 'dense' (all
+      reinitialise: Layers to re-initialise: 'head' (the last layer) or 'dense' (all
         fully connected layers). All others are copied.
-      rules: (regular expression, action) pairs that come before these defaults; see
-        `transfer`.
+      rules: (regular expression, action) pairs that take precedence over these defaults;
+        see `transfer`.
     """
 
     reinitialise: Literal["head", "dense"] = "head"
@@ -168,22 +169,22 @@ class OptimConfig:
 
     Attributes:
       name: Stochastic gradient descent with momentum ('sgd'), or AdamW.
-      learning_rate: Learning rate at its peak, for a batch of the stage's `batch_size`.
+      learning_rate: Peak learning rate, for a batch of the stage's `batch_size`.
       momentum: Momentum of SGD.
-      weight_decay: Weight decay of kernels; biases and normalisation layers have none.
+      weight_decay: Weight decay of kernels; biases and normalisation layers are exempt.
       warmup_steps: Steps of linear warm-up.
       schedule: Learning rate after the warm-up: 'cosine' (to zero) or 'constant'.
       clip_norm: Largest global gradient norm; 0 = no clipping.
-      lr_factors: (regular expression, factor) pairs over paths such as
-        'conv1/kernel'; full match, first match wins, others 1.
+      lr_factors: Learning-rate multipliers, (regular expression, factor) pairs over
+        paths such as 'conv1/kernel'; full match, first match wins, otherwise 1.
       freeze: Regular expressions over the same paths, and over those of BatchNorm
         statistics ('stem_norm/mean'); arrays that match stay bit-identical. Frozen
-        statistics normalise in training, too: '(?!head).*/(mean|var)' fine-tunes with
-        those of the stage before instead of those of small batches.
-      head_steps: Steps at the start that train the head alone (linear probing then
-        fine-tuning, Kumar et al. 2022); BatchNorm's statistics stay unchanged, too.
-      l2_sp: Strength of the pull of transferred kernels towards their initial values
-        (L2-SP, Li et al. 2018); it replaces their weight decay. 0 = none.
+        statistics are also used in training: '(?!head).*/(mean|var)' fine-tunes with
+        those of the previous stage instead of those of small batches.
+      head_steps: Number of initial steps that train only the head (linear probing then
+        fine-tuning, Kumar et al. 2022); BatchNorm statistics do not change either.
+      l2_sp: Strength of the penalty that keeps transferred kernels near their initial
+        values (L2-SP, Li et al. 2018); it replaces their weight decay. 0 = none.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -204,13 +205,14 @@ class TrainConfig:
     """Length and loss of one stage.
 
     Attributes:
-      steps: Optimiser steps.
-      epochs: Most passes over the data set; a small set takes fewer steps. 0 = no limit.
+      steps: Number of optimiser steps.
+      epochs: Largest number of passes over the data set, which shortens the training on
+        a small set. 0 = no limit.
       batch_size: Examples per step, over all devices.
-      eval_every: Steps between scores on the validation split.
+      eval_every: Steps between evaluations on the validation split.
       save_every: Steps between saved states, the most that a killed run loses.
-      select: Parameters to keep: the 'last', or those of the 'best' validation score.
-        With few validation groups the best checkpoint is mostly the luckiest.
+      select: Parameters to keep: the 'last', or those with the 'best' validation score.
+        With few validation groups, the best checkpoint is mostly the luckiest.
       label_smoothing: Fraction of the target probability spread over all classes.
       class_weights: Weights of classes in the loss: 'none', or 'balanced' (the inverse
         of their frequency).
@@ -252,17 +254,17 @@ class StageConfig:
     """One stage: a training run of the network on one data set, or imported weights.
 
     Attributes:
-      data, transfer, optim, train, augment: Blocks of settings of the training; an
-        imported stage ignores them.
-      weights: File of public weights (see `models.pretrained`) that the stage takes
-        instead of training; such a stage is the first of its chain. None (in a config
-        file '') = train.
+      data, transfer, optim, train, augment: Blocks of settings for training; ignored for
+        an imported stage.
+      weights: File of public weights (see `models.pretrained`) to import instead of
+        training; such a stage is the first of its chain. None (in a config file '') =
+        train.
       weights_mean, weights_deviation: Mean and standard deviation, per channel of images
-        in [0, 1], that the weights were trained with; None (in a config file an empty
-        tuple) = those that the file states, as 'twostage export' writes them, or else
-        those of the network's public weights.
+        in [0, 1], used to train the weights; None (in a config file an empty tuple) =
+        those stated in the file, as written by 'twostage export', or else those of the
+        network's public weights.
       weights_licence: Licence of the file, such as 'bsd-3-clause', for the report and
-        the model card; None (in a config file '') = the one that the file states.
+        the model card; None (in a config file '') = the licence stated in the file.
     """
 
     data: DataConfig
@@ -282,26 +284,26 @@ class StudyConfig:
 
     Attributes:
       arms: Names of the arms to run; empty = all.
-      seeds: Seeds; every arm runs once per seed. A seed decides initial parameters, order
-        of examples, augmentation, dropout and the drawing of fractions.
-      fractions: Fractions of the target's training set; smaller ones are part of larger.
+      seeds: Seeds; every arm runs once per seed. A seed determines initial parameters,
+        order of examples, augmentation, dropout and the choice of fractions.
+      fractions: Fractions of the target's training set; they are nested.
       draw: Unit in which fractions are drawn: whole 'group' (patient), or 'patch' within
         each group.
-      folds: Number of folds of the target, by group, drawn again for each seed; every
-        seed tests every group once. 0 = one split, the same for every seed.
+      folds: Number of folds of the target, by group, redrawn for each seed; every seed
+        tests every group once. 0 = one split, the same for every seed.
       split_seed: Seed of the splits into train, validation and test.
       grid: (setting, values) pairs, such as ('optim.learning_rate', (0.001, 0.003)):
         every row trains the target with each combination, and each arm keeps one for the
         whole study, the best on the validation groups of all its rows. Steps and batch
-        size are excluded: they are equal across arms. Empty = the stage's own settings.
-      primary: Primary endpoint, named before the run: (arm, arm to compare it with,
+        size cannot be tuned: they are equal across arms. Empty = the stage's settings.
+      primary: Primary endpoint, named before the run: (arm, arm to compare with,
         metric). It is the first minus the second over all sizes (area under the learning
-        curve); every other comparison is exploratory.
-      baselines: Names from `BASELINES`: classifiers on the same training examples that
-        train no network (see `study.baselines`); 'frozen' is one baseline per chain of
-        source stages.
-      side_by_side: Stage runs trained at once; 0 = one per device, 1 = one after the
-        other, each spread over all devices.
+        curve); all other comparisons are exploratory.
+      baselines: Names from `BASELINES`: classifiers on the same training examples
+        without network training (see `study.baselines`); 'frozen' is one baseline per
+        chain of source stages.
+      side_by_side: Number of stage runs trained at once; 0 = one per device, 1 = one
+        after the other, each spread over all devices.
     """
 
     arms: tuple[str, ...] = ()
@@ -318,10 +320,10 @@ class StudyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """Statements that the report prints as they are; they change no result.
+    """Statements that the report prints verbatim; they do not affect results.
 
     Attributes:
-      reference_standard: How the true classes were found: by whom, from what.
+      reference_standard: Determination of the true classes: by whom, and from what.
       ethics: Ethics approval and consent, or why neither was needed.
       funding: Sources of funding, and their role in the study.
     """
@@ -336,10 +338,10 @@ class Config:
     """All settings of a study.
 
     Attributes:
-      name: Name of the run's default folder; a workdir belongs to one name.
+      name: Name of the default folder of the run; a workdir belongs to one name.
       model: Settings of the network.
-      stages: Settings by name of the stage; one is called 'target'.
-      arms: Names of an arm's stages, in order, by name of the arm; the last is 'target'.
+      stages: Stage name -> settings; one stage is called 'target'.
+      arms: Arm name -> names of its stages, in order; the last is 'target'.
       study: Settings of the comparison.
       report: Statements of the report.
     """
@@ -355,8 +357,8 @@ class Config:
 def config_file(path: Path) -> ModuleType:
     """Returns a config file as a module, for another config file to build on.
 
-    Config files are not a package: each works wherever it is copied, if the files that it
-    names are copied next to it.
+    Config files are not a package: a file works wherever it is copied, together with the
+    files that it names.
     """
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
@@ -418,7 +420,7 @@ def with_values(
       stage: The settings.
       values: (setting, value) pairs; a setting is 'block.field', such as
         'optim.learning_rate'. The data of a stage cannot be replaced.
-      path: Setting that the values come from, for errors.
+      path: Setting with these values, for errors.
 
     Raises:
       UserError: A setting is unknown, or a value of the wrong type or impossible.
@@ -511,10 +513,10 @@ def _arms(
                     f"is set, but {path} does not begin with it: only the first stage "
                     "of a chain can be imported, and the target is always trained.",
                 )
-        # Stages that import the same file are the same stage.
+        # Stages that import the same file are identical.
         same = known.setdefault(tuple(stages[n].weights or n for n in names), arm)
         if same != arm and not wanted:
-            log.warning("Arm '%s' is the same as arm '%s': skipped.", arm, same)
+            log.warning("Arm '%s' is skipped: it equals arm '%s'.", arm, same)
         elif not wanted or arm in wanted:
             arms[arm] = names
     # A ConfigDict forgets the order of its keys: short chains first.
@@ -523,7 +525,7 @@ def _arms(
 
 def _check_primary(primary: tuple[str, str, str], arms: Mapping[str, Any]) -> None:
     path, (first, second, metric) = "config.study.primary", primary
-    # The default names arms that not every study has: the report says so.
+    # The default names arms that some studies lack: the report says so.
     for arm in (first, second) if primary != StudyConfig.primary else ():
         if arm not in arms:
             raise _error(path, f": unknown arm '{arm}'.{did_you_mean(arm, arms)}")
@@ -561,16 +563,16 @@ def _check_grid(study: StudyConfig) -> None:
         if setting in LENGTH:
             raise _error(
                 path,
-                f": '{setting}' cannot be tuned: each arm would keep a value of its own, "
-                "and a longer training on the target would pass for a better arm. Set "
-                "config.stages.target.train, the same for all.",
+                f": '{setting}' cannot be tuned: arms would keep different values, and "
+                "an arm trained for longer would look better. Set it in "
+                "config.stages.target.train, for all arms.",
             )
         if not values or len(set(map(repr, values))) != len(values):
-            raise _error(path, f": '{setting}' needs values, all distinct.")
+            raise _error(path, f": '{setting}' needs one or more distinct values.")
 
 
 def _error(path: str, text: str) -> UserError:
-    """Returns the error of a setting; `text` continues the sentence after its name."""
+    """Returns the error for a setting; `text` continues the sentence after its name."""
     message = path + (text if text[0] == ":" else f" {text}")
     return UserError(message, where=path.partition(":")[0])
 
@@ -593,7 +595,7 @@ def _reject_unknown(raw: Any, known: Any, path: str) -> None:
 
 
 def _value(kind: Any, value: Any, path: str) -> Any:
-    """Returns `value` as `kind`; integers pass for floats, lists for tuples."""
+    """Returns `value` as `kind`; integers are accepted as floats, lists as tuples."""
     if kind is Any:
         return value
     origin, args = typing.get_origin(kind), typing.get_args(kind)

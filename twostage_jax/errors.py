@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-# Largest number of notes per data set; a set that needs more is broken throughout.
+# Largest number of notes per data set; a set that needs more is badly damaged.
 MOST_LINES = 20
 
 
@@ -36,7 +36,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def disk_full(error: BaseException | None) -> bool:
-    """Returns whether an error, or one that caused it, says that the disk is full."""
+    """Returns whether an error, or one of its causes, means that the disk is full."""
     # Some writers (Orbax, ArrayRecord) report the system's error as text only.
     text = os.strerror(errno.ENOSPC).lower()
     while error is not None:
@@ -74,7 +74,7 @@ class Notes(Counter[tuple[str, str]]):
             of = f" of {self[subject, '']:,}" if self[subject, ""] else ""
             lines.append(plain(f"{self[subject, note]:,}{of} {subject} {note}"))
         if len(found) > MOST_LINES:
-            lines.append(f"{len(found) - MOST_LINES} more notes are not shown.")
+            lines.append(f"{len(found) - MOST_LINES} further notes are not shown.")
         return lines
 
     def to_json(self) -> list[list[str | int]]:

@@ -8,16 +8,16 @@
 The suffix chooses the format:
 
     .safetensors  the names of timm or torchvision, if these have the network, so that
-                  `load_state_dict` takes the file; paths such as 'params/conv1/kernel'
-                  otherwise. The header says how to use the weights: classes, channels,
-                  image size, normalisation, window in HU, settings of the network
-    .npz          paths, for every network; the same facts as JSON in 'metadata'
+                  `load_state_dict` accepts the file; otherwise paths such as
+                  'params/conv1/kernel'. The header says how to use the weights: classes,
+                  channels, image size, normalisation, window in HU, network settings
+    .npz          paths, for every network; the same information as JSON in 'metadata'
 
-`inspect --source` and a network of the same settings read both again, bit by bit. A study
-whose stage is imported from such a file (`config.stages.X.weights`) takes the scale of
-images, the names of classes and the licence from there. The card,
-`model.md`, tells the data of every stage, the scores with their intervals, how to load the
-weights and to scale images, and what the model is not for.
+`inspect --source` and a network with the same settings read both formats back exactly. A
+study with a stage imported from such a file (`config.stages.X.weights`) takes the scale
+of images, the class names and the licence from it. The card, `model.md`, describes the
+data of every stage, the scores with intervals, how to load the weights and scale images,
+and the limits of the model.
 """
 
 from collections.abc import Sequence
@@ -45,18 +45,18 @@ def export(
 
     Args:
       run: Workdir of a study, or folder of a stage run.
-      to: File of the weights: .safetensors or .npz. The card gets the suffix .md.
+      to: Output file, .safetensors or .npz. The card gets the suffix .md.
       arm: Arm of the study; default: two_stage.
-      seed: Seed; default: the first one.
-      fraction: Fraction of the target training set; default: the largest one.
-      fold: Fold; default: the first one.
-      licence: Licence of the exported weights, as Hugging Face names it, such as
+      seed: Seed; default: the first.
+      fraction: Fraction of the target training set; default: the largest.
+      fold: Fold; default: the first.
+      licence: Licence of the exported weights, as an identifier of Hugging Face, such as
         cc-by-nc-4.0; default: not stated.
 
     Raises:
       UserError: The run does not exist, its files are damaged, or the format is unknown.
     """
-    # Not before jax is set up, nor for --help.
+    # Imported after jax is set up, and not for --help.
     from twostage_jax import io
     from twostage_jax.models import pretrained
     from twostage_jax.report import card
@@ -66,7 +66,7 @@ def export(
     path = Path(to)
     if path.suffix not in pretrained.WRITERS:
         raise UserError(
-            f"--to={to}: weights are written as {' or '.join(pretrained.WRITERS)}.",
+            f"--to={to}: the suffix must be {' or '.join(pretrained.WRITERS)}.",
             where="--to",
         )
     found = artifacts.find(Path(run), arm, seed=seed, fraction=fraction, fold=fold)
@@ -88,7 +88,7 @@ def export(
 
 
 def metadata(run: "Trained") -> dict[str, Any]:
-    """Returns what the header of an export says: JSON values by name."""
+    """Returns the header of an export: JSON values by name."""
     from twostage_jax.config import as_json
 
     return {

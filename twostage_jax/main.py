@@ -4,9 +4,9 @@
     python -m twostage_jax.main --config=configs/two_stage.py:smoke \\
         --config.study.seeds=0,1,2 --workdir=runs/mine
 
-A run that was interrupted resumes when the same command is given again; a finished one
-only prints its table again. Results, figures and the report are written into the workdir.
-Every setting of the config file can be overridden: --config.block.setting=value.
+An interrupted run resumes when the same command is given again; a finished run only
+prints its table. Results, figures and the report are written into the workdir. Every
+setting of the config file can be overridden: --config.block.setting=value.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ def train(config: ConfigDict, *, workdir: str = "", data_dir: str = "") -> None:
     """Runs the study of a config file.
 
     Args:
-      config: Settings that `get_config` of a config file returns.
-      workdir: Folder of the results; default: runs/NAME, NAME from the config.
+      config: Config file, with a function `get_config` that returns the settings.
+      workdir: Folder of the results; default: runs/NAME, with NAME from the config.
       data_dir: Folder of prepared data sets; default: data/ in the user's cache folder.
 
     Raises:
-      UserError: A setting or the data cannot work.
+      UserError: A setting is invalid, or the data cannot be used.
     """
     settings = cli.parsed_config(config)
     cli.use_cores()
-    # Not before jax is set up, nor for --help.
+    # Imported after jax is set up, and not for --help.
     from twostage_jax.study import run
 
     folder = Path(workdir or Path("runs") / settings.name)

@@ -14,33 +14,33 @@ writes a folder per series (`maps/<patient hash>_<series hash>/`):
     overlays/*.png        each slice with lung, plain and in colour
     contact_sheet.png     the whole series on one sheet
     report.csv            volume and fraction of lung of each class, by region
-    series.json           what was made, with what
+    series.json           model, settings and remarks
 
 and in `maps` itself
 
     report.csv            the reports of all series in `maps`
-    skipped.csv           each file skipped, each series refused, and why
+    skipped.csv           skipped files and refused series, with reasons
 
 A row of report.csv is a class in a region (the lungs, or a third of their height or depth)
 of one series: volume in ml and fraction of the region. A patient's rows share the hash in
-`patient`; `series_of_patient` says how many series they come from. These are not added up:
-most are the same lungs again, with another kernel or on another day, so choose one.
-`files_left_out` counts files of the series that could not be used: a first or last slice
-among them leaves no gap and is not missed otherwise.
+`patient`; `series_of_patient` is the number of series they come from. Do not add these up:
+most show the same lungs with another kernel or on another day, so choose one.
+`files_left_out` counts files of the series that could not be used: if the first or last
+slice is among them, nothing else reveals the loss.
 
-Lungs are found by threshold and morphology; `remarks` says where that is uncertain. With
---lungs=FOLDER they are those of masks made elsewhere: NIfTI or DICOM SEG, such as
-TotalSegmentator and lungmask write. A series without a mask there is then refused.
+Lungs are found by threshold and morphology; `remarks` says where they are uncertain. With
+--lungs=FOLDER they are read from existing masks, NIfTI or DICOM SEG, as TotalSegmentator
+and lungmask write them. A series without a mask there is then refused.
 
-Lung whose windows are unlike the training images (see `train/novelty.py`) is hatched in the
-pictures, counted in `fraction_unlike_training`, as a fraction of the region's classified
-lung, and has no class in the DICOM SEG. A series is refused if this is more than half of
-its lung, or if the model was trained on synthetic images and the series does not say that
-it is synthetic; --go_on maps it all the same. Lung that is not marked may be misjudged,
-too: the measure finds gross differences, not every disease that the training lacks
+Lung that differs from the training images (see `train/novelty.py`) is hatched in the
+pictures, reported in `fraction_unlike_training` as a fraction of the region's classified
+lung, and unclassified in the DICOM SEG. A series is refused if this is more than half of
+its lung, or if the model was trained on synthetic images and the series is not marked as
+synthetic; --go_on maps it anyway. Unmarked lung may be misjudged as well: the check finds
+gross differences, not every disease that is missing from the training
 (`experiments/unseen.md`).
 
-A series that the same model has mapped in the same way already is skipped.
+A series that the same model with the same settings has mapped already is skipped.
 Research use only, not for diagnosis.
 """
 
@@ -65,32 +65,33 @@ def predict(
     salt: str = "",
     show_paths: bool = False,
 ) -> None:
-    """Maps every CT series below a folder; prints what was made.
+    """Maps every CT series below a folder and prints a summary.
 
     Args:
       run: Workdir of a study, or folder of a stage run.
       dicom: Folder of DICOM files, in any order.
-      out: Folder of the maps.
+      out: Output folder.
       arm: Arm of the study; default: two_stage.
       stride: Pixels between neighbouring windows.
-      window: centre,width in HU that the training images were shown with; needed if
-        the training images were not in HU.
+      window: Window of the training images, centre,width in HU; required if the
+        training images were not in HU.
       spacing: Millimetres per pixel of the training images, to which slices are
-        resampled; 0: pixels as they are; default: as in the training.
-      lungs: Folder of lung masks made elsewhere; default: lungs are found.
-      go_on: Map what is unlike the training images, too.
+        resampled; 0: do not resample; default: as in training.
+      lungs: Folder of existing lung masks; default: find the lungs.
+      go_on: Also map series that differ from the training images.
       salt: Secret mixed into the hashes of identifiers.
-      show_paths: Name the skipped files, also in skipped.csv; paths may hold patients'
-        names.
+      show_paths: Name the skipped files, also in skipped.csv; paths may contain
+        patients' names.
 
     Raises:
-      UserError: A setting cannot work, or no series could be mapped.
+      UserError: A setting is invalid, or none of the series could be mapped.
     """
     if stride < 1:
         raise UserError(
-            f"--stride={stride}: it must be at least 1 pixel.", where="--stride"
+            f"--stride={stride}: the stride must be at least 1 pixel.",
+            where="--stride",
         )
-    # Not before jax is set up, nor for --help.
+    # Imported after jax is set up, and not for --help.
     from twostage_jax.ct import lung_files
     from twostage_jax.ct.palette import UNLIKE
     from twostage_jax.maps import write
@@ -121,7 +122,7 @@ def predict(
         spacing=scale.parse_spacing(spacing, found),
     )
     classifier = Classifier(found, how.window)
-    unlike = classifier.reference or "not judged, as the stage run has no novelty.npz"
+    unlike = classifier.reference or "not judged: the stage run lacks novelty.npz"
     print(f"{found}\n{how}\n{UNLIKE}: {unlike}")
     print("\n".join(found.notices), flush=True)
     map_folder(

@@ -10,22 +10,22 @@ next to the slices): PNG, TIFF, NumPy or NIfTI masks, DICOM SEG, RTSTRUCT, CSV p
 MedGIFT contours; see `data/ct_patches.py`. It writes
 
     prepared/      the patches in HU, as ArrayRecord
-    dataset.json   what they are
-    patches.csv    each patch: hashes of patient, series and slice, place, class, coverage
-    skipped.csv    each file that was skipped, and why
-    series.csv     each series of an annotated patient, and what is odd about it
+    dataset.json   description of the set
+    patches.csv    patches: hashes of patient, series and slice, position, class, coverage
+    skipped.csv    skipped files, with reasons
+    series.csv     series of annotated patients, with their peculiarities
     preview.png    some patches of each class
 
-With --lungs=FOLDER, patches lie in lung masks made elsewhere: NIfTI or DICOM SEG, such as
-TotalSegmentator and lungmask write; each series with regions needs one.
+With --lungs=FOLDER, patches lie in existing lung masks, NIfTI or DICOM SEG, as
+TotalSegmentator and lungmask write them; each series with regions needs one.
 
 With --beam='--runner=DirectRunner', or a runner of a cluster, an Apache Beam pipeline cuts
 the patches (extra 'beam').
 
-Names, ids, UIDs and dates of patients do not get there: only hashes do. A run that was
-interrupted resumes when the same command is given again. To train on the patches, set a
-stage's data to source 'prepared' with the folder as its path. Patches are kept in HU: one
-window, or three as the three channels of the network, is the stage's setting `window`.
+Names, ids, UIDs and dates of patients are not written, only hashes. An interrupted run
+resumes when the same command is given again. To train on the patches, set a stage's data
+to source 'prepared' with the folder as its path. Patches are stored in HU: the stage's
+setting `window` is one window, or three for the three channels of the network.
 """
 
 import contextlib
@@ -63,40 +63,40 @@ def prepare(
     workers: int | None = None,
     show_paths: bool = False,
 ) -> None:
-    """Cuts the patches of annotated regions and writes them; prints what was made.
+    """Cuts the patches of annotated regions, writes them and prints a summary.
 
     Args:
       source: Folder of DICOM files, in any order.
-      out: Folder of the patches.
+      out: Output folder.
       rois: File or folder of regions; default: those next to the slices.
       classes: Names of the classes of mask values 1, 2, ..., such as 'normal,ggo'.
       patch: Height and width of a patch, pixels.
       stride: Pixels between neighbouring patches.
-      spacing: Millimetres per pixel to resample to; default: pixels as they are.
-      coverage: Smallest fraction of a patch that its region covers.
-      overlap: Largest fraction of a patch that another of its slice may cover.
-      lungs: Lung masks that patches must lie in: given, found, off, or a folder of masks
-        made elsewhere.
-      per_roi: Most patches of a region; 0 = all.
-      per_class: Most patches of a class and patient; 0 = all.
-      per_patient: Most patches of a patient; 0 = all.
+      spacing: Millimetres per pixel to resample to; default: do not resample.
+      coverage: Smallest fraction of a patch that its region must cover.
+      overlap: Largest fraction of a patch that another patch of its slice may cover.
+      lungs: Lung masks that patches must lie in: given, found, off, or a folder of
+        existing masks.
+      per_roi: Largest number of patches per region; 0 = all.
+      per_class: Largest number of patches per class and patient; 0 = all.
+      per_patient: Largest number of patches per patient; 0 = all.
       salt: Secret mixed into the hashes of identifiers.
       seed: Seed of the random draws.
-      go_on: Skip and list what is refused.
+      go_on: Skip, and list, files that would be refused.
       beam: Options of an Apache Beam pipeline that cuts the patches, such as
         '--runner=DirectRunner'; default: processes of this machine.
       workers: Number of processes; default: one per core.
-      show_paths: Name files in errors and in the list of skipped files; paths may hold
-        patients' names.
+      show_paths: Name files in errors and in the list of skipped files; paths may
+        contain patients' names.
 
     Raises:
-      UserError: A setting, or what the folders hold, cannot be used.
+      UserError: A setting or the content of a folder cannot be used.
     """
     from twostage_jax.ct import lung_files, privacy
 
     if workers is not None and workers < 1:
         raise UserError(
-            f"--workers={workers}: at least 1 process is needed.", where="--workers"
+            f"--workers={workers}: at least 1 process is required.", where="--workers"
         )
     given = {"--source": source, "--rois": rois}
     if lung_files.folder(lungs):
@@ -139,14 +139,14 @@ def _prepare(
     """Prepares the patches.
 
     Args:
-      roots: Files and folders that are read, by flag.
+      roots: Input files and folders, by flag.
       out: Folder of the patches.
       pipeline: Options of an Apache Beam pipeline, or ''.
       workers: Number of processes, or None for one per core.
       show_paths: Whether to name files.
       **settings: Settings of `dicom.recipe`.
     """
-    # They take a second, which --help does not wait for.
+    # These imports take a second, which --help should not wait for.
     from twostage_jax.ct import privacy
     from twostage_jax.data import beam, ct_patches, prepared_folder
     from twostage_jax.data.store import folder_of, metadata_of
@@ -156,13 +156,13 @@ def _prepare(
     recipe = ct_patches.recipe(**settings)
     if not salt:
         print(
-            "Note: without --salt, somebody with a list of patient ids can find theirs "
-            "again among the hashes.",
+            "Note: without --salt, anyone with a list of patient ids can match it to the "
+            "hashes.",
             flush=True,
         )
     if out == roots["--source"]:
         raise UserError(
-            "--out is the folder of the slices: give another.", where="--out"
+            "--out is the folder of the slices: give another folder.", where="--out"
         )
     if pipeline:
         beam.run(recipe, out, shlex.split(pipeline))
@@ -177,7 +177,7 @@ def _prepare(
     )
     prepared_folder.write(out, recipe, made, metadata, shown, series)
     _report(made)
-    print(f"Written to {out}; the skipped files are in skipped.csv.")
+    print(f"Written to {out}; skipped.csv lists the skipped files.")
 
 
 def _report(made: "Dataset") -> None:
@@ -195,7 +195,7 @@ def _report(made: "Dataset") -> None:
 
 
 def _paths(roots: Mapping[str, Path], salt: str) -> dict[str, str]:
-    """Returns the path of each file's hash."""
+    """Returns hash of a file -> its path."""
     from twostage_jax.ct import privacy
     from twostage_jax.folders import every_path
     from twostage_jax.io import shown

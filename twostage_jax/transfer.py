@@ -5,20 +5,20 @@ an array, such as 'params/conv1/kernel', and the first rule that matches claims 
 array. The actions:
 
   copy            the source's values
-  init            the target's fresh values; the source's, if any, stay unused
-  drop            the source's array stays unused and the target has none of that name
+  init            the target's fresh values; those of the source, if any, are unused
+  drop            the source's array is unused, and the target lacks one of this name
   rgb_to_grey     a colour kernel for grey images
   grey_to_rgb     a grey kernel for colour images
   resize_kernel   a convolution of another window size
   resize_dense:C  the first dense layer, behind a map of C channels of another size
 
-Nothing is lost in silence: every array of both sides has a row in the report, and
-whatever the rules do not settle is refused (see `transfer`).
+Nothing is dropped silently: every array of both sides has a row in the report, and cases
+that the rules do not cover are refused (see `transfer`).
 
-The last four actions change shapes; each is one function with the decorator `_action`,
-which is all that another one needs. Such a function takes the source's kernel and the
-target's shape, and returns a new kernel of the source's dtype, computed in float64; it
-raises a ValueError with the reason if it does not apply to that kernel.
+The last four actions change shapes; each is a function with the decorator `_action`, and
+a new action is just another such function. It takes the source's kernel and the target's
+shape, and returns a new kernel of the source's dtype, computed in float64; it raises a
+ValueError with the reason if it does not apply to that kernel.
 
 This module does not import jax: a config is checked, and a report written, without it.
 """
@@ -49,7 +49,7 @@ _NUMBER = re.compile(r"(b?float|u?int|complex)\d.*")
 
 
 class TransferError(UserError):
-    """Raised if a transfer cannot be done exactly as its rules say.
+    """Raised if a transfer cannot follow its rules exactly.
 
     Attributes:
       violations: One sentence per violation.
@@ -63,7 +63,7 @@ class TransferError(UserError):
 
 
 class Rule(NamedTuple):
-    """Transfer rule; a plain pair (pattern, action) does as well.
+    """Transfer rule; a plain pair (pattern, action) works as well.
 
     Attributes:
       pattern: Regular expression for whole paths.
@@ -111,7 +111,7 @@ class TransferReport:
 
     Attributes:
       rows: One row per array of the target, then per array that only the source has.
-      notes: Sentences that the reader must know, such as another normalisation.
+      notes: Remarks, such as a change of normalisation.
     """
 
     rows: tuple[Row, ...]
@@ -119,7 +119,7 @@ class TransferReport:
 
     @property
     def transferred(self) -> tuple[str, ...]:
-        """Paths whose values come from the source, as they are or changed in shape."""
+        """Paths whose values come from the source, unchanged or changed in shape."""
         return tuple(r.path for r in self.rows if r.action not in ("init", "drop"))
 
     @property
@@ -160,7 +160,7 @@ class TransferReport:
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         aligned = [
             "  ".join(
-                # Words to the left, norms to the right, so that their points line up.
+                # Text is left-aligned, norms right-aligned to line up decimal points.
                 cell.ljust(width) if i < len(titles) else cell.rjust(width)
                 for i, (cell, width) in enumerate(zip(line, widths, strict=True))
             )
@@ -183,7 +183,7 @@ def rules_for(
     """Returns the rules `extra`, then the default ones.
 
     Args:
-      reinitialise: Layers with fresh values: 'head' (the last layer) or 'dense' (all
+      reinitialise: Layers to re-initialise: 'head' (the last layer) or 'dense' (all
         fully connected layers: fc6, fc7, head). All others are copied.
       extra: (pattern, action) pairs that take precedence over the default.
 
@@ -259,9 +259,9 @@ class Action(NamedTuple):
     """Entry of `ACTIONS`; see `_action` for the fields.
 
     Attributes:
-      change: Function that changes the shape; None if values are taken as they are.
-      suits: Function of source and target shape: whether to advise the action.
-      argument: Meaning of the argument; empty if the action takes none.
+      change: Function that changes the shape; None if values are copied unchanged.
+      suits: Function of source and target shape: whether to suggest the action.
+      argument: Meaning of the argument; empty if the action does not take one.
     """
 
     change: Callable[..., np.ndarray] | None
@@ -282,10 +282,10 @@ def _action(
     """Registers a change of shape as an action, under the name of its function.
 
     Args:
-      suits: Function of source and target shape: whether to advise the action if these
+      suits: Function of source and target shape: whether to suggest the action if these
         differ.
-      argument: Meaning of the positive integer behind the colon, which the function gets
-        as a third argument; empty if the action takes none.
+      argument: Meaning of the positive integer after the colon, which the function gets
+        as a third argument; empty if the action does not take one.
     """
 
     def register(change: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
@@ -328,12 +328,12 @@ def grey_to_rgb(kernel: np.ndarray, shape: Shape) -> np.ndarray:
 def resize_kernel(kernel: np.ndarray, shape: Shape) -> np.ndarray:
     """Resizes the window of a convolution, `[kh, kw, cin, cout]`.
 
-    The new kernel responds to a patch of its own size as the source's does to that
-    patch resized, bilinearly, to the source's size. Constant patches keep their
-    response; the same size is the identity.
+    The new kernel responds to a patch of its size as the source's kernel does to that
+    patch, resized bilinearly to the source's size. The response to constant patches is
+    unchanged; resizing to the same size is the identity.
     """
     if kernel.ndim != 4 or len(shape) != 4:
-        raise ValueError("it needs kernels [kh, kw, cin, cout]")
+        raise ValueError("kernels [kh, kw, cin, cout] are required")
     return _resize(kernel, shape[0], shape[1])
 
 
@@ -345,11 +345,11 @@ def resize_dense(kernel: np.ndarray, shape: Shape, channels: int) -> np.ndarray:
     """Resizes the grid of a dense layer behind a flattened square feature map.
 
     The rows of `[side * side * channels, units]` are in (row, column, channel) order.
-    The new layer responds to a feature map of its own size as the source's does to that
-    map resized, bilinearly, to the source's grid.
+    The new layer responds to a feature map of its size as the source's layer does to
+    that map, resized bilinearly to the source's grid.
     """
     if kernel.ndim != 2 or len(shape) != 2:
-        raise ValueError("it needs kernels [side * side * channels, units]")
+        raise ValueError("kernels [side * side * channels, units] are required")
     old, new = (_side(rows, channels) for rows in (kernel.shape[0], shape[0]))
     grid = kernel.reshape(old, old, channels, kernel.shape[1])
     return _resize(grid, new, new).reshape(new * new * channels, kernel.shape[1])
@@ -392,8 +392,8 @@ def _claims(
 ) -> dict[str, _Compiled]:
     """Returns the first rule to match each path, the target's paths first.
 
-    Rules after an invalid one are not judged: what that one was meant to claim is
-    unknown.
+    Rules after an invalid one are not judged, because the arrays that it was meant to
+    claim are unknown.
     """
     readable = [rule.regex is not None for rule in rules]
     judged = rules[: readable.index(False)] if False in readable else rules
@@ -410,7 +410,9 @@ def _claims(
                 action = "init" if path in target else "drop"
                 if path in source and path in target:
                     action = "copy"
-                violations.append(f"{path}: no rule claims it. {_put(path, action)}")
+                violations.append(
+                    f"{path}: unclaimed by any rule. {_put(path, action)}"
+                )
     for i, rule in enumerate(judged):
         if i not in used and (fault := _why_idle(rule, paths)):
             violations.append(f"rule '{rule.pattern}': {fault}")
@@ -418,19 +420,19 @@ def _claims(
 
 
 def _why_idle(rule: _Compiled, paths: Sequence[str]) -> str | None:
-    """Returns why a rule claims no array; None if it is a default rule."""
+    """Returns why a rule does not claim any array; None for a default rule."""
     if any(rule.regex.fullmatch(path) for path in paths):
         if rule.default:
             return None
-        return "earlier rules claim all that it matches. Move it up or delete it."
+        return "earlier rules claim all of its matches. Move it up or delete it."
     part = next((path for path in paths if rule.regex.search(path)), None)
     if part:
         return (
-            f"it matches no whole path, only a part of some, such as '{part}'. "
-            "Write '.*' for the rest."
+            f"it matches only parts of paths, such as '{part}', not a whole path. Add "
+            "'.*' for the rest."
         )
     example = f" Paths look like '{paths[0]}'." if paths else ""
-    return f"it matches no array.{example}"
+    return f"it does not match any array.{example}"
 
 
 def _carry(
@@ -451,13 +453,13 @@ def _carry(
     if source is None:
         return None, [f"only the target has this array. {_put(path, 'init')}"]
     faults = [
-        f"{fault} Train that stage again. Or, to do without: {_put(path, 'init')}"
+        f"{fault} Train that stage again. Or, to re-initialise it: {_put(path, 'init')}"
         for fault in _not_finite(source, "source's")
     ]
     if source.dtype != target.dtype:
         faults.append(
             f"the source is {source.dtype}, the target {target.dtype}. Convert the "
-            f"source's array. Or, to do without: {_put(path, 'init')}"
+            f"source's array. Or, to re-initialise it: {_put(path, 'init')}"
         )
     shapes = f"source {source.shape} and target {target.shape}"
     advice = _put(path, *_suitable_actions(source.shape, target.shape))
@@ -466,7 +468,7 @@ def _carry(
     except ValueError as error:
         return None, [*faults, f"'{rule.action}' with {shapes}: {error}. {advice}"]
     if after.shape != target.shape:
-        faults.append(f"'{rule.action}' does not bring {shapes} together. {advice}")
+        faults.append(f"'{rule.action}' cannot reconcile {shapes}. {advice}")
     return after, faults
 
 
@@ -478,7 +480,7 @@ def _not_finite(array: np.ndarray | None, whose: str) -> list[str]:
 
 
 def _put(path: str, *actions: str) -> str:
-    """Returns the advice to put one of these rules first."""
+    """Returns the suggestion to put one of these rules first."""
     written, notes = [], []
     for action in actions:
         argument = ACTIONS[action].argument
@@ -515,8 +517,8 @@ def _flatten(tree: Any, whose: str, violations: list[str]) -> dict[str, np.ndarr
             walk(collection, name)
         else:
             violations.append(
-                f"{whose} {name}: only {' and '.join(COLLECTIONS)} cross from stage to "
-                "stage. Remove it."
+                f"{whose} {name}: only {' and '.join(COLLECTIONS)} are transferred "
+                "between stages. Remove it."
             )
     return arrays
 
@@ -534,10 +536,10 @@ def _unflatten(
 
 
 def _parse_action(action: str) -> Change | None:
-    """Returns the change of shape that `action` names, None for the others.
+    """Returns the change of shape named by `action`, or None if there is none.
 
     Raises:
-      ValueError: The action is unknown, or its argument is missing or wrong.
+      ValueError: The action is unknown, or its argument is missing or invalid.
     """
     name, colon, value = action.partition(":")
     entry = ACTIONS.get(name)
@@ -545,7 +547,9 @@ def _parse_action(action: str) -> Change | None:
         raise ValueError(f"unknown action '{action}'.{did_you_mean(name, ACTIONS)}")
     if not entry.argument:
         if colon:
-            raise ValueError(f"unknown action '{action}'. Write '{name}' alone.")
+            raise ValueError(
+                f"unknown action '{action}': '{name}' does not take an argument."
+            )
         return entry.change
     if not (value.isascii() and value.isdecimal() and int(value)):
         raise ValueError(f"'{name}' needs {entry.argument}, such as '{name}:256'.")
@@ -553,33 +557,33 @@ def _parse_action(action: str) -> Change | None:
 
 
 def _suitable_actions(source: Shape, target: Shape) -> list[str]:
-    """Returns the names of the actions that bring a source array to a target's shape.
+    """Returns the names of the actions that change a source array to a target's shape.
 
-    'init' comes last: it gives up the source's values.
+    'init' comes last, because it discards the source's values.
     """
     names = [name for name, action in ACTIONS.items() if action.suits(source, target)]
     return sorted(names, key=lambda name: name == "init")
 
 
 def _is_kernel(source: Shape, target: Shape, channels: tuple[int, int]) -> bool:
-    """Whether two convolutions differ in input channels alone, as `channels` says."""
+    """Whether two convolutions differ only in input channels, as given by `channels`."""
     if not len(source) == len(target) == 4 or (source[2], target[2]) != channels:
         return False
     return source[:2] == target[:2] and source[3] == target[3]
 
 
 def _is_dense(source: Shape, target: Shape) -> bool:
-    """Whether two dense layers may lie behind square maps with the same channels."""
+    """Whether two dense layers may follow square maps with the same channels."""
     if not len(source) == len(target) == 2 or source[1] != target[1]:
         return False
-    # Some C makes both C times a square exactly if their product is a square.
+    # Both are C times a square for some C if and only if their product is a square.
     product = source[0] * target[0]
     return product > 0 and source != target and math.isqrt(product) ** 2 == product
 
 
 def _require_channels(kernel: np.ndarray, channels: int) -> None:
     if kernel.ndim != 4 or kernel.shape[2] != channels:
-        raise ValueError(f"it needs a source kernel [kh, kw, {channels}, cout]")
+        raise ValueError(f"a source kernel [kh, kw, {channels}, cout] is required")
 
 
 def _side(rows: int, channels: int) -> int:
@@ -646,7 +650,7 @@ def _norm(array: np.ndarray | None) -> float | None:
 
 
 def _layers(paths: Iterable[str]) -> str:
-    """Returns " (fc7, head)", each layer once; nothing for no paths."""
+    """Returns " (fc7, head)", each layer once; '' without paths."""
     layers = dict.fromkeys(_layer(path) for path in paths)
     return f" ({', '.join(layers)})" if layers else ""
 

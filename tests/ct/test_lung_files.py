@@ -317,11 +317,11 @@ def test_maps_lie_in_the_given_lungs_and_say_so(classifier, slices, tmp_path, ca
     assert "SMITH" not in capsys.readouterr().out + json.dumps(about)
     assert "SMITH" not in (out / "skipped.csv").read_text(encoding="utf-8")
     map_folder(root, out, classifier, how(), lungs=masks)
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
     # Another content under the same name, size and all.
     write_labels(path, slices, LUNGS)
     map_folder(root, out, classifier, how(), lungs=masks)
-    assert "is there already" not in capsys.readouterr().out
+    assert "exists already" not in capsys.readouterr().out
     np.testing.assert_array_equal(mapped(out)[0], LUNGS)
     map_folder(root, out, classifier, how())
     assert "SHA-256" not in mapped(out)[1]["lungs"]

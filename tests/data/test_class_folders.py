@@ -238,7 +238,7 @@ def test_patients_within_classes_are_told(tmp_path):
         image_folder.recipe(path=str(tmp_path / "set"), size=8), tmp_path, workers=1
     )
     (note,) = made.notes
-    assert "fibrosis, normal" in note and "2 folders" in note
+    assert "fibrosis, normal" in note and "2 sub-folders" in note
     assert "p1" not in note
 
 

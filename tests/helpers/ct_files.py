@@ -85,7 +85,7 @@ def write_enhanced(path, stored, heights, *, own=None, shared=None, **tags):
     Args:
       path: Path of the file.
       stored: Stored values.
-      heights: z of each frame.
+      heights: z coordinate of each frame, mm.
       own: {sequence keyword: {keyword: value}} of single frames, by frame index.
       shared: {sequence keyword: {keyword: value}} of all frames, updating the defaults.
       tags: Tags as in `write_ct`.

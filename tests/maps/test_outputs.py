@@ -155,7 +155,7 @@ def test_refused_series_are_listed_by_their_hashes(classifier, tmp_path):
     map_folder(root, tmp_path / "maps", classifier, how())
     (row,) = rows_of(tmp_path / "maps" / "skipped.csv")
     assert re.fullmatch("patient-[0-9a-f]{10}_series-[0-9a-f]{10}", row["file"])
-    assert row["reason"] == "refused: PixelSpacing is missing: nothing has a size."
+    assert row["reason"] == "refused: PixelSpacing is missing, so sizes are unknown."
 
 
 def test_what_was_left_out_is_listed_where_no_series_is_found(classifier, tmp_path):

@@ -211,7 +211,7 @@ def test_series_that_is_there_is_not_made_again(mapped, classifier, tmp_path, ca
     folder, _ = mapped
     before = (folder / "segmentation.dcm").stat().st_ino
     map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())
-    assert "is there already" in capfd.readouterr().out
+    assert "exists already" in capfd.readouterr().out
     assert (folder / "segmentation.dcm").stat().st_ino == before
     map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how(stride=4))
     assert (folder / "segmentation.dcm").stat().st_ino != before
@@ -267,7 +267,7 @@ def test_series_whose_headers_make_no_segmentation_is_mapped_all_the_same(
     map_folder(root, tmp_path / "maps", classifier, how())
     said = capsys.readouterr()
     assert "3 of 3 series mapped" in said.out
-    assert said.out.count("no DICOM SEG: SliceThickness is missing") == 1
+    assert said.out.count("DICOM SEG not written: SliceThickness is missing") == 1
     assert not any(
         word in said.out + said.err + caplog.text for word in ("1947", "IM-0001")
     )
@@ -285,7 +285,9 @@ def test_identity_of_300_letters_is_carried_into_the_segmentation(
     write_chest(tmp_path / "dicom", 1, SpecificCharacterSet="ISO_IR 192", **tags)
     map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())
     said = capsys.readouterr()
-    assert "1 of 1 series mapped" in said.out and "no DICOM SEG" not in said.out
+    assert (
+        "1 of 1 series mapped" in said.out and "DICOM SEG not written" not in said.out
+    )
     assert not any(word in said.out + said.err + caplog.text for word in ("漢", "ü1"))
     (path,) = (tmp_path / "maps").glob("patient-*/segmentation.dcm")
     with pydicom.config.disable_value_validation():

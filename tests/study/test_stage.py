@@ -112,7 +112,7 @@ def test_stage_run_is_normalised_by_its_own_training_split(tiny, tmp_path):
             "dataset",
             (
                 "normalisation: 'texture' used 'patch', 'target' uses 'dataset' with its "
-                "own mean and deviation",
+                "own mean and standard deviation",
             ),
         ),
         # The same setting, but other numbers.
@@ -121,7 +121,7 @@ def test_stage_run_is_normalised_by_its_own_training_split(tiny, tmp_path):
             "dataset",
             (
                 "normalisation: 'texture' used 'dataset', 'target' uses 'dataset' with "
-                "its own mean and deviation",
+                "its own mean and standard deviation",
             ),
         ),
     ],

@@ -28,11 +28,11 @@ def features(
     A feature is the mean or the standard deviation of a channel over the image.
 
     Args:
-      module: network for the classes of the target.
-      variables: variables of the network, for any classes.
-      fresh: variables for the classes of the target; their head replaces the other.
+      module: Network for the classes of the target.
+      variables: Variables of the network, for any classes.
+      fresh: Variables for the classes of the target; their head replaces the other.
       images: `[N, H, W, C]` in [0, 1].
-      normalise, mean, deviation: scaling of the images, see `augment.normalise`.
+      normalise, mean, deviation: Scaling of the images, see `augment.normalise`.
     """
     # With one shape of head all networks share a compiled program.
     params = {**variables["params"], HEAD: fresh["params"][HEAD]}

@@ -22,9 +22,9 @@ class Fitted(NamedTuple):
     """A classifier, its features and its penalty.
 
     Attributes:
-      model: classifier of the features named `layer`.
-      layer: name of its features.
-      strength: inverse strength of its penalty, scikit-learn's C.
+      model: Classifier of the features named `layer`.
+      layer: Name of its features.
+      strength: Inverse strength of its penalty, scikit-learn's C.
     """
 
     model: Pipeline

@@ -62,7 +62,7 @@ class Header:
       patient: Salted hash of the PatientID (see `patient_hash`); '' if it is missing.
       shape: (rows, columns).
       spacing: (row, column) distance between pixel centres, mm; None if not given.
-      position: x, y, z of the first pixel's centre, mm, in the patient's axes; None if
+      position: Centre of the first pixel (x, y, z), mm, in the patient's axes; None if
         not given.
       orientation: Direction cosines of a row, then of a column; None if not given.
       number: InstanceNumber, or in a multi-frame file the number of the frame, from 1.

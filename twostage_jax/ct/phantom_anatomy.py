@@ -252,7 +252,7 @@ class Lung:
       grid: Pixel grid.
       air: HU of the parenchyma without vessels, `[H, W]`.
       vessels: Fraction of vessel in each pixel, `[H, W]`.
-      hila: x, y of both hila in mm, `[2, 2]`.
+      hila: Positions (x, y) of both hila, mm, `[2, 2]`.
     """
 
     grid: Grid

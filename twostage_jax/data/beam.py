@@ -1,9 +1,9 @@
 """The tasks of a recipe as an Apache Beam pipeline, for archives of thousands of studies.
 
-Beam's workers, on this machine, a Spark or Flink cluster or a cloud service, make the
-tasks and keep each result in the data folder, which they must share; `prepare` then finds
-all of them there and writes the TFDS set as it always does. So the set is the same,
-whatever made its tasks.
+Beam's workers, on this machine, a Spark or Flink cluster or a cloud service, run the
+tasks and store each result in the data folder, which they must share; `prepare` then
+finds all results there and writes the TFDS set as usual. The set is therefore the same
+with and without Beam.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ from twostage_jax.errors import UserError
 
 
 def run(recipe: Recipe, data_dir: Path, options: Sequence[str]) -> None:
-    """Makes the tasks of a recipe that are not made yet.
+    """Runs the unfinished tasks of a recipe.
 
     Args:
-      recipe: Recipe of tasks that are kept (`resumable`).
-      data_dir: Folder of prepared data, seen under this name by all workers.
+      recipe: Recipe whose results are kept (`resumable`).
+      data_dir: Folder of prepared data, accessible under this name to all workers.
       options: Options of the pipeline in Beam's syntax: '--runner=DirectRunner'.
 
     Raises:
@@ -32,7 +32,7 @@ def run(recipe: Recipe, data_dir: Path, options: Sequence[str]) -> None:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise UserError(
-            "a Beam pipeline needs Apache Beam: pip install 'twostage_jax[beam]'.",
+            "Apache Beam is not installed: pip install 'twostage_jax[beam]'.",
             where="apache_beam",
         ) from None
     if folder_of(recipe, data_dir).exists():
@@ -43,7 +43,7 @@ def run(recipe: Recipe, data_dir: Path, options: Sequence[str]) -> None:
             counts = (
                 pipeline
                 | "Tasks" >> apache_beam.Create(list(kept.tasks))
-                # Without it, a runner may make all tasks on the worker of `Create`.
+                # Without it, a runner may run all tasks on the worker of `Create`.
                 | "Spread" >> apache_beam.Reshuffle()
                 | "Make" >> apache_beam.Map(_count, make=kept.make)
             )
@@ -56,11 +56,11 @@ def run(recipe: Recipe, data_dir: Path, options: Sequence[str]) -> None:
 
 
 def _count(task: Any, make: Callable[[Any], list]) -> int:
-    """Makes a task, whose result is kept; only its size goes through the pipeline."""
+    """Runs a task and stores its result; only its size passes through the pipeline."""
     try:
         return len(make(task))
     except UserError as error:
-        # Runners hand on an exception's text only, with much around it.
+        # Runners pass on only the text of an exception, within a longer message.
         raise RuntimeError(f"{_MARK}{error}{_MARK}") from error
 
 
@@ -68,6 +68,6 @@ _MARK = "\N{SECTION SIGN}"
 
 
 def _user_error(error: BaseException) -> str | None:
-    """Returns the message of the UserError that ended a pipeline, if one did."""
+    """Returns the message of the UserError that stopped a pipeline, if any."""
     parts = str(error).split(_MARK)
     return parts[1] if len(parts) > 2 else None

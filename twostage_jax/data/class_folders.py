@@ -1,14 +1,15 @@
 """Finds the class folders of a tree, and the folders that are splits of the set.
 
-Class folders lie in the data set's folder, or one below folders of splits, whose names
-hold a word for 'train', 'validation' or 'test' (`seg_train`, `Training Data`, `val_set`):
+Class folders lie in the data set's folder, or inside folders of splits, whose names
+contain a word for 'train', 'validation' or 'test' (`seg_train`, `Training Data`,
+`val_set`):
 
     fibrosis/001.png          train/fibrosis/001.png          fibrosis/train/001.png
     normal/p7/001.png         test/fibrosis/002.png           fibrosis/test/002.png
 
-A folder that holds nothing but one folder is passed through. Folders that hold no images
-of their own, and whose folders have the same names, are not taken for classes: they may
-be folds, sites, or images and their masks.
+A folder that contains only one folder is skipped in favour of it. Folders without images
+whose sub-folders have equal names are not taken for classes: they may be folds, sites, or
+images and their masks.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ _PICTURES = ".apng .avif .bmp .dib .gif .j2k .jfif .jif .jp2 .jpe .jpeg .jpg .pb
 _PICTURES += " .png .pnm .ppm .tga .tif .tiff .webp"
 PICTURES = frozenset(_PICTURES.split())
 SUFFIXES = PICTURES | {".npy", ".nii", ".nii.gz"}
-# Images, too: without them a class would be incomplete.
+# These are images as well: without them a class would be incomplete.
 _UNREADABLE = ".arw .cr2 .dcm .dicom .dng .exr .heic .heif .ima .mha .mhd .nef .npz"
 UNREADABLE = frozenset((*_UNREADABLE.split(), ".nrrd", ".psd", ".svg"))
 _TAIL = r"(s|set|sets|data|dataset|images?|imgs?|split|folder|patches)?"
@@ -40,7 +41,7 @@ SPLIT_WORDS = {
     "validation": re.compile(rf"(val|valid|validation|validate){_TAIL}"),
     "test": re.compile(rf"(test|testing){_TAIL}"),
 }
-# Words that say nothing about what a folder of images shows.
+# Words without information on the content of a folder of images.
 _PLAIN = "all data dataset final folder image images img imgs jpeg jpg new org original"
 _PLAIN += (
     " part parts patch patches pictures png resized roi rois seg set sets tif tiff"
@@ -50,8 +51,8 @@ IMAGES = frozenset("ct hu image images img imgs original picture pictures scan".
 _MASKS = "annotation annotations gt groundtruth label labels lungs mask masks"
 MASKS = frozenset((*_MASKS.split(), "segmentation", "segmentations"))
 FOLDS = frozenset("cv fold folds partition split subset".split())
-# Fraction of the folders in a folder that must be in another as well, for the two to be
-# taken for parts of one set.
+# Fraction of the sub-folders that two folders must share to be taken for parts of one
+# set.
 SHARED = 2 / 3
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Found(NamedTuple):
     Attributes:
       class_names: Names of the classes, sorted.
       images: Image files, sorted by path within each class folder.
-      notes: Sentences on what was skipped or could be read in two ways.
+      notes: Sentences on skipped files and ambiguous folders.
     """
 
     class_names: tuple[str, ...]
@@ -122,13 +123,13 @@ def find(root: Path, classes: str = "") -> Found:
     """Returns the classes and images below a folder.
 
     Args:
-      root: The data set's folder.
-      classes: 'a,b': names of the class folders in `root`, to be taken for classes
-        whatever is in them; empty = as the module says.
+      root: Folder of the data set.
+      classes: Names of the class folders in `root`, 'a,b', which are classes whatever
+        they contain; empty = as described by the module.
 
     Raises:
-      UserError: There are no class folders, one is empty, or the folders may be
-        something else; or an image cannot be read.
+      UserError: Class folders are missing, empty or ambiguous, or an image cannot be
+        read.
     """
     if not root.is_dir():
         raise UserError(
@@ -144,8 +145,8 @@ def find(root: Path, classes: str = "") -> Found:
     class_names = tuple(sorted({p.class_name for p in parts if p.split == "train"}))
     if not class_names:
         raise UserError(
-            f"data folder {shown(root)} has no class folders: give it one folder of "
-            "images per class.",
+            f"data folder {shown(root)} lacks class folders: put the images into one "
+            "folder per class.",
             where=shown(root),
         )
     images: list[ImageFile] = []
@@ -153,8 +154,8 @@ def find(root: Path, classes: str = "") -> Found:
         at = shown(root / part.folder.path)
         if part.class_name not in class_names:
             raise UserError(
-                f"class folder {at}: there is no class '{part.class_name}' in the train "
-                f"folder, only {', '.join(class_names)}.",
+                f"class folder {at}: the train folder lacks class '{part.class_name}'; it "
+                f"has {', '.join(class_names)}.",
                 where=at,
             )
         own = list(part.folder.all_images())
@@ -169,9 +170,10 @@ def find(root: Path, classes: str = "") -> Found:
                 where=at,
             )
         if not own:
-            held = f", but {_counted(others)} files" if others else ""
+            held = f" but {_counted(others)} files" if others else ""
             raise UserError(
-                f"class folder {at} has no images{held}: add some, or remove it.",
+                f"class folder {at} lacks images{held and ':'}{held}: add images, or "
+                "remove it.",
                 where=at,
             )
         names = alike(path for path, _ in own)
@@ -195,7 +197,7 @@ def find(root: Path, classes: str = "") -> Found:
 
 
 def _read(root: Path, skipped: dict[str, str]) -> _Folder:
-    """Returns the tree below `root`; adds (path, kind) of what it lacks to `skipped`.
+    """Returns the tree below `root`; adds (path, kind) of other files to `skipped`.
 
     Raises:
       UserError: An image cannot be read.
@@ -227,7 +229,7 @@ def _read(root: Path, skipped: dict[str, str]) -> _Folder:
 
 
 def _check_empty(root: Path, tree: _Folder) -> None:
-    """Raises a UserError for an empty folder where the classes may be."""
+    """Raises a UserError for an empty folder that may be a class."""
     for folder in (tree, *tree.folders.values()):
         if folder.images or not folder.folders:
             continue
@@ -243,7 +245,7 @@ def _check_empty(root: Path, tree: _Folder) -> None:
 
 
 def _folder(home: _Folder, below: str) -> _Folder:
-    """Returns the folder of a file, which is made if it is not in the tree."""
+    """Returns the folder of a file, added to the tree if missing."""
     folder = home
     for name in below.split("/")[:-1]:
         folder = folder.folders.setdefault(name, _Folder(folder.below(name)))
@@ -251,7 +253,7 @@ def _folder(home: _Folder, below: str) -> _Folder:
 
 
 def split_word(name: str) -> str:
-    """Returns the split that a folder's name says, one of `SPLIT_WORDS`, or ''."""
+    """Returns the split named by a folder, one of `SPLIT_WORDS`, or ''."""
     found = {
         split
         for split, pattern in SPLIT_WORDS.items()
@@ -278,8 +280,8 @@ def _parts(
         if _say_only_splits(folders):
             raise UserError(
                 f"the folders {_listed(folders)} in {shown(at)} seem to be splits of the "
-                "set, but hold images without class folders: put the images into one "
-                "folder per class, or remove the folder that has none.",
+                "set, but contain images without class folders: put the images into one "
+                "folder per class, or remove the folder without classes.",
                 where=shown(at),
             )
     inner_splits = [
@@ -337,7 +339,8 @@ def _check_splits(
         )
     if "train" not in splits.values():
         raise UserError(
-            f"data folder {shown(above)} has {_listed(folders)} but no train folder.",
+            f"data folder {shown(above)} has {_listed(folders)}, but a train folder is "
+            "missing: add it.",
             where=shown(above),
         )
 
@@ -358,9 +361,9 @@ def _check_mixed(
         if train or again or halves:
             others = [other for other in folders if other != name]
             raise UserError(
-                f"data folder {shown(at)}: {_listed([name])} is, or holds, a split of the "
-                f"set, next to {_listed(others)}: keep only folders of splits there, or "
-                "only folders of classes.",
+                f"data folder {shown(at)}: {_listed([name])} is, or contains, a split of "
+                f"the set, next to {_listed(others)}: keep either only folders of splits "
+                "there, or only folders of classes.",
                 where=shown(at),
             )
 
@@ -371,7 +374,7 @@ def _check_crossing(
     at: Path,
     notes: list[str],
 ) -> None:
-    """Raises a UserError for folders over the same folders, which may be the classes."""
+    """Raises a UserError for folders that share sub-folders, which may be the classes."""
     hollow = {n: _inner(f) for n, f in folders.items() if not f.images}
     shared: set[str] = set()
     for one, other in itertools.combinations(hollow.values(), 2):
@@ -387,15 +390,15 @@ def _check_crossing(
     if not known and len(numbered) > len(shared) / 2:
         # Their names may be those of patients.
         notes.append(
-            f"The classes are the folders {_listed(folders)}; {len(shared)} folders that "
-            "several of them have are taken for patients or the like."
+            f"The classes are the folders {_listed(folders)}; {len(shared)} sub-folders "
+            "that they share are taken for patients or the like."
         )
         return
-    inside = f", which hold folders of the same names ({_listed(sorted(shared))}),"
+    inside = f", which contain folders of equal names ({_listed(sorted(shared))}),"
     raise UserError(
         f"the folders {_listed(folders)} in {shown(at)}{inside if shared else ''} do "
-        "not seem to be classes. Name the splits of a set train, validation and test; of "
-        "folds or sites, join the class folders or give the path of one. If they are "
+        "not seem to be classes. Name the splits of a set train, validation and test; "
+        "join the class folders of folds or sites, or give the path of one. If they are "
         f"classes, set classes='{','.join(sorted(map(composed, folders)))[:80]}'.",
         where=shown(at),
     )
@@ -419,14 +422,14 @@ def _check_masks(classes: Mapping[str, _Folder], root: Path) -> None:
         ]
         if masks and images:
             raise UserError(
-                f"the folders {_listed([*images, *masks])} in {shown(place)} seem to hold "
-                "images and their masks: remove the masks.",
+                f"the folders {_listed([*images, *masks])} in {shown(place)} seem to "
+                "contain images and their masks: remove the masks.",
                 where=shown(place),
             )
 
 
 def _passed_through(folder: _Folder, *, stop_at_splits: bool = False) -> _Folder:
-    """Returns the first folder, from here down, with more in it than one folder."""
+    """Returns the first folder, from here down, that contains more than one folder."""
     while not folder.images and len(folder.folders) == 1:
         (name,) = folder.folders
         if not folder.folders[name].folders or (stop_at_splits and split_word(name)):
@@ -446,7 +449,7 @@ def _words(name: str) -> list[str]:
 
 
 def _say_only_splits(names: Iterable[str]) -> bool:
-    """Whether names hold no word, apart from common ones, but of splits and folds."""
+    """Whether names consist only of words for splits and folds, and common words."""
     words = [set(re.findall(r"[^\W\d_]+", name.lower())) for name in names]
     plain = PLAIN | FOLDS
     if len(words) > 1:

@@ -10,8 +10,8 @@ A preparation records two tables (see `dataset.Made.facts`). 'flow' has rows of
     thickness_mm          SliceThickness or None
     pixel_mm              PixelSpacing or None
 
-`describe` adds them up over the patients of each split, so that what it returns names
-nobody.
+`describe` aggregates them over the patients of each split, so that its result does not
+identify anyone.
 """
 
 from collections import Counter
@@ -34,11 +34,11 @@ def flow_row(
     """Returns a row of the table 'flow'.
 
     Args:
-      level: Unit that is counted, out of `LEVELS`.
+      level: Counted unit, one of `LEVELS`.
       count: Number of units.
-      reason: Why they are excluded; '' if they are included.
+      reason: Reason for their exclusion; '' if they are included.
       class_name: Their class; '' for units without a class.
-      patient: Hash of their patient; '' if they are of no patient of the set.
+      patient: Hash of their patient; '' if not of a patient of the set.
     """
     return {
         "level": level,
@@ -54,8 +54,8 @@ def describe(dataset: Dataset, splits: Splits) -> dict[str, Any]:
 
     Returns:
       'classes': split -> 'examples' and 'groups' (or None) of each class.
-      'flow': rows 'level', 'reason', 'class', 'split' and 'count', added up over the
-        patients of a split; split '' for what is of none. None if not recorded.
+      'flow': rows 'level', 'reason', 'class', 'split' and 'count', summed over the
+        patients of a split; split '' for units outside all splits. None if not recorded.
       'acquisition': split, or 'all', -> counts of patients by 'sex', and of series by
         'scanner', 'kernel' and 'thickness_mm'; 'patients' and 'series' (numbers);
         'age' and 'pixel_mm' (see `_spread`). None if not recorded.
@@ -120,7 +120,7 @@ def _by_split(dataset: Dataset, parts: Mapping[str, np.ndarray]) -> dict[str, An
 
 
 def _acquisition(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    # A patient may have several series, at other ages.
+    # A patient may have several series, at different ages.
     patients = {row["patient"]: row for row in reversed(rows)}
     return {
         "patients": len(patients),
@@ -142,9 +142,9 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
 
 
 def _spread(values: Iterable[float | None]) -> dict[str, float] | None:
-    """Returns number, median and quartiles of what is known; None if nothing is.
+    """Returns number, median and quartiles of the known values; None if all are unknown.
 
-    Neither the smallest nor the largest value: they are of single people.
+    Minimum and maximum are omitted, because they belong to single people.
     """
     known = [value for value in values if value is not None]
     if not known:

@@ -40,7 +40,7 @@ from twostage_jax.data.dataset import Example, Facts, Made, Recipe, digest
 from twostage_jax.errors import UserError
 from twostage_jax.folders import Skipped, walk
 
-# Bump when the same files and settings give other patches or facts.
+# Bump when the same files and settings give different patches or facts.
 VERSION = 4
 LUNGS = ("given", "found", "off")
 # Largest number of series whose numbered masks a remark explains.
@@ -50,7 +50,7 @@ NO_PATCH = "no patch lies far enough inside a region"
 OVERLAP = "overlaps a patch that its region covers better"
 # Rest of a note whose subject is ROIs or contours.
 EMPTY = "of structure sets enclose nothing, being points or lines or without contour."
-# PatientIDs that anonymisers write into the files of everybody (lower case).
+# PatientIDs that anonymisers write into the files of all patients (lower case).
 CONSTANT_IDS = (
     *("anon", "anonym", "anonymous", "anonymized", "anonymised", "anonymize"),
     *("deidentified", "de-identified", "removed", "redacted", "unknown", "none"),
@@ -72,11 +72,12 @@ class Cut:
       stride: Distance between neighbouring patches, pixels.
       coverage: Smallest fraction of a patch that its region covers.
       lungs: Part of the slices that counts: 'given', inside the lung masks (everything
-        without masks); 'found', inside the masks or, without one, inside the lung that
-        `ct.lungs` finds; 'off', everything.
-      spacing: Millimetres per pixel to which slices are resampled; None = as they are.
-      overlap: Largest fraction of a patch that another patch of its slice may cover; of
-        patches that overlap more, the better covered one stays.
+        without masks); 'found', inside the masks or, without one, inside the lung found
+        by `ct.lungs`; 'off', everything.
+      spacing: Millimetres per pixel to which slices are resampled; None = do not
+        resample.
+      overlap: Largest fraction of a patch that another patch of its slice may cover; if
+        patches overlap more, the better covered one is kept.
       per_roi: Largest number of patches per region and slice, drawn at random; 0 = all.
       per_class: Largest number of patches per class and patient, drawn at random; 0 = all.
       per_patient: Largest number of patches per patient, drawn at random; 0 = all.
@@ -96,7 +97,7 @@ class Cut:
 
 
 def check(cut: Cut) -> None:
-    """Raises a UserError for settings of patches that are impossible."""
+    """Raises a UserError for impossible settings of patches."""
     for name in ("size", "stride"):
         if getattr(cut, name) < 1:
             raise UserError(
@@ -154,7 +155,7 @@ class Patient:
     masks: Matched | None = None
 
     def __repr__(self) -> str:
-        # Paths may hold the patient's name.
+        # Paths may contain the patient's name.
         return self.name
 
 
@@ -196,7 +197,8 @@ def recipe(
       per_roi: Largest number of patches per region and slice, drawn at random; 0 = all.
       per_class: Largest number of patches per class and patient, drawn at random; 0 = all.
       per_patient: Largest number of patches per patient, drawn at random; 0 = all.
-      spacing: Millimetres per pixel to which slices are resampled; None = as they are.
+      spacing: Millimetres per pixel to which slices are resampled; None = do not
+        resample.
       salt: Secret mixed into hashes.
       seed: Seed of the random draws.
       go_on: Skip, and list, files that would be refused.
@@ -281,8 +283,8 @@ def patient_examples(
 class Patients(Sequence[Patient]):
     """Annotated patients below a folder, searched for on first use.
 
-    Reading the headers of an archive takes a while, and a set that is prepared already
-    does not need them.
+    Reading the headers of an archive takes time, and a set that is already prepared does
+    not need them.
 
     Attributes:
       root: Folder of the slices.
@@ -318,7 +320,7 @@ class Patients(Sequence[Patient]):
 
     @property
     def series(self) -> list[Series]:
-        """The series of the annotated patients, with what is odd about them."""
+        """The series of the annotated patients, with their peculiarities."""
         return self._found[3]
 
     @property
@@ -342,10 +344,10 @@ class Patients(Sequence[Patient]):
             if len(studies) > 1 and (constant or len(self) == 1):
                 found.append(
                     f"one patient, {len(studies)} studies in {len(axes)} frames of "
-                    f"reference: {patient.name}. Is the PatientID a constant that an "
-                    "anonymiser wrote (or, without a PatientID, the outermost folder "
-                    "not the patient's)? Patients under one name count as one: they "
-                    "cannot be split between training and test."
+                    f"reference: {patient.name}. Is the PatientID a constant written by "
+                    "an anonymiser (or, without a PatientID, does the outermost folder "
+                    "contain several patients)? Patients with one name count as one: "
+                    "they cannot be split between training and test."
                 )
         return found
 
@@ -363,8 +365,8 @@ class Patients(Sequence[Patient]):
             unusable = refused + found.unread + found.others
             reasons = privacy.first_reasons(unusable, [self.root])
             raise UserError(
-                f"{self.root}: CT slices that can be used were not found. "
-                f"{reasons or 'The folder holds no files.'}",
+                f"{self.root}: usable CT slices were not found. "
+                f"{reasons or 'The folder is empty.'}",
                 where=self.root,
             )
         regions, lungs, rest = annotations.find(self.root, self._given, found.others)
@@ -396,7 +398,7 @@ class Patients(Sequence[Patient]):
             raise UserError(
                 f"{self._given or self.root}: regions of the {len(headers)} CT slices "
                 "were not found. Masks in folders named 'rois', MedGIFT .txt files, SEG "
-                "and RTSTRUCT objects are read, and what the setting 'rois' names. "
+                "and RTSTRUCT objects are read, and files given by the setting 'rois'. "
                 f"{' '.join(filter(None, reasons))}".rstrip(),
                 where=self._given or self.root,
             )
@@ -462,8 +464,8 @@ def remarks(facts: Facts) -> Iterator[str]:
         yield (
             f"{names[0]!r} and {names[1]!r}: {count['pixels']:,} pixels "
             f"({' and '.join(fractions)}), on {count['slices']:,} slices, are marked as "
-            f"both and count for neither (patients: {count['patients']:,}). To use one of "
-            "them, name it without the other in 'classes'."
+            f"both and count as neither (patients: {count['patients']:,}). To use one of "
+            "the classes, name it without the other in 'classes'."
         )
     numbered = facts.get("numbered_masks", ())
     for row in numbered[:MOST_NUMBERED]:
@@ -477,7 +479,7 @@ def remarks(facts: Facts) -> Iterator[str]:
         )
     if len(numbered) > MOST_NUMBERED:
         yield (
-            f"numbered masks of {len(numbered) - MOST_NUMBERED} more series: `prepare` "
+            f"numbered masks of {len(numbered) - MOST_NUMBERED} further series: `prepare` "
             "lists them in dataset.json."
         )
 
@@ -495,7 +497,7 @@ def _remarks(
     roots: Sequence[Path],
     salt: str,
 ) -> Iterator[str]:
-    """Yields lines on skipped files and on odd series."""
+    """Yields lines on skipped files and on peculiar series."""
     yield from patients.notes
     yield from remarks(facts)
     skipped = [*skipped, *privacy.hide(patients.skipped, roots, salt)]
@@ -658,7 +660,7 @@ def _patient_flow(
 def _given(
     patient: Patient, headers: Sequence[Header], go_on: bool, skipped: Skipped
 ) -> tuple[dict[Key, Load], list[Header]]:
-    """Returns lung masks made elsewhere, and the slices of the series that have one."""
+    """Returns existing lung masks, and the slices of the series that have one."""
     found: dict[Key, Load] = {}
     for uid in dict.fromkeys(header.series_uid for header in headers):
         own = [header for header in patient.headers if header.series_uid == uid]
@@ -689,7 +691,7 @@ def _lungs(
             missing.append(number)
         elif given:
             raise UserError(
-                f"{header.path}: has regions, but no lung mask in 'lungs'.",
+                f"{header.path}: the slice has regions, but lacks a lung mask in 'lungs'.",
                 where=header.path,
             )
         else:
@@ -758,7 +760,7 @@ def _places(
 ) -> tuple[list[Place], list[int]]:
     """Returns the patches of a slice that satisfy coverage and overlap.
 
-    Also the classes of those that are covered enough, and overlap.
+    The second value holds the classes of patches with enough coverage that overlap.
     """
     shape = _shape(header, cut.spacing)
     patches.check_size(shape, cut.size, header.path)
@@ -782,9 +784,9 @@ def _places(
 
 
 def _chosen(found: list[tuple], cut: Cut, patient: str, dropped: Counter) -> np.ndarray:
-    """Returns the sorted indices of the patches that the caps keep.
+    """Returns the sorted indices of the patches within the caps.
 
-    Adds those they drop to `dropped`, by reason and class.
+    Adds the others to `dropped`, by reason and class.
     """
     chosen = np.arange(len(found))
     caps = (
@@ -870,7 +872,7 @@ def _shape(header: Header, spacing: float | None) -> tuple[int, int]:
         return header.shape
     if header.spacing is None:
         raise UserError(
-            f"{header.path}: PixelSpacing is missing, so it cannot be resampled to "
+            f"{header.path}: PixelSpacing is missing, so the slice cannot be resampled to "
             f"{spacing} mm per pixel.",
             where=header.path,
         )
@@ -904,9 +906,9 @@ def _numbered(
 
 
 def _refused(patient: Patient, reason: str) -> Skipped:
-    """Returns all region files of a patient, one of which is refused, with reasons."""
+    """Returns all region files of a patient with a refused file, with reasons."""
     culprit = _culprit(patient, reason) or patient.regions[0].path
-    why = "skipped with the patient's other regions, one of which is refused."
+    why = "skipped because another file of the patient's regions is refused."
     others = [file.path for file in patient.regions if file.path != culprit]
     return [(culprit, reason), *((path, why) for path in others)]
 

@@ -23,10 +23,10 @@ class Example:
       id: Unique within the data set, stable from run to run.
       image: `[H, W, C]`, uint8 (0 to 255), int16 (Hounsfield units) or float32 ([0, 1]).
       label: Index into the recipe's class names.
-      group: What must not be split between train and test (a patient, a material
-        sample); empty if the set has no groups.
-      split: The split that the data set's authors gave it; 'train' if they gave none.
-      details: Where it comes from, for the table of a prepared set; numbers and strings.
+      group: Unit that must not be split between training and test (a patient, a material
+        sample); '' if the set is not grouped.
+      split: Split defined by the data set's authors; 'train' if undefined.
+      details: Origin of the image, for the table of a prepared set; numbers and strings.
       synthetic: Whether the image was generated instead of acquired.
     """
 
@@ -43,11 +43,10 @@ class Made(list[Example]):
     """The examples of a task.
 
     Attributes:
-      skipped: (hash of a file, reason) of the skipped ones.
-      notes: Counts of what the user should know about the files; those of all tasks
-        are added up.
-      facts: Name of a table -> its rows, of values that JSON knows; those of all tasks
-        are joined, and kept with the set. `data.cohort` reads 'flow' and 'acquisition'.
+      skipped: (hash of the file, reason) of skipped files.
+      notes: Counts of remarks on the files, summed over all tasks.
+      facts: Name of a table -> its rows of JSON values, joined over all tasks and stored
+        with the set. `data.cohort` reads 'flow' and 'acquisition'.
     """
 
     def __init__(self, examples: Iterable[Example] = ()) -> None:
@@ -62,28 +61,28 @@ class Recipe:
     """Recipe of a data set: `make(task)` for each task, in any order, in parallel.
 
     Attributes:
-      name: A short name, of letters, digits and underscores.
-      kind: What the images show; kept with the prepared set, and changes nothing else.
-      class_names: One a class, in label order.
-      key: Digest of everything the examples depend on: settings, code version, and
-        the names, sizes and modification times of the files read. A changed key
-        means that the set is prepared again.
+      name: Short name of letters, digits and underscores.
+      kind: Content of the images; stored with the prepared set, otherwise unused.
+      class_names: Names of the classes, in label order.
+      key: Digest of everything the examples depend on: settings, code version, and the
+        names, sizes and modification times of the files read. A set with a new key is
+        prepared again.
       tasks: Picklable units of work.
-      make: A picklable function from a task to its examples.
-      measure: A picklable function from a task to numbers that must be known of the
-        whole set before the first example is made: `make(task, found=...)` is then
-        given the largest of each.
-      remarks: A function from what the tasks skipped and the facts that they found, as
-        in `Made`, to sentences about the set as a whole; called when all are through.
-      flow: A function that returns further rows of the facts' table 'flow', on what
-        became no task; called when all are through.
-      resumable: Keep the results of finished tasks until all are there: for tasks that
-        take long.
-      prepared_in: The data folder that holds the set already, if the set is not to be
-        made in the caller's.
-      synthetic: Whether all images are generated. Where files decide, as for DICOM, the
-        examples say so themselves (`Example.synthetic`).
-      side: Height and width of the images, pixels, where files decide; 0 elsewhere.
+      make: Picklable function from a task to its examples.
+      measure: Picklable function from a task to numbers that must be known for the whole
+        set before the first example is made: `make(task, found=...)` then gets the
+        largest of each.
+      remarks: Function from the skipped files and facts of the tasks, as in `Made`, to
+        sentences about the whole set; called after the last task.
+      flow: Function that returns further rows of the facts' table 'flow', on units
+        without a task; called after the last task.
+      resumable: Whether to keep the results of finished tasks until the set is complete,
+        for slow tasks.
+      prepared_in: Data folder that contains the set already, if it is not to be made in
+        the caller's.
+      synthetic: Whether all images are generated. If this depends on the files, as for
+        DICOM, it is stored per example (`Example.synthetic`).
+      side: Height and width of the images, pixels, if they depend on the files; else 0.
     """
 
     name: str
@@ -103,23 +102,24 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Labelled images in hand.
+    """Labelled images, ready for use.
 
     Attributes:
-      name: The recipe's name.
-      kind: What the images show.
-      class_names: One a class, in label order.
-      images: `[N, H, W, C]`, uint8, int16 (HU) or float32: an array, or a
-        random-access source with `shape`, `dtype` and `__getitem__(indices)` where
-        the set is too large for memory.
-      labels: `[N]` int32.
-      groups: `[N]` strings, or None if the set has no groups.
-      ids: `[N]` strings, unique.
-      splits: `[N]` strings out of `SPLITS`, as the set's authors split it.
-      fingerprint: Digest of the content (see `fingerprint`).
-      notes: Sentences on what the user should know about the files.
+      name: Name of the recipe.
+      kind: Content of the images.
+      class_names: Names of the classes, in label order.
+      images: `[N, H, W, C]`, uint8, int16 (HU) or float32: an array or, if the set is too
+        large for memory, a random-access source with `shape`, `dtype` and
+        `__getitem__(indices)`.
+      labels: Class indices, `[N]` int32.
+      groups: Group of each example, `[N]` strings; None if the set is not grouped.
+      ids: Unique names of the examples, `[N]` strings.
+      splits: Split of each example as defined by the set's authors, one of `SPLITS`, `[N]`
+        strings.
+      fingerprint: Digest of the content.
+      notes: Remarks on the files, as sentences.
       synthetic: Whether any image was generated instead of acquired.
-      facts: Tables that the preparation recorded (see `Made`); empty if none.
+      facts: Tables recorded during the preparation (see `Made`); may be empty.
     """
 
     name: str

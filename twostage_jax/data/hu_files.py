@@ -20,17 +20,17 @@ from PIL import Image
 from twostage_jax.errors import UserError
 from twostage_jax.io import shown
 
-# Suffixes of files that may hold values below 0.
+# Suffixes of files that may contain values below 0.
 SIGNED_SUFFIXES = (".npy", ".nii", ".nii.gz", ".tif", ".tiff")
 UNSIGNED_SUFFIXES = (".png", ".pgm", ".pnm")
-# Only air and lung lie below it in HU. Grey values that were centred (-128 to 127, or
-# less the mean of ImageNet) and standardised ones do not reach it.
+# In HU, only air and lung lie below this. Grey values that were centred (-128 to 127, or
+# minus the mean of ImageNet) or standardised do not reach it.
 PROOF = -150
 # CT scanners store 12 bits, from -1024; 16 bits of the extended scale reach 30,710.
 # Padding lies at -2000, -2048 or -3024.
 LOWEST, HIGHEST = -4096, 32767
-# Soft tissue with contrast medium is below it. Without a value below 0, more than this
-# is bone or, in patches of lung, a lost RescaleIntercept (-1024).
+# Soft tissue with contrast medium is below this. Without values below 0, higher values
+# are bone or, in patches of lung, due to a lost RescaleIntercept (-1024).
 LOST_INTERCEPT = 600
 MIN_SIDE, MAX_SIDE = 4, 4096
 # A stack of larger images is a volume, not several patches.
@@ -41,7 +41,7 @@ def shape(path: Path) -> tuple[int, int, int]:
     """Returns (patches, height, width) of a file.
 
     Raises:
-      UserError: The file cannot be read, or is not of patches.
+      UserError: The file cannot be read, or does not contain patches.
     """
     if path.suffix.lower() == ".npy":
         with _explained(path):
@@ -59,10 +59,10 @@ def shape(path: Path) -> tuple[int, int, int]:
 
 
 def read(path: Path) -> np.ndarray:
-    """Returns the values of a file's patches `[N, H, W]`, in the type they have there.
+    """Returns the values of a file's patches `[N, H, W]`, in their stored type.
 
     Raises:
-      UserError: The file cannot be read, or is not of patches of single numbers.
+      UserError: The file cannot be read, or does not contain single-channel patches.
     """
     suffix = path.suffix.lower()
     with _explained(path):
@@ -79,7 +79,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def is_signed(path: Path) -> bool:
-    """Whether a file's type of numbers has values below 0.
+    """Whether the data type of a file is signed.
 
     Raises:
       UserError: The file cannot be read.
@@ -98,18 +98,18 @@ def is_signed(path: Path) -> bool:
 
 
 def prove(root: Path, paths: Sequence[str], offset: float, *, said: bool) -> None:
-    """Returns if the values of a set are Hounsfield units.
+    """Returns only if the values of a set are Hounsfield units.
 
-    They are where a value lies below `PROOF`. Reading stops at the first file with one.
+    A value below `PROOF` proves it. Reading stops at the first file with such a value.
 
     Args:
       root: Folder of the files.
-      paths: Files below it.
-      offset: Number to add to what the files hold.
-      said: The user says that they are; only what cannot be is refused.
+      paths: Files below `root`.
+      offset: Number to add to the stored values.
+      said: Whether the user declared HU, so that only impossible values are refused.
 
     Raises:
-      UserError: They are not, or it must be said.
+      UserError: The values are not HU, or this is undecided and must be declared.
     """
     low, high = np.inf, -np.inf
     for path in paths:
@@ -121,22 +121,22 @@ def prove(root: Path, paths: Sequence[str], offset: float, *, said: bool) -> Non
     seen = f"the values of {len(paths)} files in {shown(root)} run from {low:g} to {high:g}"
     if not said:
         raise UserError(
-            f"units is not set, and {seen}: nothing below {PROOF} shows that they are "
-            "Hounsfield units. Set units='hu' if they are, with offset=-1024 if the "
-            "RescaleIntercept was not applied. Save grey values as 8- or 16-bit images "
-            "without sign.",
+            f"units is not set, and {seen}: without values below {PROOF} it is unclear "
+            "whether they are Hounsfield units. If so, set units='hu', with offset=-1024 "
+            "if the RescaleIntercept was not applied. Save grey values as unsigned 8- or "
+            "16-bit images.",
             where="units",
         )
     if low >= 0 and high >= LOST_INTERCEPT:
         raise UserError(
-            f"units is 'hu', but {seen}: CT of lung reaches below -500 HU. The "
+            f"units is 'hu', but {seen}, whereas CT of lung reaches below -500 HU. The "
             "RescaleIntercept seems to be lost: set offset, the number to add "
-            "(offset=-1024 for most scanners).",
+            "(-1024 for most scanners).",
             where="units",
         )
     if abs(low) <= 20 and abs(high) <= 20:
         raise UserError(
-            f"units is 'hu', but {seen}, as if they had been scaled: save them in HU.",
+            f"units is 'hu', but {seen}, so they seem to be scaled: save them in HU.",
             where="units",
         )
 
@@ -145,17 +145,17 @@ def in_hu(path: Path, offset: float) -> np.ndarray:
     """Returns the patches of a file in HU, `[N, H, W]` float32 of whole numbers.
 
     Args:
-      path: The file.
-      offset: Number to add to what the file holds.
+      path: Path of the file.
+      offset: Number to add to the stored values.
 
     Raises:
-      UserError: The file cannot be read, or holds other values than HU.
+      UserError: The file cannot be read, or contains values that are not HU.
     """
     values = read(path)
     name = shown(path)
     if values.dtype.kind not in "iuf" or values.dtype.itemsize == 1:
         raise UserError(
-            f"{name}: holds {values.dtype.name} values in a set of images in HU: keep "
+            f"{name}: contains {values.dtype.name} values in a set of images in HU: keep "
             "grey images and images in HU in separate sets.",
             where=name,
         )
@@ -190,13 +190,13 @@ def _patches(array: np.ndarray, path: Path) -> np.ndarray:
     sound = array.ndim == 3 and array.size and MIN_SIDE <= min(sides)
     if not sound or max(sides) > most:
         raise UserError(
-            f"{shown(path)}: is {given}, but patches are [H, W] or, several in a file, "
-            f"[N, H, W] of up to {MAX_STACK_SIDE} pixels. Cut volumes into patches.",
+            f"{shown(path)}: has shape {given}, but patches are [H, W] or, several in a "
+            f"file, [N, H, W] of up to {MAX_STACK_SIDE} pixels. Cut volumes into patches.",
             where=shown(path),
         )
     if array.dtype.kind not in "iuf":
         raise UserError(
-            f"{shown(path)}: holds {array.dtype} values, not numbers in HU.",
+            f"{shown(path)}: contains {array.dtype} values, not numbers in HU.",
             where=shown(path),
         )
     return array
@@ -216,7 +216,7 @@ def _read_tiff(path: Path) -> np.ndarray:
             raise ValueError(f"it has {first.samplesperpixel} channels")
         try:
             array = np.stack([page.asarray() for page in pages])
-        # tifffile needs a further package for some compressions, such as LZW.
+        # tifffile needs another package for some compressions, such as LZW.
         except (KeyError, ValueError, ImportError):
             array = _read_compressed(path, first.dtype)
     if calibration:
@@ -259,8 +259,8 @@ def _read_nifti(path: Path) -> np.ndarray:
         given = given[:-1]
     if len(given) != 2:
         raise UserError(
-            f"{shown(path)}: is {list(image.shape)}, a volume, but a patch is [X, Y] or "
-            "[X, Y, 1]. Cut volumes into patches.",
+            f"{shown(path)}: has shape {list(image.shape)}, a volume, but a patch is "
+            "[X, Y] or [X, Y, 1]. Cut volumes into patches.",
             where=shown(path),
         )
     return np.asanyarray(image.dataobj).reshape(given).T
@@ -268,7 +268,7 @@ def _read_nifti(path: Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turns what broken files raise in the decoders into a UserError."""
+    """Turns errors of the decoders on broken files into a UserError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

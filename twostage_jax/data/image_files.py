@@ -16,7 +16,7 @@ from twostage_jax.errors import Notes, UserError
 
 # 16-bit grey modes; 'I' is how some versions of Pillow open 16-bit PNG and PGM.
 GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-# Measure of a data set: bits that its 16-bit grey images use.
+# Measure of a data set: number of bits used by its 16-bit grey images.
 DEPTH = "bits"
 # TIFF and EXIF tags, and values of theirs (TIFF 6.0).
 BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339
@@ -25,7 +25,7 @@ WHITE_IS_ZERO, SIGNED = 0, 2
 TiffImagePlugin.OPEN_INFO.setdefault(
     (b"MM", WHITE_IS_ZERO, (1,), 1, (16,), ()), ("I;16B", "I;16B")
 )
-# What makes an image upright, by orientation.
+# Transposition that makes an image upright, by orientation.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,35 +35,31 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Images without a brighter value are noted, and 16-bit ones left with as few levels.
+# Images without brighter values are noted, and 16-bit images reduced to so few levels.
 DARK, FEW_LEVELS = 31, 32
-TURNED = "are rotated or mirrored as their EXIF or TIFF orientation says."
+TURNED = "are rotated or mirrored according to their EXIF or TIFF orientation."
 TRANSPARENT = (
     "have transparent pixels: transparency is ignored, and the colours stored under it "
     "are used."
 )
 USED_BITS = (
-    "have 16 bits, of which the set uses fewer: they are read with {:,} as white, not "
+    "have 16 bits, but the set uses fewer: they are read with {:,} as white instead of "
     "65,535."
 )
 LOST_LEVELS = (
-    f"have 16 bits and keep {FEW_LEVELS} grey levels or fewer of the many in the file: "
-    "their values take up a small part of the range. Save them with 8 bits, scaled as "
-    "they should be seen."
+    f"have 16 bits but keep at most {FEW_LEVELS} of their grey levels, because they use "
+    "a small part of the range. Save them with 8 bits, scaled for display."
 )
-DEEP_COLOUR = "have 16 bits per colour channel, of which the upper 8 are used."
+DEEP_COLOUR = "have 16 bits per colour channel; the upper 8 are used."
 DARK_IMAGES = (
-    f"have no value above {DARK} of 255: if they are not meant to be dark, their range "
-    "is not used."
+    f"are dark, with all values at most {DARK} of 255: unless intended, rescale them."
 )
 
 
 def check(size: int, channels: int, kind: str) -> None:
-    """Raises a UserError for settings that no image set can have."""
+    """Raises a UserError for impossible settings of an image set."""
     if size < 1:
-        raise UserError(
-            f"size is {size}: give a number of pixels, at least 1.", where="size"
-        )
+        raise UserError(f"size is {size}: it must be at least 1 pixel.", where="size")
     if channels not in (1, 3):
         raise UserError(
             f"channels is {channels}: use 1 (grey) or 3 (RGB).", where="channels"
@@ -75,10 +71,10 @@ def check(size: int, channels: int, kind: str) -> None:
 
 
 def measure(source: Path | bytes) -> dict[str, float]:
-    """Returns the bits that a 16-bit grey image uses: {DEPTH: 1 to 16}; or nothing.
+    """Returns the number of bits used by a 16-bit grey image, {DEPTH: 1 to 16}.
 
-    Nothing is returned of other images, of files that state how many bits they use,
-    and of files that cannot be decoded, which `read` refuses.
+    The result is empty for other images, for files that state their depth, and for files
+    that cannot be decoded, which `read` refuses.
     """
     try:
         with _opened(source) as image:
@@ -99,28 +95,28 @@ def read(
     found: Mapping[str, float] = MappingProxyType({}),
     notes: Notes | None = None,
 ) -> Image.Image:
-    """Decodes an image to 8 bits per channel, as a viewer shows it.
+    """Decodes an image to 8 bits per channel, as shown by a viewer.
 
     16-bit grey is scaled so that the largest value of its bit depth becomes 255. TIFFs
     of 12 bits and PGM files state their depth; for others it is that of the data set,
-    `found[DEPTH]`, so that one factor holds for all images of a set. 16-bit colour is
-    cut to the upper 8 bits. Images are rotated and mirrored as their EXIF or TIFF
-    orientation says, TIFFs in which white is 0 are inverted, a palette is looked up,
-    colour becomes grey by ITU-R 601 (0.299 R + 0.587 G + 0.114 B). Alpha is dropped:
-    the colour that is stored under transparent pixels counts.
+    `found[DEPTH]`, so that all images of a set share one factor. 16-bit colour is
+    truncated to the upper 8 bits. Images are rotated and mirrored according to their EXIF
+    or TIFF orientation, TIFFs in which white is 0 are inverted, palettes are looked up,
+    colour becomes grey by ITU-R 601 (0.299 R + 0.587 G + 0.114 B). Alpha is dropped: the
+    colour stored under transparent pixels is used.
 
     Args:
       source: Path, or the encoded bytes.
       channels: 1 (grey) or 3 (RGB).
       name: Name of the image in errors; the path if empty.
-      found: Largest value of each of the set's measures (see `measure`); without
-        `DEPTH`, 16 bits are assumed.
-      notes: Counts to which what is unusual about the image is added.
+      found: Largest value of each measure of the set (see `measure`); without `DEPTH`,
+        16 bits are assumed.
+      notes: Counts, to which peculiarities of the image are added.
 
     Raises:
-      UserError: The image cannot be decoded, has several pages, or has pixels whose
-        range is not known (floating point, 32 bits, signed); or it is larger than
-        `Image.MAX_IMAGE_PIXELS`, as a decompression bomb is.
+      UserError: The image cannot be decoded, has several pages, has pixels of unknown
+        range (floating point, 32 bits, signed), or is larger than
+        `Image.MAX_IMAGE_PIXELS`, like a decompression bomb.
     """
     name = name or str(source)
     notes = Notes() if notes is None else notes
@@ -133,9 +129,9 @@ def read(
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(f"image {name} is too large: {error}", where=name) from error
     except Exception as error:
-        # Pillow's own message names the object that it read from.
+        # Pillow's message names the object that it read from.
         unknown = isinstance(error, UnidentifiedImageError)
-        why = "its format is not known" if unknown else error
+        why = "its format is unknown" if unknown else error
         raise UserError(
             f"image {name} cannot be decoded ({why}): save it again as an 8-bit or "
             "16-bit PNG, or remove it.",
@@ -143,12 +139,12 @@ def read(
         ) from error
     if pages > 1:
         raise UserError(
-            f"image {name} has {pages} pages: save each as a file.", where=name
+            f"image {name} has {pages} pages: save each page as a file.", where=name
         )
     if image is None:
         raise UserError(
-            f"image {name} has pixels of mode '{kind}', whose range is not known: "
-            "save it with 8 or 16 bits, unsigned.",
+            f"image {name} has pixels of mode '{kind}', whose range is unknown: "
+            "save it with unsigned 8 or 16 bits.",
             where=name,
         )
     return image.convert("L" if channels == 1 else "RGB")
@@ -159,8 +155,8 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        # Not by name: Pillow maps such files into memory, and garbles those that are
-        # TIFFs with an orientation.
+        # Not opened by name: Pillow would map the file into memory, and garble TIFFs
+        # with an orientation.
         file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
         stack.enter_context(file)
         yield stack.enter_context(Image.open(file))
@@ -169,7 +165,7 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
 def _decoded(
     image: Image.Image, found: Mapping[str, float], notes: Notes
 ) -> Image.Image | None:
-    """Returns an opened image with modes L or RGB; None if the range is not known."""
+    """Returns an opened image in mode L or RGB; None if the range is unknown."""
     tags = getattr(image, "tag_v2", {})
     depth, deep = _stated_depth(image), ";16" in str(image.tile)
     white_is_zero = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
@@ -184,7 +180,7 @@ def _decoded(
         if image.mode == "I" and image.format not in ("PNG", "PPM"):
             return None
         grey = _grey_8_bit(image, int(depth or found.get(DEPTH, 16)), notes)
-        # Pillow inverts TIFFs of 8 bits and fewer itself.
+        # Pillow itself inverts TIFFs of 8 bits and fewer.
         made = Image.fromarray(255 - grey if white_is_zero else grey)
         if not depth and (bits := int(found.get(DEPTH, 16))) < 16:
             notes.add("images", USED_BITS.format(2**bits - 1))
@@ -194,7 +190,7 @@ def _decoded(
         made = _without_alpha(image)
         if deep:
             notes.add("images", DEEP_COLOUR)
-    # Pillow turns TIFFs itself.
+    # Pillow itself rotates TIFFs.
     if image.format != "TIFF":
         orientation = _exif_orientation(image)
         made = upright(made, orientation)
@@ -209,8 +205,8 @@ def _decoded(
 def _stated_depth(image: Image.Image) -> int:
     """Returns the bits per channel that an opened file states; 0 for 16-bit grey.
 
-    Files of 16 bits do not say how many of them are used. PNG's sBIT chunk does not
-    either: the standard has samples scaled to the full range before they are stored.
+    Files of 16 bits do not state how many of them are used. Neither does PNG's sBIT
+    chunk: the standard requires samples to be scaled to the full range.
     """
     if image.mode not in GREY_16:
         return 8
@@ -235,7 +231,7 @@ def _without_alpha(image: Image.Image) -> Image.Image:
         return image.convert("L")
     if image.mode in ("LA", "La"):
         return image.convert("LA").getchannel("L")
-    # By way of RGBA a palette's transparency is dropped like any other.
+    # Via RGBA, the transparency of a palette is dropped like any other.
     return image.convert("RGBA").convert("RGB") if image.mode != "RGB" else image
 
 
@@ -250,10 +246,10 @@ def _has_transparency(image: Image.Image) -> bool:
 
 
 def upright(image: Image.Image, orientation: int | None = None) -> Image.Image:
-    """Returns a loaded image rotated and mirrored as viewers show it.
+    """Returns a loaded image rotated and mirrored as shown by viewers.
 
     Args:
-      image: Image; Pillow has turned it already if it comes from a TIFF.
+      image: Image; Pillow has already rotated it if it comes from a TIFF.
       orientation: EXIF orientation, 1 to 8; None: that of the image.
     """
     if orientation is None:
@@ -263,7 +259,7 @@ def upright(image: Image.Image, orientation: int | None = None) -> Image.Image:
 
 def _exif_orientation(image: Image.Image) -> int:
     exif = Image.Exif()
-    # Viewers show an image whose EXIF block is damaged as it is stored.
+    # Viewers ignore a damaged EXIF block.
     with contextlib.suppress(Exception):
         exif.load(image.info.get("exif", b""))
         return int(exif.get(ORIENTATION, 1))
@@ -287,12 +283,12 @@ def crops(
 
     Args:
       image: At least `crop` pixels high and wide.
-      size: Side of the results; what is cut is resized where it differs from `crop`.
+      size: Side of the results, pixels; crops are resized if it differs from `crop`.
       crop: Side of the squares, pixels of the image.
       stride: Distance between neighbouring squares, pixels of the image.
     """
     spare_x, spare_y = image.width - crop, image.height - crop
-    # What the grid leaves over is shared between both sides.
+    # The remainder of the grid is divided between both sides.
     return [
         (top, left, _resized(image, (left, top, left + crop, top + crop), size))
         for top in range(spare_y % stride // 2, spare_y + 1, stride)
@@ -304,7 +300,7 @@ def _resized(
     image: Image.Image, box: tuple[int, int, int, int], size: int
 ) -> np.ndarray:
     """Cuts `box` and resizes it by Pillow's bicubic filter, which does not alias."""
-    # Cut first: `resize(box=...)` would let in pixels from outside the box.
+    # Cut first: `resize(box=...)` would mix in pixels from outside the box.
     square = image.crop(box)
     if square.width != size:
         square = square.resize((size, size), Image.Resampling.BICUBIC)

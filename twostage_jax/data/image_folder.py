@@ -26,7 +26,7 @@ from twostage_jax.data.dataset import (
 )
 from twostage_jax.errors import UserError
 
-# Bump when the same files and settings give other examples.
+# Bump when the same files and settings give different examples.
 VERSION = 2
 FILES_A_TASK = 32
 
@@ -38,9 +38,9 @@ class File:
     Attributes:
       path: Path below the data set's folder, '/' between its parts.
       id: The path as printable text in Unicode NFC.
-      name: 'class/name.png': the id from the class folder on.
+      name: Part of the id from the class folder on: 'class/name.png'.
       label: Index of the class.
-      group: Name of what must not be split, or empty.
+      group: Name of the group that must not be split, or ''.
       split: 'train', 'validation' or 'test'.
       stamp: Size in bytes and modification time in ns.
     """
@@ -56,18 +56,19 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """Settings of how examples are made of a file's pixels.
+    """Settings that turn the pixels of a file into examples.
 
     Attributes:
       size: Height and width of the examples, pixels.
-      channels: 1 (grey) or 3 (RGB) of images that are not in HU.
-      crop: Side of squares cut from each image; 0 takes the centre of the whole image.
-      stride: Distance between neighbouring squares.
-      native: Whether whole images keep their resolution, so that a centre of
-        `size` pixels is cut from those that are larger.
+      channels: Number of channels of images not in HU: 1 (grey) or 3 (RGB).
+      crop: Side of squares cut from each image, pixels; 0 takes the centre of the whole
+        image.
+      stride: Distance between neighbouring squares, pixels.
+      native: Whether whole images keep their resolution, so that larger images are
+        cropped to a centre of `size` pixels.
       in_hu: Whether the images are in HU.
-      offset: Number to add to what files in HU hold.
-      scale_matters: Whether the user is told of images that are resized.
+      offset: Number to add to the stored values of files in HU.
+      scale_matters: Whether to warn about resized images.
     """
 
     size: int
@@ -97,43 +98,44 @@ def recipe(
 ) -> Recipe:
     """Returns the recipe of a folder of class folders, or train/test folders of such.
 
-    Class folders may have folders in them. Files that do not end like images, hidden
+    Class folders may have sub-folders. Files without the extension of an image, hidden
     files, and images outside the class folders are skipped, with a note that counts them.
-    See `class_folders.find` for which folders are the classes and which the splits, and
-    `hu_files` for images in HU.
+    See `class_folders.find` for the choice of classes and splits, and `hu_files` for
+    images in HU.
 
     Args:
-      path: The folder.
+      path: Path of the folder.
       size: Height and width of the stored images, pixels; 0 keeps the resolution: the
         largest centred square that all images (or crops) have.
       channels: 1 (grey) or 3 (RGB); images in HU always have one.
       crop: Side of squares cut from each image, pixels of the file; 0 takes the whole
         image: its shorter side is resized to `size` and the centre is kept.
       stride: Distance between neighbouring crops, pixels of the file; 0 = `crop`.
-      classes: 'normal,fibrosis': the names of the class folders, for trees in which
-        other folders may be the classes. Empty: found by `class_folders.find`.
+      classes: Names of the class folders, 'normal,fibrosis', for trees in which the
+        classes are ambiguous. Empty: found by `class_folders.find`.
       group_regex: Regular expression searched for in each 'class/name.png'; its first
-        group names what must not be split between train and test (a patient, a material
-        sample).
-      group_csv: A CSV file with the columns path ('class/name.png') and group, instead.
-        Without either, the crops of an image are a group, as are the patches of a file,
-        and other whole images have none.
+        group names the unit that must not be split between training and test (a patient,
+        a material sample).
+      group_csv: CSV file with the columns path ('class/name.png') and group, as an
+        alternative. Without either, the crops of an image are a group, as are the
+        patches of a file; other whole images are not grouped.
       units: 'hu' for Hounsfield units, stored as int16, to which the stage's `window`
-        applies; 'grey' for other images. Empty: HU, if values prove it
-        (`hu_files.prove`), must be said where signed values could be either.
-      offset: Number to add to what the files hold to get HU, such as -1024.
+        applies; 'grey' for other images. Empty: HU if values prove it
+        (`hu_files.prove`); required if signed values could be either.
+      offset: Number to add to the stored values to get HU, such as -1024.
       name: Name of the data set.
-      kind: 'natural', 'texture' or 'ct': what the images show.
+      kind: Content of the images: 'natural', 'texture' or 'ct'.
 
     Raises:
-      UserError: A setting or the folder is not as described here. Whether images can be
-        decoded is found when the recipe is carried out.
+      UserError: A setting or the folder is invalid. Images that cannot be decoded are
+        found only when the recipe is carried out.
     """
     image_files.check(size or 1, channels, kind)
     _check_crop(crop, stride)
     if units not in ("", "hu", "grey"):
         raise UserError(
-            f"units is '{units}': use 'hu', 'grey', or '' to find out.", where="units"
+            f"units is '{units}': use 'hu', 'grey', or '' for automatic detection.",
+            where="units",
         )
     root = Path(path).expanduser()
     found = class_folders.find(root, classes)
@@ -154,8 +156,8 @@ def recipe(
     if kind == "ct" and not any(file.group for file in files):
         notes = (
             *notes,
-            "The images have no groups, so patches of one patient may be in training and "
-            "test: set group_regex or group_csv.",
+            "The images are not grouped, so patches of one patient may be in both "
+            "training and test: set group_regex or group_csv.",
         )
     cut = Cut(
         size=size or crop or _common_side(root, files, shapes),
@@ -168,7 +170,7 @@ def recipe(
         scale_matters=in_hu or kind != "natural",
     )
     tasks = []
-    # A task is of one class and split, but nothing depends on that.
+    # A task has one class and split, but nothing depends on that.
     for start in range(0, len(files), FILES_A_TASK):
         tasks.append(tuple(files[start : start + FILES_A_TASK]))
     return Recipe(
@@ -198,8 +200,8 @@ def make(
     """Returns the examples of some files; `found` holds the whole set's measures.
 
     Raises:
-      UserError: An image cannot be decoded, is smaller than the crop, or is not in the
-        units of the others.
+      UserError: An image cannot be decoded, is smaller than the crop, or has other units
+        than the rest.
     """
     made = Made()
     for file in files:
@@ -210,8 +212,8 @@ def make(
             if values.min() >= 0 and values.max() >= hu_files.LOST_INTERCEPT:
                 made.notes.add(
                     "files",
-                    "in HU have no value below 0 but values of 600 or more, as if their "
-                    "RescaleIntercept were lost.",
+                    "in HU lack values below 0 but have values of 600 or more, as if "
+                    "their RescaleIntercept were lost.",
                 )
             images = [Image.fromarray(patch) for patch in values]
             made.notes.add("images", count=len(images))
@@ -236,8 +238,8 @@ def _squares(
     size, least = cut.size, min(image.size)
     if cut.crop and least < cut.crop:
         raise UserError(
-            f"image {io.shown(path)} is {image.width} x {image.height} pixels, smaller "
-            f"than crop = {cut.crop}: lower crop or remove it.",
+            f"image {io.shown(path)} has {image.width} x {image.height} pixels, less "
+            f"than crop = {cut.crop}: lower crop or remove the image.",
             where=io.shown(path),
         )
     if cut.crop:
@@ -271,7 +273,8 @@ def _squares(
 def _check_crop(crop: int, stride: int) -> None:
     if crop < 0 or stride < 0:
         raise UserError(
-            f"crop is {crop}, stride {stride}: neither may be negative.", where="crop"
+            f"crop is {crop}, stride is {stride}: they must not be negative.",
+            where="crop",
         )
     if stride and not crop:
         raise UserError(
@@ -284,7 +287,7 @@ def _in_hu(root: Path, files: Sequence[File], units: str, offset: float) -> bool
     """Whether the images are in HU.
 
     Raises:
-      UserError: They are not of one kind, or it must be said.
+      UserError: The images are mixed, or undecided so that `units` is required.
     """
     paths = [file.path for file in files]
     signed = [p for p in paths if p.lower().endswith(hu_files.SIGNED_SUFFIXES)]
@@ -295,7 +298,10 @@ def _in_hu(root: Path, files: Sequence[File], units: str, offset: float) -> bool
         hu_files.prove(root, paths, offset, said=True)
         return True
     if offset:
-        raise UserError("offset is set, but units is not 'hu'.", where="offset")
+        raise UserError(
+            "offset is set, but units is not 'hu': set units='hu', or remove offset.",
+            where="offset",
+        )
     if units == "grey" or not signed or not hu_files.is_signed(root / signed[0]):
         arrays = [p for p in signed if not p.lower().endswith((".tif", ".tiff"))]
         _refuse_mixture(root, arrays, "grey images are read from image files only")
@@ -312,8 +318,8 @@ def _refuse_mixture(root: Path, paths: Sequence[str], reason: str) -> None:
         where = io.shown(root / paths[0])
         raise UserError(
             f"{where} and {len(paths) - 1} more files cannot be used: {reason}. Keep grey "
-            "images (PNG, JPEG, TIFF of 8 or 16 bits without sign) and images in HU "
-            "(signed TIFF, .npy, NIfTI) in separate sets, or remove them.",
+            "images (PNG, JPEG, TIFF of unsigned 8 or 16 bits) and images in HU (signed "
+            "TIFF, .npy, NIfTI) in separate sets, or remove them.",
             where=where,
         )
 
@@ -330,7 +336,7 @@ def _common_side(
             with Image.open(root / file.path) as image:
                 sides += image.size
         except (OSError, ValueError, Image.DecompressionBombError):
-            pass  # Refused, with its name, when it is read.
+            pass  # Refused by name when it is read.
     return min(sides, default=1)
 
 
@@ -353,7 +359,8 @@ def _grouping(group_regex: str, group_csv: str, crop: int) -> Callable[[File], s
                 if key in table:
                     return table[key]
             raise UserError(
-                f"group_csv {group_csv} has no line for '{file.id}'.", where=group_csv
+                f"group_csv {group_csv}: a row for '{file.id}' is missing.",
+                where=group_csv,
             )
 
         return from_table
@@ -366,8 +373,8 @@ def _grouping(group_regex: str, group_csv: str, crop: int) -> Callable[[File], s
             ) from None
         if not pattern.groups:
             raise UserError(
-                f"group_regex '{group_regex}' has no group: put what names the patient "
-                "or sample in parentheses.",
+                f"group_regex '{group_regex}' lacks a group: put the part that names the "
+                "patient or sample in parentheses.",
                 where="group_regex",
             )
 
@@ -375,7 +382,7 @@ def _grouping(group_regex: str, group_csv: str, crop: int) -> Callable[[File], s
             match = pattern.search(file.name)
             if not match or not match[1]:
                 raise UserError(
-                    f"group_regex '{group_regex}' finds nothing in '{file.name}'.",
+                    f"group_regex '{group_regex}' does not match '{file.name}'.",
                     where="group_regex",
                 )
             return match[1]

@@ -1,4 +1,4 @@
-"""The folder that `python -m twostage_jax.prepare` writes, and its use in a stage.
+"""The output folder of `python -m twostage_jax.prepare`, and its use in a stage.
 
 `recipe` reads such a folder as the data of a stage; `write` adds the tables, the preview
 and the description to the patches.
@@ -41,7 +41,7 @@ COLUMNS = (
     "coverage",
 )
 SERIES_COLUMNS = ("series", "patient", "slices", "step_mm", "notes", "remarks")
-# Largest number of notes on skipped files and on odd series.
+# Largest number of notes on skipped files and on peculiar series.
 MOST_REASONS, MOST_ODD = 8, 8
 # Centre and width in HU of the preview: the usual lung window.
 PREVIEW_WINDOW = (-600.0, 1500.0)
@@ -49,12 +49,12 @@ PREVIEW_COLUMNS, PREVIEW_ROWS = 12, 2
 
 
 def recipe(*, path: str, size: int = 0, channels: int = 1) -> Recipe:
-    """Returns the recipe of a prepared set; nothing is made or copied.
+    """Returns the recipe of a prepared set, without making or copying anything.
 
     Args:
       path: Folder given to `prepare` as --out.
-      size: Height and width needed, pixels; larger images are cropped later.
-      channels: Ignored: the images have their own.
+      size: Required height and width, pixels; larger images are cropped later.
+      channels: Ignored: the number of channels is that of the images.
 
     Raises:
       UserError: The folder is not a prepared set, or its images are too small.
@@ -73,8 +73,8 @@ def recipe(*, path: str, size: int = 0, channels: int = 1) -> Recipe:
         ) from error
     if patch < size:
         raise UserError(
-            f"{root}: its patches have {patch} pixels, {size} are needed: prepare it "
-            f"again with --patch={size} or more.",
+            f"{root}: its patches have {patch} pixels, but {size} are required: prepare "
+            f"it again with --patch={size} or more.",
             where=root,
         )
     return Recipe(
@@ -100,9 +100,9 @@ def write(
     """Writes the tables, preview.png and, last, dataset.json.
 
     Args:
-      out: Folder that `prepare` writes.
+      out: Output folder of `prepare`.
       recipe: Recipe of `ct_patches`.
-      made: Data set that the recipe made.
+      made: Data set of the recipe.
       metadata: Metadata of the prepared set (see `store.Collector`).
       skipped: (file, reason) of skipped files.
       series: Rows of `about_series`.
@@ -118,7 +118,7 @@ def write(
         "notice": NOTICE,
         "synthetic": made.synthetic,
         "settings": dataclasses.asdict(recipe.make.keywords["cut"]),
-        # Pixels that two classes mark, and how numbered masks were placed.
+        # Pixels marked by two classes, and the placement of numbered masks.
         "facts": metadata.get("facts", {}),
     }
     with io.replacing(out / "patches.csv") as path:
@@ -138,12 +138,12 @@ def write(
 def about_series(
     series: Sequence[Series], salt: str, *, show_paths: bool
 ) -> list[dict[str, str]]:
-    """Returns one row of `SERIES_COLUMNS` per series, with its oddities.
+    """Returns one row of `SERIES_COLUMNS` per series, with its peculiarities.
 
     Args:
       series: Series of the annotated patients.
-      salt: Salt of the hashes.
-      show_paths: Include names of files, which may hold patients' names.
+      salt: Secret mixed into the hashes.
+      show_paths: Whether to include file names, which may contain patients' names.
     """
     rows = []
     for one in series:
@@ -163,7 +163,7 @@ def about_series(
 def notes(
     skipped: privacy.Hidden, series: Sequence[Mapping[str, str]]
 ) -> Iterator[str]:
-    """Yields lines on skipped files and on odd series.
+    """Yields lines on skipped files and on peculiar series.
 
     Args:
       skipped: (file, reason) of skipped files.
@@ -177,7 +177,7 @@ def notes(
         text = "; ".join(filter(None, (row["notes"], row["remarks"])))
         yield f"odd, {row['series']}: {text[:300]}"
     if len(odd) > MOST_ODD:
-        yield f"odd, {len(odd) - MOST_ODD} more series: `prepare` writes series.csv"
+        yield f"odd, {len(odd) - MOST_ODD} further series: see series.csv of `prepare`"
 
 
 def preview(made: Dataset) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Patches from grey slice images with a lung mask and a label mask each.
+"""Patches from grey slice images, each with a lung mask and a label mask.
 
 <path>/slices.csv            columns patient, slice
       /ct/<slice>            8-bit grey images, or DICOM files
@@ -28,7 +28,7 @@ from twostage_jax.data.image_files import upright
 from twostage_jax.errors import Notes, UserError
 from twostage_jax.folders import below, stamps
 
-# Bump when the same files and settings give other patches or facts.
+# Bump when the same files and settings give different patches or facts.
 VERSION = 4
 TOO_LITTLE_LUNG = "too little of the patch is lung"
 Task = tuple[str, tuple[str, ...]]
@@ -51,7 +51,7 @@ def recipe(
     salt: str = "",
     seed: int = 0,
 ) -> Recipe:
-    """Returns the recipe of the patches below `path`, one task a patient.
+    """Returns the recipe of the patches below `path`, one task per patient.
 
     Args:
       path: Folder with the table and the folders of images and masks.
@@ -59,18 +59,19 @@ def recipe(
       channels: Ignored: slices have one channel.
       images: Folder of slices: 8-bit grey images (uint8 patches), or DICOM files
         (int16 patches in HU).
-      lungs: Folder of lung masks, 0 or not 0; empty = none, and no healthy class.
+      lungs: Folder of lung masks, 0 or not 0; empty = without masks and healthy class.
       labels: Folder of label masks.
       csv: Table with columns `patient` and `slice`, the latter a file name.
-      classes: With lung masks: the name of lung without any label, then the names of
-        mask values 1, 2, ... Without: only the latter. If one class is labelled, all
-        values but 0 stand for it, except what JPEG or resizing left around the edges
-        (see `ct.foreground`).
+      classes: With lung masks: the name of unlabelled lung, then the names of mask
+        values 1, 2, ... Without: only the latter. If only one class is labelled, it has
+        all values but 0, except artefacts of JPEG or resizing around the edges (see
+        `ct.regions.masks.foreground`).
       stride: Distance between neighbouring patches, pixels.
-      coverage: Share of a patch that a labelled class must cover at least.
-      lung_coverage: With lung masks, fraction of a patch of any class that must be lung
-        or labelled; no pixel of a healthy patch may be labelled.
-      per_class: Most patches of one class and patient, drawn at random; 0 = all.
+      coverage: Smallest fraction of a patch that a labelled class must cover.
+      lung_coverage: With lung masks, smallest fraction of a patch of any class that must
+        be lung or labelled; healthy patches must not contain labelled pixels.
+      per_class: Largest number of patches per class and patient, drawn at random; 0 =
+        all.
       salt: Secret mixed into the patients' hashes.
       seed: Seed of the random draw.
 
@@ -81,13 +82,14 @@ def recipe(
     check(Cut(size, stride, coverage, per_class=per_class, seed=seed))
     if not 0 < lung_coverage <= 1:
         raise UserError(
-            f"lung_coverage is {lung_coverage}: it must be above 0, at most 1.",
+            f"lung_coverage is {lung_coverage}: it must be above 0 and at most 1.",
             where="lung_coverage",
         )
     class_names = io.split_names(classes, "classes")
     if len(class_names) < 2:
         raise UserError(
-            f"classes = '{classes}': at least two classes are needed.", where="classes"
+            f"classes = '{classes}': at least two classes are required.",
+            where="classes",
         )
     folders = {"images": images, "labels": labels, "lungs": lungs}
     for setting, name in folders.items():
@@ -96,7 +98,7 @@ def recipe(
     tasks = _read_table(root / csv)
     if len({_is_dicom(s) for _, slices in tasks for s in slices}) > 1:
         raise UserError(
-            f"{root / csv}: names both DICOM files and images: give one.",
+            f"{root / csv}: names both DICOM files and images: use one kind only.",
             where=root / csv,
         )
     read = [root / csv]
@@ -126,15 +128,15 @@ def recipe(
 
 
 def read_grey(path: Path) -> np.ndarray:
-    """Returns an 8-bit grey image, `[H, W]` uint8; three equal channels pass for grey.
+    """Returns an 8-bit grey image, `[H, W]` uint8; three equal channels count as grey.
 
-    It is rotated and mirrored as its EXIF or TIFF orientation says.
+    It is rotated and mirrored according to its EXIF or TIFF orientation.
 
     Raises:
       UserError: The file cannot be decoded, or is not an 8-bit grey image.
     """
     try:
-        # Not by name, see `image_files`.
+        # Not opened by name, see `image_files`.
         with (
             path.open("rb") as file,
             Image.open(file, formats=("PNG", "JPEG", "TIFF", "BMP")) as image,
@@ -145,7 +147,7 @@ def read_grey(path: Path) -> np.ndarray:
                 )
             if image.mode not in ("L", "RGB"):
                 raise UserError(
-                    f"{path}: has mode {image.mode}: an 8-bit grey image is needed.",
+                    f"{path}: has mode {image.mode}: an 8-bit grey image is required.",
                     where=path,
                 )
             image.load()
@@ -160,7 +162,7 @@ def read_grey(path: Path) -> np.ndarray:
     if pixels.ndim == 3:
         if np.ptp(pixels, axis=2).any():
             raise UserError(
-                f"{path}: is in colour: a grey image is needed.", where=path
+                f"{path}: is in colour: a grey image is required.", where=path
             )
         pixels = pixels[..., 0]
     return pixels
@@ -201,8 +203,8 @@ def _patient_examples(
             pure=(0,) if lungs else (),
         )
         for cut in cuts:
-            # One rule for every class: how much of a patch is lung must not tell them
-            # apart.
+            # One rule for every class: classes must not be distinguishable by the
+            # fraction of lung.
             if lungs and _inside(label_map, cut, size) < lung_coverage:
                 dropped[TOO_LITTLE_LUNG, int(cut[2])] += 1
             else:
@@ -270,7 +272,7 @@ def _read_table(path: Path) -> tuple[Task, ...]:
         by_patient[patient].append(name)
     if not by_patient:
         raise UserError(
-            f"{path}: names no slices (columns patient, slice).", where=path
+            f"{path}: the table is empty (columns patient, slice).", where=path
         )
     return tuple((p, tuple(names)) for p, names in sorted(by_patient.items()))
 
@@ -297,7 +299,7 @@ def _label_map(
         mask = foreground(mask, path, notes, "label masks")
     if mask.ndim != 2 or mask.min() < 0 or mask.max() > labelled:
         raise UserError(
-            f"{path}: one mask of values 0 to {labelled} is needed, not "
+            f"{path}: one mask with values 0 to {labelled} is required, not "
             f"{list(mask.shape)} with {mask.min()} to {mask.max()}: name a class for "
             "each value in the setting 'classes'.",
             where=path,
@@ -308,8 +310,8 @@ def _label_map(
     lungs = masks.read_mask(lung_path)
     if lungs.shape != mask.shape:
         raise UserError(
-            f"{lung_path}: the lung mask is {list(lungs.shape)}, the label mask "
-            f"{list(mask.shape)}.",
+            f"{lung_path}: the lung mask has shape {list(lungs.shape)}, but the label "
+            f"mask {list(mask.shape)}.",
             where=lung_path,
         )
     inside = foreground(lungs, lung_path, notes, "lung masks")
@@ -322,7 +324,8 @@ def _read_image(path: Path, shape: tuple[int, int]) -> tuple[Header | None, np.n
     header, pixels = read_slice(path) if dicom else (None, read_grey(path))
     if pixels.shape != shape:
         raise UserError(
-            f"{path}: the slice is {list(pixels.shape)}, its mask {list(shape)}.",
+            f"{path}: the slice has shape {list(pixels.shape)}, but its mask "
+            f"{list(shape)}.",
             where=path,
         )
     return header, pixels

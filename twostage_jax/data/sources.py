@@ -25,13 +25,13 @@ SOURCES: dict[str, Callable[..., Recipe]] = {
     "tfds": tfds.recipe,
 }
 
-# Largest side that the network is given without being told, pixels: training a network on
-# images of 64 pixels takes four times as long as on those of 32.
+# Largest default side of the network's input, pixels: training on images of 64 pixels
+# takes four times as long as on images of 32.
 LARGEST = 64
 
 
 def check(data: DataConfig, path: str) -> None:
-    """Raises a UserError for an unknown source or an option that it does not have.
+    """Raises a UserError for an unknown source, or an unknown option of a source.
 
     The keyword arguments of the source's `recipe` are its options.
     """
@@ -45,7 +45,7 @@ def check(data: DataConfig, path: str) -> None:
     for option, value in data.options.items():
         if option not in known or option == "channels":
             raise UserError(
-                f"{path}.{option}: data source '{data.source}' has no such setting."
+                f"{path}.{option}: unknown setting of data source '{data.source}'."
                 f"{did_you_mean(option, set(known) - {'channels'})}",
                 where=f"{path}.{option}",
             )
@@ -53,7 +53,7 @@ def check(data: DataConfig, path: str) -> None:
         if _is_number(default) != _is_number(value) and default is not None:
             if default is not inspect.Parameter.empty:
                 raise UserError(
-                    f"{path}.{option} is {value!r}: expected like {default!r}.",
+                    f"{path}.{option} is {value!r}: expected a value like {default!r}.",
                     where=f"{path}.{option}",
                 )
     for option, parameter in known.items():
@@ -61,7 +61,7 @@ def check(data: DataConfig, path: str) -> None:
         if parameter.default is inspect.Parameter.empty and missing:
             if option not in ("size", "channels"):
                 raise UserError(
-                    f"{path}.{option} is not set: data source '{data.source}' needs it. "
+                    f"{path}.{option} is required by data source '{data.source}'. "
                     f"Give --{path}.{option}=...",
                     where=f"{path}.{option}",
                 )
@@ -70,8 +70,8 @@ def check(data: DataConfig, path: str) -> None:
 def recipe(data: DataConfig, model: ModelConfig) -> Recipe:
     """Returns the recipe of a stage's data.
 
-    Images are stored at `model.image_size` unless the block sets a larger `size`, from
-    which training crops at random and evaluation at the centre.
+    Images are stored at `model.image_size` unless the block sets a larger `size`; then
+    training uses random crops and evaluation the centre.
     """
     options = dict(data.options)
     if model.image_size:
@@ -91,8 +91,8 @@ def sized(config: Config) -> Config:
     side = recipe(data, config.model).side
     if not side:
         raise UserError(
-            f"config.model.image_size is 0, but images of the source '{data.source}' have "
-            "no size of their own: give the number of pixels.",
+            f"config.model.image_size is 0, but the source '{data.source}' does not "
+            "define a size of images: give the number of pixels.",
             where="config.model.image_size",
         )
     model = dataclasses.replace(config.model, image_size=min(side, LARGEST))
@@ -100,12 +100,12 @@ def sized(config: Config) -> Config:
 
 
 def load(data: DataConfig, model: ModelConfig, data_dir: Path) -> Dataset:
-    """Returns the stage's data set, prepared now if it is not yet; prints its notes."""
+    """Returns the stage's data set, preparing it if necessary, and prints its notes."""
     made = prepare(recipe(data, model), data_dir)
     side = min(made.images.shape[1:3])
     if side < model.image_size:
         raise UserError(
-            f"the images of data set '{made.name}' are {side} pixels high and wide, fewer "
+            f"the images of data set '{made.name}' are {side} pixels high and wide, less "
             f"than config.model.image_size = {model.image_size}: set "
             f"--config.model.image_size={side}, or a larger size for the data.",
             where="config.model.image_size",
@@ -114,8 +114,8 @@ def load(data: DataConfig, model: ModelConfig, data_dir: Path) -> Dataset:
         if made.kind == "ct" and side > model.image_size:
             seen = f"{model.image_size} x {model.image_size}"
             print(
-                f"Data set '{made.name}': the network sees {seen} of {side} pixels, at "
-                "random places in training and the centre in tests.",
+                f"Data set '{made.name}': the network sees crops of {seen} of {side} "
+                "pixels, random ones in training and the centre in tests.",
                 flush=True,
             )
         for note in made.notes:

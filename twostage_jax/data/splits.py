@@ -1,8 +1,8 @@
 """Training, validation and test sets, and nested subsets of the training set.
 
-No group (a patient, a material sample) is in two of them; `split` asserts it on the
-arrays themselves. `copies` finds images that a test set shares with training all the
-same, under other names.
+They do not share groups (patients, material samples); `split` asserts this on the arrays
+themselves. `copies` finds images that a test set nevertheless shares with training, under
+other names.
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ import numpy as np
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.errors import UserError
 
-# Random draws of whole groups to hold out, the best of which is taken. More draws would
-# meet the fractions better, and give almost the same split for every seed.
+# Number of random draws of groups to hold out, of which the best is used. More draws
+# would match the fractions better, but give almost the same split for every seed.
 DRAWS = 50
-# Pairs of copies that a message names.
+# Number of pairs of copies named in a message.
 NAMED = 3
 
 
@@ -46,10 +46,10 @@ def split(
     folds: int = 0,
     fold: int = 0,
 ) -> Splits:
-    """Splits a data set by group, classes in proportion where the groups allow it.
+    """Splits a data set by group, stratified by class as far as groups allow it.
 
-    Splits that the set brings are taken as they are. Missing ones are held out of the
-    training examples: whole groups, or single examples if the set has no groups. Among
+    Existing splits of the set are used unchanged. Missing ones are held out of the
+    training examples: whole groups, or single examples if the set is not grouped. Among
     `DRAWS` random draws of groups, the chosen one keeps every class on both sides and
     comes nearest to the requested fraction of each class.
 
@@ -64,9 +64,9 @@ def split(
       fold: Index of the fold, from 0.
 
     Raises:
-      UserError: Too few groups; a class without training examples; a validation or
-        test split of one class only; a group in two of the splits that the set brings; or
-        `folds` for a set that brings splits.
+      UserError: There are too few groups; a class lacks training examples; the validation
+        or test split has only one class; existing splits share a group; or `folds` is
+        set for a set with existing splits.
     """
     _check(dataset, validation, test, folds, fold)
     own = {
@@ -100,17 +100,17 @@ def split(
     absent = absent_classes(dataset, rest)
     if absent:
         raise UserError(
-            f"data set '{dataset.name}': no training example of class "
-            f"{', '.join(absent)} is left (seed {seed}, fold {fold}): hold out less, "
-            f"or give that class more groups. {_groups_of_classes(dataset)}",
+            f"data set '{dataset.name}': training examples of class "
+            f"{', '.join(absent)} are missing (seed {seed}, fold {fold}): hold out less, "
+            f"or add groups of that class. {_groups_of_classes(dataset)}",
             where=dataset.name,
         )
     for name in ("validation", "test"):
         if len(np.unique(dataset.labels[parts[name]])) < 2:
             raise UserError(
                 f"data set '{dataset.name}': the {name} split has examples of only one "
-                f"class (seed {seed}, fold {fold}), so a score on it would mean nothing: "
-                "hold out more, use fewer folds, or give the classes more groups. "
+                f"class (seed {seed}, fold {fold}), so scores on it are meaningless: "
+                "hold out more, use fewer folds, or add groups. "
                 f"{_groups_of_classes(dataset)}",
                 where=dataset.name,
             )
@@ -134,10 +134,10 @@ def subset(
       train_indices: Indices of the training split.
       fraction: Fraction of the groups, or of the examples of each class, in (0, 1].
       seed: Seed of the draw.
-      by: Unit that is drawn. 'group': whole groups, first some that together have every
+      by: Unit of the draw. 'group': whole groups, first some that together have every
         class, then in turn from those of each class (a group counts for the rarest of
-        its classes). 'patch': examples of each class, evenly over its groups; used for
-        every set without groups.
+        its classes). 'patch': examples of each class, evenly over its groups; always
+        used for sets without groups.
 
     Returns:
       Sorted indices into the data set, int64.
@@ -162,8 +162,8 @@ def subset(
     absent = absent_classes(dataset, chosen)
     if absent:
         raise UserError(
-            f"data set '{dataset.name}': fraction {fraction} (seed {seed}) leaves no "
-            f"training example of class {', '.join(absent)}: remove that fraction"
+            f"data set '{dataset.name}': fraction {fraction} (seed {seed}) lacks "
+            f"training examples of class {', '.join(absent)}: remove this fraction"
             f"{', or draw by patch' if by == 'group' else ''}.",
             where=dataset.name,
         )
@@ -171,10 +171,10 @@ def subset(
 
 
 def copies(dataset: Dataset, splits: Splits) -> str:
-    """Returns a line on test images that are in the training set too, or ''.
+    """Returns a line on test images that are also in the training set, or ''.
 
-    Splits keep groups apart, but cannot know that a patient has two names. Constant images
-    (air) are ignored, and so are sets that are not in memory.
+    Splits separate groups, but cannot know that a patient has two names. Constant images
+    (air) are ignored, as are sets that are not in memory.
     """
     if not isinstance(dataset.images, np.ndarray):
         return ""
@@ -195,14 +195,14 @@ def copies(dataset: Dataset, splits: Splits) -> str:
     )
     more = "; ..." if len(pairs) > NAMED else ""
     return (
-        f"data set '{dataset.name}': {len(pairs)} of {len(splits.test)} test images are in "
-        f"the training or validation set too, pixel for pixel ({named}{more}). Does a "
+        f"data set '{dataset.name}': {len(pairs)} of {len(splits.test)} test images are "
+        f"also in the training or validation set, pixel for pixel ({named}{more}). Does a "
         "patient have two names? Scores on copies are too high."
     )
 
 
 def absent_classes(dataset: Dataset, indices: np.ndarray) -> list[str]:
-    """Returns the quoted names of the classes that no example of `indices` has."""
+    """Returns the quoted names of the classes without examples in `indices`."""
     counts = np.bincount(dataset.labels[indices], minlength=dataset.num_classes)
     return [f"'{dataset.class_names[i]}'" for i in np.flatnonzero(counts == 0)]
 
@@ -235,7 +235,7 @@ def _check(
         )
     if folds and (dataset.splits != "train").any():
         raise UserError(
-            f"data set '{dataset.name}' brings a validation or test split, which "
+            f"data set '{dataset.name}' has its own validation or test split, which "
             "cross-validation would mix with the rest: set folds to 0.",
             where="folds",
         )
@@ -262,7 +262,7 @@ def _assert_disjoint(dataset: Dataset, parts: dict[str, np.ndarray]) -> None:
 
 
 def _groups_of_classes(dataset: Dataset) -> str:
-    """Returns a sentence on how many groups, or else examples, each class has."""
+    """Returns a sentence on the number of groups, or else examples, of each class."""
     units = np.arange(len(dataset)) if dataset.groups is None else dataset.groups
     counts = [
         f"'{name}' has {len(np.unique(units[dataset.labels == label]))}"
@@ -282,8 +282,8 @@ def _require_units(
             hint = (
                 f" All examples belong to '{units[0]}', and a group (a patient, a "
                 "sample) is never split. If these are several patients, their files "
-                "give them one name: often a PatientID that an anonymiser wrote into "
-                "all of them. Give each patient an ID, and prepare the data again."
+                "share a name, often a PatientID written by an anonymiser. Give each "
+                "patient an ID, and prepare the data again."
             )
         raise UserError(
             f"data set '{dataset.name}' has {len(units)} "
@@ -294,11 +294,11 @@ def _require_units(
 
 
 def _folds(dataset: Dataset, indices: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Returns the fold of each of `indices`, below `count`; no fold is empty.
+    """Returns the fold of each of `indices`, below `count`, without empty folds.
 
-    Groups are dealt at random, in equal numbers. (scikit-learn's StratifiedGroupKFold
-    exchanges only groups of equal class counts: with any seed the others keep their
-    neighbours, and peculiarities of a fold stay.)
+    Groups are distributed at random, in equal numbers. (scikit-learn's
+    StratifiedGroupKFold exchanges only groups of equal class counts: other groups keep
+    their neighbours with any seed, and peculiarities of a fold persist.)
     """
     _require_units(dataset, indices, count, "the folds")
     labels = dataset.labels[indices]
@@ -319,7 +319,7 @@ def _folds(dataset: Dataset, indices: np.ndarray, count: int, seed: int) -> np.n
 def _folds_of_examples(
     dataset: Dataset, labels: np.ndarray, count: int, seed: int
 ) -> np.ndarray:
-    # Only here: scikit-learn takes longer to load than a finished run.
+    # Imported only here: loading scikit-learn takes longer than a finished run.
     from sklearn.model_selection import StratifiedKFold
 
     folds = StratifiedKFold(count, shuffle=True, random_state=seed)
@@ -345,13 +345,13 @@ def _hold_out(
     seed: tuple[int, ...],
     purpose: str,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the indices that are kept, and about `share` of them held out."""
+    """Returns the indices kept, and those held out, a fraction of about `share`."""
     _require_units(dataset, indices, 2, f"the {purpose} split")
     rng = np.random.default_rng(seed)
     labels = dataset.labels[indices]
     if dataset.groups is None:
         ranks, sizes = random_ranks(labels, rng)
-        # At least one example of each class, but never its last one.
+        # At least one example of each class, but never its last.
         held = ranks < np.minimum(np.maximum(np.round(share * sizes), 1), sizes - 1)
         return indices[~held], indices[held]
     counts, inverse = _class_counts(dataset, indices)
@@ -382,9 +382,10 @@ def _class_counts(
 
 
 def _badness(held: np.ndarray, total: np.ndarray, share: float) -> tuple:
-    """Returns a sort key of holding out `[..., K]` examples of `total`: low is good.
+    """Returns a sort key for holding out `[..., K]` examples of `total`: lower is better.
 
-    It counts classes lost to training, then untested ones, then the fraction's error.
+    It counts classes missing from training, then from the test, then the error of the
+    fraction.
     """
     lost, unseen = np.sum(held == total), np.sum(held == 0)
     return lost, unseen, np.abs(held / total - share).max()
@@ -396,7 +397,7 @@ def _by_group(
     groups, inverse = np.unique(dataset.groups[indices], return_inverse=True)
     held = np.zeros((len(groups), dataset.num_classes), bool)
     held[inverse, dataset.labels[indices]] = True
-    # The rarest class of a group is the one that the fewest groups have.
+    # The rarest class of a group is the one with the fewest groups.
     rarity = np.where(held, held.sum(0), len(groups) + 1)
     ranks, sizes = random_ranks(rarity.argmin(1), rng)
     # Strata alternate in proportion to their sizes; the first group of each leads.

@@ -1,7 +1,7 @@
-"""Preparing a data set once, as TFDS records on disk, and reading it into memory.
+"""Prepares a data set once, as TFDS records on disk, and reads it into memory.
 
 `prepare` runs a recipe's tasks on all cores (`run`), keeps the results of finished tasks
-so that an interrupted preparation resumes (`kept`), checks the examples and gathers
+so that an interrupted preparation resumes (`kept`), checks the examples and collects
 everything but their pixels (`Collector`), and writes the records with TFDS.
 """
 
@@ -47,17 +47,17 @@ from twostage_jax.data.prepared import prepared_dataset_builder as prepared
 from twostage_jax.errors import Notes, UserError, disk_full, plain
 from twostage_jax.io import locked, replacing
 
-# Types of images that a recipe may make.
+# Supported data types of images.
 DTYPES = ("uint8", "int16", "float32")
 # Sets up to this size are read into memory; images of larger sets stay on disk.
 MAX_MEMORY_BYTES = 8 * 2**30
-# A part (see `prepared.Builder`) aims at this size; TFDS holds one in memory.
+# Target size of a part (see `prepared.Builder`), which TFDS holds in memory.
 PART_BYTES = 128 * 2**20
 # Records read at a time.
 READ_CHUNK = 4096
-# Tasks in flight per worker; bounds the memory that results take.
+# Tasks in flight per worker; bounds the memory for results.
 AHEAD = 3
-# Seconds between lines of progress if standard error is not a terminal.
+# Seconds between progress lines if standard error is not a terminal.
 LINE_EVERY = 30.0
 
 
@@ -68,13 +68,13 @@ def prepare(
     workers: int | None = None,
     progress: bool = True,
 ) -> Dataset:
-    """Returns a recipe's data set, made now unless `data_dir` holds it.
+    """Returns a recipe's data set, prepared unless it is in `data_dir`.
 
-    The set is kept under `<data_dir>/prepared/<name>-<first 16 letters of the key>/`. A
-    folder appears there only when it is complete. Sets made with other keys stay, so
+    The set is stored in `<data_dir>/prepared/<name>-<first 16 letters of the key>/`. A
+    folder appears there only when it is complete. Sets with other keys are kept, so
     that returning to earlier settings costs nothing; delete them by hand.
 
-    A recipe with slow tasks keeps the results of finished ones, so that an interrupted
+    A recipe with slow tasks keeps the results of finished tasks, so that an interrupted
     run resumes.
 
     Args:
@@ -87,8 +87,8 @@ def prepare(
       The data set, examples sorted by id.
 
     Raises:
-      UserError: The recipe raised it; an example contradicts the others; a class has no
-        examples; the disk is full; or `data_dir` cannot be written to.
+      UserError: The recipe raised it; an example contradicts the others; a class lacks
+        examples; the disk is full; or `data_dir` is not writable.
     """
     if not re.fullmatch(r"\w+", recipe.name, re.ASCII):
         raise UserError(
@@ -106,7 +106,7 @@ def prepare(
     if not folder.exists():
         lock = locked(folder.parent / ".lock", str(folder.parent), wait=True)
         with _explained(recipe.name, folder), lock:
-            # The previous holder of the lock may have made it.
+            # The previous holder of the lock may have prepared it.
             if not folder.exists():
                 _remove_leftovers(folder.parent)
                 parts = tasks_of(recipe, home)
@@ -165,7 +165,7 @@ def _write(
             builder.download_and_prepare(
                 file_format="array_record",
                 download_dir=downloads,
-                # Otherwise TFDS searches its cloud storage for the set.
+                # Otherwise TFDS would search its cloud storage for the set.
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
 
@@ -175,8 +175,8 @@ def _read(recipe: Recipe, folder: Path) -> Dataset:
         builder = tfds.builder_from_directory(folder)
         metadata = dict(builder.info.metadata)
         if metadata["key"] != recipe.key:
-            raise ValueError("it was made with another key")
-        # Parts without examples hold a filler; see `Collector`.
+            raise ValueError("its key differs")
+        # Parts without examples contain a filler; see `Collector`.
         ids = np.array(metadata["ids"])
         order = np.argsort(ids)
         order = order[ids[order] != ""]
@@ -185,8 +185,8 @@ def _read(recipe: Recipe, folder: Path) -> Dataset:
             images = images.read()
     except Exception as error:
         raise UserError(
-            f"prepared data in {folder} cannot be read ({error}): delete the folder "
-            "and run again.",
+            f"prepared data in {folder} cannot be read ({error}): delete the folder and "
+            "run the command again.",
             where=folder,
         ) from error
     groups = np.array(metadata["groups"])[order]
@@ -215,7 +215,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _explained(name: str, folder: Path) -> Iterator[None]:
-    """Turns errors of the disk into a UserError."""
+    """Turns disk errors into a UserError."""
     try:
         yield
     except UserError:
@@ -223,8 +223,8 @@ def _explained(name: str, folder: Path) -> Iterator[None]:
     except Exception as error:
         if disk_full(error):
             raise UserError(
-                f"no space left on the disk of {folder.parent} to prepare data set "
-                f"'{name}': free some, or name another data folder.",
+                f"the disk of {folder.parent} is too full to prepare data set '{name}': "
+                "free some space, or give another data folder.",
                 where=folder.parent,
             ) from error
         if isinstance(error, OSError):
@@ -236,7 +236,7 @@ def _explained(name: str, folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences TFDS's messages and bars: `run` shows a progress bar already."""
+    """Silences TFDS's messages and bars, because `run` shows a progress bar."""
     verbosity = absl_logging.get_verbosity()
     absl_logging.set_verbosity(absl_logging.ERROR)
     tfds.disable_progress_bar()
@@ -257,7 +257,7 @@ class RecordImages:
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, order: np.ndarray):
-        """Image i is record `order[i]` of the builder's parts taken together."""
+        """Initialises it so that image i is record `order[i]` of all parts."""
         image = builder.info.features["image"]
         self.shape = (len(order), *image.shape)
         self.dtype = np.dtype(image.np_dtype)
@@ -266,7 +266,7 @@ class RecordImages:
         self._records = builder.as_data_source(
             split="all", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
-        # The rest of a record is in the metadata; skipping it saves half the time.
+        # The rest of a record is in the metadata: skipping it halves the time.
         self._features = tfds.features.FeaturesDict({"image": image})
 
     def __len__(self) -> int:
@@ -301,13 +301,13 @@ class Collector:
       shape: `(H, W, C)` of every image.
       dtype: Data type of every image.
       parts: Functions to be called in order; each yields the records of its part of the
-        tasks. A part without examples yields a filler with an empty id, since a TFDS
+        tasks. A part without examples yields a filler with an empty id, because a TFDS
         split must not be empty.
-      metadata: Metadata of the set, filled when the last part ends: 'key', 'kind',
+      metadata: Metadata of the set, filled at the end of the last part: 'key', 'kind',
         'class_names', 'fingerprint'; in the order of the records 'ids', 'labels',
-        'groups', 'splits' and, if examples have them, 'details'; 'synthetic', whether
-        any example is; 'skipped', pairs of a file's hash and a reason; 'facts', tables
-        that the tasks filled; 'notes', sentences to the user about the files.
+        'groups', 'splits' and, if any, 'details'; 'synthetic', whether any example is;
+        'skipped', pairs of a file's hash and a reason; 'facts', tables of the tasks;
+        'notes', sentences to the user about the files.
     """
 
     parts: list[Callable[[], Iterator[dict[str, Any]]]]
@@ -315,15 +315,15 @@ class Collector:
     def __init__(
         self, recipe: Recipe, results: Iterator[list[Example]], part_bytes: int
     ):
-        """Takes results up to the first example, whose shape and type all others must have.
+        """Reads results up to the first example, which fixes shape and type of all others.
 
         Args:
-          recipe: Recipe that is made.
+          recipe: Recipe of the set.
           results: Examples of each task, in order.
           part_bytes: Target size of a part, bytes.
 
         Raises:
-          UserError: The tasks made no examples.
+          UserError: The tasks did not yield any examples.
         """
         self._recipe = recipe
         self._skipped: list[tuple[str, str]] = []
@@ -339,8 +339,7 @@ class Collector:
                 self._gather(examples)
             why = "; ".join([*self._notes.lines(), *self._remarks()])
             raise UserError(
-                f"data set '{recipe.name}' has no examples"
-                + (f": {why}" if why else "."),
+                f"data set '{recipe.name}' is empty" + (f": {why}" if why else "."),
                 where=recipe.name,
             )
         self._first = begun[-1][0]
@@ -423,7 +422,9 @@ class Collector:
                 f"'{self._first.id}' is {self.dtype.name} {list(self.shape)}",
             )
         if not 0 <= example.label < len(classes):
-            self._refuse(example, f"label {example.label} with {len(classes)} classes")
+            self._refuse(
+                example, f"label {example.label} exceeds the {len(classes)} classes"
+            )
         if example.split not in SPLITS:
             self._refuse(example, f"split '{example.split}' must be one of {SPLITS}")
         if image.dtype == np.float32 and not np.isfinite(image).all():
@@ -436,7 +437,7 @@ class Collector:
         )
 
     def _finish(self) -> None:
-        """Fills the metadata; the fingerprint is that of the examples sorted by id."""
+        """Fills the metadata, with the fingerprint of the examples sorted by id."""
         recipe, data = self._recipe, self.metadata
         real = [i for i, name in enumerate(data["ids"]) if name]
         present = {data["labels"][i] for i in real}
@@ -446,14 +447,14 @@ class Collector:
             names = [repr(name) for name in empty]
             why = [line for line in remarks if any(name in line for name in names)]
             raise UserError(
-                f"data set '{recipe.name}': no examples of class {', '.join(names)}. "
+                f"data set '{recipe.name}': class {', '.join(names)} lacks examples. "
                 f"{' '.join(why)}".strip(),
                 where=recipe.name,
             )
         if len({bool(data["groups"][i]) for i in real}) > 1:
             without = next(data["ids"][i] for i in real if not data["groups"][i])
             raise UserError(
-                f"data set '{recipe.name}': example '{without}' has no group, but "
+                f"data set '{recipe.name}': example '{without}' lacks a group, but "
                 "others have one.",
                 where=without,
             )
@@ -483,9 +484,9 @@ class Collector:
 
 
 def kept(recipe: Recipe, folder: Path) -> Recipe:
-    """Returns the recipe with results that are made once and then read from `folder`.
+    """Returns the recipe with results that are computed once and stored in `folder`.
 
-    The order of the tasks stays. Delete the folder when the set is complete.
+    The order of the tasks does not change. Delete the folder when the set is complete.
     """
     make = functools.partial(_made, make=recipe.make, key=recipe.key, folder=folder)
     tasks = list(enumerate(recipe.tasks))
@@ -521,7 +522,7 @@ def save(path: Path, examples: list[Example]) -> None:
 
 
 def load(path: Path) -> Made:
-    """Returns the results that `save` wrote."""
+    """Returns the results written by `save`."""
     with np.load(path, allow_pickle=False) as arrays:
         text = json.loads(arrays["text"].tobytes())
         images = arrays["images"] if "images" in arrays else None
@@ -549,7 +550,7 @@ def run(
       workers: Number of processes; None for one per core, 1 for this process only.
       progress: Show a progress bar on standard error or, if that is not a terminal,
         print a line at the start and every `LINE_EVERY` seconds.
-      verb: Verb for the work in the progress bar.
+      verb: Verb in the progress bar.
 
     Raises:
       UserError: A task raised it, or a worker was killed.
@@ -594,7 +595,7 @@ def _here(recipe: Recipe) -> Generator[list[Example]]:
 
 
 def _in_workers(recipe: Recipe, workers: int) -> Generator[list[Example]]:
-    # Not 'fork': it may deadlock with the threads that jax has running.
+    # Not 'fork': it may deadlock with jax's threads.
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker
     )
@@ -624,7 +625,7 @@ def _named(recipe: Recipe, task: Any) -> Iterator[None]:
     except BrokenProcessPool as error:
         raise UserError(
             f"a process preparing data set '{recipe.name}' was killed, probably for "
-            "lack of memory: free memory and run again."
+            "lack of memory: free memory and run the command again."
         ) from error
     except UserError:
         raise
@@ -637,10 +638,10 @@ def _named(recipe: Recipe, task: Any) -> Iterator[None]:
 
 
 def _start_worker() -> None:
-    # The parent ends the workers on Ctrl-C, which a terminal sends to all processes.
+    # On Ctrl-C, which a terminal sends to all processes, the parent ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    # A worker of a pool would outlive a parent that is killed.
+    # A worker of a pool would outlive a killed parent.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -655,7 +656,7 @@ def _end_with_parent() -> None:
 def uninterrupted() -> Iterator[None]:
     """Defers signals to the end of the block, which may start workers.
 
-    A worker interrupted during its start prints a long traceback.
+    A worker interrupted during start-up prints a long traceback.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -679,9 +680,9 @@ def uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _light_main(recipe: Recipe) -> Iterator[None]:
-    """Keeps workers that start meanwhile from importing the program's main module.
+    """Keeps workers that start in the block from importing the program's main module.
 
-    It would import jax in every worker, which takes seconds and shares an accelerator.
+    Every worker would import jax, which takes seconds, and share an accelerator.
     """
     make = recipe.make
     while hasattr(make, "func"):

@@ -1,4 +1,4 @@
-"""Standard data sets that TFDS has prepared, read without TensorFlow."""
+"""Standard data sets prepared by TFDS, read without TensorFlow."""
 
 import functools
 import io
@@ -17,10 +17,10 @@ from twostage_jax.data import image_files
 from twostage_jax.data.dataset import Example, Kind, Made, Recipe, digest, largest
 from twostage_jax.errors import UserError
 
-# Bump when the same files and settings give other examples.
+# Bump when the same files and settings give different examples.
 VERSION = 2
 EXAMPLES_A_TASK = 256
-# TFDS split, index of the first example and of the one after the last.
+# TFDS split, index of the first example, and index after the last example.
 Task = tuple[str, int, int]
 # Measures of float images, and the least maximum of those that range from 0 to 255.
 HIGHEST, LOWEST_NEGATED = "highest", "-lowest"
@@ -43,25 +43,25 @@ def recipe(
 ) -> Recipe:
     """Returns the recipe of a TFDS image classification set, its own splits kept.
 
-    The set must have been prepared with `--file_format=array_record`; preparing most of
-    them needs TensorFlow, reading them does not. The largest centred square of an image
-    is resized to `size`. Images become 8-bit: those of uint16 as `image_files.read`
-    does it, those of float32 by the range of the whole set, 0 to 1 or 0 to 255.
-    Examples whose label is negative (the test split of some sets)
-    are skipped, and so are splits other than train, validation and test.
+    The set must have been prepared with `--file_format=array_record`; preparing most sets
+    needs TensorFlow, reading them does not. The largest centred square of an image is
+    resized to `size`. Images are converted to 8 bits: uint16 as in `image_files.read`,
+    float32 by the range of the whole set, 0 to 1 or 0 to 255. Examples with a negative
+    label (the test split of some sets) are skipped, as are splits other than train,
+    validation and test.
 
     Args:
-      name: As TFDS knows it: 'cifar10', 'dtd', 'colorectal_histology', 'imagenet2012',
-        or with a configuration and version: 'name/config:1.0.0'.
+      name: Name in TFDS: 'cifar10', 'dtd', 'colorectal_histology', 'imagenet2012', or
+        with a configuration and version: 'name/config:1.0.0'.
       size: Height and width of the stored images, pixels.
       channels: 1 (grey) or 3 (RGB).
-      tfds_dir: Where TFDS keeps its data; if empty, the environment variable
-        TFDS_DATA_DIR or ~/tensorflow_datasets.
-      kind: 'natural', 'texture' or 'ct': what the images show; changes no image.
+      tfds_dir: Data folder of TFDS; if empty, the environment variable TFDS_DATA_DIR or
+        ~/tensorflow_datasets.
+      kind: Content of the images: 'natural', 'texture' or 'ct'; does not change them.
 
     Raises:
-      UserError: The set is not there, or in another file format, or has no images
-        with labels; it says which commands prepare it.
+      UserError: The set is missing, in another file format, or without labelled images;
+        the message gives the commands to prepare it.
     """
     image_files.check(size, channels, kind)
     home = tfds_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
@@ -77,7 +77,7 @@ def recipe(
                 tasks.append((str(split), start, stop))
     if not any(split == "train" for split, _, _ in tasks):
         raise UserError(
-            f"TFDS set '{name}' in {folder} has no train split, but "
+            f"TFDS set '{name}' in {folder} lacks a train split; it has "
             f"{', '.join(builder.info.splits)}.",
             where=folder,
         )
@@ -100,7 +100,7 @@ def recipe(
 
 
 def measure(folder: str, dtype: str, task: Task) -> dict[str, float]:
-    """Returns the range of float images, or the bits that others use, of a task."""
+    """Returns the range of float images, or the bits used by others, in a task."""
     records = _labelled(folder, task)
     if dtype != "float32":
         return largest(image_files.measure(data) for _, data, _ in records)
@@ -138,7 +138,7 @@ def make(
 
 
 def _labelled(folder: str, task: Task) -> Iterator[tuple[str, bytes, int]]:
-    """Yields (id, encoded image, label) of the examples that have a label."""
+    """Yields (id, encoded image, label) of the labelled examples."""
     split, start, stop = task
     records = _source(folder, split).__getitems__(list(range(start, stop)))
     for index, record in zip(range(start, stop), records, strict=True):
@@ -182,8 +182,8 @@ def _factor(folder: str, found: Mapping[str, float]) -> float:
     if low >= 0 and LEAST_HIGHEST <= high <= 255:
         return 1
     raise UserError(
-        f"{folder}: its images are float32 from {low:g} to {high:g}, so which values are "
-        "black and white is not known: prepare the set with values from 0 to 1, or as "
+        f"{folder}: its images are float32 from {low:g} to {high:g}, so the values of "
+        "black and white are unknown: prepare the set with values from 0 to 1, or as "
         "uint8.",
         where=folder,
     )
@@ -209,7 +209,7 @@ def _folder(name: str, home: Path) -> Path:
     parents = sorted({str(path.parent.relative_to(home)) for path in found})
     if len(parents) > 1:
         raise UserError(
-            f"TFDS set '{name}' has several configurations in {home}: name one of "
+            f"TFDS set '{name}' has several configurations in {home}: choose one of "
             f"{', '.join(parents)}.",
             where=name,
         )

@@ -64,7 +64,7 @@ def explain(
             "--texture_groups needs --textures: give that folder as well.",
             where="--texture_groups",
         )
-    # Not before jax is set up, nor for --help.
+    # Imported after jax is set up, and not for --help.
     from twostage_jax.explain import images as shown
     from twostage_jax.explain import networks, stimuli
     from twostage_jax.explain import run as command

@@ -1,8 +1,8 @@
-"""Class maps of a series: overlapping windows, classified, and averaged per pixel.
+"""Class maps of a series: sliding windows, classified, and averaged per pixel.
 
-Windows lie on a grid over the slice as the network sees it, which may be resampled; the
-maps lie on the slice's own pixels. Both axes are independent, so that the average over
-all windows is two products of matrices.
+Windows lie on a grid over the network's input, which may be a resampled slice; maps have
+the pixels of the original slice. The axes are separable, so the average over all windows
+is two matrix products.
 """
 
 import dataclasses
@@ -22,12 +22,13 @@ from twostage_jax.study.artifacts import Trained
 from twostage_jax.train import checkpoint, novelty, steps
 from twostage_jax.train.parallel import replicate
 
-# Windows with less lung than this show mostly what no training patch shows.
+# Windows with less lung than this show mostly tissue that training patches lack.
 LEAST_LUNG = 0.5
 # Windows per call of the network, over all devices, and least windows per device; slices
 # on the devices at a time.
 BATCH, LEAST_BATCH, SLAB = 512, 64, 16
-# Maps are stored as bytes: 0 = no class, and one for what is unlike the training images.
+# Maps are stored as bytes: 0 is unclassified, and one value marks lung that differs from
+# the training images.
 MOST_CLASSES = 254
 
 
@@ -36,9 +37,9 @@ class How:
     """Settings with which a model is applied to series.
 
     Attributes:
-      stride: distance between neighbouring windows, pixels as the network sees them.
+      stride: Distance between neighbouring windows, pixels of the network's input.
       window: (centre, width) pairs in HU, flattened.
-      spacing: mm per pixel as the network sees them; None for pixels as they are.
+      spacing: Millimetres per pixel of the network's input; None = do not resample.
     """
 
     stride: int
@@ -46,11 +47,11 @@ class How:
     spacing: float | None
 
     def settings(self) -> dict[str, str]:
-        """Returns the settings in words."""
+        """Returns the settings as text."""
         return {
             "window HU (centre, width)": ", ".join(f"{v:g}" for v in self.window),
             "stride in pixels": str(self.stride),
-            "mm a pixel": f"{self.spacing:g}" if self.spacing else "as scanned",
+            "mm per pixel": f"{self.spacing:g}" if self.spacing else "as scanned",
         }
 
     def __str__(self) -> str:
@@ -61,12 +62,13 @@ class Maps(NamedTuple):
     """Classes of a series and their probabilities.
 
     Attributes:
-      probabilities: `[K, Z, H, W]` uint8, 255 = certain; 0 outside the lungs.
-      labels: `[Z, H, W]` uint8: 1 + the likeliest class, 0 = none.
-      windows: number of windows that were classified.
-      unlike: `[Z, H, W]` bool: pixels with a class most of whose windows, weighted as
-        their probabilities are, are unlike the training images; None if the stage run
-        has nothing to compare windows with.
+      probabilities: Class probabilities, `[K, Z, H, W]` uint8, 255 = certain; 0 outside
+        the lungs.
+      labels: 1 + index of the most probable class, 0 = none, `[Z, H, W]` uint8.
+      windows: Number of classified windows.
+      unlike: Classified pixels for which most windows, weighted like their
+        probabilities, differ from the training images, `[Z, H, W]` bool; None if the
+        stage run lacks a reference.
     """
 
     probabilities: np.ndarray
@@ -76,7 +78,7 @@ class Maps(NamedTuple):
 
     @property
     def unlike_fraction(self) -> float | None:
-        """Fraction of the classified lung that is unlike the training images."""
+        """Fraction of the classified lung that differs from the training images."""
         if self.unlike is None:
             return None
         return float(self.unlike.sum() / max(1, np.count_nonzero(self.labels)))
@@ -86,22 +88,23 @@ class Classifier:
     """The network of a stage run, applied to windows of slices in HU."""
 
     def __init__(self, run: Trained, window: tuple[float, ...]) -> None:
-        """Loads the parameters and puts them on every device.
+        """Loads the parameters and copies them to every device.
 
         Args:
-          run: stage run.
+          run: Stage run.
           window: (centre, width) pairs in HU, flattened: one, or one per channel.
 
         Raises:
           UserError: The parameters cannot be read, there are too many classes, or
-            several processes take part.
+            several processes are running.
         """
         if jax.process_count() > 1:
-            raise UserError("predict runs in one process: start it once, by itself.")
+            raise UserError("predict runs in a single process: start it only once.")
         self.run, self.classes = run, len(run.class_names)
         if self.classes > MOST_CLASSES:
             raise UserError(
-                f"{run.folder}: {self.classes} classes; maps hold {MOST_CLASSES}.",
+                f"{run.folder}: the model has {self.classes} classes, but maps can store "
+                f"at most {MOST_CLASSES}.",
                 where=run.folder,
             )
         self.size = run.model.image_size
@@ -131,18 +134,18 @@ class Classifier:
     def start(
         self, slices: np.ndarray, corners: np.ndarray
     ) -> Callable[[], np.ndarray]:
-        """Begins to classify windows; the host need not wait for the device.
+        """Starts classifying windows asynchronously.
 
-        The slices are copied to every device and the windows cut there.
+        The slices are copied to every device, which cuts the windows.
 
         Args:
-          slices: `[Z, H, W]` int16 HU.
-          corners: `[N, 3]` int: slice, first row, first column of each window.
+          slices: Hounsfield units, `[Z, H, W]` int16.
+          corners: Slice, first row and first column of each window, `[N, 3]` int.
 
         Returns:
-          A function that waits for and returns the probabilities `[N, K]` float32, and,
-          if there is a reference, 1 or 0 in a last column: whether a window is unlike
-          the training images.
+          A function that waits for and returns the probabilities `[N, K]` float32; with
+          a reference, a last column is 1 if a window differs from the training images,
+          else 0.
         """
         devices = jax.local_device_count()
         size = max(-(-BATCH // devices), LEAST_BATCH) * devices
@@ -170,14 +173,14 @@ def _answer(
     forward: Callable,
     size: int,
 ) -> jax.Array:
-    """Returns the answers of `Classifier.start` for the windows of this device.
+    """Returns the results of `Classifier.start` for the windows of this device.
 
     Args:
-      held: variables; mean and standard deviation; the reference of `novelty`, or None.
-      slices: `[Z, H, W]`.
-      corners: `[b, 3]` slice, first row, first column.
+      held: Variables; mean and standard deviation; the reference of `novelty`, or None.
+      slices: Hounsfield units, `[Z, H, W]`.
+      corners: Slice, first row and first column of each window, `[b, 3]`.
       forward: `steps.forward` with its settings.
-      size: side of a window, pixels.
+      size: Side of a window, pixels.
     """
     variables, scale, known = held
 
@@ -200,18 +203,18 @@ def classify(
 ) -> Maps:
     """Returns the maps of a series.
 
-    Windows that lie in the lungs by half or more are classified; a pixel of lung
-    that none of them reaches has no class.
+    Windows with at least half of their pixels in the lungs are classified; lung pixels
+    outside all of these remain unclassified.
 
     Args:
-      hu: `[Z, H, W]` int16.
-      lungs: `[Z, H, W]` bool.
-      spacing: distance between rows and between columns, mm.
-      classifier: network of a stage run.
-      how: stride and resolution of the windows.
+      hu: Hounsfield units, `[Z, H, W]` int16.
+      lungs: Lung mask, `[Z, H, W]` bool.
+      spacing: Distance between rows and between columns, mm.
+      classifier: Network of a stage run.
+      how: Stride and resolution of the windows.
 
     Raises:
-      UserError: The slices cannot be resampled as asked.
+      UserError: The slices cannot be resampled to this resolution.
     """
     grid = _grid(hu.shape[1:], spacing, classifier.size, how)
     made = Maps(
@@ -239,13 +242,13 @@ def classify(
 def starts(length: int, size: int, stride: int) -> np.ndarray:
     """Returns the first pixels `[n]` of the windows along an axis.
 
-    The last window ends with the axis, so that every pixel is in some window.
+    The last window ends at the end of the axis, so that windows cover every pixel.
 
     Raises:
       ValueError: A window is longer than the axis.
     """
     if size > length:
-        raise ValueError(f"windows of {size} pixels along {length}")
+        raise ValueError(f"windows of {size} pixels on an axis of {length}")
     first = np.arange(0, length - size + 1, stride)
     return first if first[-1] == length - size else np.append(first, length - size)
 
@@ -256,9 +259,9 @@ def fractions_inside(
     """Returns the fraction of every window that lies in `mask`, `[R, C]` float.
 
     Args:
-      mask: `[H, W]` bool.
-      rows, columns: first pixels of the windows along each axis.
-      size: height and width of a window, pixels.
+      mask: Mask, `[H, W]` bool.
+      rows, columns: First pixels of the windows along each axis.
+      size: Height and width of a window, pixels.
     """
     sums = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     strips = sums[rows + size] - sums[rows]
@@ -268,15 +271,14 @@ def fractions_inside(
 def weights(first: np.ndarray, size: int, length: int, shown: int) -> np.ndarray:
     """Returns the weight of each window at each pixel along an axis, `[shown, n]` float32.
 
-    A window counts most at its centre and nothing at its edges, linearly between: maps
-    come out smooth, without the grid of the windows in them.
+    The weight falls linearly from the centre of a window to zero at its edges, so that
+    maps are smooth and do not show the grid of the windows.
 
     Args:
-      first: first pixels of the windows, `[n]`.
-      size: length of a window, pixels.
-      length: length of the axis on which the windows lie, pixels.
-      shown: length of the same axis of the map, which may be sampled more finely or
-        more coarsely.
+      first: First pixels of the windows, `[n]`.
+      size: Length of a window, pixels.
+      length: Length of the axis of the windows, pixels.
+      shown: Length of the same axis of the map, which may be finer or coarser.
     """
     centres = (np.arange(shown) + 0.5) * (length / shown)
     distance = np.abs(centres[:, None] - (first + size / 2)[None])
@@ -286,16 +288,17 @@ def weights(first: np.ndarray, size: int, length: int, shown: int) -> np.ndarray
 def average(
     probabilities: np.ndarray, used: np.ndarray, down: np.ndarray, across: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean probabilities `[K, H, W]` float32 and where there are any.
+    """Returns the mean probabilities `[K, H, W]` float32, and where they are defined.
 
     Args:
-      probabilities: `[R, C, K]` of the windows; where not used they must be finite.
-      used: `[R, C]` bool, the windows that were classified.
-      down: `[H, R]`, see `weights`.
-      across: `[W, C]`.
+      probabilities: Class probabilities of the windows, `[R, C, K]`; those of unused
+        windows must be finite.
+      used: Whether each window was classified, `[R, C]` bool.
+      down: Weights along the rows, `[H, R]`; see `weights`.
+      across: Weights along the columns, `[W, C]`.
 
     Returns:
-      Probabilities, 0 where no used window reaches, and `[H, W]` bool, where one does.
+      Probabilities, 0 outside all used windows, and the pixels inside, `[H, W]` bool.
     """
     counted = used.astype(np.float32)
     total = down @ counted @ across.T
@@ -309,10 +312,10 @@ class Grid(NamedTuple):
     """Positions and weights of the windows of a slice.
 
     Attributes:
-      shape: (rows, columns) of the slice as the network sees it.
-      rows, columns: first pixels of the windows along each axis, `[R]` and `[C]`.
-      down, across: weights of the windows at each of the slice's own pixels, `[H, R]`
-        and `[W, C]`, see `weights`.
+      shape: (rows, columns) of the slice at the network's resolution.
+      rows, columns: First pixels of the windows along each axis, `[R]` and `[C]`.
+      down, across: Weights of the windows at each original pixel of the slice, `[H, R]`
+        and `[W, C]`; see `weights`.
     """
 
     shape: tuple[int, int]
@@ -340,9 +343,9 @@ def _grid(
 def _slab(
     hu: np.ndarray, lungs: np.ndarray, grid: Grid, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns slices as the network sees them, and a mask of windows to classify.
+    """Returns slices at the network's resolution, and a mask of windows to classify.
 
-    Both have `SLAB` slices, so that programs are compiled once: `[SLAB, h, w]` int16
+    Both have `SLAB` slices, so that programs compile only once: `[SLAB, h, w]` int16
     and `[SLAB, R, C]` bool.
     """
     high, wide = grid.shape

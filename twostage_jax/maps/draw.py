@@ -1,4 +1,4 @@
-"""Colour overlays of a slice and of a series, as a radiologist reads them.
+"""Colour overlays of a slice and of a series, in radiological convention.
 
 Slices are seen from the feet, on a dark ground, in grey, with a scale bar of five
 centimetres, side letters, a legend and the notices. Normal lung stays grey, see `palette`.
@@ -19,7 +19,7 @@ from twostage_jax.maps.extent import UNCLASSIFIED
 
 GROUND, INK, DIM = (16, 16, 18), (235, 235, 235), (150, 150, 150)
 WARNING, OUTLINE = (255, 190, 60), (255, 255, 255)
-# Pixels: width of the legend, of margins, height of its lines, width of a stripe,
+# Pixels: width of the legend and of margins, height of lines, width of a stripe,
 # distance between the lines of the hatch.
 LEGEND, MARGIN, LINE, STRIPE, HATCH = 330, 16, 30, 5, 11
 SHORT_NAME = 30
@@ -36,12 +36,12 @@ class Style:
     """Settings that all pictures of a series share.
 
     Attributes:
-      class_names: names of the K classes.
-      pixel_mm: distance between rows and between columns, mm.
-      sides: letters at the left, right, top and bottom, such as 'RLAP'; see `sides`.
-      title: name of the series, without anything that identifies the patient.
-      made_by: lines on what made the picture.
-      notices: lines in the colour of a warning.
+      class_names: Names of the K classes.
+      pixel_mm: Distance between rows and between columns, mm.
+      sides: Letters at the left, right, top and bottom, such as 'RLAP'; see `sides`.
+      title: Name of the series, without anything that identifies the patient.
+      made_by: Lines on the program and model that made the picture.
+      notices: Lines in the colour of a warning.
     """
 
     class_names: tuple[str, ...]
@@ -65,14 +65,14 @@ def draw_slice(
     name: str,
     unlike: np.ndarray | None = None,
 ) -> Image.Image:
-    """Returns the slice twice, plain and with its classes in colour, and the legend.
+    """Returns the slice plain, next to it with its classes in colour, and the legend.
 
     Args:
       hu: `[H, W]` int16.
       labels: `[H, W]`: 1 + class index, 0 = no class.
       lungs: `[H, W]` bool.
-      style: settings of the series.
-      name: name of the slice.
+      style: Settings of the series.
+      name: Name of the slice.
       unlike: `[H, W]` bool, pixels unlike the training images, which are hatched; None
         if that was not judged.
     """
@@ -99,7 +99,7 @@ def draw_slice(
         (left, HEAD + 4),
         style.class_names,
         counts,
-        "of the lung here",
+        "of the lung in this slice",
         None if unlike is None else np.count_nonzero(unlike[lungs]),
     )
     foot(pen, HEAD + tall + 10, width, style.notices, style.made_by)
@@ -119,7 +119,7 @@ def draw_sheet(
       hu: `[Z, H, W]` int16, from feet to head.
       labels: `[Z, H, W]`: 1 + class index, 0 = no class.
       lungs: `[Z, H, W]` bool.
-      style: settings of the series.
+      style: Settings of the series.
       unlike: `[Z, H, W]` bool, see `draw_slice`, or None.
     """
     rows, columns = _around(lungs, style.pixel_mm)
@@ -129,7 +129,7 @@ def draw_sheet(
     high, wide = _shown(shape, style.pixel_mm, thumb)
     down = -(-count // across)
     beside = across * (wide + 4) + 3 * MARGIN
-    # The legend, and below it the bar: on the pictures it would lie on white tissue.
+    # The bar lies below the legend: on the pictures it would cover white tissue.
     below_legend = legend_height(style.class_names)
     tall = max(down * (high + 4), below_legend + 60)
     canvas = Image.new("RGB", (beside + LEGEND, tall + HEAD + style.foot), GROUND)
@@ -169,7 +169,7 @@ def sides(orientation: Sequence[float] | None) -> str:
     front (anterior) and back, head and feet. Four spaces if that is unknown.
 
     Args:
-      orientation: direction cosines of a row, then of a column, as DICOM has them.
+      orientation: Direction cosines of a row, then of a column, as DICOM has them.
     """
     if orientation is None:
         return "    "
@@ -190,8 +190,8 @@ def _coloured(
 ) -> np.ndarray:
     """Returns `[H, W, 3]` uint8: tinted classes in their own outline, lungs in white.
 
-    What is unlike the training images is outlined and hatched in white on black, to be
-    seen on any colour. Masks are those of the slice, in its own pixels.
+    Lung that differs from the training images is outlined and hatched in white on black,
+    visible on any colour. Masks have the pixels of the slice.
     """
     picture = plain.astype(np.float32)
     labels, lungs = _nearest(labels, plain), _nearest(lungs, plain)
@@ -263,7 +263,7 @@ def _around(lungs: np.ndarray, pixel_mm: tuple[float, float]) -> tuple[slice, sl
 def _tiling(
     count: int, shape: tuple[int, int], pixel_mm: tuple[float, float]
 ) -> tuple[int, int]:
-    """Returns the longer side of a thumbnail and how many lie side by side."""
+    """Returns the longer side of a thumbnail and the number side by side."""
     thumb = LARGEST_THUMB
     while True:
         high, wide = _shown(shape, pixel_mm, thumb)
@@ -274,7 +274,7 @@ def _tiling(
 
 
 def legend_height(class_names: Sequence[str]) -> int:
-    """Returns the pixels that `legend` takes: its head, classes, no class, the hatch."""
+    """Returns the height of `legend` in pixels, including unclassified and hatch."""
     return LINE * (len(class_names) + 3)
 
 
@@ -289,12 +289,12 @@ def legend(
     """Draws the colours of the classes, the hatch, and their fractions.
 
     Args:
-      pen: pen of the picture.
-      corner: left and top.
-      class_names: names of the K classes.
+      pen: Pen of the picture.
+      corner: Left and top.
+      class_names: Names of the K classes.
       counts: `[1 + K]` pixels without a class and of each class.
-      of_what: text that says what the fractions are fractions of.
-      unlike: number of hatched pixels; None if that was not judged.
+      of_what: Text that names the whole of the fractions.
+      unlike: Number of hatched pixels; None if not judged.
     """
     left, top = corner
     right, total = left + LEGEND - MARGIN, max(1, counts.sum())
@@ -320,7 +320,7 @@ def legend(
 
 
 def hatch(shape: tuple[int, int]) -> np.ndarray:
-    """Returns the lines, `[H, W]` bool, that mark what is unlike the training images."""
+    """Returns the hatching of lung that differs from the training images, `[H, W]` bool."""
     rows, columns = np.indices(shape)
     return ((rows + columns) % HATCH == 0) | ((rows - columns) % HATCH == 0)
 
@@ -331,7 +331,7 @@ def _sample(
     index: int,
     class_names: Sequence[str],
 ) -> None:
-    """Draws how a class looks; index 0 is lung without a class."""
+    """Draws a sample of a class; index 0 is unclassified lung."""
     left, top, right, bottom = box
     rgb = colour(index - 1, class_names) if index else None
     if index == 0:
@@ -349,7 +349,7 @@ def _sample(
 
 
 def foot_height(notices: Sequence[str], made_by: Sequence[str]) -> int:
-    """Returns the pixels that `foot` takes, with a margin above and below it."""
+    """Returns the height of `foot` in pixels, with margins above and below."""
     return 22 + 24 * len(notices) + 18 * len(made_by)
 
 
@@ -360,14 +360,14 @@ def foot(
     notices: Sequence[str],
     made_by: Sequence[str],
 ) -> None:
-    """Writes the notices and what made the picture, each on its own line.
+    """Writes the notices and the origin of the picture, one per line.
 
     Args:
-      pen: pen of the picture.
-      top: upper edge of the first line.
-      width: width of the picture.
-      notices: texts in the colour of a warning.
-      made_by: texts in small grey letters, cut to the width.
+      pen: Pen of the picture.
+      top: Upper edge of the first line.
+      width: Width of the picture.
+      notices: Texts in the colour of a warning.
+      made_by: Texts in small grey letters, cut to the width.
     """
     for line, text in enumerate(notices):
         write(pen, (MARGIN, top + 24 * line), text, 16, WARNING)
@@ -379,7 +379,7 @@ def foot(
 def bar(pen: ImageDraw.ImageDraw, left: int, bottom: int, mm: float, room: int) -> None:
     """Draws a scale bar of five centimetres, or of one if `room` pixels are too few.
 
-    `mm` is the size of a picture's pixel.
+    `mm` is the pixel size of the picture.
     """
     centimetres = 5 if 50 / mm < room else 1
     right = left + round(10 * centimetres / mm)
@@ -400,10 +400,10 @@ def draw_sides(
     """Writes the letters at the left, right, top and bottom of a picture.
 
     Args:
-      pen: pen of the picture.
-      corner: left and top.
-      size: height and width.
-      letters: four letters, see `sides`.
+      pen: Pen of the picture.
+      corner: Left and top.
+      size: Height and width.
+      letters: Four letters, see `sides`.
     """
     (left, top), (high, wide) = corner, size
     places = (
@@ -425,7 +425,7 @@ def write(
     anchor: str = "la",
     room: int = 0,
 ) -> None:
-    """Writes one line; with `room`, the picture's width, cut to what fits into it."""
+    """Writes one line, truncated to `room`, the width of the picture, if given."""
     font, longest = _font(size), 300
     text = printable(text, longest)
     while room and longest > 9 and place[0] + font.getlength(text) > room - MARGIN:
@@ -437,6 +437,6 @@ def write(
 
 @functools.lru_cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # matplotlib brings it along: the same letters on every machine.
+    # This font comes with matplotlib, so it is the same on every machine.
     folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
     return ImageFont.truetype(folder / "DejaVuSans.ttf", size)

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 HEIGHTS = ("lower", "middle", "upper")
 DEPTHS = ("peripheral", "intermediate", "central")
-# The first "class": lung that no window could classify.
+# The first "class": unclassified lung, outside all windows.
 UNCLASSIFIED = "not classified"
 
 
@@ -16,13 +16,13 @@ class Measure(NamedTuple):
 
     Attributes:
       region: 'lungs', one of `HEIGHTS`, or one of `DEPTHS`.
-      class_name: name of a class, or `UNCLASSIFIED`.
-      fraction: fraction of the region's lung, 0 to 1; None if the region has no lung.
-      volume_ml: volume of the class; None for a single slice, which has no volume.
-      region_ml: volume of the region's lung; None likewise.
-      probability: mean probability of the class over the region's classified lung;
+      class_name: Name of a class, or `UNCLASSIFIED`.
+      fraction: Fraction of the region's lung, 0 to 1; None if the region has no lung.
+      volume_ml: Volume of the class; None for a single slice, which has no volume.
+      region_ml: Volume of the region's lung; None likewise.
+      probability: Mean probability of the class over the region's classified lung;
         None if no lung there is classified.
-      unlike: fraction of the region's classified lung that is unlike the training
+      unlike: Fraction of the region's classified lung that is unlike the training
         images, 0 to 1, the same for all classes; None if that was not judged.
     """
 
@@ -55,9 +55,9 @@ def measure(
       labels: `[Z, H, W]` from feet to head: 1 + class index, 0 = no class.
       lungs: `[Z, H, W]` bool.
       probabilities: `[K, Z, H, W]` uint8, 255 = certain.
-      class_names: names of the K classes.
-      pixel_mm: distance between rows and between columns.
-      step_mm: distance between slices; None for a single slice.
+      class_names: Names of the K classes.
+      pixel_mm: Distance between rows and between columns.
+      step_mm: Distance between slices; None for a single slice.
       unlike: `[Z, H, W]` bool, classified pixels that are unlike the training images;
         None if that was not judged.
     """
@@ -109,7 +109,7 @@ def depth(lungs: np.ndarray, pixel_mm: tuple[float, float]) -> np.ndarray:
 
     Args:
       lungs: `[H, W]` bool.
-      pixel_mm: distance between rows and between columns.
+      pixel_mm: Distance between rows and between columns.
     """
     if not lungs.any():
         return np.zeros(lungs.shape)

@@ -1,8 +1,8 @@
-"""The disease maps of all CT series below a folder: made, measured, written.
+"""Makes, measures and writes the disease maps of all CT series below a folder.
 
-A series is mapped whole or not at all, into a folder that is named by hashes. What is
-printed, and the CSV files, name series by these hashes only: the paths of DICOM files
-often hold patients' names.
+A series is mapped completely or not at all, into a folder named by hashes. Printed lines
+and CSV files name series by these hashes only, because the paths of DICOM files often
+contain patients' names.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ from twostage_jax.maps.classify import Classifier, How, Maps, classify
 from twostage_jax.maps.seg import write_segmentation
 from twostage_jax.study.artifacts import Trained
 
-# Bump when the same model and settings give other files.
+# Bump when the same model and settings give different files.
 VERSION = 4
-# A map of which a larger fraction is unlike the training images is refused.
+# Maps with a larger fraction that differs from the training images are refused.
 MOST_UNLIKE = 0.5
 # Slices whose normal leaves the body's long axis by more than about 37 degrees.
 LEAST_AXIAL = 0.8
@@ -51,26 +51,26 @@ def map_folder(
     show_paths: bool = False,
     go_on: bool = False,
 ) -> None:
-    """Maps every CT series below `root` into a folder of `out`, unless it is there.
+    """Maps every CT series below `root` into a folder of `out`, unless it exists.
 
     Writes `out/report.csv` with the reports of all series in `out`, and
-    `out/skipped.csv` with the files below `root` that were skipped and the series that
-    were refused; prints what was made, skipped and refused, and why.
+    `out/skipped.csv` with the skipped files and refused series below `root`; prints
+    mapped, skipped and refused items, with reasons.
 
     Args:
-      root: folder of DICOM files.
-      out: folder of the maps.
-      classifier: network of a stage run.
-      how: stride, window and resolution.
-      lungs: folder or file of lung masks; series without one are refused. None to find
+      root: Folder of DICOM files.
+      out: Folder of the maps.
+      classifier: Network of a stage run.
+      how: Stride, window and resolution.
+      lungs: Folder or file of lung masks; series without one are refused. None to find
         the lungs.
-      salt: secret mixed into the hashes of identifiers.
-      show_paths: whether to name files in skipped.csv and in printed lines.
-      go_on: whether to map series even if most of their lung is unlike the training
+      salt: Secret mixed into the hashes of identifiers.
+      show_paths: Whether to name files in skipped.csv and in printed lines.
+      go_on: Whether to map series even if most of their lung is unlike the training
         images.
 
     Raises:
-      UserError: The folder holds no CT series, or none could be mapped.
+      UserError: CT series are missing, or none could be mapped.
     """
     root = root.absolute()
     found, skipped = find_series(root, salt=salt, go_on=True)
@@ -98,7 +98,7 @@ def map_folder(
             try:
                 given = masks and masks.of(series.uid)
                 if is_made(out / name, series, classifier, how, given):
-                    said = "is there already"
+                    said = "exists already"
                 else:
                     said = make(series, classifier, how, out / name, given, go_on=go_on)
                 done += 1
@@ -116,7 +116,7 @@ def map_folder(
         _join_reports(out)
     print(f"{done} of {len(found)} series mapped: {out / 'report.csv'}")
     if listed:
-        print(f"Files skipped and series refused: {out / 'skipped.csv'}")
+        print(f"Skipped files and refused series: {out / 'skipped.csv'}")
     if not done:
         raise UserError(
             f"none of the {len(found)} series could be mapped: "
@@ -134,24 +134,24 @@ def make(
     *,
     go_on: bool = False,
 ) -> str:
-    """Makes all maps of a series in `folder`, whole or not at all.
+    """Makes all maps of a series in `folder`, completely or not at all.
 
     Args:
-      series: slices in any order along their axis.
-      classifier: network of a stage run.
-      how: stride, window and resolution.
-      folder: folder `PATIENT_SERIES`; both names appear in the files, and must not
+      series: Slices in any order along their axis.
+      classifier: Network of a stage run.
+      how: Stride, window and resolution.
+      folder: Folder `PATIENT_SERIES`; both names appear in the files, and must not
         identify the patient.
-      given: lung mask made elsewhere; None to find the lungs.
-      go_on: whether to map the series even if most of its lung is unlike the training
+      given: Lung mask made elsewhere; None to find the lungs.
+      go_on: Whether to map the series even if most of its lung is unlike the training
         images.
 
     Returns:
-      One line on what was done.
+      A summary in one line.
 
     Raises:
-      UserError: The series cannot be trusted or has no lung in it; or, without `go_on`,
-        most of its lung is unlike the training images: by their features, or because
+      UserError: The series cannot be trusted or does not show lung; or, without `go_on`,
+        most of its lung differs from the training images: by its features, or because
         these are synthetic and the series is not.
     """
     began, run = time.monotonic(), classifier.run
@@ -160,9 +160,9 @@ def make(
     foreign = run.synthetic and not all(h.synthetic for h in series.headers)
     if foreign and not go_on:
         raise UserError(
-            f"100 % of its lung is {UNLIKE}: these are synthetic, and the series does "
-            "not say that it is. A class that the model finds means nothing in a patient. "
-            "Give --go_on to map the series all the same.",
+            f"100 % of its lung is {UNLIKE}: these are synthetic, but the series is not "
+            "marked as synthetic. Classes found by the model are meaningless in a "
+            "patient. Give --go_on to map the series anyway.",
             where="go_on",
         )
     hu = read_volume(series)
@@ -173,12 +173,12 @@ def make(
     if maps.unlike is not None and maps.unlike_fraction > MOST_UNLIKE and not go_on:
         raise UserError(
             f"{_percent(maps)} of its classified lung is {UNLIKE}, more than "
-            f"{100 * MOST_UNLIKE:g} %: the model was not trained for it. Check the "
-            "window and the spacing, or give --go_on to map the series all the same.",
+            f"{100 * MOST_UNLIKE:g} %: the model was not trained for such images. Check "
+            "the window and the spacing, or give --go_on to map the series anyway.",
             where="go_on",
         )
     measured = maps.unlike_fraction
-    if foreign:  # whatever its features are like
+    if foreign:  # regardless of its features
         maps = maps._replace(unlike=maps.labels > 0)
     about = _about(series, run, how, folder.name)
     about["lungs"] = (
@@ -228,14 +228,14 @@ class Mapped(NamedTuple):
     """A series with its maps, about to be written.
 
     Attributes:
-      series: slices from the feet to the head.
+      series: Slices from the feet to the head.
       hu: `[Z, H, W]` int16.
       lungs: `[Z, H, W]` bool.
-      doubts: reason per slice why its lungs are uncertain, or ''.
-      maps: classes and their probabilities.
-      run: stage run that made the maps.
-      how: stride, window and resolution.
-      about: texts that every report holds, by the columns of `report.csv`.
+      doubts: Reason per slice why its lungs are uncertain, or ''.
+      maps: Classes and their probabilities.
+      run: Stage run that made the maps.
+      how: Stride, window and resolution.
+      about: Texts that every report holds, by the columns of `report.csv`.
     """
 
     series: Series
@@ -258,9 +258,9 @@ def without_names(text: str, root: Path, paths: Sequence[Path]) -> str:
     """Returns a message without paths, file names and UIDs.
 
     Args:
-      text: message, which may begin with one of the paths or its folder.
-      root: folder of all files; absolute.
-      paths: files that the message is about.
+      text: Message, which may begin with one of the paths or its folder.
+      root: Folder of all files; absolute.
+      paths: Files that the message is about.
     """
     for path in sorted(paths, key=lambda path: len(path.name), reverse=True):
         text = text.removeprefix(f"{path}: ").removeprefix(f"{path.parent}: ")
@@ -274,11 +274,11 @@ def from_feet(series: Series) -> Series:
 
     Raises:
       UserError: Disease cannot be mapped and measured in the series: it is not axial,
-        or does not say so, or its pixels have no size.
+        or its orientation or pixel size is unknown.
     """
     first = series.headers[0]
     if first.spacing is None:
-        raise UserError(f"{first.path}: PixelSpacing is missing: nothing has a size.")
+        raise UserError(f"{first.path}: PixelSpacing is missing, so sizes are unknown.")
     if first.orientation is None:
         raise UserError(f"{first.path}: ImageOrientationPatient is missing.")
     upwards = np.cross(*np.reshape(first.orientation, (2, 3)))[2]
@@ -295,7 +295,7 @@ def _lungs(
     """Returns the lungs of a series, and remarks on them.
 
     Raises:
-      UserError: The series shows no lung, or the given mask does not fit.
+      UserError: The series does not show lung, or the given mask does not fit.
     """
     if given is not None:
         masks = given.read(series.headers)
@@ -305,8 +305,8 @@ def _lungs(
         return Lungs(mask, sure, (0.0,) * len(hu)), [remark] if remark else []
     found = find_lungs(hu, (series.step, *series.headers[0].spacing))
     if not found.mask.any():
-        gas = "; what air it holds looks like gas in stomach or bowel"
-        raise UserError(f"no lung was found in it{gas if any(found.gas) else ''}.")
+        gas = "; its air looks like gas in stomach or bowel"
+        raise UserError(f"lung was not found in it{gas if any(found.gas) else ''}.")
     by_doubt: dict[str, list[int]] = {}
     for z, doubt in enumerate(found.doubts):
         if doubt:
@@ -402,7 +402,7 @@ def _draw(folder: Path, mapped: Mapped) -> None:
             name += f"; lung is uncertain: {doubt}"
         hatched = None if unlike is None else unlike[z]
         picture = draw.draw_slice(hu[z], labels[z], lungs[z], style, name, hatched)
-        # Fast and a little larger: hundreds of these are written.
+        # Fast, though files are a little larger: hundreds of them are written.
         picture.save(folder / "overlays" / f"{number:04d}.png", compress_level=3)
 
     (folder / "overlays").mkdir()
@@ -413,7 +413,7 @@ def _draw(folder: Path, mapped: Mapped) -> None:
 
 
 def _write_dicom(folder: Path, mapped: Mapped) -> str:
-    """Writes the DICOM SEG; returns why it could not be, or ''."""
+    """Writes the DICOM SEG; returns the reason if that fails, or ''."""
     run, headers = mapped.run, mapped.series.headers
     try:
         write_segmentation(
@@ -429,9 +429,9 @@ def _write_dicom(folder: Path, mapped: Mapped) -> str:
         )
     except UserError as error:
         reason = str(error)
-        for header in headers:  # paths may hold patients' names
+        for header in headers:  # paths may contain patients' names
             reason = reason.removeprefix(f"{header.path}: ")
-        return f"no DICOM SEG: {reason}"
+        return f"DICOM SEG not written: {reason}"
     return ""
 
 
@@ -441,7 +441,7 @@ def _key(
     slices = [header.key for header in series.headers]
     run, compared = classifier.run, classifier.reference
     model = (run.hash, run.synthetic, compared and compared.threshold)
-    # Files that appear or get lost next to the slices change the remarks alone.
+    # Files added or lost next to the slices change only the remarks.
     about = series.remarks, series.left_out, "" if given is None else given.digest
     return digest(VERSION, model, how.stride, how.window, how.spacing, slices, about)
 

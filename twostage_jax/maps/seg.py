@@ -37,8 +37,8 @@ MAY_BE_EMPTY = (
     "StudyTime",
     "ReferringPhysicianName",
 )
-# Types of value that readers refuse, or that a segmentation cannot be made with, when
-# they are not in order. Texts and UIDs name the patient and the images: they are kept.
+# Types of value that, if invalid, readers refuse or highdicom cannot use. Texts and UIDs
+# identify the patient and the images, so they are kept.
 STRICT = ("AS", "CS", "DA", "TM")
 NUMBERS = ("DS", "IS")
 SEXES = ("M", "F", "O")
@@ -55,10 +55,10 @@ ANATOMY = ("91723000", "SCT", "Anatomical Structure")
 ABNORMAL = ("49755003", "SCT", "Morphologically Abnormal Structure")
 CONCEPT = ("309825002", "SCT", "Spatial and Relational Concept")
 NEURAL_NETWORK = ("123110", "DCM", "Artificial Intelligence")
-# Classes are the user's own words: a private scheme names them without a guess.
+# Classes are the user's own terms: a private scheme names them without guessing.
 SCHEME = "99TWOSTAGE"
 MANUFACTURER = "twostage_jax"
-# A number far from those that scanners give.
+# A series number far from those of scanners.
 SERIES_NUMBER = 9701
 
 
@@ -76,33 +76,33 @@ def write_segmentation(
 ) -> None:
     """Writes a binary segmentation, one segment per class, over its source images.
 
-    Pixels that are unlike the training images belong to no class: viewers show segments
-    in calm colours and have no hatch. They are in a segment of their own, the last one.
+    Pixels that differ from the training images are in a separate segment, the last one,
+    instead of a class: viewers show segments in calm colours and cannot hatch.
 
     The file carries the patient's and the study's identity, as DICOM requires, except for
     invalid dates, times, codes and numbers. Segment k is class k, counted from 1; frames
     without a pixel of a class are skipped.
 
     Args:
-      path: path of the new file.
-      sources: slices of the series: files of one slice, or frames of one file.
+      path: Path of the new file.
+      sources: Slices of the series: files of one slice, or frames of one file.
       labels: `[Z, H, W]` uint8 in the order of `sources`: 1 + class index, 0 = none.
-      class_names: names of the classes.
-      model: description of the model.
-      model_hash: digest of its stage run.
-      settings: names and values of the settings with which it was applied.
-      unlike: `[Z, H, W]` bool, pixels that are unlike the training images; None if that
-        was not judged.
-      synthetic: whether the model was trained on synthetic images; None if unknown.
+      class_names: Names of the classes.
+      model: Description of the model.
+      model_hash: Digest of its stage run.
+      settings: Names and values of the settings of the mapping.
+      unlike: Pixels that differ from the training images, `[Z, H, W]` bool; None if not
+        judged.
+      synthetic: Whether the model was trained on synthetic images; None if unknown.
 
     Raises:
-      UserError: No pixel has a class, or the source lacks attributes to which a
+      UserError: All pixels are unclassified, or the source lacks attributes to which a
         segmentation must refer.
       ImportError: highdicom is not installed.
     """
     if not labels.any():
         raise UserError(
-            "no pixel has a class: there is nothing to write.", where="labels"
+            "all pixels are unclassified: there is nothing to write.", where="labels"
         )
     try:
         with quiet():
@@ -118,9 +118,9 @@ def write_segmentation(
         raise
     except Exception as error:
         path.unlink(missing_ok=True)
-        # Its message, and its traceback, may hold what identifies the patient.
+        # The message and traceback may identify the patient.
         raise UserError(
-            f"{sources[0].path}: a header of its series cannot be carried over "
+            f"{sources[0].path}: a header of its series cannot be copied "
             f"({type(error).__name__}): check it with a DICOM validator.",
             where=sources[0].path,
         ) from None
@@ -176,15 +176,15 @@ def _segmentation(
         device_serial_number=model_hash[:12],
         content_description="; ".join(filter(None, (NOTICE, short))),
         content_label="DISEASE_MAP",
-        # Viewers' lists show its beginning only.
+        # Lists in viewers show only its beginning.
         series_description=f"Not for diagnosis ({short}): map, research use only"
         if short
         else "Not for diagnosis: disease map, research use only",
-        # Names of classes may hold any letter.
+        # Names of classes may contain any letter.
         specific_character_set="ISO_IR 192",
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
-    # By these archives sort the maps of a series.
+    # Archives sort the maps of a series by these attributes.
     segmentation.SeriesDate = segmentation.ContentDate
     segmentation.SeriesTime = segmentation.ContentTime
     scheme = pydicom.Dataset()
@@ -220,7 +220,7 @@ def _segment(
 
 
 def _unlike(number: int, algorithm: pydicom.Sequence, notice: str) -> pydicom.Dataset:
-    """Returns the segment of pixels that are unlike the training images."""
+    """Returns the segment of pixels that differ from the training images."""
     import highdicom
 
     segment = highdicom.seg.SegmentDescription(
@@ -234,7 +234,7 @@ def _unlike(number: int, algorithm: pydicom.Sequence, notice: str) -> pydicom.Da
         display_color=highdicom.color.CIELabColor.from_rgb(255, 255, 255),
     )
     segment.SegmentDescription = (
-        f"{notice}. Lung that is {UNLIKE} of the model: it has no class here"
+        f"{notice}. Lung that is {UNLIKE} of the model: unclassified here"
     )
     return segment
 
@@ -242,7 +242,7 @@ def _unlike(number: int, algorithm: pydicom.Sequence, notice: str) -> pydicom.Da
 def _in_order_of_frames(
     images: list[pydicom.Dataset], sources: Sequence[Header], labels: np.ndarray
 ) -> np.ndarray:
-    """Returns labels of all frames of the one file that the slices are frames of."""
+    """Returns labels of all frames of the single file that contains the slices."""
     if len(images) > 1:
         raise UserError(f"the series lies in {len(images)} multi-frame files.")
     ordered = np.zeros((int(images[0].NumberOfFrames), *labels.shape[1:]), labels.dtype)
@@ -256,8 +256,8 @@ def _sources(sources: Sequence[Header]) -> list[pydicom.Dataset]:
     thickness = first.thickness or sort_series(sources).step
     if thickness is None:
         raise UserError(
-            f"{first.path}: SliceThickness is missing, and one slice has no distance "
-            "to a next one: its segmentation would have no volume.",
+            f"{first.path}: SliceThickness is missing, and the series has a single "
+            "slice: the volume of its segmentation would be undefined.",
             where=first.path,
         )
     images = [_source(file) for file in dict.fromkeys(h.path for h in sources)]
@@ -272,7 +272,8 @@ def _source(path: Path) -> pydicom.Dataset:
     missing = [keyword for keyword in needed if not image.get(keyword)]
     if missing:
         raise UserError(
-            f"{path}: {', '.join(missing)} missing: nothing to refer to.", where=path
+            f"{path}: a segmentation cannot refer to it: {', '.join(missing)} missing.",
+            where=path,
         )
     for tag in list(image.keys()):
         known = pydicom.datadict.keyword_for_tag(tag) in MAY_BE_EMPTY
@@ -285,7 +286,7 @@ def _source(path: Path) -> pydicom.Dataset:
 
 
 def _is_valid(image: pydicom.Dataset, tag: pydicom.tag.BaseTag) -> bool:
-    """Returns whether a value is valid for its type (VR), where that matters."""
+    """Returns whether a value is valid for its type (VR), if that type matters."""
     name = pydicom.datadict.keyword_for_tag(tag)
     kind = pydicom.datadict.dictionary_VR(tag) if name else ""
     if kind not in STRICT + NUMBERS:
@@ -297,7 +298,7 @@ def _is_valid(image: pydicom.Dataset, tag: pydicom.tag.BaseTag) -> bool:
         elif value:
             pydicom.valuerep.validate_value(kind, value, pydicom.config.RAISE)
         if value and kind in ("DA", "TM"):
-            getattr(pydicom.valuerep, kind)(value)  # no month has 99 days
+            getattr(pydicom.valuerep, kind)(value)  # refuses a 99th day of a month
     except (ValueError, TypeError, OverflowError):
         return False
     return name != "PatientSex" or not value or value in SEXES
@@ -309,15 +310,15 @@ def _set_thickness(image: pydicom.Dataset, thickness: float) -> None:
         shared = image.SharedFunctionalGroupsSequence[0]
         measures = shared.PixelMeasuresSequence[0]
     measures.SliceThickness = pydicom.valuerep.DS(thickness, auto_format=True)
-    # Often wrong, and the positions give it anyway.
+    # Often wrong, and redundant with the positions.
     if "SpacingBetweenSlices" in measures:
         del measures.SpacingBetweenSlices
 
 
 def _text(text: str, longest: int = 1024) -> str:
-    """Returns one line that a DICOM string can hold; `longest` counts bytes.
+    """Returns one line that fits a DICOM string of at most `longest` bytes.
 
-    The standard counts characters, some readers count bytes; a backslash parts values.
+    The standard counts characters, some readers bytes; a backslash separates values.
     """
     line = printable(text.replace("\\", "/"), len(text))
     return line.encode()[:longest].decode(errors="ignore")

@@ -15,7 +15,7 @@ from twostage_jax.errors import UserError
 from twostage_jax.io import inert
 from twostage_jax.maps.extent import Measure
 
-# A qform that puts corner voxels farther from where they are, in voxels, is not written.
+# A qform that displaces corner voxels by more than this, in voxels, is not written.
 QFORM_VOXELS = 0.05
 
 COLUMNS = (
@@ -44,7 +44,7 @@ COLUMNS = (
 
 
 def check_installed() -> None:
-    """Raises a UserError if a package is missing that DICOM or NIfTI files need."""
+    """Raises a UserError if a package for DICOM or NIfTI files is missing."""
     missing = [
         name
         for name in ("highdicom", "nibabel")
@@ -60,8 +60,8 @@ def check_installed() -> None:
 def affine(series: Series) -> np.ndarray:
     """Returns the matrix `[4, 4]` from (column, row, slice) to mm, as NIfTI has it.
 
-    DICOM's axes point to the patient's left, back and head, NIfTI's to right, front
-    and head. A series that does not say so is taken as axial, at the origin, 1 mm thick.
+    DICOM's axes point to the patient's left, back and head, NIfTI's to right, front and
+    head. Without this information a series is assumed axial, at the origin, 1 mm thick.
     The matrix of a series with tilted gantry is sheared.
     """
     first, last = series.headers[0], series.headers[-1]
@@ -69,7 +69,7 @@ def affine(series: Series) -> np.ndarray:
     row_mm, column_mm = first.spacing or (1.0, 1.0)
     through = np.cross(row, column) * (first.thickness or 1.0)
     if len(series.headers) > 1:
-        # Not always along the normal: a tilted gantry shears the volume.
+        # Not necessarily along the normal: a tilted gantry shears the volume.
         through = np.subtract(last.position, first.position) / (len(series.headers) - 1)
     matrix = np.eye(4)
     matrix[:3, 0], matrix[:3, 1] = row * column_mm, column * row_mm
@@ -90,24 +90,24 @@ def write_nifti(
 ) -> None:
     """Writes `[Z, H, W]` or `[K, Z, H, W]` uint8 as NIfTI, `[W, H, Z]` or `[W, H, Z, K]`.
 
-    A qform holds rotations only (nifti1.h), so a sheared matrix is in the sform alone and
-    the qform has code 0. Readers of the sform, such as nibabel, FSL and `prepare`, place
-    its voxels correctly; ITK (SimpleITK, ITK-SNAP, 3D Slicer) refuses the file. With a
-    qform it would take that and put the voxels elsewhere.
+    A qform holds rotations only (nifti1.h), so a sheared matrix is stored only in the
+    sform and the qform has code 0. Readers of the sform, such as nibabel, FSL and
+    `prepare`, place the voxels correctly; ITK (SimpleITK, ITK-SNAP, 3D Slicer) refuses
+    the file. With a qform, it would misplace the voxels.
 
     Args:
-      path: path that ends in `.nii.gz`.
-      volume: stored values.
-      matrix: voxel coordinates to mm, see `affine`.
-      text: description for the header; cut at 79 bytes.
-      scale: factor by which readers multiply the stored values.
+      path: Path that ends in `.nii.gz`.
+      volume: Stored values.
+      matrix: Voxel coordinates to mm, see `affine`.
+      text: Description for the header; cut at 79 bytes.
+      scale: Factor by which readers multiply the stored values.
 
     Raises:
       ImportError: nibabel is not installed.
     """
     import nibabel
 
-    # Transposed, C order is the Fortran order that NIfTI stores: nothing is copied.
+    # The transpose of C order is NIfTI's Fortran order, so nothing is copied.
     image = nibabel.Nifti1Image(volume.T, matrix)
     image.header["descrip"] = text.encode("ascii", "replace")[:79]
     image.header.set_slope_inter(scale, 0)
@@ -125,7 +125,7 @@ def write_nifti(
 def report_rows(
     measures: Iterable[Measure], common: Mapping[str, str]
 ) -> list[dict[str, str]]:
-    """Returns the lines of `report.csv`; `common` holds the columns that all share."""
+    """Returns the rows of `report.csv`; `common` holds the columns that all share."""
     return [
         {
             "region": m.region,
@@ -142,14 +142,14 @@ def report_rows(
 
 
 def write_report(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Writes `report.csv`, one line per series, region and class.
+    """Writes `report.csv`, one row per series, region and class.
 
-    `series_of_patient` counts the series of the line's patient in this report. Their
-    volumes are not added up: they mostly show the same lungs again.
+    `series_of_patient` counts the series of the row's patient in this report. Their
+    volumes are not added up, because they mostly show the same lungs.
 
     Args:
-      path: path of the file.
-      rows: texts by column; columns that a row lacks are empty.
+      path: Path of the file.
+      rows: Texts by column; columns that a row lacks are empty.
     """
     series = collections.defaultdict(set)
     for row in rows:
@@ -164,7 +164,7 @@ def write_report(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def read_report(path: Path) -> list[dict[str, str]]:
-    """Returns the lines that `write_report` wrote."""
+    """Returns the rows written by `write_report`."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

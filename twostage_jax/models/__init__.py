@@ -59,14 +59,14 @@ def build(
     """Returns the network of that name, without parameters.
 
     Args:
-      name: one of `MODELS`.
-      num_classes: number of outputs.
-      dropout: rate in [0, 1), or None for the network's own.
-      norm: one of the network's `NORMS`, or None for its own.
-      head: one of the network's `HEADS`, or None for its own.
-      dtype: dtype of the computation, float32 or bfloat16; parameters and logits are
+      name: One of `MODELS`.
+      num_classes: Number of outputs.
+      dropout: Rate in [0, 1), or None for the network's own.
+      norm: One of the network's `NORMS`, or None for its own.
+      head: One of the network's `HEADS`, or None for its own.
+      dtype: Data type of the computation, float32 or bfloat16; parameters and logits are
         float32.
-      axis_name: inside `jax.pmap`, the name of the axis that a batch is spread over:
+      axis_name: Inside `jax.pmap`, the name of the axis that a batch is spread over:
         batch statistics are then those of the global batch, and dropout counts the
         examples of the global batch. None elsewhere.
 
@@ -126,7 +126,7 @@ def descriptor(taps: dict[str, jax.Array]) -> jax.Array:
     the network a third slower on a CPU.
 
     Args:
-      taps: taps in the order in which the network computes them.
+      taps: Taps in the order in which the network computes them.
     """
     before = [name for name in taps if name != HEAD] or [HEAD]
     first = next((name for name in before if "pool" in name), before[-1])
@@ -144,10 +144,10 @@ def init(
     bias 0.
 
     Args:
-      module: network from `build`.
-      key: a jax random key; the same key gives the same variables.
-      image_size: side of the images, pixels.
-      channels: channels of the images.
+      module: Network from `build`.
+      key: PRNG key; the same key gives the same variables.
+      image_size: Side of the images, pixels.
+      channels: Channels of the images.
 
     Raises:
       UserError: the images are too small for the network.
@@ -160,9 +160,9 @@ def shapes(module: Network, image_size: int, channels: int) -> dict[str, Any]:
     """Returns the variables of a network as shapes and dtypes; computes nothing.
 
     Args:
-      module: network from `build`.
-      image_size: side of its images, pixels.
-      channels: channels of its images.
+      module: Network from `build`.
+      image_size: Side of its images, pixels.
+      channels: Channels of its images.
     """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
     init = functools.partial(module.init, train=False)

@@ -31,7 +31,7 @@ class AlexNet(Network):
 
     Attributes:
       head: 'dense' or 'orderless'.
-      dropout: rate of the dropout before fc6 and fc7; the orderless head has none.
+      dropout: Rate of the dropout before fc6 and fc7; the orderless head has none.
     """
 
     head: str = "dense"

@@ -45,10 +45,10 @@ class CaffeNet(Network):
 
     Attributes:
       head: 'dense' or 'orderless'.
-      dropout: rate of the dropout after fc6 and fc7; the orderless head has none.
-      widths: output channels of conv1 ... conv5.
-      hidden: sizes of fc6 and fc7, in the dense head.
-      stem: kernel side, stride and padding of conv1, pixels.
+      dropout: Rate of the dropout after fc6 and fc7; the orderless head has none.
+      widths: Output channels of conv1 ... conv5.
+      hidden: Sizes of fc6 and fc7, in the dense head.
+      stem: Kernel side, stride and padding of conv1, pixels.
     """
 
     head: str = "dense"

@@ -36,7 +36,7 @@ class Block(nn.Module):
     parameter layer_scale is [1, 1, C], and starts at 1e-6.
 
     Attributes:
-      dtype: dtype of the computation.
+      dtype: Data type of the computation.
     """
 
     dtype: Any
@@ -68,7 +68,7 @@ class ConvNeXt(Network):
     downsample2_conv ... (before stages 2 to 4), last_norm, head.
 
     Attributes:
-      dropout: rate of the dropout before the head.
+      dropout: Rate of the dropout before the head.
     """
 
     FIRST_LAYER: ClassVar = "stem_conv"

@@ -37,12 +37,12 @@ def convolve(
     the kernel gradient of large maps.
 
     Args:
-      x: images or activations.
+      x: Images or activations.
       kernel: square.
-      strides: step between windows, pixels.
-      pad: rows and columns of zeros on each side, or 'same' for TensorFlow's rule:
+      strides: Step between windows, pixels.
+      pad: Rows and columns of zeros on each side, or 'same' for TensorFlow's rule:
         ceil(H / strides) windows, and the odd row of zeros at the end.
-      groups: number of runs of channels.
+      groups: Number of runs of channels.
     """
     size = kernel.shape[0]
     margins = [_margins(n, size, strides, pad) for n in x.shape[1:3]]
@@ -150,9 +150,9 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, size: int, strides: int) -> jax
 
     Args:
       x: `[N, H, W, C]`, padded.
-      g: gradient of the result, `[N, H', W', O]`.
-      size: side of the kernel.
-      strides: step between windows, pixels.
+      g: Gradient of the result, `[N, H', W', O]`.
+      size: Side of the kernel.
+      strides: Step between windows, pixels.
 
     Returns:
       float32 `[size, size, C, O]`.
@@ -202,7 +202,7 @@ def _depthwise(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
     Args:
       x: `[N, H, W, C]`, padded.
       kernel: `[k, k, 1, C]`.
-      strides: step between windows, pixels.
+      strides: Step between windows, pixels.
     """
     return _sum_of_shifted(x, kernel, strides)
 

@@ -28,8 +28,8 @@ class Layer(nn.Module):
     Layers: norm1, conv1 (1x1, to four times the growth), norm2, conv2 (3x3).
 
     Attributes:
-      norm: constructor from `layers.make_norm`.
-      dtype: dtype of the computation.
+      norm: Constructor from `layers.make_norm`.
+      dtype: Data type of the computation.
     """
 
     norm: Callable[..., nn.Module]
@@ -54,7 +54,7 @@ class DenseNet(Network):
     transition1_conv ..., last_norm, head.
 
     Attributes:
-      dropout: rate of the dropout before the head.
+      dropout: Rate of the dropout before the head.
     """
 
     norm: str = "batch"

@@ -59,12 +59,12 @@ class Block(nn.Module):
     the shape stays.
 
     Attributes:
-      size: side of the depthwise kernels.
-      strides: their step.
-      expand: channels within per channel of the input.
-      features: output channels.
-      norm: constructor from `layers.make_norm`.
-      dtype: dtype of the computation.
+      size: Side of the depthwise kernels.
+      strides: Their step.
+      expand: Channels within per channel of the input.
+      features: Output channels.
+      norm: Constructor from `layers.make_norm`.
+      dtype: Data type of the computation.
     """
 
     size: int
@@ -102,7 +102,7 @@ class EfficientNetLite0(Network):
 
     Attributes:
       head: 'mean' or 'orderless'.
-      dropout: rate of the dropout before the head; the orderless head has none.
+      dropout: Rate of the dropout before the head; the orderless head has none.
     """
 
     head: str = "mean"

@@ -79,7 +79,7 @@ def max_pool(x: jax.Array, *, pad: int = 0, ceil: bool = True) -> jax.Array:
 
     Args:
       x: [N, H, W, C], float.
-      pad: rows and columns of minus infinity put on all four sides, 0 or 1.
+      pad: Rows and columns of minus infinity put on all four sides, 0 or 1.
       ceil: Caffe's size rule, in which the last window may reach past the edge:
         ceil((H + 2 pad - 3) / 2) + 1, and at least 1. Otherwise every window lies
         within the padded image: floor((H + 2 pad - 3) / 2) + 1.
@@ -161,13 +161,13 @@ class Conv(nn.Module):
     """Convolution with a square kernel; parameters `kernel` and `bias` are float32.
 
     Attributes:
-      features: output channels.
-      size: side of the kernel, pixels.
-      strides: step between windows, pixels.
-      pad: rows and columns of zeros on each side, or 'same'; see `convolve`.
-      groups: see `convolve`; the parameters are one kernel all the same.
-      use_bias: adds a bias for each output channel.
-      dtype: dtype of the computation and of the result.
+      features: Output channels.
+      size: Side of the kernel, pixels.
+      strides: Step between windows, pixels.
+      pad: Rows and columns of zeros on each side, or 'same'; see `convolve`.
+      groups: See `convolve`; the parameters are one kernel all the same.
+      use_bias: Adds a bias for each output channel.
+      dtype: Data type of the computation and of the result.
     """
 
     features: int
@@ -203,9 +203,9 @@ class Dropout(nn.Module):
     given the same 'dropout' key.
 
     Attributes:
-      rate: probability that a value is set to 0; the others are scaled by
+      rate: Probability that a value is set to 0; the others are scaled by
         1 / (1 - rate).
-      axis_name: name of the mapped axis that the batch is spread over, or None.
+      axis_name: Name of the mapped axis that the batch is spread over, or None.
     """
 
     rate: float
@@ -294,9 +294,9 @@ def orderless(
     transfer that re-initialises the head does the same to it.
 
     Args:
-      network: network that calls this; it reads the taps of its `RECTIFIED`.
-      taps: activations `[N, h, w, c]` by name.
-      train: whether to standardise over the batch.
+      network: Network that calls this; it reads the taps of its `RECTIFIED`.
+      taps: Activations `[N, h, w, c]` by name.
+      train: Whether to standardise over the batch.
     """
     x = jnp.concatenate([moments(taps[name]) for name in network.RECTIFIED], axis=-1)
     norm = make_norm(

@@ -20,26 +20,26 @@ class Network(nn.Module):
     `layers` (see there). The classifier is `layers.head`.
 
     Attributes:
-      num_classes: number of outputs.
-      dropout: rate of the dropout, in [0, 1).
-      norm: one of `NORMS`; '' in a network without a choice.
-      dtype: dtype of the computation; parameters and logits are float32.
-      axis_name: name of the mapped axis that a batch is spread over, or None.
-      NORMS: accepted values of `norm`; empty without a choice.
-      HEADS: accepted values of a field `head`; empty without such a field.
-      HIDDEN: layers that the dense head alone has.
-      FIRST_LAYER: name of the layer with the kernels that read the image.
-      MAPS: taps `[N, h, w, c]` whose channels figures show, first to last; empty for
+      num_classes: Number of outputs.
+      dropout: Rate of the dropout, in [0, 1).
+      norm: One of `NORMS`; '' in a network without a choice.
+      dtype: Data type of the computation; parameters and logits are float32.
+      axis_name: Name of the mapped axis that a batch is spread over, or None.
+      NORMS: Accepted values of `norm`; empty without a choice.
+      HEADS: Accepted values of a field `head`; empty without such a field.
+      HIDDEN: Layers that the dense head alone has.
+      FIRST_LAYER: Name of the layer with the kernels that read the image.
+      MAPS: Taps `[N, h, w, c]` whose channels figures show, first to last; empty for
         all of them.
-      RECTIFIED: taps `[N, h, w, c]` after a ReLU that describe a texture, first to last;
+      RECTIFIED: Taps `[N, h, w, c]` after a ReLU that describe a texture, first to last;
         empty for the input of the head.
-      SIGNED: taps that no ReLU follows or precedes directly: a channel below 0 is as
+      SIGNED: Taps that no ReLU follows or precedes directly: a channel below 0 is as
         alive as one above. The head is such a tap in every network.
-      RELU: whether its activations are ReLUs.
-      CHAIN: whether each layer has one input; False with shortcuts.
-      PYTORCH: expression that builds the network in PyTorch, with the fields {classes} and
+      RELU: Whether its activations are ReLUs.
+      CHAIN: Whether each layer has one input; False with shortcuts.
+      PYTORCH: Expression that builds the network in PyTorch, with the fields {classes} and
         {channels}; empty if it is not public. See `pytorch`.
-      PUBLIC_MEAN, PUBLIC_DEVIATION: mean and standard deviation, per channel of RGB
+      PUBLIC_MEAN, PUBLIC_DEVIATION: Mean and standard deviation, per channel of RGB
         images in [0, 1], that public weights were trained with.
       PUBLIC_ALIASES: (pattern, replacement) pairs that turn the names in files of public
         weights into those of `public_name`; see `pretrained`.
@@ -73,7 +73,7 @@ class Network(nn.Module):
 
         Args:
           images: `[N, H, W, C]`, float.
-          train: whether to drop out, which needs `rngs={'dropout': key}`, and to
+          train: Whether to drop out, which needs `rngs={'dropout': key}`, and to
             normalise by the statistics of the batch, which needs
             `mutable=['batch_stats']` in networks with batch normalisation.
 
@@ -88,7 +88,7 @@ class Network(nn.Module):
         """Returns public weights as this network reads them.
 
         Args:
-          arrays: path of the variable, such as 'params/conv1/kernel', -> its public
+          arrays: Path of the variable, such as 'params/conv1/kernel', -> its public
             value, with the axes of Flax. Layers may be missing.
         """
         return arrays
@@ -114,7 +114,7 @@ class Network(nn.Module):
         In timm, for networks that torchvision does not have.
 
         Args:
-          layer: path of the layer among the parameters, such as 'stage1_block1/conv1'.
+          layer: Path of the layer among the parameters, such as 'stage1_block1/conv1'.
 
         Raises:
           NotImplementedError: no public weights have the layout of this network.

@@ -24,11 +24,11 @@ class Block(nn.Module):
     arXiv 1706.02677, section 5.1).
 
     Attributes:
-      features: channels of the 3x3 convolutions.
-      strides: step of the first 3x3 convolution and of the shortcut.
+      features: Channels of the 3x3 convolutions.
+      strides: Step of the first 3x3 convolution and of the shortcut.
       bottleneck: 1x1, 3x3, 1x1 to four times the channels, instead of 3x3, 3x3.
-      norm: constructor from `layers.make_norm`.
-      dtype: dtype of the computation.
+      norm: Constructor from `layers.make_norm`.
+      dtype: Data type of the computation.
     """
 
     features: int
@@ -76,10 +76,10 @@ class ResNet(Network):
     image fits; below about 64 pixels the last stages see one or two positions only.
 
     Attributes:
-      dropout: rate of the dropout before the head.
+      dropout: Rate of the dropout before the head.
       norm: 'batch' or 'group', see `layers.make_norm`.
-      blocks: number of blocks per stage.
-      bottleneck: see `Block`.
+      blocks: Number of blocks per stage.
+      bottleneck: See `Block`.
     """
 
     norm: str = "batch"

@@ -54,12 +54,12 @@ class Interval:
 
     Attributes:
       estimate: score.
-      low, high: ends of the interval: for new training patients if `these` is given,
+      low, high: Ends of the interval: for new training patients if `these` is given,
         else for the training patients of the study. None without an interval.
-      reason: reason why no interval is available, or ''.
-      these: ends of the interval for the training patients of the study; None if `low`
+      reason: Reason why no interval is available, or ''.
+      these: Ends of the interval for the training patients of the study; None if `low`
         and `high` are those.
-      detectable: smallest true difference that such a study finds with power 0.8 (two-
+      detectable: Smallest true difference that such a study finds with power 0.8 (two-
         sided test at the level of the interval); None for a score.
     """
 
@@ -76,11 +76,11 @@ class Difference(Interval):
     """First arm minus second, paired.
 
     Attributes:
-      first, second: names of the arms.
-      metric: name of the score.
+      first, second: Names of the arms.
+      metric: Name of the score.
       p_value: two-sided p-value of no difference, for the reading of `low` and `high`.
       p_holm: p-value corrected over all pairs (Holm 1979).
-      mcnemar: exact McNemar p-value of the pooled patches. It takes patches for
+      mcnemar: Exact McNemar p-value of the pooled patches. It takes patches for
         independent, which those of one patient are not: usually far too small.
     """
 
@@ -126,7 +126,7 @@ class TrainingSets:
 
     Attributes:
       folds: `[S, P]` ints in `[0, F)`: the fold in which each patient is tested.
-      trained: fraction of the patients that a model is trained on, in (0, 1).
+      trained: Fraction of the patients that a model is trained on, in (0, 1).
       counted: `[P]` bool: patients who take part in the score.
       shares: `[Q]`: their weights in the score; they sum to 1.
     """
@@ -235,8 +235,8 @@ class Resampler:
       resampled: `[B, A]`, means over resampled seeds.
       without: `[P, A, S]`, scores without one patient each.
       shares: `[P]`, weight of each patient in the score.
-      reason: reason why no interval is available, or ''.
-      largest: largest possible score.
+      reason: Reason why no interval is available, or ''.
+      largest: Largest possible score.
     """
 
     def __init__(self, metric: Additive, resamples: int = RESAMPLES, seed: int = 0):
@@ -321,8 +321,8 @@ def differences(paired: Paired, sampler: Resampler, metric: str) -> list[Differe
 
     Args:
       paired: arms.
-      sampler: resamples of the metric of these arms.
-      metric: name of the metric.
+      sampler: Resamples of the metric of these arms.
+      metric: Name of the metric.
     """
     found = []
     for second, first in itertools.combinations(range(len(paired.arms)), 2):
@@ -463,8 +463,8 @@ def jackknife(
     """Returns the jackknife variance of a weighted score and its degrees of freedom.
 
     Args:
-      sampler, weights: resamples, and the weights `[A]` of the arms.
-      effective: effective number of patients of equal size.
+      sampler, weights: Resamples, and the weights `[A]` of the arms.
+      effective: Effective number of patients of equal size.
     """
     sample = weights @ sampler.sample  # [S]
     pulls = _pulls(sampler, weights)

@@ -31,11 +31,11 @@ class Match:
     """Number of patches that the baseline needs to score as well as the arm at `n`.
 
     Attributes:
-      n: size at which the arm is matched.
-      value, low, high: number of patches and its 95 % interval: `inf` for more than the
+      n: Size at which the arm is matched.
+      value, low, high: Number of patches and its 95 % interval: `inf` for more than the
         largest size studied, 0 for no more than the smallest; low and high are None
         without an interval.
-      text: number and interval in words, 'more than 2,400 (640 to more than 2,400)'.
+      text: Number and interval in words, 'more than 2,400 (640 to more than 2,400)'.
     """
 
     n: float
@@ -122,10 +122,10 @@ def size_study(
     """Returns the learning curves of arms, all against the baseline.
 
     Args:
-      arms: arm -> size (number of target training patches) -> predictions of its seeds.
-      metric: one of `metrics.COMPARED`.
-      baseline: arm that the others are compared with.
-      resamples, seed: number of resamples of the bootstrap, and its seed.
+      arms: Arm -> size (number of target training patches) -> predictions of its seeds.
+      metric: One of `metrics.COMPARED`.
+      baseline: Arm that the others are compared with.
+      resamples, seed: Number of resamples of the bootstrap, and its seed.
 
     Raises:
       UserError: The arms differ in their sizes, the baseline is missing, there are fewer
@@ -191,9 +191,9 @@ def matches(sampler: Resampler, n: Sequence[float], base: int, arm: int) -> list
     that size is wider.
 
     Args:
-      sampler: resamples of scores whose arms are (arm, size), sizes fastest.
+      sampler: Resamples of scores whose arms are (arm, size), sizes fastest.
       n: sizes.
-      base, arm: positions of the arms.
+      base, arm: Positions of the arms.
     """
 
     def curve(scores: np.ndarray, a: int) -> np.ndarray:

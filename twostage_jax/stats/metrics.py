@@ -39,13 +39,13 @@ class Additive:
 
     Attributes:
       sums: `[A, S, P, ...]`, sums over the examples of each patient.
-      score: function from sums over patients `[..., A, S, ...]` -> scores `[..., A, S]`.
+      score: Function from sums over patients `[..., A, S, ...]` -> scores `[..., A, S]`.
       parts: `[P, M]`: number of examples that a patient has of each of the M parts of
         which the score is the mean: one for accuracy, the classes for a mean over them.
-      reason: reason why no interval is available, or ''.
-      largest: largest possible score.
+      reason: Reason why no interval is available, or ''.
+      largest: Largest possible score.
       defined: `[A]` bool: whether every seed of an arm defines it; None for all arms.
-      folds, trained: see `Paired`.
+      folds, trained: See `Paired`.
     """
 
     sums: np.ndarray
@@ -69,16 +69,16 @@ class Metric:
     """One metric: an entry of `METRICS`.
 
     Attributes:
-      title: name in tables and figures.
-      score: function (labels `[N]`, probabilities `[N, K]`, folds `[N]` or None) -> score
+      title: Name in tables and figures.
+      score: Function (labels `[N]`, probabilities `[N, K]`, folds `[N]` or None) -> score
         of one set of predictions, or None if they do not define it; None for metrics per
         patient.
-      sums: function from paired predictions to sums over patients; None if the metric
+      sums: Function from paired predictions to sums over patients; None if the metric
         is not additive: then it has no interval, and arms are not compared by it.
-      counts: function from confusion counts `[..., K, K]` to the score, for metrics that
+      counts: Function from confusion counts `[..., K, K]` to the score, for metrics that
         depend on nothing else.
-      percent: whether tables show it in per cent.
-      column: whether the tables of scores have a column for it.
+      percent: Whether tables show it in per cent.
+      column: Whether the tables of scores have a column for it.
     """
 
     title: str
@@ -535,9 +535,9 @@ def _from_counts(
     """Returns a metric of confusion counts.
 
     Args:
-      title: name in tables and figures.
-      counts: function from counts `[..., K, K]` to scores `[...]`.
-      over_classes: whether it is a mean over classes, which needs each of them in some
+      title: Name in tables and figures.
+      counts: Function from counts `[..., K, K]` to scores `[...]`.
+      over_classes: Whether it is a mean over classes, which needs each of them in some
         patients.
     """
 

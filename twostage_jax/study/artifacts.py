@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from twostage_jax.train.loop import Fitted
 
 PREFERRED_ARM = "two_stage"
-# What tells one row of a study from another.
+# Fields that identify a row of a study.
 PLACE = ("arm", "seed", "fraction", "fold")
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A finished stage run and what is needed to apply it.
+    """A finished stage run, with all that is needed to apply it.
 
     Attributes:
       folder: Folder of the stage run.
       hash: Digest of everything that determines its parameters.
-      arm: Arm that the run ends, or its chain of stages if it ends none.
-      chain: Folder names of the stage runs from the first one to this one.
+      arm: Arm whose last stage it is, or else its chain of stages.
+      chain: Folder names of the stage runs from the first to this one.
       stage: Name of its stage.
-      seed, fraction, fold: Its place in the study.
+      seed, fraction, fold: Its position in the study.
       source: Data source that it was trained on.
       data: Name of the data set.
       fingerprint: Digest of the data set.
@@ -48,10 +48,10 @@ class Trained:
       model: Settings of the network.
       normalise, mean, deviation: Scaling of the images, see `train.augment`.
       window: (centre, width) pairs in HU, flattened; without effect unless `in_hu`.
-      in_hu: Whether its lineage says that the training images were in HU.
+      in_hu: Whether the training images were recorded as HU.
       options: Settings of its data source.
-      synthetic: Whether it was trained on synthetic images; None if its lineage, from
-        an earlier version, does not say.
+      synthetic: Whether it was trained on synthetic images; None if not recorded, by an
+        earlier version.
     """
 
     folder: Path
@@ -83,7 +83,7 @@ class Trained:
 
     @property
     def short_notice(self) -> str:
-        """The same for fields of 64 letters."""
+        """The same, for fields of 64 characters."""
         return "; ".join(filter(None, (NOTICE, SHORT_ORIGINS[self.synthetic])))
 
     def __str__(self) -> str:
@@ -103,33 +103,35 @@ def find(
 
     Args:
       folder: Folder of a stage run, or workdir of a study.
-      arm: Name of the arm; empty for 'two_stage', or the only one.
-      seed, fraction, fold: Place of the run in the study; None for the first seed, all
-        training data, and the first fold.
+      arm: Name of the arm; empty for 'two_stage', or the only arm.
+      seed, fraction, fold: Position of the run in the study; None for the first seed,
+        all training data, and the first fold.
 
     Raises:
-      UserError: The folder holds no finished stage run, or the study has none there.
+      UserError: The folder is not a finished stage run, or the study lacks the run.
     """
     place = {"arm": arm or None, "seed": seed, "fraction": fraction, "fold": fold}
     place = {name: value for name, value in place.items() if value is not None}
     if (folder / "lineage.json").is_file():
         for name, value in place.items():
             raise UserError(
-                f"--{name}={value}: {folder} is one stage run, not a study.",
+                f"--{name}={value}: {folder} is a single stage run, not a study.",
                 where=f"--{name}",
             )
         return read(folder, _arm_of(folder))
     rows = _rows(folder)
     if not rows:
         raise UserError(
-            f"{folder}: neither a finished stage run (lineage.json) nor the workdir of "
-            "a study with results (rows/).",
+            f"{folder}: this is neither a finished stage run (lineage.json) nor the "
+            "workdir of a study with results (rows/).",
             where=folder,
         )
     arms = sorted({row["arm"] for row in rows})
     if not arm and PREFERRED_ARM not in arms and len(arms) > 1:
         raise UserError(
-            f"{folder}: which arm? Give --arm, one of {', '.join(arms)}.", where="--arm"
+            f"{folder}: the study has several arms: set --arm to one of "
+            f"{', '.join(arms)}.",
+            where="--arm",
         )
     place = {"arm": PREFERRED_ARM if PREFERRED_ARM in arms else arms[0], **place}
     for name, value in place.items():
@@ -137,7 +139,7 @@ def find(
         if value not in known:
             hint = did_you_mean(str(value), map(str, known))
             raise UserError(
-                f"--{name}={value}: {folder} holds no such run.{hint}",
+                f"--{name}={value}: {folder} lacks such a run.{hint}",
                 where=f"--{name}",
             )
         rows = [row for row in rows if row[name] == value]
@@ -150,10 +152,10 @@ def read(folder: Path, arm: str = "") -> Trained:
 
     Args:
       folder: Folder of the stage run.
-      arm: Arm that the run ends; empty if it ends none.
+      arm: Arm whose last stage it is; '' for other stages.
 
     Raises:
-      UserError: The lineage is missing, damaged, or of something else.
+      UserError: The lineage is missing, damaged, or not of a stage run.
     """
     lineage = read_lineage(folder)
     try:
@@ -186,7 +188,7 @@ def read(folder: Path, arm: str = "") -> Trained:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         path = folder / "lineage.json"
         raise UserError(
-            f"{path}: is not the lineage of a finished stage run ({error!r}).",
+            f"{path}: this is not the lineage of a finished stage run ({error!r}).",
             where=path,
         ) from error
 
@@ -195,7 +197,7 @@ def read_lineage(folder: Path) -> dict[str, Any]:
     """Returns the lineage of a finished stage run (see `lineage`).
 
     Raises:
-      UserError: It is missing or damaged.
+      UserError: The lineage is missing or damaged.
     """
     path = folder / "lineage.json"
     try:
@@ -253,7 +255,7 @@ def lineage(
       config, dataset, run, splits, constants: Inputs of the stage run.
       fitted: Result of training.
       probabilities: Class probabilities `[N, K]` of the test examples.
-      seconds: Its share of the time taken; None if it was cut off and resumed.
+      seconds: Fraction of the group's time used by the run, s; None if interrupted.
     """
     parts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
     groups = dataset.groups
@@ -291,13 +293,13 @@ def _rows(workdir: Path) -> list[dict[str, Any]]:
             rows.append({name: row[name] for name in (*PLACE, "stage_runs")})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path}: is not a row of a study ({error!r}).", where=path
+                f"{path}: this is not a row of a study ({error!r}).", where=path
             ) from error
     return rows
 
 
 def _arm_of(folder: Path) -> str:
-    """Returns the arm that a stage run ends in the study around it, or ''."""
+    """Returns the arm whose last stage a run is in the surrounding study, or ''."""
     for row in _rows(folder.absolute().parent.parent):
         if row["stage_runs"][-1:] == [folder.absolute().name]:
             return row["arm"]

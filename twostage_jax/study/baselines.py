@@ -3,11 +3,11 @@
     majority           the class frequencies of the training examples
     mean_grey          the mean of each channel
     descriptors        texture descriptors (see `descriptors`)
-    frozen_random      moments of the layers of a network that was never trained
-    frozen_STAGES      the same of the network after each chain of source stages
+    frozen_random      moments of the layers of an untrained network
+    frozen_STAGES      the same for the network after each chain of source stages
 
 All but the first are followed by the same linear classifier, tuned on training groups.
-None of them sees a validation or test example.
+Validation and test examples are never used for fitting.
 """
 
 import functools
@@ -27,20 +27,20 @@ from twostage_jax.study.plan import Row, StageRun, keys, place_of, split_of
 from twostage_jax.study.stage import Materials, constants_of
 from twostage_jax.train import augment, checkpoint, steps
 
-# Bump when the same splits give other predictions.
+# Bump when the same splits give different predictions.
 VERSION = 1
 BATCH = 4096
-# A patch of mean 0 and standard deviation 1, as the descriptors' [0, 1].
+# Maps a patch of mean 0 and standard deviation 1 to the descriptors' range [0, 1].
 DEVIATIONS = 3.0
 FROZEN = "frozen"
 
 
 class Baseline(NamedTuple):
-    """A baseline at one place of a study.
+    """A baseline at one position of a study.
 
     Attributes:
-      name: Such as 'descriptors' or 'frozen_natural'.
-      run: Target stage run of an arm at this place: it has the same examples.
+      name: Name, such as 'descriptors' or 'frozen_natural'.
+      run: Target stage run of an arm at this position, which has the same examples.
       source: Stage run whose network is frozen; None for a random or no network.
     """
 
@@ -56,10 +56,10 @@ class Baseline(NamedTuple):
 
 
 def baselines(wanted: tuple[str, ...], rows: list[Row]) -> list[Baseline]:
-    """Returns the baselines at each place of a study's rows, in that order.
+    """Returns the baselines at each position of a study's rows, in that order.
 
     Args:
-      wanted: Names out of `config.study.baselines`; 'frozen' stands for one baseline per
+      wanted: Names from `config.study.baselines`; 'frozen' stands for one baseline per
         chain of source stages.
       rows: Rows of the study.
     """
@@ -77,9 +77,9 @@ def baselines(wanted: tuple[str, ...], rows: list[Row]) -> list[Baseline]:
 
 
 def run_missing(materials: Materials, rows: list[Row]) -> None:
-    """Computes the baselines of these rows that are not there.
+    """Computes the missing baselines of these rows.
 
-    Results lie in `baselines/`, predictions with those of the arms.
+    Results are stored in `baselines/`, predictions with those of the arms.
     """
     wanted = baselines(materials.config.study.baselines, rows)
     missing = [one for one in wanted if _read(materials, one) is None]
@@ -87,20 +87,20 @@ def run_missing(materials: Materials, rows: list[Row]) -> None:
         done = len(wanted) - len(missing)
         print(f"{len(wanted)} baselines, {done} done.", flush=True)
     features = Features(materials)
-    # Those of one source follow one another: its features are computed once.
+    # Baselines of one source are consecutive, so its features are computed once.
     for one in sorted(missing, key=lambda one: (one.name, one.run.seed)):
         _make(materials, one, features)
 
 
 def results(materials: Materials, rows: list[Row]) -> list[dict[str, Any]]:
-    """Returns the baselines of these rows that are there, each like a row of an arm."""
+    """Returns the available baselines of these rows, each like a row of an arm."""
     wanted = baselines(materials.config.study.baselines, rows)
     found = [_read(materials, one) for one in wanted]
     return [one for one in found if one is not None]
 
 
 class Features:
-    """Features of all target examples, computed when first asked for."""
+    """Features of all target examples, computed on first use."""
 
     def __init__(self, materials: Materials) -> None:
         self._materials = materials
@@ -119,13 +119,13 @@ class Features:
         constants = self._constants(one)
         source = one.source.hash if one.source else f"random-{one.run.seed}"
         key = digest(source, constants.mean, constants.deviation)
-        if self._last[0] != key:  # Those of all seeds do not fit into memory.
+        if self._last[0] != key:  # The features of all seeds do not fit into memory.
             self._last = key, self._frozen(one, constants)
         return self._last[1]
 
     @functools.cached_property
     def _unit(self) -> np.ndarray:
-        """`[N, size, size, C]` in [0, 1], as the network sees them."""
+        """Returns the network's input images in [0, 1], `[N, size, size, C]`."""
         model, window = self._materials.config.model, self._stage.data.window
         parts = []
         for first in range(0, len(self._dataset), BATCH):
@@ -182,7 +182,7 @@ def _make(materials: Materials, one: Baseline, features: Features) -> None:
         row = (counts / counts.sum()).astype(np.float32)
         probabilities = np.tile(row, (len(splits.test), 1))
     else:
-        # Only where something is fitted: scikit-learn takes its time.
+        # Imported only for fitting: scikit-learn loads slowly.
         from twostage_jax.baselines import linear
 
         found = features.of(one)
@@ -223,7 +223,7 @@ def _path(materials: Materials, one: Baseline) -> Path:
 
 
 def _key(materials: Materials, one: Baseline) -> str:
-    """Returns a digest of all that determines a baseline's predictions."""
+    """Returns a digest of everything that determines a baseline's predictions."""
     config, dataset = materials.config, materials.datasets[TARGET]
     data = as_json(config.stages[TARGET].data)
     del data["options"]
@@ -234,7 +234,7 @@ def _key(materials: Materials, one: Baseline) -> str:
 
 
 def _read(materials: Materials, one: Baseline) -> dict[str, Any] | None:
-    """Returns the results of a baseline; None if they are not there, or of others."""
+    """Returns the results of a baseline; None if missing or outdated."""
     try:
         found = json.loads(_path(materials, one).read_text(encoding="utf-8"))
     except FileNotFoundError:

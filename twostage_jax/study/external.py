@@ -1,7 +1,8 @@
-"""Scores the networks of a finished study on a labelled set that none has seen.
+"""Scores the networks of a finished study on an unseen labelled set.
 
 The set is prepared like the target and has its classes, or some of them. Every network at
-the largest size of the target set predicts all of it: nothing is trained or chosen here.
+the largest size of the target set predicts all of it; the set is not used for training or
+selection.
 """
 
 import dataclasses
@@ -34,15 +35,15 @@ def score(workdir: Path, folder: Path, data_dir: Path) -> Path:
 
     Args:
       workdir: Workdir of a finished study.
-      folder: What `twostage prepare` wrote; or, if the target is read from a folder,
-        a folder of the same kind, which is read with the same settings.
+      folder: Output of `twostage prepare`; or, if the target is read from a folder, a
+        folder of the same format, which is read with the same settings.
       data_dir: Folder of prepared data sets.
 
     Returns:
-      The folder that was written.
+      The output folder.
 
     Raises:
-      UserError: The workdir has no results; or the set cannot be read, has other classes,
+      UserError: The workdir lacks results; or the set cannot be read, has other classes,
         or is the target set.
     """
     rows = _rows(workdir)
@@ -54,8 +55,8 @@ def score(workdir: Path, folder: Path, data_dir: Path) -> Path:
     labels = _labels(dataset, runs[0].class_names, folder)
     if dataset.fingerprint == runs[0].fingerprint:
         raise UserError(
-            f"--external={folder}: is the target set of the study, which its networks "
-            "were trained on.",
+            f"--external={folder}: this is the target set on which the networks of the "
+            "study were trained: give another set.",
             where="--external",
         )
     out = workdir / FOLDER / f"{dataset.name}-{dataset.fingerprint[:12]}"
@@ -90,14 +91,14 @@ def _rows(workdir: Path) -> list[dict[str, Any]]:
         largest = max(row["fraction"] for row in rows)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--run={workdir}: results of a study cannot be read ({error!r}).",
+            f"--run={workdir}: the results of the study cannot be read ({error!r}).",
             where="--run",
         ) from error
     return [row for row in rows if row["fraction"] == largest]
 
 
 def _dataset(run: artifacts.Trained, folder: Path, data_dir: Path) -> Dataset:
-    """Returns the external set, read as the target is."""
+    """Returns the external set, read like the target."""
     source, options = run.source, {**run.options, "path": str(folder)}
     if (folder / prepared_folder.DESCRIPTION).is_file():
         source = "prepared"
@@ -105,28 +106,28 @@ def _dataset(run: artifacts.Trained, folder: Path, data_dir: Path) -> Dataset:
     elif "path" not in run.options:
         raise UserError(
             f"--external={folder}: the target is not read from a folder (data source "
-            f"'{run.source}'), so give a folder that `twostage prepare` wrote.",
+            f"'{run.source}'), so give an output folder of `twostage prepare`.",
             where="--external",
         )
     data = DataConfig(source=source, options=options)
     dataset = sources.load(data, run.model, data_dir)
     if (dataset.units == "hu") != run.in_hu:
         raise UserError(
-            f"--external={folder}: its images are {'' if run.in_hu else 'not '}grey "
-            f"values, those of the target are{'' if run.in_hu else ' not'} in HU. "
-            "Prepare it like the target.",
+            f"--external={folder}: its images are {'not ' if run.in_hu else ''}in HU, but "
+            f"those of the target are{'' if run.in_hu else ' not'}: prepare it like the "
+            "target.",
             where="--external",
         )
     return dataset
 
 
 def _labels(dataset: Dataset, class_names: tuple[str, ...], folder: Path) -> np.ndarray:
-    """Returns labels that count the classes of the target."""
+    """Returns labels as indices into the classes of the target."""
     unknown = [name for name in dataset.class_names if name not in class_names]
     if unknown:
         raise UserError(
-            f"--external={folder}: its classes {', '.join(unknown)} are not among those "
-            f"of the target, {', '.join(class_names)}.",
+            f"--external={folder}: its classes {', '.join(unknown)} are not classes of "
+            f"the target ({', '.join(class_names)}).",
             where="--external",
         )
     numbers = np.array([class_names.index(name) for name in dataset.class_names])
@@ -157,9 +158,9 @@ def _probabilities(run: artifacts.Trained, dataset: Dataset) -> np.ndarray:
 def _shared(
     workdir: Path, rows: list[Mapping[str, Any]], dataset: Dataset
 ) -> int | None:
-    """Returns how many patients have the name of one of the target; None without names.
+    """Returns the number of patients named like one of the target; None if unnamed.
 
-    The target's are those of test and validation examples; with folds, all of them.
+    Patients of the target are those of test and validation examples; with folds, all.
     """
     if dataset.groups is None:
         return None

@@ -19,24 +19,24 @@ from twostage_jax.models import HEAD, Network, pretrained
 from twostage_jax.runtime import versions
 from twostage_jax.train import steps
 
-# Begins the field 'software' in the header of an export; see `export.metadata`.
+# Start of the field 'software' in the header of an export; see `export.metadata`.
 SOFTWARE = "twostage_jax "
-# Side of the images that the public networks were made for, pixels.
+# Image side of the public networks, pixels.
 PUBLIC_SIZE = 227
 
 
 @dataclasses.dataclass(frozen=True)
 class Stated:
-    """Facts that a file of weights states in its header.
+    """Information in the header of a weights file.
 
     Attributes:
-      licence: Licence of the weights; None if it is not stated.
-      mean, deviation: Scale of images in [0, 1] that the weights were trained with; None
-        if the file is not an export of this program. Without effect if `patch`.
-      patch: Whether they were trained on images that were each standardised by itself.
-      window: (centre, width) pairs in HU that the images were shown with, flattened; empty
-        if they were not in HU, or this is not known.
-      class_names: Names of the classes; empty if they are not known.
+      licence: Licence of the weights; None if not stated.
+      mean, deviation: Scale of images in [0, 1] used to train the weights; None if the
+        file is not an export of this program. Without effect if `patch`.
+      patch: Whether each training image was standardised individually.
+      window: (centre, width) pairs in HU of the training images, flattened; empty if not
+        in HU or unknown.
+      class_names: Names of the classes; empty if unknown.
     """
 
     licence: str | None = None
@@ -48,9 +48,9 @@ class Stated:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences on the scale of the images that the weights were trained with."""
+        """Sentences on the scale of the training images of the weights."""
         if self.patch:
-            return ["trained on images that were each standardised by itself"]
+            return ["trained on individually standardised images"]
         if not self.mean:
             return []
         found = ["mean and standard deviation of the images: as the file states"]
@@ -62,16 +62,16 @@ class Stated:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Variables of a file, which take the place of a data set and a training.
+    """Variables of a file, which replace a data set and its training.
 
     Attributes:
-      path: File of weights.
+      path: Weights file.
       fingerprint: SHA-256 of the file.
-      placed: Arrays of the file and their places; the first layer reads as many channels
-        as the network, dense layers have the shapes of the file.
-      mean, deviation: `[channels]` of images in [0, 1] that the first layer expects.
-      stated: Facts that the file states.
-      notes: Sentences on the scale of the images, and on what the import changed.
+      placed: Arrays of the file and their positions; the first layer has the channels of
+        the network, dense layers have the shapes of the file.
+      mean, deviation: Scale of images in [0, 1] for the first layer, `[channels]`.
+      stated: Information in the header of the file.
+      notes: Sentences on the scale of the images, and on changes during the import.
     """
 
     path: Path
@@ -84,23 +84,23 @@ class Weights:
 
     @property
     def normalise(self) -> str:
-        """How images are scaled: 'weights', by mean and deviation, or 'patch'."""
+        """Scaling of images: 'weights', by mean and standard deviation, or 'patch'."""
         return "patch" if self.stated.patch else "weights"
 
     @property
     def variables(self) -> dict[str, Any]:
-        """Nested dicts of arrays, without the layers that the file lacks."""
+        """Nested dicts of arrays, without layers missing from the file."""
         return self.placed.variables
 
     @property
     def num_classes(self) -> int:
-        """Number of classes of the head; 1 if the file has none."""
+        """Number of classes of the head; 1 if the file lacks a head."""
         head = self.variables["params"].get(HEAD)
         return head["kernel"].shape[-1] if head else 1
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, or their numbers; empty if the file has no head."""
+        """Names of the classes, or their numbers; empty if the file lacks a head."""
         if HEAD not in self.variables["params"]:
             return ()
         if len(self.stated.class_names) == self.num_classes:
@@ -112,9 +112,9 @@ def load(config: Config, stage: str) -> Weights:
     """Returns the weights of an imported stage.
 
     Raises:
-      UserError: The file cannot be read, or does not fit the network; names every array
-        that does not. Layers that the file lacks are left to the rules of the next
-        transfer. Or a setting differs from what the file states.
+      UserError: The file cannot be read, a setting contradicts its header, or arrays do
+        not fit the network; the message names them. Layers missing from the file are
+        left to the rules of the next transfer.
     """
     settings, path = config.stages[stage], f"config.stages.{stage}"
     try:
@@ -130,7 +130,7 @@ def load(config: Config, stage: str) -> Weights:
     for name in ("mean", "deviation"):
         given, own = getattr(settings, f"weights_{name}"), getattr(stated, name)
         if given and (stated.patch or (own and not _same(given, own))):
-            there = "each image is standardised by itself" if stated.patch else own
+            there = "each image is standardised individually" if stated.patch else own
             raise _differs(f"{path}.weights_{name}", given, there)
     licence = settings.weights_licence
     if licence and stated.licence and licence != stated.licence:
@@ -149,21 +149,21 @@ def _same(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 def _differs(setting: str, given: Any, stated: Any) -> UserError:
     return UserError(
-        f"{setting} is {given!r}, but the file of weights states another value: "
-        f"{stated}. Leave the setting empty to use that of the file.",
+        f"{setting} is {given!r}, but the weights file states {stated}. Leave the setting "
+        "empty to use the value of the file.",
         where=setting,
     )
 
 
 def _check_followers(config: Config, first: str) -> None:
-    """Refuses mean and deviation of weights that were trained without any."""
+    """Raises a UserError for 'weights' scaling if the weights do not define it."""
     for chain in config.arms.values():
         for stage in chain[1:] if chain[0] == first else ():
             if config.stages[stage].data.normalise == "weights":
                 setting = f"config.stages.{stage}.data.normalise"
                 raise UserError(
-                    f"{setting} is 'weights', but those of stage '{first}' were trained "
-                    "on images that were each standardised by itself: set it to 'patch'.",
+                    f"{setting} is 'weights', but the weights of stage '{first}' were "
+                    "trained on individually standardised images: set it to 'patch'.",
                     where=setting,
                 )
 
@@ -177,14 +177,14 @@ def read(
     """Returns the weights of a file for a network.
 
     Args:
-      path: File of weights; see `pretrained.read`.
+      path: Weights file; see `pretrained.read`.
       model: Settings of the network.
       mean, deviation: Mean and standard deviation of images in [0, 1], one value or one
-        per channel of the file; None for those that the file states, or else those of
-        the network's public weights.
+        per channel of the file; None for those stated in the file, or else those of the
+        network's public weights.
 
     Raises:
-      UserError: As `load`.
+      UserError: See `load`.
     """
     network = models.MODELS[model.name]
     arrays = pretrained.read(path)
@@ -207,10 +207,11 @@ def read(
 
 
 def _stated(path: Path, model: ModelConfig) -> Stated:
-    """Returns what the header of a file states about its weights.
+    """Returns the information on weights in the header of a file.
 
     Raises:
-      UserError: They are those of another network than `model`, or the header is damaged.
+      UserError: The weights belong to a network other than `model`, or the header is
+        damaged.
     """
     header = pretrained.header(path)
     licence = str(header["license"]) if header.get("license") else None
@@ -229,14 +230,15 @@ def _stated(path: Path, model: ModelConfig) -> Stated:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path}: the header of the file cannot be read ({error!r}).", where=path
+            f"{path}: the header of the weights file cannot be read ({error!r}).",
+            where=path,
         ) from None
     # Networks that share all arrays may compute different things.
     own = [(m.name, steps.build_model(m, 1, None).norm) for m in (made, model)]
     if own[0] != own[1]:
         there, here = (f"{name} {norm}".strip() for name, norm in own)
         raise UserError(
-            f"{path}: the weights are those of {there}, not of {here}.", where=path
+            f"{path}: the weights belong to {there}, not to {here}.", where=path
         )
     return stated
 
@@ -253,10 +255,10 @@ def scale(model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
 def _placed(
     arrays: Mapping[str, np.ndarray], model: ModelConfig, path: Path
 ) -> pretrained.Placed:
-    """Returns the arrays of a file at their places in a network.
+    """Returns the arrays of a file at their positions in a network.
 
-    The public network may end in dense layers where this one has an orderless head:
-    these layers, and a head that reads others, are not used.
+    If the public network ends in dense layers but this one in an orderless head, these
+    layers, and a head on top of them, are not used.
     """
     own = _shapes(model)
     layout = {**_shapes(dataclasses.replace(model, head="")), **own}
@@ -282,7 +284,7 @@ def _placed(
 
 
 def _shapes(model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns place -> shape of a network's variables, for public images, one class."""
+    """Returns path -> shape of a network's variables, for public images, one class."""
     module = steps.build_model(model, 1, None)
     made = models.shapes(module, PUBLIC_SIZE, 3)
     return traverse_util.flatten_dict(made, sep="/")
@@ -291,7 +293,7 @@ def _shapes(model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
 def _per_channel(values: tuple[float, ...], channels: int, path: Path) -> np.ndarray:
     if len(values) not in (1, channels):
         raise UserError(
-            f"the first layer of {path} reads {channels} channels, but the mean or the "
+            f"the first layer of {path} has {channels} channels, but the mean or the "
             f"standard deviation of its images has {len(values)} values: set "
             "weights_mean and weights_deviation of the stage.",
             where=path,
@@ -310,11 +312,11 @@ def to_grey(
     With kernel W_c, sum_c W_c (x - m_c) / s_c = V (x - m) / s + b for a grey image x, where
     V = sum_c W_c s / s_c, m and s are the means of m_c and s_c, and the constant
     b = sum_c W_c (m - m_c) / s_c, summed over the kernel, goes into the layer's bias,
-    or into the running mean of the norm behind it. At the border, zeros that are padded
-    stand for x = m instead of x = m_c: windows that reach past it differ.
+    or into the running mean of the norm after it. At the border, padded zeros stand for
+    x = m instead of x = m_c, so windows that extend past it differ.
 
     Returns:
-      Mean and standard deviation `[1]`, and a sentence on the cost.
+      Mean and standard deviation `[1]`, and a sentence on the accuracy.
     """
     first = variables["params"][network.FIRST_LAYER]
     kernel = first["kernel"].astype(np.float64)
@@ -331,7 +333,7 @@ def to_grey(
         statistics["mean"] = (statistics["mean"] - constant).astype(np.float32)
     note = (
         f"{network.FIRST_LAYER}: three input channels folded into one, exact for grey "
-        "images but for windows that reach past the border"
+        "images except in windows that extend past the border"
     )
     return np.float32([centre]), np.float32([width]), note
 
@@ -342,10 +344,10 @@ def to_rgb(
     mean: np.ndarray,
     deviation: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Spreads the one input channel of the first layer over three, in place.
+    """Spreads the single input channel of the first layer over three, in place.
 
     Returns:
-      Mean and standard deviation `[3]`, and a sentence on the cost.
+      Mean and standard deviation `[3]`, and a sentence on the accuracy.
     """
     first = variables["params"][network.FIRST_LAYER]
     first["kernel"] = transfers.grey_to_rgb(first["kernel"], ())
@@ -357,9 +359,9 @@ def to_rgb(
 
 
 def complete(weights: Weights, model: ModelConfig) -> dict[str, Any]:
-    """Returns variables of the whole network: fresh ones where the file has none.
+    """Returns variables of the whole network, with fresh ones where the file lacks them.
 
-    Also where a dense layer of the file has another shape.
+    Dense layers with another shape in the file are fresh as well.
     """
     module = steps.build_model(model, weights.num_classes, None)
     fresh = models.init(module, jax.random.key(0), model.image_size, model.channels)
@@ -374,14 +376,14 @@ def complete(weights: Weights, model: ModelConfig) -> dict[str, Any]:
 
 
 def identity(model: ModelConfig, weights: Weights) -> str:
-    """Returns a digest of all that determines an imported stage; not of its path."""
+    """Returns a digest of everything that determines an imported stage, except its path."""
     return digest(
         "imported", weights.fingerprint, as_json(model), weights.mean, weights.deviation
     )
 
 
 def lineage(weights: Weights) -> dict[str, Any]:
-    """Returns what follows `artifacts.origin` in the lineage of an imported stage run."""
+    """Returns the lineage of an imported stage run after `artifacts.origin`."""
     placed = weights.placed
     return {
         "data": {

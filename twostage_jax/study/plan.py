@@ -1,6 +1,6 @@
 """The tree of stage runs that a study needs: names, splits, early checks.
 
-A run is known by a hash of all that determines its result.
+A run is identified by a hash of everything that determines its result.
 """
 
 import dataclasses
@@ -35,9 +35,9 @@ from twostage_jax.study.imported import Weights
 from twostage_jax.train import checkpoint, loop, optim, steps
 from twostage_jax.train.parallel import alone
 
-# Bump when the code changes what the same settings give.
+# Bump when the same settings give different results.
 RESULT_VERSION = 5
-# The same for the way in which folds are drawn.
+# Bump when folds are drawn differently.
 FOLDS_VERSION = 1
 
 
@@ -47,10 +47,10 @@ class StageRun:
 
     Attributes:
       stage: Name of its settings in `config.stages`.
-      seed, fraction, fold: Its place in the study; source stages have fraction 1 and
+      seed, fraction, fold: Its position in the study; source stages have fraction 1 and
         fold 0.
       tuned: (setting, value) pairs of the tuning grid that it tries.
-      parent: The stage run before it, or None if it starts from random parameters.
+      parent: Previous stage run, or None if it starts from random parameters.
       hash: Digest of everything that determines its result.
     """
 
@@ -68,11 +68,11 @@ class StageRun:
 
     @property
     def chain(self) -> list["StageRun"]:
-        """This stage run and those before it, first one first."""
+        """This stage run and its ancestors, first stage first."""
         return [*(self.parent.chain if self.parent else []), self]
 
     def settings(self, config: Config) -> StageConfig:
-        """Returns the settings of its stage, with its own place in the grid."""
+        """Returns the settings of its stage, with its point of the grid."""
         return with_values(config.stages[self.stage], self.tuned)
 
     def __str__(self) -> str:
@@ -96,7 +96,7 @@ def identify(
     tuned: tuple[tuple[str, Any], ...] = (),
     parent: StageRun | None = None,
 ) -> StageRun:
-    """Returns the stage run of these settings, named by what determines its result.
+    """Returns the stage run of these settings, with the hash of its inputs.
 
     An imported stage is the same for every seed: its run has seed 0.
     """
@@ -105,8 +105,8 @@ def identify(
         return StageRun(stage, 0, 1.0, 0, (), None, of_file)
     run = StageRun(stage, seed, fraction, fold, tuned, parent, "")
     settings = as_json(run.settings(config))
-    # How often a state is saved, and where files lie, change no result; neither do
-    # rules of a transfer that does not take place.
+    # Excluded because they do not affect results: the interval of saved states, the
+    # location of files, and rules of a transfer that does not take place.
     del settings["train"]["save_every"]
     del settings["data"]["options"]
     if parent is None:
@@ -123,7 +123,7 @@ def identify(
 
 
 def place_of(config: Config, run: StageRun) -> tuple[Any, ...]:
-    """Returns what determines the seed and the examples of a stage run."""
+    """Returns the values that determine the seed and examples of a stage run."""
     study = config.study
     place: tuple[Any, ...] = (run.seed, study.split_seed)
     if run.stage == TARGET:
@@ -136,26 +136,25 @@ def place_of(config: Config, run: StageRun) -> tuple[Any, ...]:
 
 
 def keys(seed: int, stage: str) -> tuple[jax.Array, jax.Array]:
-    """Returns the keys of a stage run: of its initial variables, and of its training."""
+    """Returns the PRNG keys of a stage run, for initial variables and for training."""
     return tuple(
         jax.random.split(jax.random.fold_in(jax.random.key(seed), code(stage)))
     )
 
 
 def code(stage: str) -> int:
-    """Returns a number for a stage's name, the same in every process."""
+    """Returns a number for the name of a stage, equal in every process."""
     return zlib.crc32(stage.encode())
 
 
 def split_of(config: Config, dataset: Dataset, run: StageRun) -> Splits:
     """Returns the examples that a stage run trains, validates and tests on.
 
-    Folds are drawn again for each seed, so that what is good or bad about a training set
-    differs from seed to seed, as intervals over seeds expect; see
-    `experiments/coverage.md`.
+    Each seed redraws the folds, so that peculiarities of a training set vary over seeds,
+    as intervals over seeds assume; see `experiments/coverage.md`.
 
     Raises:
-      UserError: As `data.splits.split` and `data.subsets.subset`.
+      UserError: See `data.splits.split` and `data.splits.subset`.
     """
     data, study = config.stages[run.stage].data, config.study
     splits = split(
@@ -189,9 +188,9 @@ class Row(NamedTuple):
     """One row of the results: an arm at a seed, a fraction and a fold.
 
     Attributes:
-      arm, seed, fraction, fold: Its place in the study.
-      candidates: The target stage runs, which know their ancestors: one for each place
-        of the tuning grid, or one.
+      arm, seed, fraction, fold: Its position in the study.
+      candidates: Target stage runs, with their ancestors: one per point of the tuning
+        grid, or one without tuning.
     """
 
     arm: str
@@ -206,7 +205,7 @@ class Row(NamedTuple):
 
 
 def check(config: Config) -> None:
-    """Raises a UserError for settings that cannot work, before any data is read."""
+    """Raises a UserError for invalid settings, before any data are read."""
     width(config)
     try:
         steps.build_model(config.model, 2, None)
@@ -223,8 +222,8 @@ def check(config: Config) -> None:
         windows = len(stage.data.window) // 2
         if windows not in (1, config.model.channels):
             raise UserError(
-                f"{path}.data.window holds {windows} windows, but config.model.channels "
-                f"is {config.model.channels}.",
+                f"{path}.data.window has {windows} windows, but config.model.channels "
+                f"is {config.model.channels}: use one window, or one per channel.",
                 where=f"{path}.data.window",
             )
 
@@ -232,13 +231,13 @@ def check(config: Config) -> None:
 def _check_train(train: TrainConfig, path: str) -> None:
     if alone().whole(train.batch_size) != train.batch_size:
         raise UserError(
-            f"{path}.batch_size is {train.batch_size}: it must be divisible by the "
-            f"{jax.device_count()} devices.",
+            f"{path}.batch_size is {train.batch_size}: it must be divisible by the number "
+            f"of devices ({jax.device_count()}).",
             where=f"{path}.batch_size",
         )
     if loop.chunk_length(train) == 1 and train.steps > loop.MAX_CHUNK:
         raise UserError(
-            f"{path}: steps ({train.steps}) and eval_every ({train.eval_every}) have no "
+            f"{path}: steps ({train.steps}) and eval_every ({train.eval_every}) lack a "
             f"common divisor up to {loop.MAX_CHUNK}, so every step would wait for the "
             "host: choose round numbers.",
             where=f"{path}.eval_every",
@@ -246,9 +245,9 @@ def _check_train(train: TrainConfig, path: str) -> None:
 
 
 def shortened(config: Config, datasets: Mapping[str, Dataset | Weights]) -> Config:
-    """Returns the settings with the steps that `train.epochs` leaves of each stage.
+    """Returns the settings with the steps of each stage limited by `train.epochs`.
 
-    The passes are over the whole set, so that all folds and fractions train equally long.
+    Passes refer to the whole set, so that all folds and fractions train equally long.
     Steps are whole multiples of `eval_every`, at least one.
     """
     stages = dict(config.stages)
@@ -285,7 +284,7 @@ def row(
     fraction: float,
     fold: int,
 ) -> Row:
-    """Returns the row of an arm at a place of the study."""
+    """Returns the row of an arm at a position of the study."""
     parent = None
     for stage in config.arms[arm][:-1]:
         parent = identify(config, datasets[stage], stage, seed=seed, parent=parent)
@@ -306,25 +305,25 @@ def row(
 
 
 def stage_runs(rows: list[Row]) -> list[StageRun]:
-    """Returns the stage runs behind the rows, each once, ancestors first."""
+    """Returns the distinct stage runs behind the rows, ancestors first."""
     chains = (run.chain for row in rows for run in row.candidates)
     return list({run.hash: run for chain in chains for run in chain}.values())
 
 
 def groups(config: Config, runs: list[StageRun], width: int) -> list[list[StageRun]]:
-    """Returns the stage runs in the order in which to train them, alike ones together.
+    """Returns the stage runs in order of training, grouped by compiled program.
 
-    It depends on the plan alone, not on what is done: a run that is resumed has the
-    same neighbours again.
+    The order depends only on the plan, not on finished runs, so that a resumed run has
+    the same neighbours again.
 
     Args:
-      config: The settings.
-      runs: Ancestors first.
-      width: Places side by side; see `chunks`.
+      config: Settings of the study.
+      runs: Stage runs, ancestors first.
+      width: Number of runs side by side; see `chunks`.
     """
     waiting: dict[Any, list[StageRun]] = {}
     for run in runs:
-        # What L2-SP pulls back is part of the program.
+        # The kernels penalised by L2-SP are part of the program.
         pulled = run.parent and run.settings(config).optim.l2_sp
         key = run.stage, run.tuned, run.parent.stage if pulled else None
         waiting.setdefault(key, []).append(run)
@@ -335,7 +334,7 @@ def groups(config: Config, runs: list[StageRun], width: int) -> list[list[StageR
             key: [r for r in alike if not r.parent or r.parent.hash in trained]
             for key, alike in waiting.items()
         }
-        # Rather those of which none waits any longer: all of them fit side by side.
+        # Prefer groups in which no run waits for a parent: all can run side by side.
         key = next(
             (key for key in ready if ready[key] == waiting[key]),
             next(key for key in ready if ready[key]),
@@ -349,10 +348,10 @@ def groups(config: Config, runs: list[StageRun], width: int) -> list[list[StageR
 
 
 def chunks(runs: list[StageRun], width: int) -> list[list[StageRun]]:
-    """Returns runs in groups of `width`; of too few for a group, each by itself.
+    """Returns runs in groups of `width`; too few runs for a group are trained singly.
 
-    Accelerators that are left free are worth more than those that share a run: there a
-    group fills more than half of the places.
+    On accelerators, idle devices cost less than shared ones: there a group fills more
+    than half of the devices.
     """
     parts = [runs[i : i + width] for i in range(0, len(runs), width)]
     least = 2 if jax.default_backend() == "cpu" else width // 2 + 1
@@ -365,15 +364,15 @@ def width(config: Config) -> int:
     """Returns the number of stage runs to train side by side.
 
     Raises:
-      UserError: There are several processes.
+      UserError: The setting does not allow several processes.
     """
     wanted = config.study.side_by_side
     if jax.process_count() == 1:
         return wanted or jax.local_device_count()
     if wanted > 1:
         raise UserError(
-            f"config.study.side_by_side is {wanted}: several processes train one stage "
-            "run after the other; give 0 or 1.",
+            f"config.study.side_by_side is {wanted}, but several processes train one "
+            "stage run after the other: set it to 0 or 1.",
             where="config.study.side_by_side",
         )
     return 1
@@ -384,7 +383,7 @@ def check_data(
 ) -> None:
     """Raises a UserError for data that cannot be split, or an impossible transfer.
 
-    Warns of test images that training has seen.
+    Warns about test images that are also in the training set.
     """
     splits = {}
     for run in stage_runs(rows):
@@ -398,7 +397,7 @@ def check_data(
                 path = f"config.stages.{run.stage}.data"
                 raise UserError(f"{path}: {error}", where=path) from None
     warned, seen = set(), set()
-    # Seeds share splits, and smaller fractions are parts of the largest, which is first.
+    # Seeds share splits, and fractions are nested in the largest, which is first.
     for (stage, *_), one in splits.items():
         place = stage, one.test.tobytes()
         if stage in warned or place in seen:
@@ -434,7 +433,8 @@ def planned_transfer(
     """Returns the report of a transfer.
 
     Raises:
-      UserError: The rules do not fit; names every violation, and `path`, the stage's.
+      UserError: The rules do not fit; the message names all violations and `path`, that
+        of the stage.
     """
     rules = transfers.rules_for(settings.reinitialise, settings.rules)
     try:
@@ -444,7 +444,7 @@ def planned_transfer(
 
 
 def fresh_variables(config: Config, num_classes: int) -> PyTree:
-    """Returns zeros of the shapes that the network's variables will have."""
+    """Returns zeros in the shapes of the network's variables."""
     module = steps.build_model(config.model, num_classes, None)
     size, channels = config.model.image_size, config.model.channels
     try:
@@ -487,9 +487,10 @@ def transfer_from(config: Config, path: Path, stage: str) -> str:
     """Returns the table of the transfer of a source's variables into `stage`.
 
     Args:
-      config: The settings.
-      path: The source: public weights of `config.model.name` (`models.pretrained`), or
-        variables of this or another Flax program (`checkpoint.load_source`).
+      config: Settings of the study.
+      path: Source of the variables: public weights of `config.model.name`
+        (`models.pretrained`), or variables of this or another Flax program
+        (`checkpoint.load_source`).
       stage: Name of the stage.
     """
     if stage not in config.stages:
@@ -508,7 +509,7 @@ def transfer_from(config: Config, path: Path, stage: str) -> str:
 
 
 def num_classes(config: Config, stage: str) -> int:
-    """Returns the number of classes of a stage's data; prepares nothing."""
+    """Returns the number of classes of a stage's data without preparing them."""
     data = config.stages[stage].data
     return len(sources.recipe(data, config.model).class_names)
 

@@ -1,4 +1,4 @@
-"""From finished stage runs to `results.json`, and the images that a report shows."""
+"""Collects finished stage runs into `results.json`, and images for the report."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ REPORT = Path("report") / "report.html"
 def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
     """Writes and returns the results of all finished rows in the workdir.
 
-    Rows of other seeds that earlier runs, or runs on other machines, put into the same
-    workdir with otherwise equal settings are part of the results: they have a say in the
-    tuning, too, and are written again if that makes another choice for them.
+    Results include rows of other seeds in the same workdir, written with otherwise equal
+    settings by earlier runs or on other machines. These take part in the tuning as well,
+    and are rewritten if it chooses another setting for them.
     """
     workdir, config = materials.workdir, materials.config
     protocol = digest(_protocol(config))
@@ -47,17 +47,17 @@ def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
     }
     path = workdir / "results.json"
     if not path.is_file() or json.loads(path.read_text()) != results:
-        # Removed before the results change, so that no report of others is left.
+        # Removed before the results change, so that the report is never outdated.
         (workdir / REPORT).unlink(missing_ok=True)
     io.write_json(path, results)
     return results
 
 
 def save_examples(materials: Materials, rows: list[Row]) -> None:
-    """Writes images for the report into `examples/`, so that it needs no data set.
+    """Writes images for the report into `examples/`, so that it works without the data.
 
-    Some examples of each data set, and the worst mistakes of each arm in the rows at the
-    largest fraction.
+    They are some examples of each data set, and the worst mistakes of each arm in the
+    rows at the largest fraction.
     """
     protocol = digest(_protocol(materials.config))
     chosen = chosen_runs(materials, _every_row(materials, rows, protocol)[0])
@@ -107,16 +107,16 @@ def worst_mistakes(
     predictions: Mapping[str, tuple[str, Path]],
     count: int = MISTAKES,
 ) -> dict[str, np.ndarray]:
-    """Returns the test examples that each arm gets wrong with most confidence.
+    """Returns the test examples that each arm misclassifies with most confidence.
 
-    An arm's probabilities are the mean over all predictions of the example, whatever
-    the seed.
+    An arm's probabilities are the mean over all predictions of the example, over all
+    seeds.
 
     Args:
-      dataset: With the images.
-      window: In HU, for images in HU.
-      predictions: Name -> (arm, file written by `lineage.save_predictions`).
-      count: Mistakes an arm, at most.
+      dataset: Data set with the images.
+      window: (centre, width) in HU, for images in HU.
+      predictions: Name -> (arm, file written by `artifacts.save_predictions`).
+      count: Largest number of mistakes per arm.
 
     Returns:
       'arm', 'ids', 'groups', 'labels' `[M]`, 'probabilities' `[M, K]`, 'images'
@@ -157,7 +157,7 @@ def worst_mistakes(
 
 
 def shown(images: np.ndarray, window: tuple[float, ...]) -> np.ndarray:
-    """Returns images as uint8 `[N, H, W, C]`: HU through the (first) window."""
+    """Returns images as uint8 `[N, H, W, C]`, those in HU through the first window."""
     if images.dtype == np.uint8:
         return images
     unit = images.astype(np.float32)
@@ -167,18 +167,18 @@ def shown(images: np.ndarray, window: tuple[float, ...]) -> np.ndarray:
 
 
 def save(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes arrays as compressed NumPy, replacing what is there."""
+    """Writes arrays as compressed NumPy, replacing an existing file."""
     with io.replacing(path) as temporary:
         np.savez_compressed(temporary, **arrays)
 
 
 def chosen_runs(materials: Materials, rows: Sequence[Row]) -> dict[str, StageRun]:
-    """Returns row name -> the candidate that stands for it.
+    """Returns row name -> its chosen candidate.
 
-    Each arm has one place of the tuning grid for all its rows: the one of the highest
-    mean balanced accuracy on validation examples, over seeds, fractions and folds; at a
-    tie the lowest mean loss, then the first of the grid. The validation groups of a
-    single row are too few to choose by.
+    Each arm has one point of the tuning grid for all its rows: the one with the highest
+    mean balanced accuracy on validation examples, over seeds, fractions and folds; ties
+    go to the lowest mean loss, then to the first point. The validation groups of a single
+    row are too few for a choice.
     """
     scores: dict[str, list[list[tuple[float, float]]]] = {}
     for row in rows:
@@ -200,14 +200,14 @@ def chosen_runs(materials: Materials, rows: Sequence[Row]) -> dict[str, StageRun
 def _every_row(
     materials: Materials, rows: Sequence[Row], protocol: str
 ) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Returns the rows that these settings and data would make, those given first.
+    """Returns the rows of these settings and data, those given first.
 
-    Also the saved rows whose stage runs are no longer there: these stay as they are.
+    Saved rows whose stage runs no longer exist are included unchanged.
     """
     config = materials.config
     every, kept = {row.name: row for row in rows}, []
     for path in sorted((materials.workdir / "rows").glob("*.json")):
-        if path.name.startswith("."):  # Left by a process killed while writing.
+        if path.name.startswith("."):  # Left by a killed process.
             continue
         saved = json.loads(path.read_text())
         if saved.pop("protocol") != protocol or saved["arm"] not in config.arms:
@@ -248,7 +248,7 @@ def _write_row(
     }
     path = materials.workdir / "rows" / f"{row.name}.json"
     io.write_json(path, {"protocol": protocol, **found})
-    # As it will be read: tuples of the settings that were tried become lists.
+    # As JSON will read it: tuples of the tried settings become lists.
     return json.loads(json.dumps(found))
 
 

@@ -25,17 +25,17 @@ from twostage_jax.train.progress import Progress
 
 
 def run(config: Config, workdir: Path, data_dir: Path) -> Any:
-    """Runs what is missing of a study and returns its results (see `results.collect`).
+    """Completes a study and returns its results (see `results.collect`).
 
-    Returns None in every process of several but the first, which collects them.
+    With several processes, all but the first, which collects the results, return None.
 
     Args:
-      config: What to run.
-      workdir: Where everything is written; what is finished there is not run again.
-      data_dir: Where prepared data sets lie.
+      config: Settings of the study.
+      workdir: Output folder; finished runs in it are not repeated.
+      data_dir: Folder of prepared data sets.
 
     Raises:
-      UserError: Bad settings, bad data, or a workdir that is not this config's.
+      UserError: Settings or data are invalid, or the workdir belongs to another config.
       runtime.Interrupted: The run was asked to stop; the state is saved.
     """
     with trained(config, workdir, data_dir) as (materials, rows):
@@ -52,12 +52,12 @@ def run(config: Config, workdir: Path, data_dir: Path) -> Any:
 def trained(
     config: Config, workdir: Path, data_dir: Path
 ) -> Iterator[tuple[Materials, list[plan.Row]]]:
-    """Trains what is missing of a study; gives its materials and rows.
+    """Completes the training of a study and yields its materials and rows.
 
-    While the context lasts no other process works on these seeds in the workdir.
+    Within the context, other processes cannot work on these seeds in the workdir.
 
     Raises:
-      As `run`.
+      UserError, runtime.Interrupted: See `run`.
     """
     plan.check(config)
     config = sources.sized(config)
@@ -71,7 +71,7 @@ def trained(
         materials = Materials(config, datasets, workdir)
         with runtime.StopFlag().installed() as stop:
             _run_missing(materials, rows, stop)
-            if stop():  # Asked while the last stage run was written.
+            if stop():  # The signal came while the last stage run was written.
                 raise runtime.Interrupted
         yield materials, rows
 
@@ -100,7 +100,7 @@ def _load(config: Config, data_dir: Path) -> dict[str, Any]:
 def _run_missing(
     materials: Materials, rows: list[plan.Row], stop: runtime.StopFlag
 ) -> None:
-    """Trains what is not done."""
+    """Trains the unfinished stage runs."""
     config = materials.config
     runs = plan.stage_runs(rows)
     width = plan.width(config)
@@ -108,15 +108,15 @@ def _run_missing(
     groups = _to_run(materials, runs, width)
     if not runtime.agreed(str(groups)):
         raise UserError(
-            f"--workdir={materials.workdir}: the processes find different stage runs "
-            "done there: give a folder that all of them share.",
+            f"--workdir={materials.workdir}: the processes see different finished stage "
+            "runs: give a folder that all processes share.",
             where="--workdir",
         )
     if runtime.is_main():
         again = {run.hash for group in groups for run in group}
         for run in runs:
             if run.hash not in again and is_done(materials, run):
-                clear(materials, run)  # Left by a process killed at the very end.
+                clear(materials, run)  # Left by a process that was killed at the end.
     done = len(runs) - sum(map(len, groups))
     progress = Progress(len(runs), done, stop)
     left = _seconds_left(materials, runs, groups)
@@ -139,7 +139,7 @@ def _run_missing(
 def _to_run(
     materials: Materials, runs: list[StageRun], width: int
 ) -> list[list[StageRun]]:
-    """Returns what is missing, in groups to train together; first what was cut off."""
+    """Returns the missing runs in groups to train together, interrupted ones first."""
     groups = _cut_off(materials, runs, width)
     taken = {run.hash for group in groups for run in group}
     for group in plan.groups(materials.config, runs, width):
@@ -155,11 +155,11 @@ def _to_run(
 def _cut_off(
     materials: Materials, runs: list[StageRun], width: int
 ) -> list[list[StageRun]]:
-    """Returns the groups that were begun and not ended.
+    """Returns the groups that were interrupted.
 
-    The same neighbours again make the same numbers, bit for bit. Where they no longer
-    fit the devices or the study, they are grouped again: a run resumes from
-    its own saved state, the same to float tolerance.
+    The same neighbours give bit-identical results. If they no longer fit the devices or
+    the study, they are regrouped: a run resumes from its saved state, with results equal
+    to float tolerance.
     """
     by_name = {run.folder_name: run for run in runs}
     groups: dict[str, list[StageRun]] = {}
@@ -179,7 +179,7 @@ def _cut_off(
 def _seconds_left(
     materials: Materials, runs: list[StageRun], groups: list[list[StageRun]]
 ) -> float | None:
-    """Returns an estimate from what runs of each stage took; None without examples."""
+    """Returns an estimate from the durations of finished runs; None without any."""
     took: dict[str, list[float]] = {}
     for run in runs:
         if is_done(materials, run):
@@ -192,14 +192,14 @@ def _seconds_left(
 
 
 def _claim(stack: contextlib.ExitStack, config: Config, workdir: Path) -> None:
-    """Takes the workdir for this config's seeds, or says who has it."""
+    """Locks the workdir for the seeds of this config, or raises a UserError."""
     owner = workdir / "workdir.json"
     if owner.is_file():
         name = json.loads(owner.read_text())["config"]
         if name != config.name:
             raise UserError(
-                f"--workdir={workdir} was made by config '{name}', not '{config.name}': "
-                "give this run another --workdir.",
+                f"--workdir={workdir} belongs to config '{name}', not to "
+                f"'{config.name}': give another --workdir.",
                 where="--workdir",
             )
     for seed in config.study.seeds:

@@ -35,7 +35,7 @@ from twostage_jax.train.parallel import alone, side_by_side
 from twostage_jax.train.progress import Progress
 
 PyTree = Any
-# Images from which the mean and standard deviation of a data set are computed.
+# Number of images for the mean and standard deviation of a data set.
 STATISTICS_IMAGES = 4096
 
 
@@ -56,7 +56,7 @@ class Materials:
     feeds: dict[tuple[str, int], Feed] = dataclasses.field(default_factory=dict)
 
     def feed(self, stage: str, devices: int) -> Feed:
-        """Returns the feed of a stage's data to so many devices."""
+        """Returns the feed of a stage's data to a number of devices."""
         if (stage, devices) not in self.feeds:
             self.feeds[stage, devices] = feed(self.datasets[stage], devices)
         return self.feeds[stage, devices]
@@ -81,7 +81,7 @@ class Prepared(NamedTuple):
       variables: Initial variables, random or transferred.
       report: Report of the transfer, if the run has a parent.
       key: PRNG key data for augmentation and dropout.
-      constants: Arrays that no step changes; see `steps.Constants`.
+      constants: Arrays that are constant over steps; see `steps.Constants`.
     """
 
     run: StageRun
@@ -95,7 +95,7 @@ class Prepared(NamedTuple):
 def is_done(materials: Materials, run: StageRun) -> bool:
     """Whether the stage run is finished: its lineage is written last.
 
-    An imported stage is imported again if the statement of its licence changed.
+    An imported stage is imported again if its stated licence changed.
     """
     if not (materials.folder(run) / "lineage.json").is_file():
         return False
@@ -107,13 +107,13 @@ def is_done(materials: Materials, run: StageRun) -> bool:
 
 
 def under_way_with(materials: Materials, run: StageRun) -> list[str]:
-    """Returns the folder names of runs begun together, if this is one of them."""
+    """Returns the folder names of the runs that were started with this one, if any."""
     path = materials.folder(run) / "under_way.json"
     return json.loads(path.read_text()) if path.is_file() else []
 
 
 def clear(materials: Materials, run: StageRun) -> None:
-    """Removes what a stage run needs only while it is under way."""
+    """Removes files that a stage run needs only during training."""
     shutil.rmtree(materials.folder(run) / "states", ignore_errors=True)
     (materials.folder(run) / "under_way.json").unlink(missing_ok=True)
 
@@ -126,13 +126,13 @@ def read_lineage(materials: Materials, run: StageRun) -> dict[str, Any]:
 def run_stages(
     materials: Materials, runs: Sequence[StageRun], progress: Progress
 ) -> None:
-    """Trains, exports and evaluates stage runs that are alike; resumes what was cut off.
+    """Trains, exports and evaluates similar stage runs, resuming interrupted ones.
 
     Writes into the folder of each: `variables/`, `transfer.json` (if it has a parent),
     `predictions.npz` and `validation.npz` (predictions of test and validation examples),
-    `novelty.npz` (of a target stage) and, last, `lineage.json`. Until all runs have
-    theirs there are also `states/`, saved on the way, and `under_way.json`, which names
-    the runs, so that those begun together are resumed together.
+    `novelty.npz` (target stages only) and, last, `lineage.json`. Until all runs are
+    complete there are also `states/`, saved during training, and `under_way.json`, which
+    names the runs, so that runs started together are resumed together.
 
     Args:
       materials: Settings, data and folder of the study.
@@ -196,9 +196,9 @@ def run_stages(
             store.close()
     best = placement.put([one.variables for one in fitted])
     tested = predict(best, [one.splits.test for one in ready])
-    # Thresholds of the report are chosen on these.
+    # The report chooses thresholds on these predictions.
     validated = predict(best, [one.splits.validation for one in ready])
-    # How long it had trained before it was cut off is not known.
+    # The training time before the interruption is unknown.
     seconds = None if resumed else (time.monotonic() - began) / len(runs)
     if runtime.is_main():
         for one, *results in zip(ready, fitted, tested, validated, strict=True):
@@ -215,7 +215,7 @@ def _import(materials: Materials, run: StageRun, progress: Progress) -> None:
     placed = weights.placed
     lines = [f"imported {len(placed.names)} arrays of {weights.path}", *weights.notes]
     if placed.missing:
-        lines.append(f"fresh, for lack of arrays: {', '.join(placed.missing)}")
+        lines.append(f"initialised at random (missing): {', '.join(placed.missing)}")
     progress.say("\n".join(f"  {run.stage}: {line}" for line in lines))
     progress.done += 1
     if runtime.is_main():
@@ -234,7 +234,7 @@ def step_settings(
     num_classes: int,
     report: transfers.TransferReport | None,
 ) -> steps.StepSettings:
-    """Returns what the compiled steps of a stage depend on."""
+    """Returns the settings on which the compiled steps of a stage depend."""
     pulled: frozenset[str] = frozenset()
     if report is not None and stage.optim.l2_sp:
         pulled = frozenset(p.removeprefix("params/") for p in report.transferred)
@@ -292,7 +292,11 @@ def _carry_over(
         notes.append(
             f"normalisation: '{run.parent.stage}' used '{before}', "
             f"'{run.stage}' uses '{after}'"
-            + (" with its own mean and deviation" if after == "dataset" else "")
+            + (
+                " with its own mean and standard deviation"
+                if after == "dataset"
+                else ""
+            )
         )
     rules = settings.transfer
     return transfers.transfer(
@@ -313,8 +317,8 @@ def constants_of(
     """Returns the class weights and the image statistics of training examples.
 
     Args:
-      stage: Settings.
-      channels: Channels C of the network's input.
+      stage: Settings of the stage.
+      channels: Number C of channels of the network's input.
       dataset: Data set of the stage.
       train: Indices of the training examples.
       scale: Mean and standard deviation `[C]` of `normalise='weights'`.
@@ -346,7 +350,7 @@ def _export(
     seconds: float | None,
 ) -> None:
     if is_done(materials, one.run):
-        return  # A run cut off between the exports of neighbours.
+        return  # The run was interrupted between the exports of neighbours.
     folder, dataset = materials.folder(one.run), materials.datasets[one.run.stage]
     checkpoint.export_variables(folder / "variables", fitted.variables)
     if one.report:
@@ -367,7 +371,7 @@ def _export(
 
 
 def _export_novelty(materials: Materials, one: Prepared, variables: PyTree) -> None:
-    """Writes what tells other images from the training's; see `novelty`."""
+    """Writes the reference for images that differ from the training; see `novelty`."""
     config, dataset = materials.config, materials.datasets[one.run.stage]
     indices = novelty.chosen(one.splits.train)
     if len(indices) < 2:

@@ -26,7 +26,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       parts: For each part, what yields its examples: dicts with 'image', 'label',
         'id', 'group' and 'split'.
       image_shape: `(H, W, C)` of every image.
-      image_dtype: dtype of every image.
+      image_dtype: Data type of every image.
       class_names: One a class, in label order.
       metadata: A dict that is saved after the last part; the parts may fill it.
       **kwargs: `config` and `data_dir` of a TFDS builder.
