@@ -1,6 +1,4 @@
-"""The main difference patient by patient, and calibration in the report."""
-
-import csv
+"""The main difference patient by patient."""
 
 import numpy as np
 import pytest
@@ -87,13 +85,3 @@ def test_without_patients_nothing_is_said_of_them(tmp_path):
     write_study(tmp_path, CHANCES, seeds=(0,), patients=None, patches=4)
     study = study_table.load([tmp_path])
     assert analyse(study, 200).by_patient is None
-
-
-def test_calibration_tables_have_a_slope_per_arm_and_an_intercept_per_class(
-    study_report,
-):
-    with (study_report / "tables" / "calibration.csv").open() as file:
-        slopes = {row["arm"]: float(row["slope"]) for row in csv.DictReader(file)}
-    assert set(slopes) == {"scratch", "natural", "texture", "two_stage"}
-    with (study_report / "tables" / "calibration_intercepts.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 3 * len(slopes)

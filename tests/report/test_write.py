@@ -19,8 +19,19 @@ from study_files import ARMS, HOSTILE, read_results, write_results, write_study
 
 from twostage_jax import io as atomic
 from twostage_jax import report
-from twostage_jax.report import figures
+from twostage_jax.report import figures, tables
+from twostage_jax.report.tables import Column, Table
 from twostage_jax.report.write import write_report
+
+# With what the first line of the table's file asks for.
+DOCUMENT = r"""\documentclass{article}
+\usepackage{booktabs}
+\usepackage[T1]{fontenc}
+\begin{document}
+\input{result}
+\input{hostile}
+\end{document}
+"""
 
 
 class Page(html.parser.HTMLParser):
@@ -323,3 +334,45 @@ def test_transfer_reports_are_written_once_for_runs_that_did_the_same(study_repo
     header, *lines = rows(study_report, names[0])
     assert lines[1][:3] == ["params/head/kernel", "init", "params/head/.*"]
     assert json.loads(lines[0][header.index("norm after")]) == 9.7
+
+
+def test_calibration_tables_have_a_slope_per_arm_and_an_intercept_per_class(
+    study_report,
+):
+    with (study_report / "tables" / "calibration.csv").open() as file:
+        slopes = {row["arm"]: float(row["slope"]) for row in csv.DictReader(file)}
+    assert set(slopes) == {"scratch", "natural", "texture", "two_stage"}
+    with (study_report / "tables" / "calibration_intercepts.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 3 * len(slopes)
+
+
+def test_latex_table_is_whole_and_escaped(study_report):
+    text = (study_report / "table.tex").read_text()
+    for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\label{tab:result}"):
+        assert text.count(part) == 1
+    lines = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(lines) == 1 + len(ARMS)
+    assert {line.count("&") for line in lines} == {4}
+    assert r"Balanced accuracy (\%)" in text
+    assert tables.latex_text(HOSTILE[2]) == (
+        r"50 \% \& \$x\_1\$ \textbackslash{}input\{y\}"
+    )
+
+
+@pytest.mark.skipif(
+    shutil.which("pdflatex") is None, reason="pdflatex is not installed"
+)
+def test_latex_sets_the_table_whatever_its_text(study_report, tmp_path):
+    shutil.copy(study_report / "table.tex", tmp_path / "result.tex")
+    text = " ".join([*HOSTILE, *tables.LATEX])
+    table = Table("t", text, [Column(text), Column("n", "count")], [[text, 1]], text)
+    (tmp_path / "hostile.tex").write_text(tables.latex(table, "tab:hostile"))
+    (tmp_path / "all.tex").write_text(DOCUMENT)
+    done = subprocess.run(
+        ["pdflatex", "-no-shell-escape", "-interaction=nonstopmode", "-halt-on-error",
+         "all"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "all.pdf").is_file()
+    assert "Missing character" not in (tmp_path / "all.log").read_text("latin-1")
