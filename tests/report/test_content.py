@@ -262,6 +262,17 @@ def test_report_says_at_its_head_that_the_target_images_are_synthetic(tmp_path):
     assert "target_set" in text and "natural_set" not in text
 
 
+def test_report_says_what_a_patient_is_if_the_target_images_are_not_ct(tmp_path):
+    folder = write_study(tmp_path / "run", TWO, rich=True)
+    for path in folder.glob("stages/*/lineage.json"):
+        lineage = json.loads(path.read_text())
+        lineage["data"] |= {"kind": "texture", "name": f"{lineage['stage']}_set"}
+        path.write_text(json.dumps(lineage))
+    made, _ = report(study_table.load([folder]))
+    (text,) = [text for text in made.summary if "not CT" in text]
+    assert "target_set" in text
+
+
 def test_imported_stage_is_named_with_its_licence_and_the_layers_that_it_lacks(
     tmp_path,
 ):

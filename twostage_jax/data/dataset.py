@@ -62,7 +62,7 @@ class Recipe:
 
     Attributes:
       name: Short name of letters, digits and underscores.
-      kind: Content of the images; stored with the prepared set, otherwise unused.
+      kind: Content of the images; the report says what a patient is if it is not CT.
       class_names: Names of the classes, in label order.
       key: Digest of everything the examples depend on: settings, code version, and the
         names, sizes and modification times of the files read. A set with a new key is

@@ -103,27 +103,33 @@ def build(study: Study, analysis: Analysis, artefacts: Artefacts) -> Report:
     sections.append(checklist.section(study, sections, primary))
     return Report(
         study.name,
-        [*summary(study, analysis), *_synthetic(study, artefacts)],
+        [*summary(study, analysis), *_target_images(study, artefacts)],
         [*_missing(study, analysis), *analysis.notes, *artefacts.notes, *notes],
         [section for section in sections if section.parts],
         score_tables.result_table(analysis),
     )
 
 
-def _synthetic(study: Study, artefacts: Artefacts) -> Iterable[str]:
-    """Yields a warning for each synthetic target data set."""
+def _target_images(study: Study, artefacts: Artefacts) -> Iterable[str]:
+    """Yields warnings if the target images are synthetic or not CT."""
     targets = {chain[-1] for chain in study.arms.values()}
-    names = {
-        str(record.lineage["data"].get("name"))
+    images = {
+        (str(data.get("name")), data.get("synthetic") is True, data.get("kind", "ct"))
         for record in artefacts.stages.values()
         if record.lineage["stage"] in targets
-        and record.lineage["data"].get("synthetic") is True
+        for data in (record.lineage["data"],)
     }
-    for name in sorted(names):
-        yield (
-            f"The target images (data set '{name}') are synthetic: the results say "
-            "nothing about patients."
-        )
+    for name, synthetic, kind in sorted(images):
+        if synthetic:
+            yield (
+                f"The target images (data set '{name}') are synthetic: the results say "
+                "nothing about patients."
+            )
+        if kind != "ct":
+            yield (
+                f"The target images (data set '{name}') are not CT: a 'patient' of this "
+                "report is a group of them, such as one sample of a material."
+            )
 
 
 def _method(study: Study, analysis: Analysis) -> list[Part]:

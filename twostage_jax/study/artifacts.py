@@ -266,6 +266,7 @@ def lineage(
             "fingerprint": dataset.fingerprint,
             "units": dataset.units,
             "synthetic": dataset.synthetic,
+            "kind": dataset.kind,
             "class_names": list(dataset.class_names),
             "examples": {name: len(part) for name, part in parts.items()},
             "groups": None
