@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
     target.path = ""  # folder of ct/, lungs/, infection/ and slices.csv
     target.classes = "healthy,infected"  # names of label values 0, 1, ...
     target.stride = 8  # distance between patches, pixels
-    target.per_class = 200  # most patches of one class and patient
+    target.per_class = 200  # most patches per class and patient
     # Fewer steps leave the network behind texture descriptors: experiments/heads.md.
     config.stages.target.train.steps = 600
 

@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     natural.data.size = (
         256  # stored; training crops at random, evaluation in the centre
     )
-    natural.data.test = 0.04  # TFDS brings no labelled test split
+    natural.data.test = 0.04  # the TFDS set lacks a labelled test split
     natural.optim.name = "sgd"
     natural.optim.learning_rate = 0.01
     natural.train.steps = 450_000
@@ -72,13 +72,13 @@ def get_config() -> ConfigDict:
     target.data.classes = ""  # empty: classes.json, or all labels of MedGIFT ROIs
     target.data.spacing = 0.1  # mm per pixel: 227 pixels are 23 mm, some 32 of the scan
     target.data.stride = 57  # distance between neighbouring patches, pixels
-    target.data.per_class = 100  # most patches of one class and patient
+    target.data.per_class = 100  # most patches per class and patient
     target.augment.shift = 8
 
     for stage in (natural, texture, target):
         stage.data.validation = 0.1
         stage.data.normalise = "weights"
-        # A window a channel: lung, wide, mediastinal. Only images in HU have one.
+        # One window per channel: lung, wide, mediastinal. Only images in HU have them.
         stage.data.window = (-600.0, 1500.0, -160.0, 500.0, 40.0, 400.0)
 
     for stage in (texture, target):

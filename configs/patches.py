@@ -45,11 +45,11 @@ def get_config(variant: str = "") -> ConfigDict:
     target.path = ""  # folder of class sub-folders of patches
     target.name = "patches"
     target.kind = "ct"
-    target.size = 0  # 0 = as the patches are; else resized to so many pixels
+    target.size = 0  # 0 = keep the size of the patches; else resize to this, pixels
     target.group_regex = ""  # its first group, in 'class/file', is the patient
     target.group_csv = ""  # or a table with the columns path and group
-    target.units = ""  # hu, grey, or '' to find out
-    target.offset = 0.0  # added to the values of files to get HU, such as -1024
+    target.units = ""  # hu, grey, or '' to detect them
+    target.offset = 0.0  # added to the stored values to get HU, such as -1024
     if not variant:
         two_stage.lengthen_sources(config)
         # Fewer steps leave the network behind texture descriptors: experiments/heads.md.

@@ -22,7 +22,7 @@ patches = config_file(Path(__file__).with_name("patches.py"))
 
 
 def get_config() -> ConfigDict:
-    """Returns the settings of `patches.py` with a file of weights as natural stage."""
+    """Returns the settings of `patches.py` with a weights file as the natural stage."""
     config = patches.get_config()
     config.name = "pretrained"
 

@@ -50,11 +50,11 @@ def get_config(variant: str = "") -> ConfigDict:
     texture.augment.contrast = 0.2
 
     target = config.stages.target = stage("phantoms", steps=400)
-    # Many patients of one section each: intervals need every class in three patients
-    # or more of a split, and a section costs the same whoever it is of.
+    # Many patients of one section each: intervals need every class in at least three
+    # patients of a split, and a section costs the same for any patient.
     target.data.patients = 72  # phantom patients; each has up to three diseases
     target.data.slices = 1  # sections per patient
-    target.data.per_class = 24  # most patches of one class and patient
+    target.data.per_class = 24  # most patches per class and patient
     target.data.validation = 0.25
     target.augment.flip = "dihedral"
     target.augment.window = 0.1
@@ -69,10 +69,10 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.study = ConfigDict()
     config.study.arms = ()  # names of the arms to run; empty = all
-    config.study.seeds = (0,)  # every arm runs once a seed
-    config.study.fractions = (1.0,)  # shares of the target's training set, nested
+    config.study.seeds = (0,)  # every arm runs once per seed
+    config.study.fractions = (1.0,)  # fractions of the target's training set, nested
     config.study.draw = "group"  # fractions by whole 'group' (patient) or by 'patch'
-    config.study.folds = 0  # of the target by group, new ones each seed; 0 = one split
+    config.study.folds = 0  # of the target by group, redrawn per seed; 0 = one split
     config.study.split_seed = 0  # of the splits into train, validation, test
     # Settings of the target stage to choose among on validation groups, once per arm:
     # (('optim.learning_rate', (0.001, 0.003)), ...). Empty = none.
@@ -80,16 +80,16 @@ def get_config(variant: str = "") -> ConfigDict:
     # Primary endpoint, named before the run: first arm minus second, over all sizes.
     config.study.primary = ("two_stage", "scratch", "balanced_accuracy")
     # On the same splits: majority, mean_grey, descriptors (texture), frozen (networks of
-    # the source stages and a random one), each with a linear classifier. () = none. The
-    # last takes as long as training here, and is left to the other configs.
+    # the source stages and a random one), each with a linear classifier. () = none.
+    # 'frozen' takes as long as training here, so only the other configs have it.
     config.study.baselines = ("majority", "mean_grey", "descriptors")
     config.study.side_by_side = (
-        0  # runs at once; 0: one a device, 1: all devices for one
+        0  # runs at once; 0: one per device, 1: all devices for one
     )
 
-    # Statements that the report prints; empty ones are said to be missing.
+    # Statements that the report prints; empty ones are reported as missing.
     config.report = ConfigDict()
-    config.report.reference_standard = ""  # how, and by whom, the classes were found
+    config.report.reference_standard = ""  # how, and by whom, classes were determined
     config.report.ethics = ""
     config.report.funding = ""
 
@@ -145,48 +145,48 @@ def add_long_natural(config: ConfigDict) -> None:
 
 
 def stage(source: str, steps: int) -> ConfigDict:
-    """Returns the settings of one stage, each with what it means."""
+    """Returns the settings of one stage, each with its meaning."""
     stage = ConfigDict()
 
     stage.data = data(source)
     stage.weights = ""  # file of public weights to import instead of training
-    # Of images in [0, 1], per channel, that they were trained with; () = those that the
-    # file states (as `export` writes them), or the network's public weights (ImageNet's).
+    # Of images in [0, 1], per channel, in the training of the weights; () = as stated in
+    # the file (written by `export`), or those of the network's public weights (ImageNet).
     stage.weights_mean = ()
     stage.weights_deviation = ()
-    stage.weights_licence = ""  # such as bsd-3-clause; empty = what the file states
+    stage.weights_licence = ""  # such as bsd-3-clause; empty = as stated in the file
 
     stage.transfer = transfer = ConfigDict()
     transfer.reinitialise = "head"  # head, or dense: all fully connected layers
-    transfer.rules = ()  # ((path pattern, action), ...) that come before the default
+    transfer.rules = ()  # ((path pattern, action), ...) that precede the default
 
     stage.optim = optim = ConfigDict()
     optim.name = "adamw"  # sgd (with momentum) or adamw
     optim.learning_rate = 0.002  # at its peak
     optim.momentum = 0.9  # of sgd
-    optim.weight_decay = 5e-4  # biases and normalisation layers are spared
+    optim.weight_decay = 5e-4  # biases and normalisation layers are exempt
     optim.warmup_steps = 20  # linear
     optim.schedule = "cosine"  # after the warm-up: cosine or constant
     optim.clip_norm = 1.0  # largest gradient norm; 0 = no clipping
     optim.lr_factors = ()  # ((path pattern, factor), ...), such as (('conv.*', 0.1),)
-    optim.freeze = ()  # path patterns of what stays bit-identical
-    optim.head_steps = 0  # steps at the start that train the head alone
-    optim.l2_sp = 0.0  # pull of transferred kernels towards their start
+    optim.freeze = ()  # path patterns of arrays that stay bit-identical
+    optim.head_steps = 0  # initial steps that train only the head
+    optim.l2_sp = 0.0  # L2 penalty on changes of transferred kernels
 
     stage.train = train = ConfigDict()
     train.steps = steps  # optimiser steps
-    train.epochs = 0  # most passes over the data set, fewer steps; 0 = no limit
+    train.epochs = 0  # most passes over the data set, limits steps; 0 = no limit
     train.batch_size = 64  # over all devices
-    train.eval_every = 50  # steps between scores on the validation split
+    train.eval_every = 50  # steps between evaluations on the validation split
     train.save_every = 100  # steps between saved states
     train.select = "last"  # parameters kept: last, or best on validation
-    train.label_smoothing = 0.0  # share of the target spread over all classes
+    train.label_smoothing = 0.0  # fraction of the target spread over all classes
     train.class_weights = "none"  # none, or balanced: inverse class frequency
 
     stage.augment = augment = ConfigDict()
     augment.flip = "none"  # none, horizontal, or dihedral (flips and quarter turns)
     augment.shift = 2  # largest shift of the crop, pixels
-    augment.brightness = 0.0  # largest change, as a share of the full range
+    augment.brightness = 0.0  # largest change, as a fraction of the full range
     augment.contrast = 0.0  # largest relative change
     augment.window = 0.0  # largest relative change of the HU window
     return stage
@@ -219,11 +219,11 @@ def lengthen_sources(config: ConfigDict) -> None:
 
 
 def data(source: str) -> ConfigDict:
-    """Returns what the data settings of all sources have in common."""
+    """Returns the data settings that all sources have in common."""
     data = ConfigDict()
     data.source = source  # natural_surrogate, textures, phantoms, folder, slices, ...
-    data.validation = 0.2  # share of the training groups that selection looks at
-    data.test = 0.25  # share of the groups held out, if the set brings no test split
+    data.validation = 0.2  # fraction of the training groups for model selection
+    data.test = 0.25  # fraction of the groups held out, if the set lacks a test split
     data.normalise = "fixed"  # fixed, dataset, patch (structure only), or weights
     data.window = (-600.0, 1500.0)  # (centre, width) in HU; only images in HU
     return data

@@ -255,12 +255,12 @@ def page(found: dict[str, Any]) -> str:
         "",
         f"    {found['command']}",
         "",
-        f"{found['variants']:,} variants of {found['files']} files: CT slices as they "
-        "are, and the same in other transfer syntaxes. Each is read in another process "
+        f"{found['variants']:,} variants of {found['files']} files: CT slices, "
+        "unchanged and in other transfer syntaxes. Each is read in another process "
         f"with limits of {TIME_LIMIT_S} s and {MEMORY_LIMIT / 2**30:.0f} GiB, which also "
         "sorts it, masks its lungs and writes a segmentation over it; then by SimpleITK. "
-        "'Read as SimpleITK does': HU or geometry changed, but they are what the damaged "
-        "file holds, and nothing in it reveals the change. 'Read by us alone': "
+        "'Read as SimpleITK does': HU or geometry changed, but they are the contents of "
+        "the damaged file, which do not reveal the change. 'Read by us alone': "
         f"SimpleITK refuses the file, and at most {MOST_CHANGED:.2%} of the HU "
         "changed. 'Read otherwise', which must not happen: SimpleITK does not agree. "
         "As JSON, with all reasons of refusal: [fuzz_dicom.json](fuzz_dicom.json).",
@@ -274,7 +274,7 @@ def page(found: dict[str, Any]) -> str:
     lines += [
         "",
         f"The slowest took {found['slowest_s']:.2f} s on a machine shared with "
-        f"other work; the reading process never held more than {found['peak_mib']} "
+        f"other work; the reading process used at most {found['peak_mib']} "
         f"MiB. Of the variants that were read, {found['refused_later']} were refused "
         f"by a later step. {found['seconds']} s in all.",
         "",

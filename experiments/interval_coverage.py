@@ -149,7 +149,7 @@ def outside(rows: list[dict[str, Any]], low: float, high: float) -> str:
         found = []
         for which, what in (("differing", ""), ("equal", ", equal arms")):
             measured = row.get(which, {})
-            # Without folds both readings are the same interval.
+            # Without folds both intervals are the same.
             both = "rejected_these" in measured or "difference" not in measured
             keys = ["difference"] if which == "equal" else ["score", "difference"]
             keys += [f"{key}_these" for key in keys] if both else []
@@ -201,17 +201,17 @@ All numbers in per cent; the difference in points.
 **Training sets of the same patients.** In the rows with folds, each patient has an effect
 on every model that it trains. The effect of a training set is the sum of those of its
 patients, and its standard deviation, in each arm, is in the name (0.15 to 0.5 logits). The
-folds are drawn again for each seed, as the program does. All models are trained on
-patients of one study, so neither seeds nor folds average these effects out. There are two
-readings, each with its own true score: over new training patients, and over the training
-sets that the patients of this study can make. The second is what an interval over test
-patients and seeds covers; taken for the first, it covers far too little (*percentile*).
+folds are redrawn for each seed, as in the program. All models are trained on patients of
+one study, so neither seeds nor folds average these effects out. There are two intervals,
+each with its own true score: over new training patients, and over the training sets that
+the patients of this study can form. An interval over test patients and seeds covers the
+second; used for the first, it covers far too little (*percentile*).
 
 The variance over training patients is estimated by `twostage_jax/stats/intervals.py`, by
 regression of products of patients' scores on the fraction of training patients that they
 share. Its two constants were chosen on 17 to 60 patients, 1 to 20 seeds, 2 and 5 folds,
-with other random numbers; the rows from *24 patients* on are settings that it was not
-chosen on. Tried before: `max(s2_cells - F V_patients, 0) n / (P - n)` added to the
+with other random numbers; the rows from *24 patients* on are settings that were not used
+for this choice. Tried before: `max(s2_cells - F V_patients, 0) n / (P - n)` added to the
 variance, where s2_cells is the variance of the difference over cells (seed and fold) and
 V_patients the jackknife variance over test patients of one seed. With 300 studies per row
 it covered 88 to 98 % with 2 folds and 78 to 98 % with 5 (17 and 30 patients, 3 to 20 seeds).
@@ -220,13 +220,13 @@ sixteenth of it.
 
 - *score*, *difference*: coverage of the true score of an arm and of the true difference of
   two arms by the 95 % interval, for new training patients.
-- *these*: the same for the training patients of the study (where the two readings differ).
+- *these*: the same for the training patients of the study (where the two intervals differ).
 - *percentile*: coverage of the true difference for new training patients by a plain
   percentile interval over test patients and seeds, for comparison.
-- *level*, *level, these*: how often p <= 0.05 when the arms are equal, by either reading.
+- *level*, *level, these*: how often p <= 0.05 when the arms are equal, by either interval.
 - *McNemar*: how often the exact test on pooled patches rejects when the arms are equal: it
-  treats the patches of a patient as independent, and is reported for comparison with the
-  literature only.
+  treats the patches of a patient as independent, and is reported only for comparison with
+  the literature.
 - *power*: how often p <= 0.05 at the true difference, for new training patients.
 
 | scenario | metric | true difference | score | difference | score, these | difference, these | percentile | level | level, these | McNemar | power |
@@ -245,12 +245,12 @@ Without effects of training sets, too narrow:
 {narrow}
 
 With training sets of the same patients, too wide. The more folds, the more the training
-sets of a study overlap, and the less it tells of their effects; with 5 folds, 80 % of the
+sets of a study overlap, and the less it reveals their effects; with 5 folds, 80 % of the
 patients are in each, and the variance between training sets has to be multiplied by 4. The
-interval holds every effect that the study cannot exclude, which is too much where the true
-one is small, and so it is with 2 folds and few seeds or without any effect. A study whose
-reader is to learn about new training patients has two folds and ten seeds or more, rather
-than five folds:
+interval includes every effect that the study cannot exclude, so it is too wide if the true
+effect is small, and likewise with 2 folds and few seeds or without any effect. For
+conclusions about new training patients, use two folds and at least ten seeds rather than
+five folds:
 
 {shared_wide}
 

@@ -118,7 +118,7 @@ def make_dataset(case: Case, steps: int) -> Dataset:
 
 
 class _NoStore:
-    """Stand-in for saved states: has none, and saves none."""
+    """Stand-in for saved states that neither has nor saves any."""
 
     def steps(self) -> list[int]:
         return []
@@ -351,7 +351,7 @@ def machine() -> dict[str, Any]:
 
 
 def heading(rounds: int, large: bool, host: dict[str, Any]) -> str:
-    """Returns the title, what the columns mean, and on what they were measured."""
+    """Returns the title, the meaning of the columns, and the machine."""
     versions = ", ".join(f"{name} {is_}" for name, is_ in host["versions"].items())
     flags = f"{'--large ' * large}--rounds={rounds} --out=experiments/throughput.md"
     return f"""# Training speed

@@ -59,12 +59,12 @@ TAPS = ("pool1", "relu3", "pool5", "relu7")
 OURS, PHANTOMS, REAL = "as exported", "new phantom patients", "real CT"
 WINDOWED = f"{REAL}, all windows, shown with the HU window 40,400"
 
-TEXT = """# Images unlike the training images
+TEXT = """# Images that differ from the training images
 
     {command} \\
         --out=experiments/unseen.md
 
-`predict` hatches lung whose windows are unlike the training images: those whose nearest
+`predict` hatches lung whose windows differ from the training images: those whose nearest
 training image, in standardised features, is further away than for 99 % of the patches
 of held-out training patients (`twostage_jax/train/novelty.py`). Two models were
 measured:
@@ -74,29 +74,29 @@ measured:
   `scratch`, seed 0). Unlike: {real}.
 
 Both networks had the dense head. Real CT is `ct_dicom`, 20 slices of 10 patients of
-another collection, windows as `predict` cuts them; for the second model all images are
+another collection, windows as in `predict`; for the second model all images are
 resampled to 1.4 mm and shown as its slices were (HU window -300,1950). *Lung alone*:
-windows with at least 95 % of lung. The numbers, and more of them:
+windows with at least 95 % of lung. All numbers:
 [unseen.json](unseen.json).
 
 **The threshold nearly holds for new patients, and a wrong HU window is detected in
 {wrong} % of the lung. Real patients are not distinguished from phantoms:** per window,
 real lung lies as near to the training phantoms as new phantoms do. So `predict` does
 not rely on the distance there. A data set records whether its images are synthetic, and
-a model trained on synthetic images refuses every series that does not say that it is
-synthetic itself.
+a model trained on synthetic images refuses every series that is not marked as
+synthetic.
 
-Windows that are unlike the training images, in %:
+Windows that differ from the training images, in %:
 
 | images | model of phantoms | model of real CT |
 |---|--:|--:|
 {rows}
 
 The nominal value for patches of test patients is 1 %. Whole lungs have more, because
-windows at the chest wall are cut unlike any training patch. By patient of the real CT, the
+windows at the chest wall differ from all training patches. By patient of the real CT, the
 model of phantoms marks {spread} % (least, median, most).
 
-Little more can be expected of distances in these features: even a linear classifier
+Distances in these features cannot do much better: even a linear classifier
 that is *shown* windows of both kinds (lung alone, patients held out) confuses many
 single windows of phantoms and of real CT, with an AUC of {auc} in the features of the
 model of phantoms. Soft tissue is not detected where the training images contain
@@ -106,11 +106,11 @@ is itself uncertain.
 
 ## Other features and distances
 
-Of the model of phantoms, in %, thresholds by the same cross-validation over patients,
+For the model of phantoms, in %, with thresholds by the same cross-validation over patients,
 with the validation patients among them. *Mahalanobis*: from the nearest class mean, one
-shrunk covariance (Lee et al. 2018). *Of length 1*: features scaled to length 1, as Sun
-et al. 2022 do. The choice among them was made on these same images, so the chosen one
-may do somewhat worse on others.
+shrunk covariance (Lee et al. 2018). *Of length 1*: features scaled to length 1, as in
+Sun et al. 2022. The choice was made on these same images, so the chosen distance may do
+somewhat worse on others.
 
 | features and distance | {shown} |
 |---|{lines}|
@@ -286,7 +286,7 @@ def mahalanobis(
 def separable(first: Windows, second: Windows, features: list[np.ndarray]) -> float:
     """Returns the AUC with which a linear classifier distinguishes two sets of windows.
 
-    Of windows of lung alone, of patients that the classifier has not seen.
+    It is computed on windows with lung only, of patients unseen by the classifier.
     """
     rng = np.random.default_rng(0)
     parts = []

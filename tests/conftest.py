@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures and settings shared by all tests."""
 
 import os
 from pathlib import Path
@@ -16,9 +16,9 @@ from twostage_jax.study import artifacts
 
 
 def pytest_configure(config):
-    """Compiles fast, and keeps the programs for all tests, processes and later runs.
+    """Compiles fast, and caches the programs for all tests, processes and later runs.
 
-    Compiling is most of what the tests take; the programs themselves run next to nothing.
+    Compilation takes most of the time of the tests; running the programs takes little.
     Without optimisations they compute the same to rounding, in a third of the time.
     """
     if jax.__version_info__[:2] == (0, 10):  # Newer ones lack the option.
@@ -42,7 +42,7 @@ def tiny(monkeypatch):
 
 @pytest.fixture
 def devices():
-    """Number of devices; skips where there is one only."""
+    """Number of devices; skips the test if there is only one."""
     count = jax.local_device_count()
     if count == 1:
         pytest.skip("needs several devices")
@@ -64,7 +64,7 @@ def classifier(brightness, tmp_path):
 
 @pytest.fixture
 def real_data():
-    """The folder of real images that the variable TWOSTAGE_DATA names."""
+    """The folder of real images named by the variable TWOSTAGE_DATA."""
     folder = os.environ.get("TWOSTAGE_DATA")
     if not folder or not Path(folder).is_dir():
         pytest.skip("TWOSTAGE_DATA names no folder of real images")

@@ -1,4 +1,4 @@
-"""What the commands share: joining processes, and failures in one line."""
+"""Code shared by the commands: joining processes, and one-line errors."""
 
 import errno
 import os
@@ -150,7 +150,7 @@ def asked(monkeypatch, program, argv):
 
 @LOADING
 def test_a_task_of_the_slurm_array_runs_one_seed(tmp_path, monkeypatch):
-    """The script, with a `python` that only says what it was given."""
+    """The script, with a `python` that only prints its arguments."""
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
     python.chmod(0o755)
@@ -394,7 +394,7 @@ def test_help_waits_for_no_heavy_import():
 
 
 def test_commands_are_functions_with_plain_arguments(tmp_path):
-    """What Python users call; the errors are exceptions, not exits."""
+    """Python users call them; errors are exceptions instead of exits."""
     for call, where in (
         (lambda: prepare.prepare(source="x", out="y", workers=0), "--workers"),
         (lambda: predict.predict(run="x", dicom="y", out="z", stride=0), "--stride"),

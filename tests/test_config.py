@@ -1,4 +1,4 @@
-"""Config file -> settings: what is unknown or impossible is named."""
+"""Config file -> settings: unknown and impossible settings are named."""
 
 import dataclasses
 import subprocess

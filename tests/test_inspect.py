@@ -1,4 +1,4 @@
-"""What a study would do, shown without training."""
+"""The plan of a study, shown without training."""
 
 import public_networks
 import pytest

@@ -1,4 +1,4 @@
-"""The whole program on its smallest config, and what a user sees when it fails."""
+"""The whole program on its smallest config, and its errors."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def heeding_ctrl_c():
 
 @pytest.fixture(scope="module")
 def finished(environment, tmp_path_factory):
-    """The workdir of a finished smoke run, and what it printed."""
+    """The workdir of a finished smoke run, and its printed output."""
     workdir = tmp_path_factory.mktemp("run")
     done = run(environment, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The command `predict` as a user calls it."""
+"""The command `predict`, run like a user."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The command `python -m twostage_jax.prepare`, run as a user runs it."""
+"""The command `python -m twostage_jax.prepare`, run like a user."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def content_of(folder):
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """(folder of slices, folder of what the command made of them, its result)."""
+    """(folder of slices, output folder of the command, its result)."""
     root = tmp_path_factory.mktemp("archive")
     write_archive(root / "slices")
     folder = next((root / "slices").iterdir())

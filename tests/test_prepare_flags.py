@@ -1,4 +1,4 @@
-"""The flags of `python -m twostage_jax.prepare`, and what it says; counts by hand."""
+"""The flags of `python -m twostage_jax.prepare`, and its output; counts by hand."""
 
 import collections
 import csv

@@ -1,4 +1,4 @@
-"""Tables as spreadsheets and people write them: read right, or refused with the cause."""
+"""Realistic tables: read correctly, or refused with the reason."""
 
 import unicodedata
 
@@ -199,7 +199,7 @@ def test_two_files_of_one_name_are_refused(tmp_path):
 
 
 def polygons(tmp_path, *texts):
-    """Returns the masks of polygons given as points, one a slice, `[N, 12, 12]`."""
+    """Returns the masks of polygons given as points, one per slice, `[N, 12, 12]`."""
     series = tmp_path / "ct"
     series.mkdir()
     headers = []

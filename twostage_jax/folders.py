@@ -1,8 +1,8 @@
 """Contents of a user's folders: which files are read, which are skipped, and why.
 
-Apart from `io`, which says how a single file is read and written: whether a link, a
-hidden folder or a file that was not fetched belongs to the data is decided here alone,
-so that every reader of folders (DICOM, images, masks) skips the same files.
+`io` reads and writes single files. Only this module decides whether a link, a hidden
+folder or a file that was not fetched belongs to the data, so that all readers of folders
+(DICOM, images, masks) skip the same files.
 """
 
 import os
@@ -17,10 +17,10 @@ from twostage_jax.errors import UserError
 Skipped = list[tuple[Path, str]]
 # (name below the root, bytes, time of change in ns) of a file.
 Stamp = tuple[str, int, int]
-# Folders that operating systems, NAS devices and archives put next to people's own.
+# Folders created by operating systems, NAS devices and archives.
 _FOREIGN = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found")
 _FOREIGN += ("System Volume Information",)
-# git-annex and Git LFS keep such a text in the place of content that was not fetched.
+# Text of git-annex and Git LFS in place of content that was not fetched.
 _POINTERS = (b"/annex/objects/", b"version https://git-lfs.github.com/spec/")
 _MOST_POINTER_BYTES = 1024
 

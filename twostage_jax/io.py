@@ -132,11 +132,11 @@ class Row(NamedTuple):
 def read(
     path: Path, columns: Sequence[str], *, may_be_empty: Sequence[str] = ()
 ) -> list[Row]:
-    """Returns the rows of a CSV file, except those with empty cells alone.
+    """Returns the rows of a CSV file, except those with only empty cells.
 
     Args:
       path: Path of the file.
-      columns: Names of the needed columns, in lower case; others are ignored.
+      columns: Names of the required columns, in lower case; others are ignored.
       may_be_empty: Names of the columns whose cells may be empty.
 
     Raises:

@@ -29,7 +29,7 @@ class Interrupted(Exception):
 class StopFlag:
     """Turns SIGINT and SIGTERM into a flag that is read between steps.
 
-    A signal in the middle of a step would find the state's buffers donated. A second
+    In the middle of a step, the buffers of the state may already be donated. A second
     Ctrl-C interrupts at once.
     """
 
@@ -67,7 +67,7 @@ class StopFlag:
 
 
 def is_main() -> bool:
-    """Whether this process writes files and speaks to the user."""
+    """Whether this process writes files and prints messages."""
     return jax.process_index() == 0
 
 
@@ -86,9 +86,9 @@ def agreed(text: str) -> bool:
 
 
 def return_memory() -> None:
-    """Returns memory that is free in this process to the system, where glibc can.
+    """Returns free memory of this process to the system, if glibc supports it.
 
-    Each compilation leaves some 300 MB of it.
+    Each compilation leaves about 300 MB of free memory.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -536,7 +536,7 @@ def _unflatten(
 
 
 def _parse_action(action: str) -> Change | None:
-    """Returns the change of shape named by `action`, or None if there is none.
+    """Returns the change of shape named by `action`, or None for other actions.
 
     Raises:
       ValueError: The action is unknown, or its argument is missing or invalid.

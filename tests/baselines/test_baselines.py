@@ -51,7 +51,7 @@ def test_channels_are_described_one_by_one():
 
 
 def features_of(labels, strength, seed=0):
-    """Returns noise `[N, 5]` whose first column tells the class."""
+    """Returns noise `[N, 5]` whose first column reveals the class."""
     values = np.random.default_rng(seed).standard_normal((len(labels), 5))
     values[:, 0] += strength * labels
     return values

@@ -1,4 +1,4 @@
-"""Contours of an ROI combine by their type and by how they lie to one another."""
+"""Contours of an ROI combine by type and relative position."""
 
 import numpy as np
 import pydicom

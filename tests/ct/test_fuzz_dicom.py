@@ -1,4 +1,4 @@
-"""Damaged files are read right or refused: the small form of experiments/fuzz_dicom.py."""
+"""Damaged files are read correctly or refused: a small experiments/fuzz_dicom.py."""
 
 import shutil
 from dataclasses import replace
@@ -47,7 +47,7 @@ def test_damaged_slices_are_read_right_or_refused(fuzzer, tmp_path):
 
 @pytest.fixture
 def compare(fuzzer, tmp_path):
-    """How the fuzz takes a slice whose bytes were changed, and what was read of it."""
+    """Outcome of the fuzz test for a slice with changed bytes, and the values read."""
 
     def compare(stored, change=None, **tags):
         path = write_ct(tmp_path / "a", stored, **tags)

@@ -1,4 +1,4 @@
-"""Lung masks that other programs made: which series they belong to, what they change."""
+"""Lung masks of other programs: the series that they belong to, and their effect."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Masks of one thing whose values JPEG, resizing or several labels have multiplied."""
+"""Masks of one class with several values due to JPEG, resizing or several labels."""
 
 import io
 
@@ -32,7 +32,7 @@ def resized(pixels, factor, resample):
 
 
 def marked(mask):
-    """Returns what a mask marks, and the notes on it."""
+    """Returns the pixels marked by a mask, and the notes on it."""
     notes = Notes()
     inside = foreground(mask, "mask.png", notes)
     return inside, {note for _, note in notes if note}

@@ -1,4 +1,4 @@
-"""Regions lie where every clue says that they do, or are refused."""
+"""Regions are placed where all clues agree, or are refused."""
 
 import dataclasses
 import gzip
@@ -270,7 +270,7 @@ def two_phases(folder):
 
 
 def write_form(form, path, images, index=2, name="a", **options):
-    """Writes a square on one slice; returns what its label mask must be."""
+    """Writes a square on one slice; returns the expected label mask."""
     mask = square()
     if form == "seg":
         labels = np.zeros((len(images), SIDE, SIDE), np.uint8)

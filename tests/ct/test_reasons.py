@@ -1,4 +1,4 @@
-"""The first reason why nothing came of a folder is in the last message."""
+"""The last message has the first reason why a folder gave no result."""
 
 import gzip
 import re

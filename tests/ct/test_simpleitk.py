@@ -1,4 +1,4 @@
-"""HU and geometry against those of an independent reader, SimpleITK (GDCM)."""
+"""HU and geometry, compared with an independent reader, SimpleITK (GDCM)."""
 
 import struct
 
@@ -121,7 +121,7 @@ def lossless_jpeg(image, predictor):
 
     Args:
       image: Values.
-      predictor: 1 to 7: what a pixel is predicted from.
+      predictor: Predictor of a pixel, 1 to 7.
     """
     rows, columns = image.shape
     values = image.astype(int)

@@ -1,4 +1,4 @@
-"""Preparing patches by an Apache Beam pipeline."""
+"""Preparation of patches by an Apache Beam pipeline."""
 
 import pytest
 from ct_files import refused_at

@@ -1,4 +1,4 @@
-"""Trees of image folders as people have them: what is a class, a split, or skipped."""
+"""Realistic trees of image folders: classes, splits and skipped folders."""
 
 import os
 import unicodedata

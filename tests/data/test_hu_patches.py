@@ -1,4 +1,4 @@
-"""Folders of patches in HU, as people have them: TIFF, NumPy and NIfTI files."""
+"""Realistic folders of patches in HU: TIFF, NumPy and NIfTI files."""
 
 from pathlib import Path
 
@@ -179,7 +179,7 @@ def test_volumes_are_refused(tmp_path):
 
 
 def test_values_of_no_sign_or_none_below_zero_are_asked_for(tmp_path):
-    """Nothing but the user can say what 0 to 200 in a signed type means."""
+    """Only the user knows the meaning of 0 to 200 in a signed type."""
     write(tmp_path, values=lambda seed: np.abs(hu(seed)) % 200)
     error = refused(tmp_path)
     assert error.where == "units"
@@ -226,7 +226,7 @@ def test_lost_intercept_of_some_files_is_noted(tmp_path):
 
 
 def test_16_bit_png_with_an_offset(tmp_path):
-    """Grey unless said: DeepLesion, for one, stores HU + 32768."""
+    """Grey by default: DeepLesion, for example, stores HU + 32768."""
 
     def save(path, values):
         Image.fromarray((values + 32768).astype(np.uint16)).save(path)

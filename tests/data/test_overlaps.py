@@ -1,4 +1,4 @@
-"""Pixels that two classes mark are counted by pair of classes, and told."""
+"""Pixels marked by two classes are counted by pair of classes, and reported."""
 
 import json
 

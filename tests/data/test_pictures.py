@@ -1,4 +1,4 @@
-"""Pictures as cameras, scanners and microscopes save them: turned, inverted, deep."""
+"""Pictures of cameras, scanners and microscopes: rotated, inverted, 16-bit."""
 
 import io
 import struct
@@ -50,7 +50,7 @@ def two_classes(root, write):
 
 
 def upright(orientation):
-    """Returns MARKED as Pillow's own turning shows it: the judge of ours."""
+    """Returns MARKED rotated by Pillow itself, the reference for our rotation."""
     file = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -1,4 +1,4 @@
-"""Only what is the same in series, UID, place and pixels is a copy of a slice."""
+"""Copies of a slice have the same series, UID, position and pixels."""
 
 import shutil
 

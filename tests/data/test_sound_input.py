@@ -1,4 +1,4 @@
-"""Sound files are read; values that are not HU are refused, however sound the file."""
+"""Valid files are read; values that are not HU are refused even in valid files."""
 
 import os
 

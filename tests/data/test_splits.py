@@ -1,4 +1,4 @@
-"""Train, validation and test; parts of the training examples; copies across splits."""
+"""Splits, subsets of the training examples, and copies across splits."""
 
 import dataclasses
 import logging
@@ -280,7 +280,7 @@ def test_only_labels_groups_and_splits_matter():
 
 
 def test_folds_of_other_seeds_separate_any_two_groups():
-    """Also those whose class counts are like no other's: training sets differ truly."""
+    """Even groups with unique class counts, so that training sets really differ."""
     rng = np.random.default_rng(0)
     counts = rng.integers(1, 200, (17, 2))
     labels = np.concatenate([np.repeat([0, 1], pair) for pair in counts])

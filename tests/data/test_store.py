@@ -1,4 +1,4 @@
-"""Preparing a data set once, whole or not at all, in workers, and reading it back."""
+"""Preparation of a data set: once, all or nothing, in workers; and reading it back."""
 
 import contextlib
 import dataclasses
@@ -309,7 +309,7 @@ def test_other_threads_than_the_main_one_may_start_workers():
 
 
 def test_without_a_terminal_lines_say_how_far_it_is(monkeypatch, capsys):
-    """They reach the user although the writer of the set silences its libraries."""
+    """They reach the user even though the writer of the set silences its libraries."""
     monkeypatch.setattr(store, "LINE_EVERY", -1.0)
     made = Recipe("made", "ct", ("a",), "key", (0, 1), lambda task: [])
     results = store.run(made, workers=1)

@@ -1,4 +1,4 @@
-"""Standard sets that TFDS has prepared, read without TensorFlow."""
+"""Standard sets prepared by TFDS, read without TensorFlow."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""What the figures of the feature analysis show."""
+"""Contents of the figures of the feature analysis."""
 
 import numpy as np
 import pytest

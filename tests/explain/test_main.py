@@ -45,7 +45,7 @@ def write_images(folder, classes, count):
 
 @pytest.fixture(scope="module")
 def explained(tmp_path_factory):
-    """The folder that the command wrote, and what it printed."""
+    """The output folder of the command, and its printed output."""
     workdir = tmp_path_factory.mktemp("run")
     rows = []
     for arm, chain in CHAINS.items():

@@ -1,4 +1,4 @@
-"""All measures together on small networks, and the words and figures from them."""
+"""All measures together on small networks, with their text and figures."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ LAYERS = ["conv1", "fc6"]
 
 
 def trained(arm, seed, stage="target", parent=None, classes=3, noise=0.2):
-    """Returns a network a little away from its start: its parent's, or a random one."""
+    """Returns a network near its initial parameters: its parent's, or random ones."""
     network = constructed.as_network(
         constructed.Small(classes), {}, SIZE, arm, seed, stage, parent
     )
@@ -125,7 +125,7 @@ def test_mean_of_the_layers_is_taken_within_a_seed(measured):
 
 @pytest.fixture(scope="module")
 def own(textures):
-    """Both seeds measured, each on its own examples, those of seed 0 as in `measured`."""
+    """Measures of both seeds on different examples; those of seed 0 as in `measured`."""
     shown = {0: examples(), 1: examples(40, seed=1)}
     return measure.measure(arms(), shown, LAYERS, lambda line: None, textures)
 
@@ -262,7 +262,7 @@ def seen(mean, half, p):
 
 
 def with_differences(measured, edges, textures):
-    """Returns a copy with these for two-stage less random, less scratch, and scratch's."""
+    """Returns a copy with new differences of the two arms and random."""
     changed = copy.deepcopy(measured)
     for name, entries in (
         ("edge_selectivity", edges),

@@ -1,4 +1,4 @@
-"""Probes read what is there, and nothing that is not."""
+"""Probes find the information that is present, and nothing else."""
 
 import numpy as np
 import pytest

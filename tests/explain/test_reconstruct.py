@@ -1,4 +1,4 @@
-"""Going back from activations to pixels, against NumPy loops and gradients."""
+"""Propagation from activations back to pixels, against NumPy loops and gradients."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What changes do to images, and to networks whose use of them is known."""
+"""Effects of changes on images, and on networks with known cue reliance."""
 
 import numpy as np
 import pytest

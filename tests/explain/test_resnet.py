@@ -1,4 +1,4 @@
-"""What `explain` does with a residual network, against one written by hand."""
+"""`explain` on a residual network, against one written by hand."""
 
 import functools
 
@@ -81,7 +81,7 @@ def guided_relu(before, g):
 
 
 def block(variables, x, stride):
-    """Returns what a block makes of x, and its way back by guided backpropagation."""
+    """Returns the output of a block, and its guided backpropagation."""
     part = functools.partial(normalised, variables)
     first, to_x = jax.vjp(lambda x: part(("conv1", "norm1"), x, stride), x)
     second, to_first = jax.vjp(

@@ -1,4 +1,4 @@
-"""The command as a whole: what it writes, and what it says when it cannot."""
+"""The whole command: its output, and its errors."""
 
 import json
 
@@ -37,7 +37,7 @@ def arms():
 
 @pytest.fixture(scope="module")
 def shown():
-    """Three images a seed, one a class: enough to draw and too few to measure."""
+    """Three images per seed, one per class: enough to draw, too few to measure."""
     first = examples(3)
     return {0: first, 1: first._replace(images=1 - first.images)}
 

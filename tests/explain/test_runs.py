@@ -1,4 +1,4 @@
-"""The networks of a study's folder, and the images to show them."""
+"""The networks of a study's folder, and the images to explain."""
 
 import json
 

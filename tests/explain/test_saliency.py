@@ -97,7 +97,7 @@ def test_occlusion_is_the_mean_loss_of_the_squares_over_a_pixel(example):
 
 
 def test_occlusion_covers_every_pixel_where_squares_do_not_divide_the_image():
-    """Equal weights: a square of 4 costs 16 wherever it is, and no pixel is left out."""
+    """Equal weights: a square of 4 costs 16 anywhere, and all pixels are covered."""
     variables = {"params": {"weights": np.ones((9, 7, 1, 3), np.float32)}}
     images = np.ones((1, 9, 7, 1), np.float32)
     found = saliency.occlusion(Weighted(3), variables, images, np.array([0]), window=4)

@@ -1,4 +1,4 @@
-"""Gratings, edges and scrambled textures hold what they say."""
+"""Gratings, edges and scrambled textures have the stated content."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The strongest responses of channels, and what is shown of them, by hand."""
+"""The strongest responses of channels, and their patches, by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What tells textures from noise of the same spectrum, and what cannot."""
+"""Cells that distinguish textures from noise of the same spectrum, and others."""
 
 import constructed
 import numpy as np

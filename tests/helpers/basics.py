@@ -25,7 +25,7 @@ def experiment(name: str) -> ModuleType:
 
 
 def refusal(main, *arguments):
-    """Returns the one line that a command prints that ends with status 2."""
+    """Returns the single line printed by a command that exits with status 2."""
     before = signal.getsignal(signal.SIGTERM)
     printed = io.StringIO()
     try:
@@ -56,7 +56,7 @@ class Tiny(Network):
 
 
 def make_dataset(count=60, classes=3, size=8, groups=None, splits=None, seed=0):
-    """Returns a data set in which brightness tells the class, mostly."""
+    """Returns a data set in which brightness mostly determines the class."""
     rng = np.random.default_rng(seed)
     labels = (np.arange(count) % classes).astype(np.int32)
     noise = rng.integers(0, 100, (count, size, size, 1))

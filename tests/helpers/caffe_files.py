@@ -53,7 +53,7 @@ def net() -> Any:
 def write(path: Path, layers: Mapping[str, tuple[str, tuple[np.ndarray, ...]]]) -> Path:
     """Writes layers, name -> (type, blobs), as a `.caffemodel`; returns the path.
 
-    Google's library would take in the numbers of a blob one by one.
+    Google's library would read the numbers of a blob one by one.
     """
     with path.open("wb") as file:
         for name, (kind, blobs) in layers.items():

@@ -1,4 +1,4 @@
-"""A chest whose disease is known, and a stage run whose answer is known."""
+"""A chest with known disease, and a stage run with known predictions."""
 
 import json
 
@@ -102,7 +102,7 @@ def write_run(
     """Writes the stage run of `Brightness` and its study's row; returns its folder.
 
     `known` names the classes of which it has training images to compare windows with:
-    0 is healthy lung, 1 diseased; None: the run has nothing to compare with.
+    0 is healthy lung, 1 diseased; None: the run lacks a reference.
     """
     folder = workdir / "stages" / "target-0123456789ab"
     folder.mkdir(parents=True)

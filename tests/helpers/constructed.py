@@ -1,4 +1,4 @@
-"""Networks whose answers are known, for the measures of features."""
+"""Networks with known responses, for the measures of features."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def gabor_bank() -> np.ndarray:
 class Visual(models.Network):
     """Simple cells, complex cells (energy), and products of complex cells.
 
-    Convolutions go round the borders, so that a periodic image and noise of the same
+    Convolutions are circular, so that a periodic image and noise of the same
     spectrum have exactly the same mean energy.
     """
 

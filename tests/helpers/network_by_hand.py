@@ -51,7 +51,7 @@ class NetworkByHand:
         self.plan.append(("head", "dense", None))
 
     def forward(self, image):
-        """Returns every tap, and what each layer was given."""
+        """Returns every tap, and the input of each layer."""
         taps, inputs, x = {}, {}, np.float64(image)
         for name, kind, how in self.plan:
             inputs[name] = x
@@ -70,7 +70,7 @@ class NetworkByHand:
         return taps, inputs
 
     def backward(self, image, tap, start, method, until=None):
-        """Returns what `start`, at `tap`, goes back to: the picture `[H, W, C]`.
+        """Returns the picture `[H, W, C]` of `start` at `tap`.
 
         Or, with `until`, the signal at that tap.
         """

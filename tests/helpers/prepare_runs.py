@@ -1,4 +1,4 @@
-"""Runs `python -m twostage_jax.prepare` as a user does, and reads its tables."""
+"""Runs `python -m twostage_jax.prepare` like a user, and reads its tables."""
 
 import csv
 import re
@@ -31,7 +31,7 @@ NAMES = ("Smith^Anna", "../../escape", "<script>alert(1)</script>", "Ж" * 300)
 
 
 def write_archive(root, patients=NAMES, matrix=24):
-    """A patient a folder, named after him, with two slices and a mask each."""
+    """One folder per patient, named after him, with two slices and masks."""
     for number, name in enumerate(patients):
         folder = root / f"{number}-{re.sub(r'[^A-Za-zЖ]', '', name)[:80]}-19471102"
         (folder / "rois").mkdir(parents=True)

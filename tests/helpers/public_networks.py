@@ -1,8 +1,8 @@
-"""Networks of torchvision and timm with made weights, and what PyTorch computes with them.
+"""Networks of torchvision and timm with made-up weights, and their outputs in PyTorch.
 
     python tests/helpers/public_networks.py
 
-writes `public_networks.npz` beside this file: the logits of each network on eight images,
+writes `public_networks.npz` next to this file: the logits of each network on eight images,
 and the names and shapes of its arrays. It needs torch, torchvision and timm; the tests do
 not.
 """

@@ -37,8 +37,8 @@ def write_series(
       numbers: InstanceNumbers; from 1 at the feet if not given.
       names: Names of the files; 'a.dcm' ... if not given.
       start: Position of the first pixel of the first slice, mm.
-      step: From slice to slice, mm.
-      tags: Of all slices; see `write_ct`.
+      step: Distance from slice to slice, mm.
+      tags: Tags of all slices; see `write_ct`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     images = []
@@ -221,7 +221,7 @@ def write_medgift(path, images, drawn):
 
 
 def write_nifti(path, images, labels):
-    """Writes a volume in the axes of NIfTI: right to left, back to front, feet up.
+    """Writes a volume in NIfTI axes: to the right, the front and the head.
 
     `labels` `[Z, H, W]` lie in the order of the images; all axial, rows along x.
     """

@@ -1,4 +1,4 @@
-"""Makes run folders of studies whose answer is known, because it was put in."""
+"""Writes run folders of simulated studies with known answers."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ DATA = {
 
 
 def config(arms=ARMS, seeds=(0, 1, 2), fractions=(1.0,), folds=0, **target):
-    """The settings as `results.json` holds them, in short."""
+    """Short settings as stored in `results.json`."""
     stage = {
         "data": {"source": "phantoms", "normalise": "fixed", "options": {}},
         "optim": {"learning_rate": 0.002},
@@ -78,13 +78,13 @@ def write_study(
     """Writes a run folder and returns it.
 
     Args:
-      folder: Where.
-      chances: Arm -> chance that a test patch is predicted right at fraction 1; it
+      folder: Output folder.
+      chances: Arm -> probability of a correct prediction at fraction 1; it
         falls by a quarter of the arm's errors for each halving.
       patients: Test patients over all folds, or None for a set without groups.
-      patches: Of each patient.
-      anew: Whether each seed has folds of its own.
-      primary: The primary endpoint in the settings, if any.
+      patches: Number of patches per patient.
+      anew: Whether each seed has its own folds.
+      primary: Primary endpoint in the settings, if any.
       baselines: Baseline -> chance, likewise.
       rich: Whether stages, examples, mistakes and an explanation are written too.
     """
@@ -114,7 +114,7 @@ def write_study(
 
 
 def write_explanation(folder):
-    """Writes what `explain` would: hostile words, and two figures of one letter."""
+    """Writes output of `explain`: hostile words, and two figures of one letter."""
     folder.mkdir()
     names = ("first_layer", "saliency")
     for name in names:
@@ -196,7 +196,7 @@ def _predicted(place, chance, folds, anew, patients, patches, classes):
 
 
 def _stages(folder, rows, arms, classes):
-    """Adds stage runs, shared as the program shares them, and what tuning chose."""
+    """Adds stage runs, shared as in the program, and the choices of tuning."""
     for row in rows:
         chain = []
         for depth, stage in enumerate(arms[row["arm"]], 1):

@@ -1,4 +1,4 @@
-"""Whole study of a tiny network in one process, and ways to cut it off."""
+"""A whole study of a tiny network in one process, and ways to interrupt it."""
 
 import shutil
 
@@ -35,7 +35,7 @@ TINY = {
 
 
 class Killed(BaseException):
-    """Ends the program where it stands."""
+    """Ends the program immediately."""
 
 
 @pytest.fixture

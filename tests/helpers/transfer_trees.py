@@ -1,4 +1,4 @@
-"""Small trees of parameters for the tests of transfer, and what becomes of them."""
+"""Small trees of parameters for the tests of transfer, and their results."""
 
 import jax
 import numpy as np

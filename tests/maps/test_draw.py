@@ -22,7 +22,7 @@ def style(**changes):
 
 
 def slices(shape=(1, 100, 100)):
-    """A lung in the middle of which a square has the second class."""
+    """A lung with a square of the second class in the middle."""
     hu = np.full(shape, 40, np.int16)
     lungs, labels = np.zeros(shape, bool), np.zeros(shape, np.uint8)
     lungs[:, 20:80, 20:80] = True

@@ -1,4 +1,4 @@
-"""What the files of maps hold and must not hold: identity, notice, what was left out."""
+"""Contents of the map files: identity, notice, skipped files."""
 
 import gzip
 import re
@@ -54,7 +54,7 @@ def unpacked(path):
 
 @pytest.fixture
 def mapped(classifier, tmp_path, capfd, caplog):
-    """The folder of a mapped series, and what was said."""
+    """The folder of a mapped series, and the printed output."""
     write_chest(tmp_path / "dicom", 3, gap=5.0, names="SMITH_{:04d}", **IDENTITY)
     (tmp_path / "dicom" / "JANE.txt").write_text("Smith")
     map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())

@@ -1,4 +1,4 @@
-"""Maps of a chest whose disease is known, by a network whose answer is known."""
+"""Maps of a chest with known disease, by a network with known predictions."""
 
 import json
 
@@ -119,7 +119,7 @@ def test_slice_smaller_than_a_window_is_padded_with_air(classifier):
 
 @pytest.fixture
 def mapped(classifier, tmp_path, capfd, caplog):
-    """A mapped series in `tmp_path / 'maps'`, its folder, and what was said."""
+    """A mapped series in `tmp_path / 'maps'`, its folder, and the printed output."""
     write_chest(tmp_path / "dicom", 6, gap=5.0, names="SMITH_JANE_{:04d}")
     (tmp_path / "dicom" / "JANE.txt").write_text("Smith")
     map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())

@@ -1,4 +1,4 @@
-"""The window and the resolution of maps: those of the training, or of a flag."""
+"""The window and the resolution of maps, from training or from a flag."""
 
 import json
 

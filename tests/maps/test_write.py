@@ -1,4 +1,4 @@
-"""NIfTI against SimpleITK, which reads the DICOM series and the NIfTI file by itself."""
+"""NIfTI against SimpleITK, which reads both the DICOM series and the NIfTI file."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""Files of Caffe, written by Google's own library, against what was put in."""
+"""Files of Caffe, written by Google's library, against their contents."""
 
 import numpy as np
 from caffe_files import net

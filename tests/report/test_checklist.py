@@ -1,4 +1,4 @@
-"""The filled checklists: every item once, and at places that the report has."""
+"""The filled checklists: every item once, at places that exist in the report."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What tables and texts of the report say of their numbers, for studies of any shape."""
+"""Tables and texts of the report, for studies of any shape."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The answer in words, on studies whose answer was put in."""
+"""The answer in words, on simulated studies with known answers."""
 
 import dataclasses
 

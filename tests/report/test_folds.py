@@ -1,4 +1,4 @@
-"""Rows of folds put together, one a seed, as in the report."""
+"""Pooled rows of folds, one per seed, as in the report."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Run folders that make one study, and those that do not: each is named plainly."""
+"""Run folders that form one study, and clear errors for those that do not."""
 
 import json
 import shutil

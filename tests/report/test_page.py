@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing fails, nothing is asked for, it fits a phone."""
+"""The report in a real browser: without errors or requests, and fit for a phone."""
 
 import functools
 import html
@@ -90,7 +90,7 @@ onload = () => {{
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder and the harness; keeps which paths were asked for."""
+    """Serves a folder and the harness; records the requested paths."""
 
     def do_GET(self):
         self.server.asked.append(self.path)
@@ -121,7 +121,7 @@ def server(study_report):
 
 
 def browse(server, profile, width, *flags):
-    """Returns what the harness told, and the paths asked for; no complaint is allowed."""
+    """Returns the output of the harness, and the requested paths; errors fail the test."""
     server.asked.clear()
     done = subprocess.run(
         [

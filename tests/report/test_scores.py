@@ -1,4 +1,4 @@
-"""Scores at patch and at region level, and what the tables say of them."""
+"""Scores at patch and at region level, and their tables."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ CHANCES = {"scratch": 0.7, "two_stage": 0.85}
 
 
 def predictions(labels, groups, right, seed=0, classes=3):
-    """Predictions that are right where asked, and else take the next class."""
+    """Predictions that are correct where requested, and otherwise the next class."""
     labels = np.asarray(labels)
     predicted = np.where(right, labels, (labels + 1) % classes)
     ids = np.array([f"e{i:03}" for i in range(len(labels))])

@@ -1,4 +1,4 @@
-"""The report's files: what they hold, that text stays text, and the command."""
+"""The files of the report: contents, escaping, and the command."""
 
 import csv
 import html.parser
@@ -35,7 +35,7 @@ DOCUMENT = r"""\documentclass{article}
 
 
 class Page(html.parser.HTMLParser):
-    """What the tests ask of a page."""
+    """Contents of a page for the tests."""
 
     def __init__(self, text):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Metrics as sums over patients: against scikit-learn, and left out one by one."""
+"""Metrics as sums over patients: against scikit-learn, and with one patient excluded."""
 
 import dataclasses
 
@@ -124,7 +124,7 @@ def test_area_with_few_patients_on_one_side_has_none():
     common, rare = intervals.class_intervals(paired, resamples=50)
     assert common["auroc"][0].low is None
     assert common["auroc"][0].reason.startswith(
-        "class 0 has others beside it in 3 test"
+        "class 0 occurs with other classes in 3 test"
     )
     assert rare["auroc"][0].reason.startswith("class 1 occurs in 3 test groups")
 

@@ -1,4 +1,4 @@
-"""Calibration slope and intercepts, against scikit-learn and what was put in."""
+"""Calibration slope and intercepts, against scikit-learn and known values."""
 
 import numpy as np
 import pytest

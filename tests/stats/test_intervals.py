@@ -1,4 +1,4 @@
-"""Intervals, paired tests, size study: against hand computation and simulation."""
+"""Intervals, paired tests, learning curve: against hand computation and simulation."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ ALL = np.ones(1)
 
 
 def predictions(right, groups=None, labels=None, seed=0, classes=2):
-    """Predictions that are right where asked, and else take the next class."""
+    """Predictions that are correct where requested, and otherwise the next class."""
     right = np.asarray(right, bool)
     labels = np.zeros(len(right), int) if labels is None else np.asarray(labels)
     predicted = np.where(right, labels, (labels + 1) % classes)

@@ -1,4 +1,4 @@
-"""Finding the finished stage runs of a folder, and reading them."""
+"""Search for finished stage runs in a folder, and reading them."""
 
 import json
 

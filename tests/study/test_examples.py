@@ -1,4 +1,4 @@
-"""Examples to look at: chosen by hand from sets whose answer is known."""
+"""Examples for the report: chosen by hand from sets with known answers."""
 
 import dataclasses
 

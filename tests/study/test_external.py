@@ -1,4 +1,4 @@
-"""Networks of a study on an external set: what they predict, and which sets are refused."""
+"""Networks of a study on an external set: predictions, and refused sets."""
 
 import json
 

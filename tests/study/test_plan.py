@@ -1,4 +1,4 @@
-"""The tree of stage runs: what is trained once, in which order, what names a run."""
+"""The tree of stage runs: shared runs, their order, and their hashes."""
 
 import dataclasses
 import itertools
@@ -113,7 +113,7 @@ def hashes(config, made=None):
 
 
 def changed(changes, made=None):
-    """Returns which (arm, stage) get another hash by a change of settings or data."""
+    """Returns the (arm, stage) pairs whose hash changes with settings or data."""
     before, after = hashes(parsed()), hashes(parsed(**changes), made)
     return {place for place in before if before[place] != after[place]}
 

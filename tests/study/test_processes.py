@@ -47,7 +47,7 @@ cli.run(main)
 
 
 def test_two_processes_give_the_results_of_one(events, monkeypatch, tmp_path):
-    """One begins what two end, and the reverse; a SIGTERM to one of them stops both."""
+    """Two processes finish the run of one, and vice versa; a SIGTERM to one stops both."""
     run = tiny_studies(monkeypatch)
     whole, resumed, stopped = (tmp_path / n for n in ("whole", "resumed", "stopped"))
     run(whole, **ONE)

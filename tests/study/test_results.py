@@ -1,4 +1,4 @@
-"""From finished stage runs to rows: which candidate is chosen."""
+"""From finished stage runs to rows: the chosen candidate."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What a stage run computes from its training images, and says of what it takes over."""
+"""Statistics of the training images of a stage run, and its notes on the transfer."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A whole study of a tiny network in one process: cut off anywhere, resumed, changed."""
+"""A whole study of a tiny network in one process: interrupted, resumed, changed."""
 
 import contextlib
 import errno
@@ -64,7 +64,7 @@ def test_study_killed_again_and_again_ends_bit_identical(tiny_study, events, tmp
 def test_a_seed_added_and_cut_off_goes_on_alone(
     tiny_study, events, monkeypatch, tmp_path
 ):
-    """What was done before stays as it is, and what was saved is not lost."""
+    """Finished runs do not change, and saved states are not lost."""
     alone = {"study.seeds": (0,), "study.arms": ("scratch",)}
     both = {"study.seeds": (0, 1), "study.arms": ("scratch",)}
     tiny_study(tmp_path, **alone)
@@ -160,7 +160,7 @@ def test_evaluation_that_is_not_finite_is_named(tiny_study, monkeypatch, tmp_pat
 
 
 def test_state_of_l2_sp_is_saved_and_resumed(tiny_study, events, tmp_path):
-    """Of what is not pulled it keeps no copy: an empty array could not be saved."""
+    """It keeps copies of penalised kernels only: an empty array could not be saved."""
     pulled = {"stages.target.optim.l2_sp": 0.01, "study.seeds": (0,)}
     tiny_study(tmp_path / "whole", **pulled)
     events.count, events.kill_at = 0, 12

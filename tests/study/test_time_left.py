@@ -1,4 +1,4 @@
-"""How long a study says that it will take, from stage runs whose time is put in."""
+"""Estimates of the remaining time, from stage runs with known durations."""
 
 import json
 import re
@@ -29,13 +29,13 @@ class Planned:
         (folder / "lineage.json").write_text(json.dumps({"seconds": seconds}))
 
     def lines(self, capsys):
-        """Returns the lines that tell how many runs are done, when all are trained."""
+        """Returns the lines on the number of finished runs, when all are trained."""
         with study.trained(self.config, self.workdir, self.workdir / "data"):
             printed = capsys.readouterr().out
         return [line for line in printed.splitlines() if "stage runs" in line]
 
     def left(self, capsys):
-        """Returns the time that the first line says is left; '' if none."""
+        """Returns the remaining time in the first line; '' if none."""
         found = re.search(r"About (.+) left", self.lines(capsys)[0])
         return found[1] if found else ""
 

@@ -1,4 +1,4 @@
-"""The config files that begin with public weights, planned to the end."""
+"""The config files that start from public weights, fully planned."""
 
 import caffe_files
 import jax

@@ -1,4 +1,4 @@
-"""Checkpoints of other programs, given to `inspect --source`: read, or refused by name."""
+"""Checkpoints of other programs for `inspect --source`: read, or refused by name."""
 
 import pickle
 import shutil
@@ -185,7 +185,7 @@ def test_damaged_folder_is_refused_without_advice_to_delete_it(tmp_path):
         ((), "empty"),
         (("notes.txt",), "'notes.txt'"),
         (("stages/target-0123/", "results.json"), "stages/"),
-        (("states/6/", "lineage.json"), "not finished"),
+        (("states/6/", "lineage.json"), "unfinished"),
     ],
 )
 def test_other_folders_are_described(tmp_path, made, fact):

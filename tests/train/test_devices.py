@@ -74,7 +74,7 @@ def test_steps_are_the_same_on_one_device_and_on_all(
 def test_run_side_by_side_is_the_same_on_one_device_and_on_all(
     tiny, devices, runs, count
 ):
-    """It does not depend on what runs at the same time."""
+    """It does not depend on the other runs."""
     settings, random = all_sources_of_chance(), np.random.default_rng(0)
     start = fresh(settings)
     given = [

@@ -32,7 +32,7 @@ def run(
     watched=None,
     width=1,
 ):
-    """Trains runs of 'tiny'; asks to stop after so many looks at the flag."""
+    """Trains runs of 'tiny'; requests a stop after a number of checks of the flag."""
     settings = step_settings(
         optim=optim or OptimConfig(learning_rate=0.05), steps=train.steps
     )

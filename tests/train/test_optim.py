@@ -109,7 +109,7 @@ def test_statistics_of_the_head_alone_move_during_head_steps():
 
 
 def test_adam_starts_afresh_after_head_steps():
-    """Of a constant gradient every step has the size of the learning rate."""
+    """With a constant gradient, every step has the size of the learning rate."""
     settings = OptimConfig(
         name="adamw",
         learning_rate=0.1,

@@ -1,4 +1,4 @@
-"""Where stage runs lie: the layout of batches, and host trees there and back."""
+"""Placement of stage runs: the layout of batches, and host trees in and out."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What a run shows while it works: event files that TensorBoard reads."""
+"""Progress of a run: event files that TensorBoard reads."""
 
 import contextlib
 import errno

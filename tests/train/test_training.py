@@ -112,7 +112,7 @@ def test_padded_evaluation_equals_unpadded(tiny):
 
 
 def test_statistics_stay_while_the_head_alone_is_trained(tiny):
-    """Linear probing is of the features as they were transferred."""
+    """Linear probing uses the features as they were transferred."""
     settings = step_settings(optim=OptimConfig(learning_rate=0.1, head_steps=2))
     before, dataset = fresh(settings), make_dataset()
     order = np.arange(36, dtype=np.int32).reshape(3, 12)

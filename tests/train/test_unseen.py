@@ -1,4 +1,4 @@
-"""What a model was not trained on: synthetic training images, and distances from them."""
+"""Images that a model was not trained on: synthetic images, and distances."""
 
 import dataclasses
 import json
@@ -83,7 +83,7 @@ def test_with_too_few_patients_images_are_held_out_one_by_one(groups):
 
 
 def test_a_hundredth_of_the_images_of_new_patients_lies_outside():
-    """Groups without an effect of their own: the threshold's quantile can be checked."""
+    """Without group effects, so that the quantile of the threshold can be checked."""
     rng = np.random.default_rng(3)
     known, new = rng.normal(size=(1500, 4)), rng.normal(size=(20000, 4))
     made = novelty.reference(known, np.arange(1500) % 15)

@@ -1,4 +1,4 @@
-"""What a transfer reports of itself."""
+"""The report of a transfer."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Rules: which action an array gets; and what a transfer leaves as it was."""
+"""Rules: the action of an array, and the inputs that a transfer must not change."""
 
 import ast
 import copy

@@ -1,4 +1,4 @@
-"""Violations of the contract of transfer: each by its message, all at once."""
+"""Violations of the contract of transfer: one message each, all at once."""
 
 import inspect
 import json

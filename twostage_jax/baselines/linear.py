@@ -43,20 +43,20 @@ class Fitted(NamedTuple):
 def fit(
     features: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarray | None
 ) -> Fitted:
-    """Returns a logistic regression on standardised features; classes weigh the same.
+    """Returns a logistic regression on standardised features, with balanced classes.
 
-    Features and penalty are those with the best mean balanced accuracy when training
-    groups are held out, the first of equals: first the features, by a discriminant
-    analysis, which has a closed form and shrinks by itself (Ledoit & Wolf 2004,
+    Features and penalty are those with the best mean balanced accuracy on held-out
+    training groups, ties going to the first: first the features, by a discriminant
+    analysis, which has a closed form and automatic shrinkage (Ledoit & Wolf 2004,
     doi:10.1016/S0047-259X(03)00096-4), then the penalty.
 
     Args:
-      features: `[N, F]` features of the training examples, by name.
-      labels: `[N]` int, of at least two classes.
-      groups: `[N]`, examples that must stay together (of a patient); None for single
-        examples.
+      features: Features of the training examples by name, `[N, F]` each.
+      labels: Labels of at least two classes, `[N]` int.
+      groups: Groups of examples that must stay together (a patient), `[N]`; None for
+        single examples.
     """
-    # Without anything to hold out: the last layer, the usual strength.
+    # If nothing can be held out: the last layer, the usual strength.
     layer, strength = list(features)[-1], STRENGTHS[1]
     if folds := _folds(labels, groups):
         if len(features) > 1:
@@ -111,7 +111,7 @@ def _folds(
     """Returns (training, held-out) indices; training parts have all classes."""
     if groups is not None and len(np.unique(groups)) > 1:
         count = min(FOLDS, len(np.unique(groups)))
-        # Fewer examples of a class than folds only make a score rougher.
+        # With fewer examples of a class than folds, scores are only less precise.
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             splits = list(StratifiedGroupKFold(count).split(labels, labels, groups))
     else:

@@ -170,10 +170,9 @@ def find(root: Path, classes: str = "") -> Found:
                 where=at,
             )
         if not own:
-            held = f" but {_counted(others)} files" if others else ""
+            held = f" but has {_counted(others)} files" if others else ""
             raise UserError(
-                f"class folder {at} lacks images{held and ':'}{held}: add images, or "
-                "remove it.",
+                f"class folder {at} lacks images{held}: add images, or remove it.",
                 where=at,
             )
         names = alike(path for path, _ in own)

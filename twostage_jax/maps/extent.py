@@ -47,7 +47,7 @@ def measure(
     """Returns the measures of a series.
 
     Heights are thirds of the distance from the lowest to the highest slice with lung;
-    fewer than three such slices have none. Depths are thirds of the greatest distance,
+    they need at least three such slices. Depths are thirds of the greatest distance,
     in the slice and on that side of the body, from the chest wall: see `depth`. Volume
     is area times the distance between slices (Cavalieri's rule).
 

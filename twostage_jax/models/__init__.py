@@ -7,8 +7,8 @@
         variables, images, train=True, rngs={'dropout': key}, mutable=['batch_stats'])
 
 Images are float [N, H, W, C]. Taps are the named intermediate activations, listed with
-each network; a jitted function that does not return them does not keep them, and one
-that does returns them sorted by name.
+each network; a jitted function keeps only those that it returns, and returns them sorted
+by name.
 `variables` is a plain dict with 'params' and, for networks with batch normalisation,
 'batch_stats'. The facts about a network are class variables, see `Network`.
 """
@@ -71,11 +71,11 @@ def build(
         examples of the global batch. None elsewhere.
 
     Raises:
-      UserError: a name or a value is not one of these.
+      UserError: A name or a value is unknown.
     """
     if name not in MODELS:
         raise UserError(
-            f"model.name: no model '{name}'.{did_you_mean(name, MODELS)}",
+            f"model.name: unknown model '{name}'.{did_you_mean(name, MODELS)}",
             where="model.name",
         )
     network = MODELS[name]
@@ -96,7 +96,7 @@ def build(
     if dropout is not None:
         if not 0 <= dropout < 1:
             raise UserError(
-                f"model.dropout: {dropout} is not a rate; give 0 to below 1.",
+                f"model.dropout is {dropout}: it must be at least 0 and below 1.",
                 where="model.dropout",
             )
         options["dropout"] = dropout
@@ -112,7 +112,7 @@ def build(
         )
     if num_classes < 1:
         raise UserError(
-            f"a model needs at least one class, not {num_classes}.", where="classes"
+            f"a model needs at least one class, but has {num_classes}.", where="classes"
         )
     return network(num_classes=num_classes, dtype=dtype, axis_name=axis_name, **options)
 
@@ -150,14 +150,14 @@ def init(
       channels: Channels of the images.
 
     Raises:
-      UserError: the images are too small for the network.
+      UserError: The images are too small for the network.
     """
     images = jnp.zeros((1, image_size, image_size, channels))
     return _initialiser(module)(key, images)
 
 
 def shapes(module: Network, image_size: int, channels: int) -> dict[str, Any]:
-    """Returns the variables of a network as shapes and dtypes; computes nothing.
+    """Returns the variables of a network as shapes and dtypes, without computing them.
 
     Args:
       module: Network from `build`.

@@ -31,7 +31,7 @@ class AlexNet(Network):
 
     Attributes:
       head: 'dense' or 'orderless'.
-      dropout: Rate of the dropout before fc6 and fc7; the orderless head has none.
+      dropout: Rate of the dropout before fc6 and fc7; unused by the orderless head.
     """
 
     head: str = "dense"
@@ -56,7 +56,7 @@ class AlexNet(Network):
           head, the logits.
 
         Raises:
-          UserError: the images are smaller than 63 pixels, where a map of pool5 would
+          UserError: The images are smaller than 63 pixels, where a map of pool5 would
             be empty.
         """
         layers.check_size(images, 63)

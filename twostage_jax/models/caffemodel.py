@@ -1,8 +1,8 @@
 """Arrays of a `.caffemodel` file, read without Caffe.
 
-Such a file is a `NetParameter` message of Google's protocol buffers. This walks its layers
-and their blobs alone, by the numbers of their fields in `src/caffe/proto/caffe.proto` of
-the Caffe distribution, in the format of 2015 and in the one before it (`V1LayerParameter`).
+Such a file is a `NetParameter` message of Google's protocol buffers. This module reads only
+its layers and their blobs, by the numbers of their fields in `src/caffe/proto/caffe.proto`
+of the Caffe distribution, in the format of 2015 and the earlier one (`V1LayerParameter`).
 """
 
 from collections.abc import Iterator
@@ -40,8 +40,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
     The axes are Caffe's, which PyTorch shares: `[out, in, h, w]` and `[out, in]`.
 
     Raises:
-      UserError: The file is damaged, holds no arrays, or is of the AlexNet of Caffe, which
-        has the arrays of CaffeNet but normalises before it pools.
+      UserError: The file is damaged, lacks arrays, or is Caffe's AlexNet, which has the
+        arrays of CaffeNet but normalises before pooling.
     """
     arrays, names = {}, []
     try:
@@ -53,11 +53,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except (ValueError, TypeError, IndexError) as error:
         raise UserError(f"{path}: the file is damaged ({error}).", where=path) from None
     if not arrays:
-        raise UserError(f"{path}: the file holds no layers with arrays.", where=path)
+        raise UserError(f"{path}: layers with arrays are missing.", where=path)
     if "pool1" in names and "norm1" in names[: names.index("pool1")]:
         raise UserError(
-            f"{path}: this network normalises before it pools: it is AlexNet, which has "
-            "the arrays of CaffeNet but gives other results.",
+            f"{path}: this is AlexNet, which has the arrays of CaffeNet but normalises "
+            "before pooling, and so gives different results: use weights of CaffeNet.",
             where=path,
         )
     return arrays

@@ -40,12 +40,12 @@ class CaffeNet(Network):
 
     The orderless head is one linear layer on the mean and standard deviation of each
     channel of relu1 to relu5 over the image (`layers.orderless`). A texture is the same
-    wherever it lies; dense layers tie it to positions and have to learn that. The early
-    layers see what is fine, as texture descriptors do.
+    at every position, which dense layers would have to learn. The early layers see fine
+    detail, as texture descriptors do.
 
     Attributes:
       head: 'dense' or 'orderless'.
-      dropout: Rate of the dropout after fc6 and fc7; the orderless head has none.
+      dropout: Rate of the dropout after fc6 and fc7; unused by the orderless head.
       widths: Output channels of conv1 ... conv5.
       hidden: Sizes of fc6 and fc7, in the dense head.
       stem: Kernel side, stride and padding of conv1, pixels.
@@ -78,7 +78,7 @@ class CaffeNet(Network):
           convolution or dense layer is its value before the ReLU.
 
         Raises:
-          UserError: the images are smaller than the kernel of conv1.
+          UserError: The images are smaller than the kernel of conv1.
         """
         size, strides, pad = self.stem
         layers.check_size(images, size - 2 * pad)
@@ -121,10 +121,10 @@ class CaffeNet(Network):
 
     @classmethod
     def from_public(cls, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns Caffe's weights for images as `PUBLIC_MEAN` describes them.
+        """Returns Caffe's weights for images scaled with `PUBLIC_MEAN`.
 
-        See the module's docstring for conv1. The rows of fc6 are in the order channel,
-        row, column in Caffe.
+        See the module's docstring for conv1. In Caffe, the rows of fc6 are in the order
+        channel, row, column.
         """
         arrays = dict(arrays)
         conv1, fc6 = (f"params/{name}/kernel" for name in ("conv1", "fc6"))

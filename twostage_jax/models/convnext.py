@@ -109,7 +109,7 @@ class ConvNeXt(Network):
           [N, 768]; head, the logits.
 
         Raises:
-          UserError: the images are smaller than 32 pixels, where the last map would be
+          UserError: The images are smaller than 32 pixels, where the last map would be
             empty.
         """
         layers.check_size(images, 32)

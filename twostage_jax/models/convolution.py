@@ -1,7 +1,7 @@
-"""Convolutions that are fast on CPUs as on accelerators.
+"""Convolutions that are fast on both CPUs and accelerators.
 
-XLA's convolution serves most networks well. For some shapes it is many times slower on a
-CPU than the same sums in another form, and those forms are here:
+XLA's convolution suits most networks. For some shapes it is many times slower on a CPU
+than the same sums in another form, and this module has those forms:
 `experiments/throughput.md` has the speeds.
 
 Images and activations are [N, H, W, C], kernels [kh, kw, C in / groups, C out].
@@ -25,24 +25,24 @@ def convolve(
     pad: int | str,
     groups: int = 1,
 ) -> jax.Array:
-    """Two-dimensional cross-correlation, [N, H, W, C] with [kh, kw, C / groups, O].
+    """Returns the cross-correlation of [N, H, W, C] with [kh, kw, C / groups, O].
 
-    With groups, input and output channels are cut into that many equal runs, each
-    convolved on its own. They are separate convolutions here: XLA's grouped one has a
-    kernel gradient that is 10 to 30 times slower on a CPU.
+    With groups, input and output channels are divided into equal groups, each convolved
+    separately: the kernel gradient of XLA's grouped convolution is 10 to 30 times slower
+    on a CPU.
 
-    Where XLA's convolution is slow on a CPU, another form with the same result takes its
-    place: a matrix product for kernels of one pixel and for very small maps, a sum of
+    Where XLA's convolution is slow on a CPU, another form with the same result replaces
+    it: a matrix product for kernels of one pixel and for very small maps, a sum of
     shifted images for a kernel on every channel, and a sum of products of matrices for
     the kernel gradient of large maps.
 
     Args:
       x: Images or activations.
-      kernel: square.
+      kernel: Square kernel.
       strides: Step between windows, pixels.
       pad: Rows and columns of zeros on each side, or 'same' for TensorFlow's rule:
         ceil(H / strides) windows, and the odd row of zeros at the end.
-      groups: Number of runs of channels.
+      groups: Number of groups of channels.
     """
     size = kernel.shape[0]
     margins = [_margins(n, size, strides, pad) for n in x.shape[1:3]]
@@ -72,7 +72,7 @@ def _margins(length: int, size: int, strides: int, pad: int | str) -> tuple[int,
 
 
 def shifted(x: jax.Array, size: int, strides: int) -> list[jax.Array]:
-    """Returns `[..., H', W', C]` per position of a kernel: what it sees there."""
+    """Returns the input `[..., H', W', C]` at each position of a kernel."""
     # The last row and column at which a window can begin.
     rows, columns = x.shape[-3] - size, x.shape[-2] - size
     return [

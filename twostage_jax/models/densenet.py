@@ -94,7 +94,7 @@ class DenseNet(Network):
           logits.
 
         Raises:
-          UserError: the images are smaller than 29 pixels, where the last map would be
+          UserError: The images are smaller than 29 pixels, where the last map would be
             empty.
         """
         layers.check_size(images, 29)

@@ -102,7 +102,7 @@ class EfficientNetLite0(Network):
 
     Attributes:
       head: 'mean' or 'orderless'.
-      dropout: Rate of the dropout before the head; the orderless head has none.
+      dropout: Rate of the dropout before the head; unused by the orderless head.
     """
 
     head: str = "mean"

@@ -1,8 +1,8 @@
 """The layers that the networks share.
 
 `relu`, `max_pool`, `local_response_norm` and `tap` are plain functions, and the networks
-call them as attributes of this module, so that a feature analysis can put another
-backward rule in their place, or a change at a tap.
+call them as attributes of this module, so that a feature analysis can replace their
+backward rules, or modify a tap.
 
 Images and activations are [N, H, W, C], kernels [kh, kw, C in / groups, C out].
 """
@@ -70,12 +70,12 @@ def relu(x: jax.Array) -> jax.Array:
 
 
 def max_pool(x: jax.Array, *, pad: int = 0, ceil: bool = True) -> jax.Array:
-    """Overlapping max-pooling: 3x3 windows, 2 apart.
+    """Returns overlapping max-pooling: 3x3 windows with stride 2.
 
     Written as maxima of three rows, then of three columns: the gradient of
-    `lax.reduce_window` scatters, and is 10 times slower on a CPU. Where the largest
-    value occurs more than once, the gradient is shared among the positions instead of
-    going to the first; after a ReLU such ties are mostly zeros, where no gradient passes.
+    `lax.reduce_window` scatters, and is 10 times slower on a CPU. If the largest value
+    occurs more than once, the gradient is divided among the positions instead of going
+    to the first; after a ReLU such ties are mostly zeros, which block gradients.
 
     Args:
       x: [N, H, W, C], float.
@@ -119,7 +119,7 @@ _largest_of_three.defvjp(_largest_forward, _largest_backward)
 
 
 def _threes(x: jax.Array, axis: int, pad: int, ceil: bool) -> list[jax.Array]:
-    """Returns what the first, second and third place of each window of three sees."""
+    """Returns the inputs at the first, second and third position of each window."""
     size = x.shape[axis]
     free = max(size + 2 * pad - 3, 0)
     last = (free + 1 if ceil else free) // 2 * 2  # where the last window begins
@@ -135,7 +135,7 @@ def mean_pool(x: jax.Array) -> jax.Array:
 
 
 def local_response_norm(x: jax.Array) -> jax.Array:
-    """Divides by a local sum of squares over neighbouring channels, as Caffe does.
+    """Divides by a local sum of squares over neighbouring channels, as in Caffe.
 
     y = x / (1 + alpha / n * s) ** beta, with s the sum of x ** 2 over the n = 5
     channels centred on this one (fewer at the ends), alpha = 1e-4, beta = 0.75:
@@ -165,8 +165,8 @@ class Conv(nn.Module):
       size: Side of the kernel, pixels.
       strides: Step between windows, pixels.
       pad: Rows and columns of zeros on each side, or 'same'; see `convolve`.
-      groups: See `convolve`; the parameters are one kernel all the same.
-      use_bias: Adds a bias for each output channel.
+      groups: Number of groups; see `convolve`. The parameters are one kernel.
+      use_bias: Whether to add a bias for each output channel.
       dtype: Data type of the computation and of the result.
     """
 
@@ -245,9 +245,8 @@ def means(x: jax.Array) -> jax.Array:
 def moments(x: jax.Array) -> jax.Array:
     """Returns each channel's mean and standard deviation over the image.
 
-    Orderless pooling of first and second order: what distinguishes textures wherever
-    they lie, as texture descriptors have had it since Julesz 1981
-    (doi:10.1038/290091a0).
+    Orderless pooling of first and second order: it distinguishes textures regardless of
+    position, as texture descriptors have done since Julesz 1981 (doi:10.1038/290091a0).
 
     Args:
       x: [N, H, W, C], or [N, C] features without positions.
@@ -289,9 +288,9 @@ def orderless(
     """Returns the input of an orderless head: standardised moments, `[N, 2 * channels]`.
 
     The means and standard deviations of some channels are a hundred times those of
-    others, and one learning rate cannot suit the weights of all. So each goes through
+    others, so one learning rate cannot suit all weights. Each therefore goes through
     BatchNorm (Ioffe & Szegedy 2015, arXiv 1502.03167), which is part of the head: a
-    transfer that re-initialises the head does the same to it.
+    transfer that re-initialises the head re-initialises it, too.
 
     Args:
       network: Network that calls this; it reads the taps of its `RECTIFIED`.
@@ -306,5 +305,5 @@ def orderless(
 
 
 def head(num_classes: int) -> nn.Dense:
-    """Returns the classifier layer; give it float32, and its result is float32."""
+    """Returns the classifier layer; float32 inputs give float32 logits."""
     return nn.Dense(num_classes, kernel_init=head_init, name=HEAD)

@@ -31,7 +31,7 @@ class Predictions:
       folds: `[N]` integers: the fold whose model predicted the example; None if one
         model predicted all of them.
       trained: Number of groups (patients) that a model was trained on, mean over folds;
-        None if it is not known.
+        None if unknown.
     """
 
     ids: np.ndarray
@@ -56,8 +56,8 @@ class Paired:
       probabilities: `[A, S, N, K]` float64.
       folds: `[S, P]` ints: the fold whose model predicted a patient; None if one model
         predicted all of them.
-      trained: `[A]`: fraction of the patients that a model of each arm was trained on;
-        NaN if it is not known, or the data names no patients.
+      trained: Fraction of the patients that a model of each arm was trained on, `[A]`;
+        NaN if unknown, or if the data do not identify patients.
     """
 
     arms: tuple[str, ...]
@@ -71,7 +71,7 @@ class Paired:
 
     @functools.cached_property
     def right(self) -> np.ndarray:
-        """`[A, S, N]` bool: whether an example was predicted right."""
+        """Whether each example was predicted correctly, `[A, S, N]` bool."""
         return self.probabilities.argmax(-1) == self.labels
 
     @functools.cached_property
@@ -110,8 +110,8 @@ def pair(arms: Mapping[str, Sequence[Predictions]]) -> Paired:
         example counts as a group of its own.
 
     Raises:
-      UserError: Seeds are missing or twice there, or the examples, labels, groups or
-        classes are not the same everywhere.
+      UserError: Seeds are missing or duplicated, or examples, labels, groups or classes
+        differ.
     """
     if not arms or not all(arms.values()):
         empty = [name for name, seeds in arms.items() if not seeds]
@@ -142,9 +142,9 @@ def pair(arms: Mapping[str, Sequence[Predictions]]) -> Paired:
             ):
                 raise UserError(
                     f"Arm '{name}', seed {seed}: its test examples, labels, groups, "
-                    f"folds or classes are not those of arm '{first}', seed "
-                    f"{seeds[0]}. It is from another split or other data: run it again "
-                    "with the same data settings.",
+                    f"folds or classes differ from those of arm '{first}', seed "
+                    f"{seeds[0]}. The split or the data differ: run it again with the "
+                    "same data settings.",
                     where=name,
                 )
             found[a, s] = probabilities
@@ -178,8 +178,8 @@ def joined(folds: Sequence[Predictions]) -> Predictions:
     ids = np.concatenate([fold.ids for fold in folds])
     if len(alike) > 1 or len(np.unique(ids)) < len(ids):
         raise UserError(
-            "Folds cannot be joined: they differ in seed, classes or groups, or test "
-            "the same example twice. They are of different studies."
+            "Folds cannot be joined: they differ in seed, classes or groups, or test the "
+            "same example twice, so they belong to different studies."
         )
     trained = [fold.trained for fold in folds]
     return Predictions(
@@ -205,7 +205,7 @@ def regions(predictions: Predictions) -> Predictions:
     """
     if predictions.groups is None:
         raise UserError(
-            "The data set has no groups: region-level scores need patients.",
+            "The data set is not grouped, but region-level scores need patients.",
             where="groups",
         )
     labels, probabilities, groups = by_region(
@@ -235,8 +235,8 @@ def by_region(
     """Returns region-level predictions: one for each (patient, true class).
 
     The probabilities of a patient's patches of one true class are averaged (soft vote).
-    The true class selects the patches, so this is a score of regions that somebody has
-    outlined; it is not a diagnosis of a patient, which has to do without the labels.
+    The true class selects the patches, so this scores outlined regions; it is not a
+    diagnosis of a patient, for which labels are unavailable.
 
     Returns:
       labels `[M]`, probabilities `[M, K]`, groups `[M]`; sorted by group, then label.
@@ -280,7 +280,7 @@ def checked(
         )
     if not len(labels):
         raise UserError(
-            "Predictions: the set of examples is empty, so scores are not defined.",
+            "Predictions: the set of examples is empty, so scores are undefined.",
             where="labels",
         )
     if probabilities.shape[1] < 2:

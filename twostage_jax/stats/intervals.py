@@ -13,11 +13,11 @@ bootstrap"), with a jackknife variance over patients and seeds (MacKinnon et al.
 "Cluster-robust inference"; two ways as in Cameron et al. 2011), Satterthwaite's degrees
 of freedom, and the effective number of patients, given their sizes.
 
-There are two readings. For the training patients of the study, the interval is over test
-patients and seeds. For new training patients, it also holds the variance over training
-sets (see `TrainingSets`); cross-validation with two or more seeds is needed to know it.
-Without it, only the first reading is available. `experiments/coverage.md` has the
-coverage of both.
+There are two intervals. For the training patients of the study, the interval is over test
+patients and seeds. For new training patients, it also includes the variance over training
+sets (see `TrainingSets`), which takes cross-validation with two or more seeds to estimate.
+Otherwise, only the first interval is available. `experiments/coverage.md` has the coverage
+of both.
 """
 
 import dataclasses
@@ -33,17 +33,17 @@ from twostage_jax.stats.arms import Paired
 from twostage_jax.stats.metrics import Additive
 
 LEVEL = 0.95
-# Of the least detectable difference.
+# Power of the least detectable difference.
 POWER = 0.8
-# Smallest number of resamples in a tail that is read off them.
+# Smallest number of resamples in a tail for it to be estimated from them.
 MIN_BEYOND = 10
 RESAMPLES = 10_000
 # Cells of resampled sums held at once (float64): 64 MiB.
 CHUNK_CELLS = 2**23
 # Patients count in the regression with this power of their weight in the score: large
-# ones are measured more precisely, but differ from each other all the same. By
-# simulation, as is the smallest number of standard errors (without any effect) that the
-# estimate is taken for; see `experiments/coverage.md`.
+# patients are measured more precisely, but still differ from each other. Chosen by
+# simulation, like the lower bound of the estimate in standard errors (without any
+# effect); see `experiments/coverage.md`.
 SHARE_POWER = 0.25
 LEAST = 0.75
 
@@ -53,14 +53,14 @@ class Interval:
     """A score, or a difference of scores, and its 95 % interval.
 
     Attributes:
-      estimate: score.
+      estimate: The score.
       low, high: Ends of the interval: for new training patients if `these` is given,
         else for the training patients of the study. None without an interval.
       reason: Reason why no interval is available, or ''.
       these: Ends of the interval for the training patients of the study; None if `low`
         and `high` are those.
-      detectable: Smallest true difference that such a study finds with power 0.8 (two-
-        sided test at the level of the interval); None for a score.
+      detectable: Smallest true difference that a study like this detects with power 0.8
+        (two-sided test at the level of the interval); None for a score.
     """
 
     estimate: float
@@ -78,10 +78,10 @@ class Difference(Interval):
     Attributes:
       first, second: Names of the arms.
       metric: Name of the score.
-      p_value: two-sided p-value of no difference, for the reading of `low` and `high`.
-      p_holm: p-value corrected over all pairs (Holm 1979).
-      mcnemar: Exact McNemar p-value of the pooled patches. It takes patches for
-        independent, which those of one patient are not: usually far too small.
+      p_value: Two-sided p-value of no difference, for the interval of `low` and `high`.
+      p_holm: Corrected p-value over all pairs (Holm 1979).
+      mcnemar: Exact McNemar p-value of the pooled patches. It treats patches as
+        independent, which patches of one patient are not: usually far too small.
     """
 
     first: str = ""
@@ -106,12 +106,12 @@ class Difference(Interval):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSets:
-    """Cross-validation whose folds are drawn again for each seed.
+    """Cross-validation whose folds are redrawn for each seed.
 
     It gives the variance of scores over the patients of the training sets. Models of a
     cross-validation are trained on the same patients, so that neither more seeds nor more
-    folds average out what is good or bad about these patients. The variance that this
-    adds is estimated from what the design does vary. A linear model is assumed: the
+    folds average out the peculiarities of these patients. The variance that this adds is
+    estimated from the variation within the design. A linear model is assumed: the
     effect of a training set on the score is the sum of the effects t of its n patients,
     independent, with variance s2 / n. The effects of two training sets then have the
     covariance s2 times the fraction of patients that they have in common, and their mean
@@ -147,7 +147,7 @@ class TrainingSets:
         count = self.folds.max() + 1
         cells = (self.folds[:, None] != np.arange(count)[:, None]).reshape(-1, patients)
         size = self.trained * patients
-        # Some of the others are for validation: which ones is not known.
+        # Some of the others are for validation, but it is unknown which.
         kept = min(size / cells.sum(1).mean(), 1.0)
         overlap = kept**2 * (cells @ cells.T.astype(float)) / size
         np.fill_diagonal(overlap, kept * cells.sum(1) / size)
@@ -197,7 +197,7 @@ class TrainingSets:
         observed -= slope * (pairs * noise * (scores @ scores.T)).sum()
         expected = (pairs * squares).sum() - slope * both
         effect = observed / expected
-        # Standard error of the effect if there is none, from the noise of each patient.
+        # Standard error without any true effect, from the noise of each patient.
         spread = (scores**2).sum(1) / (seeds - 1)
         terms = squares - 2 * slope * noise * traces + slope**2 * noise**2 * (seeds - 1)
         terms = pairs**2 * np.outer(spread, spread) * terms
@@ -215,11 +215,11 @@ def training_sets(
     if folds is None:
         return "all patients are tested by models of the same training set"
     if len(folds) < 2:
-        return "one seed draws the folds once"
+        return "with one seed the folds are drawn only once"
     if (folds == folds[0]).all():
         return "the folds are the same for every seed"
     if trained is None:
-        return "the number of training patients is not known"
+        return "the number of training patients is unknown"
     if not 0 < trained < 1:
         return "the number of training patients does not fit the folds"
     return TrainingSets(folds, trained, counted, shares)
@@ -300,8 +300,7 @@ def class_intervals(
 ) -> list[dict[str, list[Interval | None]]]:
     """Returns, for each class, metric -> the mean over seeds of each arm, and interval.
 
-    The metrics are those of `metrics.of_class`. None stands for what some seed of the
-    arm does not define.
+    The metrics are those of `metrics.of_class`; None if undefined for some seed.
     """
     found = []
     for k in range(paired.probabilities.shape[-1]):
@@ -320,7 +319,7 @@ def differences(paired: Paired, sampler: Resampler, metric: str) -> list[Differe
     """Returns the paired difference of every pair of arms, later minus earlier.
 
     Args:
-      paired: arms.
+      paired: Paired arms.
       sampler: Resamples of the metric of these arms.
       metric: Name of the metric.
     """
@@ -437,7 +436,7 @@ def difference_interval(
 def widening(sampler: Resampler, weights: np.ndarray) -> float:
     """Returns the factor, 1 or more, by which new training patients widen an interval.
 
-    1 if the study does not tell how much they matter.
+    It is 1 if the study does not allow an estimate.
     """
     variance, freedom = jackknife(sampler, weights, patients_of_contrast(sampler))
     wider = _over_training(sampler, weights, variance, freedom) if variance else None
@@ -450,9 +449,9 @@ def widening(sampler: Resampler, weights: np.ndarray) -> float:
 def patients_of_contrast(sampler: Resampler) -> float:
     """Returns the effective number of patients of equal size for a difference of arms.
 
-    What patients have in common cancels in a difference. What is left is partly chance
-    in single patches, which large patients even out: they weigh less than their size
-    says. Half-way is what the simulation bears out.
+    Effects that patients share cancel in a difference. The remainder is partly chance in
+    single patches, which averages out in large patients: they weigh less than their size
+    suggests. The simulation supports a value half-way.
     """
     return (max(1 / (sampler.shares**2).sum(), 2.0) + len(sampler.shares)) / 2
 
@@ -476,7 +475,7 @@ def jackknife(
     variance = patients
     if seeds > 1:
         between = float(sample.var(ddof=1)) / seeds
-        # What is left without effects of patients and seeds is in both of them.
+        # The residual without effects of patients and seeds is in both of them.
         rest = pulls - by_group[:, None] - pulls.mean(0) + pulls.mean()
         both = float((rest**2).sum()) / (seeds * (seeds - 1))
         variance = max(patients + between - both, patients, between)
@@ -517,7 +516,7 @@ def _over_training(
 ) -> tuple[float, float] | None:
     """Returns variance and degrees of freedom over new training patients, too.
 
-    None if the study does not tell how much they matter.
+    None if the study does not allow an estimate.
     """
     sets = sampler.training_sets(weights)
     if isinstance(sets, str):

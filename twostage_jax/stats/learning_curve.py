@@ -28,13 +28,13 @@ from twostage_jax.stats.intervals import (
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """Number of patches that the baseline needs to score as well as the arm at `n`.
+    """Equivalent sample size: patches that the baseline needs to match the arm at `n`.
 
     Attributes:
       n: Size at which the arm is matched.
       value, low, high: Number of patches and its 95 % interval: `inf` for more than the
-        largest size studied, 0 for no more than the smallest; low and high are None
-        without an interval.
+        largest size studied, 0 for at most the smallest; low and high are None without
+        an interval.
       text: Number and interval in words, 'more than 2,400 (640 to more than 2,400)'.
     """
 
@@ -47,16 +47,16 @@ class Match:
 
 @dataclasses.dataclass(frozen=True)
 class SizeStudy:
-    """Scores against size.
+    """Learning curves.
 
     Attributes:
       n: Sizes, ascending.
-      scores: Arm -> an interval at each size.
+      scores: Arm -> score with interval at each size.
       areas: Arm -> area under its curve (see `area_weights`).
       area_gains: Arm -> its area minus that of the baseline, and the p-value.
       trends: Arm -> its gain over the baseline at the smallest size minus that at the
         largest, and the p-value.
-      matches: Arm -> size at which the baseline matches it, at each size.
+      matches: Arm -> equivalent sample size of the baseline, at each size.
     """
 
     n: tuple[float, ...]
@@ -87,17 +87,17 @@ def patches_to_match(
     """Returns the number of patches with which `scratch` matches `other` at each size.
 
     The curve of `scratch` is first made monotone (isotonic least squares: more patches
-    do not harm), then interpolated linearly in log n. Nothing is extrapolated.
+    do not harm), then interpolated linearly in log n, without extrapolation.
 
     Args:
       scratch, other: Scores `[..., F]` at the sizes `n`.
       n: F ascending sizes.
 
     Returns:
-      `[..., F]`: `inf` for more than the largest size, 0 for no more than the smallest.
+      `[..., F]`: `inf` for more than the largest size, 0 for at most the smallest.
 
     Raises:
-      UserError: As `area_weights`.
+      UserError: See `area_weights`.
     """
     logs = np.log(_ascending(n))
     curve, goal = np.broadcast_arrays(_isotonic(np.asarray(scratch, float)), other)
@@ -133,7 +133,7 @@ def size_study(
     """
     if baseline not in arms:
         raise UserError(
-            f"The size study needs arm '{baseline}' to compare with.", where=baseline
+            f"The learning curve needs arm '{baseline}' for comparison.", where=baseline
         )
     n = tuple(sorted(arms[baseline]))
     _ascending(n)
@@ -141,7 +141,7 @@ def size_study(
         if set(by_size) != set(n):
             raise UserError(
                 f"Arm '{arm}' was trained on {sorted(by_size)} patches, '{baseline}' "
-                f"on {list(n)}: the sizes must be the same. Run what is missing.",
+                f"on {list(n)}: the sizes must be equal. Train the missing runs.",
                 where=arm,
             )
     flat = {f"{arm}, n={size:g}": arms[arm][size] for arm in arms for size in n}
@@ -174,7 +174,7 @@ def size_study(
 
 
 def describe_size(value: float, n: Sequence[float]) -> str:
-    """Returns a matching size in words: never beyond the sizes studied."""
+    """Returns an equivalent sample size as text, never beyond the sizes studied."""
     if math.isinf(value):
         return f"more than {max(n):,.0f}"
     return f"{value:,.0f}" if value else f"no more than {min(n):,.0f}"
@@ -238,8 +238,8 @@ def _ascending(n: Sequence[float]) -> np.ndarray:
     sizes = np.asarray(n, float)
     if len(sizes) < 2 or sizes[0] <= 0 or (np.diff(sizes) <= 0).any():
         raise UserError(
-            f"Sizes {list(n)}: the size study needs two or more different sizes above "
-            "0, ascending. Add fractions to config.study.fractions.",
+            f"Sizes {list(n)}: the learning curve needs two or more ascending sizes above "
+            "0. Add fractions to config.study.fractions.",
             where="config.study.fractions",
         )
     return sizes

@@ -1,9 +1,9 @@
 """Metrics of predictions: for one set of them, and as sums over patients.
 
 Each metric is one entry of `METRICS`. `scores` computes them for one set of predictions;
-there the predicted class is the most probable one, the first of them at a tie, and a
-score that the examples do not define is None, never a made-up number. `metric` computes
-them for paired arms, as functions of sums over patients, for the intervals.
+there the predicted class is the most probable one, the first at a tie, and an undefined
+score is None, never a made-up number. `metric` computes them for paired arms, as
+functions of sums over patients, for the intervals.
 
 A patient who is drawn twice in a resample, or excluded, is a weight on these sums: all
 resamples are one matrix product (see `intervals.Resampler`). Confusion counts are such
@@ -27,7 +27,7 @@ from twostage_jax.stats.arms import Paired, checked
 
 # Guo et al. 2017, "On Calibration of Modern Neural Networks", use 15 bins.
 CALIBRATION_BINS = 15
-# Fewer say too little of how patients differ; the simulation goes down to 8.
+# Fewer patients do not show how patients differ; the simulation goes down to 8.
 MIN_GROUPS = 5
 # A mean over classes needs each of them in some patients.
 MIN_GROUPS_A_CLASS = 3
@@ -44,7 +44,7 @@ class Additive:
         which the score is the mean: one for accuracy, the classes for a mean over them.
       reason: Reason why no interval is available, or ''.
       largest: Largest possible score.
-      defined: `[A]` bool: whether every seed of an arm defines it; None for all arms.
+      defined: Whether it is defined for every seed of an arm, `[A]` bool; None for all.
       folds, trained: See `Paired`.
     """
 
@@ -186,7 +186,7 @@ def of_class(paired: Paired, k: int) -> Mapping[str, Additive]:
         parts = np.stack([support, rest], axis=1)
         others = int((rest > 0).sum())
         if others < MIN_GROUPS:
-            reason = f"class {k} has others beside it in {_needs_more(others)}"
+            reason = f"class {k} occurs with other classes in {_needs_more(others)}"
         found["auroc"] = Additive(sums, _areas(sums), parts, reason)
     return {name: _with_folds(one, paired) for name, one in found.items()}
 
@@ -223,7 +223,7 @@ def reliability(
 
 
 def accuracy(matrix: np.ndarray) -> np.ndarray:
-    """Returns the fraction of right predictions of counts `[..., K, K]`."""
+    """Returns the fraction of correct predictions of counts `[..., K, K]`."""
     return np.trace(matrix, axis1=-2, axis2=-1) / matrix.sum((-2, -1))
 
 
@@ -245,8 +245,8 @@ def auroc(paired: Paired) -> Additive:
     """
     if not has_auroc(paired):
         raise UserError(
-            "AUROC is not defined: some class never occurs in the test set together "
-            "with another class, within one fold.",
+            "AUROC is undefined: some class never occurs in the test set together with "
+            "another class within one fold.",
             where="labels",
         )
     classes = range(paired.probabilities.shape[-1])
@@ -383,7 +383,7 @@ def _auroc_score(labels, probabilities, folds) -> float | None:
     """Returns the mean one-vs-rest area under the ROC curve over all classes.
 
     Examples are ranked among those of their own fold, and the areas averaged over the
-    folds: probabilities of different models have no common scale. None unless every
+    folds: probabilities of different models are not on a common scale. None unless every
     class has a fold in which it and another class occur.
     """
     # Imports pandas: too slow for a config, which names metrics without computing any.
@@ -460,8 +460,8 @@ def _placements(paired: Paired, k: int) -> np.ndarray:
 def _areas(sums: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Returns the score of `_placements` `[A, S, P, M, F, 4]`.
 
-    It is the mean over M classes of the mean of the areas of F folds. Areas without one
-    of their sides are skipped; if a resample has no other, that of the sample stays.
+    It is the mean over M classes of the mean of the areas of F folds. Areas with an empty
+    side are skipped; if a resample has no other, the area of the sample is used.
     """
     total = sums.sum(2)
     counted = total[..., 1] > 0
@@ -554,7 +554,7 @@ def _from_counts(
 
 
 METRICS: dict[str, Metric] = {
-    # Fraction of examples predicted right.
+    # Fraction of correct predictions.
     "accuracy": _from_counts("accuracy", accuracy, over_classes=False),
     "balanced_accuracy": _from_counts("balanced accuracy", balanced_accuracy),
     "macro_f1": _from_counts("macro-F1", macro_f1),

@@ -2,8 +2,8 @@
 
 Each class is tested against all others: an example counts as positive if the probability
 of the class is above the threshold. The threshold is chosen on validation examples, which
-took no part in fitting, and not on test examples. Their specificity therefore differs from
-the one aimed at, and is given with the sensitivity.
+were not used for fitting. The specificity on test examples therefore differs from the
+target, and is given with the sensitivity.
 """
 
 import numpy as np
@@ -19,8 +19,8 @@ FEWEST = 20
 def thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Returns the threshold `[K]` of each class for `SPECIFICITY`.
 
-    It is the smallest one at which so many of the other classes' examples are not above
-    it; NaN if there are fewer than `FEWEST` of them.
+    It is the smallest threshold with this specificity on examples of the other classes;
+    NaN if there are fewer than `FEWEST` of them.
 
     Args:
       labels, probabilities: `[N]` and `[N, K]`, of validation examples.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from twostage_jax.config import AugmentConfig
 
 FIXED_MEAN, FIXED_DEVIATION = 0.5, 0.25
-# Contrast below this is noise: a constant patch must not blow up.
+# Contrast below this is noise: a constant patch must not be amplified.
 MIN_DEVIATION = 1e-3
 
 
@@ -23,8 +23,8 @@ def to_unit(
 
     Args:
       images: `[..., H, W, C]` uint8 (0 to 255), int16 (HU) or float32 ([0, 1]).
-      window: (centre, width) pairs in HU, flattened; one channel a pair. Used for int16.
-      channels: Channels of the result; one grey channel is repeated.
+      window: (centre, width) pairs in HU, flattened; one pair per channel. For int16 only.
+      channels: Number of channels of the result; a single grey channel is repeated.
       centre_shift: Shift of the window's centre, as a fraction of its width.
       width_factor: Factor of the window's width.
 
@@ -117,8 +117,8 @@ def normalise(
 ) -> jax.Array:
     """Scales `[N, H, W, C]` images in [0, 1] for the network.
 
-    'patch' brings each image to mean 0 and standard deviation 1, so that only structure is
-    left; the others subtract `mean` and divide by `deviation`, `[C]`.
+    'patch' scales each image to mean 0 and standard deviation 1, which keeps only
+    structure; the others subtract `mean` and divide by `deviation`, `[C]`.
     """
     if how == "patch":
         axes = (-3, -2, -1)

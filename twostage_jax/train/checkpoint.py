@@ -1,8 +1,8 @@
 """Orbax, behind one small module: resumable states, exported and foreign variables.
 
-Everything is saved un-replicated, as host arrays, so that what eight devices saved one
-device resumes. Orbax writes into a temporary folder and renames it, so a process killed
-while saving leaves the save before it intact. Only the first process of a run writes.
+Everything is saved un-replicated, as host arrays, so that one device can resume a state
+saved by eight. Orbax writes into a temporary folder and renames it, so a process killed
+while saving leaves the previous save intact. Only the first process of a run writes.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from twostage_jax.errors import UserError
 from twostage_jax.models.network import Network
 
 PyTree = Any
-# Names under which programs save a module's parameters, next to other things.
+# Names under which programs save the parameters of a module.
 WRAPPERS = {"default", "state", "model", "module", "network", "variables"}
 EXPECTED = (
     "Expected: the folder of a finished stage run (WORKDIR/stages/NAME-HASH), an Orbax "
@@ -36,10 +36,10 @@ class StateStore:
     """The saved states of one unfinished stage run; the newest two are kept."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens `folder`, which is made if it is missing."""
+        """Opens `folder`, creating it if it is missing."""
         self._manager = None
         if runtime.is_main():
-            # Orbax makes none for one of several processes.
+            # Orbax does not create it for one of several processes.
             folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 folder.absolute(),
@@ -55,7 +55,7 @@ class StateStore:
     def save(self, step: int, tree: PyTree, progress: dict[str, Any]) -> None:
         """Saves a host tree of arrays and a dict of JSON values as the state at `step`.
 
-        It must be later than all that are there: see `discard_after`.
+        The step must be later than all saved steps: see `discard_after`.
         """
         if self._manager is None:
             return
@@ -68,7 +68,7 @@ class StateStore:
         )
 
     def steps(self) -> list[int]:
-        """Returns the steps that have a saved state; only the first process knows."""
+        """Returns the steps with a saved state; valid only in the first process."""
         return [] if self._manager is None else list(self._manager.all_steps())
 
     def discard_after(self, step: int | None) -> None:
@@ -82,7 +82,7 @@ class StateStore:
     ) -> tuple[PyTree, dict[str, Any]] | None:
         """Returns (tree, progress) as saved at `step`, or None if `step` is None.
 
-        All processes call it, and all get what the first one read.
+        All processes must call it, and all get the state read by the first.
 
         Args:
           step: One of `steps()`.
@@ -118,16 +118,16 @@ class StateStore:
         if shapes != {name: array.shape for name, array in named.items()}:
             folder = Path(self._manager.directory) / str(step)
             raise UserError(
-                f"{folder}: the saved state has other arrays than the training that "
-                "resumes from it; another version of the program wrote it. Delete the "
-                "folder of this stage run and run again.",
+                f"{folder}: the arrays of the saved state do not fit this training; "
+                "another version of the program wrote it. Delete the folder of this "
+                "stage run and run the command again.",
                 where=folder,
             )
         return [np.asarray(saved.arrays[name]) for name in named], saved.progress
 
 
 def export_variables(folder: Path, variables: PyTree) -> None:
-    """Writes `{'params': ..., 'batch_stats': ...}`, replacing what is there."""
+    """Writes `{'params': ..., 'batch_stats': ...}`, replacing an existing export."""
     if not runtime.is_main():
         return
     options = _alone("export")
@@ -136,7 +136,7 @@ def export_variables(folder: Path, variables: PyTree) -> None:
         multiprocessing_options=options,
     ) as checkpointer:
         host = jax.tree.map(np.asarray, variables)
-        # Orbax does not keep empty branches apart from missing ones.
+        # Orbax does not distinguish empty branches from missing ones.
         host = {name: tree for name, tree in host.items() if tree}
         checkpointer.save(
             folder.absolute(), args=ocp.args.StandardSave(host), force=True
@@ -146,7 +146,7 @@ def export_variables(folder: Path, variables: PyTree) -> None:
 def load_variables(folder: Path) -> PyTree:
     """Returns exported variables as nested dicts of host arrays.
 
-    Needs neither the model nor the settings that made them.
+    The model and its settings are not needed.
 
     Raises:
       UserError: The folder cannot be read as exported variables.
@@ -169,7 +169,7 @@ def load_variables(folder: Path) -> PyTree:
     except (ValueError, OSError, KeyError, AttributeError) as error:
         raise UserError(
             f"{folder}: cannot be read as exported variables "
-            f"({_first_line(error)}). Delete the stage's folder and run again.",
+            f"({_first_line(error)}). Delete the stage's folder and run the study again.",
             where=folder,
         ) from error
     return {"params": loaded["params"], "batch_stats": loaded.get("batch_stats", {})}
@@ -182,11 +182,11 @@ def load_network(
 
     Args:
       folder: Folder of the exported variables.
-      module: Network that they are for.
-      image_size, channels: Its input, pixels and channels.
+      module: Network of the variables.
+      image_size, channels: Side in pixels and number of channels of its input.
 
     Raises:
-      UserError: The folder cannot be read, or holds the arrays of another network.
+      UserError: The folder cannot be read, or contains arrays of another network.
     """
     variables = load_variables(folder)
     expected = models.shapes(module, image_size, channels)
@@ -201,7 +201,7 @@ def load_network(
             if shapes.get(path) != wanted.get(path)
         )
         raise UserError(
-            f"{folder}: {different} is not as in the network of this version of the "
+            f"{folder}: {different} differs from the network of this version of the "
             "program; another version trained it. Train again in a new --workdir.",
             where=folder,
         )
@@ -209,23 +209,24 @@ def load_network(
 
 
 def load_source(path: Path) -> tuple[PyTree, str]:
-    """Returns variables that this or another program saved, and where they were found.
+    """Returns variables saved by this or another program, and where they were found.
 
     Reads a finished stage run; an Orbax checkpoint (StandardCheckpoint or PyTree), a step
-    of an Orbax CheckpointManager, or its folder, of which the latest step is taken; and a
+    of an Orbax CheckpointManager, or its folder, of which the latest step is used; and a
     file of `flax.serialization.to_bytes` (msgpack). The parameters may be the whole tree,
-    or lie under 'params', next to 'batch_stats', at any depth, as those of a TrainState.
-    No pickle is read.
+    or lie under 'params', next to 'batch_stats', at any depth, as in a TrainState.
+    Pickles are never read.
 
     Args:
-      path: The file or the folder.
+      path: File or folder.
 
     Returns:
-      `{'params': ..., 'batch_stats': ...}`, nested dicts of host arrays; and the place in
-      words, '' for a stage run.
+      `{'params': ..., 'batch_stats': ...}`, nested dicts of host arrays; and their
+      position as text, '' for a stage run.
 
     Raises:
-      UserError: It is something else, is damaged, or has parameters in several places.
+      UserError: The path is something else, damaged, or has parameters in several
+        branches.
     """
     if not path.exists():
         raise UserError(f"{path}: this file or folder does not exist.", where=path)
@@ -269,16 +270,16 @@ def _described(path: Path) -> str:
     """Describes a folder that is not a checkpoint."""
     if (path / "stages").is_dir():
         return (
-            "this is the workdir of a study, which holds several stage runs: name one of "
-            "those in its folder stages/."
+            "this is the workdir of a study with several stage runs: give one of those in "
+            "its folder stages/."
         )
     if (path / "states").is_dir() or (path / "lineage.json").is_file():
-        return "this is a stage run that is not finished: it has no variables yet."
+        return "this is an unfinished stage run, still without variables."
     names = sorted(entry.name for entry in path.iterdir())
     if not names:
         return "the folder is empty."
     shown = ", ".join(repr(name) for name in names[:4])
-    return f"the folder holds no checkpoint, but {shown}{' ...' * (len(names) > 4)}."
+    return f"a checkpoint is missing among {shown}{' ...' * (len(names) > 4)}."
 
 
 def _is_item(folder: Path) -> bool:
@@ -289,7 +290,7 @@ def _is_item(folder: Path) -> bool:
 def _from_orbax(folder: Path) -> PyTree:
     options = _alone("source", process=jax.process_index())
     as_host = ocp.RestoreArgs(restore_type=np.ndarray)
-    # The error below says what Orbax logs about a damaged folder.
+    # The error below repeats what Orbax logs about a damaged folder.
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -306,7 +307,7 @@ def _from_orbax(folder: Path) -> PyTree:
             return checkpointer.restore(
                 folder.absolute(), args=ocp.args.PyTreeRestore(restore_args=how)
             )
-    except Exception as error:  # A damaged folder fails in any of many libraries.
+    except Exception as error:  # A damaged folder may fail in many libraries.
         raise UserError(
             f"{folder}: this looks like an Orbax checkpoint, but it cannot be read "
             f"({type(error).__name__}: {_first_line(error)}). It may be incomplete, or "
@@ -328,10 +329,10 @@ def _from_msgpack(path: Path) -> PyTree:
 
 
 def _variables_in(tree: PyTree, path: Path) -> tuple[str, PyTree]:
-    """Returns the branch of a tree that holds the variables, by name; and these.
+    """Returns the name of the branch of a tree with the variables, and the variables.
 
-    The branches nearest to the root count: the state of an optimiser repeats the tree of
-    the parameters further down.
+    Branches nearest to the root count: further down, the state of an optimiser repeats
+    the tree of parameters.
     """
     level = {"": tree}
     while level:
@@ -343,8 +344,8 @@ def _variables_in(tree: PyTree, path: Path) -> tuple[str, PyTree]:
         if len(found) > 1:
             names = ", ".join(f"'{name}'" for name in found)
             raise UserError(
-                f"{path}: there are parameters in {len(found)} places: {names}. Save the "
-                "intended ones by themselves.",
+                f"{path}: {len(found)} branches have parameters: {names}. Save the "
+                "intended ones separately.",
                 where=path,
             )
         for name, branch in found.items():
@@ -388,7 +389,7 @@ def _paths(tree: PyTree) -> Iterator[tuple[str, ...]]:
 
 
 def _plain(tree: PyTree) -> PyTree:
-    """Returns nested dicts of arrays without what may wrap them.
+    """Returns nested dicts of arrays without wrappers.
 
     An `nnx.Variable` or a boxed parameter is saved as {'value': array}; the names of flat
     trees are joined by '/'.
@@ -407,8 +408,9 @@ def _plain(tree: PyTree) -> PyTree:
 def _named(tree: PyTree) -> dict[str, np.ndarray]:
     """Returns the leaves by their path, in the order of `jax.tree.leaves`.
 
-    Paths rather than positions: a changed tree of equal shapes must not restore with its
-    arrays interchanged. Scalars become arrays, since older Orbax takes no scalars.
+    Paths rather than positions: a changed tree of equal shapes must not be restored with
+    its arrays interchanged. Scalars become arrays, because older versions of Orbax do not
+    support scalars.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
@@ -424,7 +426,7 @@ def _alone(name: str, process: int = 0) -> ocp.options.MultiprocessingOptions:
 
 
 def _from_main(restored: Any, leaves: list[Any]) -> Any:
-    """Gives every process what the first one restored."""
+    """Gives every process the state restored by the first."""
     import json
 
     arrays, progress = restored or (leaves, None)

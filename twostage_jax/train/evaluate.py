@@ -28,12 +28,12 @@ def predict(
 ) -> list[np.ndarray]:
     """Returns the class probabilities `[N, K]` float32 of each run's examples.
 
-    None is dropped: the last batch is padded, and the padding's results cut off.
+    Examples are never dropped: the last batch is padded, and its padding cut off.
 
     Args:
-      programs, source, placement: What evaluates, from which data, on which devices.
-      constants, variables: Of each run, on the devices.
-      indices: The examples of each run.
+      programs, source, placement: Compiled programs, feed of the data, and devices.
+      constants, variables: Trees of each run, on the devices.
+      indices: Indices of the examples of each run.
     """
     batches = eval_batches(indices, placement.whole(EVAL_BATCH))
     items = source.items(batches.shape[1], lambda i: placement.arrange(batches[:, i]))
@@ -54,10 +54,10 @@ def applied(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns class probabilities `[N, K]` and features `[N, D]` of images.
 
-    One device of this process computes them: no other process need take part.
+    One device of this process computes them, without other processes.
 
     Args:
-      network, data: Settings of the network, and of how images are scaled for it.
+      network, data: Settings of the network, and of the scaling of its images.
       constants, variables: Host arrays.
       images: `[N, H, W, C]` as stored.
       num_classes: Size of the network's output.
@@ -66,7 +66,7 @@ def applied(
     parts = []
     for first in range(0, len(images), EVAL_BATCH):
         part = images[first : first + EVAL_BATCH]
-        # Of one size, so that the program is compiled once.
+        # Batches of one size, so that the program is compiled once.
         rest = [(0, EVAL_BATCH - len(part)), (0, 0), (0, 0), (0, 0)]
         found = program(
             variables, np.pad(part, rest), constants.mean, constants.deviation
@@ -95,9 +95,10 @@ def scorer(
     """Returns a function from variables on the devices to the scores of each run.
 
     Args:
-      predict: `predict(variables, indices)`, the class probabilities of each run.
-      dataset: With the labels.
-      indices: The validation examples of each run.
+      predict: Function `predict(variables, indices)` that returns the class
+        probabilities of each run.
+      dataset: Data set with the labels.
+      indices: Indices of the validation examples of each run.
     """
 
     def score(variables: PyTree) -> list[dict[str, float]]:

@@ -11,10 +11,10 @@ from tensorboardX.summary import scalar
 
 
 class Events:
-    """An event file, written by the caller itself.
+    """An event file, written in the calling thread.
 
-    tensorboardX's own writer leaves that to a thread. Where the disk is full the thread
-    dies, and adding an event then blocks forever.
+    tensorboardX's writer uses a thread. If the disk is full, the thread dies, and adding
+    an event then blocks forever.
     """
 
     def __init__(self, folder: Path) -> None:

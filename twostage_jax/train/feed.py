@@ -1,4 +1,4 @@
-"""Feeding devices: the order of examples, and data that sits on the device or streams."""
+"""Feeds devices: the order of examples, and data in device memory or streamed."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +22,9 @@ class Feed(NamedTuple):
 
     Attributes:
       data: Replicated 'images' and 'labels', or None for a stream.
-      items: `items(count, chunk)` yields, for each number i below `count`, what the
-        compiled programs take for the indices `chunk(i)`, as `Placement.arrange` lays
-        them out: these indices, or the examples themselves.
+      items: Function `items(count, chunk)` that yields, for each number i below `count`,
+        the input of the compiled programs for the indices `chunk(i)`, laid out by
+        `Placement.arrange`: these indices, or the examples themselves.
     """
 
     data: Any
@@ -48,8 +48,8 @@ def order(
 ) -> np.ndarray:
     """Returns the examples of steps `first` to `first + steps`, `[steps, batch_size]`.
 
-    Every epoch is a permutation of `range(size)` that depends on (seed, epoch) alone.
-    A batch may span two epochs, so no example is ever dropped.
+    Every epoch is a permutation of `range(size)` that depends only on (seed, epoch). A
+    batch may span two epochs, so that examples are never dropped.
     """
     start, stop = first * batch_size, (first + steps) * batch_size
     epochs = range(start // size, (stop - 1) // size + 1)
@@ -61,8 +61,8 @@ def order(
 def eval_batches(indices: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
     """Returns the indices of each run as `[runs, batches, batch_size]`.
 
-    Batches are padded with index 0. The caller drops the padding: the first
-    `len(indices[r])` results of run r are the real ones.
+    Batches are padded with index 0. The caller must drop the padding: only the first
+    `len(indices[r])` results of run r are valid.
     """
     batches = -(-max(map(len, indices)) // batch_size)
     padded = np.zeros((len(indices), batches * batch_size), np.int32)
@@ -78,8 +78,8 @@ def _stream(
         import grain
     except ImportError:
         raise UserError(
-            f"data set '{dataset.name}' is too large for the device's memory and needs "
-            "streaming: pip install 'twostage_jax[stream]'."
+            f"data set '{dataset.name}' exceeds the memory of the device, and streaming "
+            "is not installed: pip install 'twostage_jax[stream]'."
         ) from None
 
     def load(i: int) -> dict[str, np.ndarray]:

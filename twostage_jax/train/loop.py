@@ -16,7 +16,7 @@ from twostage_jax.train.feed import Feed, order
 from twostage_jax.train.parallel import Placement
 
 PyTree = Any
-# Steps in one call of the device: enough to hide the call, few enough to stop quickly.
+# Steps per device call: enough to hide its overhead, few enough to stop quickly.
 MAX_CHUNK = 25
 
 
@@ -29,7 +29,7 @@ class Run(NamedTuple):
       indices: Positions of the training examples in the data set.
       order_seed: Seed of the order of examples.
       key: Key data of augmentation and dropout.
-      constants: Arrays that no step changes.
+      constants: Arrays that are constant over steps.
       store: Saved states of the run.
     """
 
@@ -46,12 +46,12 @@ class Task(NamedTuple):
     """Stage runs that are trained together: one, or several side by side.
 
     Attributes:
-      settings: Length, batch size, how often to score and save, what to select.
-      programs: The compiled steps.
+      settings: Length, batch size, intervals of evaluation and saving, selection.
+      programs: Compiled steps.
       feed: Source of batches.
       placement: Placement of the runs on the devices.
-      runs: At most `placement.runs`.
-      score: `score(variables on the devices)` returns, for each run,
+      runs: Stage runs, at most `placement.runs`.
+      score: Function of the variables on the devices that returns, for each run,
         `{'loss': ..., 'balanced_accuracy': ...}` on its validation examples.
     """
 
@@ -68,8 +68,8 @@ class Fitted(NamedTuple):
 
     Attributes:
       variables: Selected variables, as host arrays.
-      selected: The entry of the history in which they were scored.
-      history: One entry per score.
+      selected: Entry of the history with their scores.
+      history: One entry per evaluation.
     """
 
     variables: PyTree
@@ -82,7 +82,7 @@ class Watch(NamedTuple):
 
     Attributes:
       step: Function called with (index of the run, step, metrics) after each chunk and
-        each score.
+        each evaluation.
       stop: Function that returns whether the run was asked to stop.
     """
 
@@ -134,7 +134,7 @@ def fit(task: Task, watch: Watch) -> list[Fitted]:
         state, metrics = task.programs.train(
             state, task.feed.data, items, keys, constants
         )
-        # One chunk late, so that the device works on while the host reads.
+        # One chunk late, so that the device keeps working while the host reads.
         _collect(task, pending, progress, watch)
         pending = step, chunk, metrics
         scoring = step % settings.eval_every == 0 or step == settings.steps
@@ -165,10 +165,10 @@ def fit(task: Task, watch: Watch) -> list[Fitted]:
 
 
 def chunk_length(settings: TrainConfig) -> int:
-    """Returns the steps of one device call: the same for all, so one compilation does.
+    """Returns the number of steps per device call, constant for a single compilation.
 
-    Chunks end where scores are due, whatever step a run resumes at, so that a resumed
-    run makes the very calls of an undisturbed one.
+    Chunks end at evaluations, whatever step a run resumes from, so that a resumed run
+    makes the same calls as an undisturbed run.
     """
     common = math.gcd(settings.steps, settings.eval_every)
     return max(n for n in range(1, MAX_CHUNK + 1) if common % n == 0)
@@ -177,7 +177,7 @@ def chunk_length(settings: TrainConfig) -> int:
 def _restored(task: Task) -> tuple[list[steps.TrainState], list[_Progress]]:
     """Returns the states to start from: runs trained together are at the same step.
 
-    States that some of them saved later are removed: they will be saved again.
+    Later states of some runs are removed, as they will be saved again.
     """
     common = set.intersection(*[set(run.store.steps()) for run in task.runs])
     newest = max(common, default=None)
@@ -203,7 +203,7 @@ def _score(
     progress: list[_Progress],
     watch: Watch,
 ) -> None:
-    """Scores each run on its validation examples, and keeps what is best so far."""
+    """Evaluates each run on its validation examples, and keeps the best so far."""
     for place, scores in enumerate(task.score(state.variables)):
         own = progress[place]
         entry = {"step": step, "loss": float(np.mean(own.losses))}
@@ -247,6 +247,6 @@ def _fail(run: Run, what: str, value: float, step: int) -> NoReturn:
     raise UserError(
         f"stage '{run.name}': the {what} is {value} at step {step}. Usual causes: the "
         "learning rate is too high (lower optim.learning_rate, or set optim.clip_norm or "
-        "optim.warmup_steps), or the images hold values that are not finite.",
+        "optim.warmup_steps), or the images contain values that are not finite.",
         where=run.name,
     )

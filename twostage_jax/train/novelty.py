@@ -1,17 +1,16 @@
-"""Novelty: which images are unlike those that a network was trained on.
+"""Novelty: detects images that differ from the training images of a network.
 
-The distance of an image is that to its nearest training image, as deep nearest
-neighbours have it (Sun, Ming, Zhu, Li 2022, arXiv 2204.06507), between what the network
-sees first and last of them (`models.descriptor`; Lee et al. 2018, arXiv 1807.03888, join
-early and late layers for the same purpose). Features are standardised by the training
-images and keep their length: scaled to length 1, as Sun et al. do, lung shown through a
-window for soft tissue, all black, was like the training images; `experiments/unseen.md`
-has the numbers.
+The distance of an image is that to its nearest training image, as in deep nearest
+neighbours (Sun, Ming, Zhu, Li 2022, arXiv 2204.06507), in features of early and late
+layers (`models.descriptor`; Lee et al. 2018, arXiv 1807.03888, combine layers for the
+same purpose). Features are standardised by the training images and keep their length:
+scaled to length 1, as by Sun et al., lung shown with a window for soft tissue, all black,
+resembled the training images; `experiments/unseen.md` has the numbers.
 
-An image is unlike the training images where its distance exceeds the threshold: the
+An image differs from the training images if its distance exceeds the threshold: the
 `QUANTILE` of the distances of training images from those of other groups (patients), so
-that about 1 % of the patches of a new patient lie beyond it where they are cut like the
-training's. An image within it may still show what no training image shows.
+that about 1 % of the patches of a new patient exceed it if they are cut like those of the
+training. An image within it may still show something that the training images lack.
 """
 
 import zipfile
@@ -25,26 +24,26 @@ from twostage_jax import io
 from twostage_jax.errors import UserError
 
 FILE = "novelty.npz"
-# Most training images that distances are taken to.
+# Largest number of training images in the reference.
 MOST_IMAGES = 2000
 QUANTILE = 0.99
 # Added to each standard deviation, as a fraction of that of all features together: a
-# channel that is dead on the training images must not decide alone.
+# channel that is dead on the training images must not dominate the distance.
 FLOOR = 1e-3
-# With fewer groups the distances between them are those of one or two pairs.
+# With fewer groups, the distances between them come from one or two pairs.
 FEWEST_GROUPS = 3
 
 
 class Reference(NamedTuple):
-    """Training images as points, and the distance up to which others are like them.
+    """Training images as points, and the threshold distance of similar images.
 
     Attributes:
-      features: `[N, D]` float16, standardised.
-      mean, scale: `[D]` float32: standardised is (features - mean) / scale.
+      features: Standardised features, `[N, D]` float16.
+      mean, scale: Standardisation (features - mean) / scale, `[D]` float32.
       threshold: Distance between standardised features.
-      groups: Number of groups each of which was held out to find the threshold; 0 if the
-        images were held out one by one, because there are fewer than `FEWEST_GROUPS`.
-        Patches of one patient resemble each other: the threshold is then too low.
+      groups: Number of groups held out in turn to find the threshold; 0 if the images
+        were held out one by one, because there are fewer than `FEWEST_GROUPS`. The
+        threshold is then too low, because patches of one patient resemble each other.
     """
 
     features: np.ndarray
@@ -57,8 +56,8 @@ class Reference(NamedTuple):
         of_what = (
             f"those of other patients ({self.groups} patients)"
             if self.groups
-            else "the other ones, of the same patients too: more than 1 % of the patches "
-            "of a new patient lie beyond it"
+            else "other images, including those of the same patients: more than 1 % of "
+            "the patches of a new patient exceed it"
         )
         return (
             f"nearest of {len(self.features)} training images at a distance above "
@@ -75,8 +74,9 @@ def reference(features: np.ndarray, groups: np.ndarray | None) -> Reference:
     """Returns the reference of training images.
 
     Args:
-      features: `[N, D]`, see `models.descriptor`; N is at least 2.
-      groups: `[N]`, the group of each image; None if there are none.
+      features: Features of the images, `[N, D]`, see `models.descriptor`; N is at least
+        2.
+      groups: Group of each image, `[N]`; None if unknown.
     """
     exact = np.asarray(features, np.float64)
     mean, scale = exact.mean(0), exact.std(0) + FLOOR * exact.std() + 1e-12
@@ -99,10 +99,10 @@ def is_unlike(
     scale: jax.Array,
     threshold: jax.Array,
 ) -> jax.Array:
-    """Returns which of the images `[b]` with features `[b, D]` are unlike the training's.
+    """Returns which of the images `[b]` differ from the training images.
 
     Args:
-      features: As `models.descriptor` gives them.
+      features: Features of the images, `[b, D]`, see `models.descriptor`.
       points, mean, scale, threshold: Fields of `Reference`.
     """
     standardised = (features - mean) / scale
@@ -127,16 +127,16 @@ def save(folder: Path, made: Reference, run_hash: str) -> None:
 
 
 def load(folder: Path, run_hash: str) -> Reference | None:
-    """Returns what `save` wrote; `None` if a stage run of an earlier version has none.
+    """Returns the saved reference; `None` for a stage run of an earlier version.
 
     Raises:
-      UserError: The file is damaged, or that of another stage run.
+      UserError: The file is damaged, or belongs to another stage run.
     """
     path = folder / FILE
     if not path.is_file():
         return None
     try:
-        # Of a damaged file NumPy would leave open what it opened itself.
+        # Opened here, because NumPy leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             arrays = [saved[name] for name in ("features", "mean", "scale")]
             made = Reference(*arrays, float(saved["threshold"]), int(saved["groups"]))
@@ -145,7 +145,7 @@ def load(folder: Path, run_hash: str) -> Reference | None:
         if len(shapes[0]) != 2 or not shapes[0][0] or shapes[1:] != [shapes[0][1:]] * 2:
             raise ValueError(f"its arrays have shapes {shapes}")
         if not all(np.isfinite(array).all() for array in (*arrays, made.threshold)):
-            raise ValueError("it holds values that are not finite")
+            raise ValueError("some values are not finite")
     except (
         OSError,
         ValueError,

@@ -1,4 +1,4 @@
-"""Schedule, freezing, per-layer rates and pulls, as one optax transformation."""
+"""Schedule, freezing, per-layer rates and L2-SP, as one optax transformation."""
 
 import contextlib
 import re
@@ -27,7 +27,7 @@ def schedule(optim: OptimConfig, steps: int) -> optax.Schedule:
         after = optax.constant_schedule(optim.learning_rate)
     if not optim.warmup_steps:
         return after
-    # The first step moves too: a rate of exactly zero would waste it.
+    # The first step must move, too: a rate of exactly zero would waste it.
     rise = optax.linear_schedule(
         optim.learning_rate / (optim.warmup_steps + 1),
         optim.learning_rate,
@@ -42,10 +42,10 @@ def optimiser(
     """Returns the optimiser of one stage; initialise and update it with `params`.
 
     Args:
-      optim: The settings.
+      optim: Settings of the optimiser.
       steps: Length of the stage, for the schedule.
-      transferred: Paths such as 'conv1/kernel' that came from the stage before; what
-        L2-SP pulls back. Unused when `optim.l2_sp` is zero.
+      transferred: Paths of transferred parameters, such as 'conv1/kernel', which L2-SP
+        penalises. Unused if `optim.l2_sp` is zero.
 
     Updates of frozen parameters are exactly zero, but adding zero may still change the
     sign bit of a zero: use `apply_updates`.
@@ -68,8 +68,8 @@ def optimiser(
     momentum = [optax.trace(decay=optim.momentum)] if optim.name == "sgd" else []
     clip = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
     return optax.chain(
-        # What does not move must leave no trace in the gradient's norm or in Adam's
-        # moments; and, once decay and pull are added, none in the momentum.
+        # Parameters that do not move must not affect the gradient's norm or Adam's
+        # moments nor, once decay and L2-SP are added, the momentum.
         hold,
         *clip,
         *adam,
@@ -83,9 +83,9 @@ def optimiser(
 
 
 def _adam(head_steps: int) -> optax.GradientTransformation:
-    """Adam, whose moments of all but the head start when the head has had its steps.
+    """Adam whose moments start after `head_steps` for all parameters but the head.
 
-    Moments of zeros, corrected for a bias that they no longer have, would make the first
+    Moments of zeros, with a bias correction that no longer applies, would make the first
     steps of the transferred layers several times too large.
     """
     if not head_steps:
@@ -102,7 +102,7 @@ def _adam(head_steps: int) -> optax.GradientTransformation:
 
 
 class PullState(NamedTuple):
-    """Parameters at the start, towards which they are pulled."""
+    """Initial parameters, the reference of L2-SP."""
 
     start: PyTree
 
@@ -110,8 +110,8 @@ class PullState(NamedTuple):
 def pull_to_start(strength: float, mask: Any) -> optax.GradientTransformation:
     """Adds `strength * (param - start)` to the masked updates (L2-SP, Li et al. 2018).
 
-    The starting point is kept in the optimiser's state, so that it is saved and
-    resumed with it.
+    The initial parameters are part of the optimiser's state, so that they are saved and
+    restored with it.
     """
 
     def init(params: PyTree) -> PullState:
@@ -142,13 +142,13 @@ def pull_to_start(strength: float, mask: Any) -> optax.GradientTransformation:
 
 
 class HoldState(NamedTuple):
-    """Steps taken so far."""
+    """Number of steps so far."""
 
     count: jax.Array
 
 
 def hold_still(optim: OptimConfig) -> optax.GradientTransformation:
-    """Zeroes updates of frozen parameters and, in the first steps, of all but the head."""
+    """Zeroes updates of frozen parameters and, at first, of all but the head."""
 
     def init(params: PyTree) -> HoldState:
         del params
@@ -198,7 +198,7 @@ def keep_frozen(before: PyTree, after: PyTree, freeze: tuple[str, ...]) -> PyTre
 def keep_statistics(
     before: PyTree, after: PyTree, optim: OptimConfig, step: jax.Array
 ) -> PyTree:
-    """Returns BatchNorm's statistics after a step: what is held still stays as it was."""
+    """Returns BatchNorm's statistics after a step, unchanged where they are held."""
     kept = keep_frozen(before, after, optim.freeze)
     if not optim.head_steps:
         return kept
@@ -210,10 +210,10 @@ def keep_statistics(
 
 
 def frozen_norms(freeze: tuple[str, ...]) -> contextlib.AbstractContextManager:
-    """Makes BatchNorm use its running statistics in training where these are frozen.
+    """Makes BatchNorm use frozen running statistics in training as well.
 
-    Statistics of the batch in training and frozen ones in evaluation would be two
-    networks. Applies to the modules that are called while the context lasts.
+    With batch statistics in training and frozen ones in evaluation, the two networks
+    would differ. It applies to modules called inside the context.
 
     Args:
       freeze: Patterns of `OptimConfig.freeze`.
@@ -246,12 +246,12 @@ def is_head(path: str) -> bool:
 
 
 def check_patterns(optim: OptimConfig, variables: PyTree, path: str) -> None:
-    """Raises a UserError for a freezing or rate pattern that matches nothing.
+    """Raises a UserError for a freezing or rate pattern without matches.
 
     Args:
-      optim: The settings.
-      variables: The stage's `{'params': ..., 'batch_stats': ...}`.
-      path: The settings' name, such as 'config.stages.target.optim'.
+      optim: Settings of the optimiser.
+      variables: `{'params': ..., 'batch_stats': ...}` of the stage.
+      path: Name of the settings, such as 'config.stages.target.optim'.
     """
     params = _leaves(variables["params"])
     everything = {**params, **_leaves(variables.get("batch_stats", {}))}
@@ -260,13 +260,13 @@ def check_patterns(optim: OptimConfig, variables: PyTree, path: str) -> None:
     for setting, pattern, paths in cases:
         if not any(re.fullmatch(pattern, name) for name in paths):
             raise UserError(
-                f"{path}.{setting}: {pattern!r} matches no parameter. "
+                f"{path}.{setting}: {pattern!r} does not match any parameter. "
                 f"Parameters: {', '.join(sorted(paths))}.",
                 where=f"{path}.{setting}",
             )
     if all(is_frozen(name, optim.freeze) for name in params):
         raise UserError(
-            f"{path}.freeze freezes every parameter: nothing would train.",
+            f"{path}.freeze freezes every parameter: leave at least one to train.",
             where=f"{path}.freeze",
         )
 

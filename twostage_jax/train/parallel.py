@@ -1,13 +1,13 @@
 """Placement of stage runs on devices: one spread over all, or several side by side.
 
-The one place that knows the leading axes `[D, L]` of what `pmap` takes and gives: D
-devices of this process, L stage runs on each. A run that is spread over the devices has
-a copy of its state on each (L = 1) and a part of each batch; runs side by side have
-nothing in common but the program and the data.
+This is the only module that knows the leading axes `[D, L]` of the inputs and outputs of
+`pmap`: D devices of this process, L stage runs on each. A run that is spread over the
+devices has a copy of its state on each (L = 1) and a part of each batch; runs side by side
+share only the program and the data.
 
-Only here does `pmap` wrap the steps of training and evaluation. Inside, a step sees the
-arrays of one stage run (see `steps`). Outside, the program sees host trees, one per run:
-`Placement.put` going in, `Placement.take` coming out.
+`pmap` wraps the steps of training and evaluation only here. Inside, a step sees the arrays
+of one stage run (see `steps`). Outside, the program sees host trees, one per run:
+`Placement.put` converts inputs, `Placement.take` outputs.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ class Placement:
     """Number of stage runs that are trained at once, and their devices.
 
     Attributes:
-      runs: 1 = one run, spread over the devices. More = side by side.
-      devices: D; the first of this process's devices.
+      runs: Number of runs; 1 = one run, spread over the devices; more = side by side.
+      devices: Number D of devices, the first of this process.
     """
 
     runs: int
@@ -49,11 +49,11 @@ class Placement:
 
     @property
     def runs_per_device(self) -> int:
-        """L; the last places may be left free."""
+        """Number L of runs per device; the last positions may be free."""
         return 1 if self.spread else -(-self.runs // self.devices)
 
     def put(self, trees: Sequence[PyTree]) -> PyTree:
-        """Puts host trees on the devices, one per run; the last also fills free places.
+        """Puts host trees on the devices, one per run; the last fills free positions.
 
         Returns:
           A tree with leaves `[D, L, ...]`.
@@ -86,7 +86,7 @@ class Placement:
     def arrange(self, batches: np.ndarray) -> np.ndarray:
         """Lays out batches: `[runs, ..., B]` -> `[D, L, ..., b]` of this process.
 
-        A run that is spread gives each device of all processes B / devices examples.
+        A spread run gives each device of all processes B / devices examples.
         """
         if not self.spread:
             filled = self._filled(batches)
@@ -102,7 +102,7 @@ class Placement:
     def joined(self, results: PyTree) -> PyTree:
         """Returns results `[D, L, b, ...]` of batches as host arrays `[runs, B, ...]`.
 
-        The reverse of `arrange`; all processes call it, and all get the whole.
+        This inverts `arrange`; all processes must call it, and all get the whole batch.
         """
 
         def join(leaf: Any) -> np.ndarray:
@@ -132,9 +132,9 @@ class Placement:
 def alone() -> Placement:
     """Returns the placement of one run: on all devices of all processes.
 
-    On the cores of one processor it is a single one, whose programs use all of them:
-    programs that wait for one another, as the parts of a batch do, can deadlock
-    where they share the processor's threads.
+    On the cores of a processor it uses a single device, whose programs use all cores:
+    programs that wait for one another, as for the parts of a batch, can deadlock if they
+    share the processor's threads.
     """
     if jax.default_backend() == "cpu" and made_of_cores():
         return Placement(1, 1)
@@ -147,7 +147,7 @@ def side_by_side(runs: int) -> Placement:
 
 
 def made_of_cores() -> bool:
-    """Whether the processor's cores were made into devices (see `cli.use_cores`)."""
+    """Whether the processor's cores are devices (see `cli.use_cores`)."""
     return jax.config.jax_num_cpu_devices > 1 and jax.process_count() == 1
 
 
@@ -164,9 +164,9 @@ def replicate(tree: PyTree, devices: int) -> PyTree:
 def _over(devices: int, shape: tuple[int, ...]) -> jax.sharding.Sharding:
     """Returns the sharding over the leading axis that `pmap` itself uses.
 
-    With another name of the axis the second call of a program would compile it again.
-    Before version 0.8 of jax it is one of its own. There another one would be copied,
-    and in 0.7.2 the gradient of a convolution over it cannot be vectorised.
+    With another axis name, the second call of a program would compile it again. Before
+    version 0.8, jax has a separate type for it: arrays with other shardings would be
+    copied, and in 0.7.2 the gradient of a convolution over them cannot be vectorised.
     """
     local = jax.local_devices()[:devices]
     if jax.__version_info__ < (0, 8):
@@ -179,10 +179,11 @@ class Programs(NamedTuple):
     """The compiled functions of a stage.
 
     Attributes:
-      train: `(states, data, items, keys, constants) -> (states, metrics)`: one step for
-        each of the S items; `read_metrics` reads the metrics. States are donated.
-      evaluate: `(variables, data, items, constants) -> probabilities`
-        `[D, L, b, K]`; `Placement.joined` puts them together.
+      train: Function `(states, data, items, keys, constants) -> (states, metrics)`, with
+        one step for each of the S items; `read_metrics` reads the metrics. States are
+        donated.
+      evaluate: Function `(variables, data, items, constants) -> probabilities`
+        `[D, L, b, K]`; `Placement.joined` joins them.
 
     All but data have the leading axes of `placement`, `[D, L]`; data is replicated,
     `[D, ...]`. Items are `[D, L, S, b]` (training) and `[D, L, b]` (evaluation):
@@ -196,7 +197,7 @@ class Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def programs(settings: StepSettings, axis_name: str | None) -> Programs:
-    """Returns the pmapped programs; stage runs that are alike share them."""
+    """Returns the pmapped programs, shared by stage runs with equal settings."""
     model = steps.build_model(settings.model, settings.num_classes, axis_name)
     step = functools.partial(
         steps.train_step,
@@ -224,8 +225,8 @@ def programs(settings: StepSettings, axis_name: str | None) -> Programs:
     def evaluate(variables: Any, data: Any, items: Any, constants: Any) -> Any:
         return evaluation(variables, _fetch(data, items), constants)
 
-    # XLA's CPU convolutions are an order of magnitude slower inside a loop, and a call
-    # costs next to nothing there: the host loops instead.
+    # On CPU, XLA's convolutions are an order of magnitude slower inside a loop, and calls
+    # cost almost nothing: the host loops instead.
     on_cpu = steps.on_cpu()
     over_runs = jax.vmap(train_one if on_cpu else train_all, in_axes=(0, None, 0, 0, 0))
     train = jax.pmap(over_runs, axis_name=AXIS, donate_argnums=0)
@@ -254,9 +255,9 @@ def _host_loop(one_step: Callable, axis_name: str | None) -> Callable:
             item = jax.tree.map(lambda array, i=i: array[:, :, i], items)
             state, step_metrics = one_step(state, data, item, key, constants)
             if meet:
-                # Of two programs under way whose parts wait for each other, as this
-                # step and the next or a look at the stop flag, each can hold the
-                # processor's threads that the other waits for.
+                # Two running programs whose parts wait for each other, such as this step
+                # and the next or a check of the stop flag, can deadlock: each may hold
+                # the processor's threads that the other needs.
                 jax.block_until_ready(state)
             metrics.append(step_metrics)
         return state, metrics

@@ -1,4 +1,4 @@
-"""Progress of a run: bars for people, event files for TensorBoard."""
+"""Progress of a run: bars on the terminal, event files for TensorBoard."""
 
 import contextlib
 import sys
@@ -17,7 +17,7 @@ class Progress:
 
     Attributes:
       total: Number of stage runs.
-      done: How many of them are finished.
+      done: Number of finished stage runs.
       stop: Whether the run was asked to stop.
     """
 
@@ -25,7 +25,7 @@ class Progress:
         self.total, self.done, self.stop = total, done, stop
 
     def say(self, text: str) -> None:
-        """Prints a line; only the first process speaks."""
+        """Prints a line in the first process only."""
         if runtime.is_main():
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -38,14 +38,14 @@ class Progress:
         if not runtime.is_main():
             yield Watch(lambda place, step, metrics: None, self.stop)
             return
-        # Only where something trains: tensorboardX takes its time.
+        # Imported only for training: tensorboardX loads slowly.
         from twostage_jax.train.events import Events
 
         numbers = f"{self.done + 1}"
         title = str(runs[0])
         if len(runs) > 1:
             numbers += f"-{self.done + len(runs)}"
-            title += f" and {len(runs) - 1} beside it"
+            title += f" and {len(runs) - 1} more"
         bar = tqdm(
             total=steps, desc=f"[{numbers}/{self.total}] {title}", unit="step",
             disable=None, leave=False,

@@ -1,7 +1,7 @@
 """The steps of training and evaluation: pure functions of the arrays of one stage run.
 
-Collectives go over the axis that its batch is spread over, if it is; `parallel` wraps
-the steps in `pmap`.
+If its batch is spread over an axis, collectives use this axis; `parallel` wraps the steps
+in `pmap`.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ PyTree = Any
 
 @flax.struct.dataclass
 class TrainState:
-    """Values that a training step changes and a saved state holds."""
+    """Values that a training step updates and a saved state contains."""
 
     step: jax.Array
     params: PyTree
@@ -32,16 +32,16 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, PyTree]:
-        """The tree that the model, the transfer and the exports use."""
+        """Variables as used by the model, the transfer and exports."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 class Constants(NamedTuple):
-    """Arrays of a stage that no step changes.
+    """Arrays of a stage that are constant over steps.
 
     Attributes:
-      class_weights: `[K]`.
-      mean, deviation: `[C]`, of images in [0, 1].
+      class_weights: Weights of the classes in the loss, `[K]`.
+      mean, deviation: Mean and standard deviation of images in [0, 1], `[C]`.
     """
 
     class_weights: jax.Array
@@ -51,7 +51,7 @@ class Constants(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """All that a compiled step depends on, besides the shapes of its arrays."""
+    """Everything that a compiled step depends on, besides the shapes of its arrays."""
 
     model: ModelConfig
     optim: OptimConfig
@@ -92,11 +92,11 @@ def train_step(
     Args:
       state: The state, equal on all devices.
       batch: 'images' `[b, H, W, C]` as stored, 'labels' `[b]`.
-      key: The stage's key; the step's own is folded in here, so that a resumed run
-        replays the same randomness.
-      constants: See `Constants`.
-      settings, model, optimiser: What the step is made of.
-      axis_name: The axis that the batch is spread over; None = it is whole.
+      key: PRNG key of the stage; the number of the step is folded in here, so that a
+        resumed run replays the same randomness.
+      constants: Constant arrays; see `Constants`.
+      settings, model, optimiser: Settings, module and optimiser of the stage.
+      axis_name: Axis over which the batch is spread; None if it is whole.
 
     Returns:
       The new state, equal on all devices, and scalars over the whole batch.
@@ -127,7 +127,7 @@ def train_step(
 
     gradient = jax.value_and_grad(loss_of, has_aux=True)
     (loss, (logits, changed)), gradients = gradient(state.params)
-    # Each device holds its share of the weighted mean: the sum is the whole.
+    # Each device holds a part of the weighted mean, so their sum is the mean.
     gradients = total(gradients, axis_name)
     updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
     batch_stats = changed.get("batch_stats", state.batch_stats)
@@ -158,8 +158,8 @@ def eval_step(
 ) -> jax.Array:
     """Returns the class probabilities `[b, K]` of this device's part of a batch.
 
-    Nothing is gathered from other devices here: programs that do, and do not depend on
-    one another, can deadlock on several CPU devices.
+    Nothing is gathered from other devices here: independent programs that do so can
+    deadlock on several CPU devices.
     """
     return forward(
         variables,
@@ -188,11 +188,11 @@ def forward(
 
     Args:
       variables: Parameters, and running statistics if there are any.
-      images: `[b, H, W, C]` as stored; cut to the network's size around the centre.
+      images: `[b, H, W, C]` as stored; cropped to the network's size around the centre.
       mean, deviation: `[C]`, see `augment.normalise`.
-      model: The Linen module.
-      network: Its settings.
-      normalise, window: How images are scaled, see `data.augment`.
+      model: Linen module.
+      network: Settings of the network.
+      normalise, window: Scaling of the images, see `train.augment`.
     """
     images = augment.to_unit(images, window, network.channels)
     images = augment.centre_crop(images, network.image_size)
@@ -207,8 +207,8 @@ def total(tree: PyTree, axis_name: str | None) -> PyTree:
         return tree
     if not on_cpu():
         return jax.lax.psum(tree, axis_name)
-    # Processors add in the order in which parts arrive, and training makes the last
-    # digit matter: in the order of the devices, their processes make no difference.
+    # Processors add parts in order of arrival, and training amplifies the last digit.
+    # Adding in the order of the devices makes the result independent of processes.
     return jax.tree.map(
         lambda leaf: functools.reduce(jnp.add, jax.lax.all_gather(leaf, axis_name)),
         tree,
@@ -233,7 +233,7 @@ def _augmented(
 
 
 def on_cpu() -> bool:
-    """Returns whether the steps run on processors."""
+    """Returns whether the steps run on CPU devices."""
     return jax.default_backend() == "cpu"
 
 

@@ -23,7 +23,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     feature.
 
     Args:
-      parts: For each part, what yields its examples: dicts with 'image', 'label',
+      parts: Generator of the examples of each part: dicts with 'image', 'label',
         'id', 'group' and 'split'.
       image_shape: `(H, W, C)` of every image.
       image_dtype: Data type of every image.
