@@ -210,7 +210,7 @@ def add_image_folders(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
 def lengthen_sources(config: ConfigDict) -> None:
     """Gives the source stages the steps that real images need.
 
-    A third of them gave small targets nothing: experiments/positive_control.md.
+    With 1,500 and 800 they were worth less: experiments/positive_control.md.
     """
     for stage, steps in ((config.stages.natural, 4000), (config.stages.texture, 2000)):
         stage.train.steps = steps
