@@ -9,6 +9,7 @@ it. Needs the package index for the installation.
 """
 
 import argparse
+import itertools
 import os
 import platform
 import resource
@@ -28,11 +29,11 @@ TEXT = """# A fresh clone
 A fresh virtual environment (Python {python}), an empty cache, {cores} processor cores; load
 before the start {load}.
 
-| step | seconds |
-|---|--:|
-| `pip install -e .` | {install_s} |
-| `python -m twostage_jax.main --config=configs/two_stage.py`, with its report | {first_s} |
-| the same command again | {again_s} |
+| step | seconds | CPU-seconds |
+|---|--:|--:|
+| `pip install -e .` | {install_s} | |
+| `twostage train --config=configs/two_stage.py`, with its report | {first_s} | {first_cpu_s} |
+| the same command again | {again_s} | {again_cpu_s} |
 
 Peak memory of the largest process: {peak_gb} GB ({peak_gib} GiB). The second run ends with
 {same} table:
@@ -54,6 +55,18 @@ def timed(command: list[str], **options: object) -> tuple[float, str]:
     return round(time.monotonic() - began, 1), done.stdout
 
 
+def cpu_seconds() -> float:
+    """Returns the CPU time of all commands so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def tables_of(text: str) -> str:
+    """Returns the Markdown tables in a text, with a blank line between them."""
+    lines = itertools.groupby(text.splitlines(), lambda line: line.startswith("|"))
+    return "\n\n".join("\n".join(table) for is_table, table in lines if is_table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, help="the page, .md; JSON goes next to it")
@@ -71,20 +84,23 @@ def main() -> None:
         hidden = ("PYTHONPATH", "JAX_COMPILATION_CACHE_DIR")
         user = {k: v for k, v in os.environ.items() if k not in hidden}
         user["XDG_CACHE_HOME"] = str(folder / "cache")
+        used = [cpu_seconds()]
         first_s, printed = timed(job, cwd=clone, env=user)
+        used.append(cpu_seconds())
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         again_s, again = timed(job, cwd=clone, env=user)
-    tables = [
-        "\n".join(line for line in text.splitlines() if line.startswith("|"))
-        for text in (printed, again)
-    ]
+        used.append(cpu_seconds())
+    tables = [tables_of(text) for text in (printed, again)]
+    first_cpu_s, again_cpu_s = (round(b - a, 1) for a, b in itertools.pairwise(used))
     found = {
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
         "load": load,
         "install_s": install_s,
         "first_s": first_s,
+        "first_cpu_s": first_cpu_s,
         "again_s": again_s,
+        "again_cpu_s": again_cpu_s,
         "peak_gb": round(peak / 1e9, 2) if peak > before * 1024 else None,
         "peak_gib": round(peak / 2**30, 2) if peak > before * 1024 else None,
         "same_table": tables[0] == tables[1],
