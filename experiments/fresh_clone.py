@@ -32,7 +32,7 @@ before the start {load}.
 | step | seconds | CPU-seconds |
 |---|--:|--:|
 | `pip install -e .` | {install_s} | |
-| `twostage train --config=configs/two_stage.py`, with its report | {first_s} | {first_cpu_s} |
+| `twostage train --config=configs/two_stage.py`, and report | {first_s} | {first_cpu_s} |
 | the same command again | {again_s} | {again_cpu_s} |
 
 Peak memory of the largest process: {peak_gb} GB ({peak_gib} GiB). The second run ends with
