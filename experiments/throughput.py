@@ -5,14 +5,13 @@
 Measures each network three times: the training step (augmentation, forward, backward,
 update; the data on the device), whole epochs through `train.loop.fit` (order of
 examples, feed, steps in chunks, metrics read), and epochs of several stage runs side by
-side, one on each device, as a study trains them. On a CPU each core is a
-device, as in the program; a
-run on its own uses all cores. Where torch and timm are installed, their networks do the
-same with all cores: same layers, batch, augmentation, clipping, SGD with momentum and
-decay of kernels. All take turns within each round, so that other load on the machine
-affects all; ratios are taken within rounds. Without torch its columns stay empty. A few
-minutes on a CPU; `--large` adds the networks of full size. On an accelerator, leave one
-device visible: torch uses one.
+side, one on each device, as a study trains them. On a CPU each core is a device, as in
+the program; a run on its own uses all cores. Where torch and timm are installed, their
+networks do the same with all cores: same layers, batch, augmentation, clipping, SGD with
+momentum and decay of kernels. All take turns within each round, so that other load on
+the machine affects all; ratios are taken within rounds. Without torch its columns stay
+empty. A few minutes on a CPU; `--large` adds the networks of full size. On an
+accelerator, leave one device visible: torch uses one.
 """
 
 import argparse

@@ -244,7 +244,7 @@ def deep(
     points = scaled(known)
 
     def distance(asked: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
-        squares = novelty._squares(scaled(asked), points)
+        squares = novelty.squared_distances(scaled(asked), points)
         if own is not None:
             squares[own[:, None] == groups] = np.inf
         return np.sqrt(np.partition(squares, k - 1, axis=1)[:, k - 1])

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from ct_files import refused_at
+from basics import refused_at
 from safetensors import safe_open
 from study_files import HOSTILE, write_study
 

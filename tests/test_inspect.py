@@ -2,7 +2,7 @@
 
 import public_networks
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 from flax import serialization
 from safetensors.numpy import save_file
 from small_study import parsed

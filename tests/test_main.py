@@ -10,8 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from basics import REPOSITORY, refusal
-from ct_files import refused_at
+from basics import REPOSITORY, refusal, refused_at
 from small_study import smoke
 
 from twostage_jax import cli

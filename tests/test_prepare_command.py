@@ -12,7 +12,8 @@ import time
 import numpy as np
 import pydicom
 import pytest
-from ct_files import SERIES, refused_at, write_ct
+from basics import refused_at
+from ct_files import SERIES, write_ct
 from PIL import Image
 from prepare_runs import NAMES, rows_of, run, write_archive
 

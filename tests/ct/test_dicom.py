@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pydicom
 import pytest
-from ct_files import refused_at, write_ct
+from basics import refused_at
+from ct_files import write_ct
 
 from twostage_jax.ct import decode
 from twostage_jax.ct.dicom import (

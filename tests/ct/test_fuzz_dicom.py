@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pydicom
 import pytest
-from basics import experiment
+from basics import experiment, refused_at
 from chest import STUDY
-from ct_files import refused_at, write_ct, write_enhanced
+from ct_files import write_ct, write_enhanced
 
 from twostage_jax.ct.dicom import read_slice
 from twostage_jax.errors import UserError

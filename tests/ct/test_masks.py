@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ct_files import SERIES, refused_at, write_ct
+from basics import refused_at
+from ct_files import SERIES, write_ct
 from PIL import Image
 
 from twostage_jax.ct import annotations

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import numpy as np
-from ct_files import refused_at
+from basics import refused_at
 
 from twostage_jax.ct.patches import (
     apart,

@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pydicom
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 from PIL import Image
 from scipy import ndimage
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pydicom
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 
 from twostage_jax.ct import annotations
 from twostage_jax.ct.series import scan

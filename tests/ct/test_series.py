@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from ct_files import SERIES, refused_at, write_ct, write_enhanced
+from basics import refused_at
+from ct_files import SERIES, write_ct, write_enhanced
 
 from twostage_jax.ct.series import TOGETHER, find_series, read_volume
 from twostage_jax.errors import UserError

@@ -1,7 +1,7 @@
 """Preparation of patches by an Apache Beam pipeline."""
 
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 from prepare_runs import rows_of, write_archive
 
 from twostage_jax.data import ct_patches, prepared_folder

@@ -3,7 +3,8 @@ import pickle
 
 import numpy as np
 import pytest
-from ct_files import SERIES, refused_at, write_ct
+from basics import refused_at
+from ct_files import SERIES, write_ct
 from marked_ct import RAMP, write_patient
 from PIL import Image
 

@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
-from ct_files import refused_at
+from basics import refused_at
 from PIL import Image
 
 from twostage_jax import config as configs

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 from PIL import Image
 
 from twostage_jax.data import image_files, image_folder

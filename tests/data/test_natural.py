@@ -3,7 +3,7 @@ import pickle
 
 import numpy as np
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 
 from twostage_jax.data.synthetic import natural
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ct_files import refused_at, write_ct
+from basics import refused_at
+from ct_files import write_ct
 from PIL import Image
 
 from twostage_jax.ct.dicom import patient_hash

@@ -5,8 +5,7 @@ import logging
 
 import numpy as np
 import pytest
-from basics import make_dataset
-from ct_files import refused_at
+from basics import make_dataset, refused_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_study import datasets, parsed

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 from toy_sets import (
     given,
     make_counted,

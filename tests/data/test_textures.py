@@ -2,7 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 
 from twostage_jax.data.synthetic import textures
 from twostage_jax.data.synthetic.textures import Surface

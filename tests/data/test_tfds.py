@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from ct_files import refused_at
+from basics import refused_at
 from PIL import Image
 
 from twostage_jax.data import tfds as tfds_sets

@@ -7,7 +7,7 @@ import constructed
 import jax
 import numpy as np
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 
 from twostage_jax.explain import compare, measure, networks, stimuli
 from twostage_jax.explain.figures import draw_measures

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 from network_by_hand import NetworkByHand, random_params
 
 from twostage_jax.explain.backward import METHODS

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import public_networks
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 from explained import examples, forward, network
 from jax import lax
 

@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from basics import refusal
-from ct_files import refused_at
+from basics import refusal, refused_at
 from explained import caffenet, examples
 
 from twostage_jax import explain

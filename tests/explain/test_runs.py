@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 from explained import caffenet, write_stage
 from PIL import Image
 

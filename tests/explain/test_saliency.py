@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
-from ct_files import refused_at
+from basics import refused_at
 from network_by_hand import NetworkByHand, random_params
 
 from twostage_jax import models

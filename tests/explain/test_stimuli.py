@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 from PIL import Image
 
 from twostage_jax.explain import stimuli

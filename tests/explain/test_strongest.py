@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 from explained import caffenet, examples, forward, signs
 
 from twostage_jax import models

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from twostage_jax.data.dataset import Dataset, digest
+from twostage_jax.errors import UserError
 from twostage_jax.models import Network, layers
 
 REPOSITORY = Path(__file__).parents[2]
@@ -72,3 +73,11 @@ def make_dataset(count=60, classes=3, size=8, groups=None, splits=None, seed=0):
         splits=np.array(splits if splits is not None else ["train"] * count),
         fingerprint=digest(images, labels),
     )
+
+
+@contextlib.contextmanager
+def refused_at(where):
+    """Expects a `UserError` at a file or setting."""
+    with pytest.raises(UserError) as error:
+        yield error
+    assert error.value.where == str(where)

@@ -1,6 +1,5 @@
 """Tiny DICOM files for the tests of CT reading."""
 
-import contextlib
 import shutil
 import subprocess
 
@@ -11,18 +10,9 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from twostage_jax.ct.decode import quiet
-from twostage_jax.errors import UserError
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 SERIES = "1.2.826.0.1.3680043.8.498.1"
-
-
-@contextlib.contextmanager
-def refused_at(where):
-    """Expects a `UserError` at a file or setting."""
-    with pytest.raises(UserError) as error:
-        yield error
-    assert error.value.where == str(where)
 
 
 def write_ct(path, stored, *, uid=1, raw=None, **tags):

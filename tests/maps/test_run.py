@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from basics import refused_at
 from chest import (
     PIXEL_MM,
     SIZE,
@@ -13,7 +14,6 @@ from chest import (
     how,
     write_chest,
 )
-from ct_files import refused_at
 
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.series import find_series

@@ -2,8 +2,8 @@
 
 import json
 
+from basics import refused_at
 from chest import WINDOW, Channels, chest, write_chest, write_run
-from ct_files import refused_at
 from scipy import ndimage
 
 from twostage_jax import models

@@ -3,8 +3,9 @@
 import numpy as np
 import pydicom
 import pytest
+from basics import refused_at
 from chest import STUDY, chest, write_chest
-from ct_files import errors_of, refused_at, write_enhanced
+from ct_files import errors_of, write_enhanced
 
 from twostage_jax.ct.series import find_series
 from twostage_jax.errors import UserError

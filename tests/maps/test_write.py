@@ -4,7 +4,8 @@ import csv
 
 import numpy as np
 import pytest
-from ct_files import refused_at, write_ct
+from basics import refused_at
+from ct_files import write_ct
 
 from twostage_jax.ct.palette import NOTICE
 from twostage_jax.ct.series import find_series, read_volume

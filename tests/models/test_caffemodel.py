@@ -1,8 +1,8 @@
 """Files of Caffe, written by Google's library, against their contents."""
 
 import numpy as np
+from basics import refused_at
 from caffe_files import net
-from ct_files import refused_at
 
 from twostage_jax.models import caffemodel
 

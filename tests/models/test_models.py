@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 
 from twostage_jax.errors import UserError
 from twostage_jax.models import HEAD, MODELS, build, descriptor, init, layers

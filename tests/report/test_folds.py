@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 from study_files import read_results, write_results, write_study
 
 from twostage_jax.report import analysis, study_table

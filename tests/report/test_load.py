@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import study_files
-from ct_files import refused_at
+from basics import refused_at
 from study_files import CLASSES, read_results, write_results, write_study
 
 from twostage_jax.report import analysis, sections, study_table

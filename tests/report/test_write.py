@@ -12,8 +12,7 @@ from concurrent import futures
 
 import numpy as np
 import pytest
-from basics import REPOSITORY, refusal
-from ct_files import refused_at
+from basics import REPOSITORY, refusal, refused_at
 from PIL import Image
 from study_files import ARMS, HOSTILE, read_results, write_results, write_study
 

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from arms_scored import compare, interval, sampler_of
-from basics import experiment
-from ct_files import refused_at
+from basics import experiment, refused_at
 from scipy import stats
 from sklearn import metrics as sk
 from sklearn.isotonic import isotonic_regression

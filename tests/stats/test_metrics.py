@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 from sklearn import metrics as sk
 
 from twostage_jax.errors import UserError

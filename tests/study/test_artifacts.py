@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from basics import refused_at
 from chest import write_run
-from ct_files import refused_at
 
 from twostage_jax.errors import UserError
 from twostage_jax.study import artifacts

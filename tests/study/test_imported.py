@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from basics import Tiny
-from ct_files import refused_at
+from basics import Tiny, refused_at
 from safetensors.numpy import load_file, save_file
 from small_study import datasets, parsed
 from tiny_study import TINY, tiny_studies, tiny_study

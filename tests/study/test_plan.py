@@ -6,8 +6,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from basics import make_dataset
-from ct_files import refused_at
+from basics import make_dataset, refused_at
 from ml_collections import ConfigDict
 from small_study import config_file, datasets, parsed, runs_of
 

@@ -8,8 +8,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from basics import make_dataset
-from ct_files import refused_at
+from basics import make_dataset, refused_at
 from small_study import parsed
 from tiny_study import TINY, Killed, assert_close, events, restored_at, tiny_study
 

@@ -7,8 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from basics import make_dataset
-from ct_files import refused_at
+from basics import make_dataset, refused_at
 from small_training import constants, fresh, step_settings
 
 from twostage_jax import runtime

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from basics import Tiny
-from ct_files import refused_at
+from basics import Tiny, refused_at
 
 from twostage_jax.config import OptimConfig
 from twostage_jax.train import optim

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ct_files import refused_at
+from basics import refused_at
 from hypothesis import given
 from hypothesis import strategies as st
 from transfer_trees import (

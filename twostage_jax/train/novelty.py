@@ -85,7 +85,7 @@ def reference(features: np.ndarray, groups: np.ndarray | None) -> Reference:
     if count < FEWEST_GROUPS:
         groups, count = np.arange(len(points)), 0
     stored = points.astype(np.float32)
-    squares = _squares(stored, stored)
+    squares = squared_distances(stored, stored)
     squares[groups[:, None] == groups] = np.inf
     threshold = np.quantile(np.sqrt(squares.min(1)), QUANTILE)
     scales = mean.astype(np.float32), scale.astype(np.float32)
@@ -106,11 +106,11 @@ def is_unlike(
       points, mean, scale, threshold: Fields of `Reference`.
     """
     standardised = (features - mean) / scale
-    squares = _squares(standardised, points.astype(np.float32))
+    squares = squared_distances(standardised, points.astype(np.float32))
     return squares.min(1) > threshold**2
 
 
-def _squares(first: Any, second: Any) -> Any:
+def squared_distances(first: Any, second: Any) -> Any:
     """Returns the squared distances `[b, N]` of points `[b, D]` and `[N, D]`."""
     squares = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
     return squares.clip(0)
