@@ -33,9 +33,8 @@ def get_config() -> ConfigDict:
     config.stages.target.data.size = 64  # pixels to resize patches to
     for stage in (config.stages.texture, config.stages.target):
         stage.data.normalise = "weights"
-    # Much less than in `patches.py`, whose network learns from nothing; a ResNet is also
-    # twenty times slower.
-    for stage in (config.stages.texture, config.stages.target):
+        # Far fewer than in `patches.py`, whose network starts from random parameters; a
+        # ResNet also takes much longer per step.
         stage.train.steps = 600
     config.study.grid = (("optim.learning_rate", (0.0002, 0.002)),)
     return config
