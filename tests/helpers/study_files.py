@@ -70,7 +70,7 @@ def write_study(
     classes=CLASSES,
     arms=ARMS,
     rich=False,
-    anew=False,
+    redrawn=False,
     primary=None,
     baselines=None,
     **target,
@@ -83,7 +83,7 @@ def write_study(
         falls by a quarter of the arm's errors for each halving.
       patients: Test patients over all folds, or None for a set without groups.
       patches: Number of patches per patient.
-      anew: Whether each seed has its own folds.
+      redrawn: Whether folds are redrawn for each seed.
       primary: Primary endpoint in the settings, if any.
       baselines: Baseline -> chance, likewise.
       rich: Whether stages, examples, mistakes and an explanation are written too.
@@ -97,7 +97,7 @@ def write_study(
     for seed in seeds:
         for fraction in fractions:
             for fold in range(max(folds, 1)):
-                shape = folds, anew, patients, patches, classes
+                shape = folds, redrawn, patients, patches, classes
                 lost = 0.08 * np.log2(1 / fraction)
                 for arm in arms:
                     place = (arm, seed, fraction, fold)
@@ -138,13 +138,13 @@ def read_results(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-def _row(folder, place, chance, folds, anew, patients, patches, classes):
+def _row(folder, place, chance, folds, redrawn, patients, patches, classes):
     arm, seed, fraction, fold = place
-    arrays = _predicted(place, chance, folds, anew, patients, patches, classes)
+    arrays = _predicted(place, chance, folds, redrawn, patients, patches, classes)
     name = f"predictions/{arm}-seed{seed}-fraction{fraction:g}-fold{fold}.npz"
     (folder / "predictions").mkdir(exist_ok=True)
     # Folds of one study train on its own patients.
-    others = patients - patients // folds if patients and folds and anew else 20
+    others = patients - patients // folds if patients and folds and redrawn else 20
     trained = int(others * fraction) or 1
     np.savez_compressed(folder / name, **arrays)
     return {
@@ -161,7 +161,7 @@ def _row(folder, place, chance, folds, anew, patients, patches, classes):
     }
 
 
-def _predicted(place, chance, folds, anew, patients, patches, classes):
+def _predicted(place, chance, folds, redrawn, patients, patches, classes):
     """Returns the arrays of one row: patients differ, and some classes are harder."""
     arm, seed, fraction, fold = place
     data = np.random.default_rng(1)
@@ -170,7 +170,7 @@ def _predicted(place, chance, folds, anew, patients, patches, classes):
     labels = data.permuted(np.arange(count) % len(classes))
     harder = data.normal(0, 0.05, patients or 16)[patient]
     shared = np.arange(patients or 16)
-    if anew:
+    if redrawn:
         shared = np.random.default_rng(seed).permutation(shared)
     keep = shared[patient] % max(folds, 1) == fold
     names = [*ARMS, "majority", "mean_grey", "descriptors"]

@@ -136,7 +136,7 @@ def test_the_method_says_which_training_patients_intervals_hold_for(of_folds, tm
 
 
 def test_folds_drawn_again_for_each_seed_give_two_readings(tmp_path):
-    folder = write_study(tmp_path, TWO, folds=2, seeds=(0, 1), patches=12, anew=True)
+    folder = write_study(tmp_path, TWO, folds=2, seeds=(0, 1), patches=12, redrawn=True)
     made, found = report(study_table.load([folder]))
     text = write.markdown(made)
     assert sections.TWO_READINGS.format(**sections.REJECTED) in text

@@ -150,7 +150,7 @@ def test_what_the_intervals_are_over_is_said(tmp_path):
     study = dataclasses.replace(study, records=records)
     basis = summary(study, analysis.analyse(study, 500))[1]
     assert "and on average 1,550 (1,500–1,600) target training patches" in basis
-    folder = write_study(tmp_path / "anew", chances, folds=2, anew=True)
+    folder = write_study(tmp_path / "redrawn", chances, folds=2, redrawn=True)
     study = study_table.load([folder])
     answer, basis = summary(study, analysis.analyse(study, 500))[:2]
     assert "include new training patients" in basis and "only" not in basis
