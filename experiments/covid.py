@@ -2,13 +2,14 @@
 
     python -m twostage_jax.main --config=experiments/covid.py:DATA
     python -m twostage_jax.main --config=experiments/covid.py:DATA,texture_only
+    python -m twostage_jax.main --config=experiments/covid.py:DATA,long,texture_only
     python -m twostage_jax.main --config=experiments/covid.py:DATA,long \
         --workdir=runs/positive_control --config.name=positive_control
 
 DATA holds `cifar10/`, `kth_tips_gray/` and `covid_ct/`; experiments/README.md says what is
 in them, how long it takes, and what came out. With `texture_only` every patch has mean 0
-and deviation 1. `long` has the larger and longer source stages of
-`positive_control.py`, and in its workdir takes over those that it has trained.
+and deviation 1. `long` has the larger and longer source stages of `positive_control.py`,
+of its folders of DATA, and in its workdir takes over those that it has trained.
 """
 
 from pathlib import Path
@@ -21,14 +22,18 @@ folders = config_file(Path(__file__).parent.parent / "configs" / "folders.py")
 
 
 def get_config(variant: str) -> ConfigDict:
-    """Returns the settings of `configs/folders.py` for the folders below `variant`."""
-    data, _, kind = variant.partition(",")
-    config = folders.get_config("" if kind == "long" else kind)
-    config.name = f"covid_{kind}" if kind else "covid"
+    """Returns the settings of `configs/folders.py`.
+
+    Args:
+      variant: folder of the data, then '' or ',long' or ',texture_only' or both.
+    """
+    data, *kinds = variant.split(",")
+    config = folders.get_config("texture_only" if "texture_only" in kinds else "")
+    config.name = "_".join(["covid", *kinds])
 
     natural, texture = config.stages.natural, config.stages.texture
     config.stages.target.data.path = f"{data}/covid_ct"
-    if kind == "long":
+    if "long" in kinds:
         natural.data.path = f"{data}/tiny_imagenet"
         texture.data.path = f"{data}/textures"
     else:
