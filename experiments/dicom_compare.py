@@ -75,10 +75,8 @@ def _padding(other: np.ndarray, path: Path) -> np.ndarray:
     """
     with quiet():
         dataset = pydicom.dcmread(path)
-        views = decode.frames(dataset, path)
-        stored = [
-            decode.container_values(dataset, path, index) for index in range(len(views))
-        ]
+        count = decode.count_frames(dataset)
+        stored = [decode.container_values(dataset, index) for index in range(count)]
     values, first = np.stack(stored), dataset.get("PixelPaddingValue")
     untagged = np.isin(values, UNTAGGED_PADDING) | np.isin(other, UNTAGGED_PADDING)
     padding = untagged & (other < LOWEST_HU)

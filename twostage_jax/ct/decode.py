@@ -1,7 +1,10 @@
-"""One DICOM file -> data set, frames, stored values, and the function from them to HU.
+"""Reads one DICOM file: data set, frames, stored values, and their conversion to HU.
 
 A file that is damaged or contradicts itself is refused; nothing is guessed. Neither
 messages nor logs repeat its content, because any value may identify a patient.
+
+The functions raise a `UserError` that does not name the file: call them within
+`refusing`, which adds its path.
 """
 
 import contextlib
@@ -25,12 +28,12 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
 from twostage_jax.errors import UserError
 
-_SPOKEN = ("pydicom", "highdicom")
-# Python's messages put a value between quotation marks.
+_LOGGERS = ("pydicom", "highdicom")
+# Python's messages quote values.
 _QUOTED = re.compile(r"(['\"]).*?\1")
-# A whole-body series as one multi-frame file.
+# Enough for a whole-body series in one multi-frame file.
 MAX_FILE_BYTES = 2 * 2**30
-# Deflated files may hold a thousand times their size.
+# A deflated file may expand to a thousand times its size.
 MAX_INFLATED_BYTES = 512 * 2**20
 _PIXEL_DATA = pydicom.tag.Tag("PixelData")
 _UNDEFINED = 0xFFFFFFFF
@@ -112,17 +115,19 @@ def refusing(path: Path, form: str = "DICOM") -> Iterator[None]:
     """Turns every exception about a broken file into a `UserError`, and silences logs.
 
     Args:
-      path: The file.
-      form: Name of its format, for the message.
+      path: Path of the file.
+      form: Name of the expected format, for the message.
 
     Raises:
-      UserError: In place of any other exception; it names the file.
+      UserError: Replaces any other exception. Its message begins with the path, and its
+        `where` is the path, unless the original already had one.
     """
     try:
         with quiet():
             yield
     except UserError as error:
-        error.where = error.where or str(path)
+        if not error.where:
+            error.args, error.where = (f"{path}: {error}",), str(path)
         raise
     # Broken files raise almost any exception in pydicom and its codecs.
     except Exception as error:
@@ -139,7 +144,7 @@ def quiet() -> Iterator[None]:
 
     Not thread-safe, like `warnings.catch_warnings`.
     """
-    loggers = [logging.getLogger(name) for name in _SPOKEN]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         # `container_values` turns this warning into an error.
@@ -154,10 +159,10 @@ def quiet() -> Iterator[None]:
 
 
 def why_not_dicom(path: Path) -> str:
-    """Returns the reason why a file is not read as DICOM; '' if it is DICOM.
+    """Returns the reason why a file is not read as DICOM, or '' if it is DICOM.
 
-    Only the content counts. A data set without the header (128 bytes, 'DICM') is DICOM
-    if it names one of the storage classes of the standard.
+    Only the content counts, not the name. A data set without the header (128 bytes,
+    'DICM') is DICOM if it names one of the storage classes of the standard.
 
     Raises:
       OSError: The file cannot be read.
@@ -183,11 +188,6 @@ def why_not_dicom(path: Path) -> str:
     return "not a DICOM file"
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its content; see `why_not_dicom`."""
-    return not why_not_dicom(path)
-
-
 def _bare(path: Path) -> pydicom.Dataset:
     """Returns some attributes of a data set without a header; empty for other files."""
     try:
@@ -201,7 +201,7 @@ def _bare(path: Path) -> pydicom.Dataset:
 
 
 def peek(path: Path, *keywords: str) -> pydicom.Dataset:
-    """Returns some attributes of a DICOM file without checking it; see `is_dicom`."""
+    """Returns some attributes of a DICOM file without checking it; see `why_not_dicom`."""
     start, meta = _meta(path)
     if meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
         return _inflated(path, start, meta)
@@ -212,22 +212,22 @@ def peek(path: Path, *keywords: str) -> pydicom.Dataset:
 
 
 def storage_class(path: Path) -> str:
-    """Returns the SOPClassUID of a file; '' if it is not DICOM.
+    """Returns the SOPClassUID of a file, or '' if it is not DICOM.
 
     Raises:
       UserError: The file cannot be read as DICOM.
     """
-    if not is_dicom(path):
+    if why_not_dicom(path):
         return ""
     with refusing(path):
         return str(peek(path, "SOPClassUID").get("SOPClassUID") or "")
 
 
 def other_class(path: Path, classes: Container[str]) -> str:
-    """Returns the name of a file's storage class if it is none of `classes`, or ''.
+    """Returns the name of a file's storage class, or '' if it is one of `classes`.
 
-    Also '' if the class is missing or not part of the standard. The file meta
-    information is read, which comes first and is intact in most damaged files.
+    Also returns '' if the class is missing or not part of the standard. Reads only the
+    file meta information, which comes first and is intact in most damaged files.
     """
     try:
         with quiet():
@@ -243,7 +243,7 @@ def _is_storage(uid: pydicom.uid.UID) -> bool:
 
 
 def load(path: Path, *, pixels: bool) -> pydicom.Dataset:
-    """Returns a file's data set, with or without its pixel data.
+    """Returns the data set of a file, with or without its pixel data.
 
     Raises:
       UserError: The file is too large or visibly damaged, or its transfer syntax is
@@ -252,46 +252,38 @@ def load(path: Path, *, pixels: bool) -> pydicom.Dataset:
     size = os.stat(path).st_size
     if size > MAX_FILE_BYTES:
         raise UserError(
-            f"{path}: {size / 2**20:.0f} MiB are too large for a CT file "
-            f"(at most {MAX_FILE_BYTES / 2**20:.0f}). Export smaller files.",
-            where=path,
+            f"{size / 2**20:.0f} MiB are too large for a CT file "
+            f"(at most {MAX_FILE_BYTES / 2**20:.0f}). Export smaller files."
         )
     start, meta = _meta(path)
     syntax = meta.get("TransferSyntaxUID")
     if syntax is None and len(meta):
-        raise UserError(
-            f"{path}: the transfer syntax is missing. Export the file again.",
-            where=path,
-        )
+        raise UserError("the transfer syntax is missing. Export the file again.")
     if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
         return _inflated(path, start, meta)
     with _Bounded(path, size) as file:
         dataset = pydicom.dcmread(file, force=True, stop_before_pixels=not pixels)
     if syntax is None:
-        _name_syntax(dataset, path)
-    check_elements(dataset, path)
-    _check_end(dataset, path, size)
+        _name_syntax(dataset)
+    check_elements(dataset)
+    _check_end(dataset, size)
     return dataset
 
 
-def check_elements(dataset: pydicom.Dataset, path: Path) -> None:
+def check_elements(dataset: pydicom.Dataset) -> None:
     """Raises a UserError if an element shows that the file is damaged.
 
-    Elements inside sequences are not checked: many files have unreadable private ones.
+    Skips elements inside sequences: many files contain unreadable private ones.
     """
     for tag in dataset.keys():
         raw = dataset.get_item(tag)
         if not isinstance(raw, RawDataElement):
             continue
         if raw.VR is not None and not _TYPE.fullmatch(raw.VR):
-            raise UserError(
-                f"{path}: {tag} has an unknown type: the file is damaged.", where=path
-            )
-        # Readers disagree: for some of them the text ends there.
+            raise UserError(f"{tag} has an unknown type: the file is damaged.")
+        # Readers disagree: for some, the text ends at the zero byte.
         if _is_text(raw) and b"\0" in (raw.value or b"").rstrip(b"\0 "):
-            raise UserError(
-                f"{path}: {tag} holds a zero byte: the file is damaged.", where=path
-            )
+            raise UserError(f"{tag} holds a zero byte: the file is damaged.")
 
 
 def _is_text(raw: RawDataElement) -> bool:
@@ -302,10 +294,9 @@ def _is_text(raw: RawDataElement) -> bool:
 
 
 def _meta(path: Path) -> tuple[int, pydicom.dataset.FileMetaDataset]:
-    """Returns the offset of a file's meta information in bytes, and its content.
+    """Returns the offset of the file meta information in bytes, and its content.
 
-    Also reads files without the 128 bytes and 'DICM', and data sets without meta
-    information.
+    Accepts files without the 128 bytes and 'DICM', and without meta information.
     """
     with path.open("rb") as file:
         start = 132 if file.read(132)[128:] == b"DICM" else 0
@@ -319,14 +310,13 @@ def _meta(path: Path) -> tuple[int, pydicom.dataset.FileMetaDataset]:
     return start, pydicom.dataset.FileMetaDataset(meta)
 
 
-def _name_syntax(dataset: pydicom.Dataset, path: Path) -> None:
+def _name_syntax(dataset: pydicom.Dataset) -> None:
     """Sets the transfer syntax of a data set without meta information."""
     raw = dataset.get_item(_PIXEL_DATA) if _PIXEL_DATA in dataset else None
     if isinstance(raw, RawDataElement) and raw.length == _UNDEFINED:
         raise UserError(
-            f"{path}: has compressed pixels, but lacks the header that names the "
-            "compression. Export the file again.",
-            where=path,
+            "has compressed pixels, but lacks the header that names the "
+            "compression. Export the file again."
         )
     implicit, little = dataset.original_encoding
     if implicit:
@@ -338,12 +328,12 @@ def _name_syntax(dataset: pydicom.Dataset, path: Path) -> None:
     dataset.file_meta.TransferSyntaxUID = syntax
 
 
-def _check_end(dataset: pydicom.Dataset, path: Path, size: int) -> None:
-    """Raises a UserError if something other than attributes comes after the pixels.
+def _check_end(dataset: pydicom.Dataset, size: int) -> None:
+    """Raises a UserError if something other than attributes follows the pixels.
 
-    That means that bytes were inserted before the end of the pixels, which are shifted.
-    Attributes ascend by tag (PS3.5 7.1), fill the file to its end, and are private or
-    among the few of the standard with higher tags than the pixels.
+    It means that bytes were inserted earlier, so that the pixels are shifted. Valid
+    attributes ascend by tag (PS3.5 7.1), fill the file to its end, and are private or
+    among the few standard ones with higher tags than the pixels.
     """
     tags = list(dataset.keys())
     if _PIXEL_DATA not in tags:
@@ -352,8 +342,7 @@ def _check_end(dataset: pydicom.Dataset, path: Path, size: int) -> None:
     at = _end_of(dataset.get_item(_PIXEL_DATA))
     if at is not None and at > size:
         raise UserError(
-            f"{path}: its pixels end {at - size} bytes too early: the file is cut off.",
-            where=path,
+            f"its pixels end {at - size} bytes too early: the file is cut off."
         )
     sound = after == sorted(after)
     for tag in after:
@@ -364,10 +353,7 @@ def _check_end(dataset: pydicom.Dataset, path: Path, size: int) -> None:
             sound &= item.value_tell == at + (12 if long else 8)
         at = _end_of(item)
     if not sound or (at is not None and not 0 <= size - at <= 1):
-        raise UserError(
-            f"{path}: has unknown data after its pixels: the file is damaged.",
-            where=path,
-        )
+        raise UserError("has unknown data after its pixels: the file is damaged.")
 
 
 def _end_of(item: RawDataElement | pydicom.DataElement) -> int | None:
@@ -380,7 +366,7 @@ def _end_of(item: RawDataElement | pydicom.DataElement) -> int | None:
 def _may_follow(
     item: RawDataElement | pydicom.DataElement, dataset: pydicom.Dataset
 ) -> bool:
-    """Whether an element may come after the pixels."""
+    """Returns whether an element may follow the pixels."""
     tag = item.tag
     if not tag.is_private:
         return pydicom.datadict.dictionary_has_tag(tag)
@@ -394,10 +380,10 @@ def _may_follow(
 
 
 class _Bounded(io.BufferedReader):
-    """A file whose reads allocate memory for its size, not for a claimed length."""
+    """File whose reads allocate memory for its real size, not for a claimed length."""
 
     def __init__(self, path: Path, size: int) -> None:
-        # As a string: pydicom puts the name into its messages.
+        # A string, because pydicom puts the name into its messages.
         super().__init__(io.FileIO(str(path)))
         self._size = size
 
@@ -413,64 +399,62 @@ def _inflated(
     """Returns the data set of a deflated file, up to `MAX_INFLATED_BYTES`."""
     length = meta.get("FileMetaInformationGroupLength")
     if length is None:
-        raise UserError(
-            f"{path}: the length of its file meta information is missing.", where=path
-        )
-    # The element of the length itself has 12 bytes, which do not count.
+        raise UserError("the length of its file meta information is missing.")
+    # The length excludes the 12 bytes of its own element.
     packed = path.read_bytes()[start + 12 + int(length) :]
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     plain = stream.decompress(packed, MAX_INFLATED_BYTES)
     if stream.unconsumed_tail:
-        raise UserError(
-            f"{path}: unpacks to more than {MAX_INFLATED_BYTES / 2**20:.0f} MiB.",
-            where=path,
-        )
+        raise UserError(f"unpacks to more than {MAX_INFLATED_BYTES / 2**20:.0f} MiB.")
     if not stream.eof:
-        raise UserError(f"{path}: the deflated data set is cut off.", where=path)
+        raise UserError("the deflated data set is cut off.")
     if len(stream.unused_data) > 1:
-        raise UserError(
-            f"{path}: the deflated data set ends before the file does.", where=path
-        )
+        raise UserError("the deflated data set ends before the file does.")
     dataset = pydicom.filereader.read_dataset(
         io.BytesIO(plain), is_implicit_VR=False, is_little_endian=True
     )
-    check_elements(dataset, path)
-    _check_end(dataset, path, len(plain))
+    check_elements(dataset)
+    _check_end(dataset, len(plain))
     return pydicom.dataset.FileDataset(
         path, dataset, file_meta=meta, is_implicit_VR=False, is_little_endian=True
     )
 
 
-def count_frames(dataset: pydicom.Dataset, path: Path) -> int:
+def count_frames(dataset: pydicom.Dataset) -> int:
     """Returns the number of frames; 1 for anything but a multi-frame CT.
 
     Raises:
-      UserError: The number is implausible or contradicts the frames' descriptions.
+      UserError: See `check_frames`.
     """
     if dataset.get("SOPClassUID") not in ENHANCED_CT:
         return 1
     number = int(dataset.get("NumberOfFrames") or 0)
-    if not 0 < number <= MAX_FRAMES:
-        raise UserError(
-            f"{path}: claims {number} frames; 1 to {MAX_FRAMES} are plausible."
-        )
-    described = len(dataset.get("PerFrameFunctionalGroupsSequence") or ())
-    if described != number:
-        raise UserError(
-            f"{path}: has {number} frames, but describes {described} of them."
-        )
+    check_frames(dataset, number)
     return number
 
 
-def frames(dataset: pydicom.Dataset, path: Path) -> list[pydicom.Dataset]:
-    """Returns the description of each frame, with the tags of a single-frame CT image.
+def check_frames(dataset: pydicom.Dataset, number: int) -> None:
+    """Checks the number of frames that a multi-frame file claims.
+
+    Raises:
+      UserError: The number is implausible or contradicts the frames' descriptions.
+    """
+    if not 0 < number <= MAX_FRAMES:
+        raise UserError(f"claims {number} frames; 1 to {MAX_FRAMES} are plausible.")
+    described = len(dataset.get("PerFrameFunctionalGroupsSequence") or ())
+    if described != number:
+        raise UserError(f"has {number} frames, but describes {described} of them.")
+
+
+def frames(dataset: pydicom.Dataset) -> list[pydicom.Dataset]:
+    """Returns a data set for each frame, with the attributes of a single-frame CT image.
 
     Attributes of a frame override those that all frames share. Pixels are omitted.
 
     Raises:
       UserError: See `count_frames` and `check_elements`.
     """
-    number = count_frames(dataset, path)
+    number = count_frames(dataset)
     if dataset.get("SOPClassUID") not in ENHANCED_CT:
         return [dataset]
     common = [e for e in dataset if e.tag not in _NOT_OF_A_FRAME]
@@ -484,7 +468,7 @@ def frames(dataset: pydicom.Dataset, path: Path) -> list[pydicom.Dataset]:
         for group, keywords in _GROUPS.items():
             items = own.get(group) or shared.get(group)
             if items:
-                check_elements(items[0], path)
+                check_elements(items[0])
             for keyword in keywords if items else ():
                 if keyword in items[0]:
                     setattr(frame, keyword, items[0].get(keyword))
@@ -495,77 +479,70 @@ def frames(dataset: pydicom.Dataset, path: Path) -> list[pydicom.Dataset]:
     return found
 
 
-def check_shape(dataset: pydicom.Dataset, path: Path) -> tuple[int, int]:
-    """Returns (rows, columns) of an image of one grey channel.
+def check_shape(dataset: pydicom.Dataset) -> tuple[int, int]:
+    """Returns (rows, columns) of an image with one grey channel.
 
     Raises:
       UserError: It is not such an image, or claims an implausible size.
     """
     rows, columns = dataset.get("Rows"), dataset.get("Columns")
     if not rows or not columns:
-        raise UserError(f"{path}: Rows or Columns is missing: this is not an image.")
+        raise UserError("Rows or Columns is missing: this is not an image.")
     if max(rows, columns) > MAX_SIDE:
         raise UserError(
-            f"{path}: claims {rows} x {columns} pixels; at most {MAX_SIDE} per side are "
+            f"claims {rows} x {columns} pixels; at most {MAX_SIDE} per side are "
             "plausible."
         )
     number = int(dataset.get("NumberOfFrames") or 1)
-    if number != count_frames(dataset, path):
+    if number != count_frames(dataset):
         raise UserError(
-            f"{path}: has {number} frames, but is not an enhanced CT, which gives "
+            f"has {number} frames, but is not an enhanced CT, which gives "
             "the position of each frame. Export single-frame files."
         )
     if dataset.get("SamplesPerPixel") != 1:
         raise UserError(
-            f"{path}: {dataset.get('SamplesPerPixel')} samples per pixel: not a grey "
-            "image."
+            f"{dataset.get('SamplesPerPixel')} samples per pixel: not a grey image."
         )
     photometric = dataset.get("PhotometricInterpretation")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise UserError(
-            f"{path}: photometric interpretation {photometric!r} is not grey."
-        )
+        raise UserError(f"photometric interpretation {photometric!r} is not grey.")
     bits = dataset.get("BitsAllocated"), dataset.get("BitsStored")
     if bits[0] not in (8, 16, 32) or not bits[1] or not 0 < bits[1] <= bits[0]:
-        raise UserError(f"{path}: {bits[1]} bits stored in {bits[0]} are not possible.")
+        raise UserError(f"{bits[1]} bits stored in {bits[0]} are not possible.")
     if dataset.get("PixelRepresentation") not in (0, 1):
-        raise UserError(f"{path}: PixelRepresentation (signed or not) is missing.")
+        raise UserError("PixelRepresentation (signed or not) is missing.")
     if dataset.get("HighBit", bits[1] - 1) != bits[1] - 1:
-        raise UserError(
-            f"{path}: HighBit is not BitsStored - 1, which is not supported."
-        )
+        raise UserError("HighBit is not BitsStored - 1, which is not supported.")
     return int(rows), int(columns)
 
 
-def container_values(
-    dataset: pydicom.Dataset, path: Path, frame: int = 0
-) -> np.ndarray:
-    """Returns the 8, 16 or 32-bit cells of a frame, `[H, W]` int64.
+def container_values(dataset: pydicom.Dataset, frame: int) -> np.ndarray:
+    """Returns the 8-, 16- or 32-bit cells of a frame, `[H, W]` int64.
 
     Raises:
-      UserError: The pixel data are missing, do not have the size of the image, cannot
+      UserError: The pixel data are missing, do not match the size of the image, cannot
         be decoded, or need a decoder that is not installed.
     """
-    rows, columns = check_shape(dataset, path)
+    rows, columns = check_shape(dataset)
     if "PixelData" not in dataset or not dataset.PixelData:
-        raise UserError(f"{path}: the pixel data are missing or cut off.")
+        raise UserError("the pixel data are missing or cut off.")
     syntax = dataset.file_meta.TransferSyntaxUID
     plugin = ""
     if syntax.is_encapsulated:
-        plugin = _plugin(syntax, path)
-        _check_stream(dataset, path, frame, (rows, columns))
+        plugin = _plugin(syntax)
+        _check_stream(dataset, frame, (rows, columns))
     else:
-        number = count_frames(dataset, path)
+        number = count_frames(dataset)
         expected = rows * columns * dataset.BitsAllocated // 8 * number
         held = len(dataset.PixelData)
         if held < expected:
             raise UserError(
-                f"{path}: {number} x {rows} x {columns} pixels need {expected} bytes, "
+                f"{number} x {rows} x {columns} pixels need {expected} bytes, "
                 f"the file has {held}: it is cut off."
             )
         if held - expected >= columns * dataset.BitsAllocated // 8:
             raise UserError(
-                f"{path}: {number} x {rows} x {columns} pixels need {expected} bytes, "
+                f"{number} x {rows} x {columns} pixels need {expected} bytes, "
                 f"the file has {held}: its Rows, Columns or frames are wrong."
             )
         # Some writers leave more than the one byte of padding that is allowed.
@@ -583,25 +560,24 @@ def container_values(
         )
     if values.shape != (rows, columns):
         raise UserError(
-            f"{path}: decodes to {values.shape}, not to the {rows} x {columns} pixels "
+            f"decodes to {values.shape}, not to the {rows} x {columns} pixels "
             "of its header."
         )
     return values.astype(np.int64)
 
 
 def pixel_cell(
-    values: np.ndarray, known: np.ndarray, dataset: pydicom.Dataset, path: Path
+    values: np.ndarray, known: np.ndarray, dataset: pydicom.Dataset
 ) -> np.ndarray:
-    """Returns the stored values without the unused bits of their cells.
+    """Returns the stored values `[H, W]` int64, without the unused bits of their cells.
 
     A value that does not fit BitsStored is either an overlay in the unused bits, which
-    is removed if it is declared, or a writer's error.
+    is removed if it is declared, or an error of the writer.
 
     Args:
       values: Cells from `container_values`, `[H, W]`.
-      known: Pixels whose meaning is known already (padding), `[H, W]` bool.
+      known: Pixels known to be padding, which are not checked, `[H, W]` bool.
       dataset: Data set of the image.
-      path: File, for the message.
 
     Raises:
       UserError: Values do not fit BitsStored, and no overlay is declared.
@@ -614,7 +590,7 @@ def pixel_cell(
         return values
     if not _has_embedded_overlay(dataset):
         raise UserError(
-            f"{path}: pixel values from {values.min()} to {values.max()} do not fit "
+            f"pixel values from {values.min()} to {values.max()} do not fit "
             f"the {stored} {'signed' if signed else 'unsigned'} bits that are declared."
         )
     cell = values & (2**stored - 1)
@@ -630,40 +606,38 @@ def _has_embedded_overlay(dataset: pydicom.Dataset) -> bool:
     return False
 
 
-def _plugin(syntax: pydicom.uid.UID, path: Path) -> str:
-    """Returns the strictest installed decoder.
+def _plugin(syntax: pydicom.uid.UID) -> str:
+    """Returns the name of the strictest installed decoder.
 
-    By default, pydicom tries one after the other, and a lenient decoder makes pixels of
-    a damaged stream that a strict one refuses.
+    By default, pydicom tries all decoders in turn, so that a lenient one decodes a
+    damaged stream that a strict one refuses.
     """
     try:
         installed = get_decoder(syntax).available_plugins
     except NotImplementedError:
-        raise UserError(f"{path}: {syntax.name} is not supported.") from None
+        raise UserError(f"{syntax.name} is not supported.") from None
     if not installed:
         raise UserError(
-            f"{path}: is compressed with {syntax.name}, whose decoder is not "
+            f"is compressed with {syntax.name}, whose decoder is not "
             "installed: pip install 'twostage_jax[dicom]'."
         )
     return min(installed, key=lambda name: (*_PLUGINS, name).index(name))
 
 
-def _check_stream(
-    dataset: pydicom.Dataset, path: Path, frame: int, shape: tuple[int, int]
-) -> None:
-    """Raises a UserError if a compressed stream has another size than its header."""
-    number = count_frames(dataset, path)
+def _check_stream(dataset: pydicom.Dataset, frame: int, shape: tuple[int, int]) -> None:
+    """Raises a UserError if the sizes in a compressed stream and the header differ."""
+    number = count_frames(dataset)
     stream = get_frame(dataset.PixelData, frame, number_of_frames=number)
     found = _stream_shape(stream)
     if found is not None and found != shape:
         raise UserError(
-            f"{path}: the compressed stream holds {found[0]} x {found[1]} pixels, the "
+            f"the compressed stream holds {found[0]} x {found[1]} pixels, the "
             f"header claims {shape[0]} x {shape[1]}."
         )
 
 
 def _stream_shape(frame: bytes) -> tuple[int, int] | None:
-    """Returns (rows, columns) of a JPEG, JPEG-LS or JPEG 2000 stream; else None.
+    """Returns (rows, columns) of a JPEG, JPEG-LS or JPEG 2000 stream, or None.
 
     ITU-T T.81 and T.87 (start of frame), T.800 (SIZ).
     """
@@ -682,7 +656,7 @@ def _stream_shape(frame: bytes) -> tuple[int, int] | None:
     return None
 
 
-def transform(dataset: pydicom.Dataset, path: Path) -> Transform:
+def transform(dataset: pydicom.Dataset) -> Transform:
     """Returns the function from stored values to HU, float64 (DICOM PS3.3 C.11.1).
 
     Raises:
@@ -692,44 +666,44 @@ def transform(dataset: pydicom.Dataset, path: Path) -> Transform:
     rescaled = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
     if dataset.get("ModalityLUTSequence"):
         if rescaled != (None, None):
-            raise UserError(f"{path}: has both a modality LUT and a rescale.")
-        return _lookup(dataset, path)
+            raise UserError("has both a modality LUT and a rescale.")
+        return _lookup(dataset)
     if None in rescaled:
         raise UserError(
-            f"{path}: RescaleSlope or RescaleIntercept is missing: its values cannot "
+            "RescaleSlope or RescaleIntercept is missing: its values cannot "
             "be converted to HU."
         )
     slope, intercept = map(float, rescaled)
     if not (math.isfinite(slope) and math.isfinite(intercept) and slope > 0):
         raise UserError(
-            f"{path}: rescale slope {slope} and intercept {intercept} are not valid."
+            f"rescale slope {slope} and intercept {intercept} are not valid."
         )
     span = slope * 2**dataset.BitsStored
     if span < LEAST_SPAN_HU or slope > STEEPEST_SLOPE:
         raise UserError(
-            f"{path}: RescaleSlope is {slope:g}: {dataset.BitsStored} bits span "
+            f"RescaleSlope is {slope:g}: {dataset.BitsStored} bits span "
             f"{span:g} HU. At least {LEAST_SPAN_HU} HU and a slope of at most "
             f"{STEEPEST_SLOPE} are plausible. Export the file again, or exclude it."
         )
-    _check_unit(dataset.get("RescaleType"), path)
+    _check_unit(dataset.get("RescaleType"))
     return lambda stored: stored * slope + intercept
 
 
-def _check_unit(unit: str | None, path: Path) -> None:
+def _check_unit(unit: str | None) -> None:
     unit = str(unit or "HU").strip().lower()
-    # Seen in the wild: 'Houndsfield Unit'. HU_MOD (modified HU) is another quantity.
+    # 'Houndsfield Unit' occurs in practice. HU_MOD (modified HU) is another quantity.
     if unit != "hu" and not unit.startswith("houn"):
-        raise UserError(f"{path}: rescales to {unit!r}, not to HU.")
+        raise UserError(f"rescales to {unit!r}, not to HU.")
 
 
-def _lookup(dataset: pydicom.Dataset, path: Path) -> Transform:
+def _lookup(dataset: pydicom.Dataset) -> Transform:
     item = dataset.ModalityLUTSequence[0]
     if not item.get("ModalityLUTType"):
-        raise UserError(f"{path}: the unit of its modality LUT is missing.")
-    _check_unit(item.ModalityLUTType, path)
+        raise UserError("the unit of its modality LUT is missing.")
+    _check_unit(item.ModalityLUTType)
     entries, first, bits = (int(v) for v in item.LUTDescriptor)
     entries = entries or 2**16
-    # The first value of the descriptor has the sign of the pixels in spite of its VR.
+    # The first value of the descriptor has the sign of the pixels, whatever its VR.
     if dataset.PixelRepresentation == 1 and first >= 2**15:
         first -= 2**16
     table = item.LUTData
@@ -738,7 +712,7 @@ def _lookup(dataset: pydicom.Dataset, path: Path) -> Transform:
     table = np.asarray(table, np.float64).ravel()
     if len(table) != entries or table.min() > AIR_BELOW_HU:
         raise UserError(
-            f"{path}: its modality LUT has {len(table)} of {entries} entries, from "
+            f"its modality LUT has {len(table)} of {entries} entries, from "
             f"{table.min(initial=0):.0f}: this is not a table of HU."
         )
     return lambda stored: table[np.clip(stored - first, 0, entries - 1).astype(int)]

@@ -164,10 +164,10 @@ def read_slices(
     with refusing(path):
         dataset = decode.load(path, pixels=True)
         headers = _headers(dataset, path, salt)
-        views = decode.frames(dataset, path)
+        views = decode.frames(dataset)
     for index in indices:
         with refusing(path):
-            hu = _hounsfield(dataset, views[index], path, index)
+            hu = _hounsfield(dataset, views[index], index)
         yield headers[index], hu
 
 
@@ -184,34 +184,34 @@ def window(hu: np.ndarray, centre: float, width: float) -> np.ndarray:
 
 
 def _hounsfield(
-    dataset: pydicom.Dataset, view: pydicom.Dataset, path: Path, frame: int
+    dataset: pydicom.Dataset, view: pydicom.Dataset, frame: int
 ) -> np.ndarray:
     """Returns the HU `[H, W]` int16 of a frame, which `view` describes."""
-    to_hu = decode.transform(view, path)
-    values = decode.container_values(dataset, path, frame)
+    to_hu = decode.transform(view)
+    values = decode.container_values(dataset, frame)
     tagged = _tagged_padding(values, view, to_hu)
-    stored = decode.pixel_cell(values, tagged, dataset, path)
+    stored = decode.pixel_cell(values, tagged, dataset)
     hu = to_hu(stored)
     untagged = np.isin(stored, UNTAGGED_PADDING) | np.isin(hu, UNTAGGED_PADDING)
     hu[tagged | (untagged & (hu < LOWEST_HU))] = AIR_HU
     if hu.min() < IMPOSSIBLE_BELOW_HU or hu.max() > 32767:
         raise UserError(
-            f"{path}: rescales to {hu.min():.0f} to {hu.max():.0f} HU, which are not "
+            f"rescales to {hu.min():.0f} to {hu.max():.0f} HU, which are not "
             "CT values: the sign of its pixels or its rescale is wrong."
         )
     strange = np.mean(hu < UNMEASURED_BELOW_HU)
     if strange > MOST_UNMEASURED:
         raise UserError(
-            f"{path}: {100 * strange:.0f} % of its pixels are below "
+            f"{100 * strange:.0f} % of its pixels are below "
             f"{UNMEASURED_BELOW_HU} HU and are not a known padding value."
         )
     return np.rint(hu).astype(np.int16)
 
 
 def _headers(dataset: pydicom.Dataset, path: Path, salt: str) -> list[Header]:
-    _check_is_ct(dataset, path)
-    shape = decode.check_shape(dataset, path)
-    views = decode.frames(dataset, path)
+    _check_is_ct(dataset)
+    shape = decode.check_shape(dataset)
+    views = decode.frames(dataset)
     return [_header(view, path, salt, shape, i) for i, view in enumerate(views)]
 
 
@@ -222,14 +222,14 @@ def _header(
     shape: tuple[int, int],
     frame: int,
 ) -> Header:
-    _check_is_slice(dataset, path)
-    decode.transform(dataset, path)
+    _check_is_slice(dataset)
+    decode.transform(dataset)
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
         if not dataset.get(keyword):
-            raise UserError(f"{path}: {keyword} is missing.")
+            raise UserError(f"{keyword} is missing.")
     patient = str(dataset.get("PatientID") or "").strip()
     number = dataset.get("InstanceNumber")
-    thickness = _lengths(dataset, "SliceThickness", 1, THICKNESS_MM, path)
+    thickness = _lengths(dataset, "SliceThickness", 1, THICKNESS_MM)
     kernel = dataset.get("ConvolutionKernel") or ""
     kernel = kernel if isinstance(kernel, str) else "/".join(map(str, kernel))
     return Header(
@@ -238,9 +238,9 @@ def _header(
         series_uid=str(dataset.SeriesInstanceUID),
         patient=patient_hash(patient, salt) if patient else "",
         shape=shape,
-        spacing=_lengths(dataset, "PixelSpacing", 2, SPACING_MM, path),
-        position=_lengths(dataset, "ImagePositionPatient", 3, POSITION_MM, path),
-        orientation=_orientation(dataset, path),
+        spacing=_lengths(dataset, "PixelSpacing", 2, SPACING_MM),
+        position=_lengths(dataset, "ImagePositionPatient", 3, POSITION_MM),
+        orientation=_orientation(dataset),
         number=None if number is None else int(number),
         frame=frame,
         kernel=kernel,
@@ -281,7 +281,6 @@ def _lengths(
     keyword: str,
     count: int,
     limits: tuple[float, float],
-    path: Path,
 ) -> tuple[float, ...] | None:
     """Returns an attribute of `count` numbers in mm, or None if it is missing.
 
@@ -290,28 +289,27 @@ def _lengths(
       keyword: Keyword of the attribute.
       count: Number of its values.
       limits: Smallest and largest plausible value, mm.
-      path: File, for the message.
 
     Raises:
       UserError: The number of values is different, or one is out of range.
     """
-    values = _numbers(dataset, keyword, count, path)
+    values = _numbers(dataset, keyword, count)
     low, high = limits
     if values is not None and not all(low <= value <= high for value in values):
         raise UserError(
-            f"{path}: {keyword} is {values}; {low:g} to {high:g} mm are plausible. "
+            f"{keyword} is {values}; {low:g} to {high:g} mm are plausible. "
             "Export the file again, or exclude it."
         )
     return values
 
 
-def _orientation(dataset: pydicom.Dataset, path: Path) -> tuple[float, ...] | None:
+def _orientation(dataset: pydicom.Dataset) -> tuple[float, ...] | None:
     """Returns ImageOrientationPatient, or None if it is missing.
 
     Raises:
       UserError: It is not two perpendicular unit vectors.
     """
-    values = _numbers(dataset, "ImageOrientationPatient", 6, path)
+    values = _numbers(dataset, "ImageOrientationPatient", 6)
     if values is None:
         return None
     vectors = np.reshape(values, (2, 3))
@@ -319,44 +317,44 @@ def _orientation(dataset: pydicom.Dataset, path: Path) -> tuple[float, ...] | No
         error = np.abs(vectors @ vectors.T - np.eye(2)).max()
     if not error <= 2 * COSINE_TOLERANCE:
         raise UserError(
-            f"{path}: ImageOrientationPatient {values} is not two perpendicular unit "
+            f"ImageOrientationPatient {values} is not two perpendicular unit "
             "vectors. Export the file again, or exclude it."
         )
     return values
 
 
 def _numbers(
-    dataset: pydicom.Dataset, keyword: str, count: int, path: Path
+    dataset: pydicom.Dataset, keyword: str, count: int
 ) -> tuple[float, ...] | None:
     raw = dataset.get(keyword)
     if raw is None or raw == "":
         return None
     values = tuple(float(v) for v in np.atleast_1d(raw))
     if len(values) != count or not all(math.isfinite(v) for v in values):
-        raise UserError(f"{path}: {keyword} is {values}; {count} numbers are needed.")
+        raise UserError(f"{keyword} is {values}; {count} numbers are needed.")
     return values
 
 
-def _check_is_ct(dataset: pydicom.Dataset, path: Path) -> None:
+def _check_is_ct(dataset: pydicom.Dataset) -> None:
     modality, sop_class = dataset.get("Modality"), dataset.get("SOPClassUID", CT_IMAGE)
     if not modality and dataset.get("SOPClassUID") == CT_IMAGE:
-        raise UserError(f"{path}: a CT image whose Modality is missing.")
+        raise UserError("a CT image whose Modality is missing.")
     if modality != "CT":
-        raise NotCTError(f"{path}: modality {modality or 'not given'}, not CT.")
+        raise NotCTError(f"modality {modality or 'not given'}, not CT.")
     if sop_class not in CT_CLASSES:
         name = pydicom.uid.UID(sop_class).name
-        raise NotCTError(f"{path}: not a CT image but {name}.")
+        raise NotCTError(f"not a CT image but {name}.")
     if dataset.get("BurnedInAnnotation") == "YES":
-        raise NotCTError(f"{path}: has annotations burned into its pixels.")
-    _check_is_slice(dataset, path)
+        raise NotCTError("has annotations burned into its pixels.")
+    _check_is_slice(dataset)
 
 
-def _check_is_slice(dataset: pydicom.Dataset, path: Path) -> None:
+def _check_is_slice(dataset: pydicom.Dataset) -> None:
     image_type = dataset.get("ImageType") or []
     image_type = [image_type] if isinstance(image_type, str) else image_type
     for kind in ("LOCALIZER", "SCREEN SAVE"):
         if kind in image_type:
-            raise NotCTError(f"{path}: {kind.lower()}, not a CT slice.")
+            raise NotCTError(f"{kind.lower()}, not a CT slice.")
 
 
 def _tagged_padding(

@@ -7,7 +7,6 @@ centre of a pixel has integer coordinates.
 import dataclasses
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -163,7 +162,6 @@ class Stack:
         points: np.ndarray,
         names: Collection[tuple[str, int | None]],
         what: str,
-        path: Path,
         *,
         reference: str = "",
         listed: Collection[str] = (),
@@ -178,7 +176,6 @@ class Stack:
           names: (SOPInstanceUID, index of the frame or None) of the slices that the
             region names.
           what: Subject of the error message: "ROI 'a' has a contour that".
-          path: The file of regions.
           reference: FrameOfReferenceUID of the points; '' if not given.
           listed: SOPInstanceUIDs that the file as a whole refers to; they decide between
             slices at one position if the region does not name its slice.
@@ -205,10 +202,7 @@ class Stack:
         if names:
             found = np.intersect1d(near, named)
             if not len(found) and len(near) + len(named):
-                raise UserError(
-                    f"{path}: {what} {self._contradiction(points, near, named)}",
-                    where=path,
-                )
+                raise UserError(f"{what} {self._contradiction(points, near, named)}")
         else:
             found = near
             if len(found) > 1:
@@ -219,24 +213,20 @@ class Stack:
         same = [i for i in found if self._shares_axes(i, reference)]
         if not same:
             raise UserError(
-                f"{path}: {what} was drawn in another frame of reference than the "
-                f"slices of {self.headers[found[0]].path.parent}.",
-                where=path,
+                f"{what} was drawn in another frame of reference than the "
+                f"slices of {self.headers[found[0]].path.parent}."
             )
         if named_only and not names:
             raise UserError(
-                f"{path}: {what} does not name its slice. The file refers to several "
-                "series, some of which are missing, so that it could belong to any of "
-                "them.",
-                where=path,
+                f"{what} does not name its slice. The file refers to several series, "
+                "some of which are missing, so that it could belong to any of them."
             )
         if len(same) > 1:
             first, second = (self.headers[i] for i in same[:2])
             raise UserError(
-                f"{path}: {what} could belong to several slices at one position, "
+                f"{what} could belong to several slices at one position, "
                 f"{height_text(first)}: {first.path} and {second.path}. "
-                "Remove the series or phase that the regions were not drawn on.",
-                where=path,
+                "Remove the series or phase that the regions were not drawn on."
             )
         return int(same[0])
 

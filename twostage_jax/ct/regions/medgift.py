@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from twostage_jax.ct.decode import refusing
 from twostage_jax.ct.dicom import Header
 from twostage_jax.ct.regions.base import (
     Contents,
@@ -25,6 +26,7 @@ from twostage_jax.ct.regions.base import (
 from twostage_jax.ct.regions.masks import file_number
 from twostage_jax.errors import UserError
 
+FORM = "a MedGIFT contour file"
 # Contour files round the spacing.
 SPACING_TOLERANCE = 0.01
 SLICE_NAME = re.compile(r"CT-.*\d{4}\.dcm$", re.IGNORECASE)
@@ -50,27 +52,24 @@ def draw(query: Query) -> dict[Key, Draw]:
       UserError: A region lies on a slice that is missing or ambiguous, or whose spacing
         is different.
     """
-    path, names = query.path, query.class_names
-    drawn = defaultdict(list)
-    (x_mm, y_mm), regions = parse(path)
-    by_number = _slices(path, query.headers, {number for _, number, _ in regions})
-    for label, number, points in regions:
-        if label not in names:
-            continue
-        if number not in by_number:
-            raise UserError(
-                f"{path}: has a region on slice {number}, which is missing.", where=path
-            )
-        header = by_number[number]
-        if header.spacing is not None and not np.allclose(
-            header.spacing, (y_mm, x_mm), rtol=SPACING_TOLERANCE
-        ):
-            raise UserError(
-                f"{path}: gives a spacing of {x_mm} x {y_mm} mm, but slice {number} one "
-                f"of {header.spacing[1]} x {header.spacing[0]} mm.",
-                where=path,
-            )
-        drawn[number].append((names.index(label), points))
+    names, drawn = query.class_names, defaultdict(list)
+    with refusing(query.path, FORM):
+        (x_mm, y_mm), regions = parse(query.path)
+        by_number = _slices(query.headers, {number for _, number, _ in regions})
+        for label, number, points in regions:
+            if label not in names:
+                continue
+            if number not in by_number:
+                raise UserError(f"has a region on slice {number}, which is missing.")
+            header = by_number[number]
+            if header.spacing is not None and not np.allclose(
+                header.spacing, (y_mm, x_mm), rtol=SPACING_TOLERANCE
+            ):
+                raise UserError(
+                    f"gives a spacing of {x_mm} x {y_mm} mm, but slice {number} one "
+                    f"of {header.spacing[1]} x {header.spacing[0]} mm."
+                )
+            drawn[number].append((names.index(label), points))
     return {
         by_number[number].key: functools.partial(
             draw_regions, regions, by_number[number].shape
@@ -85,20 +84,15 @@ def parse(path: Path) -> tuple[tuple[float, float], list[Region]]:
     Raises:
       UserError: The file does not follow the format.
     """
-    try:
+    with refusing(path, FORM):
         text = path.read_text(encoding="utf-8", errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return _parsed(lines)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise UserError(
-            f"{path}: not a MedGIFT contour file: {error}", where=path
-        ) from error
+        return _parsed([line.strip() for line in text.splitlines() if line.strip()])
 
 
 FORMAT = Format("medgift", recognise, draw=draw, anywhere=True)
 
 
-def _slices(path: Path, headers: Sequence[Header], used: set[int]) -> dict[int, Header]:
+def _slices(headers: Sequence[Header], used: set[int]) -> dict[int, Header]:
     """Returns the slices by the numbers at the ends of their files' names.
 
     The format defines this for files called `CT-*-NNNN.dcm`. For other files,
@@ -115,9 +109,8 @@ def _slices(path: Path, headers: Sequence[Header], used: set[int]) -> dict[int, 
         slices = named if by_name else other
         if len(slices) > 1:
             raise UserError(
-                f"{path}: slice {number} could be any of {len(slices)}, such as "
-                f"{slices[0].path} and {slices[1].path}.",
-                where=path,
+                f"slice {number} could be any of {len(slices)}, such as "
+                f"{slices[0].path} and {slices[1].path}."
             )
         if not slices:
             continue
@@ -125,10 +118,9 @@ def _slices(path: Path, headers: Sequence[Header], used: set[int]) -> dict[int, 
         file = found[number].path
         if other and found[number] not in other and not SLICE_NAME.match(file.name):
             raise UserError(
-                f"{path}: slice {number} could be either of two: {file} by the name of "
+                f"slice {number} could be either of two: {file} by the name of "
                 f"its file, {other[0].path} by InstanceNumber. Name the files as the "
-                "data set does: CT-*-NNNN.dcm.",
-                where=path,
+                "data set does: CT-*-NNNN.dcm."
             )
     return found
 

@@ -74,19 +74,17 @@ def read(path: Path, headers: Sequence[Header]) -> dict[Key, Load]:
                 shape = shape[:-1]
             if len(shape) != 3 or not 0 < math.prod(shape) <= MAX_VOXELS:
                 raise UserError(
-                    f"{path}: has the shape {list(image.shape)}; a volume has three "
-                    "axes.",
-                    where=path,
+                    f"has the shape {list(image.shape)}; a volume has three axes."
                 )
-            to_mm = _to_mm(image.header, shape, stack, path)
+            to_mm = _to_mm(image.header, shape, stack)
             volume = np.asanyarray(image.dataobj).reshape(shape, order="F")
         if volume.dtype.kind == "f" and np.array_equal(volume, np.rint(volume)):
             # Many tools write labels as floating-point numbers.
             if abs(volume).max() < 2**31:
                 volume = volume.astype(np.int32)
         if volume.dtype.kind not in "bui":
-            raise UserError(f"{path}: a mask must hold integers.", where=path)
-        return _slices(volume, to_mm, path, stack)
+            raise UserError("a mask must hold integers.")
+        return _slices(volume, to_mm, stack)
 
 
 def fits(path: Path, headers: Sequence[Header]) -> bool:
@@ -147,8 +145,7 @@ def _opened(path: Path) -> Iterator[Any]:
         import nibabel
     except ImportError:
         raise UserError(
-            f"{path}: NIfTI masks need nibabel: pip install 'twostage_jax[dicom]'.",
-            where=path,
+            "NIfTI masks need nibabel: pip install 'twostage_jax[dicom]'."
         ) from None
     if is_pair(path):
         yield nibabel.Nifti1Pair.from_filename(path)
@@ -164,15 +161,10 @@ def _opened(path: Path) -> Iterator[Any]:
         elif 540 in sizes:
             yield nibabel.Nifti2Image.from_stream(stream)
         else:
-            raise UserError(
-                f"{path}: does not begin as NIfTI files do, despite its name.",
-                where=path,
-            )
+            raise UserError("does not begin as NIfTI files do, despite its name.")
 
 
-def _to_mm(
-    header: Any, shape: tuple[int, ...], stack: geometry.Stack, path: Path
-) -> np.ndarray:
+def _to_mm(header: Any, shape: tuple[int, ...], stack: geometry.Stack) -> np.ndarray:
     """Returns the matrix `[4, 4]` from voxels to mm in DICOM's axes.
 
     If sform and qform differ, returns the one that maps the volume onto the grid of the
@@ -190,13 +182,10 @@ def _to_mm(
             # NIfTI's axes point to the right and front, DICOM's to the left and back.
             found[f"{name} (code {code})"] = np.diag([-1, -1, 1, 1]) @ matrix
     if not found:
-        raise UserError(
-            f"{path}: its position is missing (sform and qform have code 0).",
-            where=path,
-        )
+        raise UserError("its position is missing (sform and qform have code 0).")
     for name, matrix in found.items():
         if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-6:
-            raise UserError(f"{path}: its {name} is not a valid matrix.", where=path)
+            raise UserError(f"its {name} is not a valid matrix.")
     matrices = list(found.values())
     if len(matrices) == 1 or _apart(*matrices, shape) <= SAME_VOXELS:
         chosen = matrices[0]
@@ -207,14 +196,13 @@ def _to_mm(
                 (name, _mm_text(matrix)) for name, matrix in found.items()
             )
             raise UserError(
-                f"{path}: gives two different positions: the first voxel is at {first} "
+                f"gives two different positions: the first voxel is at {first} "
                 f"by its {one}, at {second} by its {two}, and "
                 f"{'both fit' if fitting else 'neither fits'} the grid of the slices. "
-                "Set the code of the wrong one to 0.",
-                where=path,
+                "Set the code of the wrong one to 0."
             )
         (chosen,) = fitting
-    _check_shear(chosen, shape, stack, path)
+    _check_shear(chosen, shape, stack)
     return chosen
 
 
@@ -285,7 +273,7 @@ def _is_grid(matrix: np.ndarray, shape: Sequence[int], stack: geometry.Stack) ->
 
 
 def _check_shear(
-    matrix: np.ndarray, shape: Sequence[int], stack: geometry.Stack, path: Path
+    matrix: np.ndarray, shape: Sequence[int], stack: geometry.Stack
 ) -> None:
     """Raises a UserError if a volume ignores the tilt of a series.
 
@@ -299,17 +287,16 @@ def _check_shear(
     most = np.abs(away[..., :2]).max()
     if least <= SAME_VOXELS and most > OTHER_VOXELS:
         raise UserError(
-            f"{path}: has the size of the series, and its voxels lie on the pixels of "
+            f"has the size of the series, and its voxels lie on the pixels of "
             f"one slice, but up to {most:.1f} voxels from those of others: the "
             "program that wrote it ignored the tilt of the gantry, so that position and "
             "index contradict each other. Save it with a sheared sform, as one mask per "
-            "slice, or as DICOM SEG.",
-            where=path,
+            "slice, or as DICOM SEG."
         )
 
 
 def _slices(
-    volume: np.ndarray, to_mm: np.ndarray, path: Path, stack: geometry.Stack
+    volume: np.ndarray, to_mm: np.ndarray, stack: geometry.Stack
 ) -> dict[Key, Load]:
     count, lost = 0, [np.zeros(0)]
     for last in range(volume.shape[2]):
@@ -320,10 +307,9 @@ def _slices(
     heights = np.concatenate(lost)
     if len(heights):
         raise UserError(
-            f"{path}: {100 * len(heights) / count:.0f} % of what it marks, from z = "
+            f"{100 * len(heights) / count:.0f} % of what it marks, from z = "
             f"{heights.min():.1f} to {heights.max():.1f} mm, does not lie on any "
-            "slice. Was it drawn on another series, or resampled, or is a slice missing?",
-            where=path,
+            "slice. Was it drawn on another series, or resampled, or is a slice missing?"
         )
     inverse = np.linalg.inv(to_mm)
     masks = {}
@@ -334,10 +320,9 @@ def _slices(
         other = stack.doubled(index)
         if other is not None:
             raise UserError(
-                f"{path}: marks {geometry.height_text(header)}, where two slices lie: "
+                f"marks {geometry.height_text(header)}, where two slices lie: "
                 f"{header.path} and {stack.headers[other].path}. Remove the phase that "
-                "it was not drawn on.",
-                where=path,
+                "it was not drawn on."
             )
         masks[header.key] = lambda mask=mask: mask
     return masks

@@ -136,7 +136,7 @@ def _contours(
     dataset: pydicom.Dataset, stack: geometry.Stack, query: Query
 ) -> Contours:
     """Returns (type, points `[n, 2]`: column, row) by slice index, ROI and class index."""
-    path, class_names = query.path, query.class_names
+    class_names = query.class_names
     names = _names(dataset)
     wanted = {k: class_names.index(v) for k, v in names.items() if v in class_names}
     references = {
@@ -156,33 +156,28 @@ def _contours(
         kind = str(contour.get("ContourGeometricType") or "")
         if kind not in (CLOSED, XOR):
             raise UserError(
-                f"{path}: {what} is {kind or 'without a type'} and does not enclose an "
+                f"{what} is {kind or 'without a type'} and does not enclose an "
                 "area. To exclude this ROI, name the others with --classes (setting "
-                "'classes').",
-                where=path,
+                "'classes')."
             )
         points = np.array(contour.ContourData, float).reshape(-1, 3)
         if len(points) < 3:
             continue
         if not np.isfinite(points).all():
-            raise UserError(
-                f"{path}: {what} has coordinates that are not finite.", where=path
-            )
+            raise UserError(f"{what} has coordinates that are not finite.")
         images = contour.get("ContourImageSequence") or ()
         index = stack.place(
             points,
             set().union(*map(geometry.named_by, images)),
             what,
-            path,
             reference=references[roi],
             listed=listed,
             named_only=query.named_only,
         )
         if index is None:
             raise UserError(
-                f"{path}: {what} does not lie on any slice, at {_heights(points)}. "
-                "Was it drawn on another series, or is a slice missing?",
-                where=path,
+                f"{what} does not lie on any slice, at {_heights(points)}. "
+                "Was it drawn on another series, or is a slice missing?"
             )
         flat = geometry.to_pixels(points, stack.planes[index])[:, :2]
         rows, columns = stack.planes[index].shape
@@ -190,17 +185,15 @@ def _contours(
             flat.min(0) > [columns - 0.5, rows - 0.5]
         ).any():
             raise UserError(
-                f"{path}: {what} lies outside the pixels of its slice "
-                f"{stack.headers[index].path}.",
-                where=path,
+                f"{what} lies outside the pixels of its slice "
+                f"{stack.headers[index].path}."
             )
         contours[index, roi, wanted[roi]].append((kind, flat))
     for (_, roi, _), parts in contours.items():
         if len({kind for kind, _ in parts}) > 1:
             raise UserError(
-                f"{path}: ROI {names[roi]!r} mixes {CLOSED} and {XOR} contours on one "
-                "slice: how they combine is not defined.",
-                where=path,
+                f"ROI {names[roi]!r} mixes {CLOSED} and {XOR} contours on one "
+                "slice: how they combine is not defined."
             )
     return contours
 

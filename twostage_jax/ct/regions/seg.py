@@ -7,7 +7,7 @@ import pydicom
 from pydicom.pixels import pixel_array
 
 from twostage_jax.ct import decode, geometry
-from twostage_jax.ct.decode import MAX_FRAMES, refusing
+from twostage_jax.ct.decode import refusing
 from twostage_jax.ct.regions.base import (
     Claim,
     Contents,
@@ -75,8 +75,8 @@ def _regions(
     dataset: pydicom.Dataset, stack: geometry.Stack, query: Query
 ) -> dict[int, list[Claim]]:
     """Returns the claims of each slice by its index."""
-    path, class_names = query.path, query.class_names
-    shape, number = _check_image(dataset, path)
+    class_names = query.class_names
+    shape, number = _check_image(dataset)
     names = _labels(dataset)
     wanted = {k: class_names.index(v) for k, v in names.items() if v in class_names}
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
@@ -101,13 +101,12 @@ def _regions(
         ]
         if not masks:
             continue
-        on = _plane(own, shared, shape, frame, path)
-        _check_parallel(on, stack, frame, path)
+        on = _plane(own, shared, shape, frame)
+        _check_parallel(on, stack, frame)
         index = stack.place(
             geometry.corners(on),
             _sources(own, shared),
             f"its frame {frame + 1}",
-            path,
             reference=reference,
             listed=listed,
             named_only=query.named_only,
@@ -118,9 +117,7 @@ def _regions(
             continue
         at = stack.planes[index]
         for k, mask in masks:
-            _check_inside(
-                mask, on, at, f"segment '{names[k]}', frame {frame + 1}", path
-            )
+            _check_inside(mask, on, at, f"segment '{names[k]}', frame {frame + 1}")
             mask = geometry.sampled(mask, on, at)
             drawn.setdefault(index, []).append((wanted[k], mask))
     if lost:
@@ -129,54 +126,42 @@ def _regions(
             for name, heights in lost.items()
         ]
         raise UserError(
-            f"{path}: has frames that do not lie on any slice: {'; '.join(segments)}. "
-            "Was it drawn on another series, or is a slice missing?",
-            where=path,
+            f"has frames that do not lie on any slice: {'; '.join(segments)}. "
+            "Was it drawn on another series, or is a slice missing?"
         )
     return drawn
 
 
-def _check_image(dataset: pydicom.Dataset, path: Path) -> tuple[tuple[int, int], int]:
+def _check_image(dataset: pydicom.Dataset) -> tuple[tuple[int, int], int]:
     """Returns ((rows, columns), frames), checked for plausibility."""
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     number = int(dataset.get("NumberOfFrames") or 1)
-    described = len(dataset.get("PerFrameFunctionalGroupsSequence") or ())
-    if max(rows, columns) > decode.MAX_SIDE or not 0 < number <= MAX_FRAMES:
-        raise UserError(
-            f"{path}: claims {number} frames of {rows} x {columns} pixels.", where=path
-        )
-    if described != number:
-        raise UserError(
-            f"{path}: has {number} frames, but describes {described} of them.",
-            where=path,
-        )
+    if max(rows, columns) > decode.MAX_SIDE:
+        raise UserError(f"claims {rows} x {columns} pixels.")
+    decode.check_frames(dataset, number)
     return (rows, columns), number
 
 
-def _check_parallel(
-    on: geometry.Plane, stack: geometry.Stack, frame: int, path: Path
-) -> None:
+def _check_parallel(on: geometry.Plane, stack: geometry.Stack, frame: int) -> None:
     turned = stack.turned(on)
     if turned > PARALLEL_DEGREES:
         raise UserError(
-            f"{path}: its frame {frame + 1} is not parallel to the slices of "
+            f"its frame {frame + 1} is not parallel to the slices of "
             f"{stack.headers[0].path.parent}, but turned by {turned:.1f} degrees: it "
             "was drawn on a reformatted volume. Resample the segmentation to the "
-            "slices.",
-            where=path,
+            "slices."
         )
 
 
 def _check_inside(
-    mask: np.ndarray, on: geometry.Plane, at: geometry.Plane, what: str, path: Path
+    mask: np.ndarray, on: geometry.Plane, at: geometry.Plane, what: str
 ) -> None:
     outside = ~geometry.inside(geometry.centres(on)[mask], at)
     if outside.any():
         raise UserError(
-            f"{path}: {what}: {100 * outside.mean():.0f} % of what it marks lies outside "
+            f"{what}: {100 * outside.mean():.0f} % of what it marks lies outside "
             "the pixels of its slice. It was drawn on another series, or the slice was "
-            "cropped.",
-            where=path,
+            "cropped."
         )
 
 
@@ -218,16 +203,14 @@ def _plane(
     shared: pydicom.Dataset,
     shape: tuple[int, int],
     frame: int,
-    path: Path,
 ) -> geometry.Plane:
     def value(group: str, keyword: str) -> tuple[float, ...]:
         items = own.get(group) or shared.get(group)
         values = items[0].get(keyword) if items else None
         if not values:
             raise UserError(
-                f"{path}: {keyword} of its frame {frame + 1} is missing, so that the "
-                "position of the frame is unknown.",
-                where=path,
+                f"{keyword} of its frame {frame + 1} is missing, so that the "
+                "position of the frame is unknown."
             )
         return tuple(float(v) for v in values)
 
