@@ -351,8 +351,9 @@ def _series_of(
 
 
 def _in_frame(file: LungFile, series: Sequence[Series]) -> list[Series]:
-    dataset = decode.load(file.path, pixels=False)
-    reference = str(dataset.get("FrameOfReferenceUID") or "")
+    with refusing(file.path):
+        dataset = decode.load(file.path, pixels=False)
+        reference = str(dataset.get("FrameOfReferenceUID") or "")
     return [one for one in series if one.headers[0].reference == reference]
 
 

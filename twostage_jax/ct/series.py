@@ -121,7 +121,9 @@ def group(
         except UserError as error:
             if not go_on:
                 raise
-            skipped += _refused(by_uid[uid], str(error))
+            for path in dict.fromkeys(header.path for header in by_uid[uid]):
+                culprit = str(path) == error.where
+                skipped.append((path, str(error) if culprit else TOGETHER))
     return list(_with_parts(_with_left_out(found, lost))), skipped
 
 
@@ -174,13 +176,6 @@ def _with_parts(found: Iterable[Series]) -> Iterator[Series]:
         yield series
 
 
-def _refused(headers: Sequence[Header], reason: str) -> Skipped:
-    """Returns (path, reason) of the slices of a refused series."""
-    paths = dict.fromkeys(header.path for header in headers)
-    culprit = next((p for p in paths if reason.startswith(f"{p}: ")), next(iter(paths)))
-    return [(path, reason if path == culprit else TOGETHER) for path in paths]
-
-
 class Scan(NamedTuple):
     """Result of searching a folder for CT slices.
 
@@ -198,12 +193,7 @@ class Scan(NamedTuple):
     lost: list[Path]
 
 
-def scan(
-    folder: Path,
-    *,
-    salt: str = "",
-    go_on: bool = False,
-) -> Scan:
+def scan(folder: Path, *, salt: str = "", go_on: bool = False) -> Scan:
     """Returns the headers of all CT slices below a folder, and the skipped files.
 
     Skips localisers, secondary captures, other modalities, files that are not DICOM, and
@@ -227,7 +217,8 @@ def scan(
             reason = _not_dicom(path)
             if reason:
                 skipped.append((path, reason))
-                if reason in decode.EMPTY and _may_be_dicom(path):
+                named_like_dicom = not path.suffix or path.suffix[1:].isdigit()
+                if reason in decode.EMPTY and named_like_dicom:
                     lost.append(path)
                 continue
             found = read_headers(path, salt)
@@ -283,11 +274,6 @@ def _not_dicom(path: Path) -> str:
     if reason and path.suffix.lower() in (".dcm", ".dicom"):
         raise UserError(f"{path}: {reason}, despite its extension.", where=path)
     return reason
-
-
-def _may_be_dicom(path: Path) -> bool:
-    """Whether a file is named like DICOM files: without extension, or with a number."""
-    return path.suffix[1:].isdigit() or not path.suffix
 
 
 def _copied(found: Sequence[Header], known: Sequence[Header]) -> Header | None:

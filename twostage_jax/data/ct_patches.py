@@ -440,7 +440,10 @@ def make(
     except UserError as error:
         if not go_on:
             raise
-        skipped += _refused(patient, str(error))
+        culprit = _culprit(patient, error) or patient.regions[0].path
+        why = "skipped because another file of the patient's regions is refused."
+        others = [file.path for file in patient.regions if file.path != culprit]
+        skipped += [(culprit, str(error)), *((path, why) for path in others)]
         refused = "a file of the regions is refused"
         made.facts["flow"] = [flow_row("patients", 1, refused, patient=patient.name)]
     made.skipped = privacy.hide(skipped, roots, salt)
@@ -563,8 +566,7 @@ def _patches(
         except UserError as error:
             if not go_on:
                 raise
-            culprit = _culprit(patient, str(error)) or header.path
-            skipped.append((culprit, str(error)))
+            skipped.append((_culprit(patient, error) or header.path, str(error)))
             continue
         found += [(number, *place) for place in places]
         dropped.update((OVERLAP, label) for label in apart)
@@ -905,16 +907,7 @@ def _numbered(
     return rows
 
 
-def _refused(patient: Patient, reason: str) -> Skipped:
-    """Returns all region files of a patient with a refused file, with reasons."""
-    culprit = _culprit(patient, reason) or patient.regions[0].path
-    why = "skipped because another file of the patient's regions is refused."
-    others = [file.path for file in patient.regions if file.path != culprit]
-    return [(culprit, reason), *((path, why) for path in others)]
-
-
-def _culprit(patient: Patient, reason: str) -> Path | None:
-    """Returns the file that a reason begins with."""
-    paths = [file.path for file in (*patient.regions, *patient.lungs)]
-    paths += [header.path for header in patient.headers]
-    return next((path for path in paths if reason.startswith(f"{path}: ")), None)
+def _culprit(patient: Patient, error: UserError) -> Path | None:
+    """Returns the patient's file at which an error occurred, or None."""
+    files = (*patient.regions, *patient.lungs, *patient.headers)
+    return next((file.path for file in files if str(file.path) == error.where), None)

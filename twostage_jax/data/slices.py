@@ -17,7 +17,7 @@ from PIL import Image
 
 from twostage_jax import io
 from twostage_jax.ct import patches
-from twostage_jax.ct.decode import MAX_SIDE
+from twostage_jax.ct.decode import MAX_SIDE, refusing
 from twostage_jax.ct.dicom import Header, patient_hash, read_slice
 from twostage_jax.ct.regions import masks
 from twostage_jax.ct.regions.masks import foreground
@@ -135,37 +135,22 @@ def read_grey(path: Path) -> np.ndarray:
     Raises:
       UserError: The file cannot be decoded, or is not an 8-bit grey image.
     """
-    try:
-        # Not opened by name, see `image_files`.
-        with (
-            path.open("rb") as file,
-            Image.open(file, formats=("PNG", "JPEG", "TIFF", "BMP")) as image,
-        ):
+    # Not opened by name, see `image_files`.
+    with refusing(path, "an image"), path.open("rb") as file:
+        with Image.open(file, formats=("PNG", "JPEG", "TIFF", "BMP")) as image:
             if max(image.size) > MAX_SIDE:
-                raise UserError(
-                    f"{path}: {image.size} is larger than any CT slice.", where=path
-                )
+                raise UserError(f"{image.size} is larger than any CT slice.")
             if image.mode not in ("L", "RGB"):
                 raise UserError(
-                    f"{path}: has mode {image.mode}: an 8-bit grey image is required.",
-                    where=path,
+                    f"has mode {image.mode}: an 8-bit grey image is required."
                 )
             image.load()
             pixels = np.array(upright(image))
-    except UserError:
-        raise
-    # Broken images raise nearly everything in the decoders.
-    except Exception as error:
-        raise UserError(
-            f"{path}: cannot be read as an image: {error}", where=path
-        ) from error
-    if pixels.ndim == 3:
-        if np.ptp(pixels, axis=2).any():
-            raise UserError(
-                f"{path}: is in colour: a grey image is required.", where=path
-            )
-        pixels = pixels[..., 0]
-    return pixels
+        if pixels.ndim == 3:
+            if np.ptp(pixels, axis=2).any():
+                raise UserError("is in colour: a grey image is required.")
+            pixels = pixels[..., 0]
+        return pixels
 
 
 def _patient_examples(

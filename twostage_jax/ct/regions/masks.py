@@ -14,7 +14,7 @@ import scipy
 from PIL import Image
 
 from twostage_jax import io
-from twostage_jax.ct.decode import MAX_SIDE
+from twostage_jax.ct.decode import MAX_SIDE, refusing
 from twostage_jax.ct.dicom import Header
 from twostage_jax.ct.geometry import height_text
 from twostage_jax.ct.regions.base import Contents, Format, Key, Load, Numbered, Query
@@ -59,26 +59,20 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
       UserError: The file cannot be read, or does not hold integers.
     """
-    try:
-        mask = _read_numpy(path) if path.suffix.lower() == ".npy" else _read_pages(path)
-    except UserError:
-        raise
-    # Broken images raise nearly everything in the decoders.
-    except Exception as error:
-        raise UserError(
-            f"{path}: cannot be read as a mask: {error}", where=path
-        ) from error
-    if mask.dtype.kind not in "bui" or mask.ndim not in (2, 3):
-        raise UserError(
-            f"{path}: a mask must be [H, W] or [D, H, W] integers, not "
-            f"{list(mask.shape)} {mask.dtype}.",
-            where=path,
-        )
-    if max(mask.shape[-2:]) > MAX_SIDE:
-        raise UserError(
-            f"{path}: {list(mask.shape)} is larger than any CT slice.", where=path
-        )
-    return mask
+    with refusing(path, "a mask"):
+        if path.suffix.lower() == ".npy":
+            # Mapped, so that a file that claims more than it holds takes no memory.
+            mask = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            mask = _read_pages(path)
+        if mask.dtype.kind not in "bui" or mask.ndim not in (2, 3):
+            raise UserError(
+                "a mask must be [H, W] or [D, H, W] integers, not "
+                f"{list(mask.shape)} {mask.dtype}."
+            )
+        if max(mask.shape[-2:]) > MAX_SIDE:
+            raise UserError(f"{list(mask.shape)} is larger than any CT slice.")
+        return mask
 
 
 def load(query: Query) -> tuple[dict[Key, Load], Numbered | None]:
@@ -204,25 +198,16 @@ def foreground(
 FORMAT = Format("mask", recognise, load=load, named_like_slices=True)
 
 
-def _read_numpy(path: Path) -> np.ndarray:
-    # Mapped, so that a file that claims more than it holds takes no memory.
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
 def _read_pages(path: Path) -> np.ndarray:
     with Image.open(path, formats=("PNG", "TIFF")) as image:
         pages = []
         for page in range(getattr(image, "n_frames", 1)):
             image.seek(page)
             if max(image.size) > MAX_SIDE:
-                raise UserError(
-                    f"{path}: {image.size} is larger than any CT slice.", where=path
-                )
+                raise UserError(f"{image.size} is larger than any CT slice.")
             if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
                 raise UserError(
-                    f"{path}: has mode {image.mode}; a mask has one channel of "
-                    "integers.",
-                    where=path,
+                    f"has mode {image.mode}; a mask has one channel of integers."
                 )
             pages.append(np.array(image))
     return pages[0] if len(pages) == 1 else np.stack(pages)

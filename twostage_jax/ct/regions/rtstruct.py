@@ -84,31 +84,20 @@ def area(contours: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
       contours: Closed contours, each `[n, 2]` x (column) and y (row), pixels.
       shape: (H, W).
     """
-    dense = [_dense(points) for points in contours]
-    inside = {
-        (a, b)
-        for a in range(len(contours))
-        for b in range(len(contours))
-        if a != b and _lies_inside(contours[a], dense[a], contours[b], dense[b])
-    }
+    inside = _nesting(contours)
     # Equal contours lie inside each other: only the first of them counts.
-    kept = [
-        a
-        for a in range(len(contours))
-        if not any((a, b) in inside and (b, a) in inside for b in range(a))
-    ]
-    around = {a: {b for b in kept if (a, b) in inside} for a in kept}
-    enclosed = {}
+    kept = np.flatnonzero(~np.tril(inside & inside.T).any(axis=1))
+    inside = inside[np.ix_(kept, kept)]
+    depth = inside.sum(axis=1)
+    total, enclosed = np.zeros(shape, bool), {}
     # From the innermost: an area is its contour without the areas of its holes.
-    for a in sorted(kept, key=lambda a: len(around[a]), reverse=True):
-        enclosed[a] = fill_contour(contours[a], shape)
-        holes = [b for b in kept if a in around[b]]
+    for a in np.argsort(-depth, kind="stable"):
+        enclosed[a] = fill_contour(contours[kept[a]], shape)
+        holes = np.flatnonzero(inside[:, a])
         for b in holes:
-            if not any(between in around[b] for between in holes if between != b):
-                enclosed[a] = enclosed[a] & ~enclosed[b]
-    total = np.zeros(shape, bool)
-    for a in kept:
-        if not around[a]:
+            if not inside[b, holes].any():
+                enclosed[a] &= ~enclosed[b]
+        if not depth[a]:
             total |= enclosed[a]
     return total
 
@@ -243,22 +232,26 @@ def _dense(points: np.ndarray) -> np.ndarray:
     return points[start] + part * (following[start] - points[start])
 
 
-def _lies_inside(
-    inner: np.ndarray, dense: np.ndarray, outer: np.ndarray, outer_dense: np.ndarray
-) -> bool:
-    """Whether no point of a contour leaves another by more than `INSIDE_PIXELS`."""
-    margin = INSIDE_PIXELS
-    low, high = outer.min(0) - margin, outer.max(0) + margin
-    if (inner.min(0) < low).any() or (inner.max(0) > high).any():
-        return False
-    outside = dense[~_within(dense, outer)]
-    if not len(outside):
-        return True
-    # The nearest point may be farther than the contour itself: by Pythagoras, this much.
-    away, _ = scipy.spatial.cKDTree(outer_dense).query(outside)
-    return bool(
-        (np.sqrt(np.maximum(0, away**2 - (COMPARED_PIXELS / 2) ** 2)) <= margin).all()
-    )
+def _nesting(contours: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns whether contour a lies inside contour b, `[n, n]` bool; False for a = b.
+
+    No point of a may lie outside b by more than `INSIDE_PIXELS`.
+    """
+    low = np.array([points.min(axis=0) for points in contours])
+    high = np.array([points.max(axis=0) for points in contours])
+    # Most pairs are excluded by their bounding boxes.
+    inside = (low[:, None] >= low - INSIDE_PIXELS).all(axis=-1)
+    inside &= (high[:, None] <= high + INSIDE_PIXELS).all(axis=-1)
+    np.fill_diagonal(inside, False)
+    for a, b in np.argwhere(inside):
+        dense = _dense(contours[a])
+        outside = dense[~_within(dense, contours[b])]
+        if len(outside):
+            away, _ = scipy.spatial.cKDTree(_dense(contours[b])).query(outside)
+            # The contour may be nearer than its nearest point: by Pythagoras, this much.
+            away = np.sqrt(np.maximum(0, away**2 - (COMPARED_PIXELS / 2) ** 2))
+            inside[a, b] = (away <= INSIDE_PIXELS).all()
+    return inside
 
 
 def _within(points: np.ndarray, contour: np.ndarray) -> np.ndarray:
