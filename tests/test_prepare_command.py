@@ -114,9 +114,9 @@ def test_every_patch_is_listed_with_its_place(archive):
 
 
 def resume_name(uid):
-    from twostage_jax.data.ct_patches import slice_hash
+    from twostage_jax.ct.dicom import hashed
 
-    return slice_hash(uid, "pepper")
+    return hashed("slice", uid, "pepper")
 
 
 def test_what_was_left_out_is_listed_without_paths(archive):

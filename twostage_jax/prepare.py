@@ -169,11 +169,11 @@ def _prepare(
     made = prepare_set(recipe, out, workers=workers)
     metadata = metadata_of(folder_of(recipe, out))
     skipped = list(map(tuple, metadata.get("skipped", ())))
-    skipped += privacy.hide(recipe.tasks.skipped, list(roots.values()), salt)
+    skipped += privacy.hide(recipe.tasks.found.skipped, list(roots.values()), salt)
     names = _paths(roots, salt) if show_paths else {}
     shown = [(names.get(name, name), why) for name, why in skipped]
     series = prepared_folder.about_series(
-        recipe.tasks.series, salt, show_paths=show_paths
+        recipe.tasks.found.series, salt, show_paths=show_paths
     )
     prepared_folder.write(out, recipe, made, metadata, shown, series)
     _report(made)

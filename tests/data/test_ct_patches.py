@@ -131,7 +131,7 @@ def test_series_that_cannot_be_one_scan_is_refused_or_left_out(tmp_path, tags, r
     recipe = ct_patches.recipe(**settings, go_on=True)
     (patient,) = recipe.tasks
     assert {header.path.parent.name for header in patient.headers} == {"good"}
-    skipped = {path.name: why for path, why in recipe.tasks.skipped}
+    skipped = {path.name: why for path, why in recipe.tasks.found.skipped}
     assert set(skipped) == {"one.dcm", "two.dcm", f"{SERIES}.5.png"}
     assert reason in skipped["two.dcm"]
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twostage_jax import io
+from twostage_jax.ct.decode import skipping
 from twostage_jax.ct.dicom import Header
 from twostage_jax.ct.regions import FORMATS, nifti
 from twostage_jax.ct.regions.base import (
@@ -147,13 +148,9 @@ def assign(
     found: dict[str, list[RoiFile]] = defaultdict(list)
     skipped: Skipped = []
     for file in files:
-        try:
+        with skipping(file.path, skipped if go_on else None):
             for patient in _patients(file, by_uid, by_name, by_folder):
                 found[patient].append(file)
-        except UserError as error:
-            if not go_on:
-                raise
-            skipped.append((file.path, str(error)))
     return dict(found), skipped
 
 

@@ -27,6 +27,7 @@ from pydicom.pixels import get_decoder, pixel_array
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
 from twostage_jax.errors import UserError
+from twostage_jax.folders import Skipped
 
 _LOGGERS = ("pydicom", "highdicom")
 # Python's messages quote values.
@@ -136,6 +137,25 @@ def refusing(path: Path, form: str = "DICOM") -> Iterator[None]:
         raise UserError(
             f"{path}: cannot be read as {form}: {why}", where=path
         ) from error
+
+
+@contextlib.contextmanager
+def skipping(path: Path, skipped: Skipped | None) -> Iterator[None]:
+    """Skips, and lists, what would be refused.
+
+    Args:
+      path: Path of the file.
+      skipped: List to which the path and the reason are added; None: do not skip.
+
+    Raises:
+      UserError: If the block raises it and `skipped` is None.
+    """
+    try:
+        yield
+    except UserError as error:
+        if skipped is None:
+            raise
+        skipped.append((path, str(error)))
 
 
 @contextlib.contextmanager

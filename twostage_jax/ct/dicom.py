@@ -112,15 +112,23 @@ class Header:
         return name, self.frame
 
 
-def patient_hash(patient_id: str, salt: str = "") -> str:
-    """Returns 'patient-' and 10 hex digits: the only form in which ids are stored.
+def hashed(kind: str, name: str, salt: str = "") -> str:
+    """Returns 'kind-' and 10 hex digits: the only form in which names are stored.
 
-    Without a secret salt, the hash of a known id can be recomputed.
+    Without a secret salt, the hash of a known name can be recomputed.
+
+    Args:
+      kind: What the name stands for: 'patient', 'series', 'slice' or 'file'.
+      name: PatientID, UID or path.
+      salt: Secret mixed into the hash.
     """
-    digits = hashlib.sha256(
-        (salt + patient_id).encode(errors="surrogateescape")
-    ).hexdigest()[:10]
-    return f"patient-{digits}"
+    text = (salt + name).encode(errors="surrogateescape")
+    return f"{kind}-{hashlib.sha256(text).hexdigest()[:10]}"
+
+
+def patient_hash(patient_id: str, salt: str = "") -> str:
+    """Returns the salted hash of a PatientID; see `hashed`."""
+    return hashed("patient", patient_id, salt)
 
 
 def read_headers(path: Path, salt: str = "") -> list[Header]:

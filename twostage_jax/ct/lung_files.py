@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from twostage_jax.ct import annotations, decode
-from twostage_jax.ct.decode import refusing
+from twostage_jax.ct.decode import refusing, skipping
 from twostage_jax.ct.dicom import Header, patient_hash
 from twostage_jax.ct.lungs import AIR_BELOW_HU
 from twostage_jax.ct.regions import nifti, seg
@@ -187,11 +187,9 @@ def match(
     regions, lungs, skipped = annotations.find(root, given, [])
     files, homes = [], {}
     for file in sorted([*regions, *lungs], key=lambda file: file.path):
-        try:
+        with skipping(file.path, skipped):
             files.append(_lung_file(file))
             homes[file.path] = file
-        except UserError as error:
-            skipped.append((file.path, str(error)))
     if not files:
         raise UserError(
             f"{given}: lung masks were not found. NIfTI files with 'lung' in their name "

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from twostage_jax import io
-from twostage_jax.ct.dicom import patient_hash
+from twostage_jax.ct.dicom import hashed
 from twostage_jax.ct.series import TOGETHER
 from twostage_jax.errors import UserError
 from twostage_jax.folders import every_path
@@ -22,12 +22,7 @@ _UID = re.compile(r"\b[0-2](\.\d+){4,}\b")
 
 def file_hash(path: Path, salt: str) -> str:
     """Returns a short name of a file that does not reveal its path."""
-    return "file-" + patient_hash(str(path), salt).removeprefix("patient-")
-
-
-def series_hash(uid: str, salt: str) -> str:
-    """Returns a short name of a series that does not reveal its UID."""
-    return "series-" + patient_hash(uid, salt).removeprefix("patient-")
+    return hashed("file", str(path), salt)
 
 
 def hide(

@@ -20,16 +20,17 @@ import dataclasses
 import functools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from twostage_jax import folders
 from twostage_jax.ct import annotations, lung_files, patches, privacy
 from twostage_jax.ct.annotations import RoiFile
-from twostage_jax.ct.dicom import Header, patient_hash
+from twostage_jax.ct.decode import skipping
+from twostage_jax.ct.dicom import Header, hashed, patient_hash
 from twostage_jax.ct.lung_files import Matched
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.regions.base import Key, Load, Numbered
@@ -59,8 +60,26 @@ CONSTANT_IDS = (
     *("0", "00", "000", "0000", "00000", "000000", "0000000", "00000000", "1"),
     *("123", "1234", "12345", "123456", "12345678", "99999", "999999", "-", "--"),
 )
-# Row, column, class index, coverage, region.
-Place = tuple[int, int, int, float, int]
+
+
+class Place(NamedTuple):
+    """Position of a patch.
+
+    Attributes:
+      slice: Index of its slice.
+      row: First row of pixels, in the (resampled) slice.
+      column: First column of pixels.
+      label: Class index.
+      coverage: Fraction of the patch that its region covers.
+      region: Number of its region, unique in the slice.
+    """
+
+    slice: int
+    row: int
+    column: int
+    label: int
+    coverage: float
+    region: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,32 +250,24 @@ def recipe(
     patients = Patients(root, given, salt, go_on, masks)
     names = annotations.given_classes(root, classes)
     if not names:
-        names = annotations.occurring_classes(root, patients.regions)
+        names = annotations.occurring_classes(root, patients.found.regions)
     else:
-        annotations.check_classes(names, patients.regions)
-    stamps = folders.stamps(root, walk(root).files)
-    if given is not None:
-        above = given if given.is_dir() else given.parent
-        marked = walk(given).files if given.is_dir() else [given]
-        stamps += folders.stamps(above, marked)
-    if masks is not None:
-        above = masks if masks.is_dir() else masks.parent
-        stamps += folders.stamps(
-            above, walk(masks).files if masks.is_dir() else [masks]
-        )
-    settings = {"class_names": names, "cut": cut, "salt": salt, "go_on": go_on}
+        annotations.check_classes(names, patients.found.regions)
     roots = [root, *filter(None, (given, masks))]
+    stamps = []
+    for path in roots:
+        if path.is_dir():
+            stamps += folders.stamps(path, walk(path).files)
+        else:
+            stamps += folders.stamps(path.parent, [path])
+    settings = {"class_names": names, "cut": cut, "salt": salt, "go_on": go_on}
     return Recipe(
         name="dicom",
         kind="ct",
         class_names=names,
         key=digest("dicom", VERSION, settings, stamps),
         tasks=patients,
-        make=functools.partial(
-            make,
-            **settings,
-            roots=roots,
-        ),
+        make=functools.partial(make, **settings, roots=roots),
         remarks=functools.partial(_remarks, patients=patients, roots=roots, salt=salt),
         flow=functools.partial(_flow, patients=patients, roots=roots, salt=salt),
         resumable=True,
@@ -280,14 +291,29 @@ def patient_examples(
     return made
 
 
+class Found(NamedTuple):
+    """Result of searching a folder for annotated patients.
+
+    Attributes:
+      patients: Patients with regions, in the order of their files.
+      regions: Files of regions.
+      skipped: (path, reason) of skipped files.
+      series: Series of the annotated patients, with their peculiarities.
+      without_regions: Number of patients with CT slices but without regions.
+    """
+
+    patients: list[Patient]
+    regions: list[RoiFile]
+    skipped: Skipped
+    series: list[Series]
+    without_regions: int
+
+
 class Patients(Sequence[Patient]):
     """Annotated patients below a folder, searched for on first use.
 
     Reading the headers of an archive takes time, and a set that is already prepared does
     not need them.
-
-    Attributes:
-      root: Folder of the slices.
     """
 
     def __init__(
@@ -298,35 +324,23 @@ class Patients(Sequence[Patient]):
         go_on: bool,
         masks: Path | None = None,
     ) -> None:
-        self.root = root
-        self._given, self._salt, self._go_on = given, salt, go_on
-        self._masks = masks
+        """See `recipe` for the arguments.
+
+        Args:
+          root: Folder of DICOM files.
+          given: File or folder of regions; None for those below `root`.
+          salt: Secret mixed into hashes.
+          go_on: Skip, and list, files that would be refused.
+          masks: File or folder of lung masks made elsewhere.
+        """
+        self._root, self._given, self._masks = root, given, masks
+        self._salt, self._go_on = salt, go_on
 
     def __len__(self) -> int:
-        return len(self._found[0])
+        return len(self.found.patients)
 
     def __getitem__(self, index: int) -> Patient:
-        return self._found[0][index]
-
-    @property
-    def regions(self) -> list[annotations.RoiFile]:
-        """The files of regions."""
-        return self._found[1]
-
-    @property
-    def skipped(self) -> Skipped:
-        """(path, reason) of skipped files."""
-        return self._found[2]
-
-    @property
-    def series(self) -> list[Series]:
-        """The series of the annotated patients, with their peculiarities."""
-        return self._found[3]
-
-    @property
-    def without_regions(self) -> int:
-        """Number of patients with CT slices but without regions."""
-        return self._found[4]
+        return self.found.patients[index]
 
     @property
     def notes(self) -> list[str]:
@@ -352,29 +366,32 @@ class Patients(Sequence[Patient]):
         return found
 
     @functools.cached_property
-    def _found(
-        self,
-    ) -> tuple[list[Patient], list[annotations.RoiFile], Skipped, list[Series], int]:
-        found = scan(self.root, salt=self._salt, go_on=self._go_on)
-        headers = [_named(header, self.root, self._salt) for header in found.headers]
+    def found(self) -> Found:
+        """Result of the search.
+
+        Raises:
+          UserError: The folder lacks slices or regions, or a file cannot be trusted.
+        """
+        found = scan(self._root, salt=self._salt, go_on=self._go_on)
+        headers = [_named(header, self._root, self._salt) for header in found.headers]
         series, refused = group(headers, found.lost, go_on=self._go_on)
         # Keep the order of the files, on which random draws depend.
         unfit = {path for path, _ in refused}
         headers = [header for header in headers if header.path not in unfit]
         if not headers:
             unusable = refused + found.unread + found.others
-            reasons = privacy.first_reasons(unusable, [self.root])
+            reasons = privacy.first_reasons(unusable, [self._root])
             raise UserError(
-                f"{self.root}: usable CT slices were not found. "
+                f"{self._root}: usable CT slices were not found. "
                 f"{reasons or 'The folder is empty.'}",
-                where=self.root,
+                where=self._root,
             )
-        regions, lungs, rest = annotations.find(self.root, self._given, found.others)
+        regions, lungs, rest = annotations.find(self._root, self._given, found.others)
         by_region, wrong = annotations.assign(regions, headers, go_on=self._go_on)
         by_lung, wrong_lungs = annotations.assign(lungs, headers, go_on=self._go_on)
         matched = None
         if self._masks is not None:
-            matched = lung_files.match(self._masks, self.root, series, salt=self._salt)
+            matched = lung_files.match(self._masks, self._root, series, salt=self._salt)
         by_patient = defaultdict(list)
         for header in headers:
             by_patient[header.patient].append(header)
@@ -393,18 +410,18 @@ class Patients(Sequence[Patient]):
         unusable = refused + wrong + wrong_lungs
         unusable += matched.skipped if matched else []
         if not patients:
-            roots = [self.root, *([self._given] if self._given else [])]
+            roots = [self._root, *([self._given] if self._given else [])]
             reasons = (privacy.first_reasons(s, roots) for s in (unusable, skipped))
             raise UserError(
-                f"{self._given or self.root}: regions of the {len(headers)} CT slices "
+                f"{self._given or self._root}: regions of the {len(headers)} CT slices "
                 "were not found. Masks in folders named 'rois', MedGIFT .txt files, SEG "
                 "and RTSTRUCT objects are read, and files given by the setting 'rois'. "
                 f"{' '.join(filter(None, reasons))}".rstrip(),
-                where=self._given or self.root,
+                where=self._given or self._root,
             )
         series = [one for one in series if one.patient in by_region]
         without = len(by_patient) - len(patients)
-        return patients, regions, skipped + unusable, series, without
+        return Found(patients, regions, skipped + unusable, series, without)
 
 
 def make(
@@ -419,7 +436,9 @@ def make(
     """Returns the patches of a patient: `[size, size, 1]` int16 HU.
 
     An example's id is '<patient>/<slice>/r<row>c<column>': hashes, and the patch's first
-    pixel in the (resampled) slice; for its details see `_details`.
+    pixel in the (resampled) slice. Its details are the hashes of series and slice, the
+    slice's InstanceNumber, the first pixel, the pixel size in mm, and the fraction that
+    the region covers.
 
     Args:
       patient: Slices and regions to cut from.
@@ -436,7 +455,7 @@ def make(
     if empty := sum(file.empty for file in patient.regions):
         made.notes.add("ROIs or contours", EMPTY, empty)
     try:
-        _patches(patient, class_names, cut, salt, go_on, made, skipped)
+        _patches(patient, class_names, cut, salt, skipped if go_on else None, made)
     except UserError as error:
         if not go_on:
             raise
@@ -487,11 +506,6 @@ def remarks(facts: Facts) -> Iterator[str]:
         )
 
 
-def slice_hash(uid: str, salt: str) -> str:
-    """Returns a short name of a slice that does not disclose its UID."""
-    return "slice-" + patient_hash(uid, salt).removeprefix("patient-")
-
-
 def _remarks(
     skipped: privacy.Hidden,
     facts: Facts,
@@ -503,8 +517,8 @@ def _remarks(
     """Yields lines on skipped files and on peculiar series."""
     yield from patients.notes
     yield from remarks(facts)
-    skipped = [*skipped, *privacy.hide(patients.skipped, roots, salt)]
-    series = prepared_folder.about_series(patients.series, salt, show_paths=False)
+    skipped = [*skipped, *privacy.hide(patients.found.skipped, roots, salt)]
+    series = prepared_folder.about_series(patients.found.series, salt, show_paths=False)
     yield from prepared_folder.notes(skipped, series)
 
 
@@ -512,9 +526,9 @@ def _flow(
     *, patients: "Patients", roots: Sequence[Path], salt: str
 ) -> Iterator[dict[str, Any]]:
     """Yields rows of the flow of data on files and patients before any task."""
-    yield from _files(privacy.hide(patients.skipped, roots, salt))
-    if patients.without_regions:
-        yield flow_row("patients", patients.without_regions, "no regions are drawn")
+    yield from _files(privacy.hide(patients.found.skipped, roots, salt))
+    if count := patients.found.without_regions:
+        yield flow_row("patients", count, "no regions are drawn")
 
 
 def _files(skipped: privacy.Hidden, patient: str = "") -> Iterator[dict[str, Any]]:
@@ -537,11 +551,19 @@ def _patches(
     class_names: Sequence[str],
     cut: Cut,
     salt: str,
-    go_on: bool,
+    skipped: Skipped | None,
     made: Made,
-    skipped: Skipped,
 ) -> None:
-    """Adds patches, and facts about the regions, to `made`."""
+    """Adds patches, and facts about the regions, to `made`.
+
+    Args:
+      patient: Slices and regions to cut from.
+      class_names: Class names in label order.
+      cut: Settings of the patches.
+      salt: Secret mixed into hashes.
+      skipped: List of slices that would be refused; None: refuse them.
+      made: Examples and facts of the patient.
+    """
     loads, numbered = annotations.labelled(
         patient.regions, patient.headers, class_names, salt
     )
@@ -551,24 +573,25 @@ def _patches(
         *_numbered(numbered_lungs, "lungs", patient.name, salt),
     ]
     headers = [header for header in patient.headers if header.key in loads]
-    headers = _with_air(headers, patient, go_on, skipped)
+    headers = _with_air(headers, patient, skipped)
     if cut.lungs == "off":
         given = {}
     if patient.masks is not None:
-        given, headers = _given(patient, headers, go_on, skipped)
-    found, marked, overlaps = [], Counter(), defaultdict(Counter)
-    dropped: Counter = Counter()
-    for number, lungs in _lungs(headers, given, cut, go_on, skipped):
+        given, headers = _given(patient, headers, skipped)
+    places: list[Place] = []
+    marked, overlaps, dropped = Counter(), defaultdict(Counter), Counter()
+    for number, lungs in _lungs(headers, given, cut, skipped):
         header = headers[number]
         try:
             labels = loads[header.key]()
-            places, apart = _places(header, labels.mask, lungs, len(class_names), cut)
+            mask, size = labels.mask, len(class_names)
+            found, apart = _places(number, header, mask, lungs, size, cut)
         except UserError as error:
-            if not go_on:
+            if skipped is None:
                 raise
             skipped.append((_culprit(patient, error) or header.path, str(error)))
             continue
-        found += [(number, *place) for place in places]
+        places += found
         dropped.update((OVERLAP, label) for label in apart)
         marked.update(labels.marked)
         for pair, pixels in labels.overlaps.items():
@@ -585,12 +608,11 @@ def _patches(
         }
         for pair, counts in sorted(overlaps.items())
     ]
-    chosen = _chosen(found, cut, patient.name, dropped)
     by_slice = defaultdict(list)
-    for index in chosen:
-        by_slice[found[index][0]].append(found[index][1:])
+    for place in _chosen(places, cut, patient.name, dropped):
+        by_slice[place.slice].append(place)
     used = []
-    for number, hu in _read(headers, by_slice, go_on, skipped):
+    for number, hu in _read(headers, by_slice, skipped):
         used.append(headers[number])
         for place in by_slice[number]:
             made.append(_example(hu, headers[number], place, patient.name, cut, salt))
@@ -616,7 +638,7 @@ def acquisition(
     return [
         {
             "patient": patient,
-            "series": privacy.series_hash(uid, salt),
+            "series": hashed("series", uid, salt),
             "slices": len(own),
             "sex": own[0].sex,
             "age": own[0].age,
@@ -660,20 +682,15 @@ def _patient_flow(
 
 
 def _given(
-    patient: Patient, headers: Sequence[Header], go_on: bool, skipped: Skipped
+    patient: Patient, headers: Sequence[Header], skipped: Skipped | None
 ) -> tuple[dict[Key, Load], list[Header]]:
     """Returns existing lung masks, and the slices of the series that have one."""
     found: dict[Key, Load] = {}
     for uid in dict.fromkeys(header.series_uid for header in headers):
         own = [header for header in patient.headers if header.series_uid == uid]
-        try:
+        with skipping(own[0].path, skipped):
             masks = patient.masks.of(uid).read(own)
-        except UserError as error:
-            if not go_on:
-                raise
-            skipped.append((own[0].path, str(error)))
-            continue
-        found |= {key: lambda mask=mask: mask for key, mask in masks.items()}
+            found |= {key: lambda mask=mask: mask for key, mask in masks.items()}
     return found, [header for header in headers if header.key in found]
 
 
@@ -681,8 +698,7 @@ def _lungs(
     headers: Sequence[Header],
     given: dict[Key, Load],
     cut: Cut,
-    go_on: bool,
-    skipped: Skipped,
+    skipped: Skipped | None,
 ) -> Iterator[tuple[int, np.ndarray | None]]:
     """Yields (index, lung mask `[H, W]` bool) of slices; None if everything counts."""
     missing = []
@@ -698,7 +714,7 @@ def _lungs(
             )
         else:
             yield number, None
-    for number, hu in _read(headers, missing, go_on, skipped):
+    for number, hu in _read(headers, missing, skipped):
         header = headers[number]
         if header.spacing is None:
             raise UserError(
@@ -709,95 +725,93 @@ def _lungs(
 
 
 def _with_air(
-    headers: Sequence[Header], patient: Patient, go_on: bool, skipped: Skipped
+    headers: Sequence[Header], patient: Patient, skipped: Skipped | None
 ) -> list[Header]:
     """Returns the slices of the series that are in HU; see `check_air`."""
     by_series: dict[str, list[Header]] = defaultdict(list)
     for header in headers:
         by_series[header.series_uid].append(header)
-    refused = set()
+    sound = set()
     for uid, marked in by_series.items():
         keys = {header.key for header in marked}
         rest = [h for h in patient.headers if h.series_uid == uid and h.key not in keys]
-        try:
+        every = [*marked, *rest]
+        with skipping(marked[0].path, skipped):
             # Files that cannot be decoded are refused or listed where they are used.
-            slices = (hu for _, hu in _read([*marked, *rest], go_on=True))
+            slices = (hu for _, hu in _read(every, range(len(every)), []))
             check_air(slices, marked[0].path)
-        except UserError as error:
-            if not go_on:
-                raise
-            skipped.append((marked[0].path, str(error)))
-            refused.add(uid)
-    return [header for header in headers if header.series_uid not in refused]
+            sound.add(uid)
+    return [header for header in headers if header.series_uid in sound]
 
 
 def _read(
-    headers: Sequence[Header],
-    numbers: Sequence[int] | None = None,
-    go_on: bool = False,
-    skipped: Skipped | None = None,
+    headers: Sequence[Header], numbers: Iterable[int], skipped: Skipped | None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (number, HU) of some slices, or of all, file by file."""
-    numbers = range(len(headers)) if numbers is None else numbers
-    skipped = [] if skipped is None else skipped
+    """Yields (index, HU `[H, W]` int16) of the slices of some indices, file by file."""
     by_path: dict[Path, list[int]] = defaultdict(list)
     for number in numbers:
         by_path[headers[number].path].append(number)
     for path, own in by_path.items():
-        try:
+        with skipping(path, skipped):
             for index, hu in read_in_turn([headers[number] for number in own]):
                 yield own[index], hu
-        except UserError as error:
-            if not go_on:
-                raise
-            skipped.append((path, str(error)))
 
 
 def _places(
+    number: int,
     header: Header,
     mask: np.ndarray,
     lungs: np.ndarray | None,
     num_classes: int,
     cut: Cut,
 ) -> tuple[list[Place], list[int]]:
-    """Returns the patches of a slice that satisfy coverage and overlap.
+    """Returns the patches of a slice, and the classes of those that overlap them.
 
-    The second value holds the classes of patches with enough coverage that overlap.
+    Args:
+      number: Index of the slice.
+      header: Header of the slice.
+      mask: Label mask `[H, W]` int: 0 outside all regions, 1 + class index inside.
+      lungs: Lung mask `[H, W]` bool; None if everything counts.
+      num_classes: Number of classes.
+      cut: Settings of the patches.
+
+    Raises:
+      UserError: A patch does not fit into the slice, or its pixel size is unknown.
     """
     shape = _shape(header, cut.spacing)
     patches.check_size(shape, cut.size, header.path)
     labels = patches.resample_mask(mask, shape)
     if lungs is not None:
         labels = np.where(patches.resample_mask(lungs, shape), labels, 0)
-    cuts, shares = patches.covered(
+    cuts, coverage = patches.covered(
         labels,
         size=cut.size,
         stride=cut.stride,
         coverage=[cut.coverage] * num_classes,
     )
-    kept = patches.apart(cuts[:, :2], shares, size=cut.size, overlap=cut.overlap)
+    kept = patches.apart(cuts[:, :2], coverage, size=cut.size, overlap=cut.overlap)
     apart = np.delete(cuts[:, 2], kept).tolist()
-    cuts, shares = cuts[kept], shares[kept]
+    cuts, coverage = cuts[kept], coverage[kept]
     regions = patches.regions_of(labels, cuts, size=cut.size)
-    return [
-        (*map(int, place), float(share), int(region))
-        for place, share, region in zip(cuts, shares, regions, strict=True)
-    ], apart
+    rows = zip(cuts.tolist(), coverage.tolist(), regions.tolist(), strict=True)
+    return [Place(number, *corner, *rest) for corner, *rest in rows], apart
 
 
-def _chosen(found: list[tuple], cut: Cut, patient: str, dropped: Counter) -> np.ndarray:
-    """Returns the sorted indices of the patches within the caps.
+def _chosen(
+    places: Sequence[Place], cut: Cut, patient: str, dropped: Counter
+) -> list[Place]:
+    """Returns the patches within the caps, in order.
 
     Adds the others to `dropped`, by reason and class.
     """
-    chosen = np.arange(len(found))
+    chosen = list(places)
     caps = (
-        (cut.per_roi, lambda place: (place[0], place[5]), "roi", "region"),
-        (cut.per_class, lambda place: place[3], "", "class and patient"),
+        (cut.per_roi, lambda place: (place.slice, place.region), "roi", "region"),
+        (cut.per_class, lambda place: place.label, "", "class and patient"),
         (cut.per_patient, lambda place: 0, "patient", "patient"),
     )
     for most, group_of, name, unit in caps:
-        groups = [group_of(found[index]) for index in chosen]
+        groups = [group_of(place) for place in chosen]
         numbers = {value: i for i, value in enumerate(sorted(set(groups)))}
         picked = patches.choose(
             np.array([numbers[value] for value in groups], int),
@@ -805,10 +819,9 @@ def _chosen(found: list[tuple], cut: Cut, patient: str, dropped: Counter) -> np.
             seed=cut.seed,
             patient=f"{patient} {name}".strip(),
         )
-        reason = f"more than {most} of a {unit}"
-        over = np.delete(chosen, picked)
-        dropped.update((reason, found[index][3]) for index in over)
-        chosen = chosen[picked]
+        for index in np.delete(np.arange(len(chosen)), picked):
+            dropped[f"more than {most} of a {unit}", chosen[index].label] += 1
+        chosen = [chosen[index] for index in picked]
     return chosen
 
 
@@ -820,53 +833,34 @@ def _example(
     cut: Cut,
     salt: str,
 ) -> Example:
-    row, column, label, share, _ = place
-    shape = _shape(header, cut.spacing)
+    row, column, shape = place.row, place.column, _shape(header, cut.spacing)
     if shape != hu.shape:
         hu = np.rint(patches.resample_image(hu, shape)).astype(np.int16)
     uid = header.key[0] + (f"/{header.frame}" if header.frame else "")
-    name = slice_hash(uid, salt)
-    patch = hu[row : row + cut.size, column : column + cut.size, None]
-    return Example(
-        id=f"{patient}/{name}/r{row:04d}c{column:04d}",
-        image=patch.copy(),
-        label=label,
-        group=patient,
-        details=_details(header, name, place, shape, share, salt),
-        synthetic=header.synthetic,
-    )
-
-
-def _details(
-    header: Header,
-    name: str,
-    place: Place,
-    shape: tuple[int, int],
-    share: float,
-    salt: str,
-) -> dict[str, str | int | float]:
-    """Returns the origin of a patch.
-
-    Hashes of series and slice; the slice's InstanceNumber; the patch's first pixel in
-    the (resampled) slice and the size of a pixel in mm; the fraction that its
-    region covers.
-    """
-    spacing: tuple = ("", "")
+    name = hashed("slice", uid, salt)
+    spacing = ["", ""]
     if header.spacing is not None:
-        spacing = tuple(
+        spacing = [
             round(mm * old / new, 5)
             for mm, old, new in zip(header.spacing, header.shape, shape, strict=True)
-        )
-    return {
-        "series": privacy.series_hash(header.series_uid, salt),
-        "slice": name,
-        "slice_number": "" if header.number is None else header.number,
-        "row": place[0],
-        "column": place[1],
-        "row_mm": spacing[0],
-        "column_mm": spacing[1],
-        "coverage": round(share, 4),
-    }
+        ]
+    return Example(
+        id=f"{patient}/{name}/r{row:04d}c{column:04d}",
+        image=hu[row : row + cut.size, column : column + cut.size, None].copy(),
+        label=place.label,
+        group=patient,
+        details={
+            "series": hashed("series", header.series_uid, salt),
+            "slice": name,
+            "slice_number": "" if header.number is None else header.number,
+            "row": row,
+            "column": column,
+            "row_mm": spacing[0],
+            "column_mm": spacing[1],
+            "coverage": round(place.coverage, 4),
+        },
+        synthetic=header.synthetic,
+    )
 
 
 def _shape(header: Header, spacing: float | None) -> tuple[int, int]:
@@ -895,7 +889,7 @@ def _numbered(
         rows.append(
             {
                 "patient": patient,
-                "series": privacy.series_hash(uid, salt),
+                "series": hashed("series", uid, salt),
                 "kind": kind,
                 "masks": sum(one.masks for one in own),
                 "number": first.number,

@@ -17,9 +17,8 @@ from PIL import Image, ImageDraw
 
 from twostage_jax import folders, io
 from twostage_jax.ct import privacy
-from twostage_jax.ct.dicom import window
+from twostage_jax.ct.dicom import hashed, window
 from twostage_jax.ct.palette import NOTICE
-from twostage_jax.ct.privacy import series_hash
 from twostage_jax.ct.series import Series
 from twostage_jax.data.dataset import Dataset, Made, Recipe
 from twostage_jax.errors import UserError
@@ -149,7 +148,7 @@ def about_series(
     for one in series:
         notes = one.notes if show_paths else one.plain_notes
         values = (
-            series_hash(one.uid, salt),
+            hashed("series", one.uid, salt),
             one.patient,
             str(len(one.headers)),
             "" if one.step is None else f"{one.step:.3f}",

@@ -18,11 +18,11 @@ from PIL import Image
 from twostage_jax import io
 from twostage_jax.ct import patches
 from twostage_jax.ct.decode import MAX_SIDE, refusing
-from twostage_jax.ct.dicom import Header, patient_hash, read_slice
+from twostage_jax.ct.dicom import Header, hashed, patient_hash, read_slice
 from twostage_jax.ct.regions import masks
 from twostage_jax.ct.regions.masks import foreground
 from twostage_jax.data.cohort import flow_row
-from twostage_jax.data.ct_patches import NO_PATCH, Cut, acquisition, check, slice_hash
+from twostage_jax.data.ct_patches import NO_PATCH, Cut, acquisition, check
 from twostage_jax.data.dataset import Example, Made, Recipe, digest
 from twostage_jax.data.image_files import upright
 from twostage_jax.errors import Notes, UserError
@@ -209,7 +209,7 @@ def _patient_examples(
     for (name, shape), cuts in by_slice.items():
         header, pixels = _read_image(io.on_disk(root / images / name), shape)
         headers += [header] if header else []
-        prefix = f"{group}/{slice_hash(name, salt)}"
+        prefix = f"{group}/{hashed('slice', name, salt)}"
         for row, column, label in cuts:
             patch = pixels[row : row + size, column : column + size, None].copy()
             uid = f"{prefix}/r{row:04d}c{column:04d}"

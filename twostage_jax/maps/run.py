@@ -19,7 +19,7 @@ import numpy as np
 
 from twostage_jax import io
 from twostage_jax.ct import lung_files, privacy
-from twostage_jax.ct.dicom import patient_hash
+from twostage_jax.ct.dicom import hashed
 from twostage_jax.ct.lung_files import GivenLungs, air_remark
 from twostage_jax.ct.lungs import Lungs, find_lungs
 from twostage_jax.ct.palette import UNLIKE, printable
@@ -250,8 +250,8 @@ class Mapped(NamedTuple):
 
 def series_name(series: Series, salt: str) -> str:
     """Returns the name of a series' folder, which consists of hashes."""
-    digits = patient_hash(series.uid, salt).removeprefix("patient-")
-    return f"{series.patient or 'patient-unknown'}_series-{digits}"
+    patient = series.patient or "patient-unknown"
+    return f"{patient}_{hashed('series', series.uid, salt)}"
 
 
 def without_names(text: str, root: Path, paths: Sequence[Path]) -> str:
