@@ -38,8 +38,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config = two_stage.get_config(variant)
     config.name = f"patches_{variant}" if variant else "patches"
 
-    two_stage.add_image_folders(config)
     config.model.image_size = 0  # that of the patches, up to 64
+    for source in two_stage.add_image_folders(config):
+        # A quarter of the time of 64 pixels: experiments/heads.md.
+        source.image_size = 32
 
     target = config.stages.target.data = two_stage.data("folder")
     target.path = ""  # folder of class sub-folders of patches

@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.model.image_size = 64
 
     config.stages.target.data.size = 64  # pixels to resize patches to
+    config.stages.texture.data.image_size = 0  # as for the weights
     for stage in (config.stages.texture, config.stages.target):
         stage.data.normalise = "weights"
         # Far fewer than in `patches.py`, whose network starts from random parameters; a

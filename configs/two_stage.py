@@ -226,4 +226,5 @@ def data(source: str) -> ConfigDict:
     data.test = 0.25  # fraction of the groups held out, if the set lacks a test split
     data.normalise = "fixed"  # fixed, dataset, patch (structure only), or weights
     data.window = (-600.0, 1500.0)  # (centre, width) in HU; only images in HU
+    data.image_size = 0  # of this stage, pixels; 0 = model.image_size
     return data

@@ -19,7 +19,7 @@ def exported(folder, **changes):
     config = parsed(**changes)
     classes = plan.num_classes(config, "natural")
     checkpoint.export_variables(
-        folder / "variables", plan.fresh_variables(config, classes)
+        folder / "variables", plan.fresh_variables(config.network("natural"), classes)
     )
     return folder
 
@@ -76,7 +76,7 @@ def test_source_of_another_program_is_planned_and_its_place_is_named(
     shapes_alone, tmp_path
 ):
     config = parsed()
-    variables = plan.fresh_variables(config, 5)
+    variables = plan.fresh_variables(config.model, 5)
     params = {"state": {"params": variables["params"]}, "step": 3}
     (tmp_path / "saved").write_bytes(serialization.to_bytes(params))
     place, table = plan.transfer_from(config, tmp_path / "saved", "target").split(

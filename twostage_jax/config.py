@@ -137,6 +137,9 @@ class DataConfig:
         network's public weights).
       window: (centre, width) in HU for images in HU, one pair, or three for three
         channels, flattened. Ignored for other images.
+      image_size: Side of the images that the network sees in this stage, pixels; 0 = that
+        of the model. Dense layers on maps can be transferred to another size only by
+        the rule 'resize_dense'.
       options: Keyword arguments of the source's recipe: all other settings of the block.
     """
 
@@ -145,6 +148,7 @@ class DataConfig:
     test: Between0And1 = 0.25
     normalise: Literal["fixed", "dataset", "patch", "weights"] = "fixed"
     window: Window = (-600.0, 1500.0)
+    image_size: CountOrZero = 0
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -352,6 +356,11 @@ class Config:
     arms: Mapping[str, tuple[str, ...]]
     study: StudyConfig
     report: ReportConfig = ReportConfig()
+
+    def network(self, stage: str) -> ModelConfig:
+        """Returns the settings of the network for the images of a stage."""
+        size = self.stages[stage].data.image_size or self.model.image_size
+        return dataclasses.replace(self.model, image_size=size)
 
 
 def config_file(path: Path) -> ModuleType:

@@ -390,7 +390,8 @@ def test_the_config_needs_paths_and_the_rule_of_groups_only(tmp_path, side, coun
     raw.stages.target.data.path = str(tmp_path / "set")
     raw.stages.target.data.group_regex = r"(p\d+)_"
     config = sources.sized(configs.parse(raw))
-    assert config.model.image_size == side
+    assert config.network("target").image_size == side
+    assert config.network("texture").image_size == 32
     data = config.stages["target"].data
     sources.check(data, "data")
     found = sources.load(data, config.model, tmp_path)

@@ -137,6 +137,8 @@ NATURALS = {place for place in ALL if place[0] in ("natural", "two_stage")}
         ({"study.grid": (("optim.learning_rate", (0.5,)),)}, TARGETS),
         ({"stages.target.optim.learning_rate": 0.5}, TARGETS),
         ({"stages.natural.train.steps": 30}, NATURALS),
+        ({"stages.natural.data.image_size": 24}, NATURALS),
+        ({"stages.natural.data.image_size": 32}, set()),  # That of the model.
         (
             {"stages.target.transfer.reinitialise": "dense"},
             TARGETS - {("scratch", "target")},

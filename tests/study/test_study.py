@@ -242,6 +242,28 @@ def test_lineage_says_what_a_run_came_from(tiny_study, tmp_path, capsys):
     assert row["n_test"] == last["data"]["examples"]["test"]
 
 
+def test_source_stage_may_see_smaller_images_than_the_target(tiny_study, tmp_path):
+    smaller = {"stages.texture.data.image_size": 6, "study.seeds": (0,)}
+    [row] = tiny_study(tmp_path, **smaller)["rows"]
+    sizes = [
+        json.loads((tmp_path / "stages" / name / "lineage.json").read_text())["model"][
+            "image_size"
+        ]
+        for name in row["stage_runs"]
+    ]
+    assert sizes == [6, 8]
+
+
+def test_dense_layers_refuse_another_image_size(tiny_study, tmp_path):
+    smaller = {"stages.texture.data.image_size": 24, "model.image_size": 32}
+    with refused_at("config.stages.target.transfer"):
+        tiny_study(
+            tmp_path,
+            **smaller,
+            **{"model.name": "caffenet_small", "model.head": "dense"},
+        )
+
+
 ALL_BASELINES = ("majority", "mean_grey", "descriptors", "frozen")
 
 

@@ -40,6 +40,7 @@ def test_resnet18_of_torchvision(tmp_path):
     save_file(pretrained.arrays(zeros, network), path)
     raw.stages.natural.weights = str(path)
     config, stages = planned(raw, 64)
+    assert {config.network(stage).image_size for stage in stages} == {64}
     assert stages == {"natural", "texture", "target"}
     assert {config.stages[s].data.normalise for s in stages} == {"weights"}
 

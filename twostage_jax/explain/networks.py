@@ -349,14 +349,20 @@ def _listed(numbers: Iterable[int]) -> str:
 def _chain(
     workdir: Path, row: Mapping[str, Any], loaded: dict[str, Network]
 ) -> Network:
-    """Returns the network of a row's last stage run, linked to its parents."""
+    """Returns the network of a row's last stage run, linked to its parents.
+
+    All are shown images of the size of the last.
+    """
     network = None
-    for name in (Path(run).name for run in row["stage_runs"]):
+    names = [Path(run).name for run in row["stage_runs"]]
+    for name in names:
         if name not in loaded:
             loaded[name] = _network(workdir / "stages" / name)
+    size = loaded[names[-1]].size
+    for name in names:
         # An imported stage serves every seed.
         network = loaded[name]._replace(
-            arm=row["arm"], seed=row["seed"], parent=network
+            arm=row["arm"], seed=row["seed"], size=size, parent=network
         )
     return network
 

@@ -235,7 +235,7 @@ def origin(config: Config, run: "StageRun") -> dict[str, Any]:
         "fraction": run.fraction,
         "fold": run.fold,
         "settings": as_json(run.settings(config)),
-        "model": as_json(config.model),
+        "model": as_json(config.network(run.stage)),
     }
 
 

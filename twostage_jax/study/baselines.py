@@ -106,6 +106,7 @@ class Features:
         self._materials = materials
         config = materials.config
         self._stage, self._dataset = config.stages[TARGET], materials.datasets[TARGET]
+        self._model = config.network(TARGET)
         self._last: tuple[str, dict[str, np.ndarray]] = "", {}
 
     def of(self, one: Baseline) -> dict[str, np.ndarray]:
@@ -126,7 +127,7 @@ class Features:
     @functools.cached_property
     def _unit(self) -> np.ndarray:
         """Returns the network's input images in [0, 1], `[N, size, size, C]`."""
-        model, window = self._materials.config.model, self._stage.data.window
+        model, window = self._model, self._stage.data.window
         parts = []
         for first in range(0, len(self._dataset), BATCH):
             indices = np.arange(first, min(first + BATCH, len(self._dataset)))
@@ -149,16 +150,15 @@ class Features:
 
     def _constants(self, one: Baseline) -> steps.Constants:
         splits = split_of(self._materials.config, self._dataset, one.run)
-        channels = self._materials.config.model.channels
         return constants_of(
-            self._stage, channels, self._dataset, splits.train,
+            self._stage, self._model.channels, self._dataset, splits.train,
             self._materials.scale(one.run),
         )  # fmt: skip
 
     def _frozen(
         self, one: Baseline, constants: steps.Constants
     ) -> dict[str, np.ndarray]:
-        model, classes = self._materials.config.model, self._dataset.num_classes
+        model, classes = self._model, self._dataset.num_classes
         module = steps.build_model(model, classes, None)
         init_key, _ = keys(one.run.seed, TARGET)
         fresh = models.init(module, init_key, model.image_size, model.channels)
@@ -226,9 +226,9 @@ def _key(materials: Materials, one: Baseline) -> str:
     """Returns a digest of everything that determines a baseline's predictions."""
     config, dataset = materials.config, materials.datasets[TARGET]
     data = as_json(config.stages[TARGET].data)
-    del data["options"]
+    del data["options"], data["image_size"]  # That of the network counts.
     return digest(
-        VERSION, one.name, data, as_json(config.model), dataset.fingerprint,
+        VERSION, one.name, data, as_json(config.network(TARGET)), dataset.fingerprint,
         place_of(config, one.run), one.source.hash if one.source else "",
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from twostage_jax import transfer as transfers
 from twostage_jax.config import (
     TARGET,
     Config,
+    ModelConfig,
     StageConfig,
     TrainConfig,
     TransferConfig,
@@ -109,12 +110,13 @@ def identify(
     # location of files, and rules of a transfer that does not take place.
     del settings["train"]["save_every"]
     del settings["data"]["options"]
+    del settings["data"]["image_size"]  # That of the network counts.
     if parent is None:
         del settings["transfer"]
     identity = digest(
         RESULT_VERSION,
         settings,
-        as_json(config.model),
+        as_json(config.network(stage)),
         dataset.fingerprint,
         place_of(config, run),
         parent.hash if parent else "",
@@ -414,11 +416,13 @@ def check_data(
     for before, stage in edges:
         if isinstance(datasets[stage], Weights):
             continue
-        variables = fresh_variables(config, datasets[stage].num_classes)
+        variables = fresh_variables(config.network(stage), datasets[stage].num_classes)
         if before and isinstance(datasets[before], Weights):
             source = datasets[before].variables
         else:
-            source = before and fresh_variables(config, datasets[before].num_classes)
+            source = before and fresh_variables(
+                config.network(before), datasets[before].num_classes
+            )
         for tuned in grid(config.study) if stage == TARGET else [()]:
             settings = with_values(config.stages[stage], tuned)
             path = f"config.stages.{stage}"
@@ -443,15 +447,14 @@ def planned_transfer(
         raise UserError(f"{path}.transfer: {error}", where=f"{path}.transfer") from None
 
 
-def fresh_variables(config: Config, num_classes: int) -> PyTree:
+def fresh_variables(model: ModelConfig, num_classes: int) -> PyTree:
     """Returns zeros in the shapes of the network's variables."""
-    module = steps.build_model(config.model, num_classes, None)
-    size, channels = config.model.image_size, config.model.channels
+    module, size = steps.build_model(model, num_classes, None), model.image_size
     try:
-        shapes = models.shapes(module, size, channels)
+        shapes = models.shapes(module, size, model.channels)
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(
-            f"config.model: '{config.model.name}' cannot take images of {size} pixels "
+            f"config.model: '{model.name}' cannot take images of {size} pixels "
             f"({error}).",
             where="config.model.image_size",
         ) from error
@@ -469,7 +472,7 @@ def tree(config: Config) -> str:
     variables = {
         name: imported.load(config, name).variables
         if config.stages[name].weights
-        else _initialised(config, num_classes(config, name))
+        else _initialised(config.network(name), num_classes(config, name))
         for name in dict.fromkeys(name for pair in hand_overs for name in pair)
     }
     for before, after in hand_overs:
@@ -498,7 +501,7 @@ def transfer_from(config: Config, path: Path, stage: str) -> str:
             f"--stage: unknown stage '{stage}'.{did_you_mean(stage, config.stages)}",
             where="--stage",
         )
-    target = _initialised(config, num_classes(config, stage))
+    target = _initialised(config.network(stage), num_classes(config, stage))
     if path.suffix in pretrained.READERS:
         source, place = imported.read(path, config.model).variables, ""
     else:
@@ -511,12 +514,10 @@ def transfer_from(config: Config, path: Path, stage: str) -> str:
 def num_classes(config: Config, stage: str) -> int:
     """Returns the number of classes of a stage's data without preparing them."""
     data = config.stages[stage].data
-    return len(sources.recipe(data, config.model).class_names)
+    return len(sources.recipe(data, config.network(stage)).class_names)
 
 
-def _initialised(config: Config, classes: int) -> dict:
-    module = steps.build_model(config.model, classes, None)
-    variables = models.init(
-        module, jax.random.key(0), config.model.image_size, config.model.channels
-    )
+def _initialised(model: ModelConfig, classes: int) -> dict:
+    module = steps.build_model(model, classes, None)
+    variables = models.init(module, jax.random.key(0), model.image_size, model.channels)
     return jax.tree.map(np.asarray, variables)

@@ -86,9 +86,9 @@ def _load(config: Config, data_dir: Path) -> dict[str, Any]:
                 if config.stages[name].weights:
                     datasets[name] = imported.load(config, name)
                     continue
-                data = config.stages[name].data
+                data, network = config.stages[name].data, config.network(name)
                 try:
-                    datasets[name] = sources.load(data, config.model, data_dir)
+                    datasets[name] = sources.load(data, network, data_dir)
                 except UserError as error:
                     raise UserError(
                         f"config.stages.{name}.data: {error}", where=error.where

@@ -14,7 +14,7 @@ import numpy as np
 
 from twostage_jax import io, models, runtime
 from twostage_jax import transfer as transfers
-from twostage_jax.config import TARGET, Config, StageConfig
+from twostage_jax.config import TARGET, Config, ModelConfig, StageConfig
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.splits import Splits
 from twostage_jax.study import artifacts, imported
@@ -154,7 +154,9 @@ def run_stages(
         if one.report:
             progress.say(f"  {one.run}: {one.report.summary()}")
     stage, dataset = runs[0].settings(config), materials.datasets[runs[0].stage]
-    settings = step_settings(config, stage, dataset.num_classes, ready[0].report)
+    settings = step_settings(
+        config.network(runs[0].stage), stage, dataset.num_classes, ready[0].report
+    )
     programs = parallel.programs(settings, placement.axis_name)
     source = materials.feed(runs[0].stage, placement.devices)
     constants = placement.put([one.constants for one in ready])
@@ -229,7 +231,7 @@ def _import(materials: Materials, run: StageRun, progress: Progress) -> None:
 
 
 def step_settings(
-    config: Config,
+    model: ModelConfig,
     stage: StageConfig,
     num_classes: int,
     report: transfers.TransferReport | None,
@@ -239,7 +241,7 @@ def step_settings(
     if report is not None and stage.optim.l2_sp:
         pulled = frozenset(p.removeprefix("params/") for p in report.transferred)
     return steps.StepSettings(
-        model=config.model,
+        model=model,
         optim=stage.optim,
         augment=stage.augment,
         steps=stage.train.steps,
@@ -258,19 +260,17 @@ def prepare(materials: Materials, run: StageRun) -> Prepared:
       UserError: A transfer rule or a pattern does not fit, or the data cannot be split.
     """
     config, dataset = materials.config, materials.datasets[run.stage]
-    stage = run.settings(config)
+    stage, model = run.settings(config), config.network(run.stage)
     splits = split_of(config, dataset, run)
     init_key, train_key = keys(run.seed, run.stage)
-    module = steps.build_model(config.model, dataset.num_classes, None)
-    variables = models.init(
-        module, init_key, config.model.image_size, config.model.channels
-    )
+    module = steps.build_model(model, dataset.num_classes, None)
+    variables = models.init(module, init_key, model.image_size, model.channels)
     report = None
     if run.parent:
         variables, report = _carry_over(materials, run, variables)
     optim.check_patterns(stage.optim, variables, f"config.stages.{run.stage}.optim")
     constants = constants_of(
-        stage, config.model.channels, dataset, splits.train, materials.scale(run)
+        stage, model.channels, dataset, splits.train, materials.scale(run)
     )
     return Prepared(run, splits, variables, report, train_key, constants)
 
@@ -377,7 +377,7 @@ def _export_novelty(materials: Materials, one: Prepared, variables: PyTree) -> N
     if len(indices) < 2:
         return
     _, features = evaluate.applied(
-        config.model,
+        config.network(one.run.stage),
         one.run.settings(config).data,
         one.constants,
         variables,
