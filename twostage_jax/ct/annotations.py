@@ -1,4 +1,4 @@
-"""Files of regions in a folder tree, the slices that they mark, and the classes' names."""
+"""Finds files of regions in a folder tree, the slices that they mark, and class names."""
 
 import dataclasses
 import functools
@@ -35,13 +35,13 @@ ROIS, LUNGS = "rois", "lungs"
 
 @dataclasses.dataclass(frozen=True)
 class RoiFile:
-    """A file of regions.
+    """File of regions.
 
     Attributes:
-      path: The file.
-      format: Its format.
-      home: Folder of the slices that it may mark, if it does not name the series.
-      series, labels, empty: Its contents; see `regions.base.Contents`.
+      path: Path of the file.
+      format: Format of the file.
+      home: Folder of the slices that the file may mark if it does not name the series.
+      series, labels, empty: Contents of the file; see `regions.base.Contents`.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class Regions(NamedTuple):
     """Regions of a patient's slices.
 
     Attributes:
-      labels: Reader of the label mask of each slice that has regions.
+      labels: Function that reads the label mask, by slice; only slices with regions.
       numbered: Positions of mask files that are not named after UIDs.
     """
 
@@ -73,8 +73,8 @@ def find(
       root: Folder of the slices. Without `given`, regions are read from its `rois`
         folders at any depth, its MedGIFT contour files, and its SEG and RTSTRUCT
         objects.
-      given: File of regions, or folder of such files. Files in it that do not name a
-        series belong to the slices in the folder of the same name below `root`.
+      given: File of regions, or folder of such files. Files in a sub-folder that do not
+        name a series belong to the slices in the sub-folder of that name below `root`.
       left_out: (path, reason) of the files below `root` without slices.
 
     Raises:
@@ -110,7 +110,7 @@ def find(
         marked = _is_in(path, within, ROIS) or given is not None
         file = _recognised(path, home, marked or _is_in(path, within, LUNGS))
         if marked and file is None and nifti.is_pair(path.with_suffix(".hdr")):
-            continue  # the voxels of a pair of files
+            continue  # The voxels of a pair of files.
         if file is None:
             rest.append((path, why))
         elif file.empty and not file.labels:
@@ -123,7 +123,7 @@ def find(
 def assign(
     files: Iterable[RoiFile], headers: Sequence[Header], *, go_on: bool = False
 ) -> tuple[dict[str, list[RoiFile]], Skipped]:
-    """Returns the files of each patient (a hash), and (path, reason) of the others.
+    """Returns the files by hash of the patient, and (path, reason) of the others.
 
     Args:
       files: Files of regions.
@@ -131,8 +131,8 @@ def assign(
       go_on: Skip, and list, files that would be refused.
 
     Raises:
-      UserError: A file names a missing series, or belongs to none or to several of the
-        patients, and `go_on` is false.
+      UserError: A file names a missing series, or does not belong to exactly one
+        patient, and `go_on` is false.
     """
     by_uid = defaultdict(set)
     by_name = defaultdict(list)
@@ -162,8 +162,8 @@ def labelled(
 ) -> Regions:
     """Returns the regions of a patient's slices.
 
-    If several files with labels mark a slice, their masks are merged; pixels of two
-    classes are 0.
+    If several files with labels mark a slice, their masks are merged, and pixels of two
+    classes become 0.
 
     Args:
       files: Files of one patient.
@@ -209,9 +209,9 @@ def labelled(
 def numbered_masks(
     files: Sequence[RoiFile], headers: Sequence[Header]
 ) -> tuple[dict[Key, Load], list[Numbered]]:
-    """Returns readers of the slices' masks `[H, W]` of numbers, such as lung masks.
+    """Returns functions that read masks `[H, W]` of numbers, such as lung masks, by slice.
 
-    The second value lists the positions of mask files that are not named after UIDs.
+    The second value is the positions of mask files that are not named after UIDs.
 
     Raises:
       UserError: A mask does not fit the slices, or a file is not a mask.
@@ -225,7 +225,7 @@ def numbered_masks(
 
 
 def given_classes(root: Path, classes: str) -> tuple[str, ...]:
-    """Returns the class names that the setting `classes` or a file gives, or ().
+    """Returns the class names given by the setting `classes` or by a file, or ().
 
     Args:
       root: Folder of the slices; may hold `classes.json` or `classes.csv`.
@@ -233,7 +233,7 @@ def given_classes(root: Path, classes: str) -> tuple[str, ...]:
         or CSV (columns value, name).
 
     Raises:
-      UserError: The file does not name classes.
+      UserError: The setting or the file does not name distinct classes.
     """
     if not classes:
         found = [f for f in ("classes.json", "classes.csv") if (root / f).is_file()]
@@ -244,10 +244,10 @@ def given_classes(root: Path, classes: str) -> tuple[str, ...]:
 
 
 def occurring_classes(root: Path, regions: Sequence[RoiFile]) -> tuple[str, ...]:
-    """Returns the labels of files of regions, sorted.
+    """Returns the sorted labels in files of regions.
 
     Raises:
-      UserError: Some files number their regions.
+      UserError: There are none, or some files have numbers instead of labels.
     """
     labels = {label for file in regions for label in file.labels if label}
     if not labels or not all(file.labels for file in regions):
@@ -260,7 +260,7 @@ def occurring_classes(root: Path, regions: Sequence[RoiFile]) -> tuple[str, ...]
 
 
 def check_classes(names: Sequence[str], regions: Sequence[RoiFile]) -> None:
-    """Raises a UserError for a class without a region, if all regions have labels."""
+    """Raises a UserError if all regions have labels, and a class has no region."""
     labels = {label for file in regions for label in file.labels}
     if not all(file.labels for file in regions):
         return
@@ -273,7 +273,7 @@ def check_classes(names: Sequence[str], regions: Sequence[RoiFile]) -> None:
 
 
 def candidates(file: RoiFile, headers: Sequence[Header]) -> list[Header]:
-    """Returns the slices, out of one patient's, that a file may mark."""
+    """Returns those slices of a patient that a file may mark."""
     if file.series:
         return [h for h in headers if h.series_uid in file.series]
     name, folder = stem(file.path), file.path.parent.name
@@ -283,12 +283,12 @@ def candidates(file: RoiFile, headers: Sequence[Header]) -> list[Header]:
 
 
 def stem(path: Path) -> str:
-    """Returns a file's name without its extension, such as '.nii.gz'."""
+    """Returns the name of a file without its extension, '.nii.gz' included."""
     return path.name[:-7] if path.name.lower().endswith(".nii.gz") else path.stem
 
 
 def _recognised(path: Path, home: Path, marked: bool) -> RoiFile | None:
-    """Returns a file of regions, or None; `marked`: it lies in a folder for regions."""
+    """Returns a file of regions, or None; `marked` if it lies in a folder for regions."""
     for form in FORMATS:
         contents = form.recognise(path) if marked or form.anywhere else None
         if contents is not None:
@@ -297,7 +297,7 @@ def _recognised(path: Path, home: Path, marked: bool) -> RoiFile | None:
 
 
 def _home(path: Path, above: Path, root: Path) -> Path:
-    """Returns the folder below `root` at the position of `path` below `above`."""
+    """Returns the folder below `root` that corresponds to that of `path` below `above`."""
     parts = path.parent.relative_to(above).parts
     for name in (ROIS, LUNGS):
         if name in parts:
@@ -387,7 +387,7 @@ def _merged(draws: Sequence[Draw], header: Header) -> Labels:
 
 
 def _read_names(path: Path) -> tuple[str, ...]:
-    """Returns the names of a JSON list, or of a CSV with columns value, name."""
+    """Returns the names in a JSON list, or in a CSV file with columns value, name."""
     if path.suffix.lower() == ".json":
         names = _read_json(path)
     else:

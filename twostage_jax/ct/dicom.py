@@ -1,4 +1,4 @@
-"""Slice of a CT file: its header, checked, and its Hounsfield units.
+"""Headers and Hounsfield units of CT slices.
 
 Stored value -> modality rescale (slope, intercept) -> HU -> padding set to air. A file
 that cannot be trusted is refused with its path and the reason; nothing is guessed.
@@ -18,25 +18,25 @@ from twostage_jax.ct import decode
 from twostage_jax.ct.decode import refusing
 from twostage_jax.errors import UserError
 
-# From micro-CT of a specimen to the full field of a scanner on a very coarse matrix.
+# From micro-CT of a specimen to the full field of a scanner on a coarse matrix.
 SPACING_MM = (0.01, 10.0)
-# The widest detector covers 160 mm; 0 stands for an unknown thickness.
+# The widest detector covers 160 mm; 0 means unknown.
 THICKNESS_MM = (0.0, 200.0)
 # No couch travels 10 m.
 POSITION_MM = (-10_000.0, 10_000.0)
-# Cosines are written with a few decimals only.
+# Cosines are rounded to a few decimals.
 COSINE_TOLERANCE = 0.01
 AIR_HU = -1000
-# Scanners write these outside a round field of view, often without PixelPaddingValue,
-# some as stored values, some as HU.
+# Values outside a round field of view, often without PixelPaddingValue; some scanners
+# write them as stored values, some as HU.
 UNTAGGED_PADDING = (-2000, -2048)
-# The lowest value of a 12-bit CT; lower values do not measure tissue or air.
+# Lowest value of a 12-bit CT: lower values do not represent tissue or air.
 LOWEST_HU = -1024
-# Below -3072, the lowest value that 12 signed bits and the usual intercept give.
+# Less than -3072, the lowest value of 12 signed bits with the usual intercept.
 IMPOSSIBLE_BELOW_HU = -4096
 # Noise reaches below air, but only a small fraction of pixels this far.
 UNMEASURED_BELOW_HU, MOST_UNMEASURED = -1500, 0.01
-# A tagged padding value above this could be confused with tissue.
+# A tagged padding value above this could also be tissue.
 TISSUE_HU = -900
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 CT_CLASSES = (CT_IMAGE, *decode.ENHANCED_CT)
@@ -48,7 +48,7 @@ AGE_UNITS = {"Y": 1, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 
 class NotCTError(UserError):
-    """A sound DICOM file that is not a CT slice: a localiser, a report, an MR image."""
+    """Valid DICOM file that is not a CT slice: a localiser, a report, an MR image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Header:
 
     Attributes:
       path: The file.
-      sop_uid: SOPInstanceUID, which names the slice.
+      sop_uid: SOPInstanceUID, which identifies the slice.
       series_uid: SeriesInstanceUID.
       patient: Salted hash of the PatientID (see `patient_hash`); '' if it is missing.
       shape: (rows, columns).
@@ -65,14 +65,14 @@ class Header:
       position: Centre of the first pixel (x, y, z), mm, in the patient's axes; None if
         not given.
       orientation: Direction cosines of a row, then of a column; None if not given.
-      number: InstanceNumber, or in a multi-frame file the number of the frame, from 1.
+      number: InstanceNumber; in a multi-frame file, the number of the frame from 1.
       frame: Index of the frame in its file, from 0.
       kernel: ConvolutionKernel; '' if not given.
       thickness: SliceThickness, mm; None if not given.
-      reference: FrameOfReferenceUID, the name of the patient's axes; '' if not given.
+      reference: FrameOfReferenceUID, which identifies the axes; '' if not given.
       study: StudyInstanceUID; '' if not given.
-      repeated: Whether another series has a slice of the same SOPInstanceUID.
-      lossy: Whether lossy compression was ever applied, which smooths texture.
+      repeated: Whether a slice of another series has the same SOPInstanceUID.
+      lossy: Whether lossy compression, which smooths texture, was ever applied.
       synthetic: Whether the image is generated or shows a phantom, by SyntheticData
         (0008,001C) or QualityControlImage (0028,0300).
       scanner: Manufacturer and ManufacturerModelName; '' if not given.
@@ -103,9 +103,9 @@ class Header:
 
     @property
     def key(self) -> tuple[str, int]:
-        """Name of the slice, its SOPInstanceUID, and frame.
+        """Identifier of the slice: (SOPInstanceUID, frame).
 
-        If series repeat each other's SOPInstanceUIDs, the name is
+        If several series contain the SOPInstanceUID, the first part is
         'SeriesInstanceUID/SOPInstanceUID'.
         """
         name = f"{self.series_uid}/{self.sop_uid}" if self.repeated else self.sop_uid
@@ -118,7 +118,7 @@ def hashed(kind: str, name: str, salt: str = "") -> str:
     Without a secret salt, the hash of a known name can be recomputed.
 
     Args:
-      kind: What the name stands for: 'patient', 'series', 'slice' or 'file'.
+      kind: Kind of the name: 'patient', 'series', 'slice' or 'file'.
       name: PatientID, UID or path.
       salt: Secret mixed into the hash.
     """
@@ -132,7 +132,7 @@ def patient_hash(patient_id: str, salt: str = "") -> str:
 
 
 def read_headers(path: Path, salt: str = "") -> list[Header]:
-    """Returns the headers of a CT file: one per frame.
+    """Returns one header per frame of a CT file.
 
     Raises:
       NotCTError: The file is sound but not a CT slice.
@@ -153,10 +153,10 @@ def series_uid(path: Path) -> str:
 
 
 def read_slice(path: Path, salt: str = "", frame: int = 0) -> tuple[Header, np.ndarray]:
-    """Returns a slice's header and its Hounsfield units, `[H, W]` int16.
+    """Returns the header and the Hounsfield units `[H, W]` int16 of a slice.
 
-    Padding is `AIR_HU`; fractions of HU are rounded.
-    MONOCHROME1 does not change HU, which are a physical quantity.
+    Padding becomes `AIR_HU`; fractions of HU are rounded. MONOCHROME1 does not change HU,
+    which are a physical quantity.
 
     Raises:
       NotCTError: The file is sound but not a CT slice.
@@ -168,7 +168,16 @@ def read_slice(path: Path, salt: str = "", frame: int = 0) -> tuple[Header, np.n
 def read_slices(
     path: Path, indices: Sequence[int], salt: str = ""
 ) -> Iterator[tuple[Header, np.ndarray]]:
-    """Yields frames of one file like `read_slice`, reading the file once."""
+    """Yields header and HU of some frames of a file, which is read once.
+
+    Args:
+      path: Path of the file.
+      indices: Indices of the frames, from 0.
+      salt: Secret mixed into the patient's hash.
+
+    Raises:
+      NotCTError, UserError: See `read_slice`.
+    """
     with refusing(path):
         dataset = decode.load(path, pixels=True)
         headers = _headers(dataset, path, salt)
@@ -180,7 +189,7 @@ def read_slices(
 
 
 def window(hu: np.ndarray, centre: float, width: float) -> np.ndarray:
-    """Returns HU mapped to [0, 1], float32, linearly from the lower to the upper edge.
+    """Returns HU mapped linearly from the window to [0, 1], float32, and clipped.
 
     Args:
       hu: Hounsfield units, any shape.
@@ -194,7 +203,7 @@ def window(hu: np.ndarray, centre: float, width: float) -> np.ndarray:
 def _hounsfield(
     dataset: pydicom.Dataset, view: pydicom.Dataset, frame: int
 ) -> np.ndarray:
-    """Returns the HU `[H, W]` int16 of a frame, which `view` describes."""
+    """Returns the HU `[H, W]` int16 of a frame; `view` has its attributes."""
     to_hu = decode.transform(view)
     values = decode.container_values(dataset, frame)
     tagged = _tagged_padding(values, view, to_hu)
@@ -264,7 +273,7 @@ def _header(
 
 
 def _scanner(dataset: pydicom.Dataset) -> str:
-    """Returns manufacturer and model in one line, at most 64 letters."""
+    """Returns manufacturer and model as one line of at most 64 characters."""
     keywords = ("Manufacturer", "ManufacturerModelName")
     words = " ".join(str(dataset.get(keyword) or "") for keyword in keywords).split()
     return " ".join(words)[:64]
@@ -290,7 +299,7 @@ def _lengths(
     count: int,
     limits: tuple[float, float],
 ) -> tuple[float, ...] | None:
-    """Returns an attribute of `count` numbers in mm, or None if it is missing.
+    """Returns an attribute of `count` lengths in mm, or None if it is missing.
 
     Args:
       dataset: Data set of the image.
@@ -299,7 +308,7 @@ def _lengths(
       limits: Smallest and largest plausible value, mm.
 
     Raises:
-      UserError: The number of values is different, or one is out of range.
+      UserError: The attribute has another number of values, or one is out of range.
     """
     values = _numbers(dataset, keyword, count)
     low, high = limits
@@ -368,7 +377,7 @@ def _check_is_slice(dataset: pydicom.Dataset) -> None:
 def _tagged_padding(
     values: np.ndarray, dataset: pydicom.Dataset, to_hu: decode.Transform
 ) -> np.ndarray:
-    """Returns the pixels `[H, W]` that PixelPaddingValue marks (DICOM C.7.5.1.1.2)."""
+    """Returns the pixels `[H, W]` bool marked by PixelPaddingValue (PS3.3 C.7.5.1.1.2)."""
     first = dataset.get("PixelPaddingValue")
     if first is None:
         return np.zeros(values.shape, bool)
@@ -379,14 +388,14 @@ def _tagged_padding(
     padding = (values >= low) & (values <= high)
     if to_hu(np.array(high)) <= TISSUE_HU:
         return padding
-    # The value may also occur inside the body: only regions at the border are padding.
+    # The value may occur inside the body: only regions at the border are padding.
     regions, _ = scipy.ndimage.label(padding)
     border = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
     return padding & np.isin(regions, border[border > 0])
 
 
 def _as_pixel(value: int | bytes, dataset: pydicom.Dataset) -> int:
-    """Returns a tag's value with the sign of the pixels; writers confuse US and SS."""
+    """Returns a value with the sign of the pixels, because writers confuse US and SS."""
     bits = dataset.BitsAllocated
     if isinstance(value, bytes):
         value = int.from_bytes(value[: bits // 8], "little")

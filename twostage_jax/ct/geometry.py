@@ -1,7 +1,7 @@
-"""Positions of a slice's pixels in the patient, and other images sampled at them.
+"""Positions of pixels in the patient, and the slices that regions were drawn on.
 
-Millimetres are in DICOM's axes of the patient: to the left, the back and the head. The
-centre of a pixel has integer coordinates.
+Millimetres are in DICOM's axes of the patient: towards the left, the back and the head.
+The centre of a pixel has integer coordinates.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from twostage_jax.errors import UserError
 # Largest distance of a drawn plane from its slice, as a fraction of the distance to the
 # next slice, or in mm if there is only one slice.
 PLANE_FRACTION, PLANE_MM = 0.25, 0.5
-# Positions are written with a few decimals only.
+# Positions are rounded to a few decimals.
 EDGE_PIXELS = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class Plane:
-    """Position of an image in space, with the fields of `Header`, none of them missing."""
+    """Position of an image in space; fields as in `Header`, but never missing."""
 
     shape: tuple[int, int]
     spacing: tuple[float, float]
@@ -86,9 +86,9 @@ def centres(of: Plane) -> np.ndarray:
 
 
 def sampled(image: np.ndarray, on: Plane, at: Plane) -> np.ndarray:
-    """Returns `image` `[h, w]` of one plane at the pixels of another.
+    """Returns the pixels `[H, W]` of plane `at` sampled from an image `[h, w]` of `on`.
 
-    Takes the nearest pixel; 0 outside the image.
+    Each pixel takes the value of the nearest one, or 0 outside the image.
     """
     positions = to_pixels(centres(at), on)
     column, row = (np.rint(positions[..., axis]).astype(np.int64) for axis in (0, 1))
@@ -100,7 +100,7 @@ def sampled(image: np.ndarray, on: Plane, at: Plane) -> np.ndarray:
 
 
 def inside(points: np.ndarray, on: Plane) -> np.ndarray:
-    """Returns whether points `[..., 3]` in mm lie above the pixels of a plane, bool."""
+    """Returns whether points `[..., 3]` in mm project onto the pixels of a plane, bool."""
     flat = to_pixels(points, on)
     rows, columns = on.shape
     over = abs(flat[..., 0] - (columns - 1) / 2) <= columns / 2 + EDGE_PIXELS
@@ -113,7 +113,7 @@ def corners(of: Plane) -> np.ndarray:
 
 
 def named_by(reference: pydicom.Dataset) -> set[tuple[str, int | None]]:
-    """Returns the slices that an image reference names, in the form of `Stack.place`."""
+    """Returns the slices named by an image reference, in the form of `Stack.place`."""
     uid = str(reference.get("ReferencedSOPInstanceUID") or "")
     numbers = reference.get("ReferencedFrameNumber")
     if numbers is None or not uid:
@@ -127,7 +127,7 @@ def height_text(header: Header) -> str:
 
 
 class Stack:
-    """Slices of one or more series; finds those that regions were drawn on.
+    """Slices of one or more series, searched for those that regions were drawn on.
 
     Attributes:
       headers: Header of each slice.
@@ -135,7 +135,7 @@ class Stack:
     """
 
     def __init__(self, headers: Sequence[Header]) -> None:
-        """Places at least one slice.
+        """Computes the planes of at least one slice.
 
         Raises:
           UserError: The header of a slice is incomplete.
@@ -175,17 +175,17 @@ class Stack:
           points: Points of the region or corners of its frame, `[n, 3]` mm.
           names: (SOPInstanceUID, index of the frame or None) of the slices that the
             region names.
-          what: Subject of the error message: "ROI 'a' has a contour that".
+          what: Subject of the error message, such as "ROI 'a' has a contour that".
           reference: FrameOfReferenceUID of the points; '' if not given.
-          listed: SOPInstanceUIDs that the file as a whole refers to; they decide between
-            slices at one position if the region does not name its slice.
+          listed: SOPInstanceUIDs to which the file refers; they decide between slices
+            at one position if the region does not name its slice.
           named_only: Refuse regions that do not name their slice.
 
         Returns:
-          Index of the slice; None if a slice neither lies at the points nor is named.
+          Index of the slice, or None if no slice lies at the points or is named.
 
         Raises:
-          UserError: Name and position contradict each other or fit several slices, or
+          UserError: Name and position contradict each other or match several slices, or
             the points were drawn in another frame of reference.
         """
         away = np.abs(points @ self._normals.T - self._heights).max(axis=0)
@@ -239,7 +239,7 @@ class Stack:
         return float(np.degrees(np.arccos(min(1.0, cosines.max()))))
 
     def doubled(self, index: int) -> int | None:
-        """Returns another slice at the position of a slice, or None."""
+        """Returns the index of another slice at the position of a slice, or None."""
         away = np.abs(self._positions[index] @ self._normals.T - self._heights)
         others = np.flatnonzero(away <= POSITION_TOLERANCE_MM)
         return next((int(i) for i in others if i != index), None)
@@ -247,7 +247,7 @@ class Stack:
     def holds(self, points: np.ndarray) -> np.ndarray:
         """Returns whether points `[n, 3]` in mm lie on a slice, `[n]` bool.
 
-        Slices must be of one series, and so parallel.
+        The slices must be of one series, and therefore parallel.
         """
         heights = points @ self._normals[0]
         along = self._positions @ self._normals[0]

@@ -1,17 +1,17 @@
-"""Lung masks of other programs: the series that each belongs to, and their pixels.
+"""Lung masks made by other programs, and the series that they belong to.
 
-NIfTI volumes and DICOM SEG are read, as these programs write them:
+Reads NIfTI volumes and DICOM SEG as written by these programs:
 
     TotalSegmentator   a folder per case with a file per structure, such as
                        lung_upper_lobe_left.nii.gz, or one file with a table of labels,
                        or a SEG
     lungmask           one NIfTI per case: 1 right and 2 left, or the lobes 1 to 5
 
-A mask belongs to the series that it names. A SEG names it by its references. A NIfTI
-names it by the SeriesInstanceUID, StudyInstanceUID or PatientID (or its hash) in its own
-name or in that of a folder, or by lying in a folder named like the folder of the series.
-Otherwise a mask belongs to the series whose pixels are its voxels, if all such series show
-the same scan.
+A mask belongs to the series that it names. A SEG names the series in its references. A
+NIfTI file names it by a SeriesInstanceUID, StudyInstanceUID or PatientID (or its hash) in
+the name of the file or of a folder, or by the name of its folder, if the series has a
+folder of that name. Otherwise, a mask belongs to the series whose pixels are its voxels,
+if all such series show the same scan.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ from twostage_jax.ct.series import Series
 from twostage_jax.errors import UserError
 from twostage_jax.folders import Skipped
 
-# Words of labels and file names, after `_words`: structures next to or inside the lungs
-# that accompany lung masks.
+# Words in labels and file names (see `_words`) of structures other than lungs, which
+# programs write next to lung masks.
 _OTHER = re.compile(
     r"vessel|arter|vein|airway|\bwalls?\b|trache|bronch|heart|atri|ventric|aort|liver|"
     r"thyroid|thymus|prostate|brain|frontal|caudate|pleura|effusion|spleen|stomach|"
@@ -46,25 +46,25 @@ _DISEASE = re.compile(
     r"nodul|lesion|tumou?r|cancer|infiltrat|infect|opacit|consolid|\bggo\b|fibros|"
     r"emphys|\b[gpci]tv|metast|covid|abnormal"
 )
-# Values of masks without labels: right and left lung, also in the numbering of LUNA16;
-# five lobes.
+# Values of masks without labels: right and left lung, the same in the numbering of LUNA16,
+# and the five lobes.
 _PLAIN_VALUES = ({1, 2}, {3, 4}, {1, 2, 3, 4, 5})
-# Files of lobes overlap by at most this fraction of the smaller.
+# Files of lobes overlap by at most this fraction of the smaller one.
 _MOST_SHARED = 0.05
-# Fraction of air in a lung mask: below the first, the mask is shifted or of another
-# patient; below the second, a remark is made.
+# Fractions of air in a lung mask: below the first, the mask is shifted or of another
+# patient; below the second, there is a remark.
 _LEAST_AIR, _USUAL_AIR = 0.05, 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class LungFile:
-    """A file of lung masks.
+    """File of lung masks.
 
     Attributes:
-      path: The file.
-      format: NIfTI or SEG.
-      labels: Values (NIfTI) or labels (SEG) of lung; None for a NIfTI without label
-        names.
+      path: Path of the file.
+      format: Format of the file, NIfTI or SEG.
+      labels: Values (NIfTI) or labels (SEG) that mean lung; None for a NIfTI file without
+        names of labels.
     """
 
     path: Path
@@ -74,11 +74,11 @@ class LungFile:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class GivenLungs:
-    """Lung mask of one series, from one or more files.
+    """Lung mask of a series, from one or more files.
 
     Attributes:
-      files: The files.
-      digest: SHA-256 of their contents, in hexadecimal digits.
+      files: Files that make up the mask.
+      digest: SHA-256 of their contents, as hexadecimal digits.
     """
 
     files: tuple[LungFile, ...]
@@ -89,11 +89,11 @@ class GivenLungs:
         return f"given: {count} file{'s' * (count > 1)}, SHA-256 {self.digest[:16]}"
 
     def read(self, headers: Sequence[Header]) -> dict[Key, np.ndarray]:
-        """Returns the mask, `[H, W]` bool, of every slice of the series.
+        """Returns the mask of every slice of the series, `[H, W]` bool.
 
         Raises:
-          UserError: A file does not fit the slices, marks none of their pixels, or has
-            values of unknown meaning; or two files mark the same pixels.
+          UserError: A file does not match the slices, does not mark any of their pixels,
+            or has values of unknown meaning; or two files mark the same pixels.
         """
         found = {header.key: np.zeros(header.shape, bool) for header in headers}
         for file in self.files:
@@ -109,7 +109,7 @@ class GivenLungs:
                 )
             for key, mask in new.items():
                 found[key] |= mask
-        # A single lobe may be empty: a file is written for each.
+        # A single lobe may be empty, because programs write a file for each.
         if not any(mask.any() for mask in found.values()):
             raise UserError(
                 f"{self.files[0].path}: does not mark any lung on the slices.",
@@ -119,9 +119,10 @@ class GivenLungs:
 
 
 class Matched:
-    """Lung masks of series.
+    """Lung masks by series.
 
     Attributes:
+      folder: File or folder of the masks.
       skipped: (path, reason) of files that are not lung masks.
     """
 
@@ -151,12 +152,12 @@ class Matched:
 
 
 def folder(given: str) -> Path | None:
-    """Returns the folder or file of masks in a setting `lungs`.
+    """Returns the folder or file of masks in the setting `lungs`.
 
-    None for the words '', 'given', 'found' and 'off'.
+    None if the setting is one of the words '', 'given', 'found' and 'off'.
 
     Raises:
-      UserError: The setting is neither one of the words nor an existing path.
+      UserError: The setting is neither one of these words nor an existing path.
     """
     if given in ("", "given", "found", "off"):
         return None
@@ -178,7 +179,7 @@ def match(
     Args:
       given: File of lung masks, or folder of such files.
       root: Folder of the slices.
-      series: The series.
+      series: Series of all patients.
       salt: Secret mixed into the patients' hashes.
 
     Raises:
@@ -229,14 +230,14 @@ def match(
 
 
 def air_remark(hu: np.ndarray, lungs: np.ndarray) -> str:
-    """Returns a remark on given lungs that contain little air, or ''.
+    """Returns a remark on a lung mask that contains little air, or ''.
 
     Args:
       hu: Hounsfield units, `[Z, H, W]`.
       lungs: Lung mask, `[Z, H, W]` bool.
 
     Raises:
-      UserError: They contain almost no air.
+      UserError: The mask contains almost no air.
     """
     air = float(np.mean(hu[lungs] < AIR_BELOW_HU))
     text = f"{100 * air:.0f} % of the given lung is darker than {AIR_BELOW_HU} HU"
@@ -254,7 +255,7 @@ def _words(name: str) -> str:
 
 
 def _is_lung(label: str) -> bool:
-    """Whether a label names a lung or a lobe of it."""
+    """Returns whether a label names a lung or one of its lobes."""
     words = _words(label)
     lobe = re.search(r"\blobes?\b", words) and re.search(r"upper|middle|lower", words)
     return ("lung" in words or bool(lobe)) and not (
@@ -263,7 +264,7 @@ def _is_lung(label: str) -> bool:
 
 
 def _lung_file(file: annotations.RoiFile) -> LungFile:
-    """Returns a file with its labels of lung.
+    """Returns a file of lung masks with the labels that mean lung.
 
     Raises:
       UserError: The file is not a lung mask.
@@ -290,7 +291,7 @@ def _lung_file(file: annotations.RoiFile) -> LungFile:
 
 
 def _lung_segments(path: Path) -> tuple[str, ...]:
-    """Returns the labels of a SEG's lung segments, by label or coded type."""
+    """Returns the labels of the lung segments of a SEG, found by label or coded type."""
     with refusing(path):
         dataset = decode.load(path, pixels=False)
         found = set()
@@ -313,7 +314,7 @@ def _series_of(
     root: Path,
     salt: str,
 ) -> tuple[list[Series], bool]:
-    """Returns the series that a file fits, and whether the file names them."""
+    """Returns the series that a file matches, and whether the file names them."""
     if region.series:
         return [one for one in series if one.uid in region.series], True
     inside = file.path.relative_to(above)
@@ -343,7 +344,7 @@ def _series_of(
         return _in_frame(file, pool), bool(named)
     fitting = [one for one in pool if nifti.fits(file.path, one.headers)]
     if not fitting and len({(one.patient, _scan(one)) for one in pool}) == 1:
-        # The volume may be cropped to the lungs, for instance: its reader decides.
+        # The volume may be cropped, for instance to the lungs: its reader decides.
         fitting = pool
     return fitting, bool(named)
 
@@ -356,13 +357,13 @@ def _in_frame(file: LungFile, series: Sequence[Series]) -> list[Series]:
 
 
 def _scan(series: Series) -> str:
-    """Returns an identifier that reconstructions of the same scan share."""
+    """Returns an identifier that is equal for all reconstructions of a scan."""
     first = series.headers[0]
     return first.reference or first.study or series.uid
 
 
 def _chosen(files: Sequence[LungFile]) -> tuple[LungFile, ...]:
-    """Returns the files that make up the lung mask of a series, out of those that fit it.
+    """Returns those files among the candidates that make up the mask of a series.
 
     Raises:
       UserError: The files could be several masks.
@@ -383,7 +384,7 @@ def _chosen(files: Sequence[LungFile]) -> tuple[LungFile, ...]:
 
 
 def _read(file: LungFile, headers: Sequence[Header]) -> dict[Key, np.ndarray]:
-    """Returns the lung mask `[H, W]` bool of a file on slices of one series."""
+    """Returns the lung masks `[H, W]` bool of a file by slice, for slices of a series."""
     if file.format == seg.FORMAT:
         drawn = seg.draw(Query(file.path, headers, file.labels))
         shapes = {header.key: header.shape for header in headers}

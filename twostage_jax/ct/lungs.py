@@ -1,18 +1,18 @@
-"""Lung masks by threshold and morphology, without any training.
+"""Lung masks by threshold and morphology, without training.
 
 Slices are processed one by one, because high-resolution protocols leave centimetres
-between sections; slices that lie close together are joined, so that a piece is judged
-together with its continuation. The steps are those of the rule-based methods since Hu,
+between sections. Slices at small distances are joined, so that a piece is classified
+together with its continuation. The steps are those of rule-based methods since Hu,
 Hoffman and Reinhardt 2001 (doi:10.1109/42.929615): air inside the body, without the
-airways, smoothed and filled; dense disease under the chest wall is filled up to the convex
-hull of its lung, on the costal side only.
+airways, is smoothed and filled. Dense disease under the chest wall is filled up to the
+convex hull of its lung, on the costal side only.
 
 Gas in stomach and bowel is distinguished from lung by the ribs: lung reaches the chest
-wall, and a rib lies close outside part of its outline in every section; the abdominal
-wall, fat, the liver or the diaphragm keeps gas in the abdomen away from them. Darkness
-alone does not decide, since blur makes small gas pockets as bright as lung, and
-emphysema makes lung nearly as dark as gas. The thresholds were chosen on some patients
-and tested on others: see experiments/lung_masks.md.
+wall, so that in every section a rib is close to part of its outline, whereas the abdominal
+wall, fat, the liver or the diaphragm separates gas in the abdomen from the ribs. Darkness
+alone is not enough: blur makes small gas pockets as bright as lung, and emphysema makes
+lung nearly as dark as gas. The thresholds were chosen on some patients and tested on
+others: see experiments/lung_masks.md.
 """
 
 import dataclasses
@@ -27,45 +27,46 @@ import skimage
 AIR_BELOW_HU = -300
 # Lumen of trachea and bowel; normal lung stays above this despite blur and noise.
 GAS_BELOW_HU = -930
-# Median of bowel gas; even emphysema contains vessels and walls. Larger pieces (mm^2 in
-# one slice, mm^3 in several) are not bowel, even if they are dark.
+# Largest median of bowel gas; even emphysema contains vessels and walls. Larger pieces
+# (mm^2 in one slice, mm^3 in several) are not bowel, even if they are dark.
 BOWEL_BELOW_HU = -965
 LARGEST_BOWEL_MM2, LARGEST_BOWEL_MM3 = 6000.0, 300e3
 # Pure gas: the median of a lung is higher.
 GAS_HU = -985
-# Blur raises the median of small gas pockets (mm^2) but not their darkest tenth.
+# Blur raises the median of small gas pockets (mm^2), but not their darkest tenth.
 POCKET_MM2, POCKET_BELOW_HU = 1500.0, -975
 BONE_ABOVE_HU = 200
-# Threshold for ribs only, which blocks of pixels blur. Pixels brighter than any bone are
+# Threshold for ribs, which averaging over pixels blurs. Pixels brighter than any bone are
 # metal, whose streaks look like air.
 RIB_ABOVE_HU, METAL_ABOVE_HU = 180, 2500
 # A rib within this distance, mm, lies next to lung.
 RIB_MM = 12.0
-# Smallest fraction of a piece's outline next to ribs, for lung and for lung as dark as
-# gas (median away from its edge, HU).
+# Smallest fraction of the outline of lung that is next to ribs: in general, and for lung
+# as dark as gas (by its median away from its edge, HU).
 NEAR_RIBS, DARK_NEAR_RIBS, DARK_BELOW_HU = 0.02, 0.10, -900
-# The same fraction for pieces as dark and as small as bowel: colon lies under ribs, too.
+# The same for pieces as dark and as small as bowel: colon lies under ribs, too.
 BOWEL_NEAR_RIBS = 0.30
-# The median away from the edge counts pixels farther than this from it, mm.
+# Distance from the edge, mm, beyond which pixels count for that median.
 CORE_MM = 3.0
 # Lung away from all ribs is an island between consolidations. It is at most this much
-# darker (HU) than the darkest piece next to ribs in its slice of at least this area, mm^2.
+# darker (HU) than the darkest piece next to ribs, of at least this area (mm^2), in its
+# slice.
 ISLAND_HU, ISLAND_LIKE_MM2 = 40.0, 500.0
-# An island lies within this distance, mm, of the convex hull of such lung: not outside
+# An island lies within this distance (mm) of the convex hull of such lung, and not outside
 # the chest, between trunk and arm.
 ISLAND_MM = 8.0
-# Larger pieces of grey gas are not bowel, mm^2.
+# Larger pieces (mm^2) that are not dark are not bowel.
 LARGEST_GREY_BOWEL_MM2 = 3000.0
-# Less lung than this in a single section (mm^2) or volume (mm^3) could be something else.
+# Less lung than this in a section (mm^2) or volume (mm^3) could be something else.
 LITTLE_MM2, LITTLE_MM3 = 1000.0, 20e3
-# With more than two thirds of dark or rib-less lung, the mask is uncertain.
+# The mask is uncertain if a larger fraction of it is dark or away from ribs.
 DOUBTFUL_FRACTION = 2 / 3
 # Approximate pixel size for the search: the structures are centimetres large.
 WORKING_MM = 1.4
-# Slices farther apart do not show the same piece of bowel twice.
+# Slices at larger distances do not show the same piece of bowel.
 JOINED_MM = 6.0
 CLOSING_MM = 7.0
-# Smallest section of a lung and largest of a trachea, mm^2.
+# Smallest section of a lung, and largest of the trachea, mm^2.
 SMALLEST_SECTION_MM2 = 60.0
 LARGEST_AIRWAY_MM2 = 900.0
 # Pieces smaller than this fraction of the largest are not lung.
@@ -77,9 +78,9 @@ class Lungs(NamedTuple):
 
     Attributes:
       mask: Lung mask, `[Z, H, W]` bool.
-      doubts: Reason why the mask of each slice is uncertain; '' if it is certain.
-      gas: Fraction of the air inside the body in each slice that was classified as gas
-        in stomach or bowel.
+      doubts: Reason why the mask is uncertain, or '', by slice.
+      gas: Fraction of the air inside the body that was classified as gas in stomach or
+        bowel, by slice.
     """
 
     mask: np.ndarray
@@ -89,18 +90,18 @@ class Lungs(NamedTuple):
 
 @dataclasses.dataclass
 class _Piece:
-    """Connected air in one slice.
+    """Connected component of air in one slice.
 
     Attributes:
-      label: Number in the slice's array of pieces.
+      label: Number of the piece in the slice.
       at: (row, column) of a pixel of the piece.
       area: Area, mm^2.
       median: Median HU.
-      core: Median HU away from its edge.
-      rim: Number of pixels of its outline.
+      core: Median HU away from the edge.
+      rim: Number of pixels of the outline.
       ribs: Number of these pixels with a rib close outside; `rim` in a slice without
         bone.
-      lung: Whether the piece counts as lung.
+      lung: Whether the piece is classified as lung.
     """
 
     label: int
@@ -131,13 +132,13 @@ def find_lungs(hu: np.ndarray, spacing: Sequence[float | None]) -> Lungs:
 
     Excludes trachea, main bronchi, table, and gas in stomach and bowel. Includes vessels
     inside the lungs, and dense disease that is surrounded by lung or lies between lung
-    and chest wall. A lobe without air cannot be distinguished from the chest wall and is
-    lost, as is a lung that is cut by the border of the image.
+    and chest wall. Lobes without air, which look like the chest wall, are not found, and
+    neither is a lung that is cut by the border of the image.
 
     Args:
       hu: Hounsfield units of axial slices in the order of a series, `[Z, H, W]`.
       spacing: Millimetres between (slices, rows, columns), or (rows, columns). If the
-        distance between slices is missing or None, they are processed one by one.
+        distance between slices is missing or None, slices are not joined.
 
     Raises:
       ValueError: The array is not three-dimensional, or a spacing is not positive.
@@ -178,7 +179,7 @@ def find_lungs(hu: np.ndarray, spacing: Sequence[float | None]) -> Lungs:
 
 
 def _shrunk(image: np.ndarray, factor: int) -> np.ndarray:
-    """Returns `[H, W]` HU averaged over blocks, float32, a little smoothed."""
+    """Returns HU averaged over blocks of `factor` pixels and smoothed, float32."""
     rows, columns = (-n % factor for n in image.shape)
     padded = np.pad(image.astype(np.float32), ((0, rows), (0, columns)), mode="edge")
     high, wide = (n // factor for n in padded.shape)
@@ -189,8 +190,8 @@ def _shrunk(image: np.ndarray, factor: int) -> np.ndarray:
 def _air_in_body(image: np.ndarray, pixel: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns the air inside the body, without the airways, and the body, `[H, W]`."""
     tissue = image >= AIR_BELOW_HU
-    # Filled first, because the chest wall is too thin for opening. Opening removes the
-    # table and clothes that touch the skin.
+    # Opening removes the table, and clothes that touch the skin. Holes are filled first,
+    # because the chest wall is too thin for opening.
     solid, count = scipy.ndimage.label(
         _opened(scipy.ndimage.binary_fill_holes(tissue), 5 / pixel)
     )
@@ -232,7 +233,7 @@ def _remove_airways(
         distance = scipy.ndimage.distance_transform_edt(~lumen) * pixel
         ring = (distance > 1.5) & (distance <= 4.5)
         wall = np.mean(image[box][ring] >= AIR_BELOW_HU)
-        # Tangentially cut lung is flat; the section of an airway is compact.
+        # Lung in tangential section is flat, whereas an airway is compact.
         if wall > 0.6 and piece.solidity > 0.75:
             air[box] &= distance > 2.5
 
@@ -240,8 +241,8 @@ def _remove_airways(
 def _ribs(image: np.ndarray, body: np.ndarray, pixel: float) -> np.ndarray | None:
     """Returns the pixels with a rib close outside, `[H, W]` bool; None without bone.
 
-    Outside means nearer to the skin: ribs and other bones of the chest wall count, but
-    the spine, which lies behind the lungs and in front of which bowel lies, does not.
+    Outside means nearer to the skin, so that ribs and other bones of the chest wall
+    count, but not the spine, in front of which bowel lies.
 
     Args:
       image: Hounsfield units, `[H, W]`.
@@ -251,7 +252,7 @@ def _ribs(image: np.ndarray, body: np.ndarray, pixel: float) -> np.ndarray | Non
     pieces, count = scipy.ndimage.label((image > RIB_ABOVE_HU) & body)
     if not count:
         return None
-    # A single pixel is noise.
+    # Single pixels are noise.
     bone = np.bincount(pieces.ravel()) > 1
     bone[0] = False
     bone[np.unique(pieces[image > METAL_ABOVE_HU])] = False
@@ -282,13 +283,13 @@ def _lungs_of(
     sections, pieces = [], []
     for image, inside, near in zip(hu, air, ribs, strict=True):
         labels, _ = scipy.ndimage.label(inside)
-        # A section of a volume may be small: `_lung_pieces` judges the whole volume.
+        # A section of a volume may be small: `_lung_pieces` examines the whole volume.
         fewest = SMALLEST_SECTION_MM2 if step is None else 0.0
         found = _measured(labels, image, near, pixel, fewest)
         _judge(labels, found, pixel)
         sections.append(labels)
         pieces.append(found)
-    # Dark gas is removed first: through a thin wall it would join bowel to lung.
+    # Dark gas is removed first, because it would connect bowel to lung through thin walls.
     lung = np.stack(
         [
             _chosen(labels, [p for p in found if p.lung or not p.dark])
@@ -341,7 +342,7 @@ def _measured(
 
 
 def _judge(labels: np.ndarray, pieces: list[_Piece], pixel: float) -> None:
-    """Decides which pieces of a slice are lung, one by one and by comparison."""
+    """Sets which pieces of a slice are lung, first individually, then by comparison."""
     for piece in pieces:
         least = DARK_NEAR_RIBS if piece.dark else NEAR_RIBS
         if piece.core < BOWEL_BELOW_HU and piece.area < LARGEST_BOWEL_MM2:
@@ -441,7 +442,7 @@ def _lung_pieces(
 
 
 def _filled(image: np.ndarray, air: np.ndarray, pixel: float) -> np.ndarray:
-    """Returns one slice's lungs with their vessels and dense disease, `[H, W]` bool."""
+    """Returns the lungs of a slice with vessels and dense disease, `[H, W]` bool."""
     both = skimage.morphology.convex_hull_image(air)
     # Depth inside the hull of both lungs, mm: small under the chest wall.
     depth = scipy.ndimage.distance_transform_edt(both) * pixel
@@ -456,7 +457,7 @@ def _filled(image: np.ndarray, air: np.ndarray, pixel: float) -> np.ndarray:
 
 
 def _sides(air: np.ndarray) -> list[np.ndarray]:
-    """Returns the sections of the two lungs, or of the only one."""
+    """Returns the masks of the right and the left lung, without empty ones."""
     columns = np.flatnonzero(air.any(0))
     middle = (columns[0] + columns[-1]) / 2
     pieces, count = scipy.ndimage.label(air)
@@ -467,7 +468,7 @@ def _sides(air: np.ndarray) -> list[np.ndarray]:
         section = pieces == piece
         found = np.flatnonzero(section.any(0))
         if found[-1] - found[0] > 0.65 * (columns[-1] - columns[0]) and count < 9:
-            # The lungs touch before or behind the mediastinum.
+            # The lungs touch in front of or behind the mediastinum.
             right |= section & (across < middle)
             left |= section & (across >= middle)
         elif found.mean() < middle:
@@ -480,7 +481,7 @@ def _sides(air: np.ndarray) -> list[np.ndarray]:
 def _costal_disease(
     image: np.ndarray, lung: np.ndarray, depth: np.ndarray, pixel: float
 ) -> np.ndarray:
-    """Returns the dents of a lung that border on the chest wall, not the mediastinum."""
+    """Returns the concavities of a lung at the chest wall, not at the mediastinum."""
     dents, count = scipy.ndimage.label(
         _opened(skimage.morphology.convex_hull_image(lung) & ~lung, 2 / pixel)
     )
@@ -499,7 +500,7 @@ def _costal_disease(
 def _refined(
     image: np.ndarray, air: np.ndarray, filled: np.ndarray, factor: int
 ) -> np.ndarray:
-    """Returns the mask at the slice's full resolution, its edge at the threshold."""
+    """Returns the mask at full resolution, with its edge at the threshold."""
     if factor == 1:
         return filled
 
@@ -517,7 +518,7 @@ def _refined(
 
 def _dilated(mask: np.ndarray, radius: float) -> np.ndarray:
     """Returns the pixels within `radius` pixels of the mask."""
-    # The distance to an empty mask is undefined, and the result would be arbitrary.
+    # The distance to an empty mask is undefined.
     return (
         skimage.morphology.isotropic_dilation(mask, radius)
         if mask.any()
@@ -526,7 +527,7 @@ def _dilated(mask: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _eroded(mask: np.ndarray, radius: float) -> np.ndarray:
-    # Pixels beyond the border of the image count as mask: a cut body is not an edge.
+    # The border of the image is not an edge, because it may cut the body.
     return (
         mask.copy()
         if mask.all()

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 
+from twostage_jax.errors import plain
+
 NOTICE = "Research use only, not for diagnosis"
-# Whether the training images were synthetic, in full and for fields of 64 or 79 letters
-# that contain the notice, too; None: not recorded.
+# Statements on whether the training images were synthetic (None: not recorded), in full,
+# and short for fields of 64 or 79 characters that also contain the notice.
 ORIGINS = {
     True: "Model trained on synthetic images, not on patients",
     None: "Whether the model was trained on synthetic images is not recorded",
     False: "",
 }
 SHORT_ORIGINS = {True: "synthetic training", None: "training unknown", False: ""}
-# Label of lung whose windows differ from the training images; see `train.novelty`.
+# Label of lung that differs from the training images; see `train.novelty`.
 UNLIKE = "unlike the training images"
 NORMAL_NAMES = ("normal", "healthy")
 # Okabe and Ito 2008, "Color Universal Design": distinguishable with all forms of colour
@@ -28,25 +30,25 @@ COLOURS = (
 
 
 def is_normal(name: str) -> bool:
-    """Whether a class is lung without disease."""
+    """Returns whether a class is lung without disease."""
     return name.strip().lower() in NORMAL_NAMES
 
 
 def colour(index: int, class_names: Sequence[str]) -> tuple[int, int, int] | None:
-    """Returns the RGB colour of a class; None for normal lung, which stays grey."""
+    """Returns the RGB colour of a class, 0 to 255; None for normal lung, drawn in grey."""
     if is_normal(class_names[index]):
         return None
     return COLOURS[_diseases_before(index, class_names) % len(COLOURS)]
 
 
 def is_striped(index: int, class_names: Sequence[str]) -> bool:
-    """Whether a class repeats the colour of an earlier one and is drawn in stripes."""
+    """Returns whether a class repeats an earlier colour, and is drawn in stripes."""
     return _diseases_before(index, class_names) >= len(COLOURS)
 
 
 def printable(text: str, longest: int) -> str:
     """Returns a text as one line of at most `longest` printable characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = plain(text)
     return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
 
 

@@ -1,4 +1,4 @@
-"""Positions of square patches in a labelled slice, and resampling of slices."""
+"""Positions of square patches in labelled slices, and resampling of slices."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,18 +19,18 @@ def covered(
     coverage: Sequence[float],
     pure: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a slice's patches, `[N, 3]` int, and their coverage, `[N]`.
+    """Returns the patches of a slice, `[N, 3]` int, and their coverage, `[N]` float.
 
     A patch is (row, column, class index); its coverage is the fraction of its pixels
     that have this class. Patches lie on a grid that starts at pixel (0, 0). A patch
-    belongs to the class that covers most of it, and is dropped if two cover the same.
+    belongs to the class with the largest coverage, and is dropped if two are equal.
 
     Args:
       labels: Label mask `[H, W]` int: 0 outside all regions, 1 + class index inside.
       size: Height and width of a patch, pixels.
       stride: Distance between neighbouring patches, pixels.
       coverage: Smallest coverage for each class, 0 to 1.
-      pure: Classes whose patches must not contain a single pixel of another class.
+      pure: Classes whose patches must not contain any pixel of another class.
 
     Raises:
       ValueError: A patch is larger than the slice.
@@ -56,10 +56,10 @@ def covered(
 def apart(
     corners: np.ndarray, coverage: np.ndarray, *, size: int, overlap: float
 ) -> np.ndarray:
-    """Returns the indices `[M]`, in order, of patches that overlap little enough.
+    """Returns the sorted indices `[M]` of patches that do not overlap too much.
 
-    Patches are taken in the order of their coverage, ties in the given order, unless
-    they overlap an earlier patch by more than `overlap` of their area.
+    Patches are taken by decreasing coverage, ties in the given order, unless they overlap
+    an earlier patch by more than `overlap` of their area.
 
     Args:
       corners: First row and column of each patch, `[N, 2]` int.
@@ -82,7 +82,7 @@ def apart(
 def regions_of(labels: np.ndarray, cuts: np.ndarray, *, size: int) -> np.ndarray:
     """Returns the number of the region that fills most of each patch, `[N]`.
 
-    A region is a connected part of one class; its number is unique in the slice.
+    A region is a connected component of one class; its number is unique in the slice.
 
     Args:
       labels: Label mask `[H, W]` int: 0 outside all regions, 1 + class index inside.
@@ -114,15 +114,15 @@ def check_size(shape: tuple[int, int], size: int, path: Path) -> None:
 def choose(
     classes: np.ndarray, *, per_class: int, seed: int, patient: str
 ) -> np.ndarray:
-    """Returns the indices `[M]`, in order, of at most `per_class` examples per class.
+    """Returns the sorted indices `[M]` of at most `per_class` random examples per class.
 
-    The choice is random, and depends only on the arguments.
+    The choice depends only on the arguments.
 
     Args:
       classes: Class indices of one patient's patches, `[N]`.
       per_class: Largest number of patches per class; 0 takes all of them.
       seed: Seed of the choice.
-      patient: Name of the patient, which varies the choice between patients.
+      patient: Name of the patient, so that the choice differs between patients.
     """
     if not per_class:
         return np.arange(len(classes))
@@ -140,10 +140,10 @@ def choose(
 def resampled_shape(
     shape: tuple[int, int], from_mm: tuple[float, float], to_mm: float, path: Path
 ) -> tuple[int, int]:
-    """Returns the shape of a slice at `to_mm` mm per pixel, rounded to whole pixels.
+    """Returns the shape of a slice resampled from `from_mm` to `to_mm` mm per pixel.
 
     Raises:
-      UserError: It would be empty or larger than `MAX_SIDE`.
+      UserError: The slice would be empty or larger than `MAX_SIDE`.
     """
     rows, columns = (
         round(n * mm / to_mm) for n, mm in zip(shape, from_mm, strict=True)
@@ -158,13 +158,13 @@ def resampled_shape(
 
 
 def resample_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Returns an image `[H, W]` resampled to `[*shape]` float32, same field of view.
+    """Returns an image `[H, W]` resampled to `[*shape]` float32 with equal field of view.
 
-    Linear interpolation, after a Gaussian blur if the image shrinks: without it the
-    finest texture would fold back as false coarse texture.
+    Interpolates linearly, after a Gaussian blur if the image shrinks, because fine
+    texture would otherwise alias to false coarse texture.
     """
     factors = [old / new for old, new in zip(image.shape, shape, strict=True)]
-    # Anti-aliasing width of scikit-image's `resize`.
+    # Standard deviation of the anti-aliasing filter of `skimage.transform.resize`.
     sigma = [max(0.0, (factor - 1) / 2) for factor in factors]
     smooth = scipy.ndimage.gaussian_filter(
         image.astype(np.float32), sigma, mode="nearest"
@@ -174,7 +174,7 @@ def resample_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def resample_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Returns a mask `[H, W]` resampled to `[*shape]` by the nearest pixel."""
+    """Returns a mask `[H, W]` resampled to `[*shape]` by the nearest neighbour."""
     rows, columns = (
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
         for old, new in zip(mask.shape, shape, strict=True)
@@ -183,7 +183,7 @@ def resample_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _fraction(mask: np.ndarray, size: int, stride: int) -> np.ndarray:
-    """Returns the fraction of `mask` in every patch of the grid."""
+    """Returns the fraction of each patch of the grid that `mask` covers."""
     sums = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     low, high = sums[:-size], sums[size:]
     counts = high[:, size:] - high[:, :-size] - low[:, size:] + low[:, :-size]

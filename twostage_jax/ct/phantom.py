@@ -1,11 +1,11 @@
 """HRCT phantoms of diffuse lung disease, and their DICOM files.
 
-A phantom patient is a few axial sections, some centimetres apart as in high-resolution
-protocols, with one to three diseases drawn at their true size and HU, and the mask of
-each. Patients differ in build, lung density, scanner, and extent and severity of disease;
-mild disease is close to normal lung. A section takes about 0.2 s.
+A phantom patient consists of a few axial sections, some centimetres apart as in
+high-resolution protocols, with one to three diseases at their true size and HU, and their
+masks. Patients differ in build, lung density, scanner, and extent and severity of disease;
+mild disease resembles normal lung. Drawing a section takes about 0.2 s.
 
-Phantoms are for trying and testing the program. They do not show how well it reads
+Phantoms are for trying and testing the program. They do not show how well it performs on
 patients.
 """
 
@@ -30,9 +30,9 @@ from twostage_jax.ct.phantom_anatomy import (
 )
 from twostage_jax.errors import UserError
 
-# Manufacturer, kernel, point spread (mm), edge gain, noise (HU at 1 mm thickness), and
-# spatial frequency at which the noise falls (cycles per mm): one soft, one medium and two
-# sharp kernels, with the manufacturers' names.
+# Manufacturer, name of the kernel, point spread (mm), edge gain, noise (HU at a thickness
+# of 1 mm), and spatial frequency at which the noise falls (cycles per mm), of one soft, one
+# medium and two sharp kernels.
 KERNELS = (
     ("GE MEDICAL SYSTEMS", "STANDARD", 0.55, 0.0, 16, 0.28),
     ("GE MEDICAL SYSTEMS", "LUNG", 0.42, 0.5, 30, 0.42),
@@ -43,7 +43,7 @@ KERNELS = (
 
 CLASS_NAMES = ("normal", *TEXTURES)
 
-# Each disease occurs 4 times in 12 patients, so that each part of a split can have it.
+# Each disease occurs in 4 of 12 patients, so that each part of a split can have it.
 DISEASES = (
     ("honeycombing", "reticular"),
     ("ground_glass", "consolidation"),
@@ -60,7 +60,7 @@ DISEASES = (
 )
 
 # Preferred location of a disease: depth under the pleura over which it fades, mm (0:
-# uniform), and pull towards the back, in standard deviations per 100 mm.
+# uniform), and tendency towards the back, in standard deviations per 100 mm.
 HABITS = {
     "consolidation": (0, 1.0),
     "ground_glass": (0, 0.4),
@@ -76,7 +76,7 @@ class Scanner:
     """Scanner and protocol of a patient.
 
     Attributes:
-      manufacturer: One of `KERNELS`; determines how HU are stored.
+      manufacturer: Name as in `KERNELS`, which determines how HU are stored.
       kernel: Name of the convolution kernel, as DICOM gives it.
       blur: Standard deviation of the point spread, mm.
       edge: Gain of the kernel's edge enhancement.
@@ -105,7 +105,7 @@ class Scanner:
         return cls(
             manufacturer=manufacturer,
             kernel=kernel,
-            # Oblique walls smear over a thicker section.
+            # A thicker section blurs oblique walls more.
             blur=float(np.hypot(blur, 0.18 * thickness)) * rng.uniform(0.95, 1.2),
             edge=edge,
             noise=noise * rng.uniform(0.8, 1.8) / thickness**0.5,
@@ -124,7 +124,7 @@ class Scanner:
         down = np.fft.fftfreq(grid.matrix, grid.spacing)[:, None]
         across = np.fft.rfftfreq(grid.matrix, grid.spacing)[None]
         frequency = np.hypot(down, across).astype(np.float32)
-        # Filtered back-projection: a ramp, cut off by the kernel.
+        # Filtered back-projection has a ramp, which the kernel cuts off.
         ramp = frequency * np.exp(-((frequency / self.grain) ** 2))
         noise = scipy.fft.irfft2(scipy.fft.rfft2(white) * ramp, grid.shape)
         hu = hu + noise * (self.noise / noise.std())
@@ -140,15 +140,14 @@ class Scanner:
     ) -> pydicom.Dataset:
         """Returns one section as a CT image.
 
-        GE files are signed, rescale with -1024 and pad outside a round field with a
-        tagged -2000; TOSHIBA files are signed, rescale with 0 and pad with an untagged
-        -2048; SIEMENS files are unsigned, rescale with -1024 and have a
-        square field.
+        GE files are signed, rescale with -1024, and pad outside a round field with a
+        tagged -2000; TOSHIBA files are signed, rescale with 0, and pad with an untagged
+        -2048; SIEMENS files are unsigned, rescale with -1024, and have a square field.
 
         Args:
           hu: Hounsfield units, `[H, W]` int16, -1024 to 3071.
           patient_id: PatientID.
-          seed: Seed that distinguishes patients of the same id.
+          seed: Seed that distinguishes patients with the same id.
           index: Number of the section from the top, from 0.
           spacing: Pixel size, mm.
         """
@@ -176,7 +175,7 @@ class Scanner:
 
 
 def round_field(shape: tuple[int, int]) -> np.ndarray:
-    """Returns the disc that a scanner reconstructs, `[H, W]` bool."""
+    """Returns the round field of view of a scanner, `[H, W]` bool."""
     rows, columns = np.ogrid[: shape[0], : shape[1]]
     middle = (shape[0] - 1) / 2, (shape[1] - 1) / 2
     reach = (rows - middle[0]) ** 2 + (columns - middle[1]) ** 2
@@ -215,7 +214,7 @@ def _empty(patient_id: str, seed: int, index: int) -> pydicom.Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class Phantom:
-    """One phantom patient.
+    """Phantom patient.
 
     Attributes:
       patient: Number of the patient.
@@ -225,7 +224,7 @@ class Phantom:
       lungs: Lung mask, `[Z, H, W]` bool.
       spacing: Pixel size, mm.
       scanner: Scanner and protocol.
-      diseases: Classes of the patient other than normal.
+      diseases: Classes of the patient except normal.
     """
 
     patient: int
@@ -274,7 +273,7 @@ def phantom_slices(
 
 
 def _healthy(rng, grid: Grid, lungs, hila, density: float) -> Lung:
-    """Returns parenchyma that is denser towards the back, with vessels and bronchi."""
+    """Returns healthy lung, denser towards the back, with vessels and bronchi."""
     _, y = grid.coordinates()
     air = density + 0.22 * y + 11 * grid.noise(rng, 13) + 10 * grid.noise(rng, 45)
     air = air.astype(np.float32)
@@ -304,9 +303,9 @@ def _healthy(rng, grid: Grid, lungs, hila, density: float) -> Lung:
 
 
 def _regions(rng, grid: Grid, lungs, extents: dict[str, float]) -> dict:
-    """Returns the region of each disease, `[H, W]` bool; later ones avoid earlier ones."""
+    """Returns the disjoint regions of the diseases, `[H, W]` bool."""
     _, y = grid.coordinates()
-    # Under the chest wall, not along the heart: fill each row from lung to lung.
+    # Depth counts from the chest wall, not the heart: each row is filled between lungs.
     cavity = (
         np.maximum.accumulate(lungs, 1)
         & np.maximum.accumulate(lungs[:, ::-1], 1)[:, ::-1]
@@ -327,7 +326,7 @@ def _regions(rng, grid: Grid, lungs, extents: dict[str, float]) -> dict:
 
 
 def _diseased(rng, lung: Lung, regions: dict, severity: dict) -> np.ndarray:
-    """Returns the lungs' HU `[H, W]` with every disease in its region."""
+    """Returns HU `[H, W]` of the lungs with every disease in its region."""
     hu = lung.filled(lung.air)
     for name, where in regions.items():
         if where.any():
@@ -338,7 +337,7 @@ def _diseased(rng, lung: Lung, regions: dict, severity: dict) -> np.ndarray:
 
 
 def _label_map(grid: Grid, lungs, regions: dict) -> np.ndarray:
-    """Returns labels `[H, W]` uint8; lung within 5 mm of disease stays unmarked."""
+    """Returns labels `[H, W]` uint8; normal lung within 5 mm of disease is unmarked."""
     diseased = np.zeros(grid.shape, bool)
     labels = np.zeros(grid.shape, np.uint8)
     for name, where in regions.items():
@@ -352,8 +351,8 @@ def _label_map(grid: Grid, lungs, regions: dict) -> np.ndarray:
 def write_patient(folder: pathlib.Path, phantom: Phantom, *, seed: int = 0) -> None:
     """Writes one patient: `folder/IM-0001.dcm` ..., `folder/rois/`, `folder/lungs/`.
 
-    Masks are 8-bit PNG files named by SOPInstanceUID. PatientID is PHANTOM-007 for
-    patient 7. The same phantom and seed give the same files.
+    Masks are 8-bit PNG files named after SOPInstanceUIDs. The PatientID of patient 7 is
+    PHANTOM-007. The same phantom and seed give the same files.
 
     Raises:
       UserError: The folder is not empty.

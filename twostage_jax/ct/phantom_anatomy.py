@@ -1,12 +1,12 @@
-"""A chest in axial section, in HU: healthy organs, and lung textures of diffuse disease.
+"""Axial sections of a chest in HU: healthy organs, and lung textures of diffuse disease.
 
-The picture follows the radiological convention: the patient's right is at the left,
-the spine at the bottom. Lengths are millimetres. Attenuations are textbook values
-(Hounsfield scale: air -1000, fat -100, muscle and blood 30 to 60, bone above 200).
+Images follow the radiological convention: the patient's right is on the left, the spine
+at the bottom. Lengths are in millimetres. Attenuations are textbook values (Hounsfield
+scale: air -1000, fat -100, muscle and blood 30 to 60, bone above 200).
 
-A texture function returns the healthy lung as if the disease were everywhere; `phantom`
-blends it into the diseased regions. Textures follow the definitions of the Fleischner
-Society's glossary (Hansell et al. 2008, doi:10.1148/radiol.2462070712).
+A texture function returns the lung as if the disease were everywhere; `phantom` blends it
+into the diseased regions. Textures follow the definitions in the glossary of the
+Fleischner Society (Hansell et al. 2008, doi:10.1148/radiol.2462070712).
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ AIR, FAT, MUSCLE, BLOOD, MARROW, CORTEX = -1000, -100, 50, 42, 220, 750
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Square pixel grid, its origin in the centre.
+    """Square pixel grid with its origin in the centre.
 
     Attributes:
       matrix: Pixels per side.
@@ -51,8 +51,8 @@ class Grid:
     def noise(self, rng: np.random.Generator, scale_mm: float) -> np.ndarray:
         """Returns a smooth random field `[H, W]` of mean 0 and standard deviation 1.
 
-        `scale_mm` is about the distance over which it changes sign. Made by cubic
-        interpolation of white noise on a coarser grid, which costs little.
+        `scale_mm` is about the distance over which the field changes sign. The field is
+        white noise on a coarser grid with bicubic interpolation, which is fast.
         """
         coarse = max(4, round(self.matrix * self.spacing / scale_mm) + 3)
         white = rng.standard_normal((coarse, coarse), dtype=np.float32)
@@ -84,9 +84,9 @@ class Body:
 
 
 def _ellipse(x, y, cx, cy, rx, ry, power=2.0):
-    """Returns the value of a superellipse: below 1 inside, 1 on the outline."""
+    """Returns the value of a superellipse: 1 on the outline, smaller inside."""
     across, down = (x - cx) / rx, (y - cy) / ry
-    if power == 2:  # much faster than raising to a power
+    if power == 2:  # Much faster than raising to a power.
         return across * across + down * down
     return np.abs(across) ** power + np.abs(down) ** power
 
@@ -101,7 +101,7 @@ def _mediastinum(body: Body, level: float, x, y, width: float, depth: float):
     organs |= _ellipse(x - 0.25 * y, y, 10 + 14 * low, -0.22 * depth, rx, ry) < 1
     organs |= _ellipse(x, y, 0, 0.82 * depth, 28, 31) < 1
     organs |= _ellipse(x, y, 26, 0.5 * depth, 14, 14) < 1
-    if level > 0.7:  # the dome of the liver, on the patient's right
+    if level > 0.7:  # The dome of the liver, on the patient's right.
         dome = (level - 0.7) / 0.3
         organs |= _ellipse(x, y, -0.5 * width, -0.1 * depth, 62 * dome, 58 * dome) < 1
     return organs
@@ -110,12 +110,12 @@ def _mediastinum(body: Body, level: float, x, y, width: float, depth: float):
 def chest(
     body: Body, level: float, grid: Grid, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws one section without the insides of the lungs.
+    """Returns one section with empty lungs.
 
     Args:
       body: Build of the patient.
-      level: Height from 0 at the apex of the lungs to 1 at the base; 0.2 to 0.9 are
-        realistic.
+      level: Height from 0 at the apex of the lungs to 1 at the base; realistic from 0.2
+        to 0.9.
       grid: Pixel grid; a field narrower than the body cuts it, as in practice.
       rng: Random generator for the differences between sections of one patient.
 
@@ -175,7 +175,7 @@ def _bones(hu, rng, x, y, rho, width, depth):
 
 
 def _airways(hu, level, x, y):
-    """Adds the trachea, below its branching the main bronchi, to `hu`, in place."""
+    """Adds the trachea or, below its bifurcation, the main bronchi to `hu`, in place."""
     tubes = [(0, 0, 9)] if level < 0.45 else [(-19, 4, 6.5), (22, 8, 6)]
     for cx, cy, radius in tubes if level < 0.7 else []:
         hu[_ellipse(x, y, cx, cy, radius + 1.5, radius + 1.5) < 1] = 0
@@ -185,12 +185,12 @@ def _airways(hu, level, x, y):
 def tree(
     rng: np.random.Generator, tips: np.ndarray, root: np.ndarray, tip_radius: float
 ) -> np.ndarray:
-    """Grows a branching tree from `root` to all `tips`.
+    """Returns a tree that branches from `root` to all `tips`.
 
-    Points join, nearest to the root first, where the new branch plus part of the path
-    back to the root is shortest (the minimum spanning tree with a path cost of Cuntz
-    et al. 2010, doi:10.1371/journal.pcbi.1000877). Radii add up towards the root as
-    r^2.7, between Murray's exponent 3 and what lung arteries show.
+    Tips are connected, nearest to the root first, where the new branch plus part of the
+    path back to the root is shortest (the minimum spanning tree with a path cost of Cuntz
+    et al. 2010, doi:10.1371/journal.pcbi.1000877). Powers r^2.7 of the radii add up
+    towards the root; the exponent is between Murray's 3 and that of lung arteries.
 
     Args:
       rng: Random generator for the bends.
@@ -222,21 +222,21 @@ def tree(
 
 
 def draw(grid: Grid, segments: np.ndarray, extra: float = 0.0) -> np.ndarray:
-    """Draws segments as `[H, W]` float32: the fraction of each pixel that they cover.
+    """Returns the fraction of each pixel covered by segments, `[H, W]` float32.
 
     Args:
       grid: Pixel grid.
-      segments: `[M, 5]`: x0, y0, x1, y1, radius in mm; both ends of a dot are equal.
+      segments: x0, y0, x1, y1, radius in mm, `[M, 5]`; both ends of a dot are equal.
       extra: Addition to every radius, mm.
     """
-    factor = 3  # finer pixels, averaged below, so that thin branches come out faint
+    factor = 3  # Finer pixels, averaged below, so that thin branches are faint.
     scale = factor / grid.spacing
     fine = Image.new("L", (grid.matrix * factor, grid.matrix * factor))
     pen = ImageDraw.Draw(fine)
     ends = (segments[:, :4] * scale + grid.matrix * factor / 2).tolist()
     radii = ((segments[:, 4] + extra) * scale).tolist()
     for (x0, y0, x1, y1), r in zip(ends, radii, strict=True):
-        shade = min(255, int(510 * r))  # less than one fine pixel wide
+        shade = min(255, int(510 * r))  # For branches thinner than one fine pixel.
         if abs(x1 - x0) + abs(y1 - y0) > 0.5:
             pen.line((x0, y0, x1, y1), fill=shade, width=max(1, round(2 * r)))
         if r > 0.8:
@@ -246,7 +246,7 @@ def draw(grid: Grid, segments: np.ndarray, extra: float = 0.0) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Lung:
-    """The lungs of one section.
+    """Lungs of one section.
 
     Attributes:
       grid: Pixel grid.
@@ -261,7 +261,7 @@ class Lung:
     hila: np.ndarray
 
     def filled(self, air: np.ndarray, vessels: np.ndarray | None = None) -> np.ndarray:
-        """Returns HU of `air` with vessels, by default the healthy ones."""
+        """Returns HU of the parenchyma `air` with vessels, by default `self.vessels`."""
         vessels = self.vessels if vessels is None else vessels
         return air + vessels * (35 - air)
 
@@ -276,11 +276,11 @@ def points_mm(rng, grid: Grid, mask: np.ndarray, count: int) -> np.ndarray:
 
 
 def _cells(rng, grid: Grid, near: np.ndarray, size: float, ragged: float, warp: float):
-    """Draws random polygonal cells about `size` mm across.
+    """Returns random polygonal cells of about `size` mm.
 
-    Returns, for the pixels of `near` in row order: the distances to the nearest and the
-    second nearest wall in mm, the random number of the nearest wall (constant along the
-    wall), and the centre `[P, 2]` and random number of the cell; numbers are in [0, 1].
+    The values are, at the P pixels of `near` in row order: the distances to the nearest
+    and the second nearest wall in mm, a random number in [0, 1] of the nearest wall, and
+    the centre `[P, 2]` and a random number in [0, 1] of the cell.
     """
     half = grid.matrix * grid.spacing / 2 + 2 * size
     lattice = np.arange(-half, half, size)
@@ -307,17 +307,17 @@ def _cells(rng, grid: Grid, near: np.ndarray, size: float, ragged: float, warp: 
 
 
 def ground_glass(rng, lung: Lung, severity: float, where: np.ndarray) -> np.ndarray:
-    """Hazy density through which the vessels stay visible: +110 to +330 HU."""
+    """Hazy density, +110 to +330 HU, in which vessels remain visible."""
     mottle = 0.7 * lung.grid.noise(rng, 9) + 0.5 * lung.grid.noise(rng, 4)
     haze = (110 + 220 * severity) * (1 + 0.22 * mottle)
     return lung.filled(np.minimum(lung.air + haze, -250))
 
 
 def consolidation(rng, lung: Lung, severity: float, where: np.ndarray) -> np.ndarray:
-    """Airless lung, -50 to 40 HU, that hides vessels; bronchi stay dark in it."""
+    """Airless lung, -50 to 40 HU, that hides vessels but not air-filled bronchi."""
     grid = lung.grid
     fluid = -90 + 120 * severity + 22 * grid.noise(rng, 10)
-    # Lobules that still hold air, fewer the more severe the disease.
+    # Some lobules still contain air; the more severe the disease, the fewer.
     spared = grid.noise(rng, 9) + 0.4 * grid.noise(rng, 4) - 0.5 - severity
     spared = np.clip(spared, 0, 1)
     hu = fluid + spared * (-520 - fluid)
@@ -334,7 +334,7 @@ def consolidation(rng, lung: Lung, severity: float, where: np.ndarray) -> np.nda
 
 
 def honeycombing(rng, lung: Lung, severity: float, where: np.ndarray) -> np.ndarray:
-    """Clustered air cysts of 3 to 10 mm that share thick fibrous walls."""
+    """Clustered air cysts of 3 to 10 mm with common, thick, fibrous walls."""
     grid = lung.grid
     size = rng.uniform(4.2, 7.8)
     near = grid.blur(where, 2.5) > 0.05
@@ -356,7 +356,7 @@ def honeycombing(rng, lung: Lung, severity: float, where: np.ndarray) -> np.ndar
 
 
 def reticular(rng, lung: Lung, severity: float, where: np.ndarray) -> np.ndarray:
-    """Thickened septa, about 1 mm: polygons of 6 to 14 mm, finer lines inside them."""
+    """Thickened septa of about 1 mm: polygons of 6 to 14 mm with finer lines inside."""
     grid = lung.grid
     near = grid.blur(where, 2.5) > 0.05
     lines = np.zeros(near.sum())
@@ -376,7 +376,7 @@ def reticular(rng, lung: Lung, severity: float, where: np.ndarray) -> np.ndarray
 
 
 def emphysema(rng, lung: Lung, severity: float, where: np.ndarray) -> np.ndarray:
-    """Holes near -960 HU without walls, 3 to 15 mm across; vessels are thinned out."""
+    """Holes of 3 to 15 mm near -960 HU without walls; vessels are rarefied."""
     grid = lung.grid
     holes = grid.noise(rng, rng.uniform(6, 11)) + 0.45 * grid.noise(rng, 4)
     fraction = np.clip(0.5 + (holes - 0.75 + 1.35 * severity) * 1.6, 0, 1)
@@ -389,7 +389,7 @@ def emphysema(rng, lung: Lung, severity: float, where: np.ndarray) -> np.ndarray
 
 
 def nodular(rng, lung: Lung, severity: float, where: np.ndarray) -> np.ndarray:
-    """Roundish nodules of 2 to 5 mm, well defined or hazy, strewn over the lung."""
+    """Scattered round nodules of 2 to 5 mm, well defined or hazy."""
     grid = lung.grid
     area = where.sum() * grid.spacing**2
     count = int(area / 100 * rng.uniform(1.0, 1.5) * (0.8 + 1.4 * severity)) + 1
@@ -400,7 +400,7 @@ def nodular(rng, lung: Lung, severity: float, where: np.ndarray) -> np.ndarray:
     lobes = np.column_stack([centre + offset, centre + offset, 0.8 * radius])
     shape = draw(grid, np.concatenate([discs, lobes]))
     solid = rng.uniform(0.45, 1.0)
-    if solid < 0.65:  # centrilobular nodules are hazy
+    if solid < 0.65:  # Centrilobular nodules are hazy.
         shape = grid.blur(shape, 0.8)
     hu = lung.filled(lung.air + 25 * severity)
     return hu + shape * solid * (20 - hu)

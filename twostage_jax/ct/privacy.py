@@ -1,4 +1,4 @@
-"""Reasons and errors without the names that paths and messages may contain."""
+"""Removes paths and UIDs, which may identify patients, from reasons and errors."""
 
 import contextlib
 import csv
@@ -15,13 +15,13 @@ from twostage_jax.io import inert
 
 # (name of the file, reason)
 Hidden = list[tuple[str, str]]
-# Reasons that a message about skipped files lists.
+# Number of reasons in a message about skipped files.
 _MOST_REASONS = 3
 _UID = re.compile(r"\b[0-2](\.\d+){4,}\b")
 
 
 def file_hash(path: Path, salt: str) -> str:
-    """Returns a short name of a file that does not reveal its path."""
+    """Returns the salted hash of a path; see `hashed`."""
     return hashed("file", str(path), salt)
 
 
@@ -56,7 +56,7 @@ def counted(listed: Hidden) -> str:
     for name, reason in listed:
         reason = reason if reason.endswith("...") else reason.removesuffix(".")
         by_reason.setdefault(reason, []).append(name)
-    # The reason for a series comes before the valid slices that are skipped with it.
+    # The reason to refuse a series comes before the slices that are skipped with it.
     order = sorted(
         by_reason.items(), key=lambda item: (item[0] in TOGETHER, -len(item[1]))
     )
@@ -147,6 +147,6 @@ def _ended(text: str) -> str:
 
 
 def _cut(text: str, path: str) -> str:
-    # The end of a path in a sentence is unknown: it may contain blanks.
+    # Where a path ends in a sentence is unknown, because it may contain blanks.
     before, found, _ = text.partition(path)
     return f"{before}..." if found else before

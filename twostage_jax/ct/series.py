@@ -1,4 +1,4 @@
-"""A folder tree of DICOM files -> series of slices, in order."""
+"""Searches a folder tree for CT slices, and sorts them into series."""
 
 import dataclasses
 import filecmp
@@ -24,20 +24,20 @@ from twostage_jax.folders import Skipped, walk
 
 # Reason for valid slices of a series that is refused because of another slice.
 TOGETHER = "skipped with the other slices of its series, one of which is refused."
-# Direction cosines and positions are written with a few decimals only.
+# Direction cosines and positions are rounded to a few decimals.
 ORIENTATION_TOLERANCE = 1e-3
 POSITION_TOLERANCE_MM = 0.01
-# Writers round the spacing: this fraction of a pixel over the whole image is negligible.
+# Spacings are rounded: this fraction of a pixel over the whole image is negligible.
 FIELD_TOLERANCE = 0.1
 THICKNESS_TOLERANCE_MM = 0.005
 # Relative difference from the median step above which a step is reported.
 STEP_TOLERANCE = 0.05
 # Angle between the direction from slice to slice and their normal: a tilted gantry.
 TILT_TOLERANCE_DEGREES = 0.5
-# Fat lies at -100 HU, lung and the air around the patient far below.
+# Fat is at -100 HU; lung and the air around the patient are far below.
 NO_AIR_ABOVE_HU, MOST_BELOW = -100, 1e-3
-# If the rescale is lost, water lies at 1024 HU, and at least this fraction of the image is
-# brighter than this limit, which otherwise only dense bone exceeds.
+# If the rescale is lost, water is at 1024 HU, and at least this fraction of the image
+# exceeds this limit, which otherwise only dense bone does.
 BRIGHT_HU, LEAST_BRIGHT = 700, 0.1
 
 
@@ -45,8 +45,8 @@ BRIGHT_HU, LEAST_BRIGHT = 700, 0.1
 class Series:
     """Slices of one scan, sorted along their common normal.
 
-    Axial slices run from the feet to the head, regardless of the names and numbers of
-    the files.
+    Axial slices are ordered from the feet to the head, whatever the names and numbers of
+    their files.
 
     Attributes:
       uid: SeriesInstanceUID.
@@ -58,8 +58,8 @@ class Series:
         names of their files in brackets.
       remarks: Other peculiarities: a tilted gantry, mixed kernels or slice thicknesses,
         lossy compression, files that may belong to the series and were not read.
-      left_out: Number of files that could not be used and belong to the series, or may
-        belong to it because they lie in its folders. Copies of its slices do not count.
+      left_out: Number of unusable files that belong to the series, or may belong to it
+        because they lie in its folders. Copies of its slices do not count.
     """
 
     uid: str
@@ -128,7 +128,7 @@ def group(
 
 
 def _with_left_out(found: Sequence[Series], lost: Sequence[Path]) -> Iterator[Series]:
-    """Yields the series, with the number of files that may be missing from each."""
+    """Yields the series with the number of unusable files that may belong to each."""
     named, unnamed = Counter(), Counter()
     for path in lost:
         uid = series_uid(path)
@@ -150,7 +150,7 @@ def _with_left_out(found: Sequence[Series], lost: Sequence[Path]) -> Iterator[Se
 
 
 def _with_parts(found: Iterable[Series]) -> Iterator[Series]:
-    """Yields the series, with a remark on single slices that look like one scan."""
+    """Yields the series, with a remark on single slices that may be one scan."""
     found = list(found)
     alike = defaultdict(set)
 
@@ -197,7 +197,7 @@ def scan(folder: Path, *, salt: str = "", go_on: bool = False) -> Scan:
     """Returns the headers of all CT slices below a folder, and the skipped files.
 
     Skips localisers, secondary captures, other modalities, files that are not DICOM, and
-    copies of a slice: those with the same series, SOPInstanceUID, position and pixels.
+    copies of a slice (with the same series, SOPInstanceUID, position and pixels).
 
     Args:
       folder: Folder to search, with its sub-folders, in the order of names; see `walk`.
@@ -258,15 +258,15 @@ def scan(folder: Path, *, salt: str = "", go_on: bool = False) -> Scan:
 
 
 def _uids(header: Header) -> tuple[str, str, int]:
-    """Returns UIDs and frame, which only copies of a slice share."""
+    """Returns UIDs and frame, which are equal only for copies of a slice."""
     return header.series_uid, header.sop_uid, header.frame
 
 
 def _not_dicom(path: Path) -> str:
-    """Returns the reason to skip a file that is not DICOM; '' if it is DICOM.
+    """Returns the reason to skip a file that is not DICOM, or '' if it is DICOM.
 
     Raises:
-      UserError: The file has the extension of DICOM files.
+      UserError: The file is not DICOM despite its extension.
     """
     if path.name.upper() == "DICOMDIR":
         return "a DICOMDIR, the table of contents of a medium"
@@ -277,7 +277,7 @@ def _not_dicom(path: Path) -> str:
 
 
 def _copied(found: Sequence[Header], known: Sequence[Header]) -> Header | None:
-    """Returns the header of the slice that a file is a copy of, or None.
+    """Returns the header of the slice of which a file is a copy, or None.
 
     Args:
       found: Headers of the file's frames.
@@ -371,10 +371,10 @@ def read_volume(series: Series) -> np.ndarray:
 def read_in_turn(headers: Sequence[Header]) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (index, HU `[H, W]` int16) of slices, file by file.
 
-    A multi-frame file is read once for all of its frames.
+    Each multi-frame file is read once.
 
     Raises:
-      UserError: A file cannot be decoded, or has changed.
+      UserError: A file cannot be decoded, or has changed since the search.
     """
     by_path = defaultdict(list)
     for index, header in enumerate(headers):
@@ -391,14 +391,14 @@ def read_in_turn(headers: Sequence[Header]) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def check_air(slices: Iterable[np.ndarray], path: Path) -> None:
-    """Raises a UserError if a series does not contain air: its values are not HU.
+    """Raises a UserError if a series does not contain air, so that its values are not HU.
 
     Air surrounds every patient and fills every lung. A series without air has lost its
     RescaleIntercept, or does not show a chest.
 
     Args:
-      slices: HU `[H, W]` of the slices of one series; read only until air is found.
-      path: File of one of the slices, for the message.
+      slices: HU `[H, W]` of the slices of one series, consumed until air is found.
+      path: File of one of the slices, for the error.
     """
     total = below = bright = padding = 0
     for hu in slices:
@@ -409,7 +409,7 @@ def check_air(slices: Iterable[np.ndarray], path: Path) -> None:
         bright += np.count_nonzero(measured > BRIGHT_HU)
         if below > MOST_BELOW * total:
             return
-        # Pixels of exactly the value of air may be air or padding.
+        # Pixels of exactly `AIR_HU` may be air or padding.
         if padding > MOST_BELOW * total and bright <= LEAST_BRIGHT * total:
             return
     if total:
@@ -434,7 +434,7 @@ def _normal(header: Header) -> np.ndarray:
 def _check_alike(headers: Sequence[Header]) -> None:
     if len(headers) < 2:
         return
-    # Compared with the most frequent geometry, so that the error names the odd slice.
+    # Compares with the most frequent geometry, so that the error names the odd slice.
     common = Counter(map(_geometry, headers)).most_common(1)[0][0]
     first = next(header for header in headers if _geometry(header) == common)
     named: dict[tuple, Header] = {}
@@ -469,7 +469,7 @@ def _check_alike(headers: Sequence[Header]) -> None:
 
 
 def _geometry(header: Header) -> tuple:
-    """Returns the properties that all slices of a scan share exactly."""
+    """Returns the properties that are equal for all slices of a scan."""
     turn = tuple(round(v, 2) + 0.0 for v in header.orientation or ())
     return turn, header.shape, header.patient
 

@@ -1,7 +1,7 @@
 """Prepares a data set once, as TFDS records on disk, and reads it into memory.
 
-`prepare` runs a recipe's tasks on all cores (`run`), keeps the results of finished tasks
-so that an interrupted preparation resumes (`kept`), checks the examples and collects
+`prepare` runs the tasks of a recipe on all cores (`run`), keeps the results of finished
+tasks so that an interrupted preparation resumes (`kept`), checks the examples and collects
 everything but their pixels (`Collector`), and writes the records with TFDS.
 """
 
@@ -55,7 +55,7 @@ MAX_MEMORY_BYTES = 8 * 2**30
 PART_BYTES = 128 * 2**20
 # Records read at a time.
 READ_CHUNK = 4096
-# Tasks in flight per worker; bounds the memory for results.
+# Tasks in flight per worker, which bounds the memory for results.
 AHEAD = 3
 # Seconds between progress lines if standard error is not a terminal.
 LINE_EVERY = 30.0
@@ -68,14 +68,12 @@ def prepare(
     workers: int | None = None,
     progress: bool = True,
 ) -> Dataset:
-    """Returns a recipe's data set, prepared unless it is in `data_dir`.
+    """Returns the data set of a recipe, and prepares it if it is not in `data_dir`.
 
     The set is stored in `<data_dir>/prepared/<name>-<first 16 letters of the key>/`. A
     folder appears there only when it is complete. Sets with other keys are kept, so
-    that returning to earlier settings costs nothing; delete them by hand.
-
-    A recipe with slow tasks keeps the results of finished tasks, so that an interrupted
-    run resumes.
+    that returning to earlier settings costs nothing; delete them by hand. If the recipe
+    is `resumable`, the results of finished tasks survive an interruption.
 
     Args:
       recipe: Recipe of the data set.
@@ -84,18 +82,17 @@ def prepare(
       progress: Show a progress bar, if standard error is a terminal.
 
     Returns:
-      The data set, examples sorted by id.
+      The data set, with its examples sorted by id.
 
     Raises:
-      UserError: The recipe raised it; an example contradicts the others; a class lacks
-        examples; the disk is full; or `data_dir` is not writable.
+      UserError: A task of the recipe raised it; an example contradicts the others; a
+        class lacks examples; the disk is full; or `data_dir` is not writable.
     """
     if not re.fullmatch(r"\w+", recipe.name, re.ASCII):
         raise UserError(
             f"data set name {recipe.name!r}: use letters, digits and underscores.",
             where="name",
         )
-    config = f"{recipe.name}-{recipe.key[:16]}"
     home = Path(recipe.prepared_in or data_dir).expanduser().absolute()
     folder = folder_of(recipe, home)
     if not folder.exists() and recipe.prepared_in:
@@ -108,11 +105,13 @@ def prepare(
         with _explained(recipe.name, folder), lock:
             # The previous holder of the lock may have prepared it.
             if not folder.exists():
-                _remove_leftovers(folder.parent)
+                # Half-written folders of killed processes.
+                for path in folder.parent.glob("incomplete.*"):
+                    shutil.rmtree(path)
                 parts = tasks_of(recipe, home)
                 made = _measured(recipe, workers, progress)
                 made = kept(made, parts) if recipe.resumable else made
-                _write(made, config, home, workers, progress)
+                _write(made, folder.parent.name, home, workers, progress)
                 if parts.exists():
                     shutil.rmtree(parts)
     return _read(recipe, folder)
@@ -135,7 +134,7 @@ def metadata_of(folder: Path) -> dict[str, Any]:
 
 
 def _measured(recipe: Recipe, workers: int | None, progress: bool) -> Recipe:
-    """Returns the recipe with the largest measures of all tasks given to `make`."""
+    """Returns the recipe after measuring: `make` gets the largest measures of all tasks."""
     if recipe.measure is None:
         return recipe
     measuring = dataclasses.replace(recipe, make=recipe.measure)
@@ -207,12 +206,6 @@ def _read(recipe: Recipe, folder: Path) -> Dataset:
     )
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Removes half-written folders of killed processes; call it under the lock."""
-    for path in folder.glob("incomplete.*"):
-        shutil.rmtree(path)
-
-
 @contextlib.contextmanager
 def _explained(name: str, folder: Path) -> Iterator[None]:
     """Turns disk errors into a UserError."""
@@ -248,7 +241,7 @@ def _quiet() -> Iterator[None]:
 
 
 class RecordImages:
-    """Random access to images on disk.
+    """Images on disk, with random access.
 
     Attributes:
       shape: `(N, H, W, C)`.
@@ -257,7 +250,7 @@ class RecordImages:
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, order: np.ndarray):
-        """Initialises it so that image i is record `order[i]` of all parts."""
+        """Makes record `order[i]` of all parts image i."""
         image = builder.info.features["image"]
         self.shape = (len(order), *image.shape)
         self.dtype = np.dtype(image.np_dtype)
@@ -266,7 +259,7 @@ class RecordImages:
         self._records = builder.as_data_source(
             split="all", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
-        # The rest of a record is in the metadata: skipping it halves the time.
+        # The rest of a record is in the metadata, too: skipping it halves the time.
         self._features = tfds.features.FeaturesDict({"image": image})
 
     def __len__(self) -> int:
@@ -315,7 +308,7 @@ class Collector:
     def __init__(
         self, recipe: Recipe, results: Iterator[list[Example]], part_bytes: int
     ):
-        """Reads results up to the first example, which fixes shape and type of all others.
+        """Reads results up to the first example, which determines shape and type of all.
 
         Args:
           recipe: Recipe of the set.
@@ -367,9 +360,10 @@ class Collector:
         self._synthetic = recipe.synthetic
 
     def _gather(self, examples: list[Example]) -> None:
-        self._skipped += getattr(examples, "skipped", ())
-        self._notes.update(getattr(examples, "notes", ()))
-        for table, rows in getattr(examples, "facts", {}).items():
+        made = _as_made(examples)
+        self._skipped += made.skipped
+        self._notes.update(made.notes)
+        for table, rows in made.facts.items():
             self._facts.setdefault(table, []).extend(rows)
 
     def _remarks(self) -> list[str]:
@@ -484,9 +478,9 @@ class Collector:
 
 
 def kept(recipe: Recipe, folder: Path) -> Recipe:
-    """Returns the recipe with results that are computed once and stored in `folder`.
+    """Returns the recipe with the result of each task stored in `folder` once computed.
 
-    The order of the tasks does not change. Delete the folder when the set is complete.
+    The tasks keep their order. Delete the folder when the set is complete.
     """
     make = functools.partial(_made, make=recipe.make, key=recipe.key, folder=folder)
     tasks = list(enumerate(recipe.tasks))
@@ -504,15 +498,18 @@ def _made(task: tuple[int, Any], *, make: Any, key: str, folder: Path) -> Made:
 
 
 def save(path: Path, examples: list[Example]) -> None:
-    """Writes the results of a task, without pickle; all or nothing."""
+    """Writes the result of a task atomically, without pickle."""
     rest = [
         [e.id, int(e.label), e.group, e.split, dict(e.details), e.synthetic]
         for e in examples
     ]
-    skipped = [list(entry) for entry in getattr(examples, "skipped", ())]
-    notes = getattr(examples, "notes", Notes()).to_json()
-    facts = getattr(examples, "facts", {})
-    record = {"examples": rest, "skipped": skipped, "notes": notes, "facts": facts}
+    made = _as_made(examples)
+    record = {
+        "examples": rest,
+        "skipped": made.skipped,
+        "notes": made.notes.to_json(),
+        "facts": made.facts,
+    }
     text = json.dumps(record).encode()
     images = {f"image_{i}": e.image for i, e in enumerate(examples)}
     if len({(e.image.shape, e.image.dtype) for e in examples}) == 1:
@@ -521,8 +518,12 @@ def save(path: Path, examples: list[Example]) -> None:
         np.savez(file, text=np.frombuffer(text, np.uint8), **images)
 
 
+def _as_made(examples: list[Example]) -> Made:
+    return examples if isinstance(examples, Made) else Made(examples)
+
+
 def load(path: Path) -> Made:
-    """Returns the results written by `save`."""
+    """Returns the result of a task that `save` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
         text = json.loads(arrays["text"].tobytes())
         images = arrays["images"] if "images" in arrays else None
@@ -543,20 +544,22 @@ def run(
     progress: bool = True,
     verb: str = "preparing",
 ) -> Iterator[Any]:
-    """Returns the examples of each task, in the order of the tasks.
+    """Returns the result of each task, in the order of the tasks.
 
     Args:
       recipe: Recipe whose tasks are run.
       workers: Number of processes; None for one per core, 1 for this process only.
       progress: Show a progress bar on standard error or, if that is not a terminal,
         print a line at the start and every `LINE_EVERY` seconds.
-      verb: Verb in the progress bar.
+      verb: Verb in the progress bar, such as 'preparing'.
 
     Raises:
       UserError: A task raised it, or a worker was killed.
       RuntimeError: A task raised any other exception; the message names the task.
     """
-    workers = min(workers or _cores(), len(recipe.tasks))
+    affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
+    workers = min(workers or cores, len(recipe.tasks))
     results = _here(recipe) if workers <= 1 else _in_workers(recipe, workers)
     # The caller may redirect standard output while it iterates.
     return _shown(recipe, results, sys.stdout, verb) if progress else results
@@ -579,12 +582,6 @@ def _shown(
             if not terminal and time.monotonic() - printed > LINE_EVERY:
                 printed = time.monotonic()
                 print(f"{title}: {done} of {total} tasks done.", file=out, flush=True)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _here(recipe: Recipe) -> Generator[list[Example]]:

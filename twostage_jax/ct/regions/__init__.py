@@ -1,12 +1,12 @@
 """Annotated regions of CT slices, one module per file format.
 
-A new format is a module here that ends in `FORMAT = base.Format(...)`, and an entry in
+To add a format, write a module that ends with `FORMAT = base.Format(...)`, and list it in
 `FORMATS`.
 """
 
 from twostage_jax.ct.regions import masks, medgift, nifti, rtstruct, seg, table
 
-# The first that recognises a file reads it.
+# The first format that recognises a file reads it.
 FORMATS = (
     masks.FORMAT,
     nifti.FORMAT,

@@ -1,4 +1,4 @@
-"""Types that all formats of regions share, and the drawing of contours.
+"""Types of all formats of regions, and filling of contours.
 
 A label mask is `[H, W]` int: 0 outside all regions, 1 + class index inside.
 """
@@ -25,12 +25,12 @@ Draw = Callable[[], list[Claim]]
 
 
 class Contents(NamedTuple):
-    """Summary of a file of regions.
+    """Contents of a file of regions.
 
     Attributes:
       series: SeriesInstanceUIDs that the file names.
-      labels: Labels of its regions; empty if it numbers them.
-      empty: Number of its regions and contours that enclose nothing, such as points.
+      labels: Labels of the regions; empty if they have numbers instead.
+      empty: Number of regions and contours that do not enclose an area, such as points.
     """
 
     series: tuple[str, ...] = ()
@@ -40,15 +40,15 @@ class Contents(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """Question to a file: which pixels of these slices does it mark?
+    """Query for the pixels of some slices that a file marks.
 
     Attributes:
-      path: The file.
-      headers: Slices that it may mark.
+      path: Path of the file.
+      headers: Slices that the file may mark.
       class_names: Classes in label order; regions with other labels are skipped.
       salt: Secret mixed into the patients' hashes.
-      named_only: Refuse regions that do not name their slice: they could belong to a
-        series that the file names and that is missing.
+      named_only: Whether to refuse regions that do not name their slice, because they
+        could belong to a missing series that the file names.
       together: Mask files that are numbered together with this one.
     """
 
@@ -64,9 +64,9 @@ class Numbered(NamedTuple):
     """Position of a mask that is not named after the UID of its slice.
 
     Attributes:
-      number: Number in the mask's name, or of a page, from 1.
-      header: Header of its slice.
-      clues: Names of the numberings that agree on the slice, such as 'InstanceNumber'.
+      number: Number in the name of the mask, or of a page, from 1.
+      header: Header of the slice.
+      clues: Numberings that agree on the slice, such as 'InstanceNumber'.
       masks: Number of masks in the file.
     """
 
@@ -78,17 +78,20 @@ class Numbered(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A file format of regions; either `draw` or `load` is given.
+    """File format of regions, with either `draw` or `load`.
 
     Attributes:
       name: Name of the format.
-      recognise: Returns the contents of a file of the format; None for other files.
-      draw: Returns the regions of each slice, for a format whose regions have labels.
-      load: Returns the mask of each slice, for a format of numbers whose meaning the
-        setting 'classes' gives; and how the mask was placed, for a numbered file.
-      anywhere: Whether files are recognised next to the slices, too. Otherwise they
-        count only in a folder of regions: images and tables may be anything.
-      named_like_slices: Whether a file may bear the name of a slice's file.
+      recognise: Function that returns the contents of a file of the format, or None for
+        other files.
+      draw: Function that returns a function per slice that draws the regions, for formats
+        with labels.
+      load: Function that returns a function per slice that reads the mask, for formats
+        with numbers, whose meaning is given by the setting 'classes'; and the position of
+        the mask if it is numbered.
+      anywhere: Whether files next to the slices are recognised, too. Otherwise they count
+        only in a folder of regions, because images and tables may be anything.
+      named_like_slices: Whether a file may have the name of a slice's file.
       needs_every_series: Whether all series that a file names must be present, because
         its regions on a missing one would be skipped silently.
     """
@@ -106,10 +109,10 @@ class Labels(NamedTuple):
     """Label mask of a slice.
 
     Attributes:
-      mask: `[H, W]` int.
-      marked: Number of pixels that the regions of each class mark, by class index.
-      overlaps: Number of pixels that regions of two classes mark, and which are 0 in
-        the mask, by their class indices, the smaller first.
+      mask: 0 outside all regions, 1 + class index inside, `[H, W]` int.
+      marked: Number of pixels marked as each class, by class index.
+      overlaps: Number of pixels marked as two classes, which are 0 in the mask, by the
+        class indices, the smaller first.
     """
 
     mask: np.ndarray
@@ -118,24 +121,24 @@ class Labels(NamedTuple):
 
 
 def clean_label(text: str) -> str:
-    """Returns a region's label as classes are named: one line, lower case, NFC."""
+    """Returns a label in the form of class names: one line, lower case, Unicode NFC."""
     return " ".join(io.composed(text).split()).lower()
 
 
 def draw_regions(
     regions: Sequence[tuple[int, np.ndarray]], shape: tuple[int, int]
 ) -> list[Claim]:
-    """Returns the pixels of each (class index, contour `[n, 2]`) pair."""
+    """Returns (class index, pixels `[H, W]` bool) of (class index, contour `[n, 2]`)."""
     return [(index, fill_contour(points, shape)) for index, points in regions]
 
 
 def fill_contour(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Returns the pixels `[H, W]` bool whose centres lie inside a closed contour.
 
-    Even-odd rule; the centre of a pixel has integer coordinates.
+    Follows the even-odd rule; the centre of a pixel has integer coordinates.
 
     Args:
-      points: `[n, 2]` x (column) and y (row), pixels.
+      points: x (column) and y (row) of the corners, pixels, `[n, 2]`.
       shape: (H, W).
     """
     filled = np.zeros(shape, bool)
@@ -157,7 +160,7 @@ def fill_contour(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def merge(claims: Sequence[Claim], shape: tuple[int, int]) -> Labels:
     """Returns the label mask of the regions of a slice.
 
-    Pixels that regions of two classes claim are 0: they show neither for sure.
+    Pixels that regions of two classes claim are 0, because their class is uncertain.
     """
     by_class: dict[int, np.ndarray] = {}
     for index, inside in claims:

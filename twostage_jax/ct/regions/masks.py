@@ -1,8 +1,8 @@
 """Mask files: PNG, TIFF and NumPy.
 
-A mask of lungs or of one class holds 0 and one other value, or a few labels. Saved as
-JPEG or resized, a mask of 0 and 255 gets values in between (ringing on both sides of
-every edge, of which the part outside must not count): see `foreground`.
+A mask of lungs or of one class holds 0 and one other value, or a few labels. JPEG
+compression and resizing add values in between, on both sides of every edge: see
+`foreground`.
 """
 
 import re
@@ -22,22 +22,22 @@ from twostage_jax.ct.series import sort_series
 from twostage_jax.errors import Notes, UserError
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
-# Extension of a file, which a UID must not lose its last number to.
+# Extension of a file; the last number of a UID is not an extension.
 _SUFFIX = re.compile(r"\.[A-Za-z]\w{0,5}$")
 _RESOLVE = (
     "Name masks after the SOPInstanceUIDs of their slices or after the slices' files "
     "(im001.png for im001.dcm)"
 )
-# Values up to this are labels: a mask of 0 and 255 goes beyond it.
+# If all values are at most this, they are labels.
 MOST_LABEL = 15
-# Larger values are labels if there are few of them, this far apart.
+# Larger values are labels if they are few and at least this far apart.
 MOST_LABELS, LEAST_GAP = 8, 16
-# Pixels that blurred edges reach to either side, and that the ringing of JPEG does: its
-# blocks of 8, doubled where the mask was enlarged afterwards.
+# Reach in pixels of blurred edges, and of the ringing of JPEG: its blocks of 8 pixels,
+# doubled in case the mask was enlarged afterwards.
 BLUR, RINGING = 4, 16
 # Stray values away from edges, as a fraction of the marked pixels.
 STRAY = 0.01
-# Fraction of all pixels that may lie between the two values: noise has edges everywhere.
+# Largest fraction of pixels between the two values: noise has edges everywhere.
 MOST_MIDDLE = 0.25
 CUT = (
     "have values between 0 and the largest along their edges, as JPEG and resizing "
@@ -47,12 +47,12 @@ SEVERAL = "have several values above 0: all of them count as one."
 
 
 def recognise(path: Path) -> Contents | None:
-    """Recognises mask files by their extension."""
+    """Returns the contents of a mask file, which is recognised by its extension."""
     return Contents() if path.suffix.lower() in MASK_SUFFIXES else None
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Returns the integers of a PNG, TIFF or NumPy mask, `[H, W]` or `[D, H, W]`.
+    """Returns the integers or booleans of a mask file, `[H, W]` or `[D, H, W]`.
 
     A TIFF of several pages and a NumPy array may hold all slices of a series.
 
@@ -76,24 +76,23 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def load(query: Query) -> tuple[dict[Key, Load], Numbered | None]:
-    """Returns the mask of each slice, and how the file was placed.
+    """Returns a function per slice that reads its mask, and the position of the file.
 
-    A mask belongs to the slice whose SOPInstanceUID or file name it bears, with or
-    without further words ('im001.png', 'im001_mask.png' for 'im001.dcm'). Otherwise its
-    slice follows from the number in its name or from the order of its pages (which is
-    the order of the frames if the mask bears the name of a multi-frame file). Numbers
-    may follow InstanceNumber, the numbers in the names of the slices' files, or, as in
-    many programs, the slices' positions from the feet to the head. All possible
+    A mask belongs to the slice whose SOPInstanceUID or file name is part of its name,
+    possibly with further words ('im001.png' or 'im001_mask.png' for 'im001.dcm').
+    Otherwise, the number in its name or the order of its pages determines the slice
+    (pages follow the frames if the mask is named after a multi-frame file). Numbers may
+    follow InstanceNumber, the numbers in the names of the slices' files, or, as in many
+    programs, the positions of the slices from the feet to the head. All possible
     numberings must agree, and the slices must be evenly spaced and of one series. A mask
-    that is named after a SeriesInstanceUID, or lies in a folder named so, belongs to
+    that is named after a SeriesInstanceUID, or lies in a folder of that name, belongs to
     that series.
 
-    If one of the masks in `query.together` has the number 0, they count from 0.
+    Numbers count from 0 if one of the masks in `query.together` has the number 0.
 
     Raises:
-      UserError: The mask belongs to none or to several of the slices, or its slice
-        follows from the order of slices of which some are missing, doubled or unevenly
-        spaced.
+      UserError: The mask does not belong to exactly one of the slices, or it depends on
+        the order of slices of which some are missing, doubled or unevenly spaced.
     """
     path, headers = query.path, query.headers
     stem = file_stem(path)
@@ -123,20 +122,20 @@ def load(query: Query) -> tuple[dict[Key, Load], Numbered | None]:
 
 
 def file_stem(path: Path) -> str:
-    """Returns a file's name in lower case without extension; a UID is kept whole."""
+    """Returns a file name in lower case without its extension; UIDs are kept whole."""
     return io.composed(_SUFFIX.sub("", path.name)).casefold()
 
 
 def file_number(path: Path) -> int | None:
-    """Returns the number at the end of a file's name, or None; UIDs have none."""
+    """Returns the number at the end of a file name; None without one, and for UIDs."""
     found = re.search(r"(?<![\d.])(\d{1,6})[^\d.]*$", file_stem(path))
     return int(found[1]) if found else None
 
 
 def _numbers_of(headers: Sequence[Header]) -> dict[str, dict[int, Header]]:
-    """Returns the slices by their numbers, for 'InstanceNumber' and 'file names'.
+    """Returns the slices by number, by source: 'InstanceNumber' and 'file names'.
 
-    A source counts only if it numbers all slices, each differently.
+    Omits a source that does not give each slice a distinct number.
     """
     found = {
         "InstanceNumber": {header.number: header for header in headers},
@@ -152,21 +151,18 @@ def _numbers_of(headers: Sequence[Header]) -> dict[str, dict[int, Header]]:
 def foreground(
     mask: np.ndarray, path: Path, notes: Notes, subject: str = "masks"
 ) -> np.ndarray:
-    """Returns the pixels that a mask of one class marks.
+    """Returns the pixels that a mask of one class marks, `[..., H, W]` bool.
 
-    All values but 0 count if there is one such value, or if the values are labels:
-    integers up to 15, or a few that lie apart and fill areas. If values between 0 and
+    All values except 0 count if there is one such value, or if the values are labels:
+    integers up to 15, or a few distant values that fill areas. If values between 0 and
     the largest occur only next to edges, as after JPEG compression and resizing, pixels
     count from half the most frequent large value.
 
     Args:
-      mask: `[...]` integers or booleans.
-      path: File of the mask, for errors.
+      mask: Integers or booleans, `[..., H, W]`.
+      path: Path of the mask, for errors.
       notes: Counts to which the mask is added.
       subject: Plural noun for `notes`.
-
-    Returns:
-      `[...]` bool.
 
     Raises:
       UserError: The values are neither labels nor those of a blurred mask of 0 and
@@ -229,7 +225,7 @@ def _reader(path: Path, page: int | None, header: Header) -> Load:
 
 
 def _named_after(stem: str, headers: Sequence[Header]) -> list[Header]:
-    """Returns the slices whose UID or file name a mask's name equals or contains.
+    """Returns the slices whose UID or file name is equal to, or part of, a mask's name.
 
     The rest of the name must consist of separate words without digits.
     """
@@ -252,14 +248,14 @@ def _bears(stem: str, name: str, exact: bool) -> bool:
 def _orders(
     path: Path, headers: Sequence[Header]
 ) -> dict[str, tuple[Header, ...] | list[Header]]:
-    """Returns the slices in each order in which they may have been counted, by name.
+    """Returns the slices in every order in which they may have been counted, by name.
 
     Raises:
       UserError: The order is uncertain because slices are missing or doubled.
     """
     series = sort_series(headers)
     if series.notes:
-        # The number that a mask was given need not be the one that its slice has now.
+        # Slices may have been missing, or not, when the masks were numbered.
         raise UserError(
             f"{path}: depends on the order of its slices, which is uncertain: "
             f"{series.plain_notes[0]}. {_RESOLVE}.",
@@ -285,7 +281,7 @@ def _by_number(
         if used <= numbers.keys()
     ]
     if named:
-        # A bare number that is also the name of a slice's file does not need counting.
+        # A bare number that is also the name of a slice's file needs no counting.
         readings = [r for r in readings if r[0] != "file names"]
         readings.append(("file names", {number: named[0]}))
     else:
@@ -311,7 +307,7 @@ def _by_number(
 def _by_page(
     path: Path, headers: Sequence[Header], pages: int, *, of_one_file: bool
 ) -> tuple[dict[Key, Load], Numbered]:
-    if of_one_file:  # which the mask is named after: pages follow its frames
+    if of_one_file:  # The mask is named after it: pages follow its frames.
         orders = {"frames": sorted(headers, key=lambda header: header.frame)}
     else:
         orders = _orders(path, headers)
@@ -336,7 +332,7 @@ def _by_page(
 def _check_agreed(
     path: Path, numbers: set[int], readings: Sequence[tuple[str, dict[int, Header]]]
 ) -> None:
-    """Raises a UserError if two readings put a number on different slices."""
+    """Raises a UserError if two readings assign a number to different slices."""
     (first, by_first), *others = readings
     for number in sorted(numbers):
         for other, by_other in others:
@@ -357,7 +353,7 @@ def _slice_text(header: Header) -> str:
 
 
 def _are_labels(mask: np.ndarray, values: np.ndarray) -> bool:
-    """Whether values are few, far apart, and each fills a square of 3 x 3 pixels."""
+    """Returns whether values are few, distant, and each fills a square of 3 x 3."""
     apart = np.diff(values, prepend=0).min() >= LEAST_GAP
     if len(values) > MOST_LABELS or not apart:
         return False
@@ -368,7 +364,7 @@ def _are_labels(mask: np.ndarray, values: np.ndarray) -> bool:
 
 
 def _are_edges(mask: np.ndarray, marked: np.ndarray, top: float) -> bool:
-    """Whether all values but 0 and `top` lie along the edges of what is marked."""
+    """Returns whether all values but 0 and `top` lie along edges of the marked area."""
     middle = (mask > top / 4) & (mask < 3 * top / 4)
     if np.count_nonzero(middle) > MOST_MIDDLE * mask.size:
         return False
@@ -380,7 +376,7 @@ def _are_edges(mask: np.ndarray, marked: np.ndarray, top: float) -> bool:
 
 
 def _near_edges(marked: np.ndarray, reach: int) -> np.ndarray:
-    """Returns the pixels within `reach` rows and columns of an edge of the mask."""
+    """Returns the pixels within `reach` rows and columns of an edge, bool."""
     size = (1,) * (marked.ndim - 2) + (2 * reach + 1,) * 2
     low = scipy.ndimage.minimum_filter(marked.view(np.uint8), size)
     return low != scipy.ndimage.maximum_filter(marked.view(np.uint8), size)

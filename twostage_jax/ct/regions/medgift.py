@@ -1,7 +1,7 @@
-"""Regions of MedGIFT contour files.
+"""Regions in MedGIFT contour files.
 
-Format: Depeursinge et al. 2012, "Building a reference multimedia database for
-interstitial lung diseases".
+The format is that of Depeursinge et al. 2012, "Building a reference multimedia database
+for interstitial lung diseases" (doi:10.1016/j.compmedimag.2011.07.003).
 """
 
 import functools
@@ -36,7 +36,7 @@ Region = tuple[str, int, np.ndarray]
 
 
 def recognise(path: Path) -> Contents | None:
-    """Returns the labels of a text file that begins as MedGIFT contour files do."""
+    """Returns the contents of a text file that begins like a MedGIFT contour file."""
     if path.suffix.lower() != ".txt":
         return None
     with path.open("rb") as file:
@@ -93,9 +93,9 @@ FORMAT = Format("medgift", recognise, draw=draw, anywhere=True)
 
 
 def _slices(headers: Sequence[Header], used: set[int]) -> dict[int, Header]:
-    """Returns the slices by the numbers at the ends of their files' names.
+    """Returns the slices of the `used` numbers, which end the names of their files.
 
-    The format defines this for files called `CT-*-NNNN.dcm`. For other files,
+    The format defines this for files named `CT-*-NNNN.dcm`. For other files,
     InstanceNumber must agree; it replaces names without numbers.
     """
     by_name, by_instance = defaultdict(list), defaultdict(list)

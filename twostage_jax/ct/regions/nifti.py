@@ -20,18 +20,18 @@ from twostage_jax.errors import UserError
 SUFFIXES = (".nii", ".nii.gz")
 # 2,000 slices of 1024 x 1024 pixels.
 MAX_VOXELS = 2**31
-# Two matrices are equal if they place the corner voxels this near, in voxels.
+# Two matrices are equal if all corner voxels are within this distance, in voxels.
 SAME_VOXELS = 0.1
-# Farther apart, they mark other pixels.
+# At a larger distance, they mark different pixels.
 OTHER_VOXELS = 0.5
-# Read by a pattern, because an XML parser would expand entities.
+# A pattern, because an XML parser would expand entities.
 _LABEL = re.compile(
     r'<Label\b[^>]*?\bKey="(\d{1,9})"[^>]*>\s*(?:<!\[CDATA\[)?([^<\]]*)'
 )
 
 
 def is_pair(path: Path) -> bool:
-    """Whether a file is a NIfTI header whose voxels are in an `.img` file next to it."""
+    """Returns whether a file is a NIfTI header with voxels in an `.img` file next to it."""
     if path.suffix.lower() != ".hdr" or not path.is_file():
         return False
     with path.open("rb") as file:
@@ -39,13 +39,13 @@ def is_pair(path: Path) -> bool:
 
 
 def recognise(path: Path) -> Contents | None:
-    """Recognises NIfTI files by their extension, and the headers of pairs of files."""
+    """Returns the contents of a NIfTI file, recognised by its extension, or of a pair."""
     named = path.name.lower().endswith(SUFFIXES)
     return Contents() if named or is_pair(path) else None
 
 
 def load(query: Query) -> tuple[dict[Key, Load], None]:
-    """Returns the masks of the slices, which must be of one series; see `read`."""
+    """Returns the masks of slices, which must be of one series; see `read`."""
     number = len({header.series_uid for header in query.headers})
     if number != 1:
         raise UserError(
@@ -57,14 +57,15 @@ def load(query: Query) -> tuple[dict[Key, Load], None]:
 
 
 def read(path: Path, headers: Sequence[Header]) -> dict[Key, Load]:
-    """Returns the masks of the slices of one series, as integers.
+    """Returns a function per slice of one series that gives its mask, `[H, W]` integers.
 
-    Volume and slices are matched by their position in space, with the nearest voxel for
-    each pixel. Whether a file is compressed is read from its content, not from its name.
+    Volume and slices are matched by position; each pixel takes the value of the nearest
+    voxel. Slices without marked pixels are omitted. Whether a file is compressed follows
+    from its content, not from its name.
 
     Raises:
       UserError: The file cannot be trusted, its position is missing or ambiguous, it
-        marks planes with none or several slices, or nibabel is not installed.
+        marks planes without slices or with several, or nibabel is not installed.
     """
     with refusing(path, "NIfTI"):
         stack = geometry.Stack(headers)
@@ -88,7 +89,7 @@ def read(path: Path, headers: Sequence[Header]) -> dict[Key, Load]:
 
 
 def fits(path: Path, headers: Sequence[Header]) -> bool:
-    """Whether a volume's voxels are the pixels of the slices of one series.
+    """Returns whether the voxels of a volume are the pixels of the slices of a series.
 
     Reads the header only; one of its matrices must fit.
 
@@ -113,10 +114,10 @@ def fits(path: Path, headers: Sequence[Header]) -> bool:
 
 
 def label_names(path: Path) -> dict[int, str]:
-    """Returns the names of a volume's labels; empty if the file has no label table.
+    """Returns the names of labels by value; empty if the file lacks a label table.
 
-    The table is the XML of Caret and Connectome Workbench, which TotalSegmentator
-    also writes into the header's extensions.
+    The table is XML of Caret and Connectome Workbench in an extension of the header,
+    which TotalSegmentator also writes.
 
     Raises:
       UserError: nibabel is not installed, or the file is not NIfTI.
@@ -136,7 +137,7 @@ FORMAT = Format("nifti", recognise, load=load)
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Opens a NIfTI image by its content rather than its name.
+    """Opens a NIfTI image according to its content, not its name.
 
     Raises:
       UserError: nibabel is not installed, or the file is not NIfTI.
@@ -211,13 +212,13 @@ def _mm_text(matrix: np.ndarray) -> str:
 
 
 def _corner_voxels(shape: Sequence[int]) -> np.ndarray:
-    """Returns the voxels at the corners of a volume, `[8, 4]`, the last column 1."""
+    """Returns the corner voxels of a volume, `[8, 4]` homogeneous coordinates."""
     ends = [(0, size - 1) for size in shape]
     return np.array([(*corner, 1) for corner in itertools.product(*ends)], float)
 
 
 def _apart(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """Returns the largest distance, in voxels, of a corner voxel under two matrices."""
+    """Returns the largest distance in voxels between corner voxels under two matrices."""
     away = _corner_voxels(shape) @ (one - other).T
     size = np.linalg.norm(one[:3, :3], axis=0).min()
     return float(np.linalg.norm(away, axis=1).max() / size)
@@ -226,11 +227,11 @@ def _apart(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
 def _grids(
     matrix: np.ndarray, shape: Sequence[int], stack: geometry.Stack
 ) -> np.ndarray | None:
-    """Returns the offsets of each slice's corner pixels from their voxels, `[Z, 4, 3]`.
+    """Returns the offsets of the corner pixels of slices from their voxels, `[Z, 4, 3]`.
 
-    Offsets are in voxels along the volume's axes for columns, rows and slices. A pixel's
-    voxel is the one of the same indices if the volume is the grid of the slices, in
-    either direction of each axis. None if the volume has another size.
+    Offsets are in voxels along the axes of the volume for columns, rows and slices. The
+    voxel of a pixel is the one with the same indices, where each axis may be reversed.
+    None if the volume has another size than the slices.
     """
     corners = np.stack([geometry.corners(plane) for plane in stack.planes])
     order = np.argsort(
@@ -239,7 +240,7 @@ def _grids(
     inverse = np.linalg.inv(matrix)
     voxels = corners[order] @ inverse[:3, :3].T + inverse[:3, 3]
     rows, columns = stack.planes[0].shape
-    # Axis of the volume along which a row, a column and the stack run, and its direction.
+    # Directions of rows, columns and the stack in the volume, and their axes.
     steps = np.stack(
         [
             inverse[:3, :3] @ stack.planes[0].row,
@@ -267,7 +268,7 @@ def _grids(
 
 
 def _is_grid(matrix: np.ndarray, shape: Sequence[int], stack: geometry.Stack) -> bool:
-    """Whether the volume's voxels are the pixels of the slices."""
+    """Returns whether the voxels of a volume are the pixels of the slices."""
     away = _grids(matrix, shape, stack)
     return away is not None and float(np.abs(away).max()) <= SAME_VOXELS
 
@@ -277,8 +278,8 @@ def _check_shear(
 ) -> None:
     """Raises a UserError if a volume ignores the tilt of a series.
 
-    Programs without support for sheared volumes write such files: their voxels belong
-    to the pixels of the same indices, but claim other positions.
+    Programs without support for sheared volumes write such files, whose voxels belong to
+    the pixels of the same indices but have other positions.
     """
     away = _grids(matrix, shape, stack)
     if away is None:
@@ -329,7 +330,7 @@ def _slices(
 
 
 def _sampled(volume: np.ndarray, inverse: np.ndarray, at: geometry.Plane) -> np.ndarray:
-    """Returns the voxels of `[X, Y, Z]` nearest to a plane's pixels; 0 outside."""
+    """Returns the nearest voxels of `[X, Y, Z]` at the pixels of a plane; 0 outside."""
     positions = geometry.centres(at) @ inverse[:3, :3].T + inverse[:3, 3]
     voxels = np.rint(positions).astype(np.int64)
     inside = np.all((voxels >= 0) & (voxels < volume.shape), axis=-1)

@@ -25,19 +25,20 @@ from twostage_jax.errors import UserError
 
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 CLOSED, XOR, POINT = "CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "POINT"
-# Contours are written with rounded coordinates: 0.1 mm in pixels of 0.5 mm. A contour
-# that leaves another by less than this, in pixels, lies inside it.
+# Coordinates are rounded, for instance to 0.1 mm with pixels of 0.5 mm. A contour that
+# leaves another by less than this, in pixels, lies inside it.
 INSIDE_PIXELS = 0.25
-# Distance between the points at which two contours are compared, in pixels.
+# Distance in pixels between the points at which two contours are compared.
 COMPARED_PIXELS = 0.5
 
 Contours = dict[tuple[int, int, int], list[tuple[str, np.ndarray]]]
 
 
 def recognise(path: Path) -> Contents | None:
-    """Returns the ROIs of a structure set that have a contour with an area.
+    """Returns the contents of a structure set, or None for other files.
 
-    Points and ROIs without contours enclose nothing (PS3.3 C.8.8.6.1).
+    Only ROIs with an area count: not points, and not ROIs without contours (PS3.3
+    C.8.8.6.1).
     """
     if decode.storage_class(path) != STRUCTURE_SET:
         return None
@@ -52,7 +53,7 @@ def recognise(path: Path) -> Contents | None:
 
 
 def draw(query: Query) -> dict[Key, Draw]:
-    """Returns the regions of slices.
+    """Returns a function per slice that draws its regions.
 
     A contour belongs to the slice in whose plane it lies; if it names its images
     (Contour Image Sequence), the slice must be one of them. Several contours of an ROI
@@ -73,7 +74,7 @@ def draw(query: Query) -> dict[Key, Draw]:
 
 
 def area(contours: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """Returns the pixels `[H, W]` bool that CLOSED_PLANAR contours of an ROI enclose.
+    """Returns the pixels `[H, W]` bool inside the CLOSED_PLANAR contours of an ROI.
 
     The standard does not define how several contours on a slice combine (PS3.3
     C.8.8.6.3: only CLOSEDPLANAR_XOR is an exclusive or). In practice, a contour that
@@ -81,7 +82,7 @@ def area(contours: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     All other contours are united.
 
     Args:
-      contours: Closed contours, each `[n, 2]` x (column) and y (row), pixels.
+      contours: x (column) and y (row) of each closed contour, pixels, `[n, 2]`.
       shape: (H, W).
     """
     inside = _nesting(contours)
@@ -212,18 +213,18 @@ def _drawn(dataset: pydicom.Dataset) -> Iterator[tuple[int, pydicom.Dataset]]:
 
 
 def _is_empty(contour: pydicom.Dataset) -> bool:
-    """Whether a contour is a point, or a closed one of fewer than three points."""
+    """Returns whether a contour is a point, or closed with fewer than three points."""
     kind, number = (
         contour.get(keyword)
         for keyword in ("ContourGeometricType", "NumberOfContourPoints")
     )
-    if number is None:  # converting the coordinates takes longer
+    if number is None:  # Converting the coordinates takes longer.
         number = len(contour.get("ContourData") or ()) // 3
     return kind == POINT or (kind in (CLOSED, XOR) and number < 3)
 
 
 def _dense(points: np.ndarray) -> np.ndarray:
-    """Returns a closed contour `[m, 2]` with points at most `COMPARED_PIXELS` apart."""
+    """Returns a closed contour resampled to points at most `COMPARED_PIXELS` apart."""
     following = np.roll(points, -1, axis=0)
     lengths = np.hypot(*(following - points).T)
     counts = np.maximum(1, np.ceil(lengths / COMPARED_PIXELS)).astype(int)
@@ -255,7 +256,7 @@ def _nesting(contours: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _within(points: np.ndarray, contour: np.ndarray) -> np.ndarray:
-    """Returns which points `[n, 2]` lie inside a closed contour, `[n]` bool; even-odd."""
+    """Returns whether points `[n, 2]` lie inside a closed contour (even-odd), `[n]`."""
     found = np.zeros(len(points), bool)
     x, y = points.T
     for (x0, y0), (x1, y1) in zip(contour, np.roll(contour, -1, axis=0), strict=True):

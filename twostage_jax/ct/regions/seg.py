@@ -23,13 +23,13 @@ SEGMENTATION = (
     "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation Storage
     "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation Storage
 )
-# Direction cosines are written with a few decimals. At 1 degree the corners of a slice of
-# 400 mm lie 7 mm apart; `geometry.Stack.place` checks their distance from the slice.
+# Direction cosines are rounded to a few decimals. At 1 degree, the corners of a slice of
+# 400 mm are 7 mm apart; `geometry.Stack.place` checks their distance from the slice.
 PARALLEL_DEGREES = 1.0
 
 
 def recognise(path: Path) -> Contents | None:
-    """Returns the segments of a segmentation."""
+    """Returns the contents of a segmentation, or None for other files."""
     if decode.storage_class(path) not in SEGMENTATION:
         return None
     with refusing(path):
@@ -42,7 +42,7 @@ def recognise(path: Path) -> Contents | None:
 
 
 def draw(query: Query) -> dict[Key, Draw]:
-    """Returns the regions of slices.
+    """Returns a function per slice that gives its regions.
 
     A frame belongs to the slice in whose plane it lies; if it names its source images
     (Derivation Image, PS3.3 C.7.6.16.2.5), the slice must be one of them. Each pixel of
@@ -64,7 +64,7 @@ FORMAT = Format("seg", recognise, draw=draw, anywhere=True)
 
 
 def _labels(dataset: pydicom.Dataset) -> dict[int, str]:
-    """Returns the label of each segment number."""
+    """Returns the labels by segment number."""
     return {
         int(item.SegmentNumber): clean_label(str(item.get("SegmentLabel") or ""))
         for item in dataset.get("SegmentSequence") or ()
@@ -74,7 +74,7 @@ def _labels(dataset: pydicom.Dataset) -> dict[int, str]:
 def _regions(
     dataset: pydicom.Dataset, stack: geometry.Stack, query: Query
 ) -> dict[int, list[Claim]]:
-    """Returns the claims of each slice by its index."""
+    """Returns the claims of slices by index."""
     class_names = query.class_names
     shape, number = _check_image(dataset)
     names = _labels(dataset)
@@ -166,7 +166,7 @@ def _check_inside(
 
 
 def _segment(own: pydicom.Dataset, shared: pydicom.Dataset) -> int | None:
-    """Returns the segment of a frame; None if its values are segment numbers."""
+    """Returns the segment number of a frame; None if its pixels are segment numbers."""
     items = own.get("SegmentIdentificationSequence") or shared.get(
         "SegmentIdentificationSequence"
     )

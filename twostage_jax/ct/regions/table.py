@@ -1,4 +1,4 @@
-"""CSV files of polygons with the columns patient, series, slice, label, points."""
+"""CSV files of polygons, with the columns patient, series, slice, label and points."""
 
 import re
 import unicodedata
@@ -27,7 +27,7 @@ LAYOUTS = (" ;", " |", "|;", "| ", ",;", ", ", ",|")
 
 
 def recognise(path: Path) -> Contents | None:
-    """Returns the series and labels of a CSV file other than `classes.csv`."""
+    """Returns the contents of a CSV file other than `classes.csv`."""
     name = path.name.lower()
     if not name.endswith(".csv") or name == "classes.csv":
         return None
@@ -39,11 +39,11 @@ def recognise(path: Path) -> Contents | None:
 
 
 def draw(query: Query) -> dict[Key, Draw]:
-    """Returns the regions of slices; rows of other series are skipped.
+    """Returns a function per slice that draws its regions; skips other series.
 
     Raises:
-      UserError: A row names a slice that is missing in its series or another patient,
-        or its points are not a polygon.
+      UserError: A row names a slice that its series lacks, or another patient, or its
+        points are not a polygon.
     """
     path, headers, class_names = query.path, query.headers, query.class_names
     by_uid = {(h.series_uid, h.sop_uid): h for h in headers}
@@ -86,7 +86,7 @@ FORMAT = Format("csv", recognise, draw=draw, needs_every_series=True)
 
 
 def _rows(path: Path) -> list[io.Row]:
-    """Returns the rows; see `io.read` for the variants of CSV that are read.
+    """Returns the rows of a file; see `io.read` for the accepted variants of CSV.
 
     patient: PatientID or its salted hash; may be empty. series: SeriesInstanceUID.
     slice: SOPInstanceUID, or InstanceNumber (in a multi-frame file the number of the

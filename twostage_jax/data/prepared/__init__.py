@@ -1,3 +1,3 @@
-"""TFDS builder of every data set that a recipe makes."""
+"""TFDS builder of all data sets that recipes make."""
 
 from twostage_jax.data.prepared.prepared_dataset_builder import Builder as Builder

@@ -1,4 +1,4 @@
-"""The TFDS builder: examples in, ArrayRecord files and their metadata out."""
+"""TFDS builder that writes examples as ArrayRecord files with metadata."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -6,29 +6,28 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-# Raised when the layout of what is written changes; an older folder is then not read.
+# Bump when the layout of the files changes: folders of other versions are not read.
 VERSION = "1.0.0"
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Writes examples as ArrayRecord, without TensorFlow.
 
-    Images are `Tensor` features with bytes inside, not PNG: reading one costs a third
-    of decoding a PNG, and int16 and float32 images go the same way. ArrayRecord
-    compresses them.
+    Images are stored as raw bytes (`Tensor` features) instead of PNG: reading them takes
+    a third of the time, and int16 and float32 images need no special treatment.
+    ArrayRecord compresses them.
 
-    TFDS holds a split in memory until it is complete, and beyond 1 GB it would call
-    TensorFlow, so a large set is written in several parts, each a TFDS split. Read them
-    together with `split='all'`. The split that an example belongs to is its 'split'
-    feature.
+    TFDS holds a split in memory until it is complete, and calls TensorFlow beyond 1 GB.
+    A large set is therefore written in several parts, each a TFDS split, which
+    `split='all'` reads together. The feature 'split' is the split of an example.
 
     Args:
-      parts: Generator of the examples of each part: dicts with 'image', 'label',
+      parts: Functions that yield the examples of each part: dicts with 'image', 'label',
         'id', 'group' and 'split'.
       image_shape: `(H, W, C)` of every image.
       image_dtype: Data type of every image.
-      class_names: One a class, in label order.
-      metadata: A dict that is saved after the last part; the parts may fill it.
+      class_names: Names of the classes, in label order.
+      metadata: Dict that is saved after the last part; the parts may fill it.
       **kwargs: `config` and `data_dir` of a TFDS builder.
     """
 

@@ -1,4 +1,4 @@
-"""Sources of generated images; here, the tasks and checks of settings they share."""
+"""Sources of generated images; this module has their tasks and checks of settings."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,7 +8,13 @@ from twostage_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Items `first` to `last` (exclusive) of a class: images, or material samples."""
+    """Range of items of a class: images, or material samples.
+
+    Attributes:
+      label: Class index.
+      first: Index of the first item.
+      last: Index after the last item.
+    """
 
     label: int
     first: int
@@ -30,9 +36,9 @@ def check(
     """Raises a UserError if a setting is out of its range.
 
     Args:
-      source: Name of the source of data.
+      source: Name of the data source, for the message.
       channels: Number of channels of its images: 1 or 3.
-      limits: Setting -> (value, lowest, highest or None).
+      limits: (value, lowest, highest or None) by setting.
     """
     for name, (value, lowest, highest) in limits.items():
         top = value if highest is None else highest

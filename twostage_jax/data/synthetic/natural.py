@@ -1,14 +1,14 @@
-"""A surrogate for natural images, drawn from formulas: shapes and fractals in scenes.
+"""Surrogate for natural images: scenes with shapes and fractals, drawn from formulas.
 
 Formula-driven images can replace photographs in pre-training: fractals (Kataoka et al.
 2020, arXiv 2101.08515) and dead-leaves scenes (Baradad et al. 2021, arXiv 2106.05963).
-Here a class is an outline or a fractal family. Its object lies on a dead-leaves
-background, at any position, size, rotation and colour, in light that varies, and is
-sometimes partly hidden: only its form identifies it.
+Here a class is an outline or a family of fractals. Its object lies on a dead-leaves
+background. Position, size, rotation, colour and light vary, and the object may be partly
+hidden: only its form identifies the class.
 
 An outline is a function of a point's position relative to the shape's centre, in units of
-its radius; it returns a signed measure, positive inside. A fractal is an iterated
-function system (IFS): affine maps `[k, 2, 3]`, whose attractor the chaos game draws
+its radius, and returns a signed measure that is positive inside. A fractal is an iterated
+function system (IFS): affine maps `[k, 2, 3]`, whose attractor is drawn by the chaos game
 (Barnsley 1988).
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from twostage_jax.data.dataset import Example, Recipe, digest
 from twostage_jax.data.synthetic import Task, check, tasks
 
-# Bump when the same settings give other images.
+# Bump when the same settings give different images.
 VERSION = 1
 TEST_EVERY = 6
 IMAGES_PER_TASK = 50
@@ -28,14 +28,15 @@ IMAGES_PER_TASK = 50
 OVERSAMPLING = 2
 BACKGROUND_LEAVES = 11
 OCCLUDED_FRACTION = 0.3
-# Points of a fractal for each pixel drawn.
+# Number of a fractal's points per drawn pixel.
 POINTS_PER_PIXEL = 3
 # Each number of the maps is changed by up to this fraction, so that all instances
-# differ: as FractalDB varies its categories (Kataoka et al. 2020), but all at once.
+# differ. FractalDB (Kataoka et al. 2020) varies its categories like this, but one number
+# at a time.
 PERTURBATION = 0.12
-# A map must shrink, or the points run away.
+# Maps must shrink, or the points would diverge.
 LARGEST_STRETCH = 0.93
-# Steps until a walker has come to the attractor.
+# Number of steps after which a walker has reached the attractor.
 START = 16
 Outline = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -48,14 +49,14 @@ def recipe(
     per_class: int = 500,
     seed: int = 0,
 ) -> Recipe:
-    """Returns the recipe of shapes and fractals, every sixth image for test.
+    """Returns the recipe of shapes and fractals; every sixth image is for the test.
 
     Args:
-      size: Side of the images in pixels, at least 16. The scene is the same at any size.
-      channels: 1 (grey) or 3 (colour, which is random and independent of the class).
+      size: Side of the images, pixels, at least 16. The scene is the same at any size.
+      channels: 1 (grey) or 3 (colour, random and independent of the class).
       classes: Number of classes, 2 to 16; outlines and fractal families alternate.
       per_class: Number of images per class, at least 6.
-      seed: Whole number that decides all randomness.
+      seed: Seed of all random draws.
 
     Returns:
       The recipe; its images are `[size, size, channels]` uint8.
@@ -103,7 +104,7 @@ def make(task: Task, *, size: int, channels: int, seed: int) -> list[Example]:
 
 
 def scene(rng: np.random.Generator, name: str, size: int, channels: int) -> np.ndarray:
-    """Returns an image `[size, size, channels]` uint8 of one object of the named kind."""
+    """Returns an image `[size, size, channels]` uint8 with one object of class `name`."""
     m = size * OVERSAMPLING
     line = ((np.arange(m) + 0.5) / m * 2 - 1).astype(np.float32)
     x, y = np.meshgrid(line, line)
@@ -127,18 +128,18 @@ def _background(rng, x: np.ndarray, y: np.ndarray, channels: int) -> np.ndarray:
     """Returns a dead-leaves scene of irregular polygons, `[m, m, channels]`."""
     canvas = np.empty((*x.shape, channels), np.float32)
     canvas[:] = _colour(rng, channels)
-    # Radii follow r^-3, as in natural scenes (Lee et al. 2001).
+    # Radii follow a power law of exponent -3, as in natural scenes (Lee et al. 2001).
     radii = np.minimum(0.19 * (1 - rng.random(BACKGROUND_LEAVES)) ** -0.5, 1.2)
     _add_leaves(rng, canvas, x, y, radii)
-    # Partly out of focus and hazy: the object stands in front of it.
+    # Low contrast makes the object stand out from its background.
     haze = rng.uniform(0.2, 0.8)
     return canvas + haze * (canvas.mean(axis=(0, 1)) - canvas)
 
 
 def _add_leaves(rng, canvas: np.ndarray, x, y, radii: np.ndarray) -> None:
-    """Draws irregular convex polygons, each of one shaded colour, onto the canvas.
+    """Draws irregular convex polygons, each in one shaded colour, onto the canvas.
 
-    Later ones lie over earlier ones. `radii` `[L]` are in half image widths.
+    Later polygons cover earlier ones. `radii` `[L]` are in half image widths.
     """
     count, sides = len(radii), 5
     centre = rng.uniform(-1, 1, (2, count, 1))
@@ -180,7 +181,7 @@ def _paint(rng, x, y, canvas: np.ndarray, channels: int) -> np.ndarray:
     """Returns the object's surface: a contrasting colour, shading, sometimes stripes."""
     mean = float(canvas.mean())
     tint = _colour(rng, channels)
-    # Brighter or darker than what lies behind; which of the two is chance.
+    # Brighter or darker than the background, at random.
     offset = rng.uniform(0.25, 0.5) * (1 if rng.random() < 0.5 else -1)
     if not 0.05 < mean + offset < 0.95:
         offset = -offset
@@ -202,7 +203,7 @@ def _shape(rng, name: str, x, y, place, radius: float) -> np.ndarray:
     dx, dy = x - np.float32(place[0]), y - np.float32(place[1])
     u, v = (np.float32(row[0]) * dx + np.float32(row[1]) * dy for row in to_shape)
     inside = OUTLINES[name](u, v)
-    # One drawn pixel of softness at the border.
+    # The border is one drawn pixel wide.
     return np.clip(0.5 + inside * radius * len(x) / 2, 0, 1)
 
 
@@ -215,7 +216,7 @@ def _fractal(rng, name: str, x, y, place, radius: float) -> np.ndarray:
     span = max(float((high - low).max()), 1e-6)
     turn = rng.uniform(-1, 1) * np.deg2rad(40)
     c, s = np.cos(turn), np.sin(turn)
-    # Up is against the rows; half of the instances are mirrored.
+    # Upwards means towards smaller rows; half of the instances are mirrored.
     to_image = np.array([[c, s], [s, -c]]) * [rng.choice([-1, 1]), 1]
     to_image = to_image * (1.15 * radius * 2 / span)
     shift = place - to_image @ ((low + high) / 2)
@@ -241,18 +242,18 @@ def perturbed(rng: np.random.Generator, maps: np.ndarray) -> np.ndarray:
 def attractor(
     rng: np.random.Generator, maps: np.ndarray, walkers: int, steps: int
 ) -> np.ndarray:
-    """Plays the chaos game.
+    """Returns points on the attractor of an IFS, drawn by the chaos game.
 
     Args:
       rng: Random generator.
       maps: `[k, 2, 3]` contractive affine maps.
       walkers: Number of points that walk in parallel.
-      steps: Number of positions kept per walker, after `START` that are dropped.
+      steps: Number of positions kept per walker, after the first `START`.
 
     Returns:
-      `[2, steps * walkers]` float32, x and y of points on the attractor.
+      x and y of the points, `[2, steps * walkers]` float32.
     """
-    # Maps are chosen by the area that they fill, each with some minimum probability.
+    # Maps are drawn in proportion to the area they fill, with a minimum probability.
     area = np.abs(np.linalg.det(maps[:, :, :2])) ** 0.5
     weight = np.maximum(area, 0.02 * area.sum())
     ends = np.cumsum(weight / weight.sum())[:-1].astype(np.float32)
@@ -269,7 +270,7 @@ def attractor(
 
 
 def _polar_star(points: int, depth: float) -> Outline:
-    """Returns a star of straight edges; `depth` is the inner over the outer radius."""
+    """Returns a star with straight edges; `depth` is the ratio of inner to outer radius."""
 
     def outline(u, v):
         half = np.pi / points
@@ -345,7 +346,7 @@ def _around(count: int) -> list[tuple[float, float]]:
 _HALF = np.sqrt(0.5)
 _GRID = [(float(x), float(y)) for x in (-1, 0, 1) for y in (-1, 0, 1)]
 FRACTALS: dict[str, np.ndarray] = {
-    # Barnsley's fern, without change (Barnsley 1988).
+    # Barnsley's fern (Barnsley 1988).
     "fern": np.array(
         [
             [[0.0, 0.0, 0.0], [0.0, 0.16, 0.0]],
@@ -371,5 +372,5 @@ FRACTALS: dict[str, np.ndarray] = {
     "c_curve": np.array([_turned(_HALF, 45, 0, 0), _turned(_HALF, -45, 0.5, 0.5)]),
     "pentagons": _copies(0.382, _around(5)),
 }
-# Shapes and fractals alternate; a set uses the first `classes` of them.
+# Outlines and fractals alternate; a set uses the first `classes` of them.
 KINDS = tuple(name for pair in zip(OUTLINES, FRACTALS, strict=True) for name in pair)

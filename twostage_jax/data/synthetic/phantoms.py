@@ -1,7 +1,7 @@
-"""Patches of HRCT phantoms: seven lung textures, by the path that real files take.
+"""Patches of HRCT phantoms with seven lung textures, read like real DICOM files.
 
-Each patient is drawn, written as a DICOM series with region masks into a temporary
-folder, and read back as `ct_patches` reads a real one.
+Each patient is drawn, written as a DICOM series with region masks to a temporary folder,
+and read back as `ct_patches` reads a real one.
 """
 
 import functools
@@ -9,13 +9,14 @@ import tempfile
 from pathlib import Path
 
 from twostage_jax.ct.phantom import CLASS_NAMES, DISEASES, phantom_slices, write_patient
+from twostage_jax.data import synthetic
 from twostage_jax.data.ct_patches import Cut, check, patient_examples
 from twostage_jax.data.dataset import Example, Recipe, digest
 from twostage_jax.errors import UserError
 
-# Bump when the same settings give other images or facts.
+# Bump when the same settings give different images or facts.
 VERSION = 2
-# All classes are there from this many patients on: see `DISEASES`.
+# Fewer patients would not have all classes: see `DISEASES`.
 FEWEST_PATIENTS = 4
 
 
@@ -31,36 +32,35 @@ def recipe(
     spacing: float | None = None,
     seed: int = 0,
 ) -> Recipe:
-    """Returns the recipe of phantom patches in HU, one task a patient.
+    """Returns the recipe of phantom patches in HU, one task per patient.
 
-    With the defaults about 3,000 patches: about 1,100 normal, 200 to 400 of each
-    disease from 9 or 10 patients.
+    The defaults give about 3,000 patches: about 1,100 normal ones, and 200 to 400 of each
+    disease, from 9 or 10 patients.
 
     Args:
       size: Height and width of a patch, pixels (0.65 to 0.9 mm each).
       channels: Ignored: HU have one channel.
-      patients: Phantom patients, the groups of the set; at least 4. Of each 12, 4 have
-        a given disease.
-      slices: Axial sections a patient.
+      patients: Number of phantom patients, which are the groups of the set; at least 4.
+        In every 12 patients, 4 have a given disease.
+      slices: Number of axial sections per patient.
       stride: Distance between neighbouring patches, pixels.
-      coverage: Share of a patch that its region must cover at least.
-      per_class: Most patches of one class and patient, drawn at random; 0 = all.
-      spacing: Millimetres a pixel to which sections are resampled; None = as they are.
-      seed: Seed of the phantoms and of the draw.
+      coverage: Smallest fraction of a patch that its region covers, above 0 to 1.
+      per_class: Largest number of patches per class and patient, drawn at random; 0 =
+        all.
+      spacing: Millimetres per pixel to which sections are resampled, 0.1 to 5; None = do
+        not resample.
+      seed: Seed of the phantoms and of the random draw.
 
     Raises:
-      UserError: A setting is impossible.
+      UserError: A setting is out of its range.
     """
+    limits = {
+        "patients": (patients, FEWEST_PATIENTS, None),
+        "slices": (slices, 1, None),
+        "seed": (seed, 0, None),
+    }
+    synthetic.check("phantoms", channels, limits)
     check(Cut(size=size, stride=stride, coverage=coverage, per_class=per_class))
-    for name, value, fewest in (
-        ("patients", patients, FEWEST_PATIENTS),
-        ("slices", slices, 1),
-        ("seed", seed, 0),
-    ):
-        if value < fewest:
-            raise UserError(
-                f"phantoms: {name} is {value}: at least {fewest} needed.", where=name
-            )
     if spacing is not None and not 0.1 <= spacing <= 5:
         raise UserError(
             f"phantoms: spacing is {spacing}: expected 0.1 to 5 mm.", where="spacing"

@@ -1,13 +1,13 @@
-"""Procedural textures: sixteen materials under varied light, distance and pose.
+"""Procedural textures: sixteen materials with varied light, distance and pose.
 
-Built like CUReT (Dana et al. 1999) and KTH-TIPS (Hayman et al. 2004): a class is a
-material, a material has several samples, a sample has several views. The structure of the
-surface distinguishes the classes: exposure, colour, direction and distance change from
-view to view or from sample to sample.
+The design follows CUReT (Dana et al. 1999) and KTH-TIPS (Hayman et al. 2004): a class is a
+material, a material has several samples, a sample has several views. Only the structure
+of the surface distinguishes the classes: exposure, colour, direction and distance change
+from view to view or from sample to sample.
 
-A material is a function that draws one sample, with its own random parameters, on given
-pixels. Lengths are in view widths: an image at zoom 1 shows one unit, at any number of
-pixels.
+A material is a function that draws one sample, with its own random parameters, on a grid
+of pixels. Lengths are in view widths: an image at zoom 1 shows one unit, whatever its
+number of pixels.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ import scipy
 from twostage_jax.data.dataset import Example, Recipe, digest
 from twostage_jax.data.synthetic import Task, check, tasks
 
-# Bump when the same settings give other images.
+# Bump when the same settings give different images.
 VERSION = 1
-# A piece of material is this many view widths wide: a view at the largest distance and
-# tilt, turned by 45 degrees, still fits in.
+# Width of a piece of material in view widths: a view at the largest distance and tilt,
+# rotated by 45 degrees, still fits.
 SIDE = 2.5
 # Views are drawn at this multiple of their size and averaged down, against aliasing.
 OVERSAMPLING = 2
@@ -37,11 +37,11 @@ Envelope = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """The pixel centres of one square piece of material.
+    """Pixel centres of one square piece of material.
 
     Attributes:
-      x: `[n, n]` float32, grows with the column.
-      y: `[n, n]` float32, grows with the row.
+      x: Coordinates that grow with the column, `[n, n]` float32.
+      y: Coordinates that grow with the row, `[n, n]` float32.
       step: Distance between neighbouring pixels.
     """
 
@@ -56,12 +56,12 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Surface:
-    """A piece of material.
+    """Piece of material.
 
     Attributes:
-      height: `[n, n]` in view widths.
-      albedo: `[n, n]` about [0, 1], the fraction of light that it reflects.
-      gloss: 0 (matt) to 1 (metal).
+      height: Height in view widths, `[n, n]`.
+      albedo: Fraction of light that is reflected, `[n, n]`, about 0 to 1.
+      gloss: Strength of highlights, 0 (matt) to 1 (metal).
     """
 
     height: np.ndarray
@@ -94,15 +94,15 @@ def recipe(
 ) -> Recipe:
     """Returns the recipe of procedural textures in sixteen classes.
 
-    A sample is the unit that is not split; the test split has a quarter of the samples
-    (at least one) of each class.
+    All views of a sample are in the same split; the test split has a quarter of the
+    samples (at least one) of each class.
 
     Args:
-      size: Side of the images in pixels, at least 16. The scene is the same at any size.
+      size: Side of the images, pixels, at least 16. The scene is the same at any size.
       channels: 1 (grey) or 3 (colour, drawn per sample, independent of the class).
       samples_per_class: Number of samples per material, at least 2.
       views_per_sample: Number of images per sample.
-      seed: Whole number that decides all randomness.
+      seed: Seed of all random draws.
 
     Returns:
       The recipe; its images are `[size, size, channels]` uint8.
@@ -171,18 +171,18 @@ def make(
 def shade(
     surface: Surface, azimuth: float, elevation: float, diffuse: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lights a surface from one direction, seen from above.
+    """Returns the light from a surface that is lit from one direction and seen from above.
 
-    Lambert's law plus Blinn-Phong highlights (Blinn 1977), without cast shadows.
+    Follows Lambert's law plus Blinn-Phong highlights (Blinn 1977), without cast shadows.
 
     Args:
-      surface: The material, on a grid `SIDE` wide.
+      surface: Material on a grid that is `SIDE` wide.
       azimuth: Direction that the light comes from, radians from x towards y.
       elevation: Elevation of the light above the surface, radians.
       diffuse: Fraction of light that comes from all directions, 0 to 1.
 
     Returns:
-      Light reflected by the body, and highlights, `[n, n]` each.
+      Diffuse reflection and highlights, `[n, n]` each.
     """
     step = SIDE / len(surface.height)
     slope_y, slope_x = np.gradient(surface.height, step)
@@ -193,14 +193,14 @@ def shade(
     body = surface.albedo * (diffuse + (1 - diffuse) * lambert)
     if not surface.gloss:
         return body, np.zeros_like(body)
-    # The eye looks straight down, so half-way is (light + z) / |light + z|.
+    # The eye looks straight down: the half vector is (light + z) / |light + z|.
     middle = np.sqrt(2 + 2 * np.sin(elevation))
     facing = np.clip((towards + np.sin(elevation) + 1) * up / middle, 0, 1)
     return body, surface.gloss * facing ** (10 + 30 * surface.gloss)
 
 
 def _colours(rng: np.random.Generator, channels: int) -> np.ndarray:
-    """Returns the dyes `[2, channels]` of the darkest and the brightest parts."""
+    """Returns the colours `[2, channels]` of the darkest and the brightest parts."""
     if channels == 1:
         return np.ones((2, 1))
     base = rng.uniform(0.4, 1.0, 3)
@@ -223,11 +223,11 @@ def _view(
         _average(scipy.ndimage.map_coordinates(field, place, order=1, mode="reflect"))
         for field in (body, highlight)
     )
-    # The camera sets its exposure by the mean; its error is random.
+    # The camera sets its exposure by the mean, with a random error.
     total = body + highlight
     exposure = rng.uniform(0.3, 0.6) / max(float(total.mean()), 1e-3)
-    share = np.clip(body / 0.8, 0, 1)[..., None]
-    dye = colours[0] * (1 - share) + colours[1] * share
+    bright = np.clip(body / 0.8, 0, 1)[..., None]
+    dye = colours[0] * (1 - bright) + colours[1] * bright
     image = exposure * (body[..., None] * dye + highlight[..., None])
     image = image + rng.normal(0, rng.uniform(0.005, 0.02), image.shape)
     return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
@@ -238,7 +238,7 @@ def _placement(rng: np.random.Generator, size: int) -> np.ndarray:
     m = size * OVERSAMPLING
     line = (np.arange(m) + 0.5) / m - 0.5
     v, u = np.meshgrid(line, line, indexing="ij")
-    # A tilted surface is foreshortened: the view takes in more of it along one axis.
+    # A tilted surface is foreshortened: the view shows more of it along one axis.
     u = u / np.cos(rng.uniform(0, MAX_TILT))
     distance = np.exp(rng.uniform(*np.log(DISTANCES)))
     angle = rng.uniform(0, 2 * np.pi)
@@ -249,13 +249,13 @@ def _placement(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _average(field: np.ndarray) -> np.ndarray:
-    """Returns the means of squares of `OVERSAMPLING` pixels."""
+    """Returns the means over squares of `OVERSAMPLING` pixels per side."""
     size = len(field) // OVERSAMPLING
     return field.reshape(size, OVERSAMPLING, size, OVERSAMPLING).mean(axis=(1, 3))
 
 
 def grid(side: float, pixels: int) -> Grid:
-    """Returns the grid of a piece `side` units wide."""
+    """Returns the grid of a piece of material that is `side` units wide."""
     step = side / pixels
     line = ((np.arange(pixels) + 0.5) * step).astype(np.float32)
     x, y = np.meshgrid(line, line)
@@ -268,10 +268,10 @@ def noise(rng: np.random.Generator, at: Grid, envelope: Envelope) -> np.ndarray:
     Args:
       rng: Random generator.
       at: Pixel coordinates.
-      envelope: Amplitude at frequencies `fx`, `fy` in cycles per unit.
+      envelope: Function from frequencies `fx`, `fy` (cycles per unit) to amplitudes.
 
     Returns:
-      `[n, n]` float32, mean 0, standard deviation 1; it wraps around at the borders.
+      Periodic field `[n, n]` float32 of mean 0 and standard deviation 1.
     """
     n = at.pixels
     white = rng.standard_normal((n, n), dtype=np.float32)
@@ -283,19 +283,19 @@ def noise(rng: np.random.Generator, at: Grid, envelope: Envelope) -> np.ndarray:
 
 
 def smooth(wavelength: float, stretch: float = 1.0) -> Envelope:
-    """Low-pass: little finer than `wavelength`, `stretch` times longer along y."""
+    """Returns a low-pass at `wavelength`, `stretch` times longer along y."""
     return lambda fx, fy: np.exp(-((fx**2 + (stretch * fy) ** 2) * wavelength**2))
 
 
 def rough(slope: float, largest: float = 1.0) -> Envelope:
-    """Power law: amplitude falls as frequency to the `-slope`, from `largest` down."""
+    """Returns a power law of exponent `-slope`, for wavelengths below `largest`."""
     return lambda fx, fy: (fx**2 + fy**2 + largest**-2) ** (-slope / 2)
 
 
 def warped(
     rng: np.random.Generator, at: Grid, amount: float, wavelength: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns x, y displaced smoothly, with standard deviation `amount`."""
+    """Returns x and y with smooth displacements of standard deviation `amount`."""
     low = smooth(wavelength)
     return at.x + amount * noise(rng, at, low), at.y + amount * noise(rng, at, low)
 
@@ -307,9 +307,14 @@ def cells(
     frequency: float,
     jitter: float,
 ) -> Cells:
-    """Returns cells around jittered lattice points, `frequency` per unit.
+    """Returns cells around jittered points of a square lattice.
 
-    A `jitter` of 0 gives a square lattice; with 1, points lie anywhere in their squares.
+    Args:
+      rng: Random generator.
+      x: Coordinates `[n, n]` along the columns.
+      y: Coordinates `[n, n]` along the rows.
+      frequency: Number of lattice points per unit.
+      jitter: Displacement of the points: 0 (none) to 1 (anywhere in their squares).
     """
     x, y = x * frequency, y * frequency
     column, row = np.floor(x).astype(np.int32), np.floor(y).astype(np.int32)
@@ -338,7 +343,7 @@ def cells(
 
 
 def ramp(low: float, high: float, field: np.ndarray) -> np.ndarray:
-    """Smooth step: 0 below `low`, 1 above `high`."""
+    """Returns a smooth step (cubic Hermite): 0 below `low`, 1 above `high`."""
     t = np.clip((field - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -346,13 +351,19 @@ def ramp(low: float, high: float, field: np.ndarray) -> np.ndarray:
 def turing(
     rng: np.random.Generator, at: Grid, frequency: float, bias: float
 ) -> np.ndarray:
-    """Returns a Turing pattern in [-1, 1], of `frequency` stripes per unit.
+    """Returns a Turing pattern `[n, n]` in [-1, 1].
 
-    Short-range activation and long-range inhibition, after Young 1984
-    (doi:10.1016/0025-5564(84)90060-9): noise, through a difference of Gaussians and a
-    saturation, repeatedly. `bias` moves it from stripes (0) to spots.
+    Short-range activation and long-range inhibition (Young 1984,
+    doi:10.1016/0025-5564(84)90060-9): noise passes repeatedly through a difference of
+    Gaussians and a saturation.
+
+    Args:
+      rng: Random generator.
+      at: Pixel coordinates.
+      frequency: Number of stripes per unit.
+      bias: Offset of the saturation: 0 gives stripes, larger absolute values spots.
     """
-    # Solved on a coarse grid: the pattern has nothing fine to lose.
+    # Solved on a coarse grid: the pattern does not have fine details.
     side = at.step * at.pixels
     n = max(16, int(side * frequency * 8))
     pattern = rng.standard_normal((n, n))
@@ -372,18 +383,18 @@ def turing(
 
 
 def _bulge(u: np.ndarray) -> np.ndarray:
-    """A thread's round profile over u in [-0.5, 0.5]."""
+    """Returns the round profile of a thread over u in [-0.5, 0.5]."""
     return np.sqrt(np.clip(1 - (1.9 * u) ** 2, 0, 1))
 
 
 def _split(field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the whole part, and the position within it in [-0.5, 0.5)."""
+    """Returns the integer part, and the position within it in [-0.5, 0.5)."""
     whole = np.floor(field)
     return whole.astype(np.int32), field - whole - 0.5
 
 
 def _per_index(rng, index: np.ndarray) -> np.ndarray:
-    """Returns a random number in [-1, 1] for each different index, at every pixel."""
+    """Returns a random number in [-1, 1] per distinct index, at every pixel."""
     index = index - index.min()
     return rng.uniform(-1, 1, index.max() + 1)[index]
 
@@ -432,7 +443,7 @@ def corduroy(rng, at: Grid) -> Surface:
 
 
 def brick(rng, at: Grid) -> Surface:
-    """Bricks in running bond, with rough faces and recessed mortar."""
+    """Bricks in running bond with rough faces and recessed mortar."""
     rows = rng.uniform(2.8, 4.6)
     length = rng.uniform(1.8, 2.8)
     x, y = warped(rng, at, 0.006, 0.25)
@@ -479,7 +490,7 @@ def scales(rng, at: Grid) -> Surface:
     tone = np.zeros(x.shape)
     values = rng.uniform(-1, 1, (128, 128))
     row = np.floor(y)
-    # Each row lies on the one after it: the earliest that covers a pixel is on top.
+    # Each row covers the next: the first row that reaches a pixel is on top.
     for back in (2, 1, 0):
         j = row - back
         i = np.floor(x - 0.5 * (j % 2))
@@ -497,7 +508,7 @@ def scales(rng, at: Grid) -> Surface:
 
 
 def wood(rng, at: Grid) -> Surface:
-    """A sawn board: growth rings cut lengthwise, bent round a knot, and fine pores."""
+    """Sawn board: growth rings cut lengthwise, bent around a knot, and fine pores."""
     frequency = rng.uniform(4.0, 7.0)
     centre = rng.uniform(0.4, 2.0, 2)
     dx, dy = at.x - centre[0], at.y - centre[1]
@@ -513,7 +524,7 @@ def wood(rng, at: Grid) -> Surface:
 
 
 def marble(rng, at: Grid) -> Surface:
-    """Polished stone: veins where turbulence crosses zero (Perlin 1985), clouds."""
+    """Polished stone: veins where turbulence crosses zero (Perlin 1985), and clouds."""
     turbulence = noise(rng, at, rough(2.0, rng.uniform(0.5, 1.0)))
     cloud = noise(rng, at, rough(2.2, 0.8))
     phase = at.x * rng.uniform(0.5, 1.4) + rng.uniform(0.35, 0.6) * turbulence
@@ -526,7 +537,7 @@ def marble(rng, at: Grid) -> Surface:
 
 
 def sponge(rng, at: Grid) -> Surface:
-    """A porous body: round pits of many sizes, a few of them large."""
+    """Porous body: round pits of many sizes, a few of them large."""
     side = at.step * at.pixels
     height = np.zeros(at.x.shape)
     count = int(rng.uniform(35, 60) * side**2)
@@ -544,7 +555,7 @@ def sponge(rng, at: Grid) -> Surface:
 
 
 def gravel(rng, at: Grid) -> Surface:
-    """Rounded stones of different greys, heaped: domes with dark gaps."""
+    """Heap of rounded stones of different greys: domes with dark gaps."""
     x, y = warped(rng, at, 0.015, 0.2)
     stones = cells(rng, x, y, rng.uniform(4.0, 6.5), rng.uniform(0.6, 0.95))
     dome = np.sqrt(np.clip(stones.gap, 0, 0.7) / 0.7)
@@ -554,7 +565,7 @@ def gravel(rng, at: Grid) -> Surface:
 
 
 def cracked_mud(rng, at: Grid) -> Surface:
-    """Dried ground: flat, fine-grained plates parted by thin, dark cracks."""
+    """Dried ground: flat, fine-grained plates with thin, dark cracks between them."""
     x, y = warped(rng, at, 0.035, 0.15)
     plates = cells(rng, x, y, rng.uniform(2.2, 3.6), 0.95)
     plate = ramp(0.02, rng.uniform(0.08, 0.15), plates.gap)
@@ -564,7 +575,7 @@ def cracked_mud(rng, at: Grid) -> Surface:
 
 
 def coral(rng, at: Grid) -> Surface:
-    """Brain coral: a labyrinth of even, winding ridges, from reaction and diffusion."""
+    """Brain coral: a labyrinth of even, winding ridges from reaction and diffusion."""
     frequency = rng.uniform(4.0, 6.5)
     ridge = 0.5 + 0.5 * turing(rng, at, frequency, rng.uniform(-0.35, 0.35))
     grain = noise(rng, at, smooth(0.04))
@@ -573,7 +584,7 @@ def coral(rng, at: Grid) -> Surface:
 
 
 def fur(rng, at: Grid) -> Surface:
-    """Long hairs that lie in locks, all roughly one way."""
+    """Long hairs in locks, all in roughly one direction."""
     length = rng.uniform(6.0, 10.0)
     flow = noise(rng, at, smooth(rng.uniform(0.5, 0.8), 1.5))
     hairs = noise(rng, at, smooth(rng.uniform(0.03, 0.045), length))
@@ -586,12 +597,12 @@ def fur(rng, at: Grid) -> Surface:
 
 
 def _sample(field: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Linear interpolation along the columns, which wrap around."""
+    """Returns `field` interpolated linearly along the columns, which wrap around."""
     n = len(field)
     row = rows.astype(np.int32) % n
     left = np.floor(columns).astype(np.int32)
-    share = columns - left
-    return (1 - share) * field[row, left % n] + share * field[row, (left + 1) % n]
+    part = columns - left
+    return (1 - part) * field[row, left % n] + part * field[row, (left + 1) % n]
 
 
 def sandpaper(rng, at: Grid) -> Surface:
@@ -606,7 +617,7 @@ def sandpaper(rng, at: Grid) -> Surface:
 
 
 def foil(rng, at: Grid) -> Surface:
-    """Crumpled metal foil: flat facets that meet in sharp creases, mirror-like."""
+    """Crumpled metal foil: mirror-like flat facets that meet in sharp creases."""
     height = np.zeros_like(at.x)
     x, y = warped(rng, at, 0.03, 0.3)
     for _ in range(15):
@@ -615,14 +626,14 @@ def foil(rng, at: Grid) -> Surface:
         through = rng.integers(0, at.pixels, 2)
         along = dx * (x - x[*through]) + dy * (y - y[*through])
         height = height + rng.choice([-1, 1]) * rng.uniform(0.1, 0.35) * np.abs(along)
-        # Fold the sheet itself: the next crease breaks off where it meets this one.
+        # Folds the sheet itself: the next crease breaks where it meets this one.
         move = -2 * np.minimum(along, 0)
         x, y = x + dx * move, y + dy * move
     return Surface(height, np.full_like(at.x, 0.35), 1.0)
 
 
 def terrazzo(rng, at: Grid) -> Surface:
-    """Polished floor: angular stone chips, light and dark, in a plain binder."""
+    """Polished floor: light and dark angular stone chips in a plain binder."""
     albedo = np.full(at.x.shape, rng.uniform(0.4, 0.6))
     low, high = rng.uniform(0.05, 0.2), rng.uniform(0.8, 0.95)
     for frequency in (rng.uniform(3.0, 4.0), rng.uniform(5.5, 8.0)):
