@@ -130,11 +130,22 @@ def test_seeds_alone_give_the_variance_of_their_mean():
 def test_score_interval_by_hand():
     right = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 1])
     found = interval([predictions(right)], "accuracy")
-    # The jackknife error is the larger: it has n - 1 below the fraction bar.
-    half = stats.t.ppf(0.975, 9) * np.sqrt(0.7 * 0.3 / 9) / (0.7 * 0.3)
-    expected = 1 / (1 + np.exp(-(np.log(0.7 / 0.3) + half * np.array([-1, 1]))))
+    # The jackknife variance is the larger, 0.7 * 0.3 / 9: that of 9 examples. At the ends
+    # of the interval, 0.7 is as far away as the t quantile allows.
+    reach = stats.t.ppf(0.975, 9) ** 2 / 9
+    expected = sorted(np.roots([1 + reach, -2 * 0.7 - reach, 0.7**2]))
     assert (found.low, found.high) == pytest.approx(tuple(expected))
     assert found.estimate == pytest.approx(0.7)
+
+
+def test_nearly_perfect_score_has_an_interval_that_says_something():
+    right = np.ones(200, int)
+    right[7] = 0
+    found = interval([predictions(right)], "accuracy")
+    # Clopper and Pearson's interval of 199 successes in 200.
+    low, high = stats.binomtest(199, 200).proportion_ci()
+    assert found.low == pytest.approx(low, abs=0.005)
+    assert found.high == pytest.approx(high, abs=0.001)
 
 
 def test_same_seed_same_numbers():

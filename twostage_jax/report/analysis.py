@@ -114,15 +114,13 @@ class Scores:
                 Resampler(one, self.resamples)
                 for one in metrics.shares_of_class(self.paired, k)
             )
-            correlations = [
-                _of_correlation(statistics.difference_interval(agreement, one)[0])
-                for one in np.eye(len(self.arms))
-            ]
-            errors = statistics.score_intervals(error)
             found.append(
                 {
-                    "error": dict(zip(self.arms, errors, strict=True)),
-                    "agreement": dict(zip(self.arms, correlations, strict=True)),
+                    name: dict(zip(self.arms, intervals, strict=True))
+                    for name, intervals in (
+                        ("error", statistics.score_intervals(error)),
+                        ("agreement", statistics.score_intervals(agreement)),
+                    )
                 }
             )
         return found
@@ -616,18 +614,6 @@ def _on_curve(
         }
         for arm in arms
     }, ""
-
-
-def _of_correlation(found: Interval) -> Interval:
-    """Returns the interval of a correlation from that of a difference.
-
-    A correlation may be negative, but is always between -1 and 1.
-    """
-    if found.low is None:
-        return found
-    ends = ((found.low, found.high), found.these)
-    ends = [one and tuple(float(x) for x in np.clip(one, -1, 1)) for one in ends]
-    return Interval(found.estimate, *ends[0], these=ends[1])
 
 
 def with_names(found: Interval, class_names: Sequence[str]) -> Interval:

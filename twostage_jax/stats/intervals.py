@@ -236,14 +236,14 @@ class Resampler:
       without: `[P, A, S]`, scores without one patient each.
       shares: `[P]`, weight of each patient in the score.
       reason: Reason why no interval is available, or ''.
-      largest: Largest possible score.
+      bounds: Smallest and largest possible score.
     """
 
     def __init__(self, metric: Additive, resamples: int = RESAMPLES, seed: int = 0):
         sums, score = metric.sums, metric.score
         total = sums.sum(2)
         self.sample = score(total)
-        self.reason, self.largest = metric.reason, metric.largest
+        self.reason, self.bounds = metric.reason, metric.bounds
         self._metric, self._training = metric, {}
         taking_part = metric.shares > 0
         self.shares = metric.shares[taking_part]
@@ -353,25 +353,33 @@ def score_intervals(sampler: Resampler) -> list[Interval]:
 def score_interval(sampler: Resampler, weights: np.ndarray) -> Interval:
     """Returns the interval of a mean `[A]`-weighted score.
 
-    On the logit scale of its range, where scores near the ends are less skewed: the t
-    quantile times the larger of the bootstrap and the jackknife standard error.
+    Wilson's interval (1927, doi:10.1080/01621459.1927.10502953) of a proportion of as
+    many independent examples as would have the same variance, with a t quantile, as for
+    proportions in clusters (Dean & Pagano 2015, doi:10.1093/jssam/smv024). Near the ends
+    of the range, a symmetric interval leaves it, and one on the logit scale fills it. The
+    variance is the larger of bootstrap and jackknife.
     """
     estimate = float(weights @ sampler.sample.mean(1))
     if sampler.reason:
         return Interval(estimate, None, None, sampler.reason)
     effective = max(1 / (sampler.shares**2).sum(), 2.0)
     variance, freedom = jackknife(sampler, weights, effective)
-    share = estimate / sampler.largest
+    least, most = sampler.bounds
+    share = (estimate - least) / (most - least)
     if not variance or not 0 < share < 1:
         reason = "the score is the same in every patient"
         return Interval(estimate, None, None, reason)
 
     def ends(variance: float, freedom: float) -> tuple[float, float]:
-        half = scipy.stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance)
-        half = half / sampler.largest / (share * (1 - share))
-        centre = np.log(share / (1 - share))
-        low, high = sampler.largest / (1 + np.exp(-(centre + half * np.array([-1, 1]))))
-        return float(low), float(high)
+        square = float(scipy.stats.t.ppf((1 + LEVEL) / 2, freedom)) ** 2
+        variance = variance / (most - least) ** 2
+        ratio = square * variance / (share * (1 - share))  # square / examples
+        centre = (share + ratio / 2) / (1 + ratio)
+        half = (square * variance + ratio**2 / 4) ** 0.5 / (1 + ratio)
+        return (
+            least + (most - least) * max(centre - half, 0.0),
+            least + (most - least) * min(centre + half, 1.0),
+        )
 
     variance = max(variance, float((sampler.resampled @ weights).var()))
     these = ends(variance, freedom)

@@ -43,7 +43,7 @@ class Additive:
       parts: `[P, M]`: number of examples that a patient has of each of the M parts of
         which the score is the mean: one for accuracy, the classes for a mean over them.
       reason: Reason why no interval is available, or ''.
-      largest: Largest possible score.
+      bounds: Smallest and largest possible score.
       defined: Whether it is defined for every seed of an arm, `[A]` bool; None for all.
       folds, trained: See `Paired`.
     """
@@ -52,7 +52,7 @@ class Additive:
     score: Callable[[np.ndarray], np.ndarray]
     parts: np.ndarray
     reason: str = ""
-    largest: float = 1.0
+    bounds: tuple[float, float] = (0.0, 1.0)
     defined: np.ndarray | None = None
     folds: np.ndarray | None = None
     trained: np.ndarray | None = None
@@ -309,7 +309,7 @@ def brier(paired: Paired) -> Additive:
     errors = _squared_errors(paired.labels, paired.probabilities)
     sums = paired.by_group(np.stack([errors, np.ones_like(errors)], axis=-1))
     parts = paired.supports.sum(1, keepdims=True)
-    return Additive(sums, _ratio, parts, _too_few(paired, parts), largest=2.0)
+    return Additive(sums, _ratio, parts, _too_few(paired, parts), bounds=(0, 2))
 
 
 def patient_accuracy(paired: Paired) -> Additive:
@@ -350,7 +350,7 @@ def share_agreement(paired: Paired, k: int) -> Additive:
                true * predicted)  # fmt: skip
     parts = np.ones((len(paired.groups), 1))
     reason = _too_few(paired, parts)
-    return Additive(np.stack(moments, -1), _agreement, parts, reason)
+    return Additive(np.stack(moments, -1), _agreement, parts, reason, bounds=(-1, 1))
 
 
 def _class_shares(paired: Paired, k: int) -> tuple[np.ndarray, np.ndarray]:
