@@ -81,10 +81,18 @@ def test_boxes_of_empty_pictures_are_one_pixel_in_the_middle():
     )
 
 
-def test_channels_are_chosen_by_number_alone():
-    np.testing.assert_array_equal(strongest.spread_channels(96, 4), [0, 24, 48, 72])
-    np.testing.assert_array_equal(strongest.spread_channels(3, 8), [0, 1, 2])
-    np.testing.assert_array_equal(strongest.spread_channels(5, 0), range(5))
+def test_channels_are_spread_over_those_that_respond_in_most_arms():
+    def spread(dead, wanted):
+        return strongest.spread_channels(np.array(dead, bool), wanted).tolist()
+
+    assert spread([[0] * 96] * 2, 4) == [0, 24, 48, 72]
+    assert spread([[0] * 3], 8) == [0, 1, 2]
+    assert spread([[0, 1, 0, 1, 0]], 0) == [0, 1, 2, 3, 4]
+    # Channels that respond in both arms, then those of one arm.
+    dead = [[0, 1, 0, 1, 0, 0], [0, 1, 1, 0, 0, 0]]
+    assert spread(dead, 3) == [0, 4, 5]
+    assert spread(dead, 2) == [0, 4]
+    assert spread(dead, 5) == [0, 2, 3, 4, 5]
 
 
 def test_default_layers_and_method_depend_on_the_family():

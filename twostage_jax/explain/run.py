@@ -169,8 +169,8 @@ def _strongest(
     for layer in layers:
         say(f"pictures: {layer}")
         found = {arm: (firsts[arm], of_arm[layer]) for arm, of_arm in of_first.items()}
-        total = len(next(iter(found.values()))[1].dead)
-        chosen = strongest.spread_channels(total, wanted)
+        silent = np.stack([one.dead for _, one in found.values()])
+        chosen = strongest.spread_channels(silent, wanted)
         pages = [
             chosen[i : i + CHANNELS_A_PAGE]
             for i in range(0, len(chosen), CHANNELS_A_PAGE)

@@ -116,14 +116,21 @@ def _peaks(tap: jax.Array) -> dict[str, jax.Array]:
     return {"value": flat.max(1), "least": flat.min(1), "place": place}
 
 
-def spread_channels(count: int, wanted: int) -> np.ndarray:
+def spread_channels(dead: np.ndarray, wanted: int) -> np.ndarray:
     """Returns `wanted` channel indices, spread evenly; all of them if 0.
 
-    The choice ignores the responses, so that it does not flatter any arm, and is the same
-    for all arms: channels of one index have the same origin if arms share a stage.
+    They are chosen among the channels that respond in most arms. Otherwise the choice
+    ignores the responses, so that it does not flatter any arm, and is the same for all
+    arms: channels of one index have the same origin if arms share a stage.
+
+    Args:
+      dead: Whether a channel is dead in an arm, `[A, K]` bool.
+      wanted: Number of channels.
     """
-    wanted = min(wanted or count, count)
-    return np.arange(wanted) * count // wanted
+    wanted = min(wanted or dead.shape[1], dead.shape[1])
+    alive = (~dead).sum(0)
+    most = np.flatnonzero(alive >= np.sort(alive)[-wanted])
+    return most[np.arange(wanted) * len(most) // wanted]
 
 
 def best_method(module: Any) -> str:
