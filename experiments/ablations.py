@@ -26,7 +26,7 @@ from twostage_jax.study.stage import read_lineage
 
 EARLY = ("conv1/.*", "conv2/.*")
 # Name -> changes of settings, {stage: {setting: value}}, or of the chain, {'chain': ...}.
-# A number after '*' multiplies what the setting is.
+# A number after '*' multiplies the value of the setting.
 CHANGES = {
     "as it is": {},
     "natural: half the steps": {"natural": {"train.steps": "* 0.5"}},
@@ -46,7 +46,7 @@ CHANGES = {
     "target: learning rate / 4": {"target": {"optim.learning_rate": "* 0.25"}},
     "textures before natural images": {"chain": "texture > natural > target"},
 }
-# What says how a stage takes over from the one before.
+# Settings of the transfer from the previous stage.
 TAKING_OVER = {"transfer.reinitialise", "optim.head_steps", "optim.l2_sp"}
 
 

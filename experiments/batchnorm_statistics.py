@@ -1,4 +1,4 @@
-"""Fine-tuning with BatchNorm: keep the statistics of the weights, or estimate them again?
+"""Compares two ways to fine-tune BatchNorm: keep the statistics, or estimate them again.
 
     python experiments/imagenet_weights.py WEIGHTS
     python experiments/batchnorm_statistics.py DATA WEIGHTS/lite0.safetensors --seeds=1 \
@@ -46,7 +46,7 @@ def settings(folder: Path, weights: Path, steps: int, seeds: int) -> ConfigDict:
     target = config.stages.target
     target.data.path = str(folder)
     target.data.kind = "texture"
-    target.data.size = 0  # 48 pixels of the whole image
+    target.data.size = 0  # 48 pixels of the whole image.
     target.data.group_regex = r"scale_(\d+)"
     target.train.steps = steps
     target.train.epochs = 0
@@ -83,7 +83,7 @@ def scores(workdir: Path) -> list[dict[str, Any]]:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns balanced accuracy in per cent: mean and deviation over seeds and folds."""
+    """Returns balanced accuracy (%): mean and standard deviation over seeds and folds."""
     found = []
     for kind in dict.fromkeys(row["statistics"] for row in rows):
         chosen = [row["scores"] for row in rows if row["statistics"] == kind]
@@ -99,7 +99,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Runs what is missing in the workdir; prints and writes the table."""
+    """Trains the missing runs; prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("weights", type=Path)

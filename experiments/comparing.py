@@ -7,7 +7,7 @@ import numpy as np
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Returns the rows' files, of metrics or predictions, that are not bit-identical."""
+    """Returns the files of rows (metrics or predictions) that are not bit-identical."""
     results = [json.loads((run / "results.json").read_text()) for run in (one, other)]
     if results[0]["rows"] != results[1]["rows"]:
         return ["results.json"]

@@ -6,10 +6,10 @@
     python -m twostage_jax.main --config=experiments/covid.py:DATA,long \
         --workdir=runs/positive_control --config.name=positive_control
 
-DATA holds `cifar10/`, `kth_tips_gray/` and `covid_ct/`; experiments/README.md says what is
-in them, how long it takes, and what came out. With `texture_only` every patch has mean 0
-and deviation 1. `long` has the larger and longer source stages of `positive_control.py`,
-of its folders of DATA, and in its workdir takes over those that it has trained.
+DATA contains `cifar10/`, `kth_tips_gray/` and `covid_ct/`; see experiments/README.md for
+their content, the time needed, and the results. With `texture_only`, every patch has mean 0
+and standard deviation 1. `long` uses the larger source sets and longer source stages of
+`positive_control.py`, with its folders in DATA; in its workdir, finished stages are reused.
 """
 
 from pathlib import Path
@@ -39,11 +39,11 @@ def get_config(variant: str) -> ConfigDict:
     else:
         natural.data.path = f"{data}/cifar10"
         texture.data.path = f"{data}/kth_tips_gray"
-        # One sample per material: train and test share no view (scale, pose and light).
+        # One sample per material: train and test do not share views (scale, pose, light).
         texture.data.group_regex = r"scale_(\d+_im_\d+)"
         natural.train.steps = 3000
         texture.train.steps = 800
-        # 0.002 does as well on the validation images, but leaves more channels dead.
+        # 0.002 is as good on the validation images, but causes more dead channels.
         natural.optim.learning_rate = 0.001
 
     config.study.arms = ("scratch", "natural", "texture", "two_stage")

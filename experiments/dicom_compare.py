@@ -10,21 +10,21 @@ from twostage_jax.ct import decode
 from twostage_jax.ct.decode import quiet
 from twostage_jax.ct.dicom import AIR_HU, LOWEST_HU, UNTAGGED_PADDING, Header
 
-# Of the HU, where SimpleITK cannot be asked since it refuses the file: a few bytes of
-# the pixels themselves, which nothing can tell from others.
+# Largest fraction of changed HU in a file that SimpleITK refuses: a few bytes of the
+# pixels themselves, whose damage cannot be detected.
 MOST_CHANGED = 1e-4
-# A cosine may be this far from what it should be, and SimpleITK makes it right.
+# Largest error of a direction cosine, which SimpleITK corrects.
 COSINE_TOLERANCE = 0.02
 ALONE = "read by us alone"
 
 
 def changed(hu: np.ndarray, before: np.ndarray) -> float:
-    """Returns the fraction of HU that changed; 1 if the shape did."""
+    """Returns the fraction of HU that changed; 1 if the shape changed."""
     return float(np.mean(hu != before)) if hu.shape == before.shape else 1.0
 
 
 def alone(share: float, why: str) -> dict:
-    """Returns the outcome if SimpleITK refuses a file of which some HU changed."""
+    """Returns the outcome for a file that SimpleITK refuses."""
     kind = ALONE if share <= MOST_CHANGED else "read otherwise"
     return {"kind": kind, "detail": f"{why}; {share:.4%} of the HU are not as before"}
 
@@ -54,7 +54,7 @@ def compared(
     other = SimpleITK.GetArrayFromImage(image)
     if other.shape != hu.shape:
         return {"kind": "read otherwise", "detail": f"{other.shape}, {hu.shape}"}
-    # Fractions are rounded; padding is air with us.
+    # This package rounds fractions and sets padding to air.
     differs = abs(other - hu.astype(float)) > 0.5 + 1e-6
     differs &= ~((hu == AIR_HU) & _padding(other, path))
     if differs.any():
@@ -67,7 +67,7 @@ def compared(
 
 
 def _padding(other: np.ndarray, path: Path) -> np.ndarray:
-    """Returns the pixels `[Z, H, W]` that may be padding by what the file says.
+    """Returns the pixels that may be padding according to the file, `[Z, H, W]` bool.
 
     Args:
       other: SimpleITK's HU.
@@ -82,7 +82,7 @@ def _padding(other: np.ndarray, path: Path) -> np.ndarray:
     padding = untagged & (other < LOWEST_HU)
     if first is None:
         return padding
-    # In a circle of all values, whatever the sign that the tag was written with.
+    # Modulo the number of values, because the sign of the tag may be wrong.
     circle = 2**dataset.BitsAllocated
     first, last = (
         int.from_bytes(v, "little") if isinstance(v, bytes) else int(v)
@@ -108,7 +108,7 @@ def geometry(headers: list[Header]) -> np.ndarray:
 
 
 def misplaced(header: Header, image: Any) -> str:
-    """Returns how the position of a file's first slice differs from SimpleITK's, or ''."""
+    """Returns a text on differences to SimpleITK in the first slice's position, or ''."""
     direction = np.reshape(image.GetDirection(), (3, 3))
     for name, ours, theirs, tolerance in [
         ("spacing", header.spacing, image.GetSpacing()[1::-1], 1e-5),

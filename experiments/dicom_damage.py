@@ -19,7 +19,7 @@ SYNTAXES = (
     JPEGLSLossless,
     JPEG2000Lossless,
 )
-# Values that no CT image has, or that contradict what else it says.
+# Values that are impossible in CT images, or that contradict other attributes.
 ABSURD = {
     "Rows": (0, 1, 511, 513, 65535),
     "Columns": (0, 1, 511, 513, 65535),

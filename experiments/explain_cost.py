@@ -36,7 +36,7 @@ All numbers: [explain_cost.json](explain_cost.json).
 
 
 def measure(count: int) -> dict[str, list[float]]:
-    """Returns method -> seconds of the first call and of the second."""
+    """Returns the seconds of the first and the second call, by method."""
     module = models.build("caffenet_small", num_classes=CLASSES)
     variables = models.init(module, jax.random.key(0), SIZE, 1)
     generator = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Times the README's first command in a fresh clone, and again.
+"""Times the first command of the README in a fresh clone, and its repetition.
 
     python experiments/fresh_clone.py --out=experiments/fresh_clone.md
 
@@ -45,7 +45,7 @@ As JSON: [fresh_clone.json](fresh_clone.json).
 
 
 def timed(command: list[str], **options: object) -> tuple[float, str]:
-    """Returns the seconds that a command took, and what it printed."""
+    """Returns the seconds that a command took, and its output."""
     began = time.monotonic()
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, **options

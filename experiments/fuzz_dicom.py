@@ -36,7 +36,7 @@ from twostage_jax.maps.seg import write_segmentation
 
 TIME_LIMIT_S = 20
 MEMORY_LIMIT = 4 * 2**30
-# The lung mask of larger slices takes too long for thousands of them.
+# The lung masks of thousands of larger slices would take too long.
 LARGEST_SIDE = 512
 GOOD = ("refused", "read as before", "read as SimpleITK does", ALONE)
 
@@ -65,20 +65,20 @@ class Outcome:
 
 
 class Reader:
-    """A process that reads files, restarted when it ends."""
+    """Process that reads files, and is restarted when it ends."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen | None = None
 
     def __call__(self, path: Path, original: Path) -> dict:
-        """Returns the answer on a file; see `answers`."""
+        """Returns the answer for a file; see `answers`."""
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, __file__, "--reader"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                # `select` does not see what lies in a buffer.
+                # `select` does not detect data in a buffer.
                 bufsize=0,
             )
             self._line(60)
@@ -92,7 +92,7 @@ class Reader:
             self.close()
             return {"kind": "crash" if crashed else "too slow", "detail": ""}
         if answer.get("kind") == "compare":
-            # SimpleITK comes last: its crashes are not ours.
+            # SimpleITK comes last, so that its crashes can be distinguished.
             rest = self._line(TIME_LIMIT_S)
             if rest is None:
                 self.close()
@@ -120,7 +120,7 @@ def answers() -> None:
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         path, original = map(Path, json.loads(line))
-        # SimpleITK's memory, from the file before, is not ours: the peak is reset.
+        # Resets the peak, which includes SimpleITK's memory for the previous file.
         Path("/proc/self/clear_refs").write_text("5")
         began = time.monotonic()
         answer, headers, hu = _read(path)
@@ -157,7 +157,7 @@ def _read(path: Path) -> tuple[dict, list[Header], np.ndarray | None]:
 
 
 def use(headers: list[Header], hu: np.ndarray, path: Path) -> dict:
-    """Takes the steps of a map with a series as read, and returns the outcome."""
+    """Runs the steps of a map on a series, and returns the outcome."""
     try:
         series = sort_series(headers)
         spacing = headers[0].spacing
@@ -224,7 +224,7 @@ def _prepared(data: bytes, folder: Path, index: int) -> tuple[bytes, Path]:
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:
-    """Returns the numbers of the page."""
+    """Returns the numbers on the page."""
     counted = collections.Counter((o.damage, o.kind) for o in outcomes)
     reasons = collections.Counter(o.detail for o in outcomes if o.kind == "refused")
     kinds = sorted({o.kind for o in outcomes})

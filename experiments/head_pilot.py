@@ -1,4 +1,4 @@
-"""Which moments an orderless head should read, and through what, on two small pilot sets.
+"""Compares the moments that an orderless head reads, on two small pilot sets.
 
     python -m experiments.head_pilot DATA [materials|phantoms]
 

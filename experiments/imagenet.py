@@ -1,4 +1,4 @@
-"""ImageNet > textures > CT: does a texture stage add to real natural weights?
+"""ImageNet > textures > CT: tests whether a texture stage improves on ImageNet weights.
 
     python experiments/imagenet_weights.py WEIGHTS
     python -m twostage_jax.main --config=experiments/imagenet.py:DATA \
@@ -34,7 +34,7 @@ def get_config(data: str) -> ConfigDict:
     target.data.per_class = 100
     for stage in (texture, target):
         stage.data.normalise = "weights"
-        # A tenth of what random parameters learn with: others would be lost.
+        # A tenth of the rate for random parameters, at which the weights would be lost.
         stage.optim.learning_rate = 0.0002
         stage.train.batch_size = 32
         stage.train.steps = 200

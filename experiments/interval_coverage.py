@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-# The products are small: threads cost them more than they give.
+# The matrix products are small: threads would slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -29,11 +29,11 @@ SCENARIOS = {
     "one seed": Scenario(seeds=1, seed=0.0, seed_arm=0.0),
     "3 seeds": Scenario(seeds=3),
     "seeds differ much": Scenario(seed=0.3, seed_arm=0.5, patient=0.7),
-    "one class a patient": Scenario(patients=18, mixed=False),
+    "one class per patient": Scenario(patients=18, mixed=False),
     "4 classes, harder": Scenario(classes=4, level=(1.5, 1.0)),
     "few patches": Scenario(patches=8.0),
 }
-# Effects of training sets that consist of patients of the study.
+# Scenarios whose training sets consist of patients of the study.
 SHARED = {
     f"{patients} patients, 5 seeds, {folds} folds, {effect:g} logits": Scenario(
         patients=patients, folds=folds, training=effect
@@ -43,7 +43,7 @@ SHARED = {
     for effect in (0.0, 0.15, 0.3, 0.5)
     if effect or patients != 30
 }
-# Of these, also with equal arms.
+# Those of them that are also run with equal arms.
 TESTED = [name for name in SHARED if name.startswith("17 ")]
 SHARED |= {
     f"17 patients, {seeds} seeds, {folds} folds, {effect:g} logits": Scenario(
@@ -53,7 +53,7 @@ SHARED |= {
     for folds in (2, 5)
     for effect in (0.15, 0.5)
 }
-# Settings that the method was not chosen on.
+# Scenarios on which the method was not chosen.
 SHARED |= {
     "24 patients, 8 seeds, 3 folds, 0.3 logits": Scenario(
         patients=24, seeds=8, folds=3, training=0.3
@@ -67,7 +67,7 @@ SHARED |= {
     "4 classes, harder, 2 folds, 0.3 logits": Scenario(
         classes=4, level=(1.5, 1.0), folds=2, training=0.3
     ),
-    "one class a patient, 2 folds, 0.3 logits": Scenario(
+    "one class per patient, 2 folds, 0.3 logits": Scenario(
         patients=18, mixed=False, folds=2, training=0.3
     ),
     "equal sizes, 2 folds, 0.3 logits": Scenario(spread=0.0, folds=2, training=0.3),
@@ -78,13 +78,13 @@ SHARED |= {
         folds=2, training=0.3, redraw=False
     ),
 }
-# Of the report's method: see `content.REJECTED`.
+# Scenario quoted by the report; see `content.REJECTED`.
 QUOTED = "17 patients, 5 seeds, 2 folds, 0.5 logits"
 SIZES = ("17 patients, 5 seeds", "17 patients, 5 seeds, 2 folds, 0.3 logits")
 
-# Coverage that a 95 % interval should have, up to the error of the simulation.
+# Acceptable coverage of a 95 % interval, given the error of the simulation.
 WANTED = (0.93, 0.97)
-# Other than those that the method was chosen on.
+# Seed other than those on which the method was chosen.
 SEED = 2026
 
 
@@ -143,13 +143,13 @@ def line(row: dict[str, Any]) -> str:
 
 
 def outside(rows: list[dict[str, Any]], low: float, high: float) -> str:
-    """Returns the intervals whose coverage is not within `low` to `high`, in words."""
+    """Returns a list of the intervals with coverage outside `low` to `high`, as text."""
     lines = []
     for row in rows:
         found = []
         for which, what in (("differing", ""), ("equal", ", equal arms")):
             measured = row.get(which, {})
-            # Without folds both intervals are the same.
+            # Without folds, both intervals are equal.
             both = "rejected_these" in measured or "difference" not in measured
             keys = ["difference"] if which == "equal" else ["score", "difference"]
             keys += [f"{key}_these" for key in keys] if both else []

@@ -60,7 +60,7 @@ def finish(workdir: Path, flags: list[str]) -> float:
 def kill(
     workdir: Path, flags: list[str], delay: float, while_writing: bool
 ) -> str | None:
-    """Runs the study until it is killed; returns what it was doing, None if it ended."""
+    """Runs the study until it is killed; returns its activity, or None if it ended."""
     before = unfinished(workdir / "run")
     process = start(workdir, flags)
     began = time.monotonic()
@@ -77,7 +77,7 @@ def kill(
 
 
 def unfinished(run: Path) -> set[tuple[Path, int]]:
-    """Returns the files being written, also by a process that died, with inodes."""
+    """Returns the files being written, also by a dead process, with their inodes."""
     patterns = (
         "stages/*/states/*orbax-checkpoint-tmp*",
         "stages/*/*orbax-checkpoint-tmp*",
@@ -91,7 +91,7 @@ def unfinished(run: Path) -> set[tuple[Path, int]]:
     for pattern in patterns:
         for path in run.glob(pattern):
             if path.suffix == ".lock":
-                continue  # It stays.
+                continue  # The file stays.
             with contextlib.suppress(FileNotFoundError):
                 found.add((path, path.stat().st_ino))
     return found
@@ -151,7 +151,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
         whole.mkdir()
-        finish(whole, flags)  # Compiles, so the next one tells what a study takes.
+        finish(whole, flags)  # Compiles, so that the next run measures the time.
         warm = Path(folder) / "warm"
         warm.mkdir()
         seconds = finish(warm, flags)
@@ -163,7 +163,7 @@ def main() -> None:
             studies += 1
             while sum(kills.values()) < args.kills:
                 count = sum(kills.values())
-                # A resumed run has less left to do.
+                # A resumed run takes less time.
                 delay = rng.uniform(0.1, 0.8) * seconds
                 where = kill(workdir, flags, delay, while_writing=count % 2 == 1)
                 if where is None:

@@ -1,4 +1,4 @@
-"""Compares the rule-based lung masks with manual masks and those of phantoms.
+"""Compares the rule-based lung masks with manual masks and with those of phantoms.
 
     python experiments/lung_masks.py --data=DATA --trunk=FOLDER \\
         --out=experiments/lung_masks.md
@@ -31,15 +31,15 @@ from twostage_jax.ct.lungs import find_lungs, lung_mask
 from twostage_jax.ct.phantom import CLASS_NAMES, Phantom, phantom_slices
 from twostage_jax.ct.series import find_series, read_volume
 
-# Half of the usual 512 pixels over 360 mm; the slices do not say.
+# Half of the usual 512 pixels over 360 mm, because the slices do not give it.
 PIXEL_MM = 1.4
-# Grey level of the air around the patients: the median of the patients' commonest one.
+# Grey level of the air around the patients: median of the most frequent level of each.
 AIR_GREY = 29.0
-# Millimetres between slices of the phantom series: both ends of what is joined in depth
-# in practice, and the usual ones between them.
+# Millimetres between slices of the phantom series, over the range in which slices are
+# joined.
 STEPS_MM = (1.0, 1.5, 2.5, 5.0)
-# Files of ct_dicom whose slice shows the abdomen, by eye; and those that show the bases of
-# the lungs with gas in the stomach.
+# Files of ct_dicom whose slice shows the abdomen, and those that show the bases of the
+# lungs with gas in the stomach, by visual inspection.
 ABDOMEN = (
     "19001127-136",
     "19010108-078",
@@ -49,7 +49,7 @@ ABDOMEN = (
     "19001228-131",
 )
 STOMACH = ("19001006-028", "19001231-270")
-# Distances to the ribs that are compared, mm; the program's is among them.
+# Distances to the ribs that are compared, mm, including that of the package.
 RIBS_MM = (4.0, 8.0, 12.0, 16.0, 24.0)
 TEXT = """# Lung masks without training
 
@@ -140,7 +140,7 @@ overlap less than in a patient.
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """One slice, `[H, W]` arrays: HU, the reference mask, the mask found, disease."""
+    """One slice: HU, reference mask, found mask and disease, `[H, W]` each."""
 
     patient: str
     name: str
@@ -168,7 +168,7 @@ def hounsfield(grey: np.ndarray) -> np.ndarray:
 
 
 def dice(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Returns 2 |A and B| / (|A| + |B|); 1 where both are empty."""
+    """Returns the Dice coefficient 2 |A and B| / (|A| + |B|); 1 if both are empty."""
     total = int(mask.sum()) + int(truth.sum())
     return 2 * int((mask & truth).sum()) / total if total else 1.0
 
@@ -191,7 +191,7 @@ def covid(data: Path) -> Iterator[tuple]:
 
 
 def outlined(image: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Returns RGB with the truth's outline in green, the mask's in red."""
+    """Returns an RGB image with the outline of the truth in green, of the mask in red."""
     grey = np.clip((image.astype(np.float32) + 1350) / 1500, 0, 1) * 255
     picture = np.stack([grey] * 3, -1).astype(np.uint8)
     for channel, where in ((1, truth), (0, mask)):
@@ -225,7 +225,7 @@ def measure_phantoms(patients: int) -> list[Slice]:
 
 
 def measure_series(slices: int) -> list[Slice]:
-    """Returns the scores of a phantom series a step of `STEPS_MM`, masked as volumes.
+    """Returns the scores of a phantom series per step of `STEPS_MM`, masked as volumes.
 
     Args:
       slices: Number of slices of each series.
@@ -248,7 +248,7 @@ def masked(name: str, phantom: Phantom, step: float | None = None) -> list[Slice
 
 
 def measure_dicom(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Returns what is found on each slice of `ct_dicom`, and the choice of a distance."""
+    """Returns the lungs found on each slice of `ct_dicom`, and the choice of a distance."""
     found, _ = find_series(folder)
     slices = [(one, read_volume(one)) for one in found]
     patients = sorted({one.headers[0].path.parent.name for one in found})
@@ -285,7 +285,7 @@ def measure_dicom(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, An
             own = areas[row["slice"]]
             lost = own[mm] < 0.97 * max(own.values())
             bad = own[mm] > 0 if row["by_eye"] == "abdomen" else lost
-            # With gas in the stomach, the largest mask holds it.
+            # With gas in the stomach, the largest mask contains it.
             if row["by_eye"] != "bases, stomach gas":
                 wrong[row["patient"] % 2] += bool(bad)
         errors.append({"mm": mm, "even": wrong[0], "odd": wrong[1]})
@@ -412,14 +412,14 @@ def pooled(slices: list[Slice]) -> float:
 
 
 def kept(slices: list[Slice]) -> float | None:
-    """Returns the fraction of diseased voxels that the masks keep, None without any."""
+    """Returns the fraction of diseased voxels inside the masks, None without any."""
     total = sum(int(s.disease.sum()) for s in slices)
     inside = sum(int((s.disease & s.mask).sum()) for s in slices)
     return inside / total if total else None
 
 
 def failures(scores: list[Slice], path: Path, count: int = 12) -> None:
-    """Draws the slices with the worst Dice: drawn mask green, ours red, both yellow.
+    """Draws the slices with the lowest Dice: manual mask green, ours red, both yellow.
 
     Slices with less than 10 cm^2 of lung are excluded: there Dice punishes a few pixels.
     """

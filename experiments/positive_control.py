@@ -1,4 +1,4 @@
-"""A target on which transfer must show: few images of KTH-TIPS.
+"""Positive control: a target on which transfer must help, few images of KTH-TIPS.
 
     python -m twostage_jax.main --config=experiments/positive_control.py:DATA
 
@@ -34,9 +34,9 @@ def get_config(data: str) -> ConfigDict:
     target.path = f"{data}/kth_tips_gray"
     target.name = "kth_tips"
     target.kind = "texture"
-    target.crop = 64  # to 32 pixels, as in the texture stage
+    target.crop = 64  # Resized to 32 pixels, as in the texture stage.
     target.stride = 64
-    # One sample per material: train and test do not share a view (scale, pose and light).
+    # One sample per material: train and test do not share views (scale, pose, light).
     target.group_regex = r"scale_(\d+_im_\d+)"
     target.test = 0.5
     config.stages.target.train.steps = 300

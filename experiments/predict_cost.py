@@ -22,9 +22,9 @@ import numpy as np
 import pages
 
 SEED = 5
-# Of DISEASES in ct/phantom.py: honeycombing, reticular opacity and ground glass.
+# Patient with honeycombing, reticular opacity and ground glass; see `DISEASES`.
 PATIENT = 7
-# What each function of a series' maps is shown as.
+# Names on the page of the functions that make maps.
 STEPS = {
     "read_volume": "reading",
     "lung_mask": "lung masks",
@@ -103,7 +103,7 @@ def measure(run: Path, dicom: Path, out: Path, stride: int) -> dict[str, np.ndar
 
 
 def clocks() -> np.ndarray:
-    """Returns the seconds that have passed, and those that the process computed."""
+    """Returns wall-clock seconds and CPU seconds of the process."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
@@ -120,7 +120,7 @@ def main() -> None:
     options = parser.parse_args()
     dicom = options.out / f"phantom-{options.slices}-{options.matrix}"
     if not dicom.is_dir():
-        # In a process of its own: its memory is not that of the maps.
+        # In a separate process, so that its memory does not count for the maps.
         new = dicom.with_name(f".new-{dicom.name}")
         shutil.rmtree(new, ignore_errors=True)
         arguments = new, options.slices, options.matrix
@@ -172,7 +172,7 @@ def main() -> None:
 
 
 def _megabytes(folder: Path) -> dict[str, int]:
-    """Returns the size of all files, and of those of each suffix."""
+    """Returns the size of all files, and the sizes by suffix."""
     sizes: dict[str, int] = defaultdict(int)
     for path in folder.rglob("*"):
         if path.is_file():

@@ -31,7 +31,7 @@ from twostage_jax.maps.extent import UNCLASSIFIED
 from twostage_jax.maps.run import map_folder, series_name
 from twostage_jax.study import artifacts
 
-# Of what a series without any lung is refused for.
+# Words in the reason for which a series without lung is refused.
 NO_LUNG = "no lung"
 TEXT = """# Maps of slices from another collection
 
@@ -57,7 +57,7 @@ def measure(run: Path, arm: str, dicom: Path, options: How) -> dict[str, Any]:
     model = artifacts.find(run, arm)
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
-        # What is printed would name series by their hashes.
+        # The output would name series by their hashes.
         with contextlib.redirect_stdout(io.StringIO()):
             classifier = Classifier(model, options.window)
             map_folder(dicom, out, classifier, options, go_on=True)
@@ -100,21 +100,21 @@ def shares(maps: Path) -> tuple[dict[str, list[float]], int]:
 
 
 def reasons(maps: Path) -> dict[str, str]:
-    """Returns why series were refused, by their names."""
+    """Returns the reasons for which series were refused, by name."""
     with (maps / "skipped.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {r["file"]: r["reason"] for r in rows if r["file"].startswith("patient-")}
 
 
 def page(stem: str, options: How, arms: dict[str, dict[str, Any]]) -> str:
-    """Returns the page of what `measure` found, by arm."""
+    """Returns the page of the results of `measure`, by arm."""
     lines = []
     for arm, one in arms.items():
         for label, quartiles in one["share_of_lung_quartiles"].items():
             low, median, high = (f"{100 * share:.0f}" for share in quartiles)
             cells = (arm, one["slices_mapped"], label, median, f"{low} to {high}")
             lines.append(f"| {' | '.join(map(str, cells))} |")
-    # All arms see the same slices.
+    # All arms have the same slices.
     return TEXT.format(
         **next(iter(arms.values())),
         stem=stem,

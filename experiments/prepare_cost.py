@@ -80,7 +80,7 @@ def main() -> None:
     phantoms = [phantom_slices(k, slices=2) for k in range(options.patients)]
     rows, numbers = [], []
     with tempfile.TemporaryDirectory() as name:
-        # The largest process only grows: the smallest archive comes first.
+        # The peak over all processes only grows, so the smallest archive comes first.
         for slices in (4, 40):
             source = Path(name, f"slices{slices}")
             for number, phantom in enumerate(phantoms):

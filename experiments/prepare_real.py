@@ -27,7 +27,7 @@ from twostage_jax.ct.series import find_series, read_in_turn
 from twostage_jax.data import prepared_folder
 from twostage_jax.data.store import prepare
 
-# HU: of air-filled holes, of lung, and of disease, but also of vessels.
+# Ranges of HU of air-filled holes, of lung, and of disease (and vessels).
 CLASSES = {
     "emphysema": (-1100, -951),
     "other lung": (-950, -500),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def numbers(value: object, path: str = "") -> dict[str, object]:
-    """Returns path -> value of everything below `value` that a result consists of."""
+    """Returns the numbers and strings of a result by their path."""
     if isinstance(value, dict):
         parts = [(f"{path}.{key}", part) for key, part in value.items()]
     elif isinstance(value, list):
@@ -26,7 +26,7 @@ def numbers(value: object, path: str = "") -> dict[str, object]:
 
 
 def main() -> None:
-    """Prints every number that differs; exits with 1 if one does."""
+    """Prints the numbers that differ, and exits with status 1 if there are any."""
     before, after = (
         numbers(json.loads((Path(folder) / "results.json").read_text()))
         for folder in sys.argv[1:3]

@@ -29,7 +29,7 @@ SIZES = {
 # Runs of four arms: seeds and sizes of the target set.
 STUDIES = {4: (1, 1), 40: (5, 2), 160: (10, 4), 400: (20, 5)}
 CHANCES = {"scratch": 0.75, "natural": 0.8, "texture": 0.78, "two_stage": 0.9}
-SIDE = 16  # pixels
+SIDE = 16  # Pixels.
 
 TEXT = """# How cost grows
 
@@ -102,7 +102,7 @@ def _report(folder: Path, **study: object) -> dict[str, float]:
 
 
 class Clock:
-    """CPU seconds of one step after the other."""
+    """Stopwatch of the CPU seconds of successive steps."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -115,7 +115,7 @@ class Clock:
 
 
 def measured(kind: str, size: int) -> dict[str, object]:
-    """Returns the measurement of one size, made in a process of its own."""
+    """Returns the measurement of one size, made in a separate process."""
     command = [sys.executable, __file__, f"--only={kind}", f"--size={size}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -18,15 +18,15 @@ from twostage_jax.stats.intervals import Resampler
 
 NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 NODE_WEIGHTS = NODE_WEIGHTS / NODE_WEIGHTS.sum()
-# Effects of training sets at which true scores are computed; read off between them.
+# Effects of training sets at which true scores are computed, for interpolation.
 SHIFTS = np.linspace(-2, 2, 9)
-# Of metrics that are not counts, which take longer.
+# The same for metrics that are not counts, which take longer.
 FEW_SHIFTS = np.linspace(-1, 1, 5)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-    """A population of studies; effects are standard deviations in logits.
+    """Population of studies; effects are standard deviations in logits.
 
     Attributes:
       patients, seeds, classes: Numbers of each.
@@ -67,7 +67,7 @@ class Scenario:
 
 
 class Simulated(NamedTuple):
-    """One study.
+    """Simulated study.
 
     Attributes:
       patches: Number of patches `[P, K]`.
@@ -84,7 +84,7 @@ class Simulated(NamedTuple):
     shift: np.ndarray
 
 
-# Sizes of a study, and the logits of a right prediction at each, of two arms.
+# Sizes of a training set, and the logit of a correct prediction at each, for two arms.
 SIZES = (100, 300, 900, 2700)
 CURVES = ((0.6, 1.2, 1.8, 2.2), (1.0, 1.6, 2.2, 2.6))
 
@@ -148,7 +148,7 @@ def predicted(
                        for axis in np.indices(patches.shape))  # fmt: skip
     hard = scenario.patch * generator.normal(size=len(groups))
     margin = logits[:, :, groups, classes] + hard
-    # Positive with the probability whose logit the margin was.
+    # Positive with the probability whose logit is the margin.
     margin = margin + generator.logistic(size=margin.shape)
     chance = 1 / (1 + np.exp(-margin))
     probabilities = np.zeros((*margin.shape, scenario.classes))
@@ -175,7 +175,7 @@ def truth(scenario: Scenario, metric: str) -> Callable[[np.ndarray, float], np.n
     shifts = np.zeros(1)
     if scenario.training:
         shifts = SHIFTS if metrics.METRICS[metric].counts else FEW_SHIFTS
-    # Neither depends on how many patients and seeds a study has of the population.
+    # Neither depends on the numbers of patients and seeds of a study.
     many = dataclasses.replace(
         scenario, folds=0, training=0.0, validation=0.0, redraw=True, patients=3000,
         seeds=100 if scenario.seeds > 1 else 1,
@@ -256,7 +256,7 @@ def measure(
         generator = np.random.default_rng((seed, repeat))
         simulated = simulate(scenario, generator)
         study = predicted(scenario, generator, simulated)
-        # The effects of training sets of the same patients scatter less.
+        # Effects vary less between training sets with the same patients.
         within = scenario.training * np.sqrt(1 - np.nan_to_num(simulated.trained))
         these = true_score(simulated.shift, within)
         sampler = Resampler(metrics.metric(study, metric), resamples, seed=repeat)
@@ -295,7 +295,7 @@ def simulate_sizes(scenario: Scenario, generator: np.random.Generator) -> Simula
     simulated = simulate(scenario, generator)
     p, s, k = scenario.patients, scenario.seeds, scenario.classes
     f, draw = len(SIZES), generator.normal
-    # The same arm at another size has effects of its own, too.
+    # Effects of one arm are independent between sizes.
     return simulated._replace(
         logits=np.reshape(CURVES, (-1, 1, 1, 1))
         + np.repeat(simulated.logits, f, axis=0)

@@ -47,13 +47,13 @@ except ImportError:
 
 CLASSES = 12
 SHIFT = 2
-# Those of configs/two_stage.py, at a constant rate so that its length does not matter.
+# Settings of configs/two_stage.py, with a constant rate, so that the length is irrelevant.
 OPTIM = OptimConfig(learning_rate=0.02, clip_norm=1.0, schedule="constant")
 AUGMENT = AugmentConfig(flip="horizontal", shift=SHIFT)
 
 
 class Case(NamedTuple):
-    """Settings of one row of the table; `channels` of the images, `size` in pixels."""
+    """Settings of one row of the table; `size` is the side of the images, pixels."""
 
     model: str
     size: int
@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
 
 class Runner(NamedTuple):
-    """A way to train; both functions take a number of steps and wait for the end.
+    """Implementation of training; both functions run a number of steps to the end.
 
     Attributes:
       step: Trains on the same batches.
@@ -79,7 +79,7 @@ class Runner(NamedTuple):
 
 
 def cases(batch: int, large_batch: int, large: bool, accelerator: bool) -> list[Case]:
-    """Returns what to measure: float32 and, on an accelerator, bfloat16."""
+    """Returns the cases: float32 and, on an accelerator, bfloat16."""
     rows = [
         ("caffenet_small", 32, 1, batch),
         ("caffenet_small", 64, 1, batch),
@@ -117,7 +117,7 @@ def make_dataset(case: Case, steps: int) -> Dataset:
 
 
 class _NoStore:
-    """Stand-in for saved states that neither has nor saves any."""
+    """Checkpoints that are neither saved nor restored."""
 
     def steps(self) -> list[int]:
         return []
@@ -196,7 +196,7 @@ def jax_runner(
 def torch_runner(case: Case, dataset: Dataset, chunk: int) -> Runner:
     """Returns the same training in torch; metrics are read every `chunk` steps."""
     device = torch.device("cpu" if jax.default_backend() == "cpu" else "cuda")
-    # As in jax on a GPU: TensorFloat-32 in products, the fastest kernel found by trial.
+    # As in jax on a GPU: TensorFloat-32 products, and the fastest kernel by trial.
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     network = torch_twins.twin(case.model, CLASSES, case.size, case.channels)
@@ -253,7 +253,7 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
     Each measurement lasts about `seconds` of the package's steps; before each, one
     shorter run brings the caches and threads back to the one whose turn it is.
     """
-    # A call of the device has as many steps in `fit`; a slow step needs no more.
+    # As many steps per call as in `fit`; on a CPU, steps are slow and one is enough.
     chunk = 1 if jax.default_backend() == "cpu" else loop.MAX_CHUNK
     dataset = make_dataset(case, 2 * loop.MAX_CHUNK)
     runners = {"jax": jax_runner(case, dataset, chunk, parallel.alone())}
@@ -275,7 +275,7 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
     times = {who: {"step": [], "epoch": []} for who in runners}
     for i in range(rounds):
         for what in ("step", "epoch"):
-            # Whoever goes first may find the machine in a better state: take turns.
+            # The machine may be faster for the first one, so the order alternates.
             for who in sorted(runners, reverse=bool(i % 2)):
                 runners[who].step(chunk)
                 spent = _time(getattr(runners[who], what), steps)
@@ -304,7 +304,7 @@ HEADER = """\
 
 
 def row(found: dict[str, Any]) -> str:
-    """Returns the table's row: images/s as 'median (best)', ratios 'median [range]'."""
+    """Returns a row of the table: images/s 'median (best)', ratios 'median [range]'."""
     times = found["seconds_an_image"]
     ours, together, theirs = (times.get(who) for who in ("jax", "together", "torch"))
 
@@ -329,14 +329,14 @@ def row(found: dict[str, Any]) -> str:
 
 
 def _spread(above: list[float], below: list[float]) -> str:
-    """Returns the quotients of rounds, as 'median [range]'."""
+    """Returns the ratios of rounds as 'median [range]'."""
     values = [a / b for a, b in zip(above, below, strict=True)]
     middle = statistics.median(values)
     return f"**{middle:.2f}** [{min(values):.2f}, {max(values):.2f}]"
 
 
 def machine() -> dict[str, Any]:
-    """Returns what the numbers depend on."""
+    """Returns the machine and the versions, on which the numbers depend."""
     devices = jax.devices()
     kind = devices[0].device_kind
     versions = {"Python": platform.python_version(), "jax": jax.__version__}
@@ -378,7 +378,7 @@ def _processor() -> str:
 
 
 def main() -> None:
-    """Measures, prints each row when it is there, and leaves the page."""
+    """Measures, prints each row once it is finished, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--large_batch", type=int, default=16)

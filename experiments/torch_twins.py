@@ -1,4 +1,4 @@
-"""The package's networks and augmentation in PyTorch, to measure speed against."""
+"""Networks and augmentation of the package in PyTorch, to compare speed."""
 
 import timm
 import torch
@@ -9,7 +9,7 @@ from twostage_jax import models
 
 
 def augmented(images: torch.Tensor, shift: int) -> torch.Tensor:
-    """Returns `[B, C, H, W]` in [0, 1]: each shifted by up to `shift` and flipped."""
+    """Returns images `[B, C, H, W]` in [0, 1], shifted by up to `shift` and flipped."""
     count, _, height, width = images.shape
     device = images.device
     padded = functional.pad(images.float() / 255, (shift,) * 4, mode="reflect")
@@ -36,7 +36,7 @@ def twin(name: str, num_classes: int, size: int, channels: int) -> nn.Module:
 
 
 class CaffeNet(nn.Module):
-    """`models.CaffeNet` with either head."""
+    """Equivalent of `models.CaffeNet` with either head."""
 
     def __init__(self, like: models.CaffeNet, size: int, channels: int):
         super().__init__()

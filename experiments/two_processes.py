@@ -1,4 +1,4 @@
-"""Runs a study in one process of four devices, and in two processes of two devices each.
+"""Runs a study in one process with four devices, and in two with two devices each.
 
     python experiments/two_processes.py --out=experiments/two_processes.md
 
@@ -43,7 +43,7 @@ def run(workdir: Path, processes: int, devices: int, flags: list[str]) -> float:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    # Every stage run over all devices; otherwise each device has stage runs of its own.
+    # Every stage run uses all devices; otherwise, each device has its own stage runs.
     command = [
         sys.executable, "-m", "twostage_jax.main", f"--workdir={workdir}",
         *flags, "--config.study.side_by_side=1",
@@ -68,7 +68,7 @@ def run(workdir: Path, processes: int, devices: int, flags: list[str]) -> float:
 
 
 def page(found: dict[str, Any]) -> str:
-    """Returns the Markdown page of what `main` found."""
+    """Returns the page of the results of `main`, Markdown."""
     outcome = (
         "DIFFERENT: " + ", ".join(found["different"])
         if found["different"]
@@ -95,7 +95,7 @@ def page(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Runs both, compares, writes the page."""
+    """Runs both, compares them, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", default="configs/two_stage.py")
     parser.add_argument("--out", type=Path, help="the page, .md; JSON goes next to it")

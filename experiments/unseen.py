@@ -1,4 +1,4 @@
-"""Tests whether the distance to the training images detects unlike images.
+"""Tests whether the distance to the training images detects images that differ.
 
     python experiments/unseen.py --phantom_run=runs/two_stage --real_run=runs/covid \\
         --data=DATA --out=experiments/unseen.md
@@ -46,15 +46,15 @@ from twostage_jax.study import artifacts
 from twostage_jax.train import checkpoint, novelty, steps
 from twostage_jax.train.augment import centre_crop, normalise, to_unit
 
-# Phantom patients of another seed than the training's.
+# Seed of phantom patients, different from that of the training.
 SEED, PATIENTS, SECTIONS = 77, 6, 2
 STRIDE = 8
-# Windows with so much lung show lung alone.
+# Smallest fraction of lung in windows that show only lung.
 LUNG_ALONE = 0.95
-# Of soft tissue, HU, and of the windows that are full of it.
+# Range of soft tissue, HU, and its smallest fraction in windows of soft tissue.
 SOFT_HU, BATCH = (-50, 200), 256
-# Features by themselves, to compare with what `models.descriptor` joins: the pooled
-# activations of early, middle and late convolutions, and what the head sees.
+# Features to compare with those of `models.descriptor`, which joins them: the pooled
+# activations of early, middle and late convolutions, and the input of the head.
 TAPS = ("pool1", "relu3", "pool5", "relu7")
 OURS, PHANTOMS, REAL = "as exported", "new phantom patients", "real CT"
 WINDOWED = f"{REAL}, all windows, shown with the HU window 40,400"
@@ -127,7 +127,7 @@ class Windows(NamedTuple):
 
 
 class Model:
-    """A stage run, its training images, and its test images."""
+    """Stage run with its training images and its test images."""
 
     def __init__(self, folder: Path, data_dir: Path, window: tuple[float, ...] | None):
         self.run = run = artifacts.find(folder)
@@ -178,7 +178,7 @@ def windows_of(
     to_mm: float | None,
     patient: str,
 ) -> Windows:
-    """Returns the windows that `predict` would classify, of slices `[Z, H, W]`."""
+    """Returns the windows of slices `[Z, H, W]` that `predict` would classify."""
     grid = classify._grid(hu.shape[1:], spacing, size, classify.How(STRIDE, (), to_mm))
     found = [], []
     for z in np.flatnonzero(mask.any((1, 2))):
@@ -202,7 +202,7 @@ def joined(parts: list[Windows]) -> Windows:
 
 
 def new_phantoms(size: int, to_mm: float | None) -> Windows:
-    """Returns windows of phantom patients that no training has seen."""
+    """Returns windows of phantom patients outside the training set."""
     parts = []
     for patient in range(PATIENTS):
         drawn = phantom_slices(patient, seed=SEED, slices=SECTIONS)
@@ -255,7 +255,7 @@ def deep(
 def mahalanobis(
     known: np.ndarray, groups: np.ndarray, labels: np.ndarray
 ) -> tuple[float, Callable]:
-    """Returns the same as `deep`, for the nearest class mean.
+    """Returns the result of `deep` for the nearest class mean.
 
     Lee et al. 2018 (arXiv 1807.03888). One covariance for all classes, shrunk as
     Ledoit and Wolf 2004 do.
@@ -311,7 +311,7 @@ def separable(first: Windows, second: Windows, features: list[np.ndarray]) -> fl
 
 
 def measure(model: Model, data: Path, data_dir: Path, to_mm: float | None) -> dict:
-    """Returns the fractions of windows that are unlike a model's training images."""
+    """Returns the fractions of windows that differ from a model's training images."""
     if model.reference is None:
         raise UserError(f"{model.run.folder}: has no {novelty.FILE}: train it again.")
     size, dataset = model.run.model.image_size, model.dataset
@@ -343,7 +343,7 @@ def measure(model: Model, data: Path, data_dir: Path, to_mm: float | None) -> di
         return float(np.concatenate(judged).mean())
 
     ours = sets["real CT, all windows"][OURS]
-    # For other features and distances: all but the test patients' images.
+    # For other features and distances: all images except those of test patients.
     rest = np.setdiff1d(np.arange(len(dataset)), model.test)
     rest = novelty.chosen(rest)
     known, groups = features(dataset.images[rest]), dataset.groups[rest]
@@ -377,7 +377,7 @@ def measure(model: Model, data: Path, data_dir: Path, to_mm: float | None) -> di
 
 
 def page(command: str, found: dict[str, dict[str, Any]]) -> str:
-    """Returns the page of what `measure` found, by model."""
+    """Returns the page of the results of `measure`, by model."""
     phantom, real_ct = found["phantoms"], found["real"]
     rows = [
         f"| {name} | {percent(phantom['unlike'][name])} | "
@@ -418,7 +418,7 @@ def page(command: str, found: dict[str, dict[str, Any]]) -> str:
 
 
 def percent(share: float) -> str:
-    """Returns a fraction in per cent, with a digit after the point below ten."""
+    """Returns a fraction in per cent, with one decimal below ten."""
     return f"{100 * share:.1f}" if share < 0.0995 else f"{100 * share:.0f}"
 
 
@@ -433,7 +433,7 @@ def main() -> None:
     data_dir = flags.data_dir or cli.cache_dir() / "data"
     models_of = {
         "phantoms": (Model(flags.phantom_run, data_dir, None), None),
-        # As the slices of covid_ct were shown; 1.4 mm is their pixel.
+        # The window of the slices of covid_ct, whose pixels are 1.4 mm.
         "real": (Model(flags.real_run, data_dir, (-300.0, 1950.0)), 1.4),
     }
     found = {

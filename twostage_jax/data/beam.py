@@ -1,9 +1,9 @@
-"""The tasks of a recipe as an Apache Beam pipeline, for archives of thousands of studies.
+"""Runs the tasks of a recipe in Apache Beam, for archives of thousands of studies.
 
-Beam's workers, on this machine, a Spark or Flink cluster or a cloud service, run the
-tasks and store each result in the data folder, which they must share; `prepare` then
-finds all results there and writes the TFDS set as usual. The set is therefore the same
-with and without Beam.
+Beam's workers (on this machine, a Spark or Flink cluster, or a cloud service) store the
+result of each task in a data folder that they share; `prepare` then finds all results
+there and writes the TFDS set as usual. The set is therefore the same with and without
+Beam.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,9 +20,9 @@ def run(recipe: Recipe, data_dir: Path, options: Sequence[str]) -> None:
     """Runs the unfinished tasks of a recipe.
 
     Args:
-      recipe: Recipe whose results are kept (`resumable`).
-      data_dir: Folder of prepared data, accessible under this name to all workers.
-      options: Options of the pipeline in Beam's syntax: '--runner=DirectRunner'.
+      recipe: Recipe that is `resumable`.
+      data_dir: Folder of prepared data, accessible to all workers under this path.
+      options: Options of the pipeline, such as '--runner=DirectRunner'.
 
     Raises:
       UserError: Apache Beam is not installed, or a task failed.
@@ -43,7 +43,7 @@ def run(recipe: Recipe, data_dir: Path, options: Sequence[str]) -> None:
             counts = (
                 pipeline
                 | "Tasks" >> apache_beam.Create(list(kept.tasks))
-                # Without it, a runner may run all tasks on the worker of `Create`.
+                # Otherwise, a runner may run all tasks on the worker of `Create`.
                 | "Spread" >> apache_beam.Reshuffle()
                 | "Make" >> apache_beam.Map(_count, make=kept.make)
             )
@@ -60,7 +60,7 @@ def _count(task: Any, make: Callable[[Any], list]) -> int:
     try:
         return len(make(task))
     except UserError as error:
-        # Runners pass on only the text of an exception, within a longer message.
+        # Runners report only the text of an exception, within a longer message.
         raise RuntimeError(f"{_MARK}{error}{_MARK}") from error
 
 
@@ -68,6 +68,6 @@ _MARK = "\N{SECTION SIGN}"
 
 
 def _user_error(error: BaseException) -> str | None:
-    """Returns the message of the UserError that stopped a pipeline, if any."""
+    """Returns the message of the UserError that stopped a pipeline, or None."""
     parts = str(error).split(_MARK)
     return parts[1] if len(parts) > 2 else None

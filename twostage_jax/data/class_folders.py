@@ -1,14 +1,14 @@
-"""Finds the class folders of a tree, and the folders that are splits of the set.
+"""Finds the class folders of a data set, and the folders of its splits.
 
-Class folders lie in the data set's folder, or inside folders of splits, whose names
+Class folders are in the folder of the data set, or inside folders of splits, whose names
 contain a word for 'train', 'validation' or 'test' (`seg_train`, `Training Data`,
 `val_set`):
 
     fibrosis/001.png          train/fibrosis/001.png          fibrosis/train/001.png
     normal/p7/001.png         test/fibrosis/002.png           fibrosis/test/002.png
 
-A folder that contains only one folder is skipped in favour of it. Folders without images
-whose sub-folders have equal names are not taken for classes: they may be folds, sites, or
+A folder that contains only one folder is replaced by it. Folders without images whose
+sub-folders have equal names are not accepted as classes: they may be folds, sites, or
 images and their masks.
 """
 
@@ -32,7 +32,7 @@ _PICTURES = ".apng .avif .bmp .dib .gif .j2k .jfif .jif .jp2 .jpe .jpeg .jpg .pb
 _PICTURES += " .png .pnm .ppm .tga .tif .tiff .webp"
 PICTURES = frozenset(_PICTURES.split())
 SUFFIXES = PICTURES | {".npy", ".nii", ".nii.gz"}
-# These are images as well: without them a class would be incomplete.
+# Images that cannot be read: without them, a class would be incomplete.
 _UNREADABLE = ".arw .cr2 .dcm .dicom .dng .exr .heic .heif .ima .mha .mhd .nef .npz"
 UNREADABLE = frozenset((*_UNREADABLE.split(), ".nrrd", ".psd", ".svg"))
 _TAIL = r"(s|set|sets|data|dataset|images?|imgs?|split|folder|patches)?"
@@ -41,7 +41,7 @@ SPLIT_WORDS = {
     "validation": re.compile(rf"(val|valid|validation|validate){_TAIL}"),
     "test": re.compile(rf"(test|testing){_TAIL}"),
 }
-# Words without information on the content of a folder of images.
+# Words that say nothing about the content of a folder of images.
 _PLAIN = "all data dataset final folder image images img imgs jpeg jpg new org original"
 _PLAIN += (
     " part parts patch patches pictures png resized roi rois seg set sets tif tiff"
@@ -51,20 +51,19 @@ IMAGES = frozenset("ct hu image images img imgs original picture pictures scan".
 _MASKS = "annotation annotations gt groundtruth label labels lungs mask masks"
 MASKS = frozenset((*_MASKS.split(), "segmentation", "segmentations"))
 FOLDS = frozenset("cv fold folds partition split subset".split())
-# Fraction of the sub-folders that two folders must share to be taken for parts of one
-# set.
+# Fraction of common sub-folders from which two folders may be parts of one set.
 SHARED = 2 / 3
 
 log = logging.getLogger(__name__)
 
 
 class ImageFile(NamedTuple):
-    """An image file below a class folder.
+    """Image file below a class folder.
 
     Attributes:
-      path: Path below the data set's folder, '/' between its parts.
-      name: 'class/name.png', printable and in Unicode NFC.
-      class_name: Name of its class.
+      path: Path relative to the folder of the data set, with '/' between its parts.
+      name: Path from the class folder on, 'class/name.png', printable and in Unicode NFC.
+      class_name: Name of the class.
       split: 'train', 'validation' or 'test'.
       stamp: Size in bytes and modification time in ns.
     """
@@ -77,7 +76,7 @@ class ImageFile(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The images of a data set.
+    """Images of a data set.
 
     Attributes:
       class_names: Names of the classes, sorted.
@@ -92,7 +91,13 @@ class Found(NamedTuple):
 
 @dataclasses.dataclass
 class _Folder:
-    """A folder: path below the root ('' for the root), images by name, and folders."""
+    """Folder of the tree.
+
+    Attributes:
+      path: Path relative to the root; '' for the root.
+      images: Stamps of the images, by file name.
+      folders: Sub-folders by name.
+    """
 
     path: str
     images: dict[str, Stamp] = dataclasses.field(default_factory=dict)
@@ -112,7 +117,7 @@ class _Folder:
 
 
 class _Part(NamedTuple):
-    """A class folder, or that of one split of a class."""
+    """Class folder, or the folder of one split of a class."""
 
     folder: _Folder
     class_name: str
@@ -125,7 +130,7 @@ def find(root: Path, classes: str = "") -> Found:
     Args:
       root: Folder of the data set.
       classes: Names of the class folders in `root`, 'a,b', which are classes whatever
-        they contain; empty = as described by the module.
+        they contain; if empty, classes are found as described by the module.
 
     Raises:
       UserError: Class folders are missing, empty or ambiguous, or an image cannot be
@@ -196,7 +201,7 @@ def find(root: Path, classes: str = "") -> Found:
 
 
 def _read(root: Path, skipped: dict[str, str]) -> _Folder:
-    """Returns the tree below `root`; adds (path, kind) of other files to `skipped`.
+    """Returns the tree below `root`; adds the kinds of other files to `skipped`, by path.
 
     Raises:
       UserError: An image cannot be read.
@@ -252,7 +257,7 @@ def _folder(home: _Folder, below: str) -> _Folder:
 
 
 def split_word(name: str) -> str:
-    """Returns the split named by a folder, one of `SPLIT_WORDS`, or ''."""
+    """Returns the split, a key of `SPLIT_WORDS`, that a folder name means, or ''."""
     found = {
         split
         for split, pattern in SPLIT_WORDS.items()
@@ -264,7 +269,11 @@ def split_word(name: str) -> str:
 def _parts(
     tree: _Folder, root: Path, wanted: set[str], notes: list[str]
 ) -> list[_Part]:
-    """Returns the class folders of each split."""
+    """Returns the class folders of all splits.
+
+    Raises:
+      UserError: It is ambiguous which folders are classes.
+    """
     top = _passed_through(tree, stop_at_splits=True)
     folders, at = top.folders, root / top.path
     by_name = alike(folders)
@@ -354,7 +363,7 @@ def _check_mixed(
         if folder.images or not inner:
             continue
         train = splits[name] == "train" and _say_only_splits([name])
-        # Folders of the classes, once more, below a test folder.
+        # The folders of the classes occur again below a test folder.
         again = splits[name] and len(inner & names) >= SHARED * len(inner)
         halves = len(inner) > 1 and all(map(split_word, inner))
         if train or again or halves:
@@ -373,7 +382,7 @@ def _check_crossing(
     at: Path,
     notes: list[str],
 ) -> None:
-    """Raises a UserError for folders that share sub-folders, which may be the classes."""
+    """Raises a UserError for folders with common sub-folders, which may be the classes."""
     hollow = {n: _inner(f) for n, f in folders.items() if not f.images}
     shared: set[str] = set()
     for one, other in itertools.combinations(hollow.values(), 2):
@@ -387,7 +396,7 @@ def _check_crossing(
     numbered = [name for name in shared if re.search(r"\d", name)]
     known = folds or any(splits[name] for name in hollow)
     if not known and len(numbered) > len(shared) / 2:
-        # Their names may be those of patients.
+        # They may be named after patients.
         notes.append(
             f"The classes are the folders {_listed(folders)}; {len(shared)} sub-folders "
             "that they share are taken for patients or the like."
@@ -404,7 +413,7 @@ def _check_crossing(
 
 
 def _check_masks(classes: Mapping[str, _Folder], root: Path) -> None:
-    """Raises a UserError for folders of images and of their masks."""
+    """Raises a UserError if folders seem to contain images and their masks."""
 
     def is_named(name: str, words: frozenset[str]) -> bool:
         own = {word for word in _words(name) if not split_word(word)}
@@ -428,7 +437,7 @@ def _check_masks(classes: Mapping[str, _Folder], root: Path) -> None:
 
 
 def _passed_through(folder: _Folder, *, stop_at_splits: bool = False) -> _Folder:
-    """Returns the first folder, from here down, that contains more than one folder."""
+    """Returns the first folder on the way down that contains more than one folder."""
     while not folder.images and len(folder.folders) == 1:
         (name,) = folder.folders
         if not folder.folders[name].folders or (stop_at_splits and split_word(name)):
@@ -442,13 +451,13 @@ def _inner(folder: _Folder) -> set[str]:
 
 
 def _words(name: str) -> list[str]:
-    """Returns the words of a name, lower case: 'TrainSet_2' has 'train' and 'trainset'."""
+    """Returns the words of a name, lower case: 'train', 'set', 'trainset' of 'TrainSet'."""
     parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
     return [*map(str.lower, parts), *re.findall(r"[^\W\d_]+", name.lower())]
 
 
 def _say_only_splits(names: Iterable[str]) -> bool:
-    """Whether names consist only of words for splits and folds, and common words."""
+    """Returns whether names consist only of words for splits and folds, and plain words."""
     words = [set(re.findall(r"[^\W\d_]+", name.lower())) for name in names]
     plain = PLAIN | FOLDS
     if len(words) > 1:
@@ -463,12 +472,12 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _counted(kinds: Iterable[str]) -> str:
-    """Returns '3 .txt, 1 hidden' for kinds of files."""
+    """Returns the most frequent kinds of files, such as '3 .txt, 1 hidden'."""
     common = Counter(kinds).most_common(8)
     return ", ".join(f"{count} {shown(kind)[:20]}" for kind, count in common)
 
 
 def suffix(path: str) -> str:
-    """Returns the suffix of a file's name in lower case, '.nii.gz' as one."""
+    """Returns the suffix of a file name in lower case; '.nii.gz' is one suffix."""
     name = path.lower()
     return ".nii.gz" if name.endswith(".nii.gz") else os.path.splitext(name)[1]

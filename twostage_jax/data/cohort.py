@@ -1,7 +1,7 @@
-"""The patients of a data set: flow of data, characteristics, classes of each split.
+"""Describes the patients of a data set: flow of data, characteristics, classes by split.
 
-A preparation records two tables (see `dataset.Made.facts`). 'flow' has rows of
-`flow_row`; 'acquisition' has a row per series that has patches:
+The preparation records two tables (see `dataset.Made.facts`): 'flow' with rows of
+`flow_row`, and 'acquisition' with a row per series that has patches:
 
     patient, series       hashes
     slices                number of slices with patches
@@ -10,7 +10,7 @@ A preparation records two tables (see `dataset.Made.facts`). 'flow' has rows of
     thickness_mm          SliceThickness or None
     pixel_mm              PixelSpacing or None
 
-`describe` aggregates them over the patients of each split, so that its result does not
+`describe` aggregates both over the patients of each split, so that the result does not
 identify anyone.
 """
 
@@ -34,11 +34,11 @@ def flow_row(
     """Returns a row of the table 'flow'.
 
     Args:
-      level: Counted unit, one of `LEVELS`.
+      level: Unit that is counted, one of `LEVELS`.
       count: Number of units.
-      reason: Reason for their exclusion; '' if they are included.
-      class_name: Their class; '' for units without a class.
-      patient: Hash of their patient; '' if not of a patient of the set.
+      reason: Reason for exclusion; '' if the units are included.
+      class_name: Class of the units; '' for units without a class.
+      patient: Hash of the patient; '' for units without a patient of the set.
     """
     return {
         "level": level,
@@ -50,15 +50,17 @@ def flow_row(
 
 
 def describe(dataset: Dataset, splits: Splits) -> dict[str, Any]:
-    """Returns the patients of a data set and its splits, as JSON values.
+    """Returns a description of the patients of a data set and of its splits.
+
+    All values can be written as JSON.
 
     Returns:
-      'classes': split -> 'examples' and 'groups' (or None) of each class.
-      'flow': rows 'level', 'reason', 'class', 'split' and 'count', summed over the
-        patients of a split; split '' for units outside all splits. None if not recorded.
-      'acquisition': split, or 'all', -> counts of patients by 'sex', and of series by
-        'scanner', 'kernel' and 'thickness_mm'; 'patients' and 'series' (numbers);
-        'age' and 'pixel_mm' (see `_spread`). None if not recorded.
+      'classes': numbers of 'examples' and 'groups' (or None) per class, by split.
+      'flow': rows with 'level', 'reason', 'class', 'split' and 'count', summed over the
+        patients of a split ('' for units outside all splits); None if not recorded.
+      'acquisition': by split and for 'all', numbers of 'patients' and 'series', counts of
+        patients by 'sex', counts of series by 'scanner', 'kernel' and 'thickness_mm', and
+        'age' and 'pixel_mm' (see `_spread`); None if not recorded.
     """
     parts = {name: getattr(splits, name) for name in SPLITS}
     return {
@@ -82,7 +84,7 @@ def _classes(dataset: Dataset, part: np.ndarray) -> dict[str, Any]:
 
 
 def _split_of(dataset: Dataset, parts: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Returns patient -> split."""
+    """Returns the split of each patient."""
     if dataset.groups is None:
         return {}
     return {
@@ -142,9 +144,9 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
 
 
 def _spread(values: Iterable[float | None]) -> dict[str, float] | None:
-    """Returns number, median and quartiles of the known values; None if all are unknown.
+    """Returns number, median and quartiles of the known values, or None without any.
 
-    Minimum and maximum are omitted, because they belong to single people.
+    Omits minimum and maximum, because they belong to single people.
     """
     known = [value for value in values if value is not None]
     if not known:

@@ -1,19 +1,19 @@
-"""Patches of annotated regions from folders of DICOM files, in HU.
+"""Cuts patches of annotated regions, in HU, from folders of DICOM files.
 
-Slices may lie below the folder in any order, mixed by series and patient. Regions are
-searched for next to them, or in a separate folder (see `annotations.find`):
+Slices may be anywhere below the folder, with series and patients mixed. Regions are next
+to them, or in a separate folder (see `annotations.find`):
 
     rois/<SOPInstanceUID>.png      0, or 1 + class index; TIFF and NumPy too
     rois/im001.png                 the same, for the slice im001.dcm; numbers and pages
-                                   where they can be counted in one way only
+                                   if they can be counted in only one way
     rois/<SeriesInstanceUID>.nii.gz   a NIfTI volume of the same numbers
     *.txt                          MedGIFT contours, next to `CT-*-NNNN.dcm`
     SEG and RTSTRUCT objects       anywhere, under any name
     rois/*.csv                     polygons: patient, series, slice, label, points
     lungs/<SOPInstanceUID>.png     optional lung masks, 0 or not 0
 
-A task of the recipe is one patient, since caps on the number of patches apply to
-patients. Slices are read one after another and only one is held at a time.
+A task of the recipe is one patient, because the number of patches per patient is limited.
+Only one slice is in memory at a time.
 """
 
 import dataclasses
@@ -44,14 +44,14 @@ from twostage_jax.folders import Skipped, walk
 # Bump when the same files and settings give different patches or facts.
 VERSION = 4
 LUNGS = ("given", "found", "off")
-# Largest number of series whose numbered masks a remark explains.
+# Largest number of series with a remark on their numbered masks.
 MOST_NUMBERED = 8
 # Reasons for which slices and patches are excluded.
 NO_PATCH = "no patch lies far enough inside a region"
 OVERLAP = "overlaps a patch that its region covers better"
-# Rest of a note whose subject is ROIs or contours.
-EMPTY = "of structure sets enclose nothing, being points or lines or without contour."
-# PatientIDs that anonymisers write into the files of all patients (lower case).
+# Note on ROIs and contours; see `Notes.add`.
+EMPTY = "of structure sets do not enclose an area: points, lines, or without contour."
+# PatientIDs that anonymisers write into the files of all patients, in lower case.
 CONSTANT_IDS = (
     *("anon", "anonym", "anonymous", "anonymized", "anonymised", "anonymize"),
     *("deidentified", "de-identified", "removed", "redacted", "unknown", "none"),
@@ -90,9 +90,9 @@ class Cut:
       size: Height and width of a patch, pixels.
       stride: Distance between neighbouring patches, pixels.
       coverage: Smallest fraction of a patch that its region covers.
-      lungs: Part of the slices that counts: 'given', inside the lung masks (everything
-        without masks); 'found', inside the masks or, without one, inside the lung found
-        by `ct.lungs`; 'off', everything.
+      lungs: Part of the slices that counts. 'given': inside the lung masks, or everything
+        without masks. 'found': inside the masks, or without one, inside the lung found by
+        `ct.lungs`. 'off': everything.
       spacing: Millimetres per pixel to which slices are resampled; None = do not
         resample.
       overlap: Largest fraction of a patch that another patch of its slice may cover; if
@@ -157,14 +157,14 @@ def check(cut: Cut) -> None:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Patient:
-    """A patient's slices and regions.
+    """Slices and regions of a patient.
 
     Attributes:
       name: Salted hash of the PatientID.
       headers: Headers of the slices, of any number of series.
       regions: Files of regions.
       lungs: Files of lung masks next to the slices.
-      masks: Lung masks made elsewhere, which replace `lungs`.
+      masks: Lung masks made by other programs, which replace `lungs`.
     """
 
     name: str
@@ -211,8 +211,8 @@ def recipe(
       stride: Distance between neighbouring patches, pixels.
       coverage: Smallest fraction of a patch that its region covers.
       overlap: Largest fraction of a patch that another of its slice may cover.
-      lungs: 'given', 'found' or 'off' (see `Cut`); or a folder or file of lung masks
-        made elsewhere (see `lung_files`), one per series with regions.
+      lungs: 'given', 'found' or 'off' (see `Cut`); or a folder or file of lung masks made
+        by other programs (see `lung_files`), one per series with regions.
       per_roi: Largest number of patches per region and slice, drawn at random; 0 = all.
       per_class: Largest number of patches per class and patient, drawn at random; 0 = all.
       per_patient: Largest number of patches per patient, drawn at random; 0 = all.
@@ -223,9 +223,9 @@ def recipe(
       go_on: Skip, and list, files that would be refused.
 
     Raises:
-      UserError: A setting is impossible; or, when tasks or class names are asked for,
-        the folder has no annotated patients, a file cannot be trusted, or a series has
-        mixed patients, orientations, image sizes or pixel spacings.
+      UserError: A setting is impossible; or, when the tasks or class names are used, the
+        folder lacks annotated patients, a file cannot be trusted, or a series has mixed
+        patients, orientations, image sizes or pixel spacings.
     """
     root = folders.below(Path(path), "path")
     given = Path(rois).expanduser().absolute() if rois else None
@@ -312,8 +312,8 @@ class Found(NamedTuple):
 class Patients(Sequence[Patient]):
     """Annotated patients below a folder, searched for on first use.
 
-    Reading the headers of an archive takes time, and a set that is already prepared does
-    not need them.
+    The search reads all headers, which takes time, and is unnecessary for a set that is
+    already prepared.
     """
 
     def __init__(
@@ -331,7 +331,7 @@ class Patients(Sequence[Patient]):
           given: File or folder of regions; None for those below `root`.
           salt: Secret mixed into hashes.
           go_on: Skip, and list, files that would be refused.
-          masks: File or folder of lung masks made elsewhere.
+          masks: File or folder of lung masks made by other programs.
         """
         self._root, self._given, self._masks = root, given, masks
         self._salt, self._go_on = salt, go_on
@@ -344,7 +344,7 @@ class Patients(Sequence[Patient]):
 
     @property
     def notes(self) -> list[str]:
-        """Lines on patients who may be several people under one PatientID."""
+        """Warnings about patients who may be several people with one PatientID."""
         constants = {
             patient_hash(form, self._salt)
             for name in CONSTANT_IDS
@@ -375,7 +375,7 @@ class Patients(Sequence[Patient]):
         found = scan(self._root, salt=self._salt, go_on=self._go_on)
         headers = [_named(header, self._root, self._salt) for header in found.headers]
         series, refused = group(headers, found.lost, go_on=self._go_on)
-        # Keep the order of the files, on which random draws depend.
+        # Keeps the order of the files, on which random draws depend.
         unfit = {path for path, _ in refused}
         headers = [header for header in headers if header.path not in unfit]
         if not headers:
@@ -514,7 +514,7 @@ def _remarks(
     roots: Sequence[Path],
     salt: str,
 ) -> Iterator[str]:
-    """Yields lines on skipped files and on peculiar series."""
+    """Yields remarks on patients, regions, skipped files and peculiar series."""
     yield from patients.notes
     yield from remarks(facts)
     skipped = [*skipped, *privacy.hide(patients.found.skipped, roots, salt)]
@@ -525,7 +525,7 @@ def _remarks(
 def _flow(
     *, patients: "Patients", roots: Sequence[Path], salt: str
 ) -> Iterator[dict[str, Any]]:
-    """Yields rows of the flow of data on files and patients before any task."""
+    """Yields rows of the table 'flow' on files and patients without a task."""
     yield from _files(privacy.hide(patients.found.skipped, roots, salt))
     if count := patients.found.without_regions:
         yield flow_row("patients", count, "no regions are drawn")
@@ -537,7 +537,7 @@ def _files(skipped: privacy.Hidden, patient: str = "") -> Iterator[dict[str, Any
 
 
 def _named(header: Header, root: Path, salt: str) -> Header:
-    """Returns the header with a patient: without an id, the outermost folder."""
+    """Returns a header with the outermost folder as the patient if the id is missing."""
     if header.patient:
         return header
     parts = header.path.relative_to(root).parts
@@ -659,7 +659,7 @@ def _patient_flow(
     class_names: Sequence[str],
     loads: Container[Key],
 ) -> Iterator[dict[str, Any]]:
-    """Yields rows of the flow of data of a patient, from series to patches."""
+    """Yields rows of the table 'flow' on a patient, from series to patches."""
     drawn = [header for header in patient.headers if header.key in loads]
     counts: Counter = Counter()
     for level, name in (("series", "series_uid"), ("slices", "key")):
@@ -684,7 +684,7 @@ def _patient_flow(
 def _given(
     patient: Patient, headers: Sequence[Header], skipped: Skipped | None
 ) -> tuple[dict[Key, Load], list[Header]]:
-    """Returns existing lung masks, and the slices of the series that have one."""
+    """Returns the lung masks of other programs, and the slices of series with one."""
     found: dict[Key, Load] = {}
     for uid in dict.fromkeys(header.series_uid for header in headers):
         own = [header for header in patient.headers if header.series_uid == uid]
@@ -727,7 +727,7 @@ def _lungs(
 def _with_air(
     headers: Sequence[Header], patient: Patient, skipped: Skipped | None
 ) -> list[Header]:
-    """Returns the slices of the series that are in HU; see `check_air`."""
+    """Returns the slices of those series that are in HU; see `check_air`."""
     by_series: dict[str, list[Header]] = defaultdict(list)
     for header in headers:
         by_series[header.series_uid].append(header)
@@ -878,7 +878,7 @@ def _shape(header: Header, spacing: float | None) -> tuple[int, int]:
 def _numbered(
     placed: Sequence[Numbered], kind: str, patient: str, salt: str
 ) -> list[dict[str, Any]]:
-    """Returns, for each series, the slice of the mask with the smallest number."""
+    """Returns a row per series on its numbered masks, with the first mask's slice."""
     by_series = defaultdict(list)
     for one in placed:
         by_series[one.header.series_uid].append(one)

@@ -1,4 +1,4 @@
-"""Data sets: the recipe that makes one, and its arrays in memory."""
+"""Types of data sets: the recipe to make one, and its examples."""
 
 import dataclasses
 import hashlib
@@ -17,16 +17,16 @@ Facts = Mapping[str, Sequence[Mapping[str, Any]]]
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One labelled image, as a recipe makes it.
+    """Labelled image, as made by a recipe.
 
     Attributes:
-      id: Unique within the data set, stable from run to run.
-      image: `[H, W, C]`, uint8 (0 to 255), int16 (Hounsfield units) or float32 ([0, 1]).
-      label: Index into the recipe's class names.
-      group: Unit that must not be split between training and test (a patient, a material
-        sample); '' if the set is not grouped.
-      split: Split defined by the data set's authors; 'train' if undefined.
-      details: Origin of the image, for the table of a prepared set; numbers and strings.
+      id: Identifier, unique within the data set and equal in every run.
+      image: Pixels `[H, W, C]`: uint8 (0 to 255), int16 (HU) or float32 (0 to 1).
+      label: Class index.
+      group: Unit that must not be split between training and test, such as a patient or
+        a material sample; '' if the set is not grouped.
+      split: Split defined by the authors of the data set; 'train' if undefined.
+      details: Origin of the image, as columns of the table of a prepared set.
       synthetic: Whether the image was generated instead of acquired.
     """
 
@@ -40,13 +40,13 @@ class Example:
 
 
 class Made(list[Example]):
-    """The examples of a task.
+    """Examples of a task, with facts about its files.
 
     Attributes:
       skipped: (hash of the file, reason) of skipped files.
       notes: Counts of remarks on the files, summed over all tasks.
-      facts: Name of a table -> its rows of JSON values, joined over all tasks and stored
-        with the set. `data.cohort` reads 'flow' and 'acquisition'.
+      facts: Tables as rows of JSON values, by name, joined over all tasks and stored with
+        the set. `data.cohort` reads 'flow' and 'acquisition'.
     """
 
     def __init__(self, examples: Iterable[Example] = ()) -> None:
@@ -58,31 +58,32 @@ class Made(list[Example]):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Recipe of a data set: `make(task)` for each task, in any order, in parallel.
+    """Recipe of a data set: `make(task)` for each task, in any order or in parallel.
 
     Attributes:
       name: Short name of letters, digits and underscores.
-      kind: Content of the images; the report says what a patient is if it is not CT.
+      kind: Content of the images; unless it is 'ct', the report defines 'patient'.
       class_names: Names of the classes, in label order.
-      key: Digest of everything the examples depend on: settings, code version, and the
-        names, sizes and modification times of the files read. A set with a new key is
-        prepared again.
+      key: Digest of everything that the examples depend on: settings, version of the
+        code, and names, sizes and modification times of the files. A set with a new key
+        is prepared again.
       tasks: Picklable units of work.
       make: Picklable function from a task to its examples.
       measure: Picklable function from a task to numbers that must be known for the whole
-        set before the first example is made: `make(task, found=...)` then gets the
-        largest of each.
-      remarks: Function from the skipped files and facts of the tasks, as in `Made`, to
+        set before the first example is made; `make(task, found=...)` gets the largest
+        value of each.
+      remarks: Function from the skipped files and the facts of all tasks (see `Made`) to
         sentences about the whole set; called after the last task.
-      flow: Function that returns further rows of the facts' table 'flow', on units
-        without a task; called after the last task.
+      flow: Function that returns further rows of the table 'flow', on units without a
+        task; called after the last task.
       resumable: Whether to keep the results of finished tasks until the set is complete,
         for slow tasks.
-      prepared_in: Data folder that contains the set already, if it is not to be made in
-        the caller's.
+      prepared_in: Data folder that already contains the set; None to prepare it in the
+        caller's.
       synthetic: Whether all images are generated. If this depends on the files, as for
         DICOM, it is stored per example (`Example.synthetic`).
-      side: Height and width of the images, pixels, if they depend on the files; else 0.
+      side: Height and width of the images, pixels, if they depend on the files; 0
+        otherwise.
     """
 
     name: str
@@ -108,14 +109,14 @@ class Dataset:
       name: Name of the recipe.
       kind: Content of the images.
       class_names: Names of the classes, in label order.
-      images: `[N, H, W, C]`, uint8, int16 (HU) or float32: an array or, if the set is too
-        large for memory, a random-access source with `shape`, `dtype` and
+      images: Pixels `[N, H, W, C]`, uint8, int16 (HU) or float32: an array or, if the set
+        is too large for memory, a random-access source with `shape`, `dtype` and
         `__getitem__(indices)`.
       labels: Class indices, `[N]` int32.
       groups: Group of each example, `[N]` strings; None if the set is not grouped.
-      ids: Unique names of the examples, `[N]` strings.
-      splits: Split of each example as defined by the set's authors, one of `SPLITS`, `[N]`
-        strings.
+      ids: Unique identifiers of the examples, `[N]` strings.
+      splits: Split of each example as defined by the authors of the set, one of `SPLITS`,
+        `[N]` strings.
       fingerprint: Digest of the content.
       notes: Remarks on the files, as sentences.
       synthetic: Whether any image was generated instead of acquired.

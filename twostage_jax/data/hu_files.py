@@ -1,6 +1,6 @@
-"""Patches in Hounsfield units: TIFF, NumPy and NIfTI files, and 16-bit PNG and PGM.
+"""Reads patches in Hounsfield units: TIFF, NumPy, NIfTI, and 16-bit PNG and PGM.
 
-A file holds one patch, or several of one label and one patient:
+A file contains one patch, or several patches of one label and one patient:
 
     TIFF     pages; signed 16 or 32 bits, or floating point; the calibration of ImageJ,
              which stores signed pixels as unsigned ones, is applied
@@ -23,17 +23,17 @@ from twostage_jax.io import shown
 # Suffixes of files that may contain values below 0.
 SIGNED_SUFFIXES = (".npy", ".nii", ".nii.gz", ".tif", ".tiff")
 UNSIGNED_SUFFIXES = (".png", ".pgm", ".pnm")
-# In HU, only air and lung lie below this. Grey values that were centred (-128 to 127, or
-# minus the mean of ImageNet) or standardised do not reach it.
+# In HU, only air and lung are below this. Grey values that were centred (-128 to 127, or
+# with the mean of ImageNet) or standardised are not.
 PROOF = -150
 # CT scanners store 12 bits, from -1024; 16 bits of the extended scale reach 30,710.
-# Padding lies at -2000, -2048 or -3024.
+# Padding is -2000, -2048 or -3024.
 LOWEST, HIGHEST = -4096, 32767
-# Soft tissue with contrast medium is below this. Without values below 0, higher values
-# are bone or, in patches of lung, due to a lost RescaleIntercept (-1024).
+# Soft tissue with contrast medium is below this. In patches of lung without values below
+# 0, higher values mean that the RescaleIntercept (-1024) was lost.
 LOST_INTERCEPT = 600
 MIN_SIDE, MAX_SIDE = 4, 4096
-# A stack of larger images is a volume, not several patches.
+# A stack of larger images is a volume instead of several patches.
 MAX_STACK_SIDE = 128
 
 
@@ -79,7 +79,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def is_signed(path: Path) -> bool:
-    """Whether the data type of a file is signed.
+    """Returns whether the values of a file are signed or floating point.
 
     Raises:
       UserError: The file cannot be read.
@@ -98,18 +98,18 @@ def is_signed(path: Path) -> bool:
 
 
 def prove(root: Path, paths: Sequence[str], offset: float, *, said: bool) -> None:
-    """Returns only if the values of a set are Hounsfield units.
+    """Raises a UserError unless the values of a set are Hounsfield units.
 
-    A value below `PROOF` proves it. Reading stops at the first file with such a value.
+    A value below `PROOF` proves it; reading stops at the first file with such a value.
 
     Args:
       root: Folder of the files.
-      paths: Files below `root`.
+      paths: Paths of the files relative to `root`.
       offset: Number to add to the stored values.
       said: Whether the user declared HU, so that only impossible values are refused.
 
     Raises:
-      UserError: The values are not HU, or this is undecided and must be declared.
+      UserError: The values are not HU, or this is uncertain and must be declared.
     """
     low, high = np.inf, -np.inf
     for path in paths:
@@ -142,7 +142,7 @@ def prove(root: Path, paths: Sequence[str], offset: float, *, said: bool) -> Non
 
 
 def in_hu(path: Path, offset: float) -> np.ndarray:
-    """Returns the patches of a file in HU, `[N, H, W]` float32 of whole numbers.
+    """Returns the patches of a file in HU, rounded, `[N, H, W]` float32.
 
     Args:
       path: Path of the file.
@@ -177,7 +177,7 @@ def in_hu(path: Path, offset: float) -> np.ndarray:
 
 
 def _patches(array: np.ndarray, path: Path) -> np.ndarray:
-    """Returns `[N, H, W]` of an array in one of the accepted shapes."""
+    """Returns an array of one of the accepted shapes as `[N, H, W]`."""
     given = list(array.shape)
     if array.ndim >= 3 and given[-1] == 1:
         array = array[..., 0]
@@ -216,11 +216,11 @@ def _read_tiff(path: Path) -> np.ndarray:
             raise ValueError(f"it has {first.samplesperpixel} channels")
         try:
             array = np.stack([page.asarray() for page in pages])
-        # tifffile needs another package for some compressions, such as LZW.
+        # For some compressions, such as LZW, tifffile needs another package.
         except (KeyError, ValueError, ImportError):
             array = _read_compressed(path, first.dtype)
     if calibration:
-        # Of unsigned 16 bits, by default -32768 and 1.
+        # For signed pixels stored as unsigned ones: -32768 and 1.
         intercept, slope = calibration
         array = intercept + slope * array.astype(np.float64)
     return array
@@ -238,7 +238,7 @@ def _read_compressed(path: Path, dtype: np.dtype) -> np.ndarray:
 
 
 def _calibration(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
-    """Returns the (intercept, slope) of a linear calibration by ImageJ."""
+    """Returns (intercept, slope) of a linear calibration by ImageJ, or None."""
     about = tiff.imagej_metadata or {}
     if about.get("cf") != 0 or "c0" not in about or "c1" not in about:
         return None
@@ -268,7 +268,7 @@ def _read_nifti(path: Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turns errors of the decoders on broken files into a UserError."""
+    """Turns errors of decoders into a UserError that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Image files of common formats as 8-bit arrays of one size."""
+"""Reads image files of common formats as 8-bit arrays of one size."""
 
 import contextlib
 import io
@@ -16,12 +16,12 @@ from twostage_jax.errors import Notes, UserError
 
 # 16-bit grey modes; 'I' is how some versions of Pillow open 16-bit PNG and PGM.
 GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-# Measure of a data set: number of bits used by its 16-bit grey images.
+# Name of a measure (see `Recipe.measure`): bits used by 16-bit grey images.
 DEPTH = "bits"
-# TIFF and EXIF tags, and values of theirs (TIFF 6.0).
+# Tags of TIFF and EXIF, and some of their values (TIFF 6.0).
 BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339
 WHITE_IS_ZERO, SIGNED = 0, 2
-# Big-endian TIFFs of 16 bits in which white is 0; Pillow opens little-endian ones only.
+# Big-endian TIFFs of 16 bits in which white is 0: Pillow opens only little-endian ones.
 TiffImagePlugin.OPEN_INFO.setdefault(
     (b"MM", WHITE_IS_ZERO, (1,), 1, (16,), ()), ("I;16B", "I;16B")
 )
@@ -35,7 +35,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Images without brighter values are noted, and 16-bit images reduced to so few levels.
+# Largest value of images noted as dark; number of levels up to which the conversion of
+# 16-bit images is noted.
 DARK, FEW_LEVELS = 31, 32
 TURNED = "are rotated or mirrored according to their EXIF or TIFF orientation."
 TRANSPARENT = (
@@ -71,7 +72,7 @@ def check(size: int, channels: int, kind: str) -> None:
 
 
 def measure(source: Path | bytes) -> dict[str, float]:
-    """Returns the number of bits used by a 16-bit grey image, {DEPTH: 1 to 16}.
+    """Returns the number of bits, 1 to 16, used by a 16-bit grey image, as {DEPTH: bits}.
 
     The result is empty for other images, for files that state their depth, and for files
     that cannot be decoded, which `read` refuses.
@@ -95,7 +96,7 @@ def read(
     found: Mapping[str, float] = MappingProxyType({}),
     notes: Notes | None = None,
 ) -> Image.Image:
-    """Decodes an image to 8 bits per channel, as shown by a viewer.
+    """Returns an image with 8 bits per channel, as a viewer shows it.
 
     16-bit grey is scaled so that the largest value of its bit depth becomes 255. TIFFs
     of 12 bits and PGM files state their depth; for others it is that of the data set,
@@ -106,12 +107,12 @@ def read(
     colour stored under transparent pixels is used.
 
     Args:
-      source: Path, or the encoded bytes.
+      source: Path of the image, or its encoded bytes.
       channels: 1 (grey) or 3 (RGB).
       name: Name of the image in errors; the path if empty.
-      found: Largest value of each measure of the set (see `measure`); without `DEPTH`,
+      found: Largest value of each measure in the set (see `measure`); without `DEPTH`,
         16 bits are assumed.
-      notes: Counts, to which peculiarities of the image are added.
+      notes: Counts to which peculiarities of the image are added.
 
     Raises:
       UserError: The image cannot be decoded, has several pages, has pixels of unknown
@@ -203,10 +204,10 @@ def _decoded(
 
 
 def _stated_depth(image: Image.Image) -> int:
-    """Returns the bits per channel that an opened file states; 0 for 16-bit grey.
+    """Returns the bits per channel that an opened file states, or 0 if unknown.
 
-    Files of 16 bits do not state how many of them are used. Neither does PNG's sBIT
-    chunk: the standard requires samples to be scaled to the full range.
+    Files of 16-bit grey do not state how many bits are used. Neither does the sBIT chunk
+    of PNG, because the standard requires samples to be scaled to the full range.
     """
     if image.mode not in GREY_16:
         return 8
@@ -231,7 +232,7 @@ def _without_alpha(image: Image.Image) -> Image.Image:
         return image.convert("L")
     if image.mode in ("LA", "La"):
         return image.convert("LA").getchannel("L")
-    # Via RGBA, the transparency of a palette is dropped like any other.
+    # Via RGBA, because the transparency of a palette is then dropped like any other.
     return image.convert("RGBA").convert("RGB") if image.mode != "RGB" else image
 
 
@@ -246,11 +247,11 @@ def _has_transparency(image: Image.Image) -> bool:
 
 
 def upright(image: Image.Image, orientation: int | None = None) -> Image.Image:
-    """Returns a loaded image rotated and mirrored as shown by viewers.
+    """Returns a loaded image rotated and mirrored as a viewer shows it.
 
     Args:
-      image: Image; Pillow has already rotated it if it comes from a TIFF.
-      orientation: EXIF orientation, 1 to 8; None: that of the image.
+      image: Image, which Pillow has already rotated if it comes from a TIFF.
+      orientation: EXIF orientation, 1 to 8; None: read from the image.
     """
     if orientation is None:
         orientation = _exif_orientation(image)
@@ -269,7 +270,7 @@ def _exif_orientation(image: Image.Image) -> int:
 def whole(image: Image.Image, size: int) -> np.ndarray:
     """Returns the largest centred square, resized to `[size, size, C]`.
 
-    uint8, or float32 of an image of mode 'F'.
+    The result is uint8, or float32 for an image of mode 'F'.
     """
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -282,13 +283,13 @@ def crops(
     """Returns (top, left, `[size, size, C]`) of a centred grid of square crops.
 
     Args:
-      image: At least `crop` pixels high and wide.
+      image: Image that is at least `crop` pixels high and wide.
       size: Side of the results, pixels; crops are resized if it differs from `crop`.
       crop: Side of the squares, pixels of the image.
       stride: Distance between neighbouring squares, pixels of the image.
     """
     spare_x, spare_y = image.width - crop, image.height - crop
-    # The remainder of the grid is divided between both sides.
+    # The remainder is divided between both sides.
     return [
         (top, left, _resized(image, (left, top, left + crop, top + crop), size))
         for top in range(spare_y % stride // 2, spare_y + 1, stride)
@@ -299,7 +300,7 @@ def crops(
 def _resized(
     image: Image.Image, box: tuple[int, int, int, int], size: int
 ) -> np.ndarray:
-    """Cuts `box` and resizes it by Pillow's bicubic filter, which does not alias."""
+    """Returns `box` resized with Pillow's bicubic filter, which does not alias."""
     # Cut first: `resize(box=...)` would mix in pixels from outside the box.
     square = image.crop(box)
     if square.width != size:

@@ -1,4 +1,4 @@
-"""A folder of class folders of images, grey, coloured or in Hounsfield units."""
+"""Reads a folder of class folders of images: grey, colour or Hounsfield units."""
 
 import dataclasses
 import functools
@@ -33,12 +33,12 @@ FILES_A_TASK = 32
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """An image file and its place in the data set.
+    """Image file, and what the data set says about it.
 
     Attributes:
-      path: Path below the data set's folder, '/' between its parts.
-      id: The path as printable text in Unicode NFC.
-      name: Part of the id from the class folder on: 'class/name.png'.
+      path: Path relative to the folder of the data set, with '/' between its parts.
+      id: Path as printable text in Unicode NFC.
+      name: Part of the id from the class folder on, 'class/name.png'.
       label: Index of the class.
       group: Name of the group that must not be split, or ''.
       split: 'train', 'validation' or 'test'.
@@ -61,11 +61,11 @@ class Cut:
     Attributes:
       size: Height and width of the examples, pixels.
       channels: Number of channels of images not in HU: 1 (grey) or 3 (RGB).
-      crop: Side of squares cut from each image, pixels; 0 takes the centre of the whole
+      crop: Side of squares cut from each image, pixels; 0 uses the centre of the whole
         image.
       stride: Distance between neighbouring squares, pixels.
       native: Whether whole images keep their resolution, so that larger images are
-        cropped to a centre of `size` pixels.
+        cropped to the central `size` pixels.
       in_hu: Whether the images are in HU.
       offset: Number to add to the stored values of files in HU.
       scale_matters: Whether to warn about resized images.
@@ -96,7 +96,7 @@ def recipe(
     name: str = "folder",
     kind: Kind = "natural",
 ) -> Recipe:
-    """Returns the recipe of a folder of class folders, or train/test folders of such.
+    """Returns the recipe of a folder of class folders, or of splits with class folders.
 
     Class folders may have sub-folders. Files without the extension of an image, hidden
     files, and images outside the class folders are skipped, with a note that counts them.
@@ -105,11 +105,11 @@ def recipe(
 
     Args:
       path: Path of the folder.
-      size: Height and width of the stored images, pixels; 0 keeps the resolution: the
-        largest centred square that all images (or crops) have.
-      channels: 1 (grey) or 3 (RGB); images in HU always have one.
-      crop: Side of squares cut from each image, pixels of the file; 0 takes the whole
-        image: its shorter side is resized to `size` and the centre is kept.
+      size: Height and width of the stored images, pixels; 0 keeps the resolution and
+        stores the largest centred square that all images (or crops) have.
+      channels: 1 (grey) or 3 (RGB); images in HU always have one channel.
+      crop: Side of squares cut from each image, pixels of the file; 0 uses the whole
+        image, whose shorter side is resized to `size` and whose centre is kept.
       stride: Distance between neighbouring crops, pixels of the file; 0 = `crop`.
       classes: Names of the class folders, 'normal,fibrosis', for trees in which the
         classes are ambiguous. Empty: found by `class_folders.find`.
@@ -117,8 +117,8 @@ def recipe(
         group names the unit that must not be split between training and test (a patient,
         a material sample).
       group_csv: CSV file with the columns path ('class/name.png') and group, as an
-        alternative. Without either, the crops of an image are a group, as are the
-        patches of a file; other whole images are not grouped.
+        alternative. Without either, the crops of an image and the patches of a file are a
+        group; other whole images are not grouped.
       units: 'hu' for Hounsfield units, stored as int16, to which the stage's `window`
         applies; 'grey' for other images. Empty: HU if values prove it
         (`hu_files.prove`); required if signed values could be either.
@@ -128,7 +128,7 @@ def recipe(
 
     Raises:
       UserError: A setting or the folder is invalid. Images that cannot be decoded are
-        found only when the recipe is carried out.
+        found only when the set is prepared.
     """
     image_files.check(size or 1, channels, kind)
     _check_crop(crop, stride)
@@ -187,7 +187,7 @@ def recipe(
 
 
 def measure(root: str, files: tuple[File, ...]) -> dict[str, float]:
-    """Returns the largest of each measure of some files (see `image_files.measure`)."""
+    """Returns the largest value of each measure in files; see `image_files.measure`."""
     return largest(image_files.measure(Path(root) / file.path) for file in files)
 
 
@@ -197,11 +197,11 @@ def make(
     files: tuple[File, ...],
     found: Mapping[str, float] = MappingProxyType({}),
 ) -> Made:
-    """Returns the examples of some files; `found` holds the whole set's measures.
+    """Returns the examples of some files; `found` has the measures of the whole set.
 
     Raises:
       UserError: An image cannot be decoded, is smaller than the crop, or has other units
-        than the rest.
+        than the other images.
     """
     made = Made()
     for file in files:
@@ -234,7 +234,7 @@ def make(
 def _squares(
     image: Image.Image, cut: Cut, id: str, path: Path, made: Made
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (id, pixels `[size, size, C]`) of an image's examples."""
+    """Yields (id, pixels `[size, size, C]`) of the examples in an image."""
     size, least = cut.size, min(image.size)
     if cut.crop and least < cut.crop:
         raise UserError(
@@ -284,10 +284,10 @@ def _check_crop(crop: int, stride: int) -> None:
 
 
 def _in_hu(root: Path, files: Sequence[File], units: str, offset: float) -> bool:
-    """Whether the images are in HU.
+    """Returns whether the images are in HU.
 
     Raises:
-      UserError: The images are mixed, or undecided so that `units` is required.
+      UserError: The units are mixed, or uncertain, so that `units` is required.
     """
     paths = [file.path for file in files]
     signed = [p for p in paths if p.lower().endswith(hu_files.SIGNED_SUFFIXES)]

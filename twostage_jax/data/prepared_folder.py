@@ -1,7 +1,7 @@
-"""The output folder of `python -m twostage_jax.prepare`, and its use in a stage.
+"""Writes the output folder of `python -m twostage_jax.prepare`, and reads it in a stage.
 
-`recipe` reads such a folder as the data of a stage; `write` adds the tables, the preview
-and the description to the patches.
+`write` adds tables, a preview and a description to the patches; `recipe` reads such a
+folder as the data of a stage.
 """
 
 import collections
@@ -24,7 +24,7 @@ from twostage_jax.data.dataset import Dataset, Made, Recipe
 from twostage_jax.errors import UserError
 from twostage_jax.io import inert
 
-# Description of the set; written last, so that it marks a complete folder.
+# Description of the set, written last, so that it marks a complete folder.
 DESCRIPTION = "dataset.json"
 COLUMNS = (
     "id",
@@ -42,18 +42,18 @@ COLUMNS = (
 SERIES_COLUMNS = ("series", "patient", "slices", "step_mm", "notes", "remarks")
 # Largest number of notes on skipped files and on peculiar series.
 MOST_REASONS, MOST_ODD = 8, 8
-# Centre and width in HU of the preview: the usual lung window.
+# Window of the preview (centre and width, HU): the usual lung window.
 PREVIEW_WINDOW = (-600.0, 1500.0)
 PREVIEW_COLUMNS, PREVIEW_ROWS = 12, 2
 
 
 def recipe(*, path: str, size: int = 0, channels: int = 1) -> Recipe:
-    """Returns the recipe of a prepared set, without making or copying anything.
+    """Returns the recipe of a prepared set, which is neither made nor copied.
 
     Args:
       path: Folder given to `prepare` as --out.
-      size: Required height and width, pixels; larger images are cropped later.
-      channels: Ignored: the number of channels is that of the images.
+      size: Smallest height and width required, pixels; larger images are cropped later.
+      channels: Ignored: the images determine the number of channels.
 
     Raises:
       UserError: The folder is not a prepared set, or its images are too small.
@@ -82,7 +82,7 @@ def recipe(*, path: str, size: int = 0, channels: int = 1) -> Recipe:
         class_names=class_names,
         key=key,
         tasks=(),
-        make=_nothing,
+        make=Made,
         prepared_in=root,
         side=patch,
     )
@@ -101,7 +101,7 @@ def write(
     Args:
       out: Output folder of `prepare`.
       recipe: Recipe of `ct_patches`.
-      made: Data set of the recipe.
+      made: Data set that the recipe made.
       metadata: Metadata of the prepared set (see `store.Collector`).
       skipped: (file, reason) of skipped files.
       series: Rows of `about_series`.
@@ -117,7 +117,7 @@ def write(
         "notice": NOTICE,
         "synthetic": made.synthetic,
         "settings": dataclasses.asdict(recipe.make.keywords["cut"]),
-        # Pixels marked by two classes, and the placement of numbered masks.
+        # Pixels marked as two classes, and the positions of numbered masks.
         "facts": metadata.get("facts", {}),
     }
     with io.replacing(out / "patches.csv") as path:
@@ -137,7 +137,7 @@ def write(
 def about_series(
     series: Sequence[Series], salt: str, *, show_paths: bool
 ) -> list[dict[str, str]]:
-    """Returns one row of `SERIES_COLUMNS` per series, with its peculiarities.
+    """Returns one row of `SERIES_COLUMNS` per series.
 
     Args:
       series: Series of the annotated patients.
@@ -180,7 +180,7 @@ def notes(
 
 
 def preview(made: Dataset) -> Image.Image:
-    """Returns a sheet of some patches of each class, in the lung window."""
+    """Returns an image of some patches of each class in the lung window."""
     size, scale = made.images.shape[1], max(1, round(64 / made.images.shape[1]))
     side, margin = size * scale + 2, 14
     high = PREVIEW_ROWS * side + margin
@@ -200,10 +200,6 @@ def preview(made: Dataset) -> Image.Image:
             at = column * side + 1, label * high + margin + row * side
             sheet.paste(picture, at)
     return sheet
-
-
-def _nothing(task: None) -> Made:
-    raise AssertionError(f"a prepared set has no task {task}")
 
 
 def _write_patches(path: Path, recipe: Recipe, metadata: Mapping[str, Any]) -> None:

@@ -1,11 +1,11 @@
-"""Patches from grey slice images, each with a lung mask and a label mask.
+"""Cuts patches from slice images, each with a lung mask and a label mask.
 
-<path>/slices.csv            columns patient, slice
-      /ct/<slice>            8-bit grey images, or DICOM files
-      /lungs/<slice>         0 outside the lungs
-      /infection/<slice>     0 outside all regions, else the region's value
+    <path>/slices.csv            columns patient, slice
+          /ct/<slice>            8-bit grey images, or DICOM files
+          /lungs/<slice>         0 outside the lungs
+          /infection/<slice>     0 outside all regions, otherwise the value of the region
 
-Masks are PNG, TIFF or NumPy files without loss.
+Masks are PNG, TIFF or NumPy files.
 """
 
 import functools
@@ -59,17 +59,19 @@ def recipe(
       channels: Ignored: slices have one channel.
       images: Folder of slices: 8-bit grey images (uint8 patches), or DICOM files
         (int16 patches in HU).
-      lungs: Folder of lung masks, 0 or not 0; empty = without masks and healthy class.
+      lungs: Folder of lung masks, 0 or not 0; if empty, there are no masks and there is
+        no healthy class.
       labels: Folder of label masks.
-      csv: Table with columns `patient` and `slice`, the latter a file name.
-      classes: With lung masks: the name of unlabelled lung, then the names of mask
-        values 1, 2, ... Without: only the latter. If only one class is labelled, it has
-        all values but 0, except artefacts of JPEG or resizing around the edges (see
+      csv: Table with the columns `patient` and `slice`, the name of a file.
+      classes: Names of the classes of mask values 1, 2, ...; with lung masks, preceded by
+        the name of unlabelled lung. If only one class is labelled, all values except 0
+        mean this class, apart from artefacts of JPEG or resizing at edges (see
         `ct.regions.masks.foreground`).
       stride: Distance between neighbouring patches, pixels.
       coverage: Smallest fraction of a patch that a labelled class must cover.
-      lung_coverage: With lung masks, smallest fraction of a patch of any class that must
-        be lung or labelled; healthy patches must not contain labelled pixels.
+      lung_coverage: Smallest fraction of a patch of any class that must be lung or
+        labelled, if there are lung masks; healthy patches must not contain labelled
+        pixels.
       per_class: Largest number of patches per class and patient, drawn at random; 0 =
         all.
       salt: Secret mixed into the patients' hashes.
@@ -130,7 +132,7 @@ def recipe(
 def read_grey(path: Path) -> np.ndarray:
     """Returns an 8-bit grey image, `[H, W]` uint8; three equal channels count as grey.
 
-    It is rotated and mirrored according to its EXIF or TIFF orientation.
+    The image is rotated and mirrored according to its EXIF or TIFF orientation.
 
     Raises:
       UserError: The file cannot be decoded, or is not an 8-bit grey image.
@@ -188,8 +190,8 @@ def _patient_examples(
             pure=(0,) if lungs else (),
         )
         for cut in cuts:
-            # One rule for every class: classes must not be distinguishable by the
-            # fraction of lung.
+            # The same rule for all classes, so that the fraction of lung does not
+            # distinguish them.
             if lungs and _inside(label_map, cut, size) < lung_coverage:
                 dropped[TOO_LITTLE_LUNG, int(cut[2])] += 1
             else:
@@ -240,7 +242,7 @@ def _inside(label_map: np.ndarray, cut: np.ndarray, size: int) -> float:
 
 
 def _read_table(path: Path) -> tuple[Task, ...]:
-    """Returns (patient, file names of the slices), by patient, in the table's order."""
+    """Returns (patient, file names of the slices) sorted by patient."""
     by_patient, seen = defaultdict(list), set()
     for line, row in io.read(path, ("patient", "slice")):
         patient, name = row["patient"], row["slice"]
@@ -267,7 +269,7 @@ def _is_dicom(name: str) -> bool:
 
 
 def _mask(folder: Path, name: str) -> Path:
-    """Returns a slice's mask: of the same name, or for DICOM and JPEG `<stem>.png`."""
+    """Returns the path of a slice's mask, which for DICOM and JPEG is `<stem>.png`."""
     path = folder / name
     return io.on_disk(
         path if path.suffix.lower() in masks.MASK_SUFFIXES else path.with_suffix(".png")
@@ -277,7 +279,10 @@ def _mask(folder: Path, name: str) -> Path:
 def _label_map(
     path: Path, lung_path: Path | None, classes: int, notes: Notes
 ) -> np.ndarray:
-    """Returns `[H, W]` int: 0, or 1 + class index; class 0 is unlabelled lung."""
+    """Returns a label mask `[H, W]` int: 0, or 1 + class index.
+
+    With a lung mask, class 0 is unlabelled lung.
+    """
     mask = np.asarray(masks.read_mask(path))
     labelled = classes if lung_path is None else classes - 1
     if labelled == 1:
@@ -304,7 +309,7 @@ def _label_map(
 
 
 def _read_image(path: Path, shape: tuple[int, int]) -> tuple[Header | None, np.ndarray]:
-    """Returns a slice, `[H, W]`, with its header if it is DICOM."""
+    """Returns the header of a slice, None unless it is DICOM, and its pixels `[H, W]`."""
     dicom = _is_dicom(path.name)
     header, pixels = read_slice(path) if dicom else (None, read_grey(path))
     if pixels.shape != shape:

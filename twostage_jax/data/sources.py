@@ -1,4 +1,4 @@
-"""The data sources that a config can name, and loading one for a stage."""
+"""Names the data sources, and loads the data of a stage."""
 
 import dataclasses
 import inspect
@@ -31,9 +31,13 @@ LARGEST = 64
 
 
 def check(data: DataConfig, path: str) -> None:
-    """Raises a UserError for an unknown source, or an unknown option of a source.
+    """Raises a UserError for an unknown source, or for a wrong or missing option.
 
-    The keyword arguments of the source's `recipe` are its options.
+    The options of a source are the keyword arguments of its `recipe`.
+
+    Args:
+      data: Settings of a stage's data.
+      path: Path of these settings in the config, for the error.
     """
     if data.source not in SOURCES:
         raise UserError(
@@ -80,10 +84,10 @@ def recipe(data: DataConfig, model: ModelConfig) -> Recipe:
 
 
 def sized(config: Config) -> Config:
-    """Returns the settings with the side of the target's images for an `image_size` of 0.
+    """Returns the settings with `image_size` 0 replaced by the side of the target's images.
 
     Raises:
-      UserError: The images of the target's source have no size of their own.
+      UserError: The source of the target does not define a size of images.
     """
     if config.model.image_size:
         return config
@@ -100,7 +104,11 @@ def sized(config: Config) -> Config:
 
 
 def load(data: DataConfig, model: ModelConfig, data_dir: Path) -> Dataset:
-    """Returns the stage's data set, preparing it if necessary, and prints its notes."""
+    """Returns the data set of a stage, prepared if necessary, and prints its notes.
+
+    Raises:
+      UserError: The images are smaller than the input of the network; or see `prepare`.
+    """
     made = prepare(recipe(data, model), data_dir)
     side = min(made.images.shape[1:3])
     if side < model.image_size:

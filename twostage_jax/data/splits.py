@@ -1,8 +1,8 @@
-"""Training, validation and test sets, and nested subsets of the training set.
+"""Splits data sets into training, validation and test, and draws training subsets.
 
-They do not share groups (patients, material samples); `split` asserts this on the arrays
-themselves. `copies` finds images that a test set nevertheless shares with training, under
-other names.
+The splits do not share groups (patients, material samples); `split` checks this on the
+arrays themselves. `copies` finds test images that are also in the training set under other
+names.
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ import numpy as np
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.errors import UserError
 
-# Number of random draws of groups to hold out, of which the best is used. More draws
-# would match the fractions better, but give almost the same split for every seed.
+# Number of random draws of groups to hold out, of which the best is used. With more draws,
+# the fractions would match better, but almost the same split would result for every seed.
 DRAWS = 50
-# Number of pairs of copies named in a message.
+# Number of pairs of copies that a message names.
 NAMED = 3
 
 
@@ -46,12 +46,12 @@ def split(
     folds: int = 0,
     fold: int = 0,
 ) -> Splits:
-    """Splits a data set by group, stratified by class as far as groups allow it.
+    """Splits a data set by group, stratified by class as far as the groups allow.
 
     Existing splits of the set are used unchanged. Missing ones are held out of the
     training examples: whole groups, or single examples if the set is not grouped. Among
-    `DRAWS` random draws of groups, the chosen one keeps every class on both sides and
-    comes nearest to the requested fraction of each class.
+    `DRAWS` random draws of groups, the best one keeps every class on both sides and is
+    closest to the requested fraction of each class.
 
     Args:
       dataset: Data set to split; only its labels, groups and splits are used.
@@ -59,8 +59,8 @@ def split(
       validation: Fraction of the training examples held out for validation, in whole
         groups, in (0, 1).
       test: Fraction of the examples held out for the test, in whole groups, in (0, 1).
-      folds: Number of folds, or 0. The test split is then fold `fold`: over all folds,
-        every group is tested exactly once.
+      folds: Number of folds for cross-validation, or 0. The test split is then fold
+        `fold`; over all folds, every group is tested exactly once.
       fold: Index of the fold, from 0.
 
     Raises:
@@ -135,9 +135,9 @@ def subset(
       fraction: Fraction of the groups, or of the examples of each class, in (0, 1].
       seed: Seed of the draw.
       by: Unit of the draw. 'group': whole groups, first some that together have every
-        class, then in turn from those of each class (a group counts for the rarest of
-        its classes). 'patch': examples of each class, evenly over its groups; always
-        used for sets without groups.
+        class, then alternately from the groups of each class (a group belongs to the
+        rarest of its classes). 'patch': examples of each class, evenly over its groups;
+        always used for sets without groups.
 
     Returns:
       Sorted indices into the data set, int64.
@@ -171,10 +171,10 @@ def subset(
 
 
 def copies(dataset: Dataset, splits: Splits) -> str:
-    """Returns a line on test images that are also in the training set, or ''.
+    """Returns a warning about test images that are also in the training set, or ''.
 
-    Splits separate groups, but cannot know that a patient has two names. Constant images
-    (air) are ignored, as are sets that are not in memory.
+    Splits keep groups apart, but a patient may have two names. Ignores constant images
+    (air), and sets that are not in memory.
     """
     if not isinstance(dataset.images, np.ndarray):
         return ""
@@ -222,10 +222,10 @@ def random_ranks(
 def _check(
     dataset: Dataset, validation: float, test: float, folds: int, fold: int
 ) -> None:
-    for name, share in (("validation", validation), ("test", test)):
-        if not 0 < share < 1:
+    for name, fraction in (("validation", validation), ("test", test)):
+        if not 0 < fraction < 1:
             raise UserError(
-                f"{name} is {share}: it must lie between 0 and 1.", where=name
+                f"{name} is {fraction}: it must lie between 0 and 1.", where=name
             )
     if folds == 1 or folds < 0 or not 0 <= fold < max(folds, 1):
         raise UserError(
@@ -262,7 +262,7 @@ def _assert_disjoint(dataset: Dataset, parts: dict[str, np.ndarray]) -> None:
 
 
 def _groups_of_classes(dataset: Dataset) -> str:
-    """Returns a sentence on the number of groups, or else examples, of each class."""
+    """Returns a sentence on the number of groups, or of examples, of each class."""
     units = np.arange(len(dataset)) if dataset.groups is None else dataset.groups
     counts = [
         f"'{name}' has {len(np.unique(units[dataset.labels == label]))}"
@@ -294,11 +294,11 @@ def _require_units(
 
 
 def _folds(dataset: Dataset, indices: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Returns the fold of each of `indices`, below `count`, without empty folds.
+    """Returns the fold, 0 to `count` - 1, of each of `indices`; no fold is empty.
 
-    Groups are distributed at random, in equal numbers. (scikit-learn's
-    StratifiedGroupKFold exchanges only groups of equal class counts: other groups keep
-    their neighbours with any seed, and peculiarities of a fold persist.)
+    Groups are distributed at random in equal numbers. (StratifiedGroupKFold of
+    scikit-learn exchanges only groups with equal class counts, so that other groups stay
+    together for every seed, and so do peculiarities of a fold.)
     """
     _require_units(dataset, indices, count, "the folds")
     labels = dataset.labels[indices]
@@ -319,7 +319,7 @@ def _folds(dataset: Dataset, indices: np.ndarray, count: int, seed: int) -> np.n
 def _folds_of_examples(
     dataset: Dataset, labels: np.ndarray, count: int, seed: int
 ) -> np.ndarray:
-    # Imported only here: loading scikit-learn takes longer than a finished run.
+    # Imported here, because loading scikit-learn takes long.
     from sklearn.model_selection import StratifiedKFold
 
     folds = StratifiedKFold(count, shuffle=True, random_state=seed)
@@ -341,18 +341,18 @@ def _folds_of_examples(
 def _hold_out(
     dataset: Dataset,
     indices: np.ndarray,
-    share: float,
+    fraction: float,
     seed: tuple[int, ...],
     purpose: str,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the indices kept, and those held out, a fraction of about `share`."""
+    """Returns the indices that are kept, and the `fraction` of them that is held out."""
     _require_units(dataset, indices, 2, f"the {purpose} split")
     rng = np.random.default_rng(seed)
     labels = dataset.labels[indices]
     if dataset.groups is None:
         ranks, sizes = random_ranks(labels, rng)
-        # At least one example of each class, but never its last.
-        held = ranks < np.minimum(np.maximum(np.round(share * sizes), 1), sizes - 1)
+        # At least one example of each class, but not its last one.
+        held = ranks < np.minimum(np.maximum(np.round(fraction * sizes), 1), sizes - 1)
         return indices[~held], indices[held]
     counts, inverse = _class_counts(dataset, indices)
     total = np.maximum(counts.sum(0), 1)
@@ -360,11 +360,11 @@ def _hold_out(
     def draw() -> np.ndarray:
         drawn = rng.permutation(len(counts))
         sizes = np.cumsum(counts[drawn].sum(1))
-        excess = np.abs(sizes[:-1] - share * sizes[-1])
+        excess = np.abs(sizes[:-1] - fraction * sizes[-1])
         return drawn[: excess.argmin() + 1]
 
     def badness(drawn: np.ndarray) -> tuple:
-        return _badness(counts[drawn].sum(0), total, share)
+        return _badness(counts[drawn].sum(0), total, fraction)
 
     best = min((draw() for _ in range(DRAWS)), key=badness)
     held = np.isin(inverse, best)
@@ -374,21 +374,21 @@ def _hold_out(
 def _class_counts(
     dataset: Dataset, indices: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns counts `[G, K]` of examples by group and class, and each index's group."""
+    """Returns counts of examples by group and class `[G, K]`, and groups of `indices`."""
     groups, inverse = np.unique(dataset.groups[indices], return_inverse=True)
     counts = np.zeros((len(groups), dataset.num_classes), np.int64)
     np.add.at(counts, (inverse, dataset.labels[indices]), 1)
     return counts, inverse
 
 
-def _badness(held: np.ndarray, total: np.ndarray, share: float) -> tuple:
-    """Returns a sort key for holding out `[..., K]` examples of `total`: lower is better.
+def _badness(held: np.ndarray, total: np.ndarray, fraction: float) -> tuple:
+    """Returns a sort key for holding out `held` `[..., K]` of `total`; lower is better.
 
-    It counts classes missing from training, then from the test, then the error of the
-    fraction.
+    It consists of the number of classes missing from training, that of classes missing
+    from the test, and the largest error of a fraction.
     """
     lost, unseen = np.sum(held == total), np.sum(held == 0)
-    return lost, unseen, np.abs(held / total - share).max()
+    return lost, unseen, np.abs(held / total - fraction).max()
 
 
 def _by_group(
@@ -400,7 +400,7 @@ def _by_group(
     # The rarest class of a group is the one with the fewest groups.
     rarity = np.where(held, held.sum(0), len(groups) + 1)
     ranks, sizes = random_ranks(rarity.argmin(1), rng)
-    # Strata alternate in proportion to their sizes; the first group of each leads.
+    # Strata alternate in proportion to their sizes, beginning with one group of each.
     order = np.lexsort((rng.random(len(groups)), ranks / sizes))
     order = _covering_first(order, held)
     chosen = order[: max(round(fraction * len(groups)), 1)]
@@ -408,7 +408,7 @@ def _by_group(
 
 
 def _covering_first(order: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Moves groups that together have every class to the front (greedy set cover).
+    """Returns `order` with groups that together have every class first (greedy cover).
 
     Args:
       order: Permutation of the groups, `[G]`.

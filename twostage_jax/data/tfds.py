@@ -1,4 +1,4 @@
-"""Standard data sets prepared by TFDS, read without TensorFlow."""
+"""Reads image data sets prepared by TFDS, without TensorFlow."""
 
 import functools
 import io
@@ -20,9 +20,10 @@ from twostage_jax.errors import UserError
 # Bump when the same files and settings give different examples.
 VERSION = 2
 EXAMPLES_A_TASK = 256
-# TFDS split, index of the first example, and index after the last example.
+# (TFDS split, index of the first example, index after the last example)
 Task = tuple[str, int, int]
-# Measures of float images, and the least maximum of those that range from 0 to 255.
+# Names of measures of float images (see `Recipe.measure`); smallest maximum of those that
+# range from 0 to 255.
 HIGHEST, LOWEST_NEGATED = "highest", "-lowest"
 LEAST_HIGHEST = 128
 SPLITS = {
@@ -41,18 +42,18 @@ def recipe(
     tfds_dir: str = "",
     kind: Kind = "natural",
 ) -> Recipe:
-    """Returns the recipe of a TFDS image classification set, its own splits kept.
+    """Returns the recipe of a TFDS image classification set with its own splits.
 
-    The set must have been prepared with `--file_format=array_record`; preparing most sets
-    needs TensorFlow, reading them does not. The largest centred square of an image is
+    The set must have been prepared with `--file_format=array_record`, which for most sets
+    requires TensorFlow; reading does not. The largest centred square of an image is
     resized to `size`. Images are converted to 8 bits: uint16 as in `image_files.read`,
-    float32 by the range of the whole set, 0 to 1 or 0 to 255. Examples with a negative
-    label (the test split of some sets) are skipped, as are splits other than train,
-    validation and test.
+    float32 by the range of the whole set, 0 to 1 or 0 to 255. Skips examples with a
+    negative label (the test split of some sets), and splits other than train, validation
+    and test.
 
     Args:
-      name: Name in TFDS: 'cifar10', 'dtd', 'colorectal_histology', 'imagenet2012', or
-        with a configuration and version: 'name/config:1.0.0'.
+      name: Name in TFDS, such as 'cifar10', 'dtd' or 'colorectal_histology', optionally
+        with configuration and version, 'name/config:1.0.0'.
       size: Height and width of the stored images, pixels.
       channels: 1 (grey) or 3 (RGB).
       tfds_dir: Data folder of TFDS; if empty, the environment variable TFDS_DATA_DIR or
@@ -100,7 +101,7 @@ def recipe(
 
 
 def measure(folder: str, dtype: str, task: Task) -> dict[str, float]:
-    """Returns the range of float images, or the bits used by others, in a task."""
+    """Returns the range of the float images of a task, or the bits used by others."""
     records = _labelled(folder, task)
     if dtype != "float32":
         return largest(image_files.measure(data) for _, data, _ in records)
@@ -115,7 +116,7 @@ def make(
     task: Task,
     found: Mapping[str, float] = MappingProxyType({}),
 ) -> Made:
-    """Returns the labelled examples of a task; `found` holds the set's measures.
+    """Returns the labelled examples of a task; `found` has the measures of the set.
 
     Raises:
       UserError: An image cannot be decoded, or float images range neither from 0 to 1
@@ -147,9 +148,9 @@ def _labelled(folder: str, task: Task) -> Iterator[tuple[str, bytes, int]]:
 
 
 def _floats(folder: str, name: str, data: bytes) -> np.ndarray:
-    """Returns `[H, W]` float32 of a PNG whose four bytes per pixel are one number.
+    """Returns an image `[H, W]` float32 from a PNG with four bytes per number.
 
-    TFDS stores float images this way (`tfds.features.Image` with dtype float32).
+    TFDS stores float images in this way (`tfds.features.Image` with dtype float32).
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
@@ -175,7 +176,7 @@ def _range(values: np.ndarray) -> dict[str, float]:
 
 
 def _factor(folder: str, found: Mapping[str, float]) -> float:
-    """Returns the factor that makes the white of a set of float images 255."""
+    """Returns the factor that maps the white of a set of float images to 255."""
     low, high = -found[LOWEST_NEGATED], found[HIGHEST]
     if low >= 0 and high <= 1:
         return 255
@@ -241,14 +242,11 @@ def _class_names(name: str, builder: tfds.core.DatasetBuilder) -> tuple[str, ...
     if not isinstance(image, tfds.features.Image) or not isinstance(
         label, tfds.features.ClassLabel
     ):
+        listed = ", ".join(f"{k} ({type(v).__name__})" for k, v in features.items())
         raise UserError(
             f"TFDS set '{name}' is not an image classification set: it needs the "
             "features image (tfds.features.Image) and label (tfds.features.ClassLabel), "
-            f"but has {_listed(features)}.",
+            f"but has {listed}.",
             where=name,
         )
     return tuple(label.names)
-
-
-def _listed(features: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} ({type(f).__name__})" for name, f in features.items())
