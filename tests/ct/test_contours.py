@@ -59,7 +59,7 @@ class TestClosedPlanar:
         np.testing.assert_array_equal(found, expected)
 
     @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-    def test_contour_wholly_inside_another_is_a_hole(self, order):
+    def test_contour_entirely_inside_another_is_a_hole(self, order):
         contours = [box(*A), box(*INNER)]
         found = enclosed(*(contours[i] for i in order))
         np.testing.assert_array_equal(found, filled(A) & ~filled(INNER))
@@ -83,7 +83,7 @@ class TestClosedPlanar:
         found = enclosed(box(*A), box(*B), box(*both))
         np.testing.assert_array_equal(found, filled(A, B) & ~filled(both))
 
-    def test_contour_that_is_there_twice_counts_once(self):
+    def test_repeated_contour_counts_once(self):
         shape = circle(15.2, 14.8, 9.3)
         for copy in (
             shape,
@@ -122,7 +122,7 @@ class TestClosedPlanar:
             found, (filled(A) & ~filled(INNER)) | filled(island)
         )
 
-    def test_concave_contour_is_not_taken_for_one_around_its_bay(self):
+    def test_concave_contour_does_not_enclose_its_bay(self):
         arch = np.array(
             [[2, 2], [28, 2], [28, 28], [20, 28], [20, 10], [10, 10], [10, 28], [2, 28]]
         )
@@ -131,12 +131,12 @@ class TestClosedPlanar:
         np.testing.assert_array_equal(found, expected | filled((12, 12, 26, 18)))
 
 
-def read(folder, drawn, names, classes=""):
-    """(recipe, label masks by InstanceNumber, facts) of a structure set."""
+def read(folder, drawn, names):
+    """Returns the path of a structure set, and its label masks by InstanceNumber."""
     images = write_series(folder / "ct")
     path = folder / "rt" / "x"
     roi_files.write_rtstruct(path, images, drawn, names)
-    return path, labels_of(folder, names if not classes else classes.split(","))
+    return path, labels_of(folder, names)
 
 
 def labels_of(folder, names):
@@ -153,10 +153,11 @@ class TestTypes:
         np.testing.assert_array_equal(found[3] > 0, expected)
 
     def test_types_may_differ_between_slices_but_not_on_one(self, tmp_path):
-        drawn = [(2, "a", box(*A), XOR), (2, "a", box(*B), XOR), (3, "a", box(*A))]
+        drawn = [(2, "a", box(*A), XOR), (2, "a", box(*B), XOR)]
+        drawn += [(3, "a", box(*A)), (3, "a", box(*INNER))]
         path, found = read(tmp_path, drawn, ["a"])
         np.testing.assert_array_equal(found[3] > 0, filled(A) ^ filled(B))
-        np.testing.assert_array_equal(found[4] > 0, filled(A))
+        np.testing.assert_array_equal(found[4] > 0, filled(A) & ~filled(INNER))
         with pytest.raises(UserError) as error:
             read(tmp_path, [*drawn, (3, "a", box(*B), XOR)], ["a"])
         assert error.value.where == str(path)
@@ -171,7 +172,7 @@ class TestTypes:
         assert "'wire'" in str(error.value) and "--classes" in str(error.value)
         np.testing.assert_array_equal(labels_of(tmp_path, ["a"])[3] > 0, filled(A))
 
-    def test_points_and_empty_rois_are_no_classes_and_are_noted(self, tmp_path):
+    def test_points_and_empty_rois_are_not_classes_but_noted(self, tmp_path):
         images = write_series(tmp_path / "ct")
         path = tmp_path / "rt" / "x"
         drawn = [
@@ -184,11 +185,8 @@ class TestTypes:
         names = ["a", "b", "isocentre", "line", "empty"]
         roi_files.write_rtstruct(path, images, drawn, names)
 
-        def remove(dataset):
-            del dataset.ROIContourSequence[-1].ContourSequence
-
         dataset = pydicom.dcmread(path)
-        remove(dataset)
+        del dataset.ROIContourSequence[-1].ContourSequence
         dataset.save_as(path)
         for classes in ("", "b,a"):
             recipe = ct_patches.recipe(

@@ -26,28 +26,34 @@ def hu_of(path):
     return read_slice(path)[1].tolist()
 
 
-def test_slope_and_intercept_of_signed_values(tmp_path):
+def test_slope_and_intercept(tmp_path):
     path = write_ct(tmp_path / "a", np.array([[-4, 0], [10, 1000]], np.int16))
     assert hu_of(path) == [[-1028, -1024], [-1014, -24]]
     assert read_slice(path)[1].dtype == np.int16
-
-
-def test_slope_and_intercept_of_unsigned_values(tmp_path):
     stored = np.array([[0, 3], [500, 40000]], np.uint16)
-    path = write_ct(tmp_path / "a", stored, RescaleSlope=0.5, RescaleIntercept=-1000)
+    path = write_ct(tmp_path / "b", stored, RescaleSlope=0.5, RescaleIntercept=-1000)
     # 3 * 0.5 - 1000 = -998.5 is rounded to the even neighbour.
     assert hu_of(path) == [[-1000, -998], [-750, 19000]]
 
 
-def test_values_that_no_ct_measures_are_refused(tmp_path):
-    # -2000 written as unsigned, and not declared as padding.
-    path = write_ct(tmp_path / "a", np.array([[63536, 1024]], np.uint16))
-    with refused_at(path):
-        read_slice(path)
+UNEXPLAINED = np.full((20, 20), 24, np.int16)
+UNEXPLAINED[:, 0] = -1500
 
 
-def test_values_far_below_air_are_refused(tmp_path):
-    path = write_ct(tmp_path / "a", np.array([[-4000, 1024]], np.int16))
+@pytest.mark.parametrize(
+    ("stored", "tags"),
+    [
+        # -2000 written as unsigned, and not declared as padding.
+        (np.array([[63536, 1024]], np.uint16), {}),
+        (np.array([[-4000, 1024]], np.int16), {}),
+        (UNEXPLAINED, {}),
+        (np.array([[5000]], np.uint16), {"BitsStored": 12}),
+        (np.zeros((8, 8), np.int16), {"Rows": 7}),
+    ],
+    ids=["sign", "far below air", "padding", "bits", "rows"],
+)
+def test_implausible_pixels_are_refused(tmp_path, stored, tags):
+    path = write_ct(tmp_path / "a", stored, **tags)
     with refused_at(path):
         read_slice(path)
 
@@ -127,19 +133,11 @@ def test_untagged_padding_given_in_hu_becomes_air(tmp_path):
     assert hu_of(path) == [[-1000, 0]]
 
 
-def test_noise_below_air_is_left_alone(tmp_path):
+def test_noise_below_air_is_kept(tmp_path):
     stored = np.full((20, 20), 24, np.int16)
     stored[3, :3] = -1999, -10, -100
     path = write_ct(tmp_path / "a", stored)
     assert hu_of(path)[3][:4] == [-3023, -1034, -1124, -1000]
-
-
-def test_padding_that_nothing_explains_is_refused(tmp_path):
-    stored = np.full((20, 20), 24, np.int16)
-    stored[:, 0] = -1500
-    path = write_ct(tmp_path / "a", stored)
-    with refused_at(path):
-        read_slice(path)
 
 
 def test_bytes_after_the_pixels_are_refused_but_for_one_and_for_known_elements(
@@ -158,32 +156,10 @@ def test_bytes_after_the_pixels_are_refused_but_for_one_and_for_known_elements(
             read_slice(path)
 
 
-def test_more_rows_in_the_file_than_it_claims_are_refused(tmp_path):
-    path = write_ct(tmp_path / "a", np.zeros((8, 8), np.int16), Rows=7)
-    with refused_at(path):
-        read_slice(path)
-
-
-def test_run_length_stream_of_another_size_is_refused(tmp_path):
-    path = write_ct(tmp_path / "a", np.arange(64, dtype=np.int16).reshape(8, 8))
-    dataset = pydicom.dcmread(path)
-    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
-    dataset.Rows = 7
-    dataset.save_as(path)
-    with refused_at(path):
-        read_slice(path)
-
-
 def test_twelve_bits_with_a_padding_value_outside_them(tmp_path):
     stored = np.array([[63536, 4095]], np.uint16)
     path = write_ct(tmp_path / "a", stored, BitsStored=12, PixelPaddingValue=63536)
     assert hu_of(path) == [[-1000, 3071]]
-
-
-def test_values_outside_the_stored_bits_are_refused(tmp_path):
-    path = write_ct(tmp_path / "a", np.array([[5000]], np.uint16), BitsStored=12)
-    with refused_at(path):
-        read_slice(path)
 
 
 def test_declared_overlay_in_the_unused_bits_is_removed(tmp_path):
@@ -219,7 +195,7 @@ def test_declared_overlay_in_the_unused_bits_is_removed(tmp_path):
         {"BitsStored": 0, "HighBit": 0},
     ],
 )
-def test_what_cannot_be_trusted_is_refused_with_path_and_reason(tmp_path, tags):
+def test_untrustworthy_headers_are_refused(tmp_path, tags):
     path = write_ct(tmp_path / "slice-7", np.zeros((2, 2), np.int16), **tags)
     with refused_at(path):
         read_slice(path)
@@ -243,7 +219,7 @@ def test_what_cannot_be_trusted_is_refused_with_path_and_reason(tmp_path, tags):
         {"ImageOrientationPatient": [2, 0, 0, 0, 0.5, 0]},
     ],
 )
-def test_what_no_ct_can_be_is_refused_with_the_range_that_is_believed(tmp_path, tags):
+def test_implausible_geometry_and_rescale_are_refused(tmp_path, tags):
     path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16), **tags)
     with refused_at(path) as caught:
         read_slice(path)
@@ -261,11 +237,11 @@ def test_what_no_ct_can_be_is_refused_with_the_range_that_is_believed(tmp_path, 
         {"ImageOrientationPatient": [0.999, 0, 0.04, 0, 1, 0]},
     ],
 )
-def test_what_a_ct_can_just_be_is_read(tmp_path, tags):
+def test_extreme_but_plausible_values_are_read(tmp_path, tags):
     read_slice(write_ct(tmp_path / "a", np.zeros((2, 2), np.int16), **tags))
 
 
-def test_reading_repeats_no_value_that_is_out_of_order(tmp_path, capfd, caplog):
+def test_invalid_values_appear_neither_in_logs_nor_in_errors(tmp_path, capfd, caplog):
     caplog.set_level("DEBUG")
     tags = {
         "StudyInstanceUID": "SMITH-UID",
@@ -286,7 +262,7 @@ def test_reading_repeats_no_value_that_is_out_of_order(tmp_path, capfd, caplog):
     assert "heard" in caplog.text
 
 
-def test_wrong_modality_is_told_from_a_broken_ct(tmp_path):
+def test_wrong_modality_is_distinguished_from_a_broken_ct(tmp_path):
     path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16), Modality="MR")
     with pytest.raises(NotCTError):
         read_headers(path)[0]
@@ -326,7 +302,7 @@ def test_number_with_a_zero_byte_inside_is_refused(tmp_path, syntax):
         read_headers(path)[0]
 
 
-def test_zero_bytes_that_fill_a_value_up_are_left_alone(tmp_path):
+def test_zero_bytes_that_pad_a_value_are_accepted(tmp_path):
     place = ["-219.800", "-187.100", "-335.000"]
     stored = np.zeros((2, 2), np.int16)
     path = write_ct(tmp_path / "a", stored, ImagePositionPatient=place)
@@ -334,7 +310,7 @@ def test_zero_bytes_that_fill_a_value_up_are_left_alone(tmp_path):
     assert read_headers(path)[0].position == (-219.8, -187.1, -335)
 
 
-def test_element_of_no_known_type_is_refused(tmp_path):
+def test_element_of_unknown_type_is_refused(tmp_path):
     path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16), StudyID="17")
     damaged(path, b"SH\x02\x0017", b"L]\x02\x0017")
     with refused_at(path):
@@ -348,10 +324,11 @@ def test_compressed_stream_reads_back_and_must_match_the_header(tmp_path):
     dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
     dataset.save_as(path)
     assert hu_of(path) == (stored - 1024).tolist()
-    dataset.Rows = 9
-    dataset.save_as(path)
-    with refused_at(path):
-        read_slice(path)
+    for rows in (7, 9):
+        dataset.Rows = rows
+        dataset.save_as(path)
+        with refused_at(path):
+            read_slice(path)
 
 
 def test_jpeg_stream_that_claims_a_huge_image_is_refused(tmp_path):
@@ -366,7 +343,7 @@ def test_jpeg_stream_that_claims_a_huge_image_is_refused(tmp_path):
         read_slice(path)
 
 
-def test_missing_decoder_is_named_with_what_to_install(tmp_path, monkeypatch):
+def test_missing_decoder_is_refused(tmp_path, monkeypatch):
     path = write_ct(tmp_path / "a", np.zeros((8, 8), np.int16))
     dataset = pydicom.dcmread(path)
     dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
@@ -377,7 +354,7 @@ def test_missing_decoder_is_named_with_what_to_install(tmp_path, monkeypatch):
         read_slice(path)
 
 
-def test_video_and_unknown_compression_is_refused(tmp_path):
+def test_unsupported_compression_is_refused(tmp_path):
     path = write_ct(tmp_path / "a", np.zeros((8, 8), np.int16))
     dataset = pydicom.dcmread(path)
     dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
@@ -415,7 +392,7 @@ def table_of(path, *, first=-3, kind="HU", vr="SS", values=(-1000, -500, 0, 60, 
     return dataset
 
 
-def test_modality_table_gives_hu_and_is_clipped_at_its_ends(tmp_path):
+def test_modality_lut_gives_hu_and_is_clipped_at_its_ends(tmp_path):
     stored = np.array([[-9, -3, -2], [0, 1, 7]], np.int16)
     path = write_ct(tmp_path / "a", stored)
     table_of(path).save_as(path)
@@ -423,21 +400,16 @@ def test_modality_table_gives_hu_and_is_clipped_at_its_ends(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"kind": "OD"},
-        {"kind": None},
-        {"vr": "US", "values": (0, 1, 2)},
-    ],
+    "change", [{"kind": "OD"}, {"kind": None}, {"vr": "US", "values": (0, 1, 2)}]
 )
-def test_modality_table_that_gives_no_hu_is_refused(tmp_path, change):
+def test_modality_lut_that_does_not_give_hu_is_refused(tmp_path, change):
     path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16))
     table_of(path, **change).save_as(path)
     with refused_at(path):
         read_slice(path)
 
 
-def test_table_beside_a_rescale_is_refused(tmp_path):
+def test_modality_lut_with_a_rescale_is_refused(tmp_path):
     path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16))
     dataset = table_of(path)
     dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0
@@ -446,7 +418,7 @@ def test_table_beside_a_rescale_is_refused(tmp_path):
         read_slice(path)
 
 
-def test_patient_leaves_as_a_salted_hash_only(tmp_path):
+def test_patient_id_is_only_kept_as_a_salted_hash(tmp_path):
     path = write_ct(tmp_path / "a", np.zeros((2, 2), np.int16))
     header = read_headers(path, "pepper")[0]
     # printf 'pepperSmith^1' | sha256sum | cut -c1-10

@@ -66,7 +66,7 @@ PADDED = np.array([[-2000, 24, 24], [24, 1064, 30]], np.int16)
 
 
 @pytest.mark.parametrize("tags", [{}, {"PixelPaddingValue": 24}])
-def test_fuzz_takes_padding_that_the_file_declares(compare, tags):
+def test_fuzz_accepts_declared_padding(compare, tags):
     assert compare(PADDED, **tags)["kind"] == "read as SimpleITK does"
 
 
@@ -88,13 +88,13 @@ def other_value(header, hu):
         (lambda header, hu: replace(header, orientation=TURNED), "orientation"),
     ],
 )
-def test_fuzz_finds_what_is_read_otherwise_than_by_simpleitk(compare, change, detail):
+def test_fuzz_finds_differences_to_simpleitk(compare, change, detail):
     answer = compare(PADDED, change, PixelSpacing=[0.5, 0.6])
     assert answer["kind"] == "read otherwise"
     assert detail in answer["detail"]
 
 
-def test_fuzz_finds_what_fails_after_reading(fuzzer, tmp_path, monkeypatch):
+def test_fuzz_finds_failures_after_reading(fuzzer, tmp_path, monkeypatch):
     header, hu = read_slice(write_ct(tmp_path / "a", PADDED))
 
     def failing(*_):
@@ -131,7 +131,7 @@ def test_damaged_regions_are_read_or_refused(phantom, tmp_path, form):
     assert refused >= 1
 
 
-def test_absurd_claims_of_regions_take_no_memory(phantom, tmp_path):
+def test_implausible_sizes_of_segmentations_are_refused(phantom, tmp_path):
     write_slices(phantom, tmp_path)
     regions = tmp_path / "regions"
     regions.mkdir()

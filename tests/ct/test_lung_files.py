@@ -91,7 +91,7 @@ LOBES[..., 62:, :48] += RIGHT[..., 62:, :48] * 2
         pytest.param(LOBES, id="lobes"),
     ],
 )
-def test_volume_of_the_lungs_is_read_whatever_its_numbers(slices, tmp_path, labels):
+def test_lung_volumes_are_read_whatever_their_values(slices, tmp_path, labels):
     write_labels(tmp_path / "masks" / "result.nii.gz", slices, labels)
     (mask,) = read(tmp_path / "dicom", tmp_path / "masks").values()
     np.testing.assert_array_equal(mask, LUNGS)
@@ -100,7 +100,7 @@ def test_volume_of_the_lungs_is_read_whatever_its_numbers(slices, tmp_path, labe
     np.testing.assert_array_equal(mask, LUNGS)
 
 
-def test_structures_in_files_of_their_own_count_by_their_names(slices, tmp_path):
+def test_one_file_per_structure_is_read_by_name(slices, tmp_path):
     case = tmp_path / "masks" / "s0001"
     middle = np.zeros_like(LUNGS)
     middle[:, 40:60, 44:52] = True
@@ -130,7 +130,7 @@ def test_masks_without_any_lung_are_refused(slices, tmp_path):
     assert error.value.where.startswith(str(tmp_path / "masks"))
 
 
-def test_table_of_labels_says_what_is_lung(slices, tmp_path):
+def test_label_table_determines_the_lungs(slices, tmp_path):
     labels = RIGHT * 12 + LEFT * 10
     labels[:, 40:60, 44:52] = 51
     labels[:, :5, :5] = 5
@@ -145,7 +145,7 @@ def test_table_of_labels_says_what_is_lung(slices, tmp_path):
 @pytest.mark.parametrize(
     "values", [(1, 2, 3), (3, 4, 5), (10, 11, 51), (1, 2, 3, 4, 5, 6), (2, 7)]
 )
-def test_numbers_that_need_not_all_be_lung_are_refused(slices, tmp_path, values):
+def test_ambiguous_values_are_refused(slices, tmp_path, values):
     labels = np.zeros(LUNGS.shape, int)
     for number, value in enumerate(values):
         labels[:, 40, 20 + number] = value
@@ -157,7 +157,7 @@ def test_numbers_that_need_not_all_be_lung_are_refused(slices, tmp_path, values)
     assert all(str(value) in str(error.value) for value in values)
 
 
-def test_segmentation_counts_by_the_labels_of_its_segments(slices, tmp_path):
+def test_segments_are_chosen_by_label(slices, tmp_path):
     labels = (RIGHT * 1 + LEFT * 2).astype(np.uint8)
     labels[:, 40:60, 44:52] = 3
     names = ["Lung, right", "Left lung", "Heart"]
@@ -167,7 +167,7 @@ def test_segmentation_counts_by_the_labels_of_its_segments(slices, tmp_path):
     np.testing.assert_array_equal(mask, LUNGS & (labels != 3))
 
 
-def test_what_is_no_lung_mask_is_not_taken_for_one(slices, tmp_path):
+def test_other_structures_are_skipped(slices, tmp_path):
     masks = tmp_path / "masks"
     masks.mkdir()
     labels = LUNGS.astype(np.uint8)
@@ -216,7 +216,7 @@ def two_patients(root):
 @pytest.mark.parametrize(
     "name", ["{uid}.nii.gz", "{study}/lungs.nii.gz", "{id}_lungs.nii.gz", "{hash}.nii"]
 )
-def test_names_choose_between_scans_of_one_geometry(tmp_path, name):
+def test_names_select_between_scans_with_equal_geometry(tmp_path, name):
     folders = two_patients(tmp_path / "dicom")
     for folder, mask in zip(folders, (LUNGS, UPPER), strict=True):
         first = images(folder)[0]
@@ -236,7 +236,7 @@ def test_names_choose_between_scans_of_one_geometry(tmp_path, name):
     np.testing.assert_array_equal(found[12], UPPER)
 
 
-def test_folders_of_the_same_names_choose_too(tmp_path):
+def test_equal_folder_names_select_the_scan(tmp_path):
     folders = two_patients(tmp_path / "dicom")
     for folder, mask in zip(folders, (LUNGS, UPPER), strict=True):
         write_labels(tmp_path / "masks" / folder.name / "lung.nii.gz", folder, mask)
@@ -245,7 +245,7 @@ def test_folders_of_the_same_names_choose_too(tmp_path):
     np.testing.assert_array_equal(found[12], UPPER)
 
 
-def test_nameless_mask_that_fits_two_scans_is_refused_for_both(tmp_path):
+def test_unnamed_mask_that_matches_two_scans_is_refused_for_both(tmp_path):
     folders = two_patients(tmp_path / "dicom")
     write_labels(tmp_path / "masks" / "case7.nii.gz", folders[0], LUNGS)
     found, _ = find_series(tmp_path / "dicom")
@@ -256,7 +256,7 @@ def test_nameless_mask_that_fits_two_scans_is_refused_for_both(tmp_path):
         assert error.value.where == str(tmp_path / "masks")
 
 
-def test_position_chooses_where_scans_lie_apart(tmp_path):
+def test_position_selects_between_distant_scans(tmp_path):
     root = tmp_path / "dicom"
     write_chest(root / "a", series=1)
     away = [-140, -144, 0]
@@ -303,7 +303,9 @@ def mapped(out):
         return lungs, about, list(csv.DictReader(file))
 
 
-def test_maps_lie_in_the_given_lungs_and_say_so(classifier, slices, tmp_path, capsys):
+def test_maps_are_limited_to_the_given_lungs_and_record_it(
+    classifier, slices, tmp_path, capsys
+):
     root, masks, out = tmp_path / "dicom", tmp_path / "masks", tmp_path / "maps"
     path = masks / "SMITH_lungs.nii.gz"
     write_labels(path, slices, UPPER)
@@ -341,7 +343,7 @@ def test_series_without_a_mask_is_refused_and_listed(classifier, tmp_path, capsy
     assert not any(str(tmp_path) in reason for reason in reasons)
 
 
-def test_mask_beside_the_lungs_is_refused(classifier, slices, tmp_path):
+def test_mask_outside_the_lungs_is_refused(classifier, slices, tmp_path):
     shifted = np.zeros_like(LUNGS)
     shifted[:, 40:60, 44:52] = True
     write_labels(tmp_path / "masks" / "lung.nii.gz", slices, shifted)
@@ -363,7 +365,7 @@ def write_regions(folder, labels):
         Image.fromarray(labels.astype(np.uint8)).save(path)
 
 
-def test_patches_lie_in_the_given_lungs(slices, tmp_path):
+def test_patches_are_limited_to_the_given_lungs(slices, tmp_path):
     write_regions(slices, np.ones((96, 96)))
     masks = tmp_path / "masks"
     given = UPPER.copy()
@@ -420,7 +422,7 @@ def test_annotated_series_without_a_mask_is_refused_or_listed(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["given", "found", "off", ""])
-def test_words_are_not_folders(word, tmp_path, monkeypatch):
+def test_words_of_the_setting_are_not_folders(word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert lung_files.folder(word) is None
 

@@ -86,7 +86,7 @@ def test_jpeg_that_was_enlarged_afterwards():
 @pytest.mark.parametrize(
     "values", [(1, 2), (1, 2, 3), (5, 9, 15), (127, 255), (85, 170)]
 )
-def test_labels_all_count_and_are_told(values):
+def test_all_labels_count_and_are_noted(values):
     labels = np.zeros((SIDE, SIDE), np.uint8)
     for number, value in enumerate(values):
         labels[disc(9, (15 + 30 * number, 40)) > 0] = value
@@ -114,13 +114,13 @@ def negative():
 
 
 @pytest.mark.parametrize("make", [probabilities, with_void, photograph, negative])
-def test_other_values_are_refused_by_name(make):
+def test_other_values_are_refused(make):
     with pytest.raises(UserError) as error:
         marked(make())
     assert error.value.where == "mask.png"
 
 
-def test_stacks_are_judged_slice_by_slice():
+def test_stacks_are_examined_slice_by_slice():
     stack = np.stack([jpeg(disc(5 + 5 * i)) for i in range(4)])
     wanted = np.stack([disc(5 + 5 * i) > 0 for i in range(4)])
     assert np.count_nonzero(marked(stack)[0] != wanted) <= 2
@@ -161,7 +161,7 @@ def test_patches_of_noisy_masks_are_those_of_clean_ones(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["infection", "lungs"])
-def test_mask_that_is_none_is_refused_by_its_file(tmp_path, folder):
+def test_unusable_mask_is_refused(tmp_path, folder):
     root = write_set(tmp_path / "in", disc(), LUNGS)
     path = root / folder / "b.png"
     Image.fromarray(probabilities()).save(path)
@@ -170,7 +170,7 @@ def test_mask_that_is_none_is_refused_by_its_file(tmp_path, folder):
     assert error.value.where == str(path)
 
 
-def test_several_classes_take_their_own_values_only(tmp_path):
+def test_masks_of_several_classes_need_exact_values(tmp_path):
     labels = disc(12, (30, 40), 1) + disc(12, (70, 40), 2)
     options = {"classes": "healthy,ggo,consolidation"}
     made = cut(write_set(tmp_path / "in", labels, LUNGS), tmp_path, **options)
@@ -183,7 +183,7 @@ def test_several_classes_take_their_own_values_only(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "F"])
-def test_masks_in_colour_or_with_alpha_are_refused_by_name(tmp_path, mode):
+def test_masks_in_colour_or_with_alpha_are_refused(tmp_path, mode):
     root = write_set(tmp_path / "in", disc(), LUNGS)
     path = root / "infection" / "b.png"
     ending = ".tif" if mode == "F" else ".png"
@@ -197,7 +197,7 @@ def test_masks_in_colour_or_with_alpha_are_refused_by_name(tmp_path, mode):
     assert str(path) in str(error.value)
 
 
-def test_slices_are_turned_as_viewers_show_them(tmp_path):
+def test_slices_are_rotated_as_in_viewers(tmp_path):
     pixels = np.arange(SIDE * SIDE).reshape(SIDE, SIDE).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 3

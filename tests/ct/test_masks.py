@@ -80,7 +80,7 @@ def test_one_file_may_hold_the_masks_of_all_slices(tmp_path, suffix, stem):
 
 
 @pytest.mark.parametrize("name", ["4.png", "other.png", "1.2.3.png"])
-def test_mask_of_no_slice_is_refused(tmp_path, name):
+def test_mask_without_a_slice_is_refused(tmp_path, name):
     headers = three_slices(tmp_path)
     path = tmp_path / "rois" / name
     save_mask(path)
@@ -89,7 +89,9 @@ def test_mask_of_no_slice_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("heights", [(0, 1, 3, 4), (0, 1, 1, 2), (0, 10, 30)])
-def test_masks_by_order_are_refused_where_the_order_is_not_certain(tmp_path, heights):
+def test_numbered_masks_are_refused_if_the_order_of_slices_is_uncertain(
+    tmp_path, heights
+):
     for number, z in enumerate(heights, start=1):
         tags = {"ImagePositionPatient": [0, 0, z]}
         write_ct(
@@ -142,7 +144,7 @@ def test_broken_and_unsuitable_masks_are_refused(tmp_path):
             mask_files.read_mask(path)
 
 
-def test_contour_takes_the_pixels_whose_centres_lie_inside():
+def test_contour_marks_pixels_whose_centres_lie_inside():
     square = np.array([[0.5, 0.5], [3.5, 0.5], [3.5, 2.5], [0.5, 2.5]])
     expected = np.zeros((5, 6), bool)
     expected[1:3, 1:4] = True
@@ -156,7 +158,7 @@ def test_contour_takes_the_pixels_whose_centres_lie_inside():
     assert fill_contour(big, (3, 4)).all()
 
 
-def test_pixels_of_two_classes_belong_to_none_and_are_counted():
+def test_pixels_of_two_classes_belong_to_neither_and_are_counted():
     def square(low, high):
         return np.array([[low, -1], [high, -1], [high, 9], [low, 9]], float)
 

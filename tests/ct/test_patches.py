@@ -15,7 +15,7 @@ from twostage_jax.ct.patches import (
 )
 
 
-def test_positions_and_coverage_counted_by_hand():
+def test_positions_and_coverage_of_a_simple_slice():
     # Class 0 fills columns 0-4 of a 6 x 8 slice. Patches of 4 at columns 0, 2, 4 cover
     # 4/4, 3/4 and 1/4 of their width, at rows 0 and 2.
     labels = np.zeros((6, 8), int)
@@ -31,7 +31,7 @@ def test_positions_and_coverage_counted_by_hand():
     assert len(cut(0.26)) == 4
 
 
-def test_patch_belongs_to_the_class_that_covers_most_and_to_none_in_a_tie():
+def test_patch_belongs_to_the_class_with_most_pixels_unless_tied():
     labels = np.array([[1, 1, 1, 2, 2, 1, 1, 2]] * 2)
     found, _ = covered(labels, size=2, stride=2, coverage=[0.5, 0.5])
     assert found.tolist() == [[0, 0, 0]]
@@ -45,7 +45,7 @@ def test_each_class_has_its_own_coverage():
     assert found.tolist() == [[0, 2, 1]]
 
 
-def test_pure_class_has_no_pixel_of_another():
+def test_pure_classes_exclude_pixels_of_others():
     labels = np.ones((4, 8), int)
     labels[0, 0] = 2
     found, _ = covered(labels, size=4, stride=4, coverage=[0.5, 0.5], pure=(0,))
@@ -101,19 +101,19 @@ def test_resampling_keeps_the_field_of_view():
         np.testing.assert_allclose(found[4, 4:-4], expected[4:-4], atol=1e-4)
 
 
-def test_shrinking_does_not_fold_fine_texture_back():
+def test_shrinking_does_not_alias_fine_texture():
     stripes = np.tile([0.0, 100.0], (60, 30))
     assert np.ptp(resample_image(stripes, (20, 20))[4:-4, 4:-4]) < 30
 
 
-def test_masks_are_resampled_by_the_nearest_pixel():
+def test_masks_are_resampled_by_the_nearest_neighbour():
     mask = np.array([[1, 2], [3, 4]])
     assert resample_mask(mask, (4, 2)).tolist() == [[1, 2], [1, 2], [3, 4], [3, 4]]
     wide = np.repeat(np.arange(6), 2)[None]
     assert resample_mask(wide, (1, 6)).tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
-def test_share_that_a_region_covers_comes_with_each_patch():
+def test_coverage_is_returned_with_each_patch():
     labels = np.zeros((4, 8), int)
     labels[:, :5] = 1
     places, shares = covered(labels, size=4, stride=2, coverage=[0.25])
@@ -121,7 +121,7 @@ def test_share_that_a_region_covers_comes_with_each_patch():
     assert shares.tolist() == [1.0, 0.75, 0.25]
 
 
-def test_best_covered_patches_stay_where_they_overlap_too_much():
+def test_better_covered_patches_are_kept_if_they_overlap():
     corners = np.array([[0, 0], [0, 1], [0, 2], [0, 4], [3, 4]])
     shares = np.array([0.7, 0.9, 0.8, 1.0, 0.95])
 
@@ -156,7 +156,7 @@ def test_patches_apart_agree_with_pairwise_counting():
         assert (flat @ own.ravel()).max() / 36 > 0.3
 
 
-def test_patches_know_their_region():
+def test_regions_of_patches_are_numbered():
     labels = np.zeros((6, 12), int)
     labels[:, :4] = 1
     labels[:, 5:7] = 2

@@ -64,7 +64,7 @@ def refused(path, folder, names, rois=None):
 
 
 class TestNumberedMasks:
-    def test_mask_named_as_its_slices_file_is_that_slices(self, tmp_path):
+    def test_mask_named_after_a_file_belongs_to_its_slice(self, tmp_path):
         names = [f"im{n:03d}.dcm" for n in FROM_HEAD]
         write_series(tmp_path / "ct", numbers=FROM_HEAD, names=names)
         save(tmp_path / "rois" / "im001.png", square(1))
@@ -75,7 +75,7 @@ class TestNumberedMasks:
         assert (first.number, first.header.number) == (1, 1)
         assert first.header.position[2] == -75
 
-    def test_numbers_that_two_counts_read_differently_are_refused(self, tmp_path):
+    def test_numbers_with_contradicting_numberings_are_refused(self, tmp_path):
         images = write_series(tmp_path / "ct", numbers=FROM_HEAD)
         path = tmp_path / "rois" / "mask1.png"
         save(path, square())
@@ -84,7 +84,7 @@ class TestNumberedMasks:
             assert str(image.filename) in text
             assert z in text
 
-    def test_numbers_are_read_where_all_counts_agree(self, tmp_path):
+    def test_numbers_are_read_if_all_numberings_agree(self, tmp_path):
         names = [f"IM{n:04d}" for n in range(1, 7)]
         write_series(tmp_path / "ct", names=names)
         for number in (2, 5):
@@ -132,7 +132,7 @@ class TestNumberedMasks:
         save(tmp_path / "named" / "im3.png", square())
         assert list(masks_of(tmp_path / "ct", ["a"], tmp_path / "named")) == [4]
 
-    def test_number_of_no_slice_is_refused(self, tmp_path):
+    def test_number_without_a_slice_is_refused(self, tmp_path):
         write_series(tmp_path / "ct")
         for name in ("m7.png", "other.png"):
             path = tmp_path / name.replace(".", "") / name
@@ -140,7 +140,7 @@ class TestNumberedMasks:
             refused(path, tmp_path / "ct", ["a"], path.parent)
 
     @pytest.mark.parametrize("suffix", [".tif", ".npy"])
-    def test_pages_are_refused_where_their_order_is_not_certain(self, tmp_path, suffix):
+    def test_pages_are_refused_if_their_order_is_uncertain(self, tmp_path, suffix):
         stack = np.stack([square(0), square(1), *[square(0)] * 4])
         path = tmp_path / "rois" / f"all{suffix}"
         save(path, stack)
@@ -190,7 +190,7 @@ class TestNumberedMasks:
         save(tmp_path / "named" / "late103.png", square())
         assert list(masks_of(tmp_path / "ct", ["a"], tmp_path / "named")) == [103]
 
-    def test_files_of_one_name_in_two_series_are_not_guessed_at(self, tmp_path):
+    def test_ambiguous_file_names_in_two_series_are_refused(self, tmp_path):
         for series in "ab":
             write_series(
                 tmp_path / "ct" / series,
@@ -207,7 +207,7 @@ class TestNumberedMasks:
         (header,) = [h for h in patient.headers if h.key in loads]
         assert (header.path.parent.name, header.number) == ("b", 2)
 
-    def test_masks_of_several_patients_are_told_by_the_names_of_slices(self, tmp_path):
+    def test_names_of_slices_distinguish_masks_of_several_patients(self, tmp_path):
         for n, patient in enumerate("pq"):
             write_series(
                 tmp_path / "ct",
@@ -220,7 +220,7 @@ class TestNumberedMasks:
         (patient,) = ct_patches.Patients(tmp_path / "ct", tmp_path / "rois", "", False)
         assert {header.path.name[0] for header in patient.headers} == {"q"}
 
-    def test_notes_say_which_slice_number_1_became(self, tmp_path):
+    def test_remark_states_the_slice_of_the_first_mask(self, tmp_path):
         write_series(tmp_path / "ct", numbers=range(11, 17))
         save(tmp_path / "rois" / "m1.png", square())
         save(tmp_path / "rois" / "m2.png", square())
@@ -245,7 +245,7 @@ class TestContourNumbers:
         roi_files.write_medgift(path, images, drawn)
         return path
 
-    def test_names_of_the_format_decide(self, tmp_path):
+    def test_file_names_of_the_format_determine_the_slice(self, tmp_path):
         images = write_series(tmp_path / "ct", names=self.NAMES)
         path = self.write(tmp_path / "rois", images, 2)
         assert list(masks_of(tmp_path / "ct", ["a"], path)) == [5]
@@ -258,7 +258,7 @@ class TestContourNumbers:
         write_series(tmp_path / "ct", names=names, numbers=FROM_HEAD)
         assert list(masks_of(tmp_path / "ct", ["a"], path)) == [2]
 
-    def test_instance_number_stands_in_for_names_without_numbers(self, tmp_path):
+    def test_instance_number_replaces_names_without_numbers(self, tmp_path):
         images = write_series(tmp_path / "ct", numbers=FROM_HEAD)
         path = self.write(tmp_path / "rois", images, 2)
         assert list(masks_of(tmp_path / "ct", ["a"], path)) == [2]
@@ -305,7 +305,7 @@ def without_names(dataset):
 
 @pytest.mark.parametrize("form", ["seg", "rtstruct"])
 class TestNamedSlices:
-    def test_named_slice_is_chosen_out_of_two_at_one_position(self, tmp_path, form):
+    def test_name_selects_between_two_slices_at_one_position(self, tmp_path, form):
         late = two_phases(tmp_path / "ct")
         mask = write_form(form, tmp_path / "r" / "x", late)
         found = masks_of(tmp_path / "ct", ["a"], tmp_path / "r")
@@ -357,7 +357,7 @@ class TestNamedSlices:
         assert str(tmp_path / "ct" / "c.dcm") in text  # where it lies
         assert str(other.filename) in text  # what it names
 
-    def test_second_of_two_series_that_share_uids_is_marked(self, tmp_path, form):
+    def test_series_with_repeated_uids_are_distinguished(self, tmp_path, form):
         write_series(tmp_path / "ct" / "a")
         tags = {"series": f"{SERIES}.88", "numbers": range(101, 107)}
         other = write_series(tmp_path / "ct" / "b", **tags)
@@ -367,9 +367,7 @@ class TestNamedSlices:
         write_form(form, tmp_path / "r" / "x", other)
         assert list(masks_of(tmp_path / "ct", ["a"], tmp_path / "r")) == [103]
 
-    def test_a_series_that_is_not_there_does_not_matter_where_slices_are_named(
-        self, tmp_path, form
-    ):
+    def test_missing_series_does_not_matter_if_slices_are_named(self, tmp_path, form):
         images = write_series(tmp_path / "ct")
         path = tmp_path / "r" / "x"
         mask = write_form(form, path, images)
@@ -389,9 +387,7 @@ class TestNamedSlices:
         edit(path, without_names)
         refused(path, tmp_path / "ct", ["a"], path.parent)
 
-    def test_two_referenced_series_are_told_apart_by_the_named_slices(
-        self, tmp_path, form
-    ):
+    def test_named_slices_distinguish_two_referenced_series(self, tmp_path, form):
         thin = write_series(tmp_path / "ct" / "a", count=11, step=(0, 0, 2.5))
         tags = {"series": f"{SERIES}.5", "numbers": range(101, 107)}
         thick = write_series(tmp_path / "ct" / "b", phase=2, **tags)
@@ -410,7 +406,9 @@ class TestNamedSlices:
         edit(path, refer)
         assert list(masks_of(tmp_path / "ct", ["a"], path.parent)) == [103]
 
-    def test_regions_beside_the_pixels_of_their_slice_are_refused(self, tmp_path, form):
+    def test_regions_outside_the_pixels_of_their_slice_are_refused(
+        self, tmp_path, form
+    ):
         images = write_series(tmp_path / "ct")
         path = tmp_path / "r" / "x"
         moved = [pydicom.dcmread(image.filename) for image in images]
@@ -464,7 +462,7 @@ class TestSegmentationFrames:
         text = refused(path, tmp_path / "ct", ["a"], path.parent)
         assert f"{degrees}.0 degrees" in text
 
-    def test_mirrored_and_turned_frames_meet_by_position(self, tmp_path):
+    def test_mirrored_frames_are_placed_by_position(self, tmp_path):
         images = write_series(tmp_path / "ct")
         path = tmp_path / "r" / "x"
         mask = np.zeros((SIDE, SIDE), np.uint8)
@@ -486,7 +484,7 @@ class TestSegmentationFrames:
         found = masks_of(tmp_path / "ct", ["a"], path.parent)
         np.testing.assert_array_equal(found[3], mask)
 
-    def test_frame_that_does_not_say_where_it_lies_is_refused_in_words(self, tmp_path):
+    def test_frame_without_a_position_is_refused(self, tmp_path):
         images = write_series(tmp_path / "ct")
         path = tmp_path / "r" / "x"
         write_form("seg", path, images)
@@ -522,7 +520,7 @@ def write_nifti(path, volume, sform, scode=1, qform=None, qcode=0, kind="Nifti1I
 
 
 class TestVolumes:
-    def test_one_grid_out_of_two_is_that_of_the_slices(self, tmp_path):
+    def test_the_matrix_that_matches_the_slices_is_used(self, tmp_path):
         images = write_series(tmp_path / "ct")
         right = affine_of(images)
         wrong = right.copy()
@@ -534,7 +532,7 @@ class TestVolumes:
             assert list(found) == [3]
             np.testing.assert_array_equal(found[3], square())
 
-    def test_two_matrices_of_which_both_or_none_fit_are_refused(self, tmp_path):
+    def test_two_matrices_are_refused_if_both_or_neither_match(self, tmp_path):
         images = write_series(tmp_path / "ct")
         right = affine_of(images)
         mirrored = right @ np.diag([-1.0, 1, 1, 1])
@@ -548,7 +546,7 @@ class TestVolumes:
             text = refused(path, tmp_path / "ct", ["a"], path.parent)
             assert "sform" in text and "qform" in text
 
-    def test_rounding_between_the_two_matrices_does_not_matter(self, tmp_path):
+    def test_rounded_matrices_are_equal(self, tmp_path):
         images = write_series(tmp_path / "ct")
         right = affine_of(images)
         write_nifti(tmp_path / "r" / "x.nii", volume_of(), right, 1, right + 1e-4, 1)
@@ -556,7 +554,7 @@ class TestVolumes:
 
     @pytest.mark.parametrize("form", ["plain .nii.gz", "gzip .nii", "NIfTI-2", "pair"])
     @pytest.mark.parametrize("ones", [0, 1])
-    def test_forms_of_files_are_told_by_what_they_hold(self, tmp_path, form, ones):
+    def test_content_determines_the_kind_of_nifti_file(self, tmp_path, form, ones):
         images = write_series(tmp_path / "ct")
         folder = tmp_path / "r"
         volume = volume_of().reshape(SIDE, SIDE, 6, *[1] * ones)
@@ -578,7 +576,7 @@ class TestVolumes:
         assert list(found) == [3]
         np.testing.assert_array_equal(found[3], square())
 
-    def test_scaled_labels_are_read_as_their_values(self, tmp_path):
+    def test_scaled_labels_are_read(self, tmp_path):
         images = write_series(tmp_path / "ct")
         image = nibabel.Nifti1Image(volume_of() * 4, affine_of(images))
         image.header.set_slope_inter(0.25, 0)
@@ -589,7 +587,7 @@ class TestVolumes:
         )
 
     @pytest.mark.parametrize("content", [b"", b"hello" * 99, b"\x1f\x8b\x08 broken"])
-    def test_what_is_not_nifti_is_not_spoken_of_as_dicom(self, tmp_path, content):
+    def test_error_about_broken_nifti_does_not_mention_dicom(self, tmp_path, content):
         write_series(tmp_path / "ct")
         path = tmp_path / "r" / "x.nii.gz"
         path.parent.mkdir()
@@ -606,7 +604,7 @@ class TestVolumes:
         found = masks_of(tmp_path / "ct", ["a"], tmp_path / "r")
         assert {n: mask.sum() for n, mask in found.items()} == {1: SIDE**2, 6: SIDE**2}
 
-    def test_what_lies_beside_a_tilted_slice_is_refused(self, tmp_path):
+    def test_regions_outside_a_tilted_slice_are_refused(self, tmp_path):
         images = write_series(tmp_path / "ct", step=(0, 8.0, 5.0))
         path = tmp_path / "r" / "x.nii"
         straight = affine_of(images)
@@ -653,7 +651,7 @@ UP, DOWN = [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, -1, 0]
         (1, (0, 0, 5.0), UP),
     ],
 )
-def test_written_volumes_are_read_back_onto_the_same_pixels(
+def test_written_volumes_are_read_back_at_the_same_pixels(
     tmp_path, count, step, orientation
 ):
     write_series(tmp_path / "ct", count, step=step, ImageOrientationPatient=orientation)
@@ -669,7 +667,7 @@ def test_written_volumes_are_read_back_onto_the_same_pixels(
             np.testing.assert_array_equal(found[header.number], mask)
 
 
-def test_sheared_volumes_give_no_reader_another_place(tmp_path):
+def test_sheared_volumes_have_only_one_position(tmp_path):
     sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed")
     images = write_series(tmp_path / "ct", 5, step=(0, 1.8, 5.0))
     ((series,), *_) = find_series(tmp_path / "ct")

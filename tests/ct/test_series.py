@@ -42,7 +42,7 @@ def test_order_follows_the_slice_normal(tmp_path):
         assert [h.position[0] for h in series.headers] == [0, 2, 4][::sign]
 
 
-def test_what_is_no_ct_slice_is_left_out_and_listed(tmp_path):
+def test_files_other_than_ct_slices_are_skipped_and_listed(tmp_path):
     write_slice(tmp_path / "ct", 0)
     write_slice(tmp_path / "mr", 1, Modality="MR")
     write_slice(tmp_path / "scout", 2, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
@@ -59,7 +59,7 @@ def test_what_is_no_ct_slice_is_left_out_and_listed(tmp_path):
     assert "localizer" in reasons["scout"]
 
 
-def test_series_are_kept_apart(tmp_path):
+def test_slices_are_grouped_by_series(tmp_path):
     for i in range(4):
         series_uid = f"{SERIES}.{i % 2}"
         write_slice(tmp_path / str(i), i, SeriesInstanceUID=series_uid)
@@ -185,7 +185,7 @@ def test_enhanced_ct_that_contradicts_itself_is_refused(tmp_path, tags):
         read_volume(find_series(tmp_path)[0][0])
 
 
-def test_localizer_frames_of_an_enhanced_ct_are_left_out(tmp_path):
+def test_localizer_frames_of_an_enhanced_ct_are_skipped(tmp_path):
     kind = {"CTImageFrameTypeSequence": {"FrameType": ["ORIGINAL", "LOCALIZER"]}}
     stored = np.zeros((1, 2, 2), np.int16)
     write_enhanced(tmp_path / "one", stored, [0], shared=kind)
@@ -194,7 +194,7 @@ def test_localizer_frames_of_an_enhanced_ct_are_left_out(tmp_path):
     assert "localizer" in skipped[0][1]
 
 
-def test_file_that_changes_after_the_search_is_not_mixed_in(tmp_path):
+def test_file_that_changes_after_the_search_is_refused(tmp_path):
     write_slice(tmp_path / "a", 0)
     write_slice(tmp_path / "b", 1)
     (series,), _ = find_series(tmp_path)
@@ -203,7 +203,7 @@ def test_file_that_changes_after_the_search_is_not_mixed_in(tmp_path):
         read_volume(series)
 
 
-def test_reports_of_dose_and_folders_of_media_are_left_out(tmp_path):
+def test_dose_reports_and_dicomdir_are_skipped(tmp_path):
     write_slice(tmp_path / "ct", 0)
     dose = "1.2.840.10008.5.1.4.1.1.88.67"
     write_slice(tmp_path / "dose", 1, Modality="SR", SOPClassUID=dose)

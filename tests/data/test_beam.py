@@ -43,7 +43,7 @@ def test_direct_runner_makes_the_same_set(tmp_path):
     assert not list((tmp_path / "beam").rglob("task-*.npz"))
 
 
-def test_refusal_of_a_worker_is_handed_on(tmp_path):
+def test_refusal_of_a_worker_is_reported(tmp_path):
     pytest.importorskip("apache_beam", reason="needs the extra 'beam'")
     from twostage_jax.data import beam
 
@@ -55,7 +55,7 @@ def test_refusal_of_a_worker_is_handed_on(tmp_path):
         beam.run(recipe_of(tmp_path / "slices"), tmp_path, ["--runner=DirectRunner"])
 
 
-def test_missing_beam_is_named_with_what_to_install(tmp_path, monkeypatch):
+def test_missing_beam_is_refused(tmp_path, monkeypatch):
     from twostage_jax.data import beam
 
     monkeypatch.setitem(__import__("sys").modules, "apache_beam", None)

@@ -231,7 +231,7 @@ def test_classes_that_look_unusual_stay_classes(tmp_path, paths):
     assert splits_of(tmp_path) == {"train": names}
 
 
-def test_patients_within_classes_are_told(tmp_path):
+def test_patients_within_classes_are_noted(tmp_path):
     for name in ("fibrosis", "normal"):
         put(tmp_path / "set", f"{name}/p1/1.png", f"{name}/p2/1.png", value=99)
     made = prepare(
@@ -242,7 +242,7 @@ def test_patients_within_classes_are_told(tmp_path):
     assert "p1" not in note
 
 
-def test_classes_may_be_said(tmp_path):
+def test_classes_may_be_given(tmp_path):
     tree(tmp_path, "left", "right", classes=("a", "b"))
     assert where_refused(tmp_path) == str(tmp_path)
     assert splits_of(tmp_path, classes="left,right") == {"train": ("left", "right")}
@@ -334,7 +334,7 @@ def test_class_folder_whose_name_is_not_utf_8(tmp_path):
     assert splits_of(tmp_path / "set") == {"train": ("b", r"fibr\xf6se")}
 
 
-def test_every_suffix_that_viewers_take_for_jpeg_is_read(tmp_path):
+def test_every_suffix_of_jpeg_is_read(tmp_path):
     image = Image.fromarray(np.full((8, 8), 9, np.uint8))
     for i, end in enumerate(("jpg", "JPG", "jpeg", "jfif", "JFIF", "jpe", "jif")):
         put(tmp_path, f"a/{i}.png")
@@ -373,7 +373,7 @@ def test_litter_is_skipped_and_links_are_read(tmp_path):
     assert "2 .db" in notes and "2 .ini" in notes
 
 
-def test_images_in_no_class_folder_are_counted(tmp_path):
+def test_images_outside_class_folders_are_counted(tmp_path):
     root = tree(tmp_path / "set", "train", "test")
     put(root, "cover.png", "train/cover.png")
     made = prepare(image_folder.recipe(path=str(root), size=8), tmp_path, workers=1)

@@ -80,7 +80,7 @@ def test_classes_count_patches_and_patients(prepared):
     assert classes["validation"] == {"examples": [0, 0], "groups": [0, 0]}
 
 
-def test_no_name_is_recorded(prepared):
+def test_names_are_not_recorded(prepared):
     made, splits = prepared
     text = json.dumps([dict(made.facts), describe(made, splits)])
     assert "Smith" not in text and SERIES not in text
@@ -91,7 +91,7 @@ def test_no_name_is_recorded(prepared):
     ("written", "age"),
     [("045Y", 45), ("018M", 1.5), ("099Y", 90), ("", None), ("old", None)],
 )
-def test_age_is_in_years_and_never_that_of_a_very_old_person(tmp_path, written, age):
+def test_age_is_in_years_up_to_the_largest_age(tmp_path, written, age):
     path = tmp_path / "1.dcm"
     write_ct(path, RAMP, PatientAge=written)
     assert read_headers(path)[0].age == age

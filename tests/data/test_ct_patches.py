@@ -18,7 +18,7 @@ def cut(folder, **settings):
     return ct_patches.patient_examples(folder, coverage=0.75, **settings)
 
 
-def test_patches_hold_the_hu_of_their_place(tmp_path):
+def test_patches_contain_the_hu_at_their_position(tmp_path):
     write_patient(tmp_path / "x")
     found = cut(tmp_path / "x")
     assert [e.label for e in found] == [0, 1, 0, 1]
@@ -29,21 +29,21 @@ def test_patches_hold_the_hu_of_their_place(tmp_path):
     np.testing.assert_array_equal(found[3].image[..., 0], RAMP[4:, 4:] - 1024)
 
 
-def test_group_is_the_salted_patient_and_no_id_leaks(tmp_path):
+def test_groups_are_salted_hashes(tmp_path):
     write_patient(tmp_path / "x", patient="Smith^1")
     found = cut(tmp_path / "x", salt="s")
     assert {e.group for e in found} == {patient_hash("Smith^1", "s")}
     assert not any("Smith" in e.id or SERIES in e.id for e in found)
 
 
-def test_patients_without_an_id_are_told_apart_by_their_folder(tmp_path):
+def test_folders_distinguish_patients_without_an_id(tmp_path):
     write_patient(tmp_path / "x", patient="")
     write_patient(tmp_path / "y", patient="")
     groups = [cut(tmp_path / name)[0].group for name in "xy"]
     assert groups[0] != groups[1]
 
 
-def test_patients_may_share_a_folder_where_masks_name_their_slices(tmp_path):
+def test_patients_may_share_a_folder_if_masks_name_slices(tmp_path):
     write_patient(tmp_path / "x")
     write_ct(
         tmp_path / "x" / "two.dcm",
@@ -72,7 +72,7 @@ def test_regions_outside_the_lungs_do_not_count(tmp_path):
     assert len(cut(tmp_path / "x", lungs="off")) == 4
 
 
-def test_slice_without_a_lung_mask_is_refused_where_others_have_one(tmp_path):
+def test_slice_without_a_lung_mask_is_refused_if_others_have_one(tmp_path):
     write_patient(tmp_path / "x", lungs=np.ones((8, 8), np.uint8))
     write_ct(tmp_path / "x" / "two.dcm", RAMP, uid=6, PatientID="p1")
     Image.fromarray(np.ones((8, 8), np.uint8)).save(
@@ -98,7 +98,7 @@ def test_resampling_without_a_spacing_is_refused(tmp_path):
         cut(tmp_path / "x", spacing=1.0)
 
 
-def test_cap_and_draw(tmp_path):
+def test_number_of_patches_is_limited(tmp_path):
     write_patient(tmp_path / "x")
     found = cut(tmp_path / "x", stride=1, per_class=3)
     assert np.bincount([e.label for e in found]).tolist() == [3, 3]
@@ -107,7 +107,7 @@ def test_cap_and_draw(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"size": 9}, {"class_names": ("a",)}])
-def test_what_does_not_fit_is_refused(tmp_path, settings):
+def test_patches_and_labels_that_do_not_fit_are_refused(tmp_path, settings):
     write_patient(tmp_path / "x")
     with refused_at(tmp_path / "x" / "one.dcm"):
         cut(tmp_path / "x", **settings)
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_refused(tmp_path, settings):
         ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, "mixed orientations"),
     ],
 )
-def test_series_that_cannot_be_one_scan_is_refused_or_left_out(tmp_path, tags, reason):
+def test_mixed_series_is_refused_or_skipped(tmp_path, tags, reason):
     write_patient(tmp_path / "good", uid=9, SeriesInstanceUID=f"{SERIES}.7")
     write_patient(tmp_path / "mixed")
     tags = {"ImagePositionPatient": [0, 0, 1], **tags}
@@ -136,7 +136,7 @@ def test_series_that_cannot_be_one_scan_is_refused_or_left_out(tmp_path, tags, r
     assert reason in skipped["two.dcm"]
 
 
-def test_mask_by_number_is_refused_where_a_slice_is_missing(tmp_path):
+def test_numbered_mask_is_refused_if_a_slice_is_missing(tmp_path):
     (tmp_path / "rois").mkdir()
     for z in (0, 1, 3, 4):
         tags = {"ImagePositionPatient": [0, 0, z]}
@@ -148,7 +148,7 @@ def test_mask_by_number_is_refused_where_a_slice_is_missing(tmp_path):
     assert error.value.where == str(mask)
 
 
-def test_recipe_makes_one_task_a_patient(tmp_path):
+def test_recipe_has_one_task_per_patient(tmp_path):
     for uid, name in enumerate("yx"):
         uids = {"uid": uid, "SeriesInstanceUID": f"{SERIES}.7{uid}"}
         write_patient(tmp_path / name, patient=name, **uids)
@@ -192,7 +192,7 @@ def test_class_names_come_from_a_file(tmp_path, name, text):
     ("name", "text"),
     [("classes.csv", "value,name\n2,ggo\n"), ("classes.json", '{"n": 1}')],
 )
-def test_file_that_names_no_classes_is_refused(tmp_path, name, text):
+def test_file_without_class_names_is_refused(tmp_path, name, text):
     write_patient(tmp_path / "x")
     with refused_at("classes"):
         ct_patches.recipe(path=str(tmp_path))
@@ -284,7 +284,7 @@ def test_caps_of_regions_and_patients(tmp_path):
     assert [e.id for e in found] != [e.id for e in other]
 
 
-def test_overlap_leaves_the_best_covered_patches(tmp_path):
+def test_overlap_keeps_the_best_covered_patches(tmp_path):
     labels = np.zeros((64, 64), int)
     labels[3:11, 3:11] = 1
     big_patient(tmp_path / "x", labels)
@@ -292,7 +292,7 @@ def test_overlap_leaves_the_best_covered_patches(tmp_path):
     assert [(e.details["row"], e.details["coverage"]) for e in found] == [(3, 1.0)]
 
 
-def test_details_say_where_a_patch_comes_from(tmp_path):
+def test_details_state_the_origin_of_a_patch(tmp_path):
     write_patient(tmp_path / "x", InstanceNumber=12)
     found = cut(tmp_path / "x", spacing=1.0, size=2, stride=2, salt="s")
     details = found[3].details
@@ -304,7 +304,7 @@ def test_details_say_where_a_patch_comes_from(tmp_path):
     assert details["series"] == f"series-{hashed}"
 
 
-def test_lungs_are_found_where_no_mask_is_given(tmp_path):
+def test_lungs_are_found_without_a_mask(tmp_path):
     side = 240
     y, x = (np.mgrid[:side, :side] - (side - 1) / 2) * 1.4
     body = (x / 145) ** 2 + (y / 105) ** 2 <= 1
@@ -330,7 +330,7 @@ def test_lungs_are_found_where_no_mask_is_given(tmp_path):
     )
 
 
-def test_broken_slice_is_refused_or_left_out_and_listed_without_its_name(tmp_path):
+def test_broken_slice_is_refused_or_skipped_without_naming_it(tmp_path):
     write_patient(tmp_path / "Smith")
     broken = write_ct(tmp_path / "Smith" / "late.dcm", RAMP, uid=6, PatientID="p1")
     labels = np.ones((8, 8), np.uint8)
@@ -350,7 +350,7 @@ def test_broken_slice_is_refused_or_left_out_and_listed_without_its_name(tmp_pat
     assert str(tmp_path) not in reason
 
 
-def test_mask_that_fits_no_slice_leaves_its_patient_out_if_asked(tmp_path):
+def test_patient_with_an_unfitting_mask_is_skipped_on_request(tmp_path):
     write_patient(tmp_path / "x")
     uids = {"uid": 7, "SeriesInstanceUID": f"{SERIES}.9"}
     write_patient(tmp_path / "y", patient="p2", **uids)
@@ -363,7 +363,7 @@ def test_mask_that_fits_no_slice_leaves_its_patient_out_if_asked(tmp_path):
     assert made[1].skipped[0][1].startswith("the mask is [4, 4]")
 
 
-def test_rois_may_lie_in_a_folder_of_their_own(tmp_path):
+def test_rois_may_be_in_a_separate_folder(tmp_path):
     write_patient(tmp_path / "slices" / "x")
     (tmp_path / "slices" / "x" / "rois").rename(tmp_path / "marked")
     (tmp_path / "marked" / f"{SERIES}.5.png").rename(tmp_path / "marked" / "1.png")

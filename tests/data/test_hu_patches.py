@@ -110,7 +110,7 @@ def refused(root, **settings):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_holds_the_same_hu(tmp_path, form):
+def test_every_format_gives_the_same_hu(tmp_path, form):
     found = made(write(tmp_path, form))
     assert len(found) == 6
     example = found[f"fibrosis/p2_{form}"]
@@ -178,7 +178,7 @@ def test_volumes_are_refused(tmp_path):
     assert refused(tmp_path).where == str(path)
 
 
-def test_values_of_no_sign_or_none_below_zero_are_asked_for(tmp_path):
+def test_units_are_required_without_negative_values(tmp_path):
     """Only the user knows the meaning of 0 to 200 in a signed type."""
     write(tmp_path, values=lambda seed: np.abs(hu(seed)) % 200)
     error = refused(tmp_path)
@@ -196,12 +196,12 @@ def test_values_of_no_sign_or_none_below_zero_are_asked_for(tmp_path):
     ],
     ids=["standardised", "scaled", "centred grey"],
 )
-def test_values_below_zero_that_are_not_hu_are_not_taken_for_hu(tmp_path, values):
+def test_negative_values_alone_do_not_prove_hu(tmp_path, values):
     write(tmp_path, values=values, save=FORMS["float32.npy"])
     assert refused(tmp_path).where == "units"
 
 
-def test_scaled_values_are_refused_although_said_to_be_hu(tmp_path):
+def test_scaled_values_declared_as_hu_are_refused(tmp_path):
     write(tmp_path, values=lambda seed: hu(seed) / 1000, save=FORMS["float32.npy"])
     assert refused(tmp_path, units="hu").where == "units"
 
@@ -238,7 +238,7 @@ def test_16_bit_png_with_an_offset(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -32768, 40000])
-def test_values_that_no_ct_has_are_refused(tmp_path, bad):
+def test_impossible_hu_are_refused(tmp_path, bad):
     write(tmp_path, save=FORMS["float32.npy"])
     values = hu(3).astype(np.float32)
     values[0, 0] = bad
@@ -359,7 +359,7 @@ def test_patches_smaller_than_the_network_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("side", "seen"), [(12, 12), (70, sources.LARGEST)])
-def test_network_sees_whole_patches_unless_told_otherwise(tmp_path, side, seen):
+def test_network_sees_whole_patches_by_default(tmp_path, side, seen):
     write(tmp_path / "set", values=lambda seed: hu(seed, side))
     options = {"path": str(tmp_path / "set"), "size": 0, "group_regex": "(p.)"}
     assert sources.sized(study(0, "folder", **options)).model.image_size == seen
@@ -372,7 +372,7 @@ def test_images_that_are_made_to_size_need_a_size():
         sources.sized(study(0, "phantoms"))
 
 
-def test_part_that_the_network_sees_is_told(tmp_path, capsys):
+def test_crop_of_the_network_is_printed(tmp_path, capsys):
     write(tmp_path / "set")
     options = {"path": str(tmp_path / "set"), "size": 0, "kind": "ct"}
     data = DataConfig("folder", options={**options, "group_regex": "(p.)"})

@@ -226,7 +226,7 @@ def test_settings_that_cannot_be_meant(root, options, where):
 
 
 @pytest.mark.parametrize("options", [{"size": -1}, {"channels": 2}, {"kind": "xray"}])
-def test_values_that_no_set_can_have(root, options):
+def test_impossible_settings_are_refused(root, options):
     ((name, value),) = options.items()
     with pytest.raises(UserError) as error:
         image_folder.recipe(path=str(root), **options)

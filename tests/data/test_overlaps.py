@@ -104,7 +104,7 @@ def nested(folder, **classes):
     roi_files.write_rtstruct(folder / "r" / "x", images, drawn, list(classes))
 
 
-def test_class_without_examples_says_that_another_took_its_pixels(tmp_path):
+def test_error_of_an_empty_class_states_the_overlap(tmp_path):
     nested(tmp_path, body=(0, 0, 32, 32), lung=LARGE, other=(24, 24, 32, 32))
     recipe = recipe_of(tmp_path, "body,lung")
     with pytest.raises(UserError) as error:
@@ -113,7 +113,7 @@ def test_class_without_examples_says_that_another_took_its_pixels(tmp_path):
         assert fact in str(error.value)
 
 
-def test_set_without_examples_says_so_too(tmp_path):
+def test_error_of_an_empty_set_states_the_overlap(tmp_path):
     nested(tmp_path, body=LARGE, lung=LARGE)
     recipe = recipe_of(tmp_path, "body,lung")
     with pytest.raises(UserError) as error:

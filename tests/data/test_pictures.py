@@ -59,7 +59,7 @@ def upright(orientation):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_turned_as_viewers_show_them(tmp_path, orientation):
+def test_images_are_rotated_as_in_viewers(tmp_path, orientation):
     wanted = upright(orientation)
     # Row 0 and column 0 of the file are, when shown (EXIF 2.32, 4.6.4): see the table.
     corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0)}
@@ -86,7 +86,7 @@ def test_images_are_turned_as_viewers_show_them(tmp_path, orientation):
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0MM", b"Exif\0\0MM\0*\0\0\0\x08\0\xff", b"x"]
 )
-def test_damaged_exif_leaves_the_image_as_it_is(tmp_path, exif):
+def test_damaged_exif_is_ignored(tmp_path, exif):
     save(tmp_path / "x.jpg", MARKED, exif=exif)
     assert read(tmp_path / "x.jpg")[0].shape == MARKED.shape
 
@@ -117,7 +117,7 @@ def test_half_of_a_set_turned_by_its_tag_only_is_counted(tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"byteorder": ">"}])
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16])
-def test_white_is_zero_is_read_with_white_as_white(tmp_path, dtype, options):
+def test_inverted_tiffs_are_read_correctly(tmp_path, dtype, options):
     full = 1 if dtype is bool else np.iinfo(dtype).max
     shown = (MARKED > 100) if dtype is bool else (MARKED.astype(int) * full // 255)
     stored = (full - shown).astype(dtype)
@@ -176,7 +176,7 @@ def test_16_bit_images_are_read_by_the_bits_that_their_set_uses(tmp_path, top, w
     assert told in made.notes and f"{white:,}" in told
 
 
-def test_full_16_bits_and_8_bits_are_as_ever_and_need_no_note(tmp_path):
+def test_full_16_bits_and_8_bits_are_not_noted(tmp_path):
     def write(path, number):
         if number % 2:
             return save(path.with_suffix(".png"), RAMP.astype(np.uint8))
@@ -214,7 +214,7 @@ def tiff_of_12_bits(packed):
     return header + packed + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
-def test_levels_lost_far_from_zero_are_told(tmp_path):
+def test_levels_lost_far_from_zero_are_noted(tmp_path):
     # HU + 32768, as DeepLesion stores them.
     values = (RAMP * 8 + 31744).astype(np.uint16)
 
@@ -225,7 +225,7 @@ def test_levels_lost_far_from_zero_are_told(tmp_path):
     assert f"4 of 4 images {image_files.LOST_LEVELS}" in made.notes
 
 
-def test_dark_images_and_deep_colour_are_told(tmp_path):
+def test_dark_images_and_deep_colour_are_noted(tmp_path):
     colour = np.dstack([(RAMP * 16).astype(np.uint16)] * 3)
     tifffile.imwrite(tmp_path / "deep.tif", colour, photometric="rgb")
     save(tmp_path / "dark.png", (RAMP >> 4).astype(np.uint8))
@@ -236,7 +236,7 @@ def test_dark_images_and_deep_colour_are_told(tmp_path):
     assert read(tmp_path / "fine.png")[1] == set()
 
 
-def test_colours_under_transparency_are_used_and_told(tmp_path):
+def test_colours_under_transparency_are_used_and_noted(tmp_path):
     alpha = np.full_like(MARKED, 255)
     solid = Image.fromarray(np.dstack([MARKED, alpha]))
     solid.save(tmp_path / "solid.png")
@@ -401,9 +401,7 @@ def test_tfds_16_bit_images_are_read_by_the_bits_that_they_use(tmp_path, tfds_se
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_tfds_channels_after_the_colours_are_dropped_and_told(
-    tmp_path, tfds_set, channels
-):
+def test_tfds_alpha_channels_are_dropped_and_noted(tmp_path, tfds_set, channels):
     grey = RAMP.astype(np.uint8)
     colours = [grey] * (1 if channels < 3 else 3)
     layers = colours + [grey.T] * (channels % 2 == 0)

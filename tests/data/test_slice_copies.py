@@ -30,7 +30,7 @@ def compress(path):
 
 
 @pytest.mark.parametrize("change", ["", "another tag", "compressed"])
-def test_a_copy_is_left_out_and_listed(tmp_path, change):
+def test_copies_are_skipped_and_listed(tmp_path, change):
     write(tmp_path / "a")
     tags = {"AccessionNumber": "7"} if change == "another tag" else {}
     write(tmp_path / "b", **tags)
@@ -44,7 +44,7 @@ def test_a_copy_is_left_out_and_listed(tmp_path, change):
     assert series.left_out == 0
 
 
-def test_a_copy_of_a_file_of_frames_is_left_out(tmp_path):
+def test_copies_of_multi_frame_files_are_skipped(tmp_path):
     frames = np.stack([STORED, STORED + np.int16(1)])
     write_enhanced(tmp_path / "a", frames, [0, 1])
     write_enhanced(tmp_path / "b", frames, [0, 1], AccessionNumber="7")
@@ -64,7 +64,7 @@ def one_uid(folder, count=4, same=()):
 
 
 @pytest.mark.parametrize("same", [(), ("pixels",), ("place",)])
-def test_one_uid_for_all_slices_is_refused_with_two_of_them(tmp_path, same):
+def test_one_uid_for_all_slices_is_refused(tmp_path, same):
     one_uid(tmp_path, same=same)
     with pytest.raises(UserError) as error:
         find_series(tmp_path)
@@ -76,7 +76,7 @@ def test_one_uid_for_all_slices_is_refused_with_two_of_them(tmp_path, same):
     assert {path.name for path, _ in skipped} == {"0", "1", "2", "3"}
 
 
-def test_no_map_is_made_of_slices_of_one_uid(tmp_path, classifier):
+def test_slices_with_one_uid_are_not_mapped(tmp_path, classifier):
     write_chest(tmp_path / "dicom", 3, SOPInstanceUID=f"{SERIES}.5")
     with pytest.raises(UserError):
         map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())
@@ -119,7 +119,7 @@ def table(path, rows):
     path.write_text("\n".join([*lines, *rows]) + "\n")
 
 
-def test_regions_that_name_the_series_find_its_slices(tmp_path):
+def test_regions_that_name_the_series_are_placed_on_it(tmp_path):
     two_series(tmp_path / "ct")
     points = "-0.5 -0.5; 3.5 -0.5; 3.5 7.5; -0.5 7.5"
     rows = [
@@ -152,14 +152,14 @@ def test_a_mask_named_after_a_repeated_uid_is_refused(tmp_path):
     assert path.name in str(error.value)
 
 
-def test_ids_of_patches_stay_where_uids_are_not_repeated(tmp_path):
+def test_unique_uids_are_the_keys_of_slices(tmp_path):
     for z in range(2):
         write(tmp_path / "ct" / f"{z}", z, uid=z + 1)
     first = scan(tmp_path / "ct").headers[0]
     assert first.key == (f"{SERIES}.1", 0)
 
 
-def test_a_copied_folder_is_left_out(tmp_path):
+def test_copied_folders_are_skipped(tmp_path):
     two_series(tmp_path)
     shutil.copytree(tmp_path / "a", tmp_path / "z")
     found, skipped = find_series(tmp_path)

@@ -187,7 +187,7 @@ def test_real_slices_give_both_classes_by_patient():
     assert {e.image.shape for e in found} == {(32, 32, 1)}
 
 
-def test_one_lung_coverage_holds_for_every_class(tmp_path):
+def test_lung_coverage_applies_to_every_class(tmp_path):
     # A labelled region that reaches over the edge of the lung: one patch of it is half
     # outside, the other inside.
     lungs = np.full((8, 8), 255, np.uint8)

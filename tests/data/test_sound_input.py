@@ -76,7 +76,7 @@ def test_private_groups_may_follow_compressed_pixels(tmp_path):
 @pytest.mark.parametrize("where", [1, 30, 71])
 @pytest.mark.parametrize("count", [2, 8, 16, 40])
 @pytest.mark.parametrize("value", [b"\0", b"\x18\xfc", b"\xe1\x7f", b"LO"])
-def test_bytes_put_in_before_the_end_of_the_pixels_are_refused(
+def test_bytes_inserted_before_the_end_of_the_pixels_are_refused(
     tmp_path, where, count, value
 ):
     path = write_ct(tmp_path / "a", STORED)
@@ -102,7 +102,7 @@ def test_bytes_put_in_before_the_end_of_the_pixels_are_refused(
         b"\xe1\x7f\x10\0LO\2\0AB\1\2\3",
     ],
 )
-def test_what_is_no_attribute_after_the_pixels_is_refused(tmp_path, after):
+def test_garbage_after_the_pixels_is_refused(tmp_path, after):
     path = write_ct(tmp_path / "a", STORED)
     path.write_bytes(path.read_bytes() + after)
     with pytest.raises(UserError):
@@ -130,7 +130,7 @@ def test_spacings_that_are_rounded_differently_are_one_series(tmp_path):
     assert read_volume(series)[:, 0, 0].tolist() == [-1000, -999, -998, -997]
 
 
-def test_spacings_that_move_the_border_by_pixels_are_refused(tmp_path):
+def test_different_spacings_are_refused(tmp_path):
     write_slices_of(tmp_path / "a", ["0.6836", "0.6875"], side=512)
     with pytest.raises(UserError) as error:
         find_series(tmp_path / "a")
@@ -190,7 +190,7 @@ def patches(folder, **settings):
     return [recipe.make(task) for task in recipe.tasks]
 
 
-def test_a_series_that_lost_its_intercept_is_refused(tmp_path):
+def test_series_without_its_intercept_is_refused(tmp_path):
     write_marked(tmp_path / "a", [lost(chest_of())] * 3)
     with pytest.raises(UserError) as error:
         patches(tmp_path / "a")
@@ -199,7 +199,7 @@ def test_a_series_that_lost_its_intercept_is_refused(tmp_path):
     assert list(made) == [] and len(made.skipped) == 1
 
 
-def test_padding_does_not_hide_that_the_intercept_is_lost(tmp_path):
+def test_padding_does_not_hide_a_lost_intercept(tmp_path):
     hu = lost(chest_of())
     hu[0] = hu[:, 0] = -2000
     write_marked(tmp_path / "a", [hu], PixelPaddingValue=-976)
@@ -207,7 +207,7 @@ def test_padding_does_not_hide_that_the_intercept_is_lost(tmp_path):
         patches(tmp_path / "a")
 
 
-def test_one_slice_without_air_is_read_where_others_have_it(tmp_path):
+def test_slice_without_air_is_read_if_others_contain_air(tmp_path):
     tissue = np.full((32, 32), 40, np.int16)
     write_marked(tmp_path / "a", [tissue, chest_of(), tissue])
     (made,) = patches(tmp_path / "a")
@@ -215,7 +215,7 @@ def test_one_slice_without_air_is_read_where_others_have_it(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["lung alone", "padded tissue", "spine"])
-def test_what_has_air_or_fat_is_in_hu(kind):
+def test_images_with_air_or_fat_are_in_hu(kind):
     rng = np.random.default_rng(0)
     if kind == "lung alone":
         hu = rng.normal(-850, 60, (32, 32))
@@ -237,7 +237,7 @@ def test_real_slices_have_air(real_data):
         check_air(slices, series.headers[0].path)
 
 
-def test_a_map_of_a_series_that_lost_its_intercept_is_refused(tmp_path, classifier):
+def test_series_without_its_intercept_is_not_mapped(tmp_path, classifier):
     write_chest(tmp_path / "dicom", 2, RescaleIntercept=0)
     with pytest.raises(UserError) as error:
         map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())
@@ -248,7 +248,7 @@ def test_a_map_of_a_series_that_lost_its_intercept_is_refused(tmp_path, classifi
 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("form", ["rtstruct", "csv", "seg", "nifti"])
-def test_rois_may_be_one_file_beside_the_slices(phantom, tmp_path, inside, form):
+def test_rois_may_be_one_file(phantom, tmp_path, inside, form):
     folder, apart = tmp_path / "ct", tmp_path / "apart"
     for place in (folder, apart):
         place.mkdir()

@@ -71,7 +71,7 @@ def unequal_groups(draw):
 
 @settings(max_examples=60, deadline=None)
 @given(unequal_groups(), st.integers(0, 5), st.sampled_from([0.1, 0.2, 0.25, 0.4]))
-def test_no_group_is_ever_split(data, seed, share):
+def test_groups_are_not_split(data, seed, share):
     try:
         splits = split(data, seed=seed, validation=share, test=share)
     except UserError:
@@ -119,7 +119,7 @@ def test_shares_that_are_not_one_of_n():
     assert len(splits.validation) == pytest.approx(0.3 * 120, abs=10)
 
 
-def test_examples_are_split_where_there_are_no_groups():
+def test_examples_are_split_without_groups():
     data = dataset(np.repeat([0, 1], [300, 100]))
     splits = split(data, seed=0)
     assert_partition(data, splits)
@@ -220,7 +220,7 @@ def test_a_split_that_keeps_every_class_is_found():
         (dataset([0, 1] * 4, splits=["test"] * 8), {}, "toy"),
     ],
 )
-def test_splits_that_cannot_be(data, options, where):
+def test_impossible_splits_are_refused(data, options, where):
     with refused_at(where):
         split(data, seed=0, **options)
 
@@ -319,7 +319,7 @@ def test_copies_are_counted_and_named(splits):
     assert "example0051 of p17 = example0003 of p1; example0055 of p18 = " in line
 
 
-def test_images_of_one_value_are_no_copies(splits):
+def test_constant_images_are_not_copies(splits):
     dataset = make_dataset()
     assert copies(with_images(dataset, {3: 7, 51: 7}), splits) == ""
 

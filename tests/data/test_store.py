@@ -35,7 +35,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
-def test_what_is_read_is_what_was_made(tmp_path, dtype):
+def test_examples_are_read_back(tmp_path, dtype):
     made = prepare(recipe(functools.partial(make_plain, dtype)), tmp_path, workers=1)
     again = prepare(recipe(make_error), tmp_path, workers=1)
     for data in (made, again):
@@ -56,13 +56,6 @@ def test_what_is_read_is_what_was_made(tmp_path, dtype):
             ("a", "b"),
         )
     assert made.fingerprint == again.fingerprint
-
-
-def test_workers_give_the_same_as_this_process(tmp_path):
-    alone = prepare(recipe(plain), tmp_path / "alone", workers=1)
-    together = prepare(recipe(plain), tmp_path / "together", workers=2)
-    assert alone.fingerprint == together.fingerprint
-    np.testing.assert_array_equal(alone.images, together.images)
 
 
 def test_several_parts_one_of_them_empty(tmp_path, monkeypatch):
@@ -108,18 +101,17 @@ def test_fingerprint_follows_every_part_of_the_content(tmp_path):
     assert turned.fingerprint in prints
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_notes_of_all_tasks_are_added_up_and_kept(tmp_path, workers):
+def test_workers_give_the_same_examples_and_notes_as_this_process(tmp_path):
     noted = dataclasses.replace(recipe(make_noted), remarks=remarks)
-    for _ in range(2):
-        made = prepare(noted, tmp_path, workers=workers)
-        assert made.notes == (
-            "6 of 12 images are upside down.",
-            "4 files are broken.",
-        )
+    alone = prepare(noted, tmp_path / "alone", workers=1)
+    together = prepare(noted, tmp_path / "together", workers=2)
+    assert alone.fingerprint == together.fingerprint
+    np.testing.assert_array_equal(alone.images, together.images)
+    for made in (alone, together, prepare(noted, tmp_path / "together")):
+        assert made.notes == ("6 of 12 images are upside down.", "4 files are broken.")
 
 
-def test_sets_without_groups_have_none(tmp_path):
+def test_sets_may_be_ungrouped(tmp_path):
     data = prepare(
         given([Example("x", pixels(0), 0), Example("y", pixels(1), 1)]), tmp_path
     )
@@ -200,7 +192,7 @@ def test_damaged_folder_is_named(tmp_path):
         prepare(recipe(plain), tmp_path)
 
 
-def test_keys_with_a_common_beginning_are_distinguished(tmp_path):
+def test_keys_with_a_common_prefix_are_distinguished(tmp_path):
     prepare(recipe(plain, key="k" * 20), tmp_path, workers=1)
     with refused_at(store.folder_of(recipe(plain), tmp_path)):
         prepare(recipe(plain, key="k" * 16), tmp_path, workers=1)
@@ -228,7 +220,7 @@ def test_two_processes_at_once_prepare_once(tmp_path):
     assert len(prepare(recipe(plain, tasks=6), tmp_path)) == 18
 
 
-def test_killed_process_leaves_nothing_that_counts_as_finished(tmp_path):
+def test_killed_process_does_not_leave_a_finished_set(tmp_path):
     script = (
         "import sys; sys.path[:0] = ['tests/helpers']\n"
         "import toy_sets\n"
@@ -278,7 +270,7 @@ def handlers():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_signal_while_a_worker_starts_is_put_off_until_it_has_started(handlers, number):
+def test_signals_are_deferred_while_a_worker_starts(handlers, number):
     done = []
     with pytest.raises(Asked, match=str(int(number))), store.uninterrupted():
         signal.raise_signal(number)
@@ -287,7 +279,7 @@ def test_signal_while_a_worker_starts_is_put_off_until_it_has_started(handlers, 
     assert all(signal.getsignal(one) is handlers for one in SIGNALS)
 
 
-def test_what_starts_is_spared_ctrl_c_and_nothing_stays_blocked(handlers):
+def test_workers_start_with_ctrl_c_blocked(handlers):
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with store.uninterrupted():
         during = signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -295,7 +287,7 @@ def test_what_starts_is_spared_ctrl_c_and_nothing_stays_blocked(handlers):
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
-def test_other_threads_than_the_main_one_may_start_workers():
+def test_other_threads_may_start_workers():
     entered = []
 
     def start():
@@ -308,7 +300,7 @@ def test_other_threads_than_the_main_one_may_start_workers():
     assert entered == [True]
 
 
-def test_without_a_terminal_lines_say_how_far_it_is(monkeypatch, capsys):
+def test_progress_is_printed_as_lines_without_a_terminal(monkeypatch, capsys):
     """They reach the user even though the writer of the set silences its libraries."""
     monkeypatch.setattr(store, "LINE_EVERY", -1.0)
     made = Recipe("made", "ct", ("a",), "key", (0, 1), lambda task: [])

@@ -132,7 +132,7 @@ def test_key_follows_the_settings(home):
     assert key() == key()
 
 
-def test_missing_set_says_how_to_prepare_it(tmp_path):
+def test_error_of_a_missing_set_gives_the_command(tmp_path):
     with pytest.raises(UserError) as error:
         tfds_sets.recipe(name="cifar10", tfds_dir=str(tmp_path))
     assert "pip install tensorflow" in str(error.value)
@@ -140,7 +140,7 @@ def test_missing_set_says_how_to_prepare_it(tmp_path):
     assert command in str(error.value)
 
 
-def test_version_that_is_not_there(home):
+def test_missing_version_is_refused(home):
     with refused_at("tiny_set:9.9.9"):
         tfds_sets.recipe(name="tiny_set:9.9.9", tfds_dir=str(home))
 
