@@ -6,7 +6,6 @@ from prepare_runs import rows_of, write_archive
 
 from twostage_jax.data import ct_patches, prepared_folder
 from twostage_jax.data.store import folder_of, metadata_of, prepare
-from twostage_jax.errors import UserError
 
 
 def recipe_of(folder):
@@ -50,8 +49,7 @@ def test_refusal_of_a_worker_is_reported(tmp_path):
     write_archive(tmp_path / "slices", ["p0"])
     path = next((tmp_path / "slices").rglob("20190304-0"))
     path.write_bytes(path.read_bytes()[:-40])
-    # Runners hand on the message alone.
-    with pytest.raises(UserError):
+    with refused_at(path):
         beam.run(recipe_of(tmp_path / "slices"), tmp_path, ["--runner=DirectRunner"])
 
 

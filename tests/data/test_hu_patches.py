@@ -351,9 +351,8 @@ def test_patches_smaller_than_the_network_are_refused(tmp_path):
     write(tmp_path / "set")
     options = {"path": str(tmp_path / "set"), "size": 0, "group_regex": "(p.)"}
     data = DataConfig("folder", options=options)
-    with pytest.raises(UserError) as error:
+    with refused_at("config.model.image_size") as error:
         sources.load(data, ModelConfig(image_size=32), tmp_path)
-    assert error.value.where == "config.model.image_size"
     assert "12" in str(error.value)
     assert len(sources.load(data, ModelConfig(image_size=12), tmp_path)) == 6
 

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pydicom
 import pytest
+from basics import refused_at
 from chest import how, write_chest
 from ct_files import SERIES, write_ct
 from phantom_regions import phantom, write, write_slices
@@ -87,7 +88,7 @@ def test_bytes_inserted_before_the_end_of_the_pixels_are_refused(
     at = whole.index(STORED.tobytes()) + where
     noise = (value * count)[:count]
     path.write_bytes(whole[:at] + noise + whole[at:])
-    with pytest.raises(UserError):
+    with refused_at(path):
         read_slice(path)
 
 
@@ -105,7 +106,7 @@ def test_bytes_inserted_before_the_end_of_the_pixels_are_refused(
 def test_garbage_after_the_pixels_is_refused(tmp_path, after):
     path = write_ct(tmp_path / "a", STORED)
     path.write_bytes(path.read_bytes() + after)
-    with pytest.raises(UserError):
+    with refused_at(path):
         read_slice(path)
 
 
@@ -132,9 +133,8 @@ def test_spacings_that_are_rounded_differently_are_one_series(tmp_path):
 
 def test_different_spacings_are_refused(tmp_path):
     write_slices_of(tmp_path / "a", ["0.6836", "0.6875"], side=512)
-    with pytest.raises(UserError) as error:
+    with refused_at(tmp_path / "a" / "1"):
         find_series(tmp_path / "a")
-    assert error.value.where == str(tmp_path / "a" / "1")
 
 
 def test_rounded_geometry_is_one_series(tmp_path):
@@ -192,9 +192,8 @@ def patches(folder, **settings):
 
 def test_series_without_its_intercept_is_refused(tmp_path):
     write_marked(tmp_path / "a", [lost(chest_of())] * 3)
-    with pytest.raises(UserError) as error:
+    with refused_at(tmp_path / "a" / "0"):
         patches(tmp_path / "a")
-    assert error.value.where == str(tmp_path / "a" / "0")
     (made,) = patches(tmp_path / "a", go_on=True)
     assert list(made) == [] and len(made.skipped) == 1
 
@@ -203,7 +202,7 @@ def test_padding_does_not_hide_a_lost_intercept(tmp_path):
     hu = lost(chest_of())
     hu[0] = hu[:, 0] = -2000
     write_marked(tmp_path / "a", [hu], PixelPaddingValue=-976)
-    with pytest.raises(UserError):
+    with refused_at(tmp_path / "a" / "0"):
         patches(tmp_path / "a")
 
 

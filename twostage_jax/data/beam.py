@@ -15,6 +15,9 @@ from twostage_jax.data.dataset import Recipe
 from twostage_jax.data.store import folder_of, tasks_of
 from twostage_jax.errors import UserError
 
+# Separates the parts of a UserError in the text of another exception.
+_MARK = "\N{SECTION SIGN}"
+
 
 def run(recipe: Recipe, data_dir: Path, options: Sequence[str]) -> None:
     """Runs the unfinished tasks of a recipe.
@@ -49,10 +52,10 @@ def run(recipe: Recipe, data_dir: Path, options: Sequence[str]) -> None:
             )
             del counts
     except Exception as error:
-        why = _user_error(error)
-        if why is None:
+        _, *refusal = str(error).split(_MARK)
+        if len(refusal) < 3:
             raise
-        raise UserError(why) from error
+        raise UserError(refusal[1], where=refusal[0]) from error
 
 
 def _count(task: Any, make: Callable[[Any], list]) -> int:
@@ -61,13 +64,4 @@ def _count(task: Any, make: Callable[[Any], list]) -> int:
         return len(make(task))
     except UserError as error:
         # Runners report only the text of an exception, within a longer message.
-        raise RuntimeError(f"{_MARK}{error}{_MARK}") from error
-
-
-_MARK = "\N{SECTION SIGN}"
-
-
-def _user_error(error: BaseException) -> str | None:
-    """Returns the message of the UserError that stopped a pipeline, or None."""
-    parts = str(error).split(_MARK)
-    return parts[1] if len(parts) > 2 else None
+        raise RuntimeError(_MARK.join(("", error.where, str(error), ""))) from error

@@ -622,7 +622,8 @@ def _named(recipe: Recipe, task: Any) -> Iterator[None]:
     except BrokenProcessPool as error:
         raise UserError(
             f"a process preparing data set '{recipe.name}' was killed, probably for "
-            "lack of memory: free memory and run the command again."
+            "lack of memory: free memory and run the command again.",
+            where=recipe.name,
         ) from error
     except UserError:
         raise
