@@ -117,42 +117,27 @@ class Cut:
 
 def check(cut: Cut) -> None:
     """Raises a UserError for impossible settings of patches."""
-    for name in ("size", "stride"):
-        if getattr(cut, name) < 1:
+    spacing, number = cut.spacing, "a number of patches, or 0 for all"
+    for name, possible, needed in (
+        ("size", cut.size >= 1, "at least 1 pixel"),
+        ("stride", cut.stride >= 1, "at least 1 pixel"),
+        ("coverage", 0 < cut.coverage <= 1, "above 0 and at most 1"),
+        ("overlap", 0 <= cut.overlap <= 1, "a fraction from 0 to 1"),
+        ("per_roi", cut.per_roi >= 0, number),
+        ("per_class", cut.per_class >= 0, number),
+        ("per_patient", cut.per_patient >= 0, number),
+        ("lungs", cut.lungs in LUNGS, f"one of {', '.join(LUNGS)}"),
+        ("seed", cut.seed >= 0, "0 or more"),
+        (
+            "spacing",
+            spacing is None or (math.isfinite(spacing) and spacing > 0),
+            "positive (mm per pixel)",
+        ),
+    ):
+        if not possible:
             raise UserError(
-                f"{name} is {getattr(cut, name)}: it must be at least 1 pixel.",
-                where=name,
+                f"{name} is {getattr(cut, name)!r}: it must be {needed}.", where=name
             )
-    if not 0 < cut.coverage <= 1:
-        raise UserError(
-            f"coverage is {cut.coverage}: it must be above 0 and at most 1.",
-            where="coverage",
-        )
-    if not 0 <= cut.overlap <= 1:
-        raise UserError(
-            f"overlap is {cut.overlap}: it must be a fraction from 0 to 1.",
-            where="overlap",
-        )
-    for name in ("per_roi", "per_class", "per_patient"):
-        if getattr(cut, name) < 0:
-            raise UserError(
-                f"{name} is {getattr(cut, name)}: it must be a number of patches, or 0 "
-                "for all.",
-                where=name,
-            )
-    if cut.lungs not in LUNGS:
-        raise UserError(
-            f"lungs is {cut.lungs!r}: it must be one of {', '.join(LUNGS)}.",
-            where="lungs",
-        )
-    if cut.seed < 0:
-        raise UserError(f"seed is {cut.seed}: it must not be negative.", where="seed")
-    spacing = cut.spacing
-    if spacing is not None and not (math.isfinite(spacing) and spacing > 0):
-        raise UserError(
-            f"spacing is {spacing}: it must be positive (mm per pixel).",
-            where="spacing",
-        )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

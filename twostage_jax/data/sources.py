@@ -54,21 +54,21 @@ def check(data: DataConfig, path: str) -> None:
                 where=f"{path}.{option}",
             )
         default = known[option].default
-        if _is_number(default) != _is_number(value) and default is not None:
-            if default is not inspect.Parameter.empty:
-                raise UserError(
-                    f"{path}.{option} is {value!r}: expected a value like {default!r}.",
-                    where=f"{path}.{option}",
-                )
+        typed = default is not None and default is not inspect.Parameter.empty
+        if typed and _is_number(default) != _is_number(value):
+            raise UserError(
+                f"{path}.{option} is {value!r}: expected a value like {default!r}.",
+                where=f"{path}.{option}",
+            )
     for option, parameter in known.items():
-        missing = option not in data.options or data.options[option] == ""
-        if parameter.default is inspect.Parameter.empty and missing:
-            if option not in ("size", "channels"):
-                raise UserError(
-                    f"{path}.{option} is required by data source '{data.source}'. "
-                    f"Give --{path}.{option}=...",
-                    where=f"{path}.{option}",
-                )
+        required = parameter.default is inspect.Parameter.empty
+        given = option in ("size", "channels") or data.options.get(option, "") != ""
+        if required and not given:
+            raise UserError(
+                f"{path}.{option} is required by data source '{data.source}'. "
+                f"Give --{path}.{option}=...",
+                where=f"{path}.{option}",
+            )
 
 
 def recipe(data: DataConfig, model: ModelConfig) -> Recipe:
