@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from twostage_jax.ct.dicom import window as windowed
 from twostage_jax.ct.palette import NOTICE, UNLIKE, colour, is_striped, printable
@@ -52,9 +53,14 @@ class Style:
     notices: tuple[str, ...] = (NOTICE,)
 
     @property
+    def legend_height(self) -> int:
+        """Height of the legend in pixels, including unclassified lung and the hatch."""
+        return LINE * (len(self.class_names) + 3)
+
+    @property
     def foot(self) -> int:
-        """Pixels below a picture."""
-        return foot_height(self.notices, self.made_by)
+        """Pixels below a picture, for the notices and its origin, with margins."""
+        return 22 + 24 * len(self.notices) + 18 * len(self.made_by)
 
 
 def draw_slice(
@@ -79,10 +85,9 @@ def draw_slice(
     high, wide = _shown(hu.shape, style.pixel_mm, PANEL)
     plain = _grey(hu, (high, wide))
     coloured = _coloured(plain, labels, lungs, style, unlike)
-    width = 2 * wide + LEGEND + 4 * MARGIN
-    tall = max(high, legend_height(style.class_names))
-    canvas = Image.new("RGB", (width, tall + HEAD + style.foot), GROUND)
-    pen = ImageDraw.Draw(canvas)
+    tall = max(high, style.legend_height)
+    title = f"{style.title}, {name}"
+    canvas, pen = _canvas(2 * wide + LEGEND + 4 * MARGIN, tall, title, style)
     for left, panel in ((MARGIN, plain), (2 * MARGIN + wide, coloured)):
         canvas.paste(Image.fromarray(panel), (left, HEAD))
         draw_sides(pen, (left, HEAD), (high, wide), style.sides)
@@ -91,18 +96,8 @@ def draw_slice(
     centre, width_hu = LUNG_WINDOW
     note = f"W {width_hu:.0f}, L {centre:.0f} HU"
     write(pen, (MARGIN + wide - 10, HEAD + high - 10), note, 13, DIM, "rs")
-    write(pen, (MARGIN, 14), f"{style.title}, {name}", 17, room=width)
-    counts = np.bincount(labels[lungs], minlength=1 + len(style.class_names))
-    left = 3 * MARGIN + 2 * wide
-    legend(
-        pen,
-        (left, HEAD + 4),
-        style.class_names,
-        counts,
-        "of the lung in this slice",
-        None if unlike is None else np.count_nonzero(unlike[lungs]),
-    )
-    foot(pen, HEAD + tall + 10, width, style.notices, style.made_by)
+    left, whole = 3 * MARGIN + 2 * wide, "of the lung in this slice"
+    legend(pen, (left, HEAD + 4), style, labels, lungs, unlike, whole)
     return canvas
 
 
@@ -130,10 +125,10 @@ def draw_sheet(
     down = -(-count // across)
     beside = across * (wide + 4) + 3 * MARGIN
     # The bar lies below the legend: on the pictures it would cover white tissue.
-    below_legend = legend_height(style.class_names)
+    below_legend = style.legend_height
     tall = max(down * (high + 4), below_legend + 60)
-    canvas = Image.new("RGB", (beside + LEGEND, tall + HEAD + style.foot), GROUND)
-    pen = ImageDraw.Draw(canvas)
+    numbers = f"{count} slices from the head" if count > 1 else "1 slice"
+    canvas, pen = _canvas(beside + LEGEND, tall, f"{style.title}, {numbers}", style)
     for place, z in enumerate(range(count - 1, -1, -1)):
         part = z, rows, columns
         plain = _grey(hu[part], (high, wide))
@@ -146,19 +141,8 @@ def draw_sheet(
     draw_sides(pen, (MARGIN, HEAD), (high, wide), style.sides)
     mm = shape[1] * style.pixel_mm[1] / wide
     bar(pen, beside, HEAD + below_legend + 50, mm, LEGEND // 2)
-    numbers = f"{count} slices from the head" if count > 1 else "1 slice"
-    title = f"{style.title}, {numbers}"
-    write(pen, (MARGIN, 14), title, 17, room=canvas.width)
-    counts = np.bincount(labels[lungs], minlength=1 + len(style.class_names))
-    legend(
-        pen,
-        (beside, HEAD + 4),
-        style.class_names,
-        counts,
-        "of the lungs",
-        None if unlike is None else np.count_nonzero(unlike[lungs]),
-    )
-    foot(pen, HEAD + tall + 10, canvas.width, style.notices, style.made_by)
+    corner = beside, HEAD + 4
+    legend(pen, corner, style, labels, lungs, unlike, "of the lungs")
     return canvas
 
 
@@ -217,9 +201,7 @@ def _coloured(
 
 def _edge(mask: np.ndarray) -> np.ndarray:
     """Returns the pixels of `mask` `[H, W]` next to pixels outside it."""
-    inner = np.pad(mask, 1)
-    inner = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
-    return mask & ~inner
+    return mask & ~ndimage.binary_erosion(mask)
 
 
 def _grey(hu: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -273,30 +255,46 @@ def _tiling(
         thumb = max(SMALLEST_THUMB, int(thumb * 0.9))
 
 
-def legend_height(class_names: Sequence[str]) -> int:
-    """Returns the height of `legend` in pixels, including unclassified and hatch."""
-    return LINE * (len(class_names) + 3)
+def _canvas(
+    width: int, tall: int, title: str, style: Style
+) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """Returns a picture and its pen.
+
+    `tall` pixels are free between the title and, at the bottom, the notices in the
+    colour of a warning and the origin of the picture.
+    """
+    canvas = Image.new("RGB", (width, HEAD + tall + style.foot), GROUND)
+    pen, top = ImageDraw.Draw(canvas), HEAD + tall + 10
+    write(pen, (MARGIN, 14), title, 17, room=width)
+    for line, text in enumerate(style.notices):
+        write(pen, (MARGIN, top + 24 * line), text, 16, WARNING)
+    top += 24 * len(style.notices)
+    for line, text in enumerate(style.made_by):
+        write(pen, (MARGIN, top + 18 * line), text, 12, DIM, room=width)
+    return canvas, pen
 
 
 def legend(
     pen: ImageDraw.ImageDraw,
     corner: tuple[int, int],
-    class_names: Sequence[str],
-    counts: np.ndarray,
+    style: Style,
+    labels: np.ndarray,
+    lungs: np.ndarray,
+    unlike: np.ndarray | None,
     of_what: str,
-    unlike: int | None,
 ) -> None:
-    """Draws the colours of the classes, the hatch, and their fractions.
+    """Draws the colours of the classes, the hatch, and their fractions of the lungs.
 
     Args:
       pen: Pen of the picture.
       corner: Left and top.
-      class_names: Names of the K classes.
-      counts: `[1 + K]` pixels without a class and of each class.
+      style: Settings of the series.
+      labels, lungs, unlike: See `draw_sheet`.
       of_what: Text that names the whole of the fractions.
-      unlike: Number of hatched pixels; None if not judged.
     """
-    left, top = corner
+    (left, top), class_names = corner, style.class_names
+    counts = np.bincount(labels[lungs], minlength=1 + len(class_names))
+    hatched = None if unlike is None else np.count_nonzero(unlike[lungs])
     right, total = left + LEGEND - MARGIN, max(1, counts.sum())
     write(pen, (right, top), of_what, 13, DIM, "ra")
 
@@ -312,7 +310,7 @@ def legend(
         name = class_names[index - 1] if index else UNCLASSIFIED
         box = entry(line, name, counts[index])
         _sample(pen, box, index, class_names)
-    box = entry(len(counts) + 1, UNLIKE, unlike)
+    box = entry(len(counts) + 1, UNLIKE, hatched)
     pen.rectangle(box, fill=(70, 70, 70), outline=OUTLINE)
     lines = np.argwhere(hatch((box[3] - box[1] - 1, box[2] - box[0] - 1)))
     points = [(box[0] + 1 + x, box[1] + 1 + y) for y, x in lines.tolist()]
@@ -346,34 +344,6 @@ def _sample(
             pen.line((x, bottom, x + STRIPE, top), fill=rgb, width=3)
     else:
         pen.rectangle(box, fill=rgb)
-
-
-def foot_height(notices: Sequence[str], made_by: Sequence[str]) -> int:
-    """Returns the height of `foot` in pixels, with margins above and below."""
-    return 22 + 24 * len(notices) + 18 * len(made_by)
-
-
-def foot(
-    pen: ImageDraw.ImageDraw,
-    top: int,
-    width: int,
-    notices: Sequence[str],
-    made_by: Sequence[str],
-) -> None:
-    """Writes the notices and the origin of the picture, one per line.
-
-    Args:
-      pen: Pen of the picture.
-      top: Upper edge of the first line.
-      width: Width of the picture.
-      notices: Texts in the colour of a warning.
-      made_by: Texts in small grey letters, cut to the width.
-    """
-    for line, text in enumerate(notices):
-        write(pen, (MARGIN, top + 24 * line), text, 16, WARNING)
-    top += 24 * len(notices)
-    for line, text in enumerate(made_by):
-        write(pen, (MARGIN, top + 18 * line), text, 12, DIM, room=width)
 
 
 def bar(pen: ImageDraw.ImageDraw, left: int, bottom: int, mm: float, room: int) -> None:

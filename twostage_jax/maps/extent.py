@@ -62,41 +62,45 @@ def measure(
         None if that was not judged.
     """
     classes = len(class_names)
-    hatched = np.zeros((len(HEIGHTS), len(DEPTHS)))
-    counts = np.zeros((len(HEIGHTS), len(DEPTHS), 1 + classes))
-    sums = np.zeros((len(HEIGHTS), len(DEPTHS), classes))
+    # Of each third: pixels without a class and of each, sums of probabilities, pixels
+    # unlike the training images.
+    cells = np.zeros((len(HEIGHTS), len(DEPTHS), 2 * classes + 2))
     filled = np.flatnonzero(lungs.any((1, 2)))
     for z in filled:
         height = int(3 * (z - filled[0]) / (filled[-1] - filled[0] + 1))
         thirds = np.minimum(2, 3 * depth(lungs[z], pixel_mm)).astype(int)
         for third in range(len(DEPTHS)):
             inside = lungs[z] & (thirds == third)
-            counts[height, third] += np.bincount(
-                labels[z][inside], minlength=1 + classes
+            cells[height, third] += np.concatenate(
+                [
+                    np.bincount(labels[z][inside], minlength=1 + classes),
+                    probabilities[:, z][:, inside].sum(1, dtype=float),
+                    [0 if unlike is None else np.count_nonzero(unlike[z] & inside)],
+                ]
             )
-            sums[height, third] += probabilities[:, z][:, inside].sum(1, dtype=float)
-            if unlike is not None:
-                hatched[height, third] += np.count_nonzero(unlike[z] & inside)
-    voxel_ml = None if step_mm is None else pixel_mm[0] * pixel_mm[1] * step_mm / 1000
-    regions = {"lungs": (counts.sum((0, 1)), sums.sum((0, 1)), hatched.sum())}
+    regions = {"lungs": cells.sum((0, 1))}
     if len(filled) >= 3:
-        for i in (2, 1, 0):
-            regions[HEIGHTS[i]] = counts[i].sum(0), sums[i].sum(0), hatched[i].sum()
-    for i in (2, 1, 0):
-        regions[DEPTHS[i]] = (
-            counts[:, i].sum(0),
-            sums[:, i].sum(0),
-            hatched[:, i].sum(),
-        )
-    names = (UNCLASSIFIED, *class_names)
+        regions |= {HEIGHTS[i]: cells[i].sum(0) for i in (2, 1, 0)}
+    regions |= {DEPTHS[i]: cells[:, i].sum(0) for i in (2, 1, 0)}
+    voxel_ml = None if step_mm is None else pixel_mm[0] * pixel_mm[1] * step_mm / 1000
     found = []
-    for region, (count, total, hatch) in regions.items():
-        classified = count[1:].sum()
+    for region, numbers in regions.items():
+        counts, sums, (hatched,) = np.split(numbers, [1 + classes, 1 + 2 * classes])
+        lung, classified = counts.sum(), counts[1:].sum()
         judged = unlike is not None and classified
-        fraction = float(hatch / classified) if judged else None
-        for i in (*range(1, len(names)), 0):
-            measure = _measured(region, names[i], i, count, total, voxel_ml)
-            found.append(measure._replace(unlike=fraction))
+        for i in (*range(1, 1 + classes), 0):
+            likely = i and classified
+            found.append(
+                Measure(
+                    region,
+                    class_names[i - 1] if i else UNCLASSIFIED,
+                    float(counts[i] / lung) if lung else None,
+                    None if voxel_ml is None else float(counts[i] * voxel_ml),
+                    None if voxel_ml is None else float(lung * voxel_ml),
+                    float(sums[i - 1] / 255 / classified) if likely else None,
+                    float(hatched / classified) if judged else None,
+                )
+            )
     return found
 
 
@@ -124,24 +128,3 @@ def depth(lungs: np.ndarray, pixel_mm: tuple[float, float]) -> np.ndarray:
         deepest = distance[side][lungs[side]].max(initial=0)
         distance[side] /= deepest or 1
     return np.minimum(distance, 1)
-
-
-def _measured(
-    region: str,
-    name: str,
-    index: int,
-    counts: np.ndarray,
-    sums: np.ndarray,
-    voxel_ml: float | None,
-) -> Measure:
-    lung, classified = counts.sum(), counts[1:].sum()
-    return Measure(
-        region=region,
-        class_name=name,
-        fraction=float(counts[index] / lung) if lung else None,
-        volume_ml=None if voxel_ml is None else float(counts[index] * voxel_ml),
-        region_ml=None if voxel_ml is None else float(lung * voxel_ml),
-        probability=float(sums[index - 1] / 255 / classified)
-        if index and classified
-        else None,
-    )

@@ -156,11 +156,22 @@ def _segmentation(
         },
     )
     segments = [
-        _segment(index, class_names, algorithm, f"{notice}. {_text(model)}")
+        _class_segment(index, class_names, algorithm, f"{notice}. {_text(model)}")
         for index in range(len(class_names))
     ]
     if hatched:
-        segments.append(_unlike(len(segments) + 1, algorithm, notice))
+        # Pixels that differ from the training images.
+        segments.append(
+            _segment(
+                len(segments) + 1,
+                UNLIKE,
+                CONCEPT,
+                ("UNLIKE", SCHEME, UNLIKE),
+                algorithm,
+                (255, 255, 255),
+                f"{notice}. Lung that is {UNLIKE} of the model: unclassified here",
+            )
+        )
     segmentation = highdicom.seg.Segmentation(
         source_images=images,
         pixel_array=labels,
@@ -194,48 +205,41 @@ def _segmentation(
     return segmentation
 
 
-def _segment(
+def _class_segment(
     index: int, class_names: Sequence[str], algorithm: pydicom.Sequence, text: str
 ) -> pydicom.Dataset:
-    import highdicom
-
     name = _text(class_names[index], 64) or f"class {index + 1}"
     normal = is_normal(class_names[index])
     digits = hashlib.sha256(class_names[index].encode()).hexdigest()[:12].upper()
-    own = LUNG if normal else (digits, SCHEME, name)
-    segment = highdicom.seg.SegmentDescription(
-        segment_number=index + 1,
-        segment_label=name,
-        segmented_property_category=Code(*(ANATOMY if normal else ABNORMAL)),
-        segmented_property_type=Code(*own),
-        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=algorithm,
-        anatomic_regions=None if normal else [Code(*LUNG)],
-        display_color=highdicom.color.CIELabColor.from_rgb(
-            *(colour(index, class_names) or (128, 128, 128))
-        ),
-    )
-    segment.SegmentDescription = text
-    return segment
+    category, kind = ANATOMY, LUNG
+    if not normal:
+        category, kind = ABNORMAL, (digits, SCHEME, name)
+    rgb = colour(index, class_names) or (128, 128, 128)
+    return _segment(index + 1, name, category, kind, algorithm, rgb, text)
 
 
-def _unlike(number: int, algorithm: pydicom.Sequence, notice: str) -> pydicom.Dataset:
-    """Returns the segment of pixels that differ from the training images."""
+def _segment(
+    number: int,
+    label: str,
+    category: tuple[str, str, str],
+    kind: tuple[str, str, str],
+    algorithm: pydicom.Sequence,
+    rgb: tuple[int, int, int],
+    text: str,
+) -> pydicom.Dataset:
     import highdicom
 
     segment = highdicom.seg.SegmentDescription(
         segment_number=number,
-        segment_label=UNLIKE,
-        segmented_property_category=Code(*CONCEPT),
-        segmented_property_type=Code("UNLIKE", SCHEME, UNLIKE),
+        segment_label=label,
+        segmented_property_category=Code(*category),
+        segmented_property_type=Code(*kind),
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
-        anatomic_regions=[Code(*LUNG)],
-        display_color=highdicom.color.CIELabColor.from_rgb(255, 255, 255),
+        anatomic_regions=None if kind == LUNG else [Code(*LUNG)],
+        display_color=highdicom.color.CIELabColor.from_rgb(*rgb),
     )
-    segment.SegmentDescription = (
-        f"{notice}. Lung that is {UNLIKE} of the model: unclassified here"
-    )
+    segment.SegmentDescription = text
     return segment
 
 
