@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 from explained import caffenet, examples, forward, signs
-from scipy import stats
+from scipy import special, stats
 
 from twostage_jax.explain import checks, networks, saliency
 
@@ -21,11 +21,6 @@ def test_ranks_go_from_the_most_important_and_break_ties_by_chance():
     assert 150 < many[:10].mean() < 250
 
 
-def softmax(logits):
-    powers = np.exp(np.float64(logits))
-    return powers / powers.sum(-1, keepdims=True)
-
-
 def test_curves_are_those_of_changing_pixels_one_image_at_a_time():
     network, rng = signs(size=4), np.random.default_rng(0)
     inputs = rng.normal(size=(3, 4, 4, 1)).astype(np.float32)
@@ -38,7 +33,7 @@ def test_curves_are_those_of_changing_pixels_one_image_at_a_time():
             one = image.reshape(-1).copy()
             one[order[: int(share * 16)]] = image.mean()
             changed.append(one.reshape(4, 4, 1))
-    chances = softmax(forward(network, changed)[0]).reshape(3, -1, 2)
+    chances = special.softmax(forward(network, changed)[0], -1).reshape(3, -1, 2)
     curve = chances[np.arange(3), :, labels].mean(0)
     deletion = found["deletion"]["mine"]
     np.testing.assert_allclose(deletion["curve"], curve, rtol=1e-4)
@@ -48,7 +43,8 @@ def test_curves_are_those_of_changing_pixels_one_image_at_a_time():
         scipy.ndimage.gaussian_filter(one[..., 0], 0.5, mode="nearest")[..., None]
         for one in inputs
     ]
-    begin = softmax(forward(network, blurred)[0])[np.arange(3), labels].mean()
+    begin = special.softmax(forward(network, blurred)[0], -1)
+    begin = begin[np.arange(3), labels].mean()
     insertion = found["insertion"]["mine"]["curve"]
     assert insertion[-1] == pytest.approx(curve[0], rel=1e-4)
     assert insertion[0] == pytest.approx(begin, rel=1e-3)
@@ -109,8 +105,8 @@ def test_a_method_that_does_not_see_the_weights_is_found_out(monkeypatch):
 
     def features(module, variables, images, labels):
         # Sees the features and not the classifier.
-        tap = networks.activations(module, variables, images, ("conv1",))["conv1"]
-        return tap[..., 0]
+        taps = module.apply(variables, images, train=False)[1]
+        return np.asarray(taps["conv1"])[..., 0]
 
     monkeypatch.setitem(saliency.SALIENCY, "edges", edges)
     monkeypatch.setitem(saliency.SALIENCY, "features", features)

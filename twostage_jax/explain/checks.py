@@ -122,7 +122,9 @@ def check_saliency(
         [first.class_names[label] for label in labels[:count]],
         {arm: {m: of[:count] for m, of in by.items()} for arm, by in maps.items()},
         {
-            arm: _probabilities(network, images)[np.arange(count), labels[:count]]
+            arm: networks.probabilities(network, images)[
+                np.arange(count), labels[:count]
+            ]
             for arm, network in firsts.items()
         },
     )
@@ -134,30 +136,20 @@ def _asked(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns up to `IMAGES` images and the classes to explain, the same for all arms."""
     chosen = spread_over_classes(examples.labels, len(examples.images), IMAGES)
-    images = examples.images[chosen]
-    return images, explained_classes(firsts, images, examples, chosen)
+    examples = examples.take(chosen)
+    return examples.images, explained_classes(firsts, examples)
 
 
-def explained_classes(
-    firsts: Mapping[str, Network],
-    images: np.ndarray,
-    examples: Examples,
-    chosen: np.ndarray,
-) -> np.ndarray:
+def explained_classes(firsts: Mapping[str, Network], examples: Examples) -> np.ndarray:
     """Returns the classes to explain, the same for all arms, `[N]`.
 
     These are the true classes; without labels, those with the largest mean probability
     over one network per arm.
     """
     if examples.labels is not None:
-        return np.asarray(examples.labels[chosen], np.int32)
-    mean = sum(_probabilities(network, images) for network in firsts.values())
-    return np.asarray(mean).argmax(1).astype(np.int32)
-
-
-def _probabilities(network: Network, images: np.ndarray) -> np.ndarray:
-    inputs = networks.scaled(network, images)
-    return networks.probabilities(network.module, network.variables, inputs)
+        return np.asarray(examples.labels, np.int32)
+    total = sum(networks.probabilities(n, examples.images) for n in firsts.values())
+    return np.asarray(total).argmax(1).astype(np.int32)
 
 
 def spread_over_classes(

@@ -135,13 +135,7 @@ def similarities(
         for seed, network in by_seed.items():
             images = examples[seed].images
             images = images[:: -(-len(images) // CKA_EXAMPLES)]
-            taps = networks.activations(
-                network.module,
-                network.variables,
-                networks.scaled(network, images),
-                tuple(layers),
-                jax.nn.relu,
-            )
+            taps = networks.activations(network, images, layers, jax.nn.relu)
             grams[name, seed] = {k: similarity.gram(tap) for k, tap in taps.items()}
             notes += [
                 f"cka, {name}, {layer}: activations are constant over images, or not "

@@ -1,9 +1,9 @@
 """The figures of the feature analysis; see `report.figures` for sizes and colours."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,7 +20,17 @@ from twostage_jax.explain.compare import ALL_LAYERS, RANDOM
 from twostage_jax.explain.measures import MEASURES, reliance
 from twostage_jax.explain.saliency import SIGNED
 from twostage_jax.explain.strongest import Patches
-from twostage_jax.report.figures import PAGE, SHARED, STYLE, arm_label, arm_style, plain
+from twostage_jax.report.figures import (
+    PAGE,
+    SHARED,
+    arm_label,
+    arm_style,
+    legend_above,
+    picture,
+    plain,
+    styled,
+    writer,
+)
 
 METHOD_NAMES = {
     "desalinet": "DeSaliNet",
@@ -80,11 +90,7 @@ def foot_notes(failed: Failed) -> list[str]:
     return [" ".join(MARKS[what]) for what, names in failed.items() if names]
 
 
-def _figure(height: float, width: float = PAGE, **kwargs: Any) -> Figure:
-    with matplotlib.rc_context(STYLE):
-        return Figure(figsize=(width, height), **kwargs)
-
-
+@styled
 def strongest_patches(
     shown: Mapping[str, Patches], layer: str, channels: np.ndarray, method: str
 ) -> Figure:
@@ -104,39 +110,42 @@ def strongest_patches(
     width = (PAGE - left - gap * len(shown)) / len(shown)
     cell = min(width / count, 0.5)
     height = len(channels) * (2 * cell + gap) + top
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(height)
-        for k, channel in enumerate(channels):
-            bottom = height - top - k * (2 * cell + gap) - 2 * cell
-            figure.text(0.1 / PAGE, (bottom + cell) / height, str(channel),
-                        va="center", fontsize=7)  # fmt: skip
-            for a, (arm, of_arm) in enumerate(shown.items()):
-                box = (left + a * (width + gap), bottom, count * cell, 2 * cell)
-                axes = figure.add_axes(_within(box, PAGE, height))
-                _channel(axes, of_arm, k)
-                if k == 0:
-                    _arm_title(axes, arm)
-        figure.text(0.1 / PAGE, 1 - 0.14 / height, f"{plain(layer)}: the patches to "
-                    "which a channel responds most, each with its "
-                    f"{method_label(method)} picture below", va="center")  # fmt: skip
-        figure.text(0.1 / PAGE, 1 - 0.5 / height, "channel", va="center", fontsize=6)
+    figure = Figure(figsize=(PAGE, height))
+    write = writer(figure)
+    for k, channel in enumerate(channels):
+        bottom = height - top - k * (2 * cell + gap) - 2 * cell
+        write(0.1, bottom + cell, str(channel), fontsize=7)
+        for a, (arm, of_arm) in enumerate(shown.items()):
+            start = left + a * (width + gap)
+            if of_arm.dead[k]:
+                middle = start + count * cell / 2
+                write(middle, bottom + cell, "dead: never above 0", ha="center",
+                      fontsize=6, color=SHARED)  # fmt: skip
+            else:
+                box = (start, bottom, count * cell, 2 * cell)
+                picture(figure, box, _channel(of_arm, k))
+            if k == 0:
+                style = {"color": arm_style(arm)["color"], "weight": "bold"}
+                write(start + count * cell / 2, height - top + 0.1, arm_label(arm),
+                      ha="center", **style)  # fmt: skip
+    title = "the patches to which a channel responds most, each with its"
+    write(0.1, height - 0.14,
+          f"{plain(layer)}: {title} {method_label(method)} picture below")  # fmt: skip
+    write(0.1, height - 0.5, "channel", fontsize=6)
     return figure
 
 
-def _channel(axes: Axes, of_arm: Patches, k: int) -> None:
-    axes.set_axis_off()
-    if of_arm.dead[k]:
-        axes.text(0.5, 0.5, "dead: never above 0", ha="center",
-                  va="center", fontsize=6, color=SHARED, wrap=True,
-                  transform=axes.transAxes)  # fmt: skip
-        return
-    pictures = of_arm.pictures[k]
-    largest = np.abs(pictures).max((1, 2, 3), keepdims=True)
-    largest[largest == 0] = 1
-    strips = [of_arm.patches[k], 0.5 + pictures / largest / 2]
-    rows = [_strip(strip, of_arm.answered[k]) for strip in strips]
-    axes.imshow(np.concatenate(rows), cmap="gray", vmin=0, vmax=1,
-                interpolation="nearest")  # fmt: skip
+def _channel(of_arm: Patches, k: int) -> np.ndarray:
+    """Returns the patches of a channel above its pictures, as one image."""
+    pictures = 0.5 + _scaled(of_arm.pictures[k]) / 2
+    strips = (of_arm.patches[k], pictures)
+    return np.concatenate([_strip(strip, of_arm.answered[k]) for strip in strips])
+
+
+def _scaled(images: np.ndarray) -> np.ndarray:
+    """Returns images `[N, H, W, C]`, each divided by its largest magnitude."""
+    largest = np.abs(images).max((1, 2, 3), keepdims=True)
+    return images / np.where(largest == 0, 1, largest)
 
 
 def _strip(images: np.ndarray, answered: np.ndarray) -> np.ndarray:
@@ -156,19 +165,7 @@ def _strip(images: np.ndarray, answered: np.ndarray) -> np.ndarray:
     return strip if strip.shape[-1] == 3 else strip[..., 0]
 
 
-def _within(
-    box: tuple[float, float, float, float], width: float, height: float
-) -> tuple[float, float, float, float]:
-    """Returns a box in inches as fractions of the figure."""
-    return box[0] / width, box[1] / height, box[2] / width, box[3] / height
-
-
-def _arm_title(axes: Axes, arm: str, arms: Sequence[str] | None = None) -> None:
-    """Writes a name above a panel, in the colour of the arm if it is one of `arms`."""
-    colour = arm_style(arm)["color"] if arms is None or arm in arms else SHARED
-    axes.set_title(arm_label(arm), color=colour, weight="bold", pad=3)
-
-
+@styled
 def first_layer(
     kernels: Mapping[str, np.ndarray], layer: str, arms: Sequence[str]
 ) -> Figure:
@@ -187,16 +184,17 @@ def first_layer(
     filters = next(iter(kernels.values())).shape[-1]
     columns = int(np.ceil(np.sqrt(filters * 1.2)))
     tall = side * -(-filters // columns) / columns
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(rows * (tall + 0.25) + 0.3, layout="constrained")
-        figure.suptitle(f"filters of {plain(layer)}, scaled individually", fontsize=8)
-        panels = list(figure.subplots(rows, per_row, squeeze=False).flat)
-        for axes in panels:
-            axes.set_axis_off()
-        for axes, (name, kernel) in zip(panels, kernels.items(), strict=False):
-            axes.imshow(_sheet(kernel, columns), cmap="gray", vmin=0, vmax=1,
-                        interpolation="nearest")  # fmt: skip
-            _arm_title(axes, name, arms)
+    height = rows * (tall + 0.25) + 0.3
+    figure = Figure(figsize=(PAGE, height), layout="constrained")
+    figure.suptitle(f"filters of {plain(layer)}, scaled individually", fontsize=8)
+    panels = list(figure.subplots(rows, per_row, squeeze=False).flat)
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, (name, kernel) in zip(panels, kernels.items(), strict=False):
+        axes.imshow(_sheet(kernel, columns), cmap="gray", vmin=0, vmax=1,
+                    interpolation="nearest")  # fmt: skip
+        colour = arm_style(name)["color"] if name in arms else SHARED
+        axes.set_title(arm_label(name), color=colour, weight="bold", pad=3)
     return figure
 
 
@@ -205,8 +203,7 @@ def _sheet(kernel: np.ndarray, columns: int) -> np.ndarray:
     filters = np.moveaxis(kernel, -1, 0)
     if filters.shape[-1] not in (1, 3):
         filters = filters.mean(-1, keepdims=True)
-    largest = np.abs(filters).max((1, 2, 3), keepdims=True)
-    filters = 0.5 + filters / np.where(largest == 0, 1, largest) / 2
+    filters = 0.5 + _scaled(filters) / 2
     filters = np.pad(filters, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=1)
     rows = -(-len(filters) // columns)
     missing = ((0, rows * columns - len(filters)), (0, 0), (0, 0), (0, 0))
@@ -244,6 +241,7 @@ def saliency_figures(checked: Mapping[str, Any], shown: Maps) -> dict[str, Figur
     return drawn
 
 
+@styled
 def saliency_maps(
     images: np.ndarray,
     titles: Sequence[str],
@@ -274,58 +272,43 @@ def saliency_maps(
         "supports the class; blue: against it.",
         *foot_notes(failed),
     ]
-    foot = 0.13 * len(notes) + 0.1
-    height = top + len(images) * block + foot
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(height)
-        for e, image in enumerate(images):
-            bottom = height - top - e * block - cell
-            _image_cell(figure, (0.8, bottom), cell, image, titles[e])
-            for a, (arm, of_arm) in enumerate(maps.items()):
-                low = bottom - a * cell
-                figure.text((left - 0.06) / PAGE, (low + cell / 2) / height,
-                            f"{arm_label(arm)}\n{chances[arm][e]:.2f}", ha="right",
-                            va="center", fontsize=6,
-                            color=arm_style(arm)["color"])  # fmt: skip
-                for m, method in enumerate(methods, 1):
-                    box = (left + m * cell, low, cell * 0.96, cell * 0.96)
-                    axes = figure.add_axes(_within(box, PAGE, height))
-                    _map(axes, of_arm[method][e], method)
-        for m, method in enumerate(methods, 1):
-            figure.text((left + (m + 0.5) * cell) / PAGE, 1 - (top - 0.06) / height,
-                        method_label(method, failed, narrow=True), ha="center",
-                        va="bottom",
-                        fontsize=6.5)  # fmt: skip
-        for line, note in enumerate(reversed(notes)):
-            figure.text(0.05 / PAGE, (0.08 + 0.13 * line) / height, note, fontsize=6,
-                        va="center")  # fmt: skip
+    height = top + len(images) * block + 0.13 * len(notes) + 0.1
+    figure = Figure(figsize=(PAGE, height))
+    write, side = writer(figure), 0.96 * cell
+    for e, image in enumerate(images):
+        bottom = height - top - e * block - cell
+        picture(figure, (left, bottom, side, side), image.squeeze())
+        title = plain(titles[e].replace("_", " "), 20)
+        write(left + side, bottom - 0.034, title, ha="right", va="top", fontsize=6)
+        for a, (arm, of_arm) in enumerate(maps.items()):
+            low = bottom - a * cell
+            text = f"{arm_label(arm)}\n{chances[arm][e]:.2f}"
+            write(left - 0.06, low + cell / 2, text, ha="right", fontsize=6,
+                  color=arm_style(arm)["color"])  # fmt: skip
+            for m, method in enumerate(methods, 1):
+                box = (left + m * cell, low, side, side)
+                _map(figure, box, of_arm[method][e], method in SIGNED)
+    for m, method in enumerate(methods, 1):
+        label = method_label(method, failed, narrow=True)
+        write(left + (m + 0.5) * cell, height - top + 0.06, label, ha="center",
+              va="bottom", fontsize=6.5)  # fmt: skip
+    for line, note in enumerate(reversed(notes)):
+        write(0.05, 0.08 + 0.13 * line, note, fontsize=6)
     return figure
 
 
-def _image_cell(
+def _map(
     figure: Figure,
-    place: tuple[float, float],
-    cell: float,
-    image: np.ndarray,
-    title: str,
+    box: tuple[float, float, float, float],
+    heat: np.ndarray,
+    signed: bool,
 ) -> None:
-    width, height = figure.get_size_inches()
-    box = (place[0], place[1], cell * 0.96, cell * 0.96)
-    axes = figure.add_axes(_within(box, width, height))
-    axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_axis_off()
-    axes.text(1, -0.035 / cell, plain(title.replace("_", " "), 20), ha="right", va="top",
-              transform=axes.transAxes, fontsize=6)  # fmt: skip
-
-
-def _map(axes: Axes, heat: np.ndarray, method: str) -> None:
     scale = np.percentile(np.abs(heat), 99) or np.abs(heat).max() or 1.0
-    signed = method in SIGNED
-    axes.imshow(heat, cmap="RdBu_r" if signed else "gray_r", vmax=scale,
-                vmin=-scale if signed else 0, interpolation="nearest")  # fmt: skip
+    colours = ("RdBu_r", -scale, scale) if signed else ("gray_r", 0, scale)
+    axes = picture(figure, box, heat, *colours)
+    axes.set_axis_on()
     axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(visible=True, linewidth=0.3, color="#BBBBBB")
+    axes.spines[:].set(visible=True, linewidth=0.3, color="#BBBBBB")
 
 
 def _small_multiples(
@@ -346,6 +329,7 @@ def _small_multiples(
     return figure, panels
 
 
+@styled
 def deletion_insertion(
     curves: Mapping[str, Mapping[str, Mapping[str, Any]]], failed: Failed
 ) -> Figure:
@@ -358,51 +342,35 @@ def deletion_insertion(
     """
     methods = [m for m in next(iter(curves.values()))["deletion"] if m != RANDOM_ORDER]
     kinds = {"deletion": "-", "insertion": (0, (3, 1.5))}
-    with matplotlib.rc_context(STYLE):
-        figure, panels = _small_multiples(methods, failed)
-        for axes, method in zip(panels.flat, methods, strict=False):
-            for arm, of_arm in curves.items():
-                colour = arm_style(arm)["color"]
-                for kind, dashes in kinds.items():
-                    (line,) = axes.plot(
-                        SHARES,
-                        of_arm[kind][RANDOM_ORDER],
-                        color=colour,
-                        linewidth=0.5,
-                        alpha=0.45,
-                    )
-                    line.set_linestyle(dashes)
-                    (line,) = axes.plot(
-                        SHARES, of_arm[kind][method], color=colour, linewidth=1
-                    )
-                    line.set_linestyle(dashes)
-            axes.set(xlim=(0, 1), ylim=(0, 1))
-        lines = [*_arm_lines(curves), *_kind_lines(kinds)]
-        figure.legend(lines, [line.get_label() for line in lines],
-                      loc="outside upper center", ncols=len(lines))  # fmt: skip
-        figure.supylabel("class probability", fontsize=8)
-        for axes in panels[-1]:
-            axes.set_xlabel("fraction of pixels")
+    thin = {"linewidth": 0.5, "alpha": 0.45}
+    figure, panels = _small_multiples(methods, failed)
+    for axes, method in zip(panels.flat, methods, strict=False):
+        for arm, of_arm in curves.items():
+            for kind, dashes in kinds.items():
+                style = {"color": arm_style(arm)["color"], "linestyle": dashes}
+                axes.plot(SHARES, of_arm[kind][RANDOM_ORDER], **style, **thin)
+                axes.plot(SHARES, of_arm[kind][method], **style, linewidth=1)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+    black = functools.partial(Line2D, [], [], color="black")
+    legend_above(
+        figure,
+        {
+            **_arm_lines(curves),
+            **{kind: black(linewidth=1, linestyle=d) for kind, d in kinds.items()},
+            "random order": black(**thin),
+        },
+    )
+    figure.supylabel("class probability", fontsize=8)
+    for axes in panels[-1]:
+        axes.set_xlabel("fraction of pixels")
     return figure
 
 
-def _kind_lines(kinds: Mapping[str, Any]) -> list[Any]:
-    found = [Line2D([], [], color="black", linewidth=1, linestyle=dashes, label=kind)
-             for kind, dashes in kinds.items()]  # fmt: skip
-    thin = Line2D(
-        [], [], color="black", linewidth=0.5, alpha=0.45, label="random order"
-    )
-    return [*found, thin]
+def _arm_lines(arms: Iterable[str]) -> dict[str, Line2D]:
+    return {arm_label(a): Line2D([], [], color=arm_style(a)["color"]) for a in arms}
 
 
-def _arm_lines(arms: Sequence[str] | Mapping[str, Any]) -> list[Any]:
-    return [
-        Line2D([], [], color=arm_style(arm)["color"],
-                                label=arm_label(arm))
-        for arm in arms
-    ]  # fmt: skip
-
-
+@styled
 def randomisation(found: Mapping[str, Mapping[str, Any]], failed: Failed) -> Figure:
     """Draws the similarity of maps as layers are randomised, starting at the head.
 
@@ -414,21 +382,18 @@ def randomisation(found: Mapping[str, Mapping[str, Any]], failed: Failed) -> Fig
     methods, steps = list(first["correlation"]), first["steps"]
     values = [of_arm["correlation"].values() for of_arm in found.values()]
     lowest = np.nanmin(np.array([[*v] for v in values], float), initial=-0.3)
-    with matplotlib.rc_context(STYLE):
-        figure, panels = _small_multiples(methods, failed)
-        for axes, method in zip(panels.flat, methods, strict=False):
-            axes.axhline(UNCHANGED, color=SHARED, linewidth=0.6, linestyle=(0, (4, 3)))
-            for arm, of_arm in found.items():
-                line = np.array([1.0, *of_arm["correlation"][method]], float)
-                axes.plot(line, **arm_style(arm))
-            axes.set_xticks(range(len(steps) + 1), ["none", *steps], rotation=60)
-            axes.set_ylim(lowest - 0.05, 1.05)
-        lines = _arm_lines(found)
-        figure.legend(lines, [line.get_label() for line in lines],
-                      loc="outside upper center", ncols=len(lines))  # fmt: skip
-        figure.supylabel("rank correlation of maps", fontsize=8)
-        for axes in panels[-1]:
-            axes.set_xlabel("randomised down to")
+    figure, panels = _small_multiples(methods, failed)
+    for axes, method in zip(panels.flat, methods, strict=False):
+        axes.axhline(UNCHANGED, color=SHARED, linewidth=0.6, linestyle=(0, (4, 3)))
+        for arm, of_arm in found.items():
+            line = np.array([1.0, *of_arm["correlation"][method]], float)
+            axes.plot(line, **arm_style(arm))
+        axes.set_xticks(range(len(steps) + 1), ["none", *steps], rotation=60)
+        axes.set_ylim(lowest - 0.05, 1.05)
+    legend_above(figure, _arm_lines(found))
+    figure.supylabel("rank correlation of maps", fontsize=8)
+    for axes in panels[-1]:
+        axes.set_xlabel("randomised down to")
     return figure
 
 
@@ -450,15 +415,15 @@ CHANGES = {
 }
 
 
+@styled
 def draw_measures(measured: Mapping[str, Any]) -> dict[str, Figure]:
     """Returns figures of the result of `measure.measure`, by file name."""
-    with matplotlib.rc_context(STYLE):
-        figures = {
-            "responses": _responses(measured),
-            "similarity": _similarity(measured),
-        }
-        if measured["values"].get("accuracy"):
-            figures["reliance"] = _reliance(measured)
+    figures = {
+        "responses": _responses(measured),
+        "similarity": _similarity(measured),
+    }
+    if measured["values"].get("accuracy"):
+        figures["reliance"] = _reliance(measured)
     return figures
 
 
@@ -485,7 +450,7 @@ def _responses(measured: Mapping[str, Any]) -> Figure:
             axes.set_ylim(bottom=panel.bottom)
         if i % 3 == 0:
             axes.set_ylabel(panel.ylabel)
-    _legend(figure, lines)
+    legend_above(figure, {_short_label(n): line for n, line in lines.items()})
     return figure
 
 
@@ -530,7 +495,7 @@ def _similarity(measured: Mapping[str, Any]) -> Figure:
     middle.set_ylim(min(0, middle.get_ylim()[0]), 1.02)
     middle.set_title("CKA with the stage before")
     _matrix(figure, right, measured)
-    _legend(figure, lines)
+    legend_above(figure, {_short_label(n): line for n, line in lines.items()})
     return figure
 
 
@@ -583,7 +548,7 @@ def _reliance(measured: Mapping[str, Any]) -> Figure:
     _name_chance(panels[-1], chance)
     panels[0].set_ylabel("Balanced accuracy")
     panels[0].set_ylim(0, 1)
-    _legend(figure, lines)
+    legend_above(figure, {_short_label(n): line for n, line in lines.items()})
     return figure
 
 
@@ -597,18 +562,14 @@ def _lines(
       places: Keys of the entries, along x.
       names: Names to draw; those without entries are skipped.
     """
-    lines = {}
+    lines, fields = {}, ("mean", "low", "high")
     for i, name in enumerate(names):
         if name not in by_name:
             continue
-
-        def column(
-            field: str, entries: Mapping[str, Any] = by_name[name]
-        ) -> np.ndarray:
-            found = [entries.get(place, {}).get(field) for place in places]
-            return np.array([np.nan if value is None else value for value in found])
-
-        mean, low, high = (column(field) for field in ("mean", "low", "high"))
+        entries = [by_name[name].get(place, {}) for place in places]
+        values = [[entry.get(field) for field in fields] for entry in entries]
+        # None becomes NaN.
+        mean, low, high = np.array(values, float).reshape(-1, 3).T
         style: Mapping[str, Any] = UNTRAINED if name == RANDOM else arm_style(name)
         apart = APART if np.isfinite(low).any() else 0
         x = np.arange(len(places)) + apart * (i - (len(names) - 1) / 2)
@@ -620,13 +581,6 @@ def _lines(
 def _layer_axis(axes: Axes, layers: list[str]) -> None:
     labels = [plain(layer) for layer in layers]
     axes.set_xticks(range(len(layers)), labels, rotation=45, ha="right")
-
-
-def _legend(figure: Figure, lines: Mapping[str, Any]) -> None:
-    labels = [_short_label(name) for name in lines]
-    figure.legend(
-        list(lines.values()), labels, loc="outside upper center", ncols=len(lines)
-    )
 
 
 def _short_label(network: str) -> str:

@@ -41,9 +41,8 @@ def test_examples(
         of one seed were tested on different images.
     """
     wanted = list(arms)
-    rows = [
-        r for r in networks.chosen_rows(workdir)[1] if not wanted or r["arm"] in wanted
-    ]
+    *_, rows = networks.chosen_rows(workdir)
+    rows = [row for row in rows if not wanted or row["arm"] in wanted]
     rows.sort(key=lambda row: row["seed"])
     homes = [workdir / "stages" / Path(row["stage_runs"][-1]).name for row in rows]
     stages = [_stage(home) for home in homes]
@@ -141,14 +140,12 @@ def folder_examples(path: Path, network: Network) -> tuple[Examples, list[str]]:
             for file in files
         ]
     )
-    labels = None
-    if all(file.parent.name in network.class_names for file in files):
-        names = [network.class_names.index(file.parent.name) for file in files]
-        labels = np.array(names, np.int32)
+    labels, names = None, network.class_names
+    if all(file.parent.name in names for file in files):
+        labels = np.array([names.index(file.parent.name) for file in files], np.int32)
     ids = np.array([str(file.relative_to(path)) for file in files])
     images = stored.astype(np.float32) / 255
-    examples = Examples(images, labels, None, ids, network.class_names)
-    examples, lines = usable(examples)
+    examples, lines = usable(Examples(images, labels, None, ids, names))
     return examples, [*notes.lines(), *lines]
 
 
@@ -186,12 +183,7 @@ def usable(examples: Examples) -> tuple[Examples, list[str]]:
     names = ", ".join(map(str, examples.ids[~kept][:5]))
     more = ", ..." if (~kept).sum() > 5 else ""
     lines = [f"Skipped constant images ({(~kept).sum()}): {names}{more}."]
-    parts = {
-        name: value if value is None else value[kept]
-        for name, value in examples._asdict().items()
-        if name != "class_names"
-    }
-    return Examples(**parts, class_names=examples.class_names), lines
+    return examples.take(kept), lines
 
 
 def _spread(count: int) -> np.ndarray:

@@ -76,6 +76,11 @@ class Examples(NamedTuple):
     ids: np.ndarray
     class_names: tuple[str, ...]
 
+    def take(self, chosen: np.ndarray) -> "Examples":
+        """Returns the examples with these indices, or where a mask is true."""
+        *arrays, names = self
+        return Examples(*(a if a is None else a[chosen] for a in arrays), names)
+
 
 def scaled(network: Network, images: np.ndarray) -> np.ndarray:
     """Returns images `[N, H, W, C]` in [0, 1] as scaled for the network."""
@@ -187,28 +192,28 @@ def _logits(module: Any, variables: PyTree, images: jax.Array) -> jax.Array:
     return module.apply(variables, images, train=False)[0]
 
 
-def logits(module: Any, variables: PyTree, images: np.ndarray) -> np.ndarray:
-    """Returns the logits `[N, K]` of images `[N, H, W, C]`."""
-    return in_batches(functools.partial(_logits, module, variables), images)
+def logits(network: Network, images: np.ndarray) -> np.ndarray:
+    """Returns the logits `[N, K]` of images `[N, H, W, C]` in [0, 1]."""
+    program = functools.partial(_logits, network.module, network.variables)
+    return in_batches(program, scaled(network, images))
 
 
-def probabilities(module: Any, variables: PyTree, images: np.ndarray) -> np.ndarray:
-    """Returns the class probabilities `[N, K]` of images `[N, H, W, C]`."""
-    return np.asarray(jax.nn.softmax(logits(module, variables, images)))
+def probabilities(network: Network, images: np.ndarray) -> np.ndarray:
+    """Returns the class probabilities `[N, K]` of images `[N, H, W, C]` in [0, 1]."""
+    return np.asarray(jax.nn.softmax(logits(network, images)))
 
 
 def activations(
-    module: Any,
-    variables: PyTree,
+    network: Network,
     images: np.ndarray,
-    taps: tuple[str, ...],
-    summary: Callable[[jax.Array], jax.Array] = lambda tap: tap,
-) -> dict[str, np.ndarray]:
-    """Returns taps, or a summary of each, as host arrays.
+    taps: Sequence[str],
+    summary: Callable[[jax.Array], Any],
+) -> dict[str, Any]:
+    """Returns a summary of each tap as host arrays.
 
     Args:
-      module, variables: The network.
-      images: `[N, H, W, C]`, as the network takes them.
+      network: The network.
+      images: `[N, H, W, C]` in [0, 1].
       taps: Names of taps; see `tap_shapes`.
       summary: Function from a tap `[n, ...]` to `[n, ...]`, compiled with the network.
         Define it at module level: a new function object is compiled each time.
@@ -216,11 +221,12 @@ def activations(
     Raises:
       UserError: A tap does not exist.
     """
+    module, variables = network.module, network.variables
     shapes = tap_shapes(module, variables, images)
     for tap in taps:
         check_tap(shapes, tap)
     program = functools.partial(_activations, module, tuple(taps), summary, variables)
-    return in_batches(program, images)
+    return in_batches(program, scaled(network, images))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -261,7 +267,7 @@ def load_arms(workdir: Path, arms: Sequence[str] = ()) -> dict[str, list[Network
       UserError: Results are missing, an arm was not trained, a file cannot be read, or
         parameters are not finite.
     """
-    known, rows = chosen_rows(workdir)
+    known, _, rows = chosen_rows(workdir)
     for arm in arms:
         if arm not in known:
             raise UserError(
@@ -292,10 +298,9 @@ def chosen_runs(workdir: Path, arms: Sequence[str] = ()) -> list[str]:
       workdir: Folder of a study.
       arms: Names of arms, as for `load_arms`.
     """
-    known, rows = chosen_rows(workdir)
-    results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+    known, every, rows = chosen_rows(workdir)
     folds, fractions = (
-        sorted({row[name] for row in results["rows"]}) for name in ("fold", "fraction")
+        sorted({row[name] for row in every}) for name in ("fold", "fraction")
     )
     share, fold = rows[0]["fraction"], rows[0]["fold"]
     text = f"The networks were trained on {share:.0%} of the training data"
@@ -307,7 +312,7 @@ def chosen_runs(workdir: Path, arms: Sequence[str] = ()) -> list[str]:
     seeds = {row["seed"] for row in rows}
     for arm in arms or known:
         lacks = seeds - {row["seed"] for row in rows if row["arm"] == arm}
-        trained = any(row["arm"] == arm for row in results["rows"])
+        trained = any(row["arm"] == arm for row in every)
         if trained and lacks:
             lines.append(
                 f"Arm '{arm}' lacks such a run for seed {_listed(sorted(lacks))}."
@@ -315,8 +320,13 @@ def chosen_runs(workdir: Path, arms: Sequence[str] = ()) -> list[str]:
     return lines
 
 
-def chosen_rows(workdir: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Returns the names of all arms, and the rows of the largest fraction, one fold.
+Rows = list[dict[str, Any]]
+
+
+def chosen_rows(workdir: Path) -> tuple[list[str], Rows, Rows]:
+    """Returns the names of all arms, all rows, and those of the largest fraction.
+
+    The latter are of one fold.
 
     Raises:
       UserError: The workdir holds no results of a study.
@@ -330,7 +340,7 @@ def chosen_rows(workdir: Path) -> tuple[list[str], list[dict[str, Any]]]:
         )
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        known, rows = list(results["config"]["arms"]), list(results["rows"])
+        known, rows = list(results["config"]["arms"]), results["rows"]
         place = min((-row["fraction"], row["fold"]) for row in rows)
         chosen = [row for row in rows if (-row["fraction"], row["fold"]) == place]
         for row in chosen:
@@ -339,7 +349,7 @@ def chosen_rows(workdir: Path) -> tuple[list[str], list[dict[str, Any]]]:
         raise UserError(
             f"{path}: not the results of a study ({error!r}).", where=path
         ) from error
-    return known, chosen
+    return known, rows, chosen
 
 
 def _listed(numbers: Iterable[int]) -> str:

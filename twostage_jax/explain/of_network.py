@@ -57,13 +57,7 @@ def to_show(
 
 def _some(examples: Examples) -> Examples:
     order = np.random.default_rng(0).permutation(len(examples.images))
-    chosen = np.sort(order[:MOST_EXAMPLES])
-    kept = {
-        name: None if value is None else value[chosen]
-        for name, value in examples._asdict().items()
-        if name != "class_names"
-    }
-    return examples._replace(**kept)
+    return examples.take(np.sort(order[:MOST_EXAMPLES]))
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
@@ -149,7 +143,7 @@ def add_first_layer(
         ("gabor_share", good),
         ("gabor_explained", fits.explained),
     ):
-        summary = of_layer(values.astype(float), filters)
+        summary = of_layer(values, filters)
         put(found, measure_name, name, kernel[0], network, summary)
 
 
@@ -160,8 +154,7 @@ def add_reliance(found: Found, name: str, network: Network, shown: Shown) -> Non
         return
 
     def classify(images: np.ndarray) -> np.ndarray:
-        scaled = networks.scaled(network, images)
-        return networks.logits(network.module, network.variables, scaled).argmax(1)
+        return networks.logits(network, images).argmax(1)
 
     scores = reliance.scores(
         classify, examples.images, examples.labels, reliance.changes(network.size)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from twostage_jax.explain.networks import Network, activations, scaled
+from twostage_jax.explain.networks import Network, activations
 
 LEVEL = 0.95
 # Below this fraction of the layer's largest response, a response is a rounding error.
@@ -63,13 +63,7 @@ def respond(
     Raises:
       UserError: A layer does not exist.
     """
-    found = activations(
-        network.module,
-        network.variables,
-        scaled(network, images),
-        tuple(layers),
-        _centre_and_mean,
-    )
+    found = activations(network, images, layers, _centre_and_mean)
     return {name: Responses(pair[:, 0], pair[:, 1]) for name, pair in found.items()}
 
 

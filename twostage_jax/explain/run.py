@@ -19,7 +19,8 @@ from twostage_jax.explain import (
     text,
 )
 from twostage_jax.explain.networks import Examples, Network
-from twostage_jax.report.figures import file_name, save
+from twostage_jax.report.figures import save
+from twostage_jax.report.tables import file_name
 
 SCHEMA = 1
 Arms = Mapping[str, Sequence[Network]]
@@ -121,7 +122,7 @@ def explain(
         notes += explained["measures"]["notes"]
     explained["figures"] = {name: f"figures/{name}" for name in drawn}
     explained["words"], explained["left_out"] = texts, notes
-    _write(out, explained, drawn, text.page(explained, texts, notes))
+    _write(out, explained, drawn)
     return explained
 
 
@@ -206,12 +207,12 @@ def _check_out(out: Path) -> None:
 
 
 def _write(
-    out: Path, explained: Mapping[str, Any], drawn: Mapping[str, Figure], page: str
+    out: Path, explained: Mapping[str, Any], drawn: Mapping[str, Figure]
 ) -> None:
     """Writes everything into a new folder, which then replaces `out`."""
     lock = io.locked(out.with_name(f".{out.name}.lock"), f"--out={out}", wait=True)
     with lock, io.replacing_folder(out) as new:
         for name, figure in drawn.items():
             save(figure, new / "figures" / name)
-        io.write_text(new / "explain.md", page)
+        io.write_text(new / "explain.md", text.page(explained))
         io.write_json(new / "explain.json", explained)

@@ -13,7 +13,7 @@ the pixels, and is negative for pixels against the class; channels are summed.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from twostage_jax.explain import backward, networks
 from twostage_jax.models import HEAD
 
 PyTree = Any
-What = Literal["neuron", "channel", "layer"]
 # Sundararajan et al. 2017 use 20 to 300; with the midpoint rule 32 is within 1 %.
 PATH_STEPS = 32
 # Smilkov et al. 2017 (arXiv 1706.03825): 10 to 20 % noise, little gained beyond 50.
@@ -47,22 +46,14 @@ def gradient_x_input(
 
 
 def integrated_gradients(
-    module: Any,
-    variables: PyTree,
-    images: np.ndarray,
-    labels: np.ndarray,
-    baseline: float = 0.0,
+    module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
-    """Returns integrated gradients from a constant image (Sundararajan et al. 2017).
+    """Returns integrated gradients from the mean grey (Sundararajan et al. 2017).
 
-    arXiv 1703.01365; midpoint rule with `PATH_STEPS` steps. A map sums to the logit of
-    the image minus that of the constant image.
-
-    Args:
-      baseline: Value of the constant image; 0 is the mean grey of normalised images.
+    arXiv 1703.01365; midpoint rule with `PATH_STEPS` steps. The mean grey of normalised
+    images is 0. A map sums to the logit of the image minus that of the grey image.
     """
-    program = functools.partial(_integrated_program, baseline)
-    return _run(program, module, variables, images, labels)
+    return _run(_integrated_program, module, variables, images, labels)
 
 
 def smoothgrad(
@@ -77,57 +68,38 @@ def smoothgrad(
 
 
 def grad_cam(
-    module: Any,
-    variables: PyTree,
-    images: np.ndarray,
-    labels: np.ndarray,
-    tap: str | None = None,
+    module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
     """Returns channels weighted by their mean gradient (Selvaraju et al. 2017).
 
-    arXiv 1610.02391, equations 1 and 2, resized linearly to the image.
-
-    Args:
-      tap: Name of a tap with positions; that of `last_map` if None.
+    arXiv 1610.02391, equations 1 and 2, for `last_map`, resized linearly to the image.
     """
-    return _cam(_mean_weights, module, variables, images, labels, tap)
+    return _cam(_mean_weights, module, variables, images, labels)
 
 
 def grad_cam_pp(
-    module: Any,
-    variables: PyTree,
-    images: np.ndarray,
-    labels: np.ndarray,
-    tap: str | None = None,
+    module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
     """Returns Grad-CAM++ maps (Chattopadhay et al. 2018, arXiv 1710.11063).
 
     Equations 10 and 19, for the exponential of the logit, whose factor is omitted: it is
     one number per image. The equations assume a non-negative tap, as after a ReLU.
     """
-    return _cam(_plus_weights, module, variables, images, labels, tap)
+    return _cam(_plus_weights, module, variables, images, labels)
 
 
 def occlusion(
-    module: Any,
-    variables: PyTree,
-    images: np.ndarray,
-    labels: np.ndarray,
-    window: int = 0,
-    fill: float = 0.0,
+    module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
     """Returns the drop of the logit when a square is covered (Zeiler & Fergus 2014).
 
-    The value of a pixel is the mean over the squares that cover it.
-
-    Args:
-      window: Side of the squares in pixels, at strides of half a side; 0 = a quarter of
-        the image.
-      fill: Value of the cover; 0 is the mean grey of normalised images.
+    Squares have a quarter of the image's side, and overlap by half. They are covered
+    with 0, the mean grey of normalised images. The value of a pixel is the mean over the
+    squares that cover it.
     """
-    side = window or max(images.shape[1] // 4, 2)
+    side = max(images.shape[1] // 4, 2)
     masks = _squares(images.shape[1:3], side, max(side // 2, 1))
-    program = functools.partial(_occlusion_program, fill, jnp.asarray(masks))
+    program = functools.partial(_occlusion_program, jnp.asarray(masks))
     return _run(program, module, variables, images, labels)
 
 
@@ -204,12 +176,12 @@ def _mean_gradient(module, variables, labels, images_of, count: int) -> jax.Arra
     return total / count
 
 
-def _integrated_program(baseline, module, variables, images, labels):
+def _integrated_program(module, variables, images, labels):
     def along(i: int) -> jax.Array:
-        return baseline + (i + 0.5) / PATH_STEPS * (images - baseline)
+        return (i + 0.5) / PATH_STEPS * images
 
     mean = _mean_gradient(module, variables, labels, along, PATH_STEPS)
-    return ((images - baseline) * mean).sum(-1)
+    return (images * mean).sum(-1)
 
 
 def _smooth_program(module, variables, images, labels):
@@ -225,9 +197,8 @@ def _smooth_program(module, variables, images, labels):
     return _mean_gradient(module, variables, labels, noisy, NOISE_SAMPLES)
 
 
-def _cam(weights: Callable, module, variables, images, labels, tap) -> np.ndarray:
-    tap = tap or last_map(module, variables, images)
-    networks.check_tap(networks.tap_shapes(module, variables, images), tap)
+def _cam(weights: Callable, module, variables, images, labels) -> np.ndarray:
+    tap = last_map(module, variables, images)
     program = functools.partial(_cam_program, weights, tap)
     return _run(program, module, variables, images, labels)
 
@@ -273,24 +244,21 @@ def _squares(shape: tuple[int, int], side: int, step: int) -> np.ndarray:
     return masks.reshape(-1, *shape, 1)
 
 
-def _occlusion_program(fill, masks, module, variables, images, labels):
+def _occlusion_program(masks, module, variables, images, labels):
     before = _chosen_program(module, variables, images, labels)
-    lost = sum(
-        mask[None, :, :, 0]
-        * (before - _covered_program(module, fill, variables, images, labels, mask))[
-            :, None, None
-        ]
-        for mask in masks
-    )
+    lost = 0.0
+    for mask in masks:
+        after = _covered_program(module, variables, images, labels, mask)
+        lost = lost + mask[None, :, :, 0] * (before - after)[:, None, None]
     return lost / masks.sum(0)[None, :, :, 0]
 
 
 _chosen_program = functools.partial(jax.jit, static_argnums=0)(_chosen)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _covered_program(module, fill, variables, images, labels, mask):
-    return _chosen(module, variables, jnp.where(mask, fill, images), labels)
+@functools.partial(jax.jit, static_argnums=0)
+def _covered_program(module, variables, images, labels, mask):
+    return _chosen(module, variables, jnp.where(mask, 0.0, images), labels)
 
 
 def reconstruct(
@@ -300,27 +268,22 @@ def reconstruct(
     tap: str,
     *,
     method: str = "desalinet",
-    what: What = "neuron",
-    channels: np.ndarray | int | None = None,
+    channels: np.ndarray | int,
     positions: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Propagates activations of a tap back to the pixels, for a batch of images.
+    """Propagates a neuron of a tap back to the pixels, for a batch of images.
 
-    'neuron' starts from 1 at one position of a channel; with 'salinet' this gives the
-    gradient of the neuron. 'channel' starts from the values of a channel and 'layer'
-    from all values, as in Zeiler & Fergus (2014); with 'salinet' this gives the gradient
-    of half the sum of their squares.
+    It starts from 1 at one position of a channel; with 'salinet' this gives the gradient
+    of the neuron.
 
     Args:
       module, variables: The network.
       images: `[N, H, W, C]`, as the network takes them.
       tap: Name of the tap to start from; see the network's docstring.
       method: One of `backward.METHODS`.
-      what: Part of the tap to start from.
-      channels: For 'neuron' and 'channel': one channel, or one per image, `[N]`.
-      positions: For 'neuron': row and column in the tap for each image, `[N, 2]`; None
-        takes the position of the channel's largest value. Omit it for taps without
-        positions.
+      channels: One channel, or one per image, `[N]`.
+      positions: Row and column in the tap for each image, `[N, 2]`; None takes the
+        position of the channel's largest value. Omit it for taps without positions.
 
     Returns:
       Pictures `[N, H, W, C]` float32.
@@ -332,12 +295,6 @@ def reconstruct(
     shapes = networks.tap_shapes(module, variables, images)
     networks.check_tap(shapes, tap)
     shape, count = shapes[tap], len(images)
-    if what == "layer":
-        channels = 0
-    elif channels is None:
-        raise UserError(
-            f"what='{what}' of '{tap}' needs a channel index.", where="channels"
-        )
     channels = np.broadcast_to(np.asarray(channels, np.int32), (count,))
     for channel in (channels.min(), channels.max()):
         if not 0 <= channel < shape[-1]:
@@ -353,28 +310,21 @@ def reconstruct(
             raise UserError(
                 f"'{tap}' has {sizes[0]} x {sizes[1]} positions.", where="positions"
             )
-    program = functools.partial(_go_back, module, tap, method, what, variables)
+    program = functools.partial(_go_back, module, tap, method, variables)
     return networks.in_batches(program, images, channels, places)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _go_back(module, tap, method, what, variables, images, channels, places):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _go_back(module, tap, method, variables, images, channels, places):
     def forward(x: jax.Array) -> jax.Array:
         return module.apply(variables, x, train=False)[1][tap]
 
     with backward.rules(method):
         value, transpose = jax.vjp(forward, images)
-    start = value
-    if what != "layer":
-        flat = value.reshape(len(value), -1, value.shape[-1])
-        of_channel = jnp.arange(value.shape[-1]) == channels[:, None, None]
-        start = jnp.where(of_channel, flat, 0)
-        if what == "neuron":
-            map_of = jnp.take_along_axis(flat, channels[:, None, None], 2)[..., 0]
-            columns = value.shape[2] if value.ndim == 4 else 1
-            given = places[:, 0] * columns + places[:, 1]
-            place = jnp.where(places[:, 0] < 0, map_of.argmax(1), given)
-            here = jnp.arange(flat.shape[1])[:, None] == place[:, None, None]
-            start = (of_channel & here).astype(value.dtype)
-        start = start.reshape(value.shape)
-    return transpose(start)[0].astype(jnp.float32)
+    flat = value.reshape(len(value), -1, value.shape[-1])
+    of_channel = jnp.take_along_axis(flat, channels[:, None, None], 2)[..., 0]
+    columns = value.shape[2] if value.ndim == 4 else 1
+    given = places[:, 0] * columns + places[:, 1]
+    place = jnp.where(places[:, 0] < 0, of_channel.argmax(1), given)
+    start = jnp.zeros_like(flat).at[jnp.arange(len(flat)), place, channels].set(1)
+    return transpose(start.reshape(value.shape))[0].astype(jnp.float32)

@@ -25,6 +25,8 @@ DIRECTIONS = np.arange(24) * np.pi / 12
 # Periods per patch: fewer than one are a gradient rather than a grating. Above about
 # 0.36 cycles per pixel, a grating beats with the pixel grid.
 LEAST_PERIODS, FINEST = 1.0, 0.36
+# Gratings of each orientation and frequency for the probe.
+REPEATS = 10
 # Keeps the embedded textures of the measures out of the training sets: those of the
 # default config are made with seed 0.
 TEXTURE_SEED = 1001
@@ -61,45 +63,29 @@ def frequencies(size: int) -> np.ndarray:
     return LEAST_PERIODS / size * 2 ** (np.arange(count) / 2)
 
 
-def gratings(
-    size: int,
-    channels: int = 1,
-    orientations: np.ndarray = ORIENTATIONS,
-    phases: np.ndarray = PHASES,
-    contrast: float = CONTRAST,
-) -> np.ndarray:
+def gratings(size: int, channels: int = 1) -> np.ndarray:
     """Returns sinusoids `[F, O, P, size, size, channels]` over the whole image.
 
     F is the number of `frequencies(size)`; the phase is that at the middle pixel.
     """
-    x, y = _centred(size)
-    across = np.stack([np.cos(a) * x + np.sin(a) * y for a in orientations])
-    cycles = frequencies(size)[:, None, None, None] * across
-    angle = 2 * np.pi * cycles[:, :, None] + phases[:, None, None]
-    return _grey_to(channels, GREY * (1 + contrast * np.sin(angle)))
+    cycles = frequencies(size)[:, None, None, None] * _across(size, ORIENTATIONS)
+    angle = 2 * np.pi * cycles[:, :, None] + PHASES[:, None, None]
+    return _grey_to(channels, GREY * (1 + CONTRAST * np.sin(angle)))
 
 
-def edges(
-    size: int,
-    channels: int = 1,
-    directions: np.ndarray = DIRECTIONS,
-    contrast: float = CONTRAST,
-) -> np.ndarray:
+def edges(size: int, channels: int = 1) -> np.ndarray:
     """Returns step edges `[D, P, size, size, channels]`, one pixel wide.
 
     A direction points from dark to light. The P positions of the edge are 2 pixels apart,
     across the middle pixel.
     """
-    x, y = _centred(size)
-    across = np.stack([np.cos(a) * x + np.sin(a) * y for a in directions])
     places = np.arange(-4, 5, 2.0)
+    across = _across(size, DIRECTIONS)
     side = np.clip(across[:, None] - places[:, None, None] + 0.5, 0, 1)
-    return _grey_to(channels, GREY * (1 + contrast * (2 * side - 1)))
+    return _grey_to(channels, GREY * (1 + CONTRAST * (2 * side - 1)))
 
 
-def oriented(
-    size: int, channels: int = 1, repeats: int = 10, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def oriented(size: int, channels: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns noisy gratings of eight orientations, for a probe.
 
     They have two periods or more; phase and contrast (0.1 to 0.5) are random, and white
@@ -109,23 +95,13 @@ def oriented(
       Images `[N, size, size, channels]`, orientations `[N]` (0 to 7) and frequencies
       `[N]` (index), which serve as groups: a probe is tested on unseen frequencies.
     """
-    rng = np.random.default_rng(seed)
-    x, y = _centred(size)
+    rng = np.random.default_rng(0)
     fine = frequencies(size)[2:]
-    labels, groups, _ = (
-        part.ravel()
-        for part in np.meshgrid(
-            np.arange(8),
-            np.arange(len(fine)),
-            np.arange(repeats),
-            indexing="ij",
-        )
-    )
-    angle = (labels * np.pi / 8)[:, None, None]
+    labels, groups, _ = np.indices((8, len(fine), REPEATS)).reshape(3, -1)
     cycles = fine[groups][:, None, None]
     phase = rng.uniform(0, 2 * np.pi, len(labels))[:, None, None]
     contrast = rng.uniform(0.1, 0.5, len(labels))[:, None, None]
-    across = np.cos(angle) * x + np.sin(angle) * y
+    across = _across(size, labels * np.pi / 8)
     wave = contrast * np.sin(2 * np.pi * cycles * across + phase)
     images = GREY * (1 + wave) + rng.normal(0, 0.1, wave.shape)
     return _grey_to(channels, np.clip(images, 0, 1)), labels, groups
@@ -161,7 +137,7 @@ def periodic_component(images: np.ndarray) -> np.ndarray:
     return (images - np.fft.ifft2(smooth, axes=(1, 2)).real).astype(np.float32)
 
 
-def phase_scrambled(images: np.ndarray, seed: int = 0) -> np.ndarray:
+def phase_scrambled(images: np.ndarray) -> np.ndarray:
     """Returns noise with the amplitude spectrum of each image and random phases.
 
     The phases added are those of white noise, the same in all channels of an image, so
@@ -171,10 +147,9 @@ def phase_scrambled(images: np.ndarray, seed: int = 0) -> np.ndarray:
 
     Args:
       images: `[N, H, W, C]`; periodic, see `periodic_component`.
-      seed: Seed of the phases.
     """
     count, rows, columns, _ = images.shape
-    white = np.random.default_rng(seed).standard_normal((count, rows, columns))
+    white = np.random.default_rng(0).standard_normal((count, rows, columns))
     turn = np.angle(np.fft.fft2(white))
     # Where a phase can only be 0 or pi, white noise has one of them; the mean keeps its.
     turn[:, 0, 0] = 0
@@ -260,10 +235,14 @@ def _textures(recipe: Recipe, examples: list[Example], path: str = "") -> Textur
     )
 
 
-def _centred(size: int) -> tuple[np.ndarray, np.ndarray]:
+def _across(size: int, angles: np.ndarray) -> np.ndarray:
+    """Returns the distance of each pixel from the middle one, along angles `[A]`.
+
+    `[A, size, size]`, in pixels.
+    """
     line = np.arange(size) - size // 2
-    y, x = np.meshgrid(line, line, indexing="ij")
-    return x, y
+    angles = angles[:, None, None]
+    return np.cos(angles) * line + np.sin(angles) * line[:, None]
 
 
 def _grey_to(channels: int, images: np.ndarray) -> np.ndarray:

@@ -81,10 +81,7 @@ def find_strongest(
     Raises:
       UserError: A tap does not exist, or a response is not a finite number.
     """
-    inputs = networks.scaled(network, images)
-    found = networks.activations(
-        network.module, network.variables, inputs, tuple(layers), _peaks
-    )
+    found = networks.activations(network, images, layers, _peaks)
     strongest = {}
     for layer, peaks in found.items():
         values, places = peaks["value"].T, np.moveaxis(peaks["place"], 1, 0)

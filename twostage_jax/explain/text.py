@@ -14,7 +14,7 @@ from twostage_jax.explain.compare import ALL_LAYERS, RANDOM, Pair, Told, told
 from twostage_jax.explain.figures import MARKS, PANELS, foot_notes, method_label
 from twostage_jax.explain.measures import MEASURES
 from twostage_jax.report.figures import arm_label
-from twostage_jax.report.tables import listed
+from twostage_jax.report.tables import listed, markdown_table
 
 # A method that beats the random order by less than this counts as no better.
 MARGIN = 0.01
@@ -89,28 +89,20 @@ def _saliency(saliency: Mapping[str, Any]) -> list[str]:
             f"All {len(methods)} saliency methods depend on the weights: their maps "
             "change when the weights are re-initialised."
         )
-    area = {
-        kind: {
+    deleted, inserted = (
+        {
             method: float(
-                np.mean([of_arm[method]["area"]["mean"] for of_arm in by_arm.values()])
+                np.mean(
+                    [arm[method]["area"]["mean"] for arm in saliency[kind].values()]
+                )
             )
             for method in (*methods, RANDOM_ORDER)
         }
-        for kind, by_arm in (
-            (kind, saliency[kind]) for kind in ("deletion", "insertion")
-        )
-    }
+        for kind in ("deletion", "insertion")
+    )
     # Smaller is better for deletion, larger for insertion.
-    gain = {
-        method: (
-            area["deletion"][RANDOM_ORDER] - area["deletion"][method],
-            area["insertion"][method] - area["insertion"][RANDOM_ORDER],
-        )
-        for method in methods
-    }
-    falls = min(methods, key=area["deletion"].__getitem__)
-    rises = max(methods, key=area["insertion"].__getitem__)
-    deleted, inserted = area["deletion"], area["insertion"]
+    falls = min(methods, key=deleted.__getitem__)
+    rises = max(methods, key=inserted.__getitem__)
     text = (
         "Averaged over arms, the class probability falls fastest when pixels are "
         f"deleted in the order of {method_label(falls)} (area {deleted[falls]:.2f}; "
@@ -118,7 +110,12 @@ def _saliency(saliency: Mapping[str, Any]) -> list[str]:
         f"inserted in the order of {method_label(rises)} ({inserted[rises]:.2f}; "
         f"{inserted[RANDOM_ORDER]:.2f})."
     )
-    weak = [m for m in methods if gain[m][0] < MARGIN and gain[m][1] < MARGIN]
+    weak = [
+        method
+        for method in methods
+        if deleted[RANDOM_ORDER] - deleted[method] < MARGIN
+        and inserted[method] - inserted[RANDOM_ORDER] < MARGIN
+    ]
     if weak:
         text += (
             " No better than random order on either curve: "
@@ -131,41 +128,39 @@ def _s(count: int) -> str:
     return "" if count == 1 else "s"
 
 
-def page(
-    explained: Mapping[str, Any], texts: Sequence[str], notes: Sequence[str]
-) -> str:
+def page(explained: Mapping[str, Any]) -> str:
     """Returns `explain.md`: paragraphs, tables, and notes on skipped items."""
-    saliency = explained["saliency"]
+    saliency, notes = explained["saliency"], explained["left_out"]
     arms = list(saliency["deletion"])
     failed = {what: saliency[what] for what in MARKS}
-    lines = ["# What the features respond to", ""]
-    for text in texts:
-        lines += [text, ""]
-    lines += [
+    rows = [
+        [
+            method_label(method, failed),
+            *(
+                " / ".join(
+                    f"{saliency[kind][arm][method]['area']['mean']:.2f}"
+                    for kind in ("deletion", "insertion")
+                )
+                for arm in arms
+            ),
+        ]
+        for method in (*saliency["methods"], RANDOM_ORDER)
+    ]
+    links = (f"- [{name}]({path}.png)" for name, path in explained["figures"].items())
+    parts = [
+        "# What the features respond to",
+        *explained["words"],
         "## Area under the curve: deletion (lower is better) / insertion (higher is "
         "better)",
-        "",
-        "| method | " + " | ".join(map(arm_label, arms)) + " |",
-        "|---" * (len(arms) + 1) + "|",
+        markdown_table(["method", *map(arm_label, arms)], rows),
+        *foot_notes(failed),
+        *(tables(explained["measures"]) if explained["measures"] else ()),
+        "## Figures",
+        "\n".join(links),
     ]
-    for method in (*saliency["methods"], RANDOM_ORDER):
-        label = method_label(method, failed)
-        cells = [
-            " / ".join(
-                f"{saliency[kind][arm][method]['area']['mean']:.2f}"
-                for kind in ("deletion", "insertion")
-            )
-            for arm in arms
-        ]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    lines += [text for note in foot_notes(failed) for text in ("", note)]
-    if explained["measures"] is not None:
-        lines += tables(explained["measures"])
-    lines += ["", "## Figures", ""]
-    lines += [f"- [{name}]({path}.png)" for name, path in explained["figures"].items()]
     if notes:
-        lines += ["", "## Skipped", "", *(f"- {note}" for note in notes)]
-    return "\n".join(lines) + "\n"
+        parts += ["## Skipped", "\n".join(f"- {note}" for note in notes)]
+    return "\n\n".join(parts) + "\n"
 
 
 def measure_words(measured: Mapping[str, Any]) -> list[str]:
@@ -355,18 +350,11 @@ def _differences(measured: Mapping[str, Any], last: str, pairs: list[Pair]) -> s
         for (_, _, other, change), t in found.items()
         if t.sign
     ]
-    rest = sum(not t.sign for t in found.values())
-    parts = (
-        [f"Significant differences, in percentage points: {'; '.join(seen)}."]
-        if seen
-        else []
-    )
-    if rest:
-        which = (
-            "The other differences"
-            if seen
-            else f"Differences between {last} and the other arms"
-        )
+    parts, which = [], f"Differences between {last} and the other arms"
+    if seen:
+        text = f"Significant differences, in percentage points: {'; '.join(seen)}."
+        parts, which = [text], "The other differences"
+    if rest := len(found) - len(seen):
         parts.append(f"{which} are not significant ({rest}).")
     return " ".join(parts)
 
@@ -424,37 +412,38 @@ def tables(measured: Mapping[str, Any]) -> list[str]:
     """Returns tables: measures of all networks, and accuracy on changed images."""
     values = measured["values"]
     shown = {name: panel.title for name, panel in PANELS.items() if name in values}
-    lines = [
-        "",
-        "## Mean over layers [95 % interval over seeds]",
-        "",
-        *_head(["network", *shown.values()]),
+    rows = [
+        [
+            label(network),
+            *(_cell(values[m].get(network, {}).get(ALL_LAYERS)) for m in shown),
+        ]
+        for network in measured["order"]
     ]
-    for network in measured["order"]:
-        cells = [_cell(values[m].get(network, {}).get(ALL_LAYERS)) for m in shown]
-        lines.append(_row([label(network), *cells]))
     named = (f"`{name}`, {MEASURES[name].title}" for name in values if name in MEASURES)
-    lines += ["", f"All measures in `explain.json`: {'; '.join(named)}."]
+    parts = [
+        "## Mean over layers [95 % interval over seeds]",
+        markdown_table(["network", *shown.values()], rows),
+        f"All measures in `explain.json`: {'; '.join(named)}.",
+    ]
     if "accuracy" not in values:
-        return lines
+        return parts
     accuracy, kept = values["accuracy"], values["kept"]
     arms = [arm for arm in measured["chains"] if arm in accuracy]
-    lines += [
-        "",
-        "## Balanced accuracy on changed images; fraction above chance retained",
-        "",
-        "Means over seeds; for each seed, all arms see the same test images.",
-        "",
-        *_head(["images", *map(label, arms)]),
+
+    def cell(arm: str, change: str) -> str:
+        share = kept[arm][change]
+        text = share["reason"] if share["mean"] is None else f"{share['mean']:.0%}"
+        return f"{accuracy[arm][change]['mean']:.2f}; {text}"
+
+    rows = [
+        [change, *(cell(arm, change) for arm in arms)] for change in accuracy[arms[0]]
     ]
-    for change in accuracy[arms[0]]:
-        cells = []
-        for arm in arms:
-            share = kept[arm][change]
-            text = share["reason"] if share["mean"] is None else f"{share['mean']:.0%}"
-            cells.append(f"{accuracy[arm][change]['mean']:.2f}; {text}")
-        lines.append(_row([change, *cells]))
-    return lines
+    return [
+        *parts,
+        "## Balanced accuracy on changed images; fraction above chance retained",
+        "Means over seeds; for each seed, all arms see the same test images.",
+        markdown_table(["images", *map(label, arms)], rows),
+    ]
 
 
 def label(network: str) -> str:
@@ -472,11 +461,3 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
     if entry["low"] is None:
         return f"{entry['mean']:.2f}"
     return f"{entry['mean']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
-
-
-def _head(names: list[str]) -> list[str]:
-    return [_row(names), "|---" * len(names) + "|"]
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

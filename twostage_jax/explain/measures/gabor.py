@@ -34,16 +34,10 @@ class Fits(NamedTuple):
     Attributes:
       explained: Fraction of the filter's energy (sum of squares, over all its input
         channels) that the Gabor function explains.
-      orientation: Direction across the stripes, radians in [0, pi).
-      frequency: Spatial frequency, cycles per pixel.
-      sigma: Standard deviation of the envelope across the stripes, pixels.
       one_sign: |sum| / sum of magnitudes of the Gabor function.
     """
 
     explained: np.ndarray
-    orientation: np.ndarray
-    frequency: np.ndarray
-    sigma: np.ndarray
     one_sign: np.ndarray
 
     @property
@@ -81,7 +75,7 @@ def fit(kernels: np.ndarray) -> Fits:
     side, _, inputs, count = kernels.shape
     energy = (np.asarray(kernels, np.float64) ** 2).sum((0, 1, 2))
     planes = kernels.transpose(3, 0, 1, 2).reshape(count, side * side, inputs)
-    results = np.full((5, count), np.nan)
+    results = np.full((2, count), np.nan)
     if inputs > 1:
         left, sizes, _ = np.linalg.svd(planes, full_matrices=False)
         planes = left[..., :1] * sizes[:, None, :1]
@@ -125,7 +119,11 @@ def _starts(planes: np.ndarray, side: int) -> np.ndarray:
     return shapes[explained.argmax(1)]
 
 
-def _refine(plane: np.ndarray, start: np.ndarray, side: int, energy: float) -> list:
+def _refine(
+    plane: np.ndarray, start: np.ndarray, side: int, energy: float
+) -> tuple[float, float]:
+    """Returns `explained` and `one_sign` of the best function near `start`."""
+
     def fitted(shape: np.ndarray) -> np.ndarray:
         basis = _basis(shape, side)
         # A tiny ridge: where the wave is slow, its sine part all but vanishes.
@@ -143,9 +141,8 @@ def _refine(plane: np.ndarray, start: np.ndarray, side: int, energy: float) -> l
         ftol=1e-4,
         xtol=1e-4,
     )
-    _, _, angle, frequency, cycles, _ = found.x
     best = fitted(found.x)
     # The energy includes that of colour components other than the plane.
     lost = energy - plane @ plane + 2 * found.cost
     one_sign = abs(best.sum()) / np.abs(best).sum()
-    return [1 - lost / energy, angle % np.pi, frequency, cycles / frequency, one_sign]
+    return 1 - lost / energy, one_sign

@@ -12,6 +12,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from twostage_jax.explain.measures.record import Measure, Panel, Sentence
 from twostage_jax.explain.responses import usable
 
+# Fewer if there are fewer groups.
 FOLDS = 5
 
 
@@ -62,14 +63,7 @@ class Probe(NamedTuple):
     reason: str = ""
 
 
-def probe(
-    features: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray | None,
-    *,
-    folds: int = FOLDS,
-    seed: int = 0,
-) -> Probe:
+def probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray | None) -> Probe:
     """Cross-validates a linear classifier on a layer's features.
 
     Linear discriminant analysis with shrinkage (`discriminant`) needs no tuning. The
@@ -81,17 +75,15 @@ def probe(
       labels: `[N]` integers.
       groups: Group of each example, `[N]`, never split between training and test; None
         if every example is its own group.
-      folds: Largest number of folds; fewer if there are fewer groups.
-      seed: Seed of the folds.
     """
     classes, labels = np.unique(labels, return_inverse=True)
     chance = 1 / max(len(classes), 1)
     kept = usable(features)
     width, lost = features.shape[1], int((~kept).sum())
     units = np.arange(len(labels)) if groups is None else groups
-    folds = min(folds, len(np.unique(units)))
     sizes = np.bincount(labels)
-    folds = min(folds, int(sizes.min() if groups is None else sizes.max()))
+    largest = int(sizes.min() if groups is None else sizes.max())
+    folds = min(FOLDS, len(np.unique(units)), largest)
     reason = ""
     if len(classes) < 2:
         reason = "only one class"
@@ -102,7 +94,7 @@ def probe(
     if reason:
         return Probe(None, chance, width, lost, reason)
     features = features[:, kept].astype(np.float64)
-    predicted, unseen = _predict(features, labels, groups, folds, seed)
+    predicted, unseen = _predict(features, labels, groups, folds)
     recalls = recall_score(
         labels, predicted, average=None, labels=np.arange(len(classes)), zero_division=0
     )
@@ -119,14 +111,13 @@ def _predict(
     labels: np.ndarray,
     groups: np.ndarray | None,
     folds: int,
-    seed: int,
 ) -> tuple[np.ndarray, int]:
     """Returns held-out predictions `[N]`, -1 if missing, and a count.
 
     The count is that of the examples whose class is missing from the training folds.
     """
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
-    splitter = kind(folds, shuffle=True, random_state=seed)
+    splitter = kind(folds, shuffle=True, random_state=0)
     predicted, unseen = np.full(len(labels), -1), 0
     with warnings.catch_warnings():
         # A class smaller than the number of folds is not an error in itself.

@@ -74,7 +74,6 @@ def scores(
     images: np.ndarray,
     labels: np.ndarray,
     named: Mapping[str, Change],
-    seed: int = 0,
 ) -> dict[str, Score]:
     """Returns the score of a network under each change.
 
@@ -82,11 +81,10 @@ def scores(
       classify: Function from images `[N, H, W, C]` in [0, 1] to class indices `[N]`.
       images, labels: The examples.
       named: Changes by name, including 'unchanged'; see `changes`.
-      seed: Seed of shuffles and noise, the same for every network.
     """
     accuracy = {
         name: float(balanced_accuracy_score(labels, classify(changed)))
-        for name, changed in changed_images(images, named, seed)
+        for name, changed in changed_images(images, named)
     }
     chance = 1 / len(np.unique(labels))
     above = accuracy[UNCHANGED] - chance
@@ -96,10 +94,13 @@ def scores(
     }
 
 
-def changed_images(images: np.ndarray, named: Mapping[str, Change], seed: int = 0):
-    """Yields name and changed images, float32; each change has its own random numbers."""
+def changed_images(images: np.ndarray, named: Mapping[str, Change]):
+    """Yields name and changed images, float32.
+
+    Each change has its own random numbers, the same for every network.
+    """
     for i, (name, change) in enumerate(named.items()):
-        rng = np.random.default_rng([seed, i])
+        rng = np.random.default_rng([0, i])
         yield name, np.asarray(change(images, rng), np.float32)
 
 

@@ -25,13 +25,13 @@ MEASURES = (
 )
 
 
-def pairs(textures: Textures, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def pairs(textures: Textures) -> tuple[np.ndarray, np.ndarray]:
     """Returns textures and noise of the same spectrum, `[N, H, W, C]` each.
 
     Textures are reduced to their periodic component, so that the spectra are equal.
     """
     shown = periodic_component(textures.images)
-    return shown, phase_scrambled(shown, seed)
+    return shown, phase_scrambled(shown)
 
 
 def modulation_index(

@@ -43,7 +43,6 @@ class Tuning(NamedTuple):
       selectivity: 1 minus the circular variance over orientations at the best
         frequency: 0 for equal responses to all, 1 for a response to one only (Ringach,
         Shapley & Hawken 2002, J Neurosci 22:5639).
-      orientation: Orientation of the largest response, radians; see `stimuli`.
       orientation_bandwidth: Full width at half the largest response, degrees; NaN if
         the curve stays above half.
       frequency: Frequency of the largest response, cycles per pixel.
@@ -53,7 +52,6 @@ class Tuning(NamedTuple):
     """
 
     selectivity: np.ndarray
-    orientation: np.ndarray
     orientation_bandwidth: np.ndarray
     frequency: np.ndarray
     frequency_bandwidth: np.ndarray
@@ -78,7 +76,6 @@ def of_gratings(
     octaves, degrees = np.log2(frequencies), np.rad2deg(orientations)
     return Tuning(
         selectivity=_resultant(curves, 2 * orientations),
-        orientation=orientations[o],
         orientation_bandwidth=np.array([_ring_width(degrees, c) for c in curves]),
         frequency=frequencies[f],
         frequency_bandwidth=np.array([_width(octaves, p) for p in profiles]),
