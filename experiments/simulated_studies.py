@@ -72,14 +72,14 @@ class Simulated(NamedTuple):
     Attributes:
       patches: Number of patches `[P, K]`.
       logits: Logits `[A, S, P, K]` of a right prediction.
-      folds: Test folds `[S, P]`, or None.
+      folds: Test folds `[S, P]`; zeros without folds.
       trained: Fraction of the patients that a model is trained on; NaN without folds.
       shift: Mean effect `[A]` of the training sets that these patients can make.
     """
 
     patches: np.ndarray
     logits: np.ndarray
-    folds: np.ndarray | None
+    folds: np.ndarray
     trained: float
     shift: np.ndarray
 
@@ -109,7 +109,7 @@ def simulate(scenario: Scenario, generator: np.random.Generator) -> Simulated:
         + scenario.cell * draw(size=(2, s, p, k))
     )
     if not scenario.folds:
-        return Simulated(patches, logits, None, np.nan, np.zeros(2))
+        return Simulated(patches, logits, np.zeros((s, p), int), np.nan, np.zeros(2))
     drawn = s if scenario.redraw else 1
     folds = np.tile(np.arange(p) % scenario.folds, (drawn, 1))  # [S or 1, P]
     folds = np.broadcast_to(generator.permuted(folds, axis=1), (s, p))

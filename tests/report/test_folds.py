@@ -6,8 +6,7 @@ from basics import refused_at
 from study_files import read_results, write_results, write_study
 
 from twostage_jax.report import analysis, study_table
-from twostage_jax.report.run import write_run
-from twostage_jax.report.study_table import pool_folds
+from twostage_jax.report.run import pool_folds, write_run
 from twostage_jax.stats.metrics import METRICS
 
 

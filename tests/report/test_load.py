@@ -313,9 +313,8 @@ def test_what_explain_found_is_shown(tmp_path):
     (folder / "explain.json").write_text(json.dumps(explained))
     found = gather(study_table.load([run]))
     assert found.explanation.words == ["Edges, then texture."]
-    assert list(found.explanation.figures) == ["first_layer"]
-    (saved,) = found.explanation.figures.values()
-    assert (saved.png, saved.pdf) == (png, pdf)
+    (saved,) = found.explanation.figures
+    assert (saved.name, saved.png, saved.pdf) == ("explain_first_layer", png, pdf)
     assert sum("its PNG or PDF file is missing" in note for note in found.notes) == 6
 
 

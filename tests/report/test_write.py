@@ -21,6 +21,7 @@ from twostage_jax import report
 from twostage_jax.report import figures, tables
 from twostage_jax.report.tables import Column, Table
 from twostage_jax.report.write import write_report
+from twostage_jax.stats.intervals import Interval
 
 # With what the first line of the table's file asks for.
 DOCUMENT = r"""\documentclass{article}
@@ -223,8 +224,8 @@ def test_labelled_images_show_the_pixels_they_were_given():
 
 
 def test_svg_figures_hold_no_script_and_no_link(study_report):
-    svg = figures.svg(figures.size_curve({"scratch": {
-        "n": [10, 20], "score": [1, 2], "low": [0, 1], "high": [2, 3]}}))  # fmt: skip
+    curves = {"scratch": [Interval(0.5, 0.4, 0.6)] * 2}
+    svg = figures.svg(figures.size_curve([10, 20], curves))
     assert b"<script" not in svg and b"<text" not in svg and b"<svg" in svg
     with Image.open(study_report / "figures" / "size_curve.png") as image:
         assert image.size == (700, 520)

@@ -177,7 +177,7 @@ def sampled(estimate, error, resampled):
         resampled=np.asarray(resampled)[:, None],
         shares=np.full(8, 1 / 8),
         reason="",
-        training_sets=lambda weights: "one model",
+        training_sets=lambda weights: None,
     )
 
 
@@ -327,7 +327,7 @@ def test_the_interval_of_a_matching_size_is_widened_for_few_patients():
         without=np.tile(curves[[1000]].T, (8, 1, 1)),
         shares=np.full(8, 1 / 8),
         reason="",
-        training_sets=lambda weights: "one model",
+        training_sets=lambda weights: None,
     )
     (found, _) = learning_curve.matches(sampler, [10, 100], 0, 1)
     assert found.value == pytest.approx(10**1.5, rel=0.01)
@@ -458,19 +458,32 @@ def test_variance_of_training_sets_by_its_definition():
     assert by_hand(scores) < found < 10
 
 
+REDRAWN = (np.arange(8) % 2, np.arange(8) // 4)
+
+
 @pytest.mark.parametrize(
-    ("folds", "trained"),
+    ("folds", "trained", "known"),
     [
-        (None, 0.5),
-        (np.zeros((1, 8), int) + np.arange(8) % 2, 0.5),
-        (np.zeros((3, 8), int) + np.arange(8) % 2, 0.5),
-        (np.array([np.arange(8) % 2, np.arange(8) // 4]), None),
-        (np.array([np.arange(8) % 2, np.arange(8) // 4]), 1.2),
+        (REDRAWN, 4, True),
+        ((None, None), 4, False),
+        (REDRAWN[:1], 4, False),
+        ((REDRAWN[0], REDRAWN[0]), 4, False),
+        (REDRAWN, None, False),
+        (REDRAWN, 9, False),
     ],
 )
-def test_new_training_patients_need_folds_of_several_seeds(folds, trained):
-    found = intervals.training_sets(folds, trained, np.ones(8, bool), np.full(8, 1 / 8))
-    assert isinstance(found, str) and found
+def test_new_training_patients_need_folds_of_several_seeds(folds, trained, known):
+    generator = np.random.default_rng(0)
+    arm = [
+        dataclasses.replace(
+            predictions(generator.random(8) < 0.7, range(8), seed=seed),
+            folds=of_seed,
+            trained=trained,
+        )
+        for seed, of_seed in enumerate(folds)
+    ]
+    found = interval(arm, "accuracy", resamples=200)
+    assert found.low is not None and (found.these is not None) == known
 
 
 def test_the_least_detectable_difference_is_found_four_times_in_five():

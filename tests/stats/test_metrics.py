@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 
 from twostage_jax.errors import UserError
 from twostage_jax.stats import metrics
-from twostage_jax.stats.arms import Predictions, by_region, regions
+from twostage_jax.stats.arms import Predictions, regions
 
 LABELS = np.array([0, 0, 0, 1, 1, 2])
 PROBABILITIES = np.array(
@@ -84,29 +84,18 @@ def test_one_class_only_has_an_accuracy_and_no_auroc():
     assert found["auroc"] is None
 
 
-def test_patients_average_their_patches_of_one_class():
-    groups = ["p", "p", "q", "p", "q", "q"]
-    labels, probabilities, names = by_region(LABELS, PROBABILITIES, groups)
-    assert list(zip(names, labels.tolist(), strict=True)) == [
-        ("p", 0),
-        ("p", 1),
-        ("q", 0),
-        ("q", 1),
-        ("q", 2),
-    ]
-    np.testing.assert_allclose(probabilities[0], [0.7, 0.2, 0.1], atol=1e-6)
-    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
-
-
-def test_region_level_predictions_keep_their_seed():
-    patches = Predictions(
-        np.arange(6).astype(str), np.array(list("ppqpqq")), LABELS, PROBABILITIES, 3
-    )
+def test_regions_average_the_patches_of_one_class_of_a_patient():
+    ids = np.arange(6).astype(str)
+    patches = Predictions(ids, np.array(list("ppqpqq")), LABELS, PROBABILITIES, 3)
     found = regions(patches)
     assert found.seed == 3
     assert found.ids.tolist() == ["p/0", "p/1", "q/0", "q/1", "q/2"]
+    assert found.groups.tolist() == list("ppqqq")
+    assert found.labels.tolist() == [0, 1, 0, 1, 2]
+    np.testing.assert_allclose(found.probabilities[0], [0.7, 0.2, 0.1], atol=1e-6)
+    np.testing.assert_allclose(found.probabilities.sum(1), 1, atol=1e-6)
     with refused_at("groups"):
-        regions(Predictions(patches.ids, None, LABELS, PROBABILITIES))
+        regions(Predictions(ids, None, LABELS, PROBABILITIES))
 
 
 def test_reliability_puts_edges_into_the_lower_bin():
@@ -143,8 +132,3 @@ def test_the_first_example_that_is_not_a_prediction_is_named():
     with pytest.raises(UserError) as error:
         metrics.scores(np.array([0, 1, 2]), np.full((3, 2), 0.5))
     assert "1 of 3 examples, the first at position 2" in str(error.value)
-
-
-def test_regions_need_a_group_per_example():
-    with refused_at("groups"):
-        by_region(LABELS, PROBABILITIES, ["p"])

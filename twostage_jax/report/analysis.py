@@ -8,16 +8,14 @@ intervals and differences there; those of the learning curve are shared by all s
 import dataclasses
 import functools
 import math
-import re
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from twostage_jax.errors import UserError
 from twostage_jax.report.study_table import Place, Record, Study
-from twostage_jax.stats import calibration, learning_curve, metrics
-from twostage_jax.stats import intervals as statistics
+from twostage_jax.stats import calibration, intervals, learning_curve, metrics
 from twostage_jax.stats.arms import Paired, Predictions, pair, regions
 from twostage_jax.stats.intervals import RESAMPLES, Difference, Interval, Resampler
 from twostage_jax.stats.learning_curve import SizeStudy
@@ -37,24 +35,18 @@ class Scores:
         a patient).
       arms: Arm -> predictions of its seeds, folds joined.
       paired: The same predictions, paired.
-      class_names: Names of the K classes.
       intervals: Metric -> arm -> score, mean over seeds, and interval; without AUROC if
         it is undefined, and with the scores of `OF_PATIENTS` at patch level if patients
         are known.
       differences: Metric -> difference of every pair of arms.
-      examples: Number of test examples.
-      groups: Number of test patients, or None if unknown.
       resamples: Number of resamples per interval.
     """
 
     level: Level
     arms: ArmPredictions
     paired: Paired
-    class_names: tuple[str, ...]
     intervals: Mapping[str, Mapping[str, Interval]]
     differences: Mapping[str, Sequence[Difference]]
-    examples: int
-    groups: int | None
     resamples: int
 
     @property
@@ -62,9 +54,34 @@ class Scores:
         """The seeds."""
         return self.paired.seeds
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the K classes."""
+        return self.paired.class_names
+
+    @property
+    def examples(self) -> int:
+        """Number of test examples."""
+        return len(self.paired.labels)
+
+    @property
+    def groups(self) -> int | None:
+        """Number of test patients, or None if unknown."""
+        first, *_ = next(iter(self.arms.values()))
+        return None if first.groups is None else len(self.paired.groups)
+
     def named(self, what: str) -> str:
         """Returns the name of a table or figure: 'region_...' at region level."""
         return what if self.level == "patch" else f"{self.level}_{what}"
+
+    def minus(self, second: str, metric: str = METRIC) -> dict[str, Difference]:
+        """Returns arm -> its difference from arm `second`, for all other arms."""
+        return {
+            one.first: one
+            for pair in self.differences[metric]
+            for one in (pair, pair.turned())
+            if one.second == second
+        }
 
     @functools.cached_property
     def of_seeds(self) -> Mapping[str, Sequence[Mapping[str, float | None]]]:
@@ -87,18 +104,11 @@ class Scores:
 
     @functools.cached_property
     def of_classes(self) -> Sequence[Mapping[str, Mapping[str, Interval | None]]]:
-        """For each class, metric -> arm -> score (see `statistics.class_intervals`)."""
+        """For each class, metric -> arm -> score (see `metrics.of_class`)."""
+        found = intervals.class_intervals(self.paired, resamples=self.resamples)
         return [
-            {
-                metric: {
-                    arm: one and with_names(one, self.class_names)
-                    for arm, one in zip(self.arms, intervals, strict=True)
-                }
-                for metric, intervals in of_class.items()
-            }
-            for of_class in statistics.class_intervals(
-                self.paired, resamples=self.resamples
-            )
+            {metric: self._by_arm(scores) for metric, scores in of_class.items()}
+            for of_class in found
         ]
 
     @functools.cached_property
@@ -106,7 +116,7 @@ class Scores:
         """For each class, 'error' and 'agreement' -> arm -> value and interval.
 
         They compare the fractions of the class in the patches of each patient; see
-        `metrics.share_error` and `metrics.share_agreement`.
+        `metrics.shares_of_class`.
         """
         found = []
         for k in range(len(self.class_names)):
@@ -116,49 +126,31 @@ class Scores:
             )
             found.append(
                 {
-                    name: dict(zip(self.arms, intervals, strict=True))
-                    for name, intervals in (
-                        ("error", statistics.score_intervals(error)),
-                        ("agreement", statistics.score_intervals(agreement)),
-                    )
+                    "error": self._by_arm(intervals.score_intervals(error)),
+                    "agreement": self._by_arm(intervals.score_intervals(agreement)),
                 }
             )
         return found
 
     @functools.cached_property
-    def calibration(self) -> "Calibration":
-        """Calibration slope of each arm, and intercept of each class and arm."""
+    def slopes(self) -> Mapping[str, Interval | None]:
+        """Arm -> calibration slope, None if undefined; 1 is ideal."""
+        return self._values(calibration.slope(self.paired))
 
-        def intervals(one: Additive) -> dict[str, Interval | None]:
-            sampler = Resampler(one, self.resamples)
-            return {
-                arm: statistics.difference_interval(sampler, weights)[0]
-                if defined
-                else None
-                for arm, weights, defined in zip(
-                    self.arms, np.eye(len(self.arms)), one.defined, strict=True
-                )
-            }
+    @functools.cached_property
+    def intercepts(self) -> Sequence[Mapping[str, Interval | None]]:
+        """For each class, arm -> calibration intercept, None if undefined; 0 is ideal."""
+        return [
+            self._values(calibration.intercept(self.paired, k))
+            for k in range(len(self.class_names))
+        ]
 
-        return Calibration(
-            intervals(calibration.slope(self.paired)),
-            [
-                intervals(calibration.intercept(self.paired, k))
-                for k in range(len(self.class_names))
-            ],
-        )
+    def _values(self, metric: Additive) -> dict[str, Interval | None]:
+        found = intervals.value_intervals(Resampler(metric, self.resamples))
+        return self._by_arm(intervals.defined_only(metric, found))
 
-
-class Calibration(NamedTuple):
-    """Calibration of arms (see `stats.calibration`); None if undefined.
-
-    Attributes:
-      slope: Arm -> slope; 1 is ideal.
-      intercepts: For each class, arm -> intercept; 0 is ideal.
-    """
-
-    slope: Mapping[str, Interval | None]
-    intercepts: Sequence[Mapping[str, Interval | None]]
+    def _by_arm(self, values: Iterable[Any]) -> dict[str, Any]:
+        return dict(zip(self.arms, values, strict=True))
 
 
 class Baseline(NamedTuple):
@@ -237,6 +229,16 @@ class ByPatient:
     patches: np.ndarray
     scores: np.ndarray
     without: np.ndarray
+
+    @property
+    def ahead(self) -> int:
+        """Number of patients in whom the first arm scores higher."""
+        return int((self.scores[0] > self.scores[1]).sum())
+
+    @property
+    def behind(self) -> int:
+        """Number of patients in whom the first arm scores lower."""
+        return int((self.scores[0] < self.scores[1]).sum())
 
     @property
     def most(self) -> int:
@@ -340,7 +342,6 @@ def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
 
 def of_arms(
     arms: ArmPredictions,
-    class_names: Sequence[str],
     resamples: int,
     level: Level = "patch",
     named: Sequence[str] = (),
@@ -349,7 +350,6 @@ def of_arms(
 
     Args:
       arms: Predictions of each arm.
-      class_names: Names of the K classes.
       resamples: Number of resamples per interval.
       level: Kind of the examples.
       named: Names of metrics; all defined ones if empty.
@@ -358,37 +358,18 @@ def of_arms(
       UserError: The arms cannot be paired; see `arms.pair`.
     """
     paired = pair(arms)
-    first = next(iter(arms.values()))[0]
+    scores = Scores(level, arms, paired, {}, {}, resamples)
     if not named:
-        named = metrics.OF_PATCHES
-        if level == "patch" and first.groups is not None:
-            named += OF_PATIENTS
-    intervals, pairs = {}, {}
+        patients = level == "patch" and scores.groups is not None
+        named = metrics.OF_PATCHES + OF_PATIENTS * patients
     for metric in named:
         if metric == "auroc" and not metrics.has_auroc(paired):
             continue
         sampler = Resampler(metrics.metric(paired, metric), resamples)
-        intervals[metric] = {
-            arm: with_names(one, class_names)
-            for arm, one in zip(
-                paired.arms, statistics.score_intervals(sampler), strict=True
-            )
-        }
-        pairs[metric] = [
-            with_names(one, class_names)
-            for one in statistics.differences(paired, sampler, metric)
-        ]
-    return Scores(
-        level,
-        arms,
-        paired,
-        tuple(class_names),
-        intervals,
-        pairs,
-        len(paired.labels),
-        None if first.groups is None else len(paired.groups),
-        resamples,
-    )
+        of_metric = intervals.score_intervals(sampler)
+        scores.intervals[metric] = dict(zip(arms, of_metric, strict=True))
+        scores.differences[metric] = intervals.differences(paired, sampler, metric)
+    return scores
 
 
 def by_region(scores: Scores) -> Scores | None:
@@ -396,16 +377,7 @@ def by_region(scores: Scores) -> Scores | None:
     if scores.groups is None:
         return None
     arms = {arm: [regions(one) for one in seeds] for arm, seeds in scores.arms.items()}
-    return of_arms(arms, scores.class_names, scores.resamples, "region")
-
-
-def named_classes(found: Interval, class_names: Sequence[str]) -> str:
-    """Returns the reason of an interval, with class names instead of numbers."""
-
-    def name(match: re.Match[str]) -> str:
-        return f"class '{class_names[int(match[1])]}'"
-
-    return re.sub(r"^class (\d+)", name, found.reason)
+    return of_arms(arms, scores.resamples, "region")
 
 
 def patients_of_curve(study: Study, analysis: Analysis) -> dict[float, float] | None:
@@ -443,14 +415,8 @@ def _primary(study: Study, sizes: Sequence[Size], resamples: int) -> Primary | N
     if metric not in sizes[0].scores.differences:
         return Primary(unknown, len(there), (), "the score is undefined for these data")
     if len(sizes) == 1:
-        scores_ = sizes[0].scores
-        (difference,) = (
-            one
-            for pair in scores_.differences[metric]
-            for one in (pair, pair.turned())
-            if (one.first, one.second) == (first, second)
-        )
-        return Primary(difference, 1, scores_.seeds)
+        scores = sizes[0].scores
+        return Primary(scores.minus(second, metric)[first], 1, scores.seeds)
     seeds = _common_seeds(sizes)
     arms, reason = _on_curve(study, sizes, second, (first, second))
     if reason:
@@ -459,11 +425,8 @@ def _primary(study: Study, sizes: Sequence[Size], resamples: int) -> Primary | N
         arms, metric, baseline=second, resamples=resamples
     )
     gain, p_value = found.area_gains[first]
-    difference = dataclasses.replace(
-        unknown,
-        **{**vars(gain), "reason": named_classes(gain, study.class_names)},
-    )
-    return Primary(dataclasses.replace(difference, p_value=p_value), len(sizes), seeds)
+    difference = dataclasses.replace(unknown, **vars(gain), p_value=p_value)
+    return Primary(difference, len(sizes), seeds)
 
 
 def _by_patient(
@@ -503,7 +466,7 @@ def _by_patient(
         tuple(paired.groups[p] for p in taking_part),
         paired.supports.sum(1)[taking_part],
         np.stack([own[first], own[second]])[:, taking_part],
-        statistics.without_each(additive).mean(-1) @ contrast,
+        intervals.without_each(additive).mean(-1) @ contrast,
     )
 
 
@@ -522,7 +485,7 @@ def _size(
         fraction,
         tuple(record.n_train for record in trained),
         tuple(record.groups["train"] for record in trained if record.groups),
-        of_arms(predictions, study.class_names, resamples),
+        of_arms(predictions, resamples),
     )
 
 
@@ -536,15 +499,9 @@ def _baselines(
     found = []
     for name in study.whole_baselines(size.fraction, seeds):
         own = [study.joined(name, seed, size.fraction) for seed in seeds]
-        both = of_arms(
-            {champion: arms[champion], name: own},
-            study.class_names,
-            resamples,
-            named=(METRIC,),
-        )
-        (difference,) = both.differences[METRIC]
-        if difference.first != champion:
-            difference = difference.turned()
+        pair_of_arms = {champion: arms[champion], name: own}
+        both = of_arms(pair_of_arms, resamples, named=(METRIC,))
+        difference = both.minus(name)[champion]
         found.append(Baseline(name, both.intervals[METRIC][name], difference))
     return sorted(found, key=lambda one: -one.score.estimate)
 
@@ -574,21 +531,18 @@ def _size_study(
     """Returns the learning curves, or None and the reason why they are missing."""
     if len(sizes) < 2:
         return None, "there is only one size"
-    arms, reason = _on_curve(
-        study,
-        sizes,
-        baseline,
-        [
-            arm
-            for arm in sizes[0].scores.arms
-            if all(arm in size.scores.arms for size in sizes)
-        ],
-    )
+    whole = [
+        arm
+        for arm in sizes[0].scores.arms
+        if all(arm in size.scores.arms for size in sizes)
+    ]
+    arms, reason = _on_curve(study, sizes, baseline, whole)
     if reason:
         return None, reason
-    return learning_curve.size_study(
+    found = learning_curve.size_study(
         arms, METRIC, baseline=baseline, resamples=resamples
-    ), ""
+    )
+    return found, ""
 
 
 def _on_curve(
@@ -614,9 +568,3 @@ def _on_curve(
         }
         for arm in arms
     }, ""
-
-
-def with_names(found: Interval, class_names: Sequence[str]) -> Interval:
-    """Returns an interval whose reason has class names instead of numbers."""
-    reason = named_classes(found, class_names)
-    return dataclasses.replace(found, reason=reason)

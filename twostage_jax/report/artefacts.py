@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from twostage_jax.errors import UserError
-from twostage_jax.report.study_table import NAMED, Study, read_arrays, read_json
+from twostage_jax.report.parts import Saved
+from twostage_jax.report.study_table import (
+    Record,
+    Study,
+    read_arrays,
+    read_json,
+    some,
+)
+from twostage_jax.report.tables import file_name
 from twostage_jax.stats.arms import checked
 
 # Names that `stage.StageRun.folder_name` can have; they cannot leave the folder.
@@ -77,19 +85,11 @@ class Mistakes:
 
 
 @dataclasses.dataclass(frozen=True)
-class SavedFigure:
-    """A figure that `explain` drew, as the bytes of its two files."""
-
-    png: bytes
-    pdf: bytes
-
-
-@dataclasses.dataclass(frozen=True)
 class Explanation:
-    """Output of `explain`: paragraphs, figures by name, skipped items."""
+    """Output of `explain`: paragraphs, figures, skipped items."""
 
     words: Sequence[str]
-    figures: Mapping[str, SavedFigure]
+    figures: Sequence[Saved]
     left_out: Sequence[str]
 
 
@@ -110,6 +110,10 @@ class Artefacts:
     mistakes: Mapping[str, Mistakes]
     explanation: Explanation | None
     notes: Sequence[str]
+
+    def last_stage(self, record: Record) -> StageRecord | None:
+        """Returns the last stage run of a row; None if it is unknown."""
+        return self.stages.get(record.stage_runs[-1]) if record.stage_runs else None
 
 
 def gather(study: Study) -> Artefacts:
@@ -140,23 +144,16 @@ def _stages(study: Study, notes: list[str]) -> dict[str, StageRecord]:
             found[name] = stage_record(folder)
         except UserError as error:
             notes.append(f"A stage run is skipped: {error}")
-    shared = {}
+    shared, about_files = {}, {}
     for one in found.values():
-        if line := one.lineage["data"].get("copies"):
+        data = one.lineage["data"]
+        if line := data.get("copies"):
             shared.setdefault(one.lineage["stage"], f"{one.path}, {line}")
-    notes += shared.values()
-    about_files = {}
-    for one in found.values():
-        for line in one.lineage["data"].get("notes", ()):
-            name = one.lineage["data"].get("name")
-            about_files[f"Data set '{name}': {line}"] = None
-    notes += about_files
+        for line in data.get("notes", ()):
+            about_files[f"Data set '{data.get('name')}': {line}"] = None
+    notes += [*shared.values(), *about_files]
     if absent:
-        more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
-        notes.append(
-            f"Stage runs without a lineage.json are skipped: "
-            f"{', '.join(absent[:NAMED])}{more}."
-        )
+        notes.append(f"Stage runs without a lineage.json are skipped: {some(absent)}.")
     return found
 
 
@@ -276,16 +273,15 @@ def _explanation(study: Study, notes: list[str]) -> Explanation | None:
     return None
 
 
-def _figures(
-    folder: Path, named: Mapping[str, str], notes: list[str]
-) -> dict[str, SavedFigure]:
-    """Returns figures by name; notes those with files missing or outside the folder."""
-    found = {}
+def _figures(folder: Path, named: Mapping[str, str], notes: list[str]) -> list[Saved]:
+    """Returns figures; notes those with files missing or outside the folder."""
+    found = []
     for name, place in named.items():
         png = _inside(folder, f"{place}.png", PNG_START)
         pdf = _inside(folder, f"{place}.pdf", PDF_START)
         if png and pdf:
-            found[str(name)] = SavedFigure(png, pdf)
+            alt = name.replace("_", " ")
+            found.append(Saved(f"explain_{file_name(name)}", png, pdf, alt))
         else:
             notes.append(
                 f"Figure {name} of explain.json is skipped: its PNG or PDF file is "

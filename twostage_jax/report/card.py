@@ -98,9 +98,7 @@ def _scores(
             name: [study.joined(name, seed, fraction) for seed in seeds]
             for name in names
         }
-        scores = of_arms(
-            predictions, study.class_names, RESAMPLES, named=tuple(COLUMNS)
-        )
+        scores = of_arms(predictions, RESAMPLES, named=tuple(COLUMNS))
     except UserError as error:
         return None, None, str(error)
     return study, scores, ""
@@ -132,11 +130,7 @@ def _table(scores: Scores, arm: str) -> Table:
 def _margin(scores: Scores, arm: str) -> str:
     """Returns the arm minus the best baseline, in points."""
     best = _best(scores, arm)
-    for one in scores.differences[METRIC]:
-        if {one.first, one.second} == {arm, best}:
-            turned = one if one.first == arm else one.turned()
-            return Column("", "points").show(turned)
-    return ""
+    return Column("", "points").show(scores.minus(best)[arm]) if best else ""
 
 
 def _stages(chain: Sequence[StageRecord]) -> Table:

@@ -43,7 +43,7 @@ def cohorts(study: Study, artefacts: Artefacts) -> list[Mapping[str, Any]]:
     """Returns the recorded cohort of each seed and fold at the largest fraction."""
     found: dict[tuple[int, int], Mapping[str, Any]] = {}
     for place, record in study.records.items():
-        run = artefacts.stages.get(record.stage_runs[-1]) if record.stage_runs else None
+        run = artefacts.last_stage(record)
         cohort = run and run.lineage["data"].get("cohort")
         if cohort and place.fraction == study.fractions[0]:
             found.setdefault((place.seed, place.fold), cohort)

@@ -4,17 +4,21 @@ Every network of an arm predicts every example of the set, so a network (one fol
 seed) takes the role of a seed: intervals are over external patients and networks.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from twostage_jax.errors import UserError
-from twostage_jax.report.analysis import METRIC, Analysis, Scores, of_arms
+from twostage_jax.report.analysis import Analysis, Scores, of_arms
 from twostage_jax.report.cohort import acquisition_table
 from twostage_jax.report.parts import Details, Part, Text
-from twostage_jax.report.score_tables import how, score_cells, score_columns
+from twostage_jax.report.score_tables import (
+    gain_columns,
+    how,
+    score_cells,
+    score_columns,
+)
 from twostage_jax.report.study_table import (
     Record,
     Study,
@@ -45,7 +49,7 @@ def section(study: Study, analysis: Analysis, notes: list[str]) -> list[Part]:
     """Returns the parts of the section; adds skipped sets, with reasons, to `notes`."""
     parts: list[Part] = []
     for number, found in enumerate(_found(study, analysis, notes)):
-        scores = of_arms(found.arms, study.class_names, analysis.full.scores.resamples)
+        scores = of_arms(found.arms, analysis.full.scores.resamples)
         parts.append(_table(number, found, scores, analysis.baseline))
         parts.append(Text(_words(found)))
         acquisition = (found.described.get("cohort") or {}).get("acquisition")
@@ -100,15 +104,9 @@ def _path(record: Record, folder: str) -> Path | None:
 
 
 def _table(number: int, found: External, scores: Scores, base: str) -> Table:
-    pairs = {
-        one.first: one
-        for pair in scores.differences[METRIC]
-        for one in (pair, pair.turned())
-        if one.second == base
-    }
-    several = len(scores.arms) > 1
     patients = f"{scores.groups:,} patients" if scores.groups else "unknown patients"
     networks = len(scores.seeds)
+    gains, cells = gain_columns(scores, base, f"minus {arm_name(base)}")
     return Table(
         f"external_{number}",
         f"Scores on the external set {found.name} in per cent: {scores.examples:,} "
@@ -117,20 +115,11 @@ def _table(number: int, found: External, scores: Scores, base: str) -> Table:
         [
             Column("arm", "arm"),
             *score_columns(),
-            *([Column(f"minus {arm_name(base)}", "points")] * several),
-            *([Column("p (Holm)", "p")] * several),
+            *gains,
         ],
-        [
-            [
-                arm,
-                *score_cells(scores, arm),
-                *([pairs.get(arm)] * several),
-                *([getattr(pairs.get(arm), "p_holm", None)] * several),
-            ]
-            for arm in scores.arms
-        ],
+        [[arm, *score_cells(scores, arm), *cells[arm]] for arm in scores.arms],
         "This set was not used for training or selection. "
-        + re.sub("and seeds", "and networks", how(scores)),
+        + how(scores).replace("and seeds", "and networks"),
     )
 
 

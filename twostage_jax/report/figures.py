@@ -8,7 +8,6 @@ state is never touched, so figures may be drawn in threads.
 
 import functools
 import io
-import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,8 +29,9 @@ from twostage_jax.report.analysis import (
 from twostage_jax.report.artefacts import Artefacts, Mistakes, StageRecord
 from twostage_jax.report.parts import Card, Cards, Picture
 from twostage_jax.report.study_table import Study
-from twostage_jax.report.tables import arm_name, readable
+from twostage_jax.report.tables import arm_name, file_name, readable
 from twostage_jax.stats import metrics
+from twostage_jax.stats.intervals import Interval
 
 COLUMN, PAGE = 3.5, 7.0  # inches
 LABEL_ROOM = 1.2  # inches next to or below panels, for class names of 18 letters
@@ -69,6 +69,7 @@ STYLE = {
 }
 # Bins with a smaller share of the examples are not drawn.
 MIN_SHARE = 0.01
+EXAMPLES_SHOWN = 8  # per class
 MISTAKES_SHOWN = 8
 
 
@@ -92,11 +93,6 @@ def arm_label(arm: str) -> str:
 def plain(text: object, limit: int = 40) -> str:
     """Returns text for a figure: one short line, without mathematics."""
     return readable(text, limit).replace("$", r"\$")
-
-
-def file_name(text: str) -> str:
-    """Returns text as a part of a file name: letters, digits, `_` and `-`."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", text)[:60] or "unnamed"
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -139,6 +135,34 @@ def png(image: np.ndarray) -> bytes:
     return written.getvalue()
 
 
+def picture(
+    figure: Figure,
+    box: tuple[float, float, float, float],
+    image: np.ndarray,
+    cmap: str = "gray",
+    vmin: float = 0,
+    vmax: float = 1,
+) -> Axes:
+    """Draws an image into a box in inches: left, bottom, width, height."""
+    size = np.tile(figure.get_size_inches(), 2)
+    axes = figure.add_axes(tuple(np.array(box) / size))
+    axes.imshow(image, cmap=cmap, vmin=vmin, vmax=vmax, interpolation="nearest")
+    axes.set_axis_off()
+    return axes
+
+
+def writer(figure: Figure) -> Callable[..., Any]:
+    """Returns `figure.text` for places in inches, vertically centred."""
+    return functools.partial(figure.text, transform=figure.dpi_scale_trans, va="center")
+
+
+def legend_above(figure: Figure, lines: Mapping[str, Any]) -> None:
+    """Draws a legend above the panels, in one row, of label -> line."""
+    figure.legend(
+        lines.values(), lines, loc="outside upper center", ncols=max(len(lines), 1)
+    )
+
+
 History = Sequence[Mapping[str, float]]
 
 
@@ -172,7 +196,10 @@ def learning_curves(
             axes[row, column].xaxis.set_major_locator(MaxNLocator(4, integer=True))
     for row, (_, label) in enumerate(panels):
         axes[row, 0].set_ylabel(f"validation\n{label}")
-    _legend_above(figure, arms)
+    legend_above(
+        figure,
+        {arm_label(a) if a else "shared by arms": line for a, line in arms.items()},
+    )
     return figure
 
 
@@ -215,48 +242,46 @@ def confusion_matrices(
 
 @styled
 def size_curve(
-    curves: Mapping[str, Mapping[str, Sequence[float | None]]],
+    n: Sequence[float],
+    curves: Mapping[str, Sequence[Interval]],
     *,
     unit: str = "target training patches",
-    score: str = "balanced accuracy",
     patients: Mapping[float, float] | None = None,
 ) -> Figure:
     """Draws the score against the size of the target training set, one band per arm.
 
     Args:
-      curves: Arm -> 'n' (sizes), 'score', and 'low' and 'high' (the band; None if
-        missing).
+      n: Sizes, ascending.
+      curves: Arm -> balanced accuracy at each size.
       unit: Label of the sizes.
-      score: Label of the scores.
       patients: Size -> number of patients, shown in brackets below the size; or None.
     """
     figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
     axes = figure.subplots()
-    sizes: set[float] = set()
     for place, (arm, curve) in enumerate(curves.items()):
-        order = np.argsort(curve["n"])
-        n, value, low, high = (
-            np.array(curve[key], float)[order] for key in ("n", "score", "low", "high")
+        # A missing end is drawn as NaN.
+        value, low, high = (
+            100
+            * np.array([(one.estimate, one.low, one.high) for one in curve], float).T
         )
-        sizes |= set(n)
         style = arm_style(arm)
         axes.fill_between(n, low, high, color=style["color"], alpha=0.1, linewidth=0)
         # Bars are slightly offset, because bands of several arms overlap.
-        apart = n * 1.02 ** (place - (len(curves) - 1) / 2)
+        apart = np.array(n) * 1.02 ** (place - (len(curves) - 1) / 2)
         axes.vlines(apart, low, high, color=style["color"], linewidth=0.7)
         axes.plot(apart, value, label=arm_label(arm), **style)
     axes.set_xscale("log")
-    ticks = _apart(sorted(sizes))
+    ticks = _apart(n)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
-    labels = [f"{n:,.0f}" for n in ticks]
+    labels = [f"{size:,.0f}" for size in ticks]
     if patients:
         # A mean over seeds and folds need not be an integer.
-        numbers = [f"{patients[n]:,.1f}".removesuffix(".0") for n in ticks]
-        labels = [f"{n}\n({p})" for n, p in zip(labels, numbers, strict=True)]
+        numbers = [f"{patients[size]:,.1f}".removesuffix(".0") for size in ticks]
+        labels = [f"{size}\n({p})" for size, p in zip(labels, numbers, strict=True)]
     axes.xaxis.set_major_formatter(FixedFormatter(labels))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(plain(unit))
-    axes.set_ylabel(plain(score))
+    axes.set_ylabel("balanced accuracy (%)")
     axes.legend(loc="best")
     return figure
 
@@ -327,47 +352,35 @@ def montage(
     labels: np.ndarray,
     class_names: Sequence[str],
     title: str,
-    *,
-    columns: int = 8,
 ) -> Figure:
     """Draws examples, one row per class, in the order given.
 
     Args:
-      images: `[N, H, W, C]` or `[N, H, W]`, uint8 or floats in [0, 1]; C is 1 or 3.
+      images: `[N, H, W, C]`, uint8; C is 1 or 3.
       labels: `[N]` indices into `class_names`.
       class_names: Names of the classes; a class without images has no row.
       title: Title of the figure.
-      columns: Largest number of images per row.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
-    images = images[..., None] if images.ndim == 3 else images
-    if images.dtype != np.uint8:
-        images = np.uint8(np.clip(images, 0, 1) * 255 + 0.5)
     present = np.unique(labels)
     # Beyond a dozen classes, two blocks side by side keep the figure on one page.
     blocks = 1 if len(present) <= 12 else 2
     width, gutter = (COLUMN if blocks == 1 else PAGE), LABEL_ROOM - 0.1
-    columns = min(columns, np.bincount(labels).max())
+    columns = min(EXAMPLES_SHOWN, np.bincount(labels).max())
     cell = min((width / blocks - gutter - 0.1) / columns, 0.6)
     rows = -(-len(present) // blocks)
     height = rows * cell + 0.35
     figure = Figure(figsize=(width, height))
-    figure.text(0.5, 1 - 0.16 / height, plain(title, 60), ha="center", va="center")
+    write = writer(figure)
+    write(width / 2, height - 0.16, plain(title, 60), ha="center")
     for place, label in enumerate(present):
         block, row = divmod(place, rows)
         left = block * width / blocks + gutter
         bottom = height - 0.3 - (row + 1) * cell
-        figure.text((left - 0.06) / width, (bottom + cell / 2) / height,
-                    plain(class_names[label], 18), ha="right", va="center",
-                    fontsize=7)  # fmt: skip
+        name = plain(class_names[label], 18)
+        write(left - 0.06, bottom + cell / 2, name, ha="right", fontsize=7)
         chosen = images[labels == label][:columns]
-        strip = _strip(chosen)
         box = (left, bottom, cell * len(chosen), cell)
-        axes = figure.add_axes(
-            (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
-        )
-        axes.imshow(strip, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes.set_axis_off()
+        picture(figure, box, _strip(chosen), vmax=255)
     return figure
 
 
@@ -385,35 +398,21 @@ def labelled(images: np.ndarray, lines: Sequence[Sequence[str]], title: str) -> 
     width = cell * min(4, len(images))
     height = -(-len(images) // 4) * (side + deep) + 0.3
     figure = Figure(figsize=(width, height))
-    figure.text(0.5, 1 - 0.16 / height, plain(title, 60), ha="center", va="center")
+    write = writer(figure)
+    write(width / 2, height - 0.16, plain(title, 60), ha="center")
     for place, (image, below) in enumerate(zip(images, lines, strict=True)):
         row, column = divmod(place, 4)
         left = column * cell + (cell - side) / 2
         bottom = height - 0.3 - row * (side + deep) - side
-        axes = figure.add_axes(
-            (left / width, bottom / height, side / width, side / height)
-        )
-        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255,
-                    interpolation="nearest")  # fmt: skip
-        axes.set_axis_off()
-        figure.text((left + side / 2) / width, (bottom - 0.04) / height,
-                    "\n".join(plain(line, 30) for line in below), ha="center",
-                    va="top", fontsize=6.5)  # fmt: skip
+        picture(figure, (left, bottom, side, side), image.squeeze(), vmax=255)
+        text = "\n".join(plain(line, 30) for line in below)
+        write(left + side / 2, bottom - 0.04, text, ha="center", va="top", fontsize=6.5)
     return figure
 
 
 def size_picture(study: Study, analysis: Analysis) -> Picture:
     """Draws the score against the size of the target set."""
     found = analysis.size_study
-    curves = {
-        arm: {
-            "n": list(found.n),
-            "score": [100 * one.estimate for one in intervals],
-            "low": [_percent(one.low) for one in intervals],
-            "high": [_percent(one.high) for one in intervals],
-        }
-        for arm, intervals in found.scores.items()
-    }
     smallest, largest = found.n[0], found.n[-1]
     ends = "; ".join(
         f"{arm_name(arm)} from {one[0].estimate * 100:.1f} to "
@@ -433,7 +432,7 @@ def size_picture(study: Study, analysis: Analysis) -> Picture:
         seeds = f" Only seeds that are complete at every size are drawn: {listed}."
     return Picture(
         "size_curve",
-        size_curve(curves, unit=unit, score="balanced accuracy (%)", patients=patients),
+        size_curve(found.n, found.scores, unit=unit, patients=patients),
         f"Balanced accuracy against the number of target training patches, from "
         f"{smallest:,.0f} to {largest:,.0f}: {ends}.",
         "Balanced accuracy against the size of the target training set (logarithmic); "
@@ -464,13 +463,11 @@ def patients_picture(found: ByPatient) -> Picture:
     first, second = (
         arm_name(a) for a in (found.difference.first, found.difference.second)
     )
-    ahead = int((found.scores[0] > found.scores[1]).sum())
-    behind = int((found.scores[0] < found.scores[1]).sum())
     return Picture(
         "by_patient",
         by_patient(found),
-        f"Scores of {first} are higher than those of {second} in {ahead} of "
-        f"{len(found.patients)} patients, lower in {behind}. If any one patient is "
+        f"Scores of {first} are higher than those of {second} in {found.ahead} of "
+        f"{len(found.patients)} patients, lower in {found.behind}. If any one patient is "
         f"excluded, the difference is {100 * found.without.min():.1f} to "
         f"{100 * found.without.max():.1f} points.",
         f"Left: score of each patient's patches, {first} against {second}; above the "
@@ -626,13 +623,6 @@ def _curves(
     return lines
 
 
-def _legend_above(figure: Figure, lines: Mapping[str, Any]) -> None:
-    names = [arm_label(arm) if arm else "shared by arms" for arm in lines]
-    figure.legend(
-        lines.values(), names, loc="outside upper center", ncols=max(len(names), 1)
-    )
-
-
 def _matrix(axes: Axes, matrix: np.ndarray, cell: float) -> None:
     """Draws a matrix whose cells are `cell` inches wide."""
     totals = matrix.sum(1, keepdims=True)
@@ -699,7 +689,3 @@ def _leaning(confidence: np.ndarray, accuracy: np.ndarray, count: np.ndarray) ->
     return (
         f"is {'over' if gap > 0 else 'under'}-confident by {abs(100 * gap):.0f} points"
     )
-
-
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value

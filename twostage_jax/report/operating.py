@@ -1,80 +1,113 @@
-"""The section on operating points: sensitivity at a specificity fixed on validation."""
+"""The section on operating points: sensitivity at a specificity fixed on validation.
+
+Each class is tested against all others: an example counts as positive if the probability
+of the class is above the threshold. The threshold is chosen on validation examples, which
+were not used for fitting. The specificity on test examples therefore differs from the
+target, and is given with the sensitivity.
+"""
 
 import numpy as np
 
-from twostage_jax.report.analysis import Scores, with_names
+from twostage_jax.report.analysis import Scores, Size
 from twostage_jax.report.artefacts import Artefacts
 from twostage_jax.report.parts import Part, Text
 from twostage_jax.report.score_tables import how, seed_count
 from twostage_jax.report.study_table import Place, Study
 from twostage_jax.report.tables import Column, Table
-from twostage_jax.stats import operating
+from twostage_jax.stats.arms import Paired
 from twostage_jax.stats.intervals import Resampler, score_intervals
+from twostage_jax.stats.metrics import Additive, fraction_of_class
 
-AIM = f"{100 * operating.SPECIFICITY:.0f} %"
+SPECIFICITY = 0.9
+# Fewer examples of the other classes do not reach the specificity to within 5 %.
+FEWEST = 20
 NOT_RECORDED = (
     "Not recorded: thresholds are chosen on validation predictions, which earlier "
     "versions did not store."
 )
 
 
-def section(
-    study: Study, scores: Scores, fraction: float, artefacts: Artefacts
-) -> list[Part]:
-    """Returns the parts of the section, for the scores at one fraction."""
-    thresholds = _thresholds(study, scores, fraction, artefacts)
-    if thresholds is None:
-        return [Text(NOT_RECORDED)]
-    return [_table(scores, thresholds)]
+def section(study: Study, size: Size, artefacts: Artefacts) -> list[Part]:
+    """Returns the parts of the section, for the scores at one size."""
+    chosen = _thresholds(study, size, artefacts)
+    return [Text(NOT_RECORDED) if chosen is None else _table(size.scores, chosen)]
 
 
-def _thresholds(
-    study: Study, scores: Scores, fraction: float, artefacts: Artefacts
-) -> np.ndarray | None:
+def thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Returns the threshold `[K]` of each class for `SPECIFICITY`.
+
+    It is the smallest threshold with this specificity on examples of the other classes;
+    NaN if there are fewer than `FEWEST` of them.
+
+    Args:
+      labels, probabilities: `[N]` and `[N, K]`, of validation examples.
+    """
+    found = np.full(probabilities.shape[1], np.nan)
+    for k in range(len(found)):
+        others = probabilities[labels != k, k]
+        if len(others) >= FEWEST:
+            found[k] = np.quantile(others, SPECIFICITY, method="inverted_cdf")
+    return found
+
+
+def at_threshold(
+    paired: Paired, threshold: np.ndarray, k: int
+) -> tuple[Additive, Additive]:
+    """Returns sensitivity and specificity of class `k`.
+
+    Args:
+      paired: Arms.
+      threshold: `[A, S, N]`, for the model that predicted each example.
+      k: Class.
+    """
+    above = paired.probabilities[..., k] > threshold
+    own, name = paired.labels == k, paired.name(k)
+    return (
+        fraction_of_class(paired, above, own, f"{name} occurs"),
+        fraction_of_class(paired, ~above, ~own, f"{name} has others"),
+    )
+
+
+def _thresholds(study: Study, size: Size, artefacts: Artefacts) -> np.ndarray | None:
     """Returns the thresholds of the runs, `[A, S, F, K]`; None if one is unknown."""
+    scores = size.scores
     found = np.empty(
         (len(scores.arms), len(scores.seeds), len(study.folds), len(study.class_names))
     )
     for a, arm in enumerate(scores.arms):
         for s, seed in enumerate(scores.seeds):
             for f, fold in enumerate(study.folds):
-                names = study.records[Place(arm, seed, fraction, fold)].stage_runs
-                run = artefacts.stages.get(names[-1]) if names else None
+                place = Place(arm, seed, size.fraction, fold)
+                run = artefacts.last_stage(study.records[place])
                 if run is None or run.validation is None:
                     return None
-                found[a, s, f] = operating.thresholds(*run.validation)
+                found[a, s, f] = thresholds(*run.validation)
     return found
 
 
-def _table(scores: Scores, thresholds: np.ndarray) -> Table:
+def _table(scores: Scores, chosen: np.ndarray) -> Table:
     paired, rows = scores.paired, []
-    folds = paired.folds
-    if folds is None:
-        folds = np.zeros((len(paired.seeds), len(paired.groups)), int)
     seeds = np.arange(len(paired.seeds))[:, None]
     # The threshold of the model that predicted the example.
-    of_examples = thresholds[:, seeds, folds[:, paired.codes]]
+    of_examples = chosen[:, seeds, paired.folds[:, paired.codes]]
     for k, name in enumerate(scores.class_names):
         known = np.isfinite(of_examples[..., k]).all((1, 2))
         intervals = [
-            [
-                with_names(interval, scores.class_names)
-                for interval in score_intervals(Resampler(one, scores.resamples))
-            ]
-            for one in operating.at_threshold(paired, of_examples[..., k], k)
+            score_intervals(Resampler(one, scores.resamples))
+            for one in at_threshold(paired, of_examples[..., k], k)
         ]
         for a, arm in enumerate(scores.arms):
             cells = [None, None, None]
             if known[a]:
-                threshold = float(thresholds[a, ..., k].mean())
+                threshold = float(chosen[a, ..., k].mean())
                 cells = [*(by_arm[a] for by_arm in intervals), threshold]
             rows.append([name, arm, *cells])
     given = [cell for row in rows for cell in row[2:4]]
     return Table(
         "operating_points",
-        f"Operating point of each class against all others: the threshold for {AIM} "
-        f"specificity on validation patients, applied to test patients; in per cent, "
-        f"mean of {seed_count(scores)}.",
+        f"Operating point of each class against all others: the threshold for "
+        f"{100 * SPECIFICITY:.0f} % specificity on validation patients, applied to test "
+        f"patients; in per cent, mean of {seed_count(scores)}.",
         [
             Column("class"),
             Column("arm", "arm"),
@@ -85,6 +118,6 @@ def _table(scores: Scores, thresholds: np.ndarray) -> Table:
         rows,
         "Each model has its own threshold, chosen on its validation patients and treated "
         "as fixed in the intervals. A dash: fewer than "
-        f"{operating.FEWEST} validation patches of other classes. "
+        f"{FEWEST} validation patches of other classes. "
         f"{how(scores, given)}",
     )

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -92,6 +93,19 @@ def score_cells(scores: Scores, arm: str) -> list[Interval | None]:
     return [scores.intervals.get(name, {}).get(arm) for name in SCORED]
 
 
+def gain_columns(
+    scores: Scores, base: str, title: str
+) -> tuple[list[Column], dict[str, list[Any]]]:
+    """Returns columns of gains over an arm, and their cells by arm; none for one arm."""
+    if len(scores.arms) < 2:
+        return [], {arm: [] for arm in scores.arms}
+    gains = scores.minus(base)
+    cells = {arm: [one, one.p_holm] for arm, one in gains.items()}
+    return [Column(title, "points"), Column("p (Holm)", "p")], {
+        base: [None] * 2
+    } | cells
+
+
 def scores_table(study: Study, analysis: Analysis, scores: Scores) -> Table:
     """Returns the scores of each arm on the full target set, at either level."""
     of_regions = scores.level == "region"
@@ -120,10 +134,10 @@ def scores_table(study: Study, analysis: Analysis, scores: Scores) -> Table:
 
 def baseline_tables(analysis: Analysis) -> list[Table]:
     """Returns the baselines at every size, each against the champion."""
-    pairs_table = [(size, one) for size in analysis.sizes for one in size.baselines]
-    if not pairs_table:
+    pairs = [(size, one) for size in analysis.sizes for one in size.baselines]
+    if not pairs:
         return []
-    corrected = holm([one.difference.p_value for _, one in pairs_table])
+    corrected = holm([one.difference.p_value for _, one in pairs])
     champion = arm_name(analysis.champion)
     several = len(analysis.sizes) > 1
     table = Table(
@@ -131,7 +145,7 @@ def baseline_tables(analysis: Analysis) -> list[Table]:
         "Baselines on the same splits: balanced accuracy in per cent, and "
         f"{champion} minus baseline; mean of {seed_count(analysis.full.scores)}.",
         [
-            *([Column("fraction", "number")] if several else []),
+            *[Column("fraction", "number")] * several,
             Column("baseline", "arm"),
             Column("balanced accuracy", "score"),
             Column(f"{champion} minus baseline", "points"),
@@ -140,19 +154,19 @@ def baseline_tables(analysis: Analysis) -> list[Table]:
         ],
         [
             [
-                *([size.fraction] if several else []),
+                *[size.fraction] * several,
                 one.name,
                 one.score,
                 one.difference,
                 one.difference.p_value,
                 p_value,
             ]
-            for (size, one), p_value in zip(pairs_table, corrected, strict=True)
+            for (size, one), p_value in zip(pairs, corrected, strict=True)
         ],
         "Texture descriptors (local binary patterns, co-occurrence, histogram), the mean "
         "grey level and the features of frozen networks, each with a logistic regression "
         "tuned on training groups; frozen networks are named by the stages that trained "
-        f"them. Corrected p-values are Holm's over {len(pairs_table)} comparisons.",
+        f"them. Corrected p-values are Holm's over {len(pairs)} comparisons.",
     )
     return [table]
 
@@ -181,12 +195,11 @@ def patient_tables(scores: Scores) -> list[Table]:
         "balanced accuracy is over the classes present in the patient. "
         f"{how(scores)}",
     )
-    sizes = scores.paired.supports.sum(1, keepdims=True)
-    true = (scores.paired.supports / sizes).mean(0)
-    rows_table = [
-        [name, arm, float(true[k]), found["error"][arm], found["agreement"][arm]]
-        for k, (name, found) in enumerate(
-            zip(scores.class_names, scores.of_shares, strict=True)
+    true = (scores.paired.supports / scores.paired.sizes[:, None]).mean(0)
+    rows = [
+        [name, arm, share, found["error"][arm], found["agreement"][arm]]
+        for name, share, found in zip(
+            scores.class_names, true.tolist(), scores.of_shares, strict=True
         )
         for arm in scores.arms
     ]
@@ -201,10 +214,10 @@ def patient_tables(scores: Scores) -> list[Table]:
             Column("mean absolute error", "score"),
             Column("ICC", "interval"),
         ],
-        rows_table,
+        rows,
         "All patches of a patient are counted, by predicted class and by label. "
         "ICC(A,1): absolute agreement over patients, 1 at best (McGraw & Wong 1996). "
-        f"{how(scores, [cell for row in rows_table for cell in row[3:]])}",
+        f"{how(scores, [cell for row in rows for cell in row[3:]])}",
     )
     return [of_patients, of_shares]
 
@@ -239,35 +252,27 @@ def influence_table(found: ByPatient) -> Table:
 def result_table(analysis: Analysis) -> Table:
     """Returns the main result for a paper: scores, and gain over the baseline."""
     scores, base = analysis.full.scores, analysis.baseline
-    several = len(scores.arms) > 1
+    gains, cells = gain_columns(scores, base, "Difference")
     paired = (
         f" Differences from {arm_name(base)} are paired, in points; p is corrected "
         "over all pairs of arms (Holm)."
     )
-    against = {
-        one.first: one
-        for pair in scores.differences[METRIC]
-        for one in (pair, pair.turned())
-        if one.second == base
-    }
     return Table(
         "result",
         f"Balanced accuracy (%) of each arm on {_tests(scores)}, mean of "
         f"{seed_count(scores)}, trained on {_trained(analysis.full)}, with 95 % confidence "
-        f"intervals.{paired if several else ''}",
+        f"intervals.{paired if gains else ''}",
         [
             Column("Arm", "arm"),
             Column("Balanced accuracy", "score"),
-            *([Column("Difference", "points")] if several else []),
-            *([Column("p (Holm)", "p")] if several else []),
+            *gains,
             Column("Macro-F1", "score"),
         ],
         [
             [
                 arm,
                 scores.intervals[METRIC][arm],
-                *([against.get(arm)] if several else []),
-                *([getattr(against.get(arm), "p_holm", None)] if several else []),
+                *cells[arm],
                 scores.intervals["macro_f1"][arm],
             ]
             for arm in scores.arms
@@ -289,22 +294,22 @@ def pairs_table(scores: Scores) -> Table:
             Column("first", "arm"),
             Column("second", "arm"),
             Column(first, "points"),
-            *([Column("for those of this study", "points")] if both else []),
+            *[Column("for those of this study", "points")] * both,
             Column("least detectable", "percent"),
             Column("p", "p"),
             Column(f"p (Holm, {len(found)} pairs)", "p"),
-            *([Column("p (McNemar)", "p")] if with_mcnemar else []),
+            *[Column("p (McNemar)", "p")] * with_mcnemar,
         ],
         [
             [
                 one.first,
                 one.second,
                 one,
-                *([_of_these(one)] if both else []),
+                *[_of_these(one)] * both,
                 one.detectable,
                 one.p_value,
                 one.p_holm,
-                *([one.mcnemar] if with_mcnemar else []),
+                *[one.mcnemar] * with_mcnemar,
             ]
             for one in found
         ],
@@ -316,15 +321,7 @@ def pairs_table(scores: Scores) -> Table:
 
 def rows_table(study: Study) -> Table:
     """Returns every row of the results."""
-    found, shown = [], [name for name, one in METRICS.items() if one.score]
-    for place, record in study.records.items():
-        one = record.scores
-        found.append(
-            [
-                place.arm, place.seed, place.fraction, place.fold, record.n_train,
-                len(record.predictions.labels), *(one[name] for name in shown),
-            ]
-        )  # fmt: skip
+    shown = {name: one for name, one in METRICS.items() if one.score}
     return Table(
         "rows",
         "Every row of the results, patch level: scores in per cent; AUROC, ECE and Brier "
@@ -335,10 +332,18 @@ def rows_table(study: Study) -> Table:
             *(Column(name, "count") for name in ("training patches", "test patches")),
             *(
                 Column(one.title, "percent" if one.percent else "number")
-                for one in map(METRICS.get, shown)
+                for one in shown.values()
             ),
         ],
-        found,
+        [
+            [
+                *place,
+                record.n_train,
+                len(record.predictions.labels),
+                *(record.scores[name] for name in shown),
+            ]
+            for place, record in study.records.items()
+        ],
     )
 
 
@@ -439,7 +444,7 @@ def calibration_table(scores: Scores) -> Table:
     few, definition = " The seeds are pooled in the figure.", SLOPE
     if scores.level == "region":
         few, definition = " With so few predictions, chance inflates the ECE.", ""
-    brier, slope = scores.intervals["brier"], scores.calibration.slope
+    brier, slope = scores.intervals["brier"], scores.slopes
     return Table(
         scores.named("calibration"),
         f"Calibration, {scores.level} level: slope, expected calibration error (15 bins) "
@@ -463,7 +468,7 @@ def calibration_table(scores: Scores) -> Table:
 
 def intercepts_table(scores: Scores) -> Table:
     """Returns the calibration intercept of each class and arm."""
-    found = scores.calibration.intercepts
+    found = scores.intercepts
     return Table(
         scores.named("calibration_intercepts"),
         f"Calibration in the large, {scores.level} level: intercept of each class, in "

@@ -16,10 +16,9 @@ from twostage_jax.report import (
 )
 from twostage_jax.report.analysis import Analysis
 from twostage_jax.report.artefacts import Artefacts, StageRecord
-from twostage_jax.report.figures import file_name
-from twostage_jax.report.parts import Details, Node, Part, Saved, Section, Text, Tree
-from twostage_jax.report.study_table import NAMED, Study, flat
-from twostage_jax.report.tables import NOTHING, Column, Table, arm_name
+from twostage_jax.report.parts import Details, Node, Part, Section, Text, Tree
+from twostage_jax.report.study_table import Study, flat, some
+from twostage_jax.report.tables import NOTHING, Column, Table, arm_name, file_name
 from twostage_jax.report.text import influence_words, size_words, summary
 
 METHOD = (
@@ -86,7 +85,9 @@ def build(study: Study, analysis: Analysis, artefacts: Artefacts) -> Report:
         Section("Patients", "patients", _patients(analysis)),
         Section("Classes", "classes", _classes(study, analysis)),
         Section(
-            "Operating points", "operating", _operating(study, analysis, artefacts)
+            "Operating points",
+            "operating",
+            operating.section(study, analysis.full, artefacts),
         ),
         Section("Calibration", "calibration", _calibration(analysis)),
         Section("External sets", "external", external.section(study, analysis, notes)),
@@ -147,11 +148,9 @@ def _method(study: Study, analysis: Analysis) -> list[Part]:
 def _missing(study: Study, analysis: Analysis) -> Iterable[str]:
     """Yields warnings about missing rows, and about seeds and arms excluded for them."""
     if study.missing:
-        named = ", ".join(map(str, study.missing[:NAMED]))
-        more = len(study.missing) - NAMED
         yield (
-            f"Missing rows: {named}{f' and {more} more' if more > 0 else ''}. A seed "
-            "counts only if every arm has all of its folds."
+            f"Missing rows: {some(study.missing)}. A seed counts only if every arm has "
+            "all of its folds."
         )
     for size in analysis.sizes:
         seeds = [seed for seed in study.seeds if seed not in size.scores.seeds]
@@ -172,7 +171,6 @@ def _scores(study: Study, analysis: Analysis) -> list[Part]:
             parts.append(score_tables.pairs_table(scores))
         if scores.level == "patch":
             parts += score_tables.patient_tables(scores)
-        if scores.level == "patch":
             parts += score_tables.baseline_tables(analysis)
     return [*parts, Details("Every row", [score_tables.rows_table(study)])]
 
@@ -194,14 +192,12 @@ def _sizes(study: Study, analysis: Analysis) -> list[Part]:
 
 
 def _patients(analysis: Analysis) -> list[Part]:
-    found = analysis.by_patient
-    if found is None:
+    if (found := analysis.by_patient) is None:
         return []
-    table = score_tables.influence_table(found)
     return [
         Text(influence_words(found)),
         figures.patients_picture(found),
-        Details("Every patient", [table]),
+        Details("Every patient", [score_tables.influence_table(found)]),
     ]
 
 
@@ -213,11 +209,6 @@ def _classes(study: Study, analysis: Analysis) -> list[Part]:
         parts.append(score_tables.class_table(study, scores))
         parts.append(Details(counts.caption.removesuffix("."), [counts]))
     return parts
-
-
-def _operating(study: Study, analysis: Analysis, artefacts: Artefacts) -> list[Part]:
-    full = analysis.full
-    return operating.section(study, full.scores, full.fraction, artefacts)
 
 
 def _calibration(analysis: Analysis) -> list[Part]:
@@ -242,13 +233,11 @@ def _mistakes(study: Study, artefacts: Artefacts) -> list[Part]:
             "Brackets give predicted probabilities, averaged over seeds."
         )
     ]
+    drawn = []
     for arm, found in artefacts.mistakes.items():
-        parts.append(figures.mistake_cards(arm, found, study.class_names))
-    drawn = [
-        figures.mistakes_picture(arm, found, study.class_names)
-        for arm, found in artefacts.mistakes.items()
-        if figures.mistake_cards(arm, found, study.class_names).cards
-    ]
+        parts.append(cards := figures.mistake_cards(arm, found, study.class_names))
+        if cards.cards:
+            drawn.append(figures.mistakes_picture(arm, found, study.class_names))
     return [*parts, Details("Figures for print", drawn)] if drawn else parts
 
 
@@ -256,13 +245,10 @@ def _features(artefacts: Artefacts) -> list[Part]:
     found = artefacts.explanation
     if found is None:
         return []
-    drawn = [
-        Saved(f"explain_{file_name(name)}", one.png, one.pdf, name.replace("_", " "))
-        for name, one in found.figures.items()
-    ]
+    count = len(found.figures)
     return [
         *(Text(text) for text in found.words),
-        *([Details(f"Figures ({len(drawn)})", drawn)] if drawn else []),
+        *([Details(f"Figures ({count})", found.figures)] if count else []),
         *(Text(f"Skipped: {text}") for text in found.left_out),
     ]
 

@@ -10,7 +10,6 @@ import itertools
 import json
 import math
 import zipfile
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,11 +114,7 @@ class Study:
         return tuple(
             name
             for name in names
-            if all(
-                Place(name, seed, fraction, fold) in self.baselines
-                for seed in seeds
-                for fold in self.folds
-            )
+            if all(self._is_whole(name, seed, fraction) for seed in seeds)
         )
 
     def complete(self, fraction: float) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -129,14 +124,7 @@ class Study:
         in any remaining arm.
         """
         whole = {
-            arm: {
-                seed
-                for seed in self.seeds
-                if all(
-                    Place(arm, seed, fraction, fold) in self.records
-                    for fold in self.folds
-                )
-            }
+            arm: {seed for seed in self.seeds if self._is_whole(arm, seed, fraction)}
             for arm in self.arms
         }
         arms = tuple(arm for arm in self.arms if whole[arm])
@@ -156,13 +144,19 @@ class Study:
 
     def joined(self, arm: str, seed: int, fraction: float) -> Predictions:
         """Returns the predictions of all folds of a seed, of an arm or a baseline."""
+        records, places = self._folds_of(arm, seed, fraction)
+        return paired_arms.joined([records[place].predictions for place in places])
+
+    def _is_whole(self, arm: str, seed: int, fraction: float) -> bool:
+        records, places = self._folds_of(arm, seed, fraction)
+        return all(place in records for place in places)
+
+    def _folds_of(
+        self, arm: str, seed: int, fraction: float
+    ) -> tuple[Mapping[Place, Record], list[Place]]:
+        """Returns the records of arms or of baselines, and the places of all folds."""
         records = self.records if arm in self.arms else self.baselines
-        return paired_arms.joined(
-            [
-                records[Place(arm, seed, fraction, fold)].predictions
-                for fold in self.folds
-            ]
-        )
+        return records, [Place(arm, seed, fraction, fold) for fold in self.folds]
 
 
 def load(workdirs: Sequence[Path]) -> Study:
@@ -180,91 +174,39 @@ def load(workdirs: Sequence[Path]) -> Study:
         _check_protocol(folders[0], results[0], folder, other)
     records: dict[Place, Record] = {}
     baselines: dict[Place, Record] = {}
-    classes: dict[tuple[str, ...], Record] = {}
     for folder, result in zip(folders, results, strict=True):
-        for row in result["rows"]:
-            record, names = _record(folder, row)
-            classes.setdefault(names, record)
-            _add(records, record)
-        for row in result.get("baselines", ()):
-            record, names = _record(folder, row)
-            classes.setdefault(names, record)
-            _add(baselines, record)
+        for kind, found in (("rows", records), ("baselines", baselines)):
+            for row in result.get(kind, ()):
+                _add(found, _record(folder, row))
     if not records:
         path = folders[0] / "results.json"
         raise UserError(f"{path}: the results are empty: run the study.", where=path)
-    _check_classes(classes)
+    everything = [*records.values(), *baselines.values()]
+    _check_classes(everything)
     configs = [result["config"] for result in results]
     folds = tuple(range(max(int(configs[0]["study"].get("folds", 0)), 1)))
-    _check_tests([*records.values(), *baselines.values()], len(folds))
+    _check_tests(everything, len(folds))
     _check_sizes(records.values())
     arms = _chains(folders, configs, records)
-    seeds = sorted(_union(configs, "seeds", (p.seed for p in records)))
-    fractions = sorted(
-        _union(configs, "fractions", (p.fraction for p in records)), reverse=True
-    )
-    wanted = itertools.starmap(
-        lambda s, f, k, a: Place(a, s, f, k),
-        itertools.product(seeds, fractions, folds, arms),
-    )
+    seeds = _values(configs, "seeds", (p.seed for p in records))
+    fractions = _values(configs, "fractions", (p.fraction for p in records))[::-1]
+    wanted = [
+        Place(arm, *place)
+        for *place, arm in itertools.product(seeds, fractions, folds, arms)
+    ]
     return Study(
         name=str(configs[0].get("name", folders[0].name)),
         config=configs[0],
         arms=arms,
-        seeds=tuple(seeds),
-        fractions=tuple(fractions),
+        seeds=seeds,
+        fractions=fractions,
         folds=folds,
         records=records,
         missing=tuple(place for place in wanted if place not in records),
-        class_names=next(iter(classes)),
+        class_names=everything[0].predictions.class_names,
         workdirs=tuple(folders),
         baselines=baselines,
     )
-
-
-def pool_folds(
-    workdir: Path, rows: Sequence[Mapping[str, Any]], folds: int
-) -> list[dict[str, Any]]:
-    """Returns a row for each (arm, fraction, seed), for `tables.results_table`.
-
-    Scores are over the test examples of all folds together, as in the report. The mean
-    of the scores of folds would differ: a class may be absent in a fold.
-
-    Args:
-      workdir: Run folder with the predictions of the rows.
-      rows: Rows of `results.json`.
-      folds: Number of folds; with 0 or 1, predictions are not read.
-
-    Returns:
-      Rows with 'arm', 'fraction', 'seed', 'n_train' (a list, one per fold), 'n_test'
-      (over all folds), 'metrics', and 'lacks' (the missing folds). If folds are
-      missing, 'metrics' is empty.
-
-    Raises:
-      UserError: Predictions are missing or damaged, or folds do not belong together.
-    """
-    if folds < 2:
-        return [{**row, "n_train": [row["n_train"]], "lacks": []} for row in rows]
-    places: dict[tuple, dict[int, Mapping[str, Any]]] = defaultdict(dict)
-    for row in rows:
-        places[row["arm"], row["fraction"], row["seed"]][row["fold"]] = row
-    pooled = []
-    for (arm, fraction, seed), there in places.items():
-        lacks = [fold for fold in range(folds) if fold not in there]
-        pooled.append(
-            {
-                "arm": arm,
-                "fraction": fraction,
-                "seed": seed,
-                "n_train": [row["n_train"] for row in there.values()],
-                "n_test": sum(row["n_test"] for row in there.values()),
-                "metrics": {}
-                if lacks
-                else _pooled_scores(workdir, list(there.values())),
-                "lacks": lacks,
-            }
-        )
-    return pooled
 
 
 def read_json(path: Path) -> Any:
@@ -308,13 +250,16 @@ def named_predictions(path: Path, seed: int, class_names: Sequence[str]) -> Pred
     Raises:
       UserError: The file is missing or damaged, or has other classes.
     """
-    saved = read_arrays(path, ARRAYS)
-    if tuple(map(str, saved["class_names"])) != tuple(class_names):
+    predictions = _predictions(path, seed)
+    if predictions.class_names != tuple(class_names):
         raise UserError(f"{path}: its classes differ from the study's.", where=path)
-    try:
-        return _predictions(saved, seed)
-    except UserError as error:
-        raise UserError(f"{path}: {error}", where=path) from None
+    return predictions
+
+
+def some(items: Sequence[object]) -> str:
+    """Returns the first `NAMED` items as text, and the number of the others."""
+    more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
+    return ", ".join(map(str, items[:NAMED])) + more
 
 
 def flat(settings: Any, path: str = "") -> dict[str, str]:
@@ -364,8 +309,8 @@ def _results(folder: Path) -> dict[str, Any]:
     return results
 
 
-def _record(folder: Path, row: Mapping[str, Any]) -> tuple[Record, tuple[str, ...]]:
-    """Returns a row with its predictions, and its class names."""
+def _record(folder: Path, row: Mapping[str, Any]) -> Record:
+    """Returns a row with its predictions."""
     place = Place(row["arm"], row["seed"], float(row["fraction"]), row["fold"])
     path = folder / row["predictions"]
     if not path.resolve().is_relative_to(folder.resolve()):
@@ -373,16 +318,9 @@ def _record(folder: Path, row: Mapping[str, Any]) -> tuple[Record, tuple[str, ..
             f"{folder}: the predictions of {place} lie outside the folder.",
             where=folder / "results.json",
         )
-    saved = read_arrays(path, ARRAYS)
-    names = tuple(str(name) for name in saved["class_names"])
-    try:
-        predictions = dataclasses.replace(
-            _predictions(saved, place.seed),
-            trained=(row.get("groups") or {}).get("train"),
-        )
-        scores = metrics.scores(predictions.labels, predictions.probabilities)
-    except UserError as error:
-        raise UserError(f"{path}: {error}", where=path) from None
+    trained = (row.get("groups") or {}).get("train")
+    predictions = dataclasses.replace(_predictions(path, place.seed), trained=trained)
+    scores = metrics.scores(predictions.labels, predictions.probabilities)
     count = len(predictions.labels)
     if count != row["n_test"] or not _agree(scores, row["metrics"]):
         raise UserError(
@@ -391,7 +329,7 @@ def _record(folder: Path, row: Mapping[str, Any]) -> tuple[Record, tuple[str, ..
             "again.",
             where=path,
         )
-    record = Record(
+    return Record(
         place=place,
         n_train=row["n_train"],
         groups=row.get("groups"),
@@ -401,28 +339,38 @@ def _record(folder: Path, row: Mapping[str, Any]) -> tuple[Record, tuple[str, ..
         tried=tuple(row.get("tried") or ()),
         source=folder,
     )
-    return record, names
 
 
-def _predictions(saved: Mapping[str, np.ndarray], seed: int) -> Predictions:
-    labels, probabilities = paired_arms.checked(saved["labels"], saved["probabilities"])
-    ids, groups = saved["ids"].astype(str), saved["groups"].astype(str)
-    if ids.shape != labels.shape or groups.shape != labels.shape:
-        raise UserError("ids, groups and labels differ in length.")
-    if len(np.unique(ids)) < len(ids):
-        raise UserError("an example occurs twice.")
-    if len(saved["class_names"]) != probabilities.shape[1]:
-        raise UserError("class names and probabilities differ in number of classes.")
+def _predictions(path: Path, seed: int) -> Predictions:
+    """Returns the predictions in a file, sorted by id."""
+    saved = read_arrays(path, ARRAYS)
+    try:
+        labels, probabilities = paired_arms.checked(
+            saved["labels"], saved["probabilities"]
+        )
+        ids, groups = saved["ids"].astype(str), saved["groups"].astype(str)
+        names = tuple(map(str, saved["class_names"]))
+        with_groups = bool((groups != "").any())
+        if ids.shape != labels.shape or groups.shape != labels.shape:
+            raise UserError("ids, groups and labels differ in length.")
+        if len(np.unique(ids)) < len(ids):
+            raise UserError("an example occurs twice.")
+        if len(names) != probabilities.shape[1]:
+            raise UserError(
+                "class names and probabilities differ in number of classes."
+            )
+        if with_groups and (groups == "").any():
+            raise UserError("some examples, but not all, have a group (patient).")
+    except UserError as error:
+        raise UserError(f"{path}: {error}", where=path) from None
     order = np.argsort(ids)
-    with_groups = bool((groups != "").any())
-    if with_groups and (groups == "").any():
-        raise UserError("some examples, but not all, have a group (patient).")
     return Predictions(
         ids[order],
         groups[order] if with_groups else None,
         labels[order],
         probabilities[order],
         seed,
+        class_names=names,
     )
 
 
@@ -453,10 +401,9 @@ def _check_protocol(
     ]
     if not differing and not all(digests):
         return
-    what = ", ".join(differing[:NAMED]) or "its protocol, but not in its settings"
-    more = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
+    what = some(differing) or "its protocol, but not in its settings"
     raise UserError(
-        f"--run={second}: cannot be joined with {first}. It differs in {what}{more}. "
+        f"--run={second}: cannot be joined with {first}. It differs in {what}. "
         "Report them separately, or run one of them again.",
         where=second,
     )
@@ -482,13 +429,8 @@ def _add(records: dict[Place, Record], record: Record) -> None:
       UserError: A copy of the row has other predictions.
     """
     known = records.setdefault(record.place, record)
-    one, other = known.predictions, record.predictions
-    same = (
-        np.array_equal(one.ids, other.ids)
-        and np.array_equal(one.labels, other.labels)
-        and np.array_equal(one.probabilities, other.probabilities)
-    )
-    if not same:
+    fields = ("ids", "labels", "probabilities")
+    if not _alike(known.predictions, record.predictions, fields):
         raise UserError(
             f"{record.place}: {known.source} and {record.source} both have this row, "
             "with different predictions. Omit one folder, or use different seeds.",
@@ -496,15 +438,17 @@ def _add(records: dict[Place, Record], record: Record) -> None:
         )
 
 
-def _check_classes(classes: Mapping[tuple[str, ...], Record]) -> None:
+def _check_classes(records: Sequence[Record]) -> None:
     """Raises a UserError if rows have different class names."""
-    if len(classes) > 1:
-        (names, one), (others, other) = list(classes.items())[:2]
-        raise UserError(
-            f"{one.place} has the classes {', '.join(names)}, but {other.place} has "
-            f"{', '.join(others)}: the data differ.",
-            where=other.source,
-        )
+    one, *others = records
+    for other in others:
+        names, unlike = (r.predictions.class_names for r in (one, other))
+        if names != unlike:
+            raise UserError(
+                f"{one.place} has the classes {', '.join(names)}, but {other.place} has "
+                f"{', '.join(unlike)}: the data differ.",
+                where=other.source,
+            )
 
 
 def _check_tests(records: Iterable[Record], folds: int) -> None:
@@ -518,11 +462,7 @@ def _check_tests(records: Iterable[Record], folds: int) -> None:
         seed = record.place.seed if folds > 1 else 0
         known = first.setdefault((seed, record.place.fold), record)
         one, other = known.predictions, record.predictions
-        alike = all(
-            np.array_equal(getattr(one, name), getattr(other, name))
-            for name in ("ids", "labels")
-        )
-        if not alike or not _same_groups(one.groups, other.groups):
+        if not _alike(one, other, ("ids", "labels", "groups")):
             raise UserError(
                 f"{record.place} in {record.source} and {known.place} in "
                 f"{known.source} were tested on different examples: the split or the "
@@ -531,7 +471,8 @@ def _check_tests(records: Iterable[Record], folds: int) -> None:
             )
     held: dict[tuple[int, str], int] = {}
     for (seed, fold), record in first.items():
-        for group in set(_groups(record.predictions)):
+        tested = record.predictions
+        for group in set(tested.ids if tested.groups is None else tested.groups):
             if (known := held.setdefault((seed, group), fold)) != fold:
                 raise UserError(
                     f"Patient or group '{group}' is tested in fold {known} and in fold "
@@ -589,39 +530,16 @@ def _chains(
     return dict(sorted(chains.items(), key=lambda item: (len(item[1]), item[0])))
 
 
-def _union(
+def _values(
     configs: Sequence[Mapping[str, Any]], name: str, there: Iterable[Any]
-) -> list[Any]:
-    """Returns values that any config plans or that are present, each once."""
-    asked = itertools.chain.from_iterable(
-        config["study"].get(name, ()) for config in configs
+) -> tuple[Any, ...]:
+    """Returns values that any config plans or that are present, ascending."""
+    planned = (config["study"].get(name, ()) for config in configs)
+    return tuple(sorted({*itertools.chain.from_iterable(planned), *there}))
+
+
+def _alike(one: Predictions, other: Predictions, fields: Sequence[str]) -> bool:
+    """Returns whether fields are equal; groups are None in both or in neither."""
+    return all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in fields
     )
-    return list(dict.fromkeys([*asked, *there]))
-
-
-def _same_groups(one: np.ndarray | None, other: np.ndarray | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return np.array_equal(one, other)
-
-
-def _groups(predictions: Predictions) -> np.ndarray:
-    groups = predictions.groups
-    return predictions.ids if groups is None else groups
-
-
-def _pooled_scores(
-    workdir: Path, rows: Sequence[Mapping[str, Any]]
-) -> dict[str, float]:
-    parts = []
-    for row in rows:
-        names = ("ids", "labels", "probabilities")
-        saved = read_arrays(workdir / row["predictions"], names)
-        parts.append(Predictions(groups=None, seed=row["seed"], **saved))
-    try:
-        whole = paired_arms.joined(parts)
-        matrix = metrics.confusion(whole.labels, whole.probabilities)
-    except UserError as error:
-        path = workdir / rows[0]["predictions"]
-        raise UserError(f"{path}: {error}", where=path) from None
-    return metrics.of_counts(matrix)

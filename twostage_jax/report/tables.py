@@ -10,8 +10,9 @@ import dataclasses
 import io
 import itertools
 import math
+import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from twostage_jax.io import inert
@@ -40,7 +41,6 @@ LATEX = {
 COLUMNS = {
     name: one.title for name, one in METRICS.items() if one.column and one.counts
 }
-MISSING_NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,48 +189,6 @@ def latex_text(text: object) -> str:
     return "".join(LATEX.get(mark, mark) for mark in line)
 
 
-def results_table(rows: Sequence[Mapping[str, Any]], first: str = "arm") -> str:
-    """Returns the scores of each arm, at each fraction, as a Markdown table.
-
-    Mean ± sample standard deviation over seeds, in per cent. Missing runs are listed
-    below the table; the number of seeds counts complete seeds only.
-
-    Args:
-      rows: One per arm, fraction and seed (`study_table.pool_folds`): 'arm', 'fraction',
-        'seed', 'n_train' (list of int), 'metrics' (name -> score, or None) and, if
-        folds are missing, 'lacks' (list of int).
-      first: Heading of the first column.
-    """
-    if not rows:
-        return "No results yet."
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
-    fractions = sorted({row["fraction"] for row in rows}, reverse=True)
-    seeds = list(dict.fromkeys(row["seed"] for row in rows))
-    by_place = {(row["arm"], row["fraction"], row["seed"]): row for row in rows}
-    lines = []
-    for fraction, arm in itertools.product(fractions, arms):
-        whole = [
-            row
-            for (a, f, _), row in by_place.items()
-            if (a, f) == (arm, fraction) and not row.get("lacks")
-        ]
-        cells = [arm] + ([f"{fraction:g}"] if len(fractions) > 1 else [])
-        cells += [number_range([n for row in whole for n in row["n_train"]])]
-        cells += [_cell(whole, metric) for metric in COLUMNS]
-        lines.append([*cells, str(len(whole))])
-    missing = []
-    for place in itertools.product(arms, fractions, seeds):
-        if place not in by_place:
-            missing.append(_place(*place))
-        else:
-            lacks = by_place[place].get("lacks", ())
-            missing += [_place(*place, f", fold {fold}") for fold in lacks]
-    header = [first] + (["fraction"] if len(fractions) > 1 else [])
-    header += ["training patches", *COLUMNS.values(), "seeds"]
-    table = markdown_table(header, lines, left=1)
-    return table + _missing(missing) if missing else table
-
-
 def markdown_table(
     header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1
 ) -> str:
@@ -282,6 +240,11 @@ def readable(text: object, limit: int = 40) -> str:
     return "".join(c for c in text if c.isprintable())
 
 
+def file_name(text: str) -> str:
+    """Returns text as a part of a file name: letters, digits, `_` and `-`."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text)[:60] or "unnamed"
+
+
 def arm_name(arm: str) -> str:
     """Returns the display name of an arm: 'two-stage' for 'two_stage'."""
     return readable(arm.replace("_", "-"))
@@ -309,28 +272,6 @@ def minus(number: str) -> str:
 def p_text(value: float) -> str:
     """Returns a p-value: three decimals, and never 0."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _cell(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    scores = [row["metrics"].get(metric) for row in rows]
-    if not scores or None in scores:
-        return "–"
-    values = [100 * score for score in scores]
-    mean = f"{statistics.fmean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
-def _place(arm: str, fraction: float, seed: int, fold: str = "") -> str:
-    return f"{escape(arm)} (fraction {fraction:g}, seed {seed}{fold})"
-
-
-def _missing(places: Sequence[str]) -> str:
-    named = places[:MISSING_NAMED]
-    more = len(places) - len(named)
-    return (
-        f"\n\nMissing: {', '.join(named)}{f' and {more} more' if more else ''}. "
-        "A seed counts only if all of its folds are present."
-    )
 
 
 def _of_interval(style: str, scale: float) -> Kind:

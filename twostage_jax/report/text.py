@@ -69,25 +69,20 @@ def influence_words(found: ByPatient) -> str:
     one, most = found.difference, found.most
     low, high = (_signed(x) for x in (found.without.min(), found.without.max()))
     first, second = arm_name(one.first), arm_name(one.second)
-    ahead = int((found.scores[0] > found.scores[1]).sum())
-    behind = int((found.scores[0] < found.scores[1]).sum())
-    sign = (
-        ""
-        if (np.sign(found.without) == np.sign(one.estimate)).all()
-        else (" The sign depends on single patients.")
-    )
+    same = (np.sign(found.without) == np.sign(one.estimate)).all()
+    sign = "" if same else " The sign depends on single patients."
     return capital(
         f"{first} minus {second} is {_signed(one.estimate)} points in "
         f"{one.metric.replace('_', ' ')}, and {low} to {high} points if any one patient "
         f"is excluded. Excluding {found.patients[most]} changes it most, to "
         f"{_signed(found.without[most])} points.{sign} {capital(first)} scores higher in "
-        f"{ahead} of {len(found.patients)} patients, lower in {behind}."
+        f"{found.ahead} of {len(found.patients)} patients, lower in {found.behind}."
     )
 
 
 def champion_pairs(analysis: Analysis, metric: str = METRIC) -> list[Difference]:
     """Returns champion minus each other arm, the baseline first."""
-    pairs = _minus(analysis.full.scores.differences[metric], analysis.champion)
+    pairs = analysis.full.scores.minus(analysis.champion, metric).values()
     return sorted(
         (one.turned() for one in pairs), key=lambda one: one.second != analysis.baseline
     )
@@ -101,7 +96,7 @@ def size_differences(analysis: Analysis) -> list[tuple[Size, Difference, float |
     pairs = [
         (size, one)
         for size in analysis.sizes
-        for one in _minus(size.scores.differences[METRIC], analysis.baseline)
+        for one in size.scores.minus(analysis.baseline).values()
     ]
     corrected = holm([one.p_value for _, one in pairs])
     return [(size, one, p) for (size, one), p in zip(pairs, corrected, strict=True)]
@@ -357,15 +352,6 @@ def _basis(study: Study, analysis: Analysis) -> str:
             f"{len(study.missing)} row{'s are' if several else ' is'} missing; see below."
         )
     return " ".join(parts)
-
-
-def _minus(pairs: Iterable[Difference], second: str) -> list[Difference]:
-    """Returns the pairs that include an arm, turned so that it is subtracted."""
-    return [
-        one if one.second == second else one.turned()
-        for one in pairs
-        if second in (one.first, one.second)
-    ]
 
 
 def _as_told(one: Difference) -> Difference:

@@ -32,6 +32,7 @@ class Predictions:
         model predicted all of them.
       trained: Number of groups (patients) that a model was trained on, mean over folds;
         None if unknown.
+      class_names: Names of the K classes, for messages; empty if unknown.
     """
 
     ids: np.ndarray
@@ -41,6 +42,7 @@ class Predictions:
     seed: int = 0
     folds: np.ndarray | None = None
     trained: float | None = None
+    class_names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +56,11 @@ class Paired:
       codes: `[N]` ints: the patient of each example.
       labels: `[N]` ints in `[0, K)`.
       probabilities: `[A, S, N, K]` float64.
-      folds: `[S, P]` ints: the fold whose model predicted a patient; None if one model
+      folds: `[S, P]` ints: the fold whose model predicted a patient; zeros if one model
         predicted all of them.
       trained: Fraction of the patients that a model of each arm was trained on, `[A]`;
         NaN if unknown, or if the data do not identify patients.
+      class_names: Names of the K classes; empty if unknown.
     """
 
     arms: tuple[str, ...]
@@ -66,8 +69,9 @@ class Paired:
     codes: np.ndarray
     labels: np.ndarray
     probabilities: np.ndarray
-    folds: np.ndarray | None = None
-    trained: np.ndarray | None = None
+    folds: np.ndarray
+    trained: np.ndarray
+    class_names: tuple[str, ...] = ()
 
     @functools.cached_property
     def right(self) -> np.ndarray:
@@ -81,6 +85,11 @@ class Paired:
         np.add.at(found, (self.codes, self.labels), 1)
         return found
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """`[P]`: number of examples of a patient."""
+        return self.supports.sum(1)
+
     @functools.cached_property
     def cells(self) -> np.ndarray:
         """`[A, S, P, K, K]` float64: confusion counts, true class before predicted."""
@@ -91,6 +100,10 @@ class Paired:
         where = (arms[..., None], seeds[..., None], self.codes, self.labels, predicted)
         np.add.at(found, where, 1)
         return found
+
+    def name(self, k: int) -> str:
+        """Returns "class 'NAME'", or 'class K' if its name is unknown."""
+        return f"class '{self.class_names[k]}'" if self.class_names else f"class {k}"
 
     def by_group(self, values: np.ndarray) -> np.ndarray:
         """Returns the sums `[A, S, P, ...]` over the examples of each patient."""
@@ -159,6 +172,7 @@ def pair(arms: Mapping[str, Sequence[Predictions]]) -> Paired:
         found,
         _by_patient(list(folds.values()), codes),
         np.array([_trained(seeds, len(names)) for seeds in arms.values()]),
+        arms[first][0].class_names,
     )
 
 
@@ -182,23 +196,28 @@ def joined(folds: Sequence[Predictions]) -> Predictions:
             "same example twice, so they belong to different studies."
         )
     trained = [fold.trained for fold in folds]
-    return Predictions(
-        ids,
-        None
-        if folds[0].groups is None
-        else np.concatenate([fold.groups for fold in folds]),
-        np.concatenate([fold.labels for fold in folds]),
-        np.concatenate([fold.probabilities for fold in folds]),
-        folds[0].seed,
-        np.repeat(np.arange(len(folds)), [len(fold.labels) for fold in folds])
-        if len(folds) > 1
-        else None,
-        None if None in trained else float(np.mean(trained)),
+    grouped, several = folds[0].groups is not None, len(folds) > 1
+    sizes = [len(fold.labels) for fold in folds]
+    return dataclasses.replace(
+        folds[0],
+        ids=ids,
+        groups=np.concatenate([fold.groups for fold in folds]) if grouped else None,
+        labels=np.concatenate([fold.labels for fold in folds]),
+        probabilities=np.concatenate([fold.probabilities for fold in folds]),
+        folds=np.repeat(np.arange(len(folds)), sizes) if several else None,
+        trained=None if None in trained else float(np.mean(trained)),
     )
 
 
 def regions(predictions: Predictions) -> Predictions:
-    """Returns the region-level predictions (see `by_region`) of patch-level ones.
+    """Returns region-level predictions: one for each (patient, true class).
+
+    The probabilities of a patient's patches of one true class are averaged (soft vote).
+    The true class selects the patches, so this scores outlined regions; it is not a
+    diagnosis of a patient, for which labels are unavailable.
+
+    Returns:
+      Predictions sorted by group, then label; ids are 'GROUP/LABEL'.
 
     Raises:
       UserError: The predictions have no groups.
@@ -208,59 +227,24 @@ def regions(predictions: Predictions) -> Predictions:
             "The data set is not grouped, but region-level scores need patients.",
             where="groups",
         )
-    labels, probabilities, groups = by_region(
-        predictions.labels, predictions.probabilities, predictions.groups
-    )
-    ids = np.array(
-        [f"{group}/{label}" for group, label in zip(groups, labels, strict=True)]
-    )
-    folds = predictions.folds
-    if folds is not None:
-        # A patient is tested by one model.
-        names, first = np.unique(predictions.groups.astype(str), return_index=True)
-        folds = folds[first][np.searchsorted(names, groups)]
+    _, labels, groups, probabilities = _examples(predictions)
+    count = probabilities.shape[1]
+    names, first, codes = np.unique(groups, return_index=True, return_inverse=True)
+    cells, codes = np.unique(codes * count + labels, return_inverse=True)
+    patient, label = np.divmod(cells, count)
+    sums = np.zeros((len(cells), count))
+    np.add.at(sums, codes, probabilities)
     return dataclasses.replace(
         predictions,
-        ids=ids,
-        groups=groups,
-        labels=labels,
-        probabilities=probabilities,
-        folds=folds,
+        ids=np.array([f"{names[p]}/{k}" for p, k in zip(patient, label, strict=True)]),
+        groups=names[patient],
+        labels=label,
+        probabilities=sums / np.bincount(codes)[:, None],
+        # A patient is tested by one model.
+        folds=predictions.folds
+        if predictions.folds is None
+        else _folds(predictions)[first][patient],
     )
-
-
-def by_region(
-    labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns region-level predictions: one for each (patient, true class).
-
-    The probabilities of a patient's patches of one true class are averaged (soft vote).
-    The true class selects the patches, so this scores outlined regions; it is not a
-    diagnosis of a patient, for which labels are unavailable.
-
-    Returns:
-      labels `[M]`, probabilities `[M, K]`, groups `[M]`; sorted by group, then label.
-
-    Raises:
-      UserError: As `scores`, or the number of groups is not that of the examples.
-    """
-    labels, probabilities = checked(labels, probabilities)
-    groups = np.asarray(groups).astype(str)
-    if groups.shape != labels.shape:
-        raise UserError(
-            f"{len(labels)} predictions but groups of shape {groups.shape}: "
-            "region-level scores need one group per example.",
-            where="groups",
-        )
-    names, codes = np.unique(groups, return_inverse=True)
-    cells, codes = np.unique(
-        codes * probabilities.shape[1] + labels, return_inverse=True
-    )
-    sums = np.zeros((len(cells), probabilities.shape[1]))
-    np.add.at(sums, codes, probabilities)
-    means = sums / np.bincount(codes)[:, None]
-    patient, label = np.divmod(cells, probabilities.shape[1])
-    return label, means, names[patient]
 
 
 def checked(
@@ -331,22 +315,21 @@ def _folds(given: Predictions) -> np.ndarray:
     return np.asarray(given.folds)[np.argsort(np.asarray(given.ids).astype(str))]
 
 
-def _by_patient(folds: Sequence[np.ndarray], codes: np.ndarray) -> np.ndarray | None:
+def _by_patient(folds: Sequence[np.ndarray], codes: np.ndarray) -> np.ndarray:
     """Returns the folds `[S, P]` of patients, from those of the examples of each seed.
 
     Raises:
       UserError: Examples of one patient were predicted in two folds.
     """
     found = np.zeros((len(folds), codes.max() + 1), int)
-    for s, of_examples in enumerate(folds):
-        found[s, codes] = of_examples
-        if not np.array_equal(found[s, codes], of_examples):
-            raise UserError(
-                "Examples of one patient were predicted in two folds: the folds are "
-                "from different splits. Run the study again.",
-                where="folds",
-            )
-    return found if found.any() else None
+    found[:, codes] = folds
+    if not np.array_equal(found[:, codes], folds):
+        raise UserError(
+            "Examples of one patient were predicted in two folds: the folds are from "
+            "different splits. Run the study again.",
+            where="folds",
+        )
+    return found
 
 
 def _trained(given: Sequence[Predictions], patients: int) -> float:

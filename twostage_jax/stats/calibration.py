@@ -21,7 +21,7 @@ it): exact where all weigh the same.
 import numpy as np
 
 from twostage_jax.stats.arms import Paired
-from twostage_jax.stats.metrics import Additive, over_examples
+from twostage_jax.stats.metrics import Additive, additive
 
 # Smallest probability: float32 softmax resolves no less.
 LEAST = 1e-7
@@ -82,12 +82,8 @@ def _additive(
     def score(summed: np.ndarray) -> np.ndarray:
         return np.nan_to_num(found) + summed[..., 0]
 
-    return over_examples(
-        paired,
-        paired.by_group(pulls[..., None]),
-        score,
-        defined=np.isfinite(found).all(1),
-    )
+    sums, defined = paired.by_group(pulls[..., None]), np.isfinite(found).all(1)
+    return additive(paired, sums, score, paired.sizes, defined=defined)
 
 
 def _fit(

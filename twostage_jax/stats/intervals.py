@@ -205,26 +205,6 @@ class TrainingSets:
         return float(self.trained * max(effect, LEAST * error))
 
 
-def training_sets(
-    folds: np.ndarray | None,
-    trained: float | None,
-    counted: np.ndarray,
-    shares: np.ndarray,
-) -> TrainingSets | str:
-    """Returns the training sets of a study, or the reason why their variance is unknown."""
-    if folds is None:
-        return "all patients are tested by models of the same training set"
-    if len(folds) < 2:
-        return "with one seed the folds are drawn only once"
-    if (folds == folds[0]).all():
-        return "the folds are the same for every seed"
-    if trained is None:
-        return "the number of training patients is unknown"
-    if not 0 < trained < 1:
-        return "the number of training patients does not fit the folds"
-    return TrainingSets(folds, trained, counted, shares)
-
-
 class Resampler:
     """Scores of arms in the sample, in hierarchical resamples, and without a patient.
 
@@ -244,7 +224,8 @@ class Resampler:
         total = sums.sum(2)
         self.sample = score(total)
         self.reason, self.bounds = metric.reason, metric.bounds
-        self._metric, self._training = metric, {}
+        self._metric = metric
+        self._sets = functools.lru_cache(self._training_sets)
         taking_part = metric.shares > 0
         self.shares = metric.shares[taking_part]
         if self.reason:
@@ -268,21 +249,23 @@ class Resampler:
             ]
         )
 
-    def training_sets(self, weights: np.ndarray) -> TrainingSets | str:
+    def training_sets(self, weights: np.ndarray) -> TrainingSets | None:
         """Returns the training sets behind an `[A]`-weighted score.
 
-        If arms were trained on different numbers of patients, the largest counts: its
-        training sets overlap most. A string is the reason why their variance is unknown.
+        None if their variance is unknown: the folds are the same for every seed, or the
+        number of training patients is unknown or does not fit the folds. If arms were
+        trained on different numbers of patients, the largest counts: its training sets
+        overlap most.
         """
-        trained = self._metric.trained
-        of_arms = np.nan if trained is None else np.max(trained[weights != 0])
-        key = None if np.isnan(of_arms) else float(of_arms)
-        if key not in self._training:
-            counted = self._metric.shares > 0
-            self._training[key] = training_sets(
-                self._metric.folds, key, counted, self.shares / self.shares.sum()
-            )
-        return self._training[key]
+        trained = float(np.max(self._metric.trained[weights != 0]))
+        folds = self._metric.folds
+        if (folds == folds[0]).all() or not 0 < trained < 1:
+            return None
+        return self._sets(trained)
+
+    def _training_sets(self, trained: float) -> TrainingSets:
+        counted, shares = self._metric.shares > 0, self.shares / self.shares.sum()
+        return TrainingSets(self._metric.folds, trained, counted, shares)
 
 
 def without_each(metric: Additive) -> np.ndarray:
@@ -296,23 +279,29 @@ def without_each(metric: Additive) -> np.ndarray:
 
 
 def class_intervals(
-    paired: Paired, *, resamples: int = RESAMPLES, seed: int = 0
+    paired: Paired, *, resamples: int = RESAMPLES
 ) -> list[dict[str, list[Interval | None]]]:
     """Returns, for each class, metric -> the mean over seeds of each arm, and interval.
 
     The metrics are those of `metrics.of_class`; None if undefined for some seed.
     """
-    found = []
-    for k in range(paired.probabilities.shape[-1]):
-        found.append({})
-        for name, one in metrics.of_class(paired, k).items():
-            intervals = score_intervals(Resampler(one, resamples, seed))
-            defined = np.ones(len(intervals)) if one.defined is None else one.defined
-            found[-1][name] = [
-                interval if there else None
-                for interval, there in zip(intervals, defined, strict=True)
-            ]
-    return found
+    return [
+        {
+            name: defined_only(one, score_intervals(Resampler(one, resamples)))
+            for name, one in metrics.of_class(paired, k).items()
+        }
+        for k in range(paired.probabilities.shape[-1])
+    ]
+
+
+def defined_only(
+    metric: Additive, intervals: Sequence[Interval]
+) -> list[Interval | None]:
+    """Returns the interval of each arm, None where the metric is undefined."""
+    if metric.defined is None:
+        return list(intervals)
+    pairs = zip(intervals, metric.defined, strict=True)
+    return [interval if there else None for interval, there in pairs]
 
 
 def differences(paired: Paired, sampler: Resampler, metric: str) -> list[Difference]:
@@ -346,8 +335,14 @@ def differences(paired: Paired, sampler: Resampler, metric: str) -> list[Differe
 
 
 def score_intervals(sampler: Resampler) -> list[Interval]:
-    """Returns the interval of each arm."""
+    """Returns the interval of each arm's score."""
     return [score_interval(sampler, one) for one in np.eye(len(sampler.sample))]
+
+
+def value_intervals(sampler: Resampler) -> list[Interval]:
+    """Returns the interval of each arm's value, which may be negative."""
+    arms = np.eye(len(sampler.sample))
+    return [difference_interval(sampler, one)[0] for one in arms]
 
 
 def score_interval(sampler: Resampler, weights: np.ndarray) -> Interval:
@@ -527,7 +522,7 @@ def _over_training(
     None if the study does not allow an estimate.
     """
     sets = sampler.training_sets(weights)
-    if isinstance(sets, str):
+    if sets is None:
         return None
     more = sets.variance(_pulls(sampler, weights))
     whole = variance + more

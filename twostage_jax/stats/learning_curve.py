@@ -22,6 +22,7 @@ from twostage_jax.stats.intervals import (
     difference_interval,
     patients_of_contrast,
     score_interval,
+    score_intervals,
     widening,
 )
 
@@ -117,7 +118,6 @@ def size_study(
     *,
     baseline: str = "scratch",
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> SizeStudy:
     """Returns the learning curves of arms, all against the baseline.
 
@@ -125,7 +125,7 @@ def size_study(
       arms: Arm -> size (number of target training patches) -> predictions of its seeds.
       metric: One of `metrics.COMPARED`.
       baseline: Arm that the others are compared with.
-      resamples, seed: Number of resamples of the bootstrap, and its seed.
+      resamples: Number of resamples of the bootstrap.
 
     Raises:
       UserError: The arms differ in their sizes, the baseline is missing, there are fewer
@@ -145,31 +145,21 @@ def size_study(
                 where=arm,
             )
     flat = {f"{arm}, n={size:g}": arms[arm][size] for arm in arms for size in n}
-    sampler = Resampler(metrics.metric(pair(flat), metric), resamples, seed)
+    sampler = Resampler(metrics.metric(pair(flat), metric), resamples)
+    scores = score_intervals(sampler)
     weights = np.eye(len(flat)).reshape(len(arms), len(n), -1)
-    over_sizes = np.einsum("f,afi->ai", area_weights(n), weights)
-    names = list(arms)
-    base = names.index(baseline)
-    others = [a for a in range(len(names)) if a != base]
+    areas = np.einsum("f,afi->ai", area_weights(n), weights)
+    base = list(arms).index(baseline)
+    others = {arm: a for a, arm in enumerate(arms) if a != base}
+    area_gains, gains = areas - areas[base], weights - weights[base]
+    trends = gains[:, 0] - gains[:, -1]
     return SizeStudy(
         n,
-        {
-            arm: [score_interval(sampler, one) for one in weights[a]]
-            for a, arm in enumerate(names)
-        },
-        {arm: score_interval(sampler, over_sizes[a]) for a, arm in enumerate(names)},
-        {
-            names[a]: difference_interval(sampler, over_sizes[a] - over_sizes[base])
-            for a in others
-        },
-        {
-            names[a]: difference_interval(
-                sampler,
-                (weights[a] - weights[base])[0] - (weights[a] - weights[base])[-1],
-            )
-            for a in others
-        },
-        {names[a]: matches(sampler, n, base, a) for a in others},
+        {arm: scores[a * len(n) : (a + 1) * len(n)] for a, arm in enumerate(arms)},
+        {arm: score_interval(sampler, areas[a]) for a, arm in enumerate(arms)},
+        {arm: difference_interval(sampler, area_gains[a]) for arm, a in others.items()},
+        {arm: difference_interval(sampler, trends[a]) for arm, a in others.items()},
+        {arm: matches(sampler, n, base, a) for arm, a in others.items()},
     )
 
 
@@ -203,8 +193,8 @@ def matches(sampler: Resampler, n: Sequence[float], base: int, arm: int) -> list
     values = patches_to_match(curve(sample, base), curve(sample, arm), n)
     if sampler.reason:
         return [
-            Match(size, float(value), None, None, describe_size(value, n))
-            for size, value in zip(n, values, strict=True)
+            Match(size, value, None, None, describe_size(value, n))
+            for size, value in zip(n, values.tolist(), strict=True)
         ]
     resampled = patches_to_match(
         curve(sampler.resampled, base), curve(sampler.resampled, arm), n
@@ -221,17 +211,11 @@ def matches(sampler: Resampler, n: Sequence[float], base: int, arm: int) -> list
         # A quantile that is one of the values: between a number and infinity is neither.
         tails = scipy.stats.norm.cdf([-far, far])
         ends.append(np.quantile(resampled[:, j], tails, method="inverted_cdf"))
-    return [
-        Match(
-            size,
-            float(value),
-            float(a),
-            float(b),
-            f"{describe_size(value, n)} ({describe_size(a, n)} to "
-            f"{describe_size(b, n)})",
-        )
-        for size, value, (a, b) in zip(n, values, ends, strict=True)
-    ]
+    found = []
+    for size, numbers in zip(n, np.column_stack([values, ends]).tolist(), strict=True):
+        value, low, high = (describe_size(number, n) for number in numbers)
+        found.append(Match(size, *numbers, f"{value} ({low} to {high})"))
+    return found
 
 
 def _ascending(n: Sequence[float]) -> np.ndarray:
@@ -255,17 +239,10 @@ def _isotonic(curve: np.ndarray) -> np.ndarray:
     sums = np.concatenate([np.zeros((*curve.shape[:-1], 1)), curve.cumsum(-1)], -1)
     fitted = np.empty_like(curve)
     for i in range(size):
-        fitted[..., i] = np.max(
-            [
-                np.min(
-                    [
-                        (sums[..., b + 1] - sums[..., a]) / (b + 1 - a)
-                        for b in range(i, size)
-                    ],
-                    axis=0,
-                )
-                for a in range(i + 1)
-            ],
-            axis=0,
-        )
+        ends = np.arange(i + 1, size + 1)
+        means = [
+            (sums[..., ends] - sums[..., start, None]) / (ends - start)
+            for start in range(i + 1)
+        ]
+        fitted[..., i] = np.min(means, axis=-1).max(0)
     return fitted

@@ -18,6 +18,7 @@ areas are averaged over the folds.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -43,19 +44,19 @@ class Additive:
       parts: `[P, M]`: number of examples that a patient has of each of the M parts of
         which the score is the mean: one for accuracy, the classes for a mean over them.
       reason: Reason why no interval is available, or ''.
+      folds, trained: See `Paired`.
       bounds: Smallest and largest possible score.
       defined: Whether it is defined for every seed of an arm, `[A]` bool; None for all.
-      folds, trained: See `Paired`.
     """
 
     sums: np.ndarray
     score: Callable[[np.ndarray], np.ndarray]
     parts: np.ndarray
-    reason: str = ""
+    reason: str
+    folds: np.ndarray
+    trained: np.ndarray
     bounds: tuple[float, float] = (0.0, 1.0)
     defined: np.ndarray | None = None
-    folds: np.ndarray | None = None
-    trained: np.ndarray | None = None
 
     @property
     def shares(self) -> np.ndarray:
@@ -126,13 +127,6 @@ def count(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray
     return cells.reshape(classes, classes)
 
 
-def of_counts(matrix: np.ndarray) -> dict[str, float]:
-    """Returns the metrics that depend on confusion counts `[K, K]` alone."""
-    return {
-        name: float(one.counts(matrix)) for name, one in METRICS.items() if one.counts
-    }
-
-
 def metric(paired: Paired, name: str) -> Additive:
     """Returns a metric of `COMPARED` for paired arms.
 
@@ -143,7 +137,7 @@ def metric(paired: Paired, name: str) -> Additive:
         raise UserError(
             f"Metric '{name}' is unknown.{did_you_mean(name, COMPARED)}", where=name
         )
-    return _with_folds(METRICS[name].sums(paired), paired)
+    return METRICS[name].sums(paired)
 
 
 def has_auroc(paired: Paired) -> bool:
@@ -158,22 +152,19 @@ def of_class(paired: Paired, k: int) -> Mapping[str, Additive]:
     is never predicted its precision counts as 0.
     """
     support = paired.supports[:, k]
-    rest = paired.supports.sum(1) - support
+    rest = paired.sizes - support
     right, true, predicted = (
         paired.cells[..., k, k],
         paired.cells[..., k, :].sum(-1),
         paired.cells[..., :, k].sum(-1),
     )
     counted = predicted.mean((0, 1))
-    held = int((support > 0).sum())
-    reason = ""
-    if held < MIN_GROUPS:
-        reason = f"class {k} occurs in {_needs_more(held)}"
+    reason = _few(f"{paired.name(k)} occurs", support)
 
     def ratio(part: np.ndarray, whole: np.ndarray, parts: np.ndarray) -> Additive:
         sums = np.stack([part, whole], axis=-1)
         defined = (whole.sum(2) > 0).all(1)
-        return Additive(sums, _ratio, parts[:, None], reason, defined=defined)
+        return additive(paired, sums, _ratio, parts, reason, defined=defined)
 
     found = {}
     if counted.any():
@@ -184,17 +175,30 @@ def of_class(paired: Paired, k: int) -> Mapping[str, Additive]:
     if _ranked(paired, k):
         sums = _placements(paired, k)[..., None, :, :]
         parts = np.stack([support, rest], axis=1)
-        others = int((rest > 0).sum())
-        if others < MIN_GROUPS:
-            reason = f"class {k} occurs with other classes in {_needs_more(others)}"
-        found["auroc"] = Additive(sums, _areas(sums), parts, reason)
-    return {name: _with_folds(one, paired) for name, one in found.items()}
+        why = _few(f"{paired.name(k)} occurs with other classes", rest) or reason
+        found["auroc"] = additive(paired, sums, _areas(sums), parts, why)
+    return found
 
 
 def shares_of_class(paired: Paired, k: int) -> tuple[Additive, Additive]:
-    """Returns `share_error` and `share_agreement` of a class."""
-    found = share_error(paired, k), share_agreement(paired, k)
-    return tuple(_with_folds(one, paired) for one in found)
+    """Returns error and agreement of the fractions of a class in each patient.
+
+    The fraction of a patient's patches predicted as `k` is compared with the fraction
+    labelled `k`, over all patches, whatever their labels.
+
+    Returns:
+      Mean over patients of the absolute error, and intraclass correlation, from -1 to 1:
+      ICC(A,1), absolute agreement of single measurements (McGraw & Wong 1996).
+    """
+    predicted = paired.cells[..., k].sum(-1) / paired.sizes
+    true = np.broadcast_to(paired.supports[:, k] / paired.sizes, predicted.shape)
+    moments = (np.ones_like(predicted), true, predicted, true**2, predicted**2,
+               true * predicted)  # fmt: skip
+    every = np.ones(len(paired.groups))
+    return (
+        _mean_of_patients(paired, np.abs(predicted - true)),
+        additive(paired, np.stack(moments, -1), _agreement, every, bounds=(-1, 1)),
+    )
 
 
 def reliability(
@@ -251,21 +255,30 @@ def auroc(paired: Paired) -> Additive:
         )
     classes = range(paired.probabilities.shape[-1])
     sums = np.stack([_placements(paired, k) for k in classes], axis=3)
-    reason = _too_few(paired, paired.supports)
-    return Additive(sums, _areas(sums), paired.supports, reason)
+    return additive(paired, sums, _areas(sums), paired.supports)
 
 
-def over_examples(
+def additive(
     paired: Paired,
     sums: np.ndarray,
     score: Callable[[np.ndarray], np.ndarray],
-    defined: np.ndarray,
+    parts: np.ndarray,
+    reason: str | None = None,
+    **more: Any,
 ) -> Additive:
-    """Returns a metric in which every example weighs the same; see `Additive`."""
-    parts = paired.supports.sum(1, keepdims=True)
-    reason = _too_few(paired, parts)
-    one = Additive(sums, score, parts, reason, defined=defined)
-    return _with_folds(one, paired)
+    """Returns a metric of paired arms; see `Additive`.
+
+    Args:
+      paired: Arms.
+      sums, score: See `Additive`.
+      parts: See `Additive`; `[P]` for a single part.
+      reason: Reason why no interval is available, or ''; None if it depends on the
+        numbers of patients only.
+      **more: Further fields of `Additive`.
+    """
+    parts = parts if parts.ndim == 2 else parts[:, None]
+    reason = _too_few(paired, parts) if reason is None else reason
+    return Additive(sums, score, parts, reason, paired.folds, paired.trained, **more)
 
 
 def fraction_of_class(
@@ -282,14 +295,12 @@ def fraction_of_class(
     counted = np.broadcast_to(members, chosen.shape)
     sums = paired.by_group(np.stack([chosen & counted, counted], axis=-1).astype(float))
     whole = sums[0, 0, :, 1]
-    held = int((whole > 0).sum())
-    reason = f"{subject} in {_needs_more(held)}" if held < MIN_GROUPS else ""
-    return _with_folds(Additive(sums, _ratio, whole[:, None], reason), paired)
+    return additive(paired, sums, _ratio, whole, _few(subject, whole))
 
 
 def _ranked(paired: Paired, k: int) -> bool:
     """Returns whether class `k` has, per seed, a fold in which it and others occur."""
-    own, rest = paired.supports[:, k], paired.supports.sum(1) - paired.supports[:, k]
+    own, rest = paired.supports[:, k], paired.sizes - paired.supports[:, k]
     return all(
         any(own[one].any() and rest[one].any() for one in of_seed)
         for of_seed in _members(paired)
@@ -298,65 +309,14 @@ def _ranked(paired: Paired, k: int) -> bool:
 
 def _members(paired: Paired) -> np.ndarray:
     """Returns `[S, F, P]` bool: whether a patient was tested in a fold."""
-    folds = paired.folds
-    if folds is None:
-        folds = np.zeros((len(paired.seeds), len(paired.groups)), int)
-    return folds[:, None] == np.arange(folds.max() + 1)[:, None]
+    return paired.folds[:, None] == np.arange(paired.folds.max() + 1)[:, None]
 
 
 def brier(paired: Paired) -> Additive:
     """Returns the Brier score, from 0 to 2 (see `_brier_score`)."""
     errors = _squared_errors(paired.labels, paired.probabilities)
     sums = paired.by_group(np.stack([errors, np.ones_like(errors)], axis=-1))
-    parts = paired.supports.sum(1, keepdims=True)
-    return Additive(sums, _ratio, parts, _too_few(paired, parts), bounds=(0, 2))
-
-
-def patient_accuracy(paired: Paired) -> Additive:
-    """Returns the mean over patients of the accuracy of a patient's patches."""
-    matrix = paired.cells
-    right = np.trace(matrix, axis1=-2, axis2=-1)
-    return _mean_of_patients(paired, right / matrix.sum((-2, -1)))
-
-
-def patient_balanced_accuracy(paired: Paired) -> Additive:
-    """Returns the mean over patients of the balanced accuracy of a patient's patches.
-
-    The balanced accuracy of a patient is the mean recall over the classes that the
-    patient has.
-    """
-    return _mean_of_patients(paired, balanced_accuracy(paired.cells))
-
-
-def share_error(paired: Paired, k: int) -> Additive:
-    """Returns the mean over patients of the absolute error of the fraction of a class.
-
-    All patches of a patient are counted, whatever their labels: the fraction predicted
-    as `k` against the fraction labelled `k`.
-    """
-    true, predicted = _class_shares(paired, k)
-    return _mean_of_patients(paired, np.abs(predicted - true))
-
-
-def share_agreement(paired: Paired, k: int) -> Additive:
-    """Returns the intraclass correlation of predicted and true fractions of a class.
-
-    ICC(A,1), absolute agreement of single measurements (McGraw & Wong 1996), over
-    patients; from -1 to 1.
-    """
-    true, predicted = _class_shares(paired, k)
-    true = np.broadcast_to(true, predicted.shape)
-    moments = (np.ones_like(predicted), true, predicted, true**2, predicted**2,
-               true * predicted)  # fmt: skip
-    parts = np.ones((len(paired.groups), 1))
-    reason = _too_few(paired, parts)
-    return Additive(np.stack(moments, -1), _agreement, parts, reason, bounds=(-1, 1))
-
-
-def _class_shares(paired: Paired, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns true fractions `[P]` of a class, and predicted ones `[A, S, P]`."""
-    size = paired.supports.sum(1)
-    return paired.supports[:, k] / size, paired.cells[..., k].sum(-1) / size
+    return additive(paired, sums, _ratio, paired.sizes, bounds=(0, 2))
 
 
 def _agreement(summed: np.ndarray) -> np.ndarray:
@@ -375,8 +335,7 @@ def _agreement(summed: np.ndarray) -> np.ndarray:
 def _mean_of_patients(paired: Paired, values: np.ndarray) -> Additive:
     """Returns the mean over patients of `[A, S, P]` values; every patient counts once."""
     sums = np.stack([values, np.ones_like(values)], axis=-1)
-    parts = np.ones((len(paired.groups), 1))
-    return Additive(sums, _ratio, parts, _too_few(paired, parts))
+    return additive(paired, sums, _ratio, np.ones(len(paired.groups)))
 
 
 def _auroc_score(labels, probabilities, folds) -> float | None:
@@ -486,19 +445,23 @@ def _too_few(paired: Paired, parts: np.ndarray) -> str:
     """Returns the reason why patients are too few for an interval, or ''."""
     groups = len(paired.groups)
     if groups < MIN_GROUPS:
-        return _needs_more(groups)
+        return f"{_counted(groups)}: an interval needs {MIN_GROUPS} or more"
     held = (parts > 0).sum(0)
     rare = np.flatnonzero((held > 0) & (held < MIN_GROUPS_A_CLASS))
     if parts.shape[1] > 1 and len(rare):
         return (
-            f"class {rare[0]} occurs in {_counted(held[rare[0]])}: an interval of a "
-            f"mean over classes needs each in {MIN_GROUPS_A_CLASS} or more"
+            f"{paired.name(rare[0])} occurs in {_counted(held[rare[0]])}: an interval "
+            f"of a mean over classes needs each in {MIN_GROUPS_A_CLASS} or more"
         )
     return ""
 
 
-def _needs_more(groups: int) -> str:
-    return f"{_counted(groups)}: an interval needs {MIN_GROUPS} or more"
+def _few(subject: str, counted: np.ndarray) -> str:
+    """Returns that a subject is in too few patients, given its numbers `[P]`, or ''."""
+    groups = np.count_nonzero(counted)
+    if groups >= MIN_GROUPS:
+        return ""
+    return f"{subject} in {_counted(groups)}: an interval needs {MIN_GROUPS} or more"
 
 
 def _counted(groups: int) -> str:
@@ -525,10 +488,6 @@ def _mean_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return ratios.sum(-1) / some.sum(-1)
 
 
-def _with_folds(one: Additive, paired: Paired) -> Additive:
-    return dataclasses.replace(one, folds=paired.folds, trained=paired.trained)
-
-
 def _from_counts(
     title: str, counts: Callable[[np.ndarray], np.ndarray], over_classes: bool = True
 ) -> Metric:
@@ -545,12 +504,17 @@ def _from_counts(
         return float(counts(confusion(labels, probabilities)))
 
     def sums(paired: Paired) -> Additive:
-        parts = paired.supports
-        if not over_classes:
-            parts = parts.sum(1, keepdims=True)
-        return Additive(paired.cells, counts, parts, _too_few(paired, parts))
+        parts = paired.supports if over_classes else paired.sizes
+        return additive(paired, paired.cells, counts, parts)
 
     return Metric(title, score, sums, counts)
+
+
+def _per_patient(title: str, counts: Callable[[np.ndarray], np.ndarray]) -> Metric:
+    """Returns the mean over patients of a metric of a patient's confusion counts."""
+    return Metric(
+        title, sums=lambda paired: _mean_of_patients(paired, counts(paired.cells))
+    )
 
 
 METRICS: dict[str, Metric] = {
@@ -563,10 +527,9 @@ METRICS: dict[str, Metric] = {
     "ece": Metric("ECE", _calibration_error, percent=False, column=False),
     "brier": Metric("Brier", _brier_score, brier, percent=False, column=False),
     # Per patient: without a label that decides which patches are counted.
-    "patient_accuracy": Metric("accuracy", sums=patient_accuracy),
-    "patient_balanced_accuracy": Metric(
-        "balanced accuracy", sums=patient_balanced_accuracy
-    ),
+    "patient_accuracy": _per_patient("accuracy", accuracy),
+    # Over the classes that the patient has.
+    "patient_balanced_accuracy": _per_patient("balanced accuracy", balanced_accuracy),
 }
 # Metrics with intervals, by which arms can be compared.
 COMPARED = tuple(name for name, one in METRICS.items() if one.sums)
