@@ -89,7 +89,7 @@ def test_fold_and_fraction_that_were_taken_are_said(made, tmp_path):
     workdir, _ = made
     lines = networks.chosen_runs(workdir)
     assert lines == [
-        "The networks were trained on 100% of the training data, the largest of 2 "
+        "The networks were trained on 100 % of the training data, the largest of 2 "
         "fractions, in fold 0 (available: 0, 1).",
         "Arm 'natural' lacks such a run for seed 1.",
     ]

@@ -143,9 +143,9 @@ def test_what_explain_found_is_on_the_page_and_in_the_markdown(
 ):
     markdown = (study_report / "report.md").read_text()
     assert f"Edges, then texture: {HOSTILE[0]}." in "".join(page.text)
-    assert f"Skipped: Arm {HOSTILE[1]}" in "".join(page.text)
+    assert f"Note: Arm {HOSTILE[1]}" in "".join(page.text)
     assert "Edges, then texture: \\<img src=x onerror" in markdown
-    assert r"Skipped: Arm =HYPERLINK(a)\|b" in markdown
+    assert r"Note: Arm =HYPERLINK(a)\|b" in markdown
     for name in ("first_layer", "saliency"):
         link = f"figures/explain_{name}.png"
         assert f"[{link}]({link})" in markdown

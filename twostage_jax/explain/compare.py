@@ -31,6 +31,8 @@ CKA_EXAMPLES = 256
 # (measure, network, layer) -> seed -> a number or a record with one.
 Found = dict[tuple[str, str, str], dict[int, Any]]
 Named = dict[str, dict[int, Network]]
+# (measure, reason) -> network -> its layers without a value, or with a caveat.
+Notes = dict[tuple[str, str], dict[str, list[str]]]
 
 
 def name_networks(
@@ -82,8 +84,27 @@ def put(
     found.setdefault((measure_name, name, layer), {})[network.seed] = value
 
 
+def note(notes: Notes, measure_name: str, reason: str, name: str, layer: str) -> None:
+    """Notes why a measure has no value for a layer of a network, or a caveat."""
+    layers = notes.setdefault((measure_name, reason), {}).setdefault(name, [])
+    if layer not in layers:
+        layers.append(layer)
+
+
+def note_lines(notes: Notes) -> list[str]:
+    """Returns a line per measure and reason, which names networks and layers."""
+    lines = []
+    for (measure_name, reason), by_network in notes.items():
+        networks_of: dict[str, list[str]] = {}
+        for name, layers in by_network.items():
+            networks_of.setdefault(", ".join(layers), []).append(name)
+        places = (f"{', '.join(n)}: {layers}" for layers, n in networks_of.items())
+        lines.append(f"{measure_name}: {reason} ({'; '.join(places)}).")
+    return lines
+
+
 def drift(
-    found: Found, named: Named, chains: Mapping[str, list[str]], notes: list[str]
+    found: Found, named: Named, chains: Mapping[str, list[str]], notes: Notes
 ) -> None:
     """Adds the distance of each layer from its initial parameters in the stage.
 
@@ -109,10 +130,8 @@ def drift(
                 own = from_fresh[layer]
                 drawn = went and own and network.parent and own.cosine > went.cosine
                 if drawn and layer != HEAD:
-                    notes.append(
-                        f"drift, {name}, {layer}: not defined, because the transfer "
-                        "re-initialised the layer."
-                    )
+                    why = "not defined, because the transfer re-initialised the layer"
+                    note(notes, "drift", why, name, layer)
                 if layer != HEAD:
                     value = went.distance if went and not drawn else None
                     put(found, "drift", name, layer, network, value)
@@ -124,7 +143,7 @@ def similarities(
     chains: Mapping[str, list[str]],
     examples: Mapping[int, Examples],
     layers: Sequence[str],
-    notes: list[str],
+    notes: Notes,
 ) -> None:
     """Adds the linear CKA of pairs of networks of a seed on the examples of that seed.
 
@@ -137,12 +156,10 @@ def similarities(
             images = images[:: -(-len(images) // CKA_EXAMPLES)]
             taps = networks.activations(network, images, layers, jax.nn.relu)
             grams[name, seed] = {k: similarity.gram(tap) for k, tap in taps.items()}
-            notes += [
-                f"cka, {name}, {layer}: activations are constant over images, or not "
-                "finite."
-                for layer, gram in grams[name, seed].items()
-                if gram is None
-            ]
+            for layer, gram in grams[name, seed].items():
+                if gram is None:
+                    why = "activations are constant over images, or not finite"
+                    note(notes, "cka", why, name, layer)
     for first, second in pairs(chains):
         for seed in (s for s in named[first] if s in named[second]):
             for layer in layers:

@@ -72,7 +72,7 @@ def measure(
         textures = stimuli.embedded_textures(size, channels)
     shown = of_network.to_show(size, channels, textures, examples)
     found: Found = {}
-    notes = _notes_on(examples, textures)
+    notes: compare.Notes = {}
     for name, by_seed in named.items():
         for seed, network in by_seed.items():
             say(f"measuring {name}, seed {seed}")
@@ -106,7 +106,7 @@ def measure(
         "chains": chains,
         "values": values,
         "differences": differences,
-        "notes": list(dict.fromkeys(notes)),
+        "notes": [*_notes_on(examples, textures), *compare.note_lines(notes)],
     }
 
 

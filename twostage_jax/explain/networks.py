@@ -303,7 +303,7 @@ def chosen_runs(workdir: Path, arms: Sequence[str] = ()) -> list[str]:
         sorted({row[name] for row in every}) for name in ("fold", "fraction")
     )
     share, fold = rows[0]["fraction"], rows[0]["fold"]
-    text = f"The networks were trained on {share:.0%} of the training data"
+    text = f"The networks were trained on {100 * share:.0f} % of the training data"
     if len(fractions) > 1:
         text += f", the largest of {len(fractions)} fractions"
     if len(folds) > 1:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from twostage_jax.explain import networks, stimuli
-from twostage_jax.explain.compare import Found, put
+from twostage_jax.explain.compare import Found, Notes, note, put
 from twostage_jax.explain.measures import gabor, probes, reliance, tuning
 from twostage_jax.explain.measures.textures import modulation_index, pairs
 from twostage_jax.explain.networks import Examples, Network
@@ -97,7 +97,7 @@ def add_textures_and_probes(
     network: Network,
     shown: Shown,
     layers: Sequence[str],
-    notes: list[str],
+    notes: Notes,
 ) -> None:
     """Adds texture modulation and the scores of linear probes."""
     textures, examples = shown.textures, shown.examples[network.seed]
@@ -121,20 +121,16 @@ def add_textures_and_probes(
         for measure_name, (responses, labels, groups) in asked.items():
             one = probes.probe(responses[layer].mean, labels, groups)
             if one.reason:
-                notes.append(f"{measure_name}, {name}, {layer}: {one.reason}.")
+                note(notes, measure_name, one.reason, name, layer)
             put(found, measure_name, name, layer, network, one)
 
 
-def add_first_layer(
-    found: Found, name: str, network: Network, notes: list[str]
-) -> None:
+def add_first_layer(found: Found, name: str, network: Network, notes: Notes) -> None:
     """Adds the fraction of filters of the first convolution that a Gabor function fits."""
     kernel = gabor.first_kernel(network.variables["params"], network.channels)
     if kernel is None:
-        notes.append(
-            f"{name}: Gabor fits are skipped, because they need a single first "
-            "convolution."
-        )
+        why = "skipped, because it needs a single first convolution"
+        note(notes, "gabor_share", why, name, "first layer")
         return
     fits = gabor.fit(kernel[1])
     filters = kernel[1].reshape(-1, kernel[1].shape[-1])

@@ -14,7 +14,7 @@ from twostage_jax.explain.compare import ALL_LAYERS, RANDOM, Pair, Told, told
 from twostage_jax.explain.figures import MARKS, PANELS, foot_notes, method_label
 from twostage_jax.explain.measures import MEASURES
 from twostage_jax.report.figures import arm_label
-from twostage_jax.report.tables import listed, markdown_table
+from twostage_jax.report.tables import listed, markdown_table, minus
 
 # A method that beats the random order by less than this counts as no better.
 MARGIN = 0.01
@@ -159,7 +159,7 @@ def page(explained: Mapping[str, Any]) -> str:
         "\n".join(links),
     ]
     if notes:
-        parts += ["## Skipped", "\n".join(f"- {note}" for note in notes)]
+        parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -346,7 +346,7 @@ def _differences(measured: Mapping[str, Any], last: str, pairs: list[Pair]) -> s
     if not found or _most_seeds(measured) < 2:
         return ""
     seen = [
-        f"{last} minus {label(other)} on '{change}' {_points(t.entry)}"
+        f"{last} minus {label(other)} on '{change}' {_interval(t.entry, '+.0f', 100)}"
         for (_, _, other, change), t in found.items()
         if t.sign
     ]
@@ -384,20 +384,18 @@ def _by_sign(found: Mapping[str, Told], sign: int) -> list[str]:
     return [label(name) for name, one in found.items() if one.sign == sign]
 
 
-def _interval(entry: Mapping[str, Any]) -> str:
-    if entry["low"] is None:
-        return f"{entry['mean']:+.2f}"
-    return f"{entry['mean']:+.2f} [{entry['low']:+.2f}, {entry['high']:+.2f}]"
-
-
-def _points(entry: Mapping[str, Any]) -> str:
-    mean, low, high = (100 * entry[field] for field in ("mean", "low", "high"))
-    return f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]"
+def _interval(entry: Mapping[str, Any], form: str = "+.2f", scale: float = 1) -> str:
+    """Returns 'mean [low, high]', or the mean alone without an interval."""
+    mean, *ends = (
+        None if value is None else minus(format(scale * value, form))
+        for value in (entry["mean"], entry["low"], entry["high"])
+    )
+    return mean if None in ends else f"{mean} [{', '.join(ends)}]"
 
 
 def _range(shares: Sequence[float]) -> str:
-    low, high = (f"{share:.0%}" for share in (min(shares), max(shares)))
-    return low if low == high else f"{low} to {high}"
+    low, high = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
+    return f"{low} %" if low == high else f"{low} to {high} %"
 
 
 def _are(names: Sequence[str]) -> str:
@@ -432,7 +430,9 @@ def tables(measured: Mapping[str, Any]) -> list[str]:
 
     def cell(arm: str, change: str) -> str:
         share = kept[arm][change]
-        text = share["reason"] if share["mean"] is None else f"{share['mean']:.0%}"
+        text = share["reason"]
+        if share["mean"] is not None:
+            text = f"{100 * share['mean']:.0f} %"
         return f"{accuracy[arm][change]['mean']:.2f}; {text}"
 
     rows = [
@@ -458,6 +458,4 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
         return "–"
     if entry["mean"] is None:
         return f"– ({entry['reason']})"
-    if entry["low"] is None:
-        return f"{entry['mean']:.2f}"
-    return f"{entry['mean']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+    return _interval(entry, ".2f")

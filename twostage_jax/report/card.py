@@ -18,7 +18,7 @@ from twostage_jax.report import score_tables, study_table, tables
 from twostage_jax.report.analysis import METRIC, Scores, of_arms
 from twostage_jax.report.artefacts import StageRecord, stage_record
 from twostage_jax.report.study_table import Study
-from twostage_jax.report.tables import COLUMNS, Column, Table, arm_name
+from twostage_jax.report.tables import COLUMNS, Column, Table, arm_name, columns
 from twostage_jax.stats.intervals import RESAMPLES
 
 
@@ -117,9 +117,8 @@ def _table(scores: Scores, arm: str) -> Table:
         rows[best] = f"best of {len(scores.arms) - 1} baselines: {arm_name(best)}"
     return Table(
         "scores",
-        "Scores in per cent with 95 % intervals, mean of "
-        f"{score_tables.seed_count(scores)}.",
-        [Column("arm"), *(Column(title, "score") for title in COLUMNS.values())],
+        f"Scores in per cent with 95 % intervals, {score_tables.over_seeds(scores)}.",
+        [Column("arm"), *columns("score", *COLUMNS.values())],
         [
             [title, *(scores.intervals[metric].get(name) for metric in COLUMNS)]
             for name, title in rows.items()
@@ -154,12 +153,10 @@ def _stages(chain: Sequence[StageRecord]) -> Table:
         "stages",
         "Stages, in the order of training.",
         [
-            Column("stage"),
-            Column("data set"),
-            Column("training images", "count"),
-            Column("patients or groups", "count"),
-            Column("classes", "count"),
-            Column("steps", "count"),
+            *columns("text", "stage", "data set"),
+            *columns(
+                "count", "training images", "patients or groups", "classes", "steps"
+            ),
             Column("started from"),
         ],
         [row(record) for record in chain],

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from twostage_jax.report.cohort import STATEMENTS
 from twostage_jax.report.parts import Details, Part, Picture, Saved, Section, Text, walk
 from twostage_jax.report.study_table import Study
-from twostage_jax.report.tables import Column, Table
+from twostage_jax.report.tables import Table, columns
 
 FILE = "checklist.md"
 MISSING = "missing"
@@ -195,7 +195,7 @@ def _table(
     return Table(
         name,
         f"{title}: {len(rows) - missing} of {len(rows)} items are in the report.",
-        [Column("item"), Column("what is asked for"), Column("where it stands")],
+        columns("text", "item", "what is asked for", "where it stands"),
         rows,
     )
 

@@ -17,7 +17,7 @@ from twostage_jax.report.artefacts import Artefacts
 from twostage_jax.report.figures import PAGE, plain, styled
 from twostage_jax.report.parts import Details, Part, Picture, Text
 from twostage_jax.report.study_table import Study
-from twostage_jax.report.tables import Column, Table, mean_and_range
+from twostage_jax.report.tables import Column, Table, columns, mean_and_range
 
 SPLITS = ("train", "validation", "test")
 NOT_RECORDED = (
@@ -95,11 +95,7 @@ def classes_table(study: Study, found: Sequence[Mapping[str, Any]]) -> Table:
         f"patients{several}.",
         [
             Column("class"),
-            *(
-                Column(f"{split}: {what}", "cells")
-                for split in SPLITS
-                for what in counted.values()
-            ),
+            *columns("cells", *(f"{s}: {w}" for s in SPLITS for w in counted.values())),
         ],
         [
             [
@@ -145,11 +141,7 @@ def acquisition_table(
     return Table(
         name,
         "Characteristics of the patients and their images.",
-        [
-            Column("characteristic"),
-            Column("value"),
-            *(Column(n, "cells") for n in names),
-        ],
+        [*columns("text", "characteristic", "value"), *columns("cells", *names)],
         rows,
         "From DICOM headers of the series with patches. Age and pixel size: median "
         "(quartiles); sex, scanner, kernel and thickness: number (per cent).",
@@ -168,11 +160,8 @@ def flow_table(found: Mapping[str, Any], whole: bool) -> Table:
         "flow",
         "Flow of data: numbers of units included, and excluded by reason.",
         [
-            Column("unit"),
-            Column("class"),
-            Column("excluded because"),
-            Column("all", "count"),
-            *(Column(name or "in no split", "count") for name in splits),
+            *columns("text", "unit", "class", "excluded because"),
+            *columns("count", "all", *(name or "in no split" for name in splits)),
         ],
         [
             [level, name, reason or "included", sum(by_split.values())]

@@ -638,6 +638,8 @@ def _matrix(axes: Axes, matrix: np.ndarray, cell: float) -> None:
         )  # fmt: skip
         if not totals[i]:
             write(i, "–", fontsize=size)
+        elif not share:
+            pass  # Empty cells make the confusions stand out.
         elif cell >= 0.3:
             write(i - 0.13, f"{share:.2f}", fontsize=size)
             write(i + 0.22, f"{matrix[i, j]:,}", fontsize=0.75 * size)

@@ -11,9 +11,9 @@ import numpy as np
 from twostage_jax.report.analysis import Scores, Size
 from twostage_jax.report.artefacts import Artefacts
 from twostage_jax.report.parts import Part, Text
-from twostage_jax.report.score_tables import how, seed_count
+from twostage_jax.report.score_tables import how, over_seeds
 from twostage_jax.report.study_table import Place, Study
-from twostage_jax.report.tables import Column, Table
+from twostage_jax.report.tables import Column, Table, columns
 from twostage_jax.stats.arms import Paired
 from twostage_jax.stats.intervals import Resampler, score_intervals
 from twostage_jax.stats.metrics import Additive, fraction_of_class
@@ -64,7 +64,7 @@ def at_threshold(
     own, name = paired.labels == k, paired.name(k)
     return (
         fraction_of_class(paired, above, own, f"{name} occurs"),
-        fraction_of_class(paired, ~above, ~own, f"{name} has others"),
+        fraction_of_class(paired, ~above, ~own, f"classes other than {name} occur"),
     )
 
 
@@ -107,12 +107,11 @@ def _table(scores: Scores, chosen: np.ndarray) -> Table:
         "operating_points",
         f"Operating point of each class against all others: the threshold for "
         f"{100 * SPECIFICITY:.0f} % specificity on validation patients, applied to test "
-        f"patients; in per cent, mean of {seed_count(scores)}.",
+        f"patients; in per cent, {over_seeds(scores)}.",
         [
             Column("class"),
             Column("arm", "arm"),
-            Column("sensitivity", "score"),
-            Column("specificity", "score"),
+            *columns("score", "sensitivity", "specificity"),
             Column("threshold, mean", "number"),
         ],
         rows,

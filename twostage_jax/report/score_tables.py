@@ -20,6 +20,7 @@ from twostage_jax.report.tables import (
     Column,
     Table,
     arm_name,
+    columns,
     mean_and_range,
     number_range,
 )
@@ -70,13 +71,16 @@ def how(scores: Scores, intervals: Iterable[Interval | None] | None = None) -> s
         by_arms = scores.intervals.values()
         intervals = (one for by_arm in by_arms for one in by_arm.values())
     given = [one for one in intervals if one]
-    new = ", and over new training patients" if any(o.these for o in given) else ""
-    text = HOW.format(units=units(scores), new=new)
+    text, lead = "", "Intervals are unavailable:"
+    if any(one.low is not None for one in given):
+        new = ", and over new training patients" if any(o.these for o in given) else ""
+        text = HOW.format(units=units(scores), new=new)
+        lead = " An interval is unavailable where"
     reasons = sorted({one.reason for one in given if one.reason})
-    for reason in reasons[:REASONS]:
-        text += f" An interval is unavailable where {reason}."
-    if len(reasons) > REASONS:
-        text += f" {len(reasons) - REASONS} further reasons are similar."
+    if reasons:
+        others = len(reasons) - REASONS
+        more = f"; {others} further reasons are similar" if others > 0 else ""
+        text += f"{lead} {', or '.join(reasons[:REASONS])}{more}."
     return text
 
 
@@ -118,7 +122,7 @@ def scores_table(study: Study, analysis: Analysis, scores: Scores) -> Table:
     return Table(
         scores.named("scores"),
         f"Test scores of each arm in per cent, {scores.level} level, trained on "
-        f"{_trained(analysis.full)}; mean of {seed_count(scores)}.{mean}",
+        f"{_trained(analysis.full)}; {over_seeds(scores)}.{mean}",
         [
             Column("arm", "arm"),
             Column("chain of stages"),
@@ -143,14 +147,13 @@ def baseline_tables(analysis: Analysis) -> list[Table]:
     table = Table(
         "baselines",
         "Baselines on the same splits: balanced accuracy in per cent, and "
-        f"{champion} minus baseline; mean of {seed_count(analysis.full.scores)}.",
+        f"{champion} minus baseline; {over_seeds(analysis.full.scores)}.",
         [
             *[Column("fraction", "number")] * several,
             Column("baseline", "arm"),
             Column("balanced accuracy", "score"),
             Column(f"{champion} minus baseline", "points"),
-            Column("p", "p"),
-            Column("p, corrected", "p"),
+            *columns("p", "p", "p, corrected"),
         ],
         [
             [
@@ -182,11 +185,7 @@ def patient_tables(scores: Scores) -> list[Table]:
         "patient_scores",
         f"Test scores per patient in per cent, mean over {scores.groups:,} patients and "
         f"{seed_count(scores)}.",
-        [
-            Column("arm", "arm"),
-            Column("accuracy", "score"),
-            Column("balanced accuracy", "score"),
-        ],
+        [Column("arm", "arm"), *columns("score", "accuracy", "balanced accuracy")],
         [
             [arm, *(scores.intervals[name][arm] for name in OF_PATIENTS)]
             for arm in scores.arms
@@ -210,7 +209,7 @@ def patient_tables(scores: Scores) -> list[Table]:
         [
             Column("class"),
             Column("arm", "arm"),
-            Column("true share, mean (%)", "percent"),
+            Column("true fraction, mean (%)", "percent"),
             Column("mean absolute error", "score"),
             Column("ICC", "interval"),
         ],
@@ -233,7 +232,7 @@ def influence_table(found: ByPatient) -> Table:
         [
             Column("patient"),
             Column("test patches", "count"),
-            *(Column(arm_name(arm), "percent") for arm in (one.first, one.second)),
+            *columns("percent", *map(arm_name, (one.first, one.second))),
             Column("difference without the patient", "percent"),
         ],
         [
@@ -259,8 +258,8 @@ def result_table(analysis: Analysis) -> Table:
     )
     return Table(
         "result",
-        f"Balanced accuracy (%) of each arm on {_tests(scores)}, mean of "
-        f"{seed_count(scores)}, trained on {_trained(analysis.full)}, with 95 % confidence "
+        f"Balanced accuracy (%) of each arm on {_tests(scores)}, "
+        f"{over_seeds(scores)}, trained on {_trained(analysis.full)}, with 95 % confidence "
         f"intervals.{paired if gains else ''}",
         [
             Column("Arm", "arm"),
@@ -291,13 +290,11 @@ def pairs_table(scores: Scores) -> Table:
         f"Paired differences of balanced accuracy in points, {scores.level} level: first "
         "arm minus second, on the same test examples and seeds.",
         [
-            Column("first", "arm"),
-            Column("second", "arm"),
+            *columns("arm", "first", "second"),
             Column(first, "points"),
             *[Column("for those of this study", "points")] * both,
             Column("least detectable", "percent"),
-            Column("p", "p"),
-            Column(f"p (Holm, {len(found)} pairs)", "p"),
+            *columns("p", "p", f"p (Holm, {len(found)} pairs)"),
             *[Column("p (McNemar)", "p")] * with_mcnemar,
         ],
         [
@@ -328,8 +325,8 @@ def rows_table(study: Study) -> Table:
         "score.",
         [
             Column("arm", "arm"),
-            *(Column(name, "number") for name in ("seed", "fraction", "fold")),
-            *(Column(name, "count") for name in ("training patches", "test patches")),
+            *columns("number", "seed", "fraction", "fold"),
+            *columns("count", "training patches", "test patches"),
             *(
                 Column(one.title, "percent" if one.percent else "number")
                 for one in shown.values()
@@ -351,6 +348,11 @@ def seed_count(scores: Scores) -> str:
     """Returns '1 seed' or '3 seeds'."""
     count = len(scores.seeds)
     return f"{count} seed{'s' if count > 1 else ''}"
+
+
+def over_seeds(scores: Scores) -> str:
+    """Returns '1 seed' or 'mean of 3 seeds'."""
+    return f"{'mean of ' * (len(scores.seeds) > 1)}{seed_count(scores)}"
 
 
 def units(scores: Scores) -> str:
@@ -404,8 +406,8 @@ def class_table(study: Study, scores: Scores) -> Table:
     counted = "test patches" if scores.level == "patch" else "test regions"
     return Table(
         scores.named("per_class"),
-        f"Scores of each class in per cent, {scores.level} level, mean of "
-        f"{seed_count(scores)}.",
+        f"Scores of each class in per cent, {scores.level} level, "
+        f"{over_seeds(scores)}.",
         [
             Column("class"),
             Column("arm", "arm"),
@@ -427,8 +429,7 @@ def confusion_table(scores: Scores) -> Table:
         f"Counts of the confusion matrices, {scores.level} level, summed over seeds.",
         [
             Column("arm", "arm"),
-            Column("true class"),
-            Column("predicted class"),
+            *columns("text", "true class", "predicted class"),
             Column("count", "count"),
         ],
         [
@@ -491,23 +492,23 @@ def sizes_table(analysis: Analysis) -> Table:
     counted = {"patches": [size.patches for size in analysis.sizes]}
     if any(size.patients for size in analysis.sizes):
         counted["patients"] = [size.patients for size in analysis.sizes]
-    columns, numbers = [], []
+    of_counts, numbers = [], []
     for what, of_sizes in counted.items():
         title = "training patches" if what == "patches" else what
         differ = any(len(set(one)) > 1 for one in of_sizes)
-        columns.append(Column(f"{title} (mean)" if differ else title, "count"))
+        of_counts.append(Column(f"{title} (mean)" if differ else title, "count"))
         numbers.append([statistics.fmean(one) if one else None for one in of_sizes])
         if differ:
-            columns.append(Column(f"range of {what}"))
+            of_counts.append(Column(f"range of {what}"))
             numbers.append([number_range(one) for one in of_sizes])
     return Table(
         "sizes",
         "Balanced accuracy in per cent by size of the target training set, patch level.",
         [
             Column("fraction", "number"),
-            *columns,
+            *of_counts,
             Column("seeds", "count"),
-            *(Column(arm_name(arm), "score") for arm in arms),
+            *columns("score", *map(arm_name, arms)),
         ],
         [
             [
@@ -546,8 +547,7 @@ def size_pairs_table(analysis: Analysis) -> Table:
             _patches(analysis),
             Column("arm", "arm"),
             Column("difference", "points"),
-            Column("p", "p"),
-            Column(f"p (Holm, {len(found)} rows)", "p"),
+            *columns("p", "p", f"p (Holm, {len(found)} rows)"),
         ],
         [[size.n, one.first, one, one.p_value, p] for size, one, p in found],
         "Holm's correction is over all rows of this table, so it is stricter than in the "
@@ -567,14 +567,13 @@ def areas_table(analysis: Analysis) -> Table:
             Column("arm", "arm"),
             Column("area", "score"),
             Column(f"difference from {arm_name(base)}, points", "points"),
-            Column("p", "p"),
-            Column("p (Holm)", "p"),
+            *columns("p", "p", "p (Holm)"),
         ],
         [
             [
                 arm,
                 area,
-                *(found.area_gains.get(arm) or (None, None)),
+                *found.area_gains.get(arm, (None, None)),
                 corrected.get(arm),
             ]
             for arm, area in found.areas.items()
@@ -588,14 +587,8 @@ def matches_table(analysis: Analysis) -> Table:
     return Table(
         "matches",
         f"Equivalent sample size: target patches that {base} needs to match each arm.",
-        [
-            _patches(analysis),
-            *(Column(arm_name(arm), "match") for arm in found.matches),
-        ],
-        [
-            [n, *(by_size[i] for by_size in found.matches.values())]
-            for i, n in enumerate(found.n)
-        ],
+        [_patches(analysis), *columns("match", *map(arm_name, found.matches))],
+        list(zip(found.n, *found.matches.values(), strict=True)),
         f"Interpolated on the learning curve of {base}, made monotone, without "
         "extrapolation. Brackets give 95 % percentile intervals.",
     )

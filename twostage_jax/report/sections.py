@@ -18,7 +18,14 @@ from twostage_jax.report.analysis import Analysis
 from twostage_jax.report.artefacts import Artefacts, StageRecord
 from twostage_jax.report.parts import Details, Node, Part, Section, Text, Tree
 from twostage_jax.report.study_table import Study, flat, some
-from twostage_jax.report.tables import NOTHING, Column, Table, arm_name, file_name
+from twostage_jax.report.tables import (
+    NOTHING,
+    Column,
+    Table,
+    arm_name,
+    columns,
+    file_name,
+)
 from twostage_jax.report.text import influence_words, size_words, summary
 
 METHOD = (
@@ -249,7 +256,7 @@ def _features(artefacts: Artefacts) -> list[Part]:
     return [
         *(Text(text) for text in found.words),
         *([Details(f"Figures ({count})", found.figures)] if count else []),
-        *(Text(f"Skipped: {text}") for text in found.left_out),
+        *(Text(f"Note: {text}") for text in found.left_out),
     ]
 
 
@@ -336,14 +343,9 @@ def stage_runs(stages: Stages) -> Table:
         "stage_runs",
         "Every stage run, named by a hash of everything that determines its result.",
         [
-            Column("folder"),
-            Column("chain of stages"),
-            Column("started from"),
-            *(Column(name, "number") for name in ("seed", "fraction", "fold")),
-            *(
-                Column(f"{name} examples", "count")
-                for name in ("train", "validation", "test")
-            ),
+            *columns("text", "folder", "chain of stages", "started from"),
+            *columns("number", "seed", "fraction", "fold"),
+            *columns("count", "train examples", "validation examples", "test examples"),
             Column("balanced accuracy", "percent"),
         ],
         [_stage_row(record) for record in stages.values()],
@@ -353,20 +355,16 @@ def stage_runs(stages: Stages) -> Table:
 
 def _stage_row(record: StageRecord) -> list[Any]:
     lineage = record.lineage
-    chain, examples = lineage["chain"], lineage["data"].get("examples", {})
+    examples = lineage["data"].get("examples", {})
+    first = (lineage.get("imported") or {}).get("file", "random parameters")
     return [
         record.name,
         record.path,
-        chain[-2] if len(chain) > 1 else _start(lineage),
+        [first, *lineage["chain"][:-1]][-1],
         *(lineage[key] for key in ("seed", "fraction", "fold")),
         *(examples.get(key) for key in ("train", "validation", "test")),
         lineage["scores"].get("balanced_accuracy"),
     ]
-
-
-def _start(lineage: Mapping[str, Any]) -> str:
-    origin = lineage.get("imported")
-    return origin["file"] if origin else "random parameters"
 
 
 def transfers(stages: Stages) -> list[Part]:
@@ -413,25 +411,14 @@ def _transfer(name: str, path: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         name,
         f"Transfer into {path}, array by array.",
         [
-            Column("array"),
-            Column("action"),
-            Column("rule"),
-            Column("shape before"),
-            Column("shape after"),
-            Column("norm before", "number"),
-            Column("norm if fresh", "number"),
-            Column("norm after", "number"),
+            *columns("text", "array", "action", "rule", "shape before", "shape after"),
+            *columns("number", "norm before", "norm if fresh", "norm after"),
         ],
         [
             [
-                row["path"],
-                row["action"],
-                row["rule"],
-                shape(row["source_shape"]),
-                shape(row["target_shape"]),
-                row["source_norm"],
-                row["fresh_norm"],
-                row["norm"],
+                *(row[key] for key in ("path", "action", "rule")),
+                *(shape(row[key]) for key in ("source_shape", "target_shape")),
+                *(row[key] for key in ("source_norm", "fresh_norm", "norm")),
             ]
             for row in rows
         ],
@@ -445,13 +432,12 @@ def tuning(study: Study) -> list[Part]:
     ]
     if not any(one["settings"] for _, one in tried):
         return []
-    chosen: dict[str, collections.Counter] = {}
-    counts: dict[tuple, set] = {}
+    chosen = {arm: collections.Counter() for arm in study.arms}
+    counts = collections.defaultdict(set)
     for place, one in tried:
-        counts.setdefault(place, set()).add(_tuned(one))
-        if one.get("chosen"):
-            chosen.setdefault(place.arm, collections.Counter())[_tuned(one)] += 1
-    settings_table = list(dict.fromkeys(_tuned(one) for _, one in tried))
+        counts[place].add(_tuned(one))
+        chosen[place.arm][_tuned(one)] += bool(one.get("chosen"))
+    names = dict.fromkeys(_tuned(one) for _, one in tried)
     grids = {len(found) for found in counts.values()}
     same = (
         f"every row tried the same {grids.pop()} settings"
@@ -461,11 +447,8 @@ def tuning(study: Study) -> list[Part]:
     summary = Table(
         "tuning",
         "Number of times each setting was chosen per arm, on validation patients only.",
-        [Column("setting"), *(Column(arm_name(a), "count") for a in study.arms)],
-        [
-            [name, *(chosen.get(a, {}).get(name, 0) for a in study.arms)]
-            for name in settings_table
-        ],
+        [Column("setting"), *columns("count", *map(arm_name, study.arms))],
+        [[name, *(chosen[arm][name] for arm in study.arms)] for name in names],
         f"All arms were tuned alike: {same}. {_choice(chosen)}",
     )
     return [summary, Details("All settings tried", [_tried(tried)])]
@@ -473,7 +456,7 @@ def tuning(study: Study) -> list[Part]:
 
 def _choice(chosen: Mapping[str, collections.Counter]) -> str:
     """Returns how the settings were chosen, inferred from the choices."""
-    if any(len(counts) > 1 for counts in chosen.values()):
+    if any(len(+counts) > 1 for counts in chosen.values()):
         return "Each row, or each run folder, chose its own setting."
     return (
         "Each arm has one setting for the whole study: that with the highest mean "
@@ -488,7 +471,7 @@ def _tried(tried: Sequence[tuple]) -> Table:
         "All settings tried, with their validation scores.",
         [
             Column("arm", "arm"),
-            *(Column(name, "number") for name in ("seed", "fraction", "fold")),
+            *columns("number", "seed", "fraction", "fold"),
             Column("setting"),
             Column("balanced accuracy", "percent"),
             Column("loss", "number"),
@@ -517,30 +500,28 @@ def settings_table(study: Study) -> Table:
     return Table(
         "settings",
         "Every setting of the study.",
-        [Column("setting"), Column("value")],
+        columns("text", "setting", "value"),
         [[f"config.{key}", value] for key, value in flat(study.config).items()],
     )
 
 
 def versions(stages: Stages) -> Table | None:
     """Returns the versions behind the stage runs; several if they differ."""
-    found: dict[str, collections.Counter] = {}
+    found = collections.defaultdict(collections.Counter)
     for record in stages.values():
         for name, version in record.lineage["versions"].items():
-            found.setdefault(name, collections.Counter())[str(version)] += 1
+            found[name][str(version)] += 1
     if not found:
         return None
     return Table(
         "versions",
         "Versions of the program and its libraries, and devices of the runs.",
-        [Column("what"), Column("version")],
-        [
-            [
-                name,
-                next(iter(counts))
-                if len(counts) == 1
-                else "; ".join(f"{v} ({n} runs)" for v, n in counts.items()),
-            ]
-            for name, counts in found.items()
-        ],
+        columns("text", "what", "version"),
+        [[name, _counted(counts)] for name, counts in found.items()],
     )
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    if len(counts) == 1:
+        return next(iter(counts))
+    return "; ".join(f"{version} ({n} runs)" for version, n in counts.items())

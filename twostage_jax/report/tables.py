@@ -101,6 +101,11 @@ class Column:
         return "" if key is None else key
 
 
+def columns(kind: str, *titles: str) -> list[Column]:
+    """Returns columns of one kind."""
+    return [Column(title, kind) for title in titles]
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """A table.

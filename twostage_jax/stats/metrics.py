@@ -445,13 +445,16 @@ def _too_few(paired: Paired, parts: np.ndarray) -> str:
     """Returns the reason why patients are too few for an interval, or ''."""
     groups = len(paired.groups)
     if groups < MIN_GROUPS:
-        return f"{_counted(groups)}: an interval needs {MIN_GROUPS} or more"
+        there = "there is" if groups == 1 else "there are"
+        return (
+            f"{there} only {_counted(groups)} (an interval needs {MIN_GROUPS} or more)"
+        )
     held = (parts > 0).sum(0)
     rare = np.flatnonzero((held > 0) & (held < MIN_GROUPS_A_CLASS))
     if parts.shape[1] > 1 and len(rare):
         return (
-            f"{paired.name(rare[0])} occurs in {_counted(held[rare[0]])}: an interval "
-            f"of a mean over classes needs each in {MIN_GROUPS_A_CLASS} or more"
+            f"{paired.name(rare[0])} occurs in {_counted(held[rare[0]])} only (a mean "
+            f"over classes needs each class in {MIN_GROUPS_A_CLASS} or more)"
         )
     return ""
 
@@ -461,7 +464,8 @@ def _few(subject: str, counted: np.ndarray) -> str:
     groups = np.count_nonzero(counted)
     if groups >= MIN_GROUPS:
         return ""
-    return f"{subject} in {_counted(groups)}: an interval needs {MIN_GROUPS} or more"
+    needs = f"(an interval needs {MIN_GROUPS} or more)"
+    return f"{subject} in {_counted(groups)} only {needs}"
 
 
 def _counted(groups: int) -> str:
