@@ -22,8 +22,8 @@ def folder(tmp_path_factory):
 
 def section(folder):
     study = study_table.load([folder])
-    scores = analyse(study, 200).full.scores
-    return scores, operating.section(study, scores, 1.0, gather(study))
+    full = analyse(study, 200).full
+    return full.scores, operating.section(study, full, gather(study))
 
 
 def test_runs_without_validation_predictions_have_no_operating_point(folder):
