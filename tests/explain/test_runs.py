@@ -99,7 +99,7 @@ def test_fold_and_fraction_that_were_taken_are_said(made, tmp_path):
     results = {"config": {"arms": ARMS}, "rows": rows}
     (tmp_path / "results.json").write_text(json.dumps(results))
     assert networks.chosen_runs(tmp_path) == [
-        "The networks were trained on 50% of the training data."
+        "The networks were trained on 50 % of the training data."
     ]
 
 

@@ -12,6 +12,7 @@ from study_files import CLASSES, read_results, write_results, write_study
 from twostage_jax.report import analysis, sections, study_table
 from twostage_jax.report.artefacts import gather
 from twostage_jax.report.study_table import Place, flat
+from twostage_jax.stats import metrics
 
 SMALL = {"patients": 6, "patches": 6}
 CHANCES = {"scratch": 0.7, "two_stage": 0.8}
@@ -36,11 +37,11 @@ def edit(folder, change):
     write_results(folder, results.pop("config"), results.pop("rows"), **results)
 
 
-def edit_arrays(folder, name, **changes):
-    path = folder / "predictions" / f"{name}-fraction1-fold0.npz"
+def edit_arrays(path, **changes):
+    """Changes arrays of a file of predictions; returns them as they were."""
     with np.load(path) as saved:
         arrays = {key: saved[key] for key in saved.files}
-    np.savez(path, **{key: changes.get(key, arrays[key]) for key in arrays})
+    np.savez(path, **(arrays | changes))
     return arrays
 
 
@@ -109,12 +110,38 @@ def test_folds_are_put_together_and_test_every_patient_once(tmp_path):
     assert len(np.unique(joined.ids)) == 36 and len(np.unique(joined.groups)) == 6
 
 
-def test_folders_of_other_settings_are_refused_and_the_setting_is_named(run, tmp_path):
-    optim = {"learning_rate": 0.004}
-    other = write_study(tmp_path / "b", CHANCES, seeds=(3,), optim=optim, **SMALL)
+def test_how_often_states_are_saved_does_not_part_folders(run, tmp_path):
+    train = {"steps": 400, "save_every": 7}
+    other = write_study(tmp_path / "b", CHANCES, seeds=(3,), train=train, **SMALL)
+    assert len(study_table.load([run, other]).seeds) == 4
+
+
+OTHER_CHAIN = {**study_files.ARMS, "two_stage": ["texture", "natural", "target"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        (
+            {"optim": {"learning_rate": 0.004}},
+            ["stages.target.optim.learning_rate (0.002 and 0.004)", "/a", "/b"],
+        ),
+        (
+            {"chances": {**CHANCES, "scratch": 0.5}, "seeds": (0, 1, 2)},
+            ["scratch (seed 0, fraction 1, fold 0)", "/a", "/b"],
+        ),
+        (
+            {"classes": ("x", "y", "z")},
+            ["healthy, ground glass, nodular", "x, y, z"],
+        ),
+        ({"arms": OTHER_CHAIN}, ["'two_stage'", "texture > natural > target"]),
+    ],
+)
+def test_folders_that_do_not_belong_together_are_refused(run, tmp_path, changes, facts):
+    settings = {"chances": CHANCES, "seeds": (3,), **SMALL, **changes}
+    other = write_study(tmp_path / "b", **settings)
     message = refused(run, other, where=other)
-    assert "stages.target.optim.learning_rate (0.002 and 0.004)" in message
-    assert str(run) in message and str(other) in message
+    assert all(fact in message for fact in facts)
 
 
 def test_folders_of_another_protocol_are_refused(run, tmp_path):
@@ -124,100 +151,60 @@ def test_folders_of_another_protocol_are_refused(run, tmp_path):
     assert str(run) in refused(run, other, where=other)
 
 
-def test_how_often_states_are_saved_does_not_part_folders(run, tmp_path):
-    train = {"steps": 400, "save_every": 7}
-    other = write_study(tmp_path / "b", CHANCES, seeds=(3,), train=train, **SMALL)
-    assert len(study_table.load([run, other]).seeds) == 4
-
-
-def test_the_same_row_with_other_predictions_is_refused(run, tmp_path):
-    other = write_study(tmp_path / "b", {**CHANCES, "scratch": 0.5}, **SMALL)
-    message = refused(run, other, where=other)
-    assert "scratch (seed 0, fraction 1, fold 0)" in message
-    assert str(run) in message and str(other) in message
-
-
-def test_missing_predictions_are_named(run):
-    path = run / "predictions" / "two_stage-seed1-fraction1-fold0.npz"
-    path.unlink()
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:100]),
+        # Pickles are not opened, and those of another run are recognised.
+        lambda path: edit_arrays(path, ids=np.array([{"a": 1}], object)),
+        lambda path: shutil.copy(path.with_name(path.name.replace("1", "0", 1)), path),
+    ],
+)
+def test_predictions_that_are_not_those_of_the_row_are_named(run, damage):
+    path = run / "predictions" / "scratch-seed1-fraction1-fold0.npz"
+    damage(path)
     refused(run, where=path)
 
 
-def test_damaged_predictions_are_named(run):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        lambda arrays: {"ids": np.char.add("other", arrays["ids"])},
+        lambda arrays: {"groups": arrays["groups"][::-1]},
+    ],
+)
+def test_predictions_of_another_split_are_refused(run, changes):
     path = run / "predictions" / "two_stage-seed1-fraction1-fold0.npz"
-    path.write_bytes(path.read_bytes()[:100])
-    refused(run, where=path)
-
-
-def test_pickled_predictions_are_not_opened(run):
-    edit_arrays(run, "scratch-seed0", ids=np.array([{"a": 1}], object))
-    refused(run, where=run / "predictions" / "scratch-seed0-fraction1-fold0.npz")
-
-
-def test_predictions_of_another_run_are_refused(run):
-    folder = run / "predictions"
-    source = folder / "scratch-seed0-fraction1-fold0.npz"
-    other = shutil.copy(source, folder / "scratch-seed1-fraction1-fold0.npz")
-    assert "scratch (seed 1" in refused(run, where=other)
-
-
-def test_predictions_of_another_split_are_refused(run, tmp_path):
-    arrays = edit_arrays(run, "scratch-seed0")
-    ids = np.char.add("other", arrays["ids"])
-    edit_arrays(run, "two_stage-seed1", ids=ids)
-    assert "two_stage (seed 1" in refused(run, where=run)
-
-
-def test_predictions_of_other_patients_are_refused(run):
-    arrays = edit_arrays(run, "scratch-seed0")
-    edit_arrays(run, "two_stage-seed1", groups=arrays["groups"][::-1])
+    edit_arrays(path, **changes(edit_arrays(path)))
     assert "two_stage (seed 1" in refused(run, where=run)
 
 
 def test_a_patient_in_two_folds_is_refused(tmp_path):
     run = write_study(tmp_path / "a", CHANCES, folds=2, **SMALL)
     for path in (run / "predictions").glob("*fold1.npz"):
-        with np.load(path) as saved:
-            arrays = {key: saved[key] for key in saved.files}
-        arrays["groups"] = np.full(len(arrays["groups"]), "p00")
-        np.savez(path, **arrays)
+        groups = edit_arrays(path)["groups"]
+        edit_arrays(path, groups=np.full(len(groups), "p00"))
     assert "'p00'" in refused(run, where=run)
 
 
-def test_one_class_alone_is_refused(tmp_path):
-    run = write_study(tmp_path / "a", CHANCES, **SMALL)
-    results = read_results(run)
-    for row in results["rows"]:
-        with np.load(run / row["predictions"]) as saved:
-            arrays = {key: saved[key] for key in saved.files}
-        arrays["labels"] = np.zeros_like(arrays["labels"])
-        np.savez(run / row["predictions"], **arrays)
-        row["metrics"] = study_files.metrics.scores(
-            arrays["labels"], arrays["probabilities"]
-        )
-    write_results(run, results["config"], results["rows"])
+def test_one_class_alone_is_refused(run):
+    def of_one_class(results):
+        for row in results["rows"]:
+            path = run / row["predictions"]
+            arrays = edit_arrays(path)
+            labels = np.zeros_like(arrays["labels"])
+            edit_arrays(path, labels=labels)
+            row["metrics"] = metrics.scores(labels, arrays["probabilities"])
+
+    edit(run, of_one_class)
     refused(run, where=run)
-
-
-def test_other_classes_are_refused(run, tmp_path):
-    other = write_study(
-        tmp_path / "b", CHANCES, seeds=(3,), classes=("x", "y", "z"), **SMALL
-    )
-    message = refused(run, other, where=other)
-    assert "healthy, ground glass, nodular" in message and "x, y, z" in message
 
 
 def test_arms_trained_on_other_numbers_of_examples_are_refused(run):
     edit(run, lambda results: results["rows"][0].update(n_train=1234))
     message = refused(run, where=run)
     assert "1234" in message and "1600" in message
-
-
-def test_an_arm_that_means_two_chains_is_refused(run, tmp_path):
-    arms = {**study_files.ARMS, "two_stage": ["texture", "natural", "target"]}
-    other = write_study(tmp_path / "b", CHANCES, seeds=(3,), arms=arms, **SMALL)
-    message = refused(run, other, where=other)
-    assert "'two_stage'" in message and "texture > natural > target" in message
 
 
 def test_predictions_outside_the_folder_are_not_read(run, tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from twostage_jax.report.cohort import STATEMENTS
-from twostage_jax.report.parts import Details, Part, Picture, Saved, Section, Text, walk
+from twostage_jax.report.parts import Details, Part, Section, Text, file_of, walk
 from twostage_jax.report.study_table import Study
 from twostage_jax.report.tables import Table, columns
 
@@ -174,10 +174,8 @@ def _places(study: Study, sections: Sequence[Section]) -> Iterator[tuple[str, st
     yield "warnings", "Missing and skipped"
     for one in sections:
         for part in walk(one.parts):
-            if isinstance(part, Table):
-                yield part.name, f"{one.title} (tables/{part.name}.csv)"
-            elif isinstance(part, Picture | Saved):
-                yield part.name, f"{one.title} (figures/{part.name}.png)"
+            if file := file_of(part):
+                yield part.name, f"{one.title} ({file})"
     for one in sections:
         if one.parts:
             yield one.anchor, one.title

@@ -97,13 +97,7 @@ class Details:
     @property
     def files(self) -> list[str]:
         """The files of the tables and figures, in the folder of the report."""
-        return [
-            f"tables/{one.name}.csv"
-            if isinstance(one, Table)
-            else f"figures/{one.name}.png"
-            for one in walk(self.parts)
-            if isinstance(one, Table | Picture | Saved)
-        ]
+        return [file for part in walk(self.parts) if (file := file_of(part))]
 
 
 Part = Text | Table | Picture | Saved | Cards | Tree | Details
@@ -116,6 +110,13 @@ class Section:
     title: str
     anchor: str
     parts: Sequence[Part]
+
+
+def file_of(part: Part) -> str | None:
+    """Returns the file of a table or figure in the folder of the report, or None."""
+    if isinstance(part, Table):
+        return f"tables/{part.name}.csv"
+    return f"figures/{part.name}.png" if isinstance(part, Picture | Saved) else None
 
 
 def walk(parts: Sequence[Part]) -> list[Part]:

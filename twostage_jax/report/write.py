@@ -95,8 +95,7 @@ def html(report: Report, study: Study) -> str:
         kind_of=lambda part: type(part).__name__,
         svg_uri=lambda part: _uri(figures.svg(part.figure), "svg+xml"),
         png_uri=lambda data: _uri(data, "png"),
-        width=_width,
-        png_width=_png_width,
+        width=lambda part: round(_inches(part) * PIXELS_PER_INCH),
         narrow=lambda part: _inches(part) <= figures.COLUMN,
     )
 
@@ -159,11 +158,10 @@ def _markdown(part: Part) -> str:
         return tables.escape(part.text)
     if isinstance(part, tables.Table):
         return tables.markdown(part)
-    if isinstance(part, Picture | Saved):
+    if isinstance(part, Picture):
         alt = tables.escape(part.alt).replace("]", "\\]")
         image = f"![{alt}](figures/{part.name}.png)"
-        caption = tables.escape(part.caption) if isinstance(part, Picture) else ""
-        return f"{image}\n\n{caption}".strip()
+        return f"{image}\n\n{tables.escape(part.caption)}"
     if isinstance(part, Cards):
         lines = [f"{card.alt}: {', '.join(card.lines)}" for card in part.cards]
         listed = "\n".join(f"- {tables.escape(line)}" for line in lines)
@@ -203,15 +201,9 @@ def _uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _width(part: Picture) -> int:
-    return round(_inches(part) * PIXELS_PER_INCH)
-
-
-def _png_width(data: bytes) -> int:
-    """Returns the width on the page of a print-resolution PNG file."""
-    (pixels,) = struct.unpack(">I", data[16:20])
-    return round(pixels / figures.STYLE["savefig.dpi"] * PIXELS_PER_INCH)
-
-
-def _inches(part: Picture) -> float:
-    return float(part.figure.get_size_inches()[0])
+def _inches(part: Picture | Saved) -> float:
+    """Returns the width of a figure in print."""
+    if isinstance(part, Picture):
+        return float(part.figure.get_size_inches()[0])
+    (pixels,) = struct.unpack(">I", part.png[16:20])
+    return pixels / figures.STYLE["savefig.dpi"]
