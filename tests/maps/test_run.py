@@ -231,7 +231,7 @@ def test_run_that_is_cut_off_leaves_what_was_there(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(series_maps, "_draw", cut_off)
+        patched.setattr("twostage_jax.maps.draw.draw_sheet", cut_off)
         with pytest.raises(KeyboardInterrupt):
             map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how(stride=4))
     assert sorted(path.name for path in folder.parent.iterdir()) == before

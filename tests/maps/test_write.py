@@ -89,7 +89,7 @@ def test_numpy_file_holds_no_pickle(tmp_path):
     write.write_numpy(tmp_path / "a.npz", names=np.array(["a", "b"]), x=np.arange(3))
     with np.load(tmp_path / "a.npz", allow_pickle=False) as saved:
         assert saved["names"].tolist() == ["a", "b"]
-    with pytest.raises(ValueError, match="pickled"):
+    with pytest.raises(ValueError):
         write.write_numpy(tmp_path / "b.npz", x=np.array([{}], object))
 
 

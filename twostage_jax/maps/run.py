@@ -180,25 +180,24 @@ def make(
     measured = maps.unlike_fraction
     if foreign:  # regardless of its features
         maps = maps._replace(unlike=maps.labels > 0)
-    about = _about(series, run, how, folder.name)
-    about["lungs"] = (
-        "found by threshold and morphology" if given is None else str(given)
-    )
-    remarks = filter(None, (*remarks, about["remarks"]))
-    about["remarks"] = printable("; ".join(remarks), 500)
+    about = _about(series, run, how, folder.name, given, remarks)
     mapped = Mapped(series, hu, lungs, doubts, maps, run, how, about)
     with io.replacing_folder(folder) as temporary:
         _write_arrays(temporary, mapped)
         _draw(temporary, mapped)
         note = _write_dicom(temporary, mapped)
-        names = {"class_names": run.class_names, "windows": maps.windows}
-        unlike = {
-            "fraction_of_classified_lung": maps.unlike_fraction,
-            "by_features": measured,
-            "how": classifier.reference and str(classifier.reference),
+        written = {
+            "key": key,
+            **about,
+            "class_names": run.class_names,
+            "windows": maps.windows,
+            "unlike_training": {
+                "fraction_of_classified_lung": maps.unlike_fraction,
+                "by_features": measured,
+                "how": classifier.reference and str(classifier.reference),
+            },
+            "note": note,
         }
-        names["unlike_training"] = unlike
-        written = {"key": key, **about, **names, "note": note}
         io.write_json(temporary / "series.json", written)
     seconds = time.monotonic() - began
     slices = f"{len(hu)} slice{'s' if len(hu) > 1 else ''}"
@@ -324,9 +323,17 @@ def _numbers_text(numbers: list[int]) -> str:
     return f"{len(numbers)} slices ({min(numbers)} to {max(numbers)} from the head)"
 
 
-def _about(series: Series, run: Trained, how: How, name: str) -> dict[str, str]:
+def _about(
+    series: Series,
+    run: Trained,
+    how: How,
+    name: str,
+    given: GivenLungs | None,
+    remarks: Sequence[str],
+) -> dict[str, str]:
+    """Returns the texts that every report of a series holds; see `make`."""
     patient, series_hash = name.split("_")
-    remarks = list(series.remarks)
+    remarks = [*remarks, *series.remarks]
     if any(header.synthetic for header in series.headers):
         remarks.append("the images are synthetic, or of a phantom")
     return {
@@ -335,6 +342,7 @@ def _about(series: Series, run: Trained, how: How, name: str) -> dict[str, str]:
         "slices": str(len(series.headers)),
         "files_left_out": str(series.left_out),
         "step_mm": "" if series.step is None else f"{series.step:.3f}",
+        "lungs": "found by threshold and morphology" if given is None else str(given),
         "remarks": printable("; ".join(remarks), 500),
         "model": run.hash,
         "arm": run.arm,
