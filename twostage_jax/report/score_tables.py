@@ -105,9 +105,8 @@ def gain_columns(
         return [], {arm: [] for arm in scores.arms}
     gains = scores.minus(base)
     cells = {arm: [one, one.p_holm] for arm, one in gains.items()}
-    return [Column(title, "points"), Column("p (Holm)", "p")], {
-        base: [None] * 2
-    } | cells
+    head = [Column(title, "points"), Column("p (Holm)", "p")]
+    return head, {base: [None, None], **cells}
 
 
 def scores_table(study: Study, analysis: Analysis, scores: Scores) -> Table:
