@@ -180,19 +180,19 @@ def test_drift_is_from_the_stage_before_and_not_of_layers_drawn_anew():
     params = {**network.variables["params"], "fc6": fresh["fc6"]}
     network = network._replace(variables={"params": params, "batch_stats": {}})
     named, chains = compare.name_networks({"two_stage": [network]})
-    found, notes = {}, {}
-    compare.drift(found, named, chains, notes)
+    found = compare.Findings()
+    compare.drift(found, named, chains)
     before, after = (
         np.append(n["conv1"]["kernel"].ravel(), n["conv1"]["bias"])
         for n in (parent.variables["params"], params)
     )
     expected = np.linalg.norm(after - before) / np.linalg.norm(before)
-    assert found["drift", "two_stage", "conv1"][0] == pytest.approx(expected)
-    assert found["drift", "two_stage", "fc6"][0] is None
-    ((measure_name, _),) = notes
+    assert found.values["drift", "two_stage", "conv1"][0] == pytest.approx(expected)
+    assert found.values["drift", "two_stage", "fc6"][0] is None
+    ((measure_name, _),) = found.notes
     assert measure_name == "drift"
-    assert list(notes.values()) == [{"two_stage": ["fc6"]}]
-    assert ("drift", "two_stage", "head") not in found
+    assert list(found.notes.values()) == [{"two_stage": ["fc6"]}]
+    assert ("drift", "two_stage", "head") not in found.values
 
 
 def test_silent_and_broken_channels_are_counted(textures):

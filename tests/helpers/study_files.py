@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from twostage_jax.report import figures
+from twostage_jax.report import figures, study_table
+from twostage_jax.report.analysis import analyse
+from twostage_jax.report.artefacts import gather
+from twostage_jax.report.parts import walk
+from twostage_jax.report.sections import build
+from twostage_jax.report.tables import Table
 from twostage_jax.stats import metrics
 
 ARMS = {
@@ -111,6 +116,32 @@ def write_study(
         write_explanation(folder / "explain")
     write_results(folder, settings, rows, baselines=others)
     return folder
+
+
+def reported(study, resamples=200):
+    """Returns the report of a study, or of its folder, and the analysis behind it."""
+    if not isinstance(study, study_table.Study):
+        study = study_table.load([study])
+    found = analyse(study, resamples)
+    return build(study, found, gather(study)), found
+
+
+def parts_of(report):
+    """Returns all parts of a report, including folded ones."""
+    return walk([part for section in report.sections for part in section.parts])
+
+
+def tables_of(report):
+    """Returns the tables of a report by name."""
+    return {part.name: part for part in parts_of(report) if isinstance(part, Table)}
+
+
+def edit_lineages(folder, pattern, change):
+    """Changes the lineages of stage runs: `change` takes each as read."""
+    for path in folder.glob(f"stages/{pattern}/lineage.json"):
+        lineage = json.loads(path.read_text())
+        change(lineage)
+        path.write_text(json.dumps(lineage))
 
 
 def write_explanation(folder):

@@ -3,13 +3,10 @@
 import re
 
 import pytest
-from study_files import write_study
+from study_files import parts_of, reported, write_study
 
 from twostage_jax.report import checklist, study_table
-from twostage_jax.report.analysis import analyse
-from twostage_jax.report.artefacts import gather
 from twostage_jax.report.parts import walk
-from twostage_jax.report.sections import build
 from twostage_jax.report.write import write_report
 
 CHANCES = {"scratch": 0.7, "two_stage": 0.85}
@@ -25,7 +22,7 @@ def folder(tmp_path_factory):
 def answers(folder, **statements):
     study = study_table.load([folder])
     study.config["report"] = statements
-    made = build(study, analyse(study, 200), gather(study))
+    made, _ = reported(study)
     (section,) = (one for one in made.sections if one.anchor == "checklists")
     return made, {
         table.name: {number: where for number, _, where in table.rows}
@@ -50,7 +47,7 @@ def test_items_stand_where_the_report_has_them_or_are_missing(folder):
         assert claim[number] == checklist.MISSING
     assert claim["40"] == checklist.FOR_MANUSCRIPT
     files = re.findall(r"\((tables|figures)/(\w+)\.", " ".join(claim.values()))
-    names = {getattr(p, "name", "") for s in made.sections for p in walk(s.parts)}
+    names = {getattr(part, "name", "") for part in parts_of(made)}
     assert files and {name for _, name in files} <= names
 
 

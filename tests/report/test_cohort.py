@@ -1,9 +1,13 @@
 """The section on the data: flow, classes by split, characteristics, statements."""
 
-import json
-
 import pytest
-from study_files import CLASSES, read_results, write_results, write_study
+from study_files import (
+    CLASSES,
+    edit_lineages,
+    read_results,
+    write_results,
+    write_study,
+)
 
 from twostage_jax.report import cohort, study_table
 from twostage_jax.report.artefacts import gather
@@ -53,10 +57,7 @@ def folder(tmp_path_factory):
 
 def record(folder, found):
     """Writes a cohort into the lineages of the target."""
-    for path in folder.glob("stages/target-*/lineage.json"):
-        lineage = json.loads(path.read_text())
-        lineage["data"]["cohort"] = found
-        path.write_text(json.dumps(lineage))
+    edit_lineages(folder, "target-*", lambda one: one["data"].update(cohort=found))
 
 
 def section(folder):

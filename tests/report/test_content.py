@@ -1,30 +1,19 @@
 """Tables and texts of the report, for studies of any shape."""
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from study_files import write_study
+from study_files import edit_lineages, parts_of, reported, tables_of, write_study
 
-from twostage_jax.report import analysis, parts, sections, study_table, write
+from twostage_jax.report import sections, study_table, write
 from twostage_jax.report import tables as formats
 from twostage_jax.report.artefacts import gather
 from twostage_jax.report.write import html
 
 TWO = {"scratch": 0.7, "two_stage": 0.85}
-
-
-def report(study, resamples=200):
-    found = analysis.analyse(study, resamples)
-    return sections.build(study, found, gather(study)), found
-
-
-def tables_of(made):
-    every = parts.walk([part for section in made.sections for part in section.parts])
-    return {part.name: part for part in every if isinstance(part, formats.Table)}
 
 
 def column(table, title):
@@ -33,8 +22,7 @@ def column(table, title):
 
 
 def size_curve_of(made):
-    every = (part for section in made.sections for part in section.parts)
-    (curve,) = (one for one in every if getattr(one, "name", "") == "size_curve")
+    (curve,) = (p for p in parts_of(made) if getattr(p, "name", "") == "size_curve")
     return curve
 
 
@@ -62,7 +50,7 @@ def folded(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def of_folds(folded):
-    return report(folded)
+    return reported(folded)
 
 
 def test_sizes_that_differ_are_means_with_their_range(of_folds):
@@ -97,7 +85,7 @@ def test_sizes_name_patients_only_where_they_are_drawn_by_patient(tmp_path, pati
     study = study_table.load([tmp_path])
     if patients:
         study.config["study"]["draw"] = "patch"
-    curve = size_curve_of(report(study)[0])
+    curve = size_curve_of(reported(study)[0])
     (axes,) = curve.figure.axes
     assert axes.get_xlabel() == "target training patches"
     assert ticks(axes) == ["800", "1,600"] and "Brackets" not in curve.caption
@@ -105,7 +93,7 @@ def test_sizes_name_patients_only_where_they_are_drawn_by_patient(tmp_path, pati
 
 def test_sizes_that_are_alike_are_no_means(tmp_path):
     write_study(tmp_path, TWO, fractions=(1.0, 0.5), seeds=(0, 1), patches=12)
-    made, _ = report(study_table.load([tmp_path]))
+    made, _ = reported(tmp_path)
     assert column(tables_of(made)["sizes"], "training patches") == [1600, 800]
     assert "means over seeds and folds" not in write.markdown(made)
 
@@ -117,7 +105,7 @@ def test_the_size_axis_is_of_the_seeds_on_it(tmp_path):
     gone = {p for p in study.records if (p.seed, p.fraction) == (2, 0.5)}
     kept = {place: one for place, one in study.records.items() if place not in gone}
     study = dataclasses.replace(study, records=kept, missing=tuple(gone))
-    made, found = report(study)
+    made, found = reported(study)
     assert [size.n for size in found.sizes] == [1100, 525]
     assert found.size_study.n == (525, 1050)
     assert "complete at every size are drawn: 0, 1." in write.markdown(made)
@@ -131,13 +119,13 @@ def test_the_method_says_which_training_patients_intervals_hold_for(of_folds, tm
     assert sections.ONE_READING in text
     assert "within their fold" in tables_of(made)["scores"].note
     write_study(tmp_path, TWO, seeds=(0,), patches=6)
-    text = write.markdown(report(study_table.load([tmp_path]))[0])
+    text = write.markdown(reported(tmp_path)[0])
     assert sections.ONE_READING not in text and "within their fold" not in text
 
 
 def test_folds_drawn_again_for_each_seed_give_two_readings(tmp_path):
     folder = write_study(tmp_path, TWO, folds=2, seeds=(0, 1), patches=12, redrawn=True)
-    made, found = report(study_table.load([folder]))
+    made, found = reported(folder)
     text = write.markdown(made)
     assert sections.TWO_READINGS.format(**sections.REJECTED) in text
     assert "in 2 folds, redrawn per seed, and" in made.summary[1]
@@ -163,22 +151,18 @@ def test_what_the_method_quotes_is_in_the_page_of_coverage():
 
 def test_copies_in_the_test_set_are_warned_of_once(tmp_path):
     folder = write_study(tmp_path, TWO, rich=True)
-    for path in folder.glob("stages/target-*/lineage.json"):
-        lineage = json.loads(path.read_text())
-        lineage["data"]["copies"] = "data set 'x': 2 of 480 test images are in"
-        path.write_text(json.dumps(lineage))
-    warnings = report(study_table.load([folder]))[0].warnings
+    line = "data set 'x': 2 of 480 test images are in"
+    edit_lineages(folder, "target-*", lambda one: one["data"].update(copies=line))
+    warnings = reported(folder)[0].warnings
     assert sum("2 of 480 test images" in line for line in warnings) == 1
 
 
 def test_notes_on_the_files_of_a_data_set_are_given_once(tmp_path):
     folder = write_study(tmp_path, TWO, rich=True)
-    for path in folder.glob("stages/target-*/lineage.json"):
-        lineage = json.loads(path.read_text())
-        lineage["data"]["notes"] = ["12 of 40 images are <i>turned</i>."]
-        path.write_text(json.dumps(lineage))
+    lines = ["12 of 40 images are <i>turned</i>."]
+    edit_lineages(folder, "target-*", lambda one: one["data"].update(notes=lines))
     study = study_table.load([folder])
-    made, _ = report(study)
+    made, _ = reported(study)
     assert sum("12 of 40 images" in line for line in made.warnings) == 1
     assert "<i>turned" not in write.html(made, study)
 
@@ -218,7 +202,7 @@ def test_any_shape_of_study_has_a_whole_report(tmp_path, arms, patients, folds):
         seeds=(0, 1), fractions=(1.0, 0.5), patches=12,
     )  # fmt: skip
     study = study_table.load([tmp_path])
-    made, found = report(study)
+    made, found = reported(study)
     levels = {"scores", "per_class", "confusion", "calibration"}
     names = levels | {
         "sizes",
@@ -250,25 +234,24 @@ def test_any_shape_of_study_has_a_whole_report(tmp_path, arms, patients, folds):
 
 def test_report_says_at_its_head_that_the_target_images_are_synthetic(tmp_path):
     folder = write_study(tmp_path / "run", TWO, rich=True)
-    made, _ = report(study_table.load([folder]))
+    made, _ = reported(folder)
     assert not any("synthetic" in text for text in made.summary)
-    for path in folder.glob("stages/*/lineage.json"):
-        lineage = json.loads(path.read_text())
+
+    def change(lineage):
         lineage["data"]["synthetic"] = lineage["stage"] != "texture"
         lineage["data"]["name"] = f"{lineage['stage']}_set"
-        path.write_text(json.dumps(lineage))
-    made, _ = report(study_table.load([folder]))
+
+    edit_lineages(folder, "*", change)
+    made, _ = reported(folder)
     (text,) = [text for text in made.summary if "synthetic" in text]
     assert "target_set" in text and "natural_set" not in text
 
 
 def test_report_says_what_a_patient_is_if_the_target_images_are_not_ct(tmp_path):
     folder = write_study(tmp_path / "run", TWO, rich=True)
-    for path in folder.glob("stages/*/lineage.json"):
-        lineage = json.loads(path.read_text())
-        lineage["data"] |= {"kind": "texture", "name": f"{lineage['stage']}_set"}
-        path.write_text(json.dumps(lineage))
-    made, _ = report(study_table.load([folder]))
+    facts = {"kind": "texture", "name": "target_set"}
+    edit_lineages(folder, "*", lambda one: one["data"].update(facts))
+    made, _ = reported(folder)
     (text,) = [text for text in made.summary if "not CT" in text]
     assert "target_set" in text
 
@@ -286,9 +269,7 @@ def test_imported_stage_is_named_with_its_licence_and_the_layers_that_it_lacks(
         "missing": ["params/head/kernel", "params/head/bias", "params/a/norm1/scale"],
         "notes": [],
     }
-    (path,) = tmp_path.glob("stages/natural-*/lineage.json")
-    lineage = json.loads(path.read_text())
-    path.write_text(json.dumps({**lineage, "imported": imported}))
+    edit_lineages(tmp_path, "natural-*", lambda one: one.update(imported=imported))
     study = study_table.load([tmp_path])
     nodes = sections.tree(study, gather(study).stages).nodes
     (text,) = (node.text for node in nodes if node.title == "natural")

@@ -1,6 +1,5 @@
 """Figures and tables of the report."""
 
-import json
 import re
 import zlib
 
@@ -10,7 +9,7 @@ from matplotlib import cbook
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
-from study_files import write_study
+from study_files import edit_lineages, write_study
 
 from twostage_jax.report import figures, study_table
 from twostage_jax.report.artefacts import gather
@@ -267,9 +266,7 @@ def test_table_is_aligned_and_text_is_escaped():
 def test_imported_stage_has_no_panel_of_learning_curves(tmp_path):
     chances = {"scratch": 0.7, "natural": 0.8}
     write_study(tmp_path, chances, seeds=(0,), patches=6, rich=True)
-    for path in tmp_path.glob("stages/natural-*/lineage.json"):
-        lineage = json.loads(path.read_text())
-        path.write_text(json.dumps({**lineage, "history": []}))
+    edit_lineages(tmp_path, "natural-*", lambda one: one.update(history=[]))
     study = study_table.load([tmp_path])
     picture = figures.curves_picture(study, gather(study).stages, 1.0)
     titles = {axes.get_title() for axes in picture.figure.axes} - {""}

@@ -3,11 +3,10 @@
 import dataclasses
 
 import pytest
-from study_files import write_study
+from study_files import reported, tables_of, write_study
 
-from twostage_jax.report import analysis, sections, study_table
+from twostage_jax.report import analysis, study_table
 from twostage_jax.report import text as findings
-from twostage_jax.report.artefacts import gather
 from twostage_jax.report.text import size_words, summary
 from twostage_jax.stats.intervals import Difference, holm
 
@@ -293,10 +292,9 @@ def test_missing_rows_are_part_of_the_first_words(tmp_path):
     records = dict(list(study.records.items())[:-1])
     missing = tuple(set(study.records) - set(records))
     study = dataclasses.replace(study, records=records, missing=missing)
-    found = analysis.analyse(study, 500)
-    text = " ".join(summary(study, found))
+    report, _ = reported(study)
+    text = " ".join(report.summary)
     assert "2 seeds" in text and "1 row is missing; see below." in text
-    report = sections.build(study, found, gather(study))
     assert "if every arm has all of its folds" in report.warnings[0]
 
 
@@ -326,15 +324,8 @@ def test_baselines_are_a_table_at_every_size(tmp_path):
     folder = write_study(
         tmp_path, chances, fractions=(1.0, 0.5), baselines={"descriptors": 0.6}
     )
-    study = study_table.load([folder])
-    found = analysis.analyse(study, 500)
-    report = sections.build(study, found, gather(study))
-    (table,) = (
-        part
-        for section in report.sections
-        for part in section.parts
-        if getattr(part, "name", "") == "baselines"
-    )
+    report, _ = reported(folder)
+    table = tables_of(report)["baselines"]
     assert [row[:2] for row in table.rows] == [
         [1.0, "descriptors"],
         [0.5, "descriptors"],

@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 import study_files
 from basics import refused_at
-from study_files import CLASSES, read_results, write_results, write_study
+from study_files import (
+    CLASSES,
+    read_results,
+    reported,
+    write_results,
+    write_study,
+)
 
-from twostage_jax.report import analysis, sections, study_table
+from twostage_jax.report import analysis, study_table
 from twostage_jax.report.artefacts import gather
 from twostage_jax.report.study_table import Place, flat
 from twostage_jax.stats import metrics
@@ -75,9 +81,8 @@ def test_missing_rows_are_named_and_their_seed_is_left_out(run):
     study = study_table.load([run])
     assert study.missing == (Place("two_stage", 2, 1.0, 0),)
     assert study.complete(1.0) == (("scratch", "two_stage"), (0, 1))
-    found = analysis.analyse(study, resamples=100)
+    report, found = reported(study)
     assert found.full.scores.seeds == (0, 1)
-    report = sections.build(study, found, gather(study))
     assert any(
         "Missing rows: two_stage (seed 2, fraction 1, fold 0)." in text
         for text in report.warnings

@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from study_files import write_study
+from study_files import reported, write_study
 
 from twostage_jax.report import study_table
 from twostage_jax.report.analysis import analyse
-from twostage_jax.report.artefacts import gather
-from twostage_jax.report.sections import build
 from twostage_jax.stats import learning_curve, metrics
 
 CHANCES = {"scratch": 0.75, "two_stage": 0.85}
@@ -74,8 +72,7 @@ def test_scores_of_a_patient_are_of_its_own_patches(study):
 
 
 def test_report_says_how_much_depends_on_the_most_influential_patient(study):
-    analysis = analyse(study, 200)
-    made = build(study, analysis, gather(study))
+    made, analysis = reported(study)
     (section,) = (one for one in made.sections if one.anchor == "patients")
     words = section.parts[0].text
     assert analysis.by_patient.patients[analysis.by_patient.most] in words

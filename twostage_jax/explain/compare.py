@@ -28,11 +28,45 @@ RANDOM = "random"
 ALL_LAYERS = "all layers"
 CKA_EXAMPLES = 256
 
-# (measure, network, layer) -> seed -> a number or a record with one.
-Found = dict[tuple[str, str, str], dict[int, Any]]
 Named = dict[str, dict[int, Network]]
-# (measure, reason) -> network -> its layers without a value, or with a caveat.
-Notes = dict[tuple[str, str], dict[str, list[str]]]
+
+
+class Findings:
+    """Values of measures and notes on them, filled network by network.
+
+    Attributes:
+      values: (measure, network, layer) -> seed -> a number or a record with one.
+      notes: (measure, reason) -> network -> its layers without a value, or with a
+        caveat.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, str, str], dict[int, Any]] = {}
+        self.notes: dict[tuple[str, str], dict[str, list[str]]] = {}
+
+    def put(
+        self, measure_name: str, name: str, layer: str, seed: int, value: Any
+    ) -> None:
+        """Stores the value of a measure for a layer of a network."""
+        self.values.setdefault((measure_name, name, layer), {})[seed] = value
+
+    def note(self, measure_name: str, reason: str, name: str, layer: str) -> None:
+        """Notes why a measure has no value for a layer of a network, or a caveat."""
+        by_network = self.notes.setdefault((measure_name, reason), {})
+        layers = by_network.setdefault(name, [])
+        if layer not in layers:
+            layers.append(layer)
+
+    def note_lines(self) -> list[str]:
+        """Returns a line per measure and reason, which names networks and layers."""
+        lines = []
+        for (measure_name, reason), by_network in self.notes.items():
+            networks_of: dict[str, list[str]] = {}
+            for name, layers in by_network.items():
+                networks_of.setdefault(", ".join(layers), []).append(name)
+            places = (f"{', '.join(n)}: {layers}" for layers, n in networks_of.items())
+            lines.append(f"{measure_name}: {reason} ({'; '.join(places)}).")
+        return lines
 
 
 def name_networks(
@@ -77,35 +111,7 @@ def name_networks(
     return named, chains
 
 
-def put(
-    found: Found, measure_name: str, name: str, layer: str, network: Network, value: Any
-) -> None:
-    """Stores the value of a measure for a layer of a network."""
-    found.setdefault((measure_name, name, layer), {})[network.seed] = value
-
-
-def note(notes: Notes, measure_name: str, reason: str, name: str, layer: str) -> None:
-    """Notes why a measure has no value for a layer of a network, or a caveat."""
-    layers = notes.setdefault((measure_name, reason), {}).setdefault(name, [])
-    if layer not in layers:
-        layers.append(layer)
-
-
-def note_lines(notes: Notes) -> list[str]:
-    """Returns a line per measure and reason, which names networks and layers."""
-    lines = []
-    for (measure_name, reason), by_network in notes.items():
-        networks_of: dict[str, list[str]] = {}
-        for name, layers in by_network.items():
-            networks_of.setdefault(", ".join(layers), []).append(name)
-        places = (f"{', '.join(n)}: {layers}" for layers, n in networks_of.items())
-        lines.append(f"{measure_name}: {reason} ({'; '.join(places)}).")
-    return lines
-
-
-def drift(
-    found: Found, named: Named, chains: Mapping[str, list[str]], notes: Notes
-) -> None:
+def drift(found: Findings, named: Named, chains: Mapping[str, list[str]]) -> None:
     """Adds the distance of each layer from its initial parameters in the stage.
 
     Those are the parameters of the stage before, or random ones. The head is always
@@ -131,19 +137,18 @@ def drift(
                 drawn = went and own and network.parent and own.cosine > went.cosine
                 if drawn and layer != HEAD:
                     why = "not defined, because the transfer re-initialised the layer"
-                    note(notes, "drift", why, name, layer)
+                    found.note("drift", why, name, layer)
                 if layer != HEAD:
                     value = went.distance if went and not drawn else None
-                    put(found, "drift", name, layer, network, value)
+                    found.put("drift", name, layer, network.seed, value)
 
 
 def similarities(
-    found: Found,
+    found: Findings,
     named: Named,
     chains: Mapping[str, list[str]],
     examples: Mapping[int, Examples],
     layers: Sequence[str],
-    notes: Notes,
 ) -> None:
     """Adds the linear CKA of pairs of networks of a seed on the examples of that seed.
 
@@ -159,15 +164,14 @@ def similarities(
             for layer, gram in grams[name, seed].items():
                 if gram is None:
                     why = "activations are constant over images, or not finite"
-                    note(notes, "cka", why, name, layer)
+                    found.note("cka", why, name, layer)
     for first, second in pairs(chains):
         for seed in (s for s in named[first] if s in named[second]):
             for layer in layers:
                 one, other = (grams[name, seed][layer] for name in (first, second))
                 known = one is not None and other is not None
                 value = similarity.cka(one, other) if known else None
-                key = ("cka", f"{first} ~ {second}", layer)
-                found.setdefault(key, {})[seed] = value
+                found.put("cka", f"{first} ~ {second}", layer, seed, value)
 
 
 def pairs(chains: Mapping[str, list[str]]) -> list[tuple[str, str]]:
@@ -178,27 +182,27 @@ def pairs(chains: Mapping[str, list[str]]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(found))
 
 
-def add_all_layers(found: Found, layers: Sequence[str]) -> None:
+def add_all_layers(found: Findings, layers: Sequence[str]) -> None:
     """Adds means over all layers, for measures with a value in each of them."""
-    for measure_name, name in {key[:2]: None for key in found}:
-        by_layer = [found.get((measure_name, name, layer), {}) for layer in layers]
+    for key in dict.fromkeys(key[:2] for key in found.values):
+        by_layer = [found.values.get((*key, layer), {}) for layer in layers]
         if not all(by_layer):
             continue
         for seed in by_layer[0]:
             numbers = [_number(by_seed.get(seed)) for by_seed in by_layer]
             mean = None if None in numbers else sum(numbers) / len(numbers)
-            found.setdefault((measure_name, name, ALL_LAYERS), {})[seed] = mean
+            found.put(*key, ALL_LAYERS, seed, mean)
 
 
 def tables(
-    found: Found, chains: Mapping[str, list[str]]
+    found: Findings, chains: Mapping[str, list[str]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the values, and the differences of the measures that are `compared`.
 
     See `measure` for the format. Differences are between networks of the same seed.
     """
     values: dict[str, Any] = {}
-    for (measure_name, name, layer), by_seed in found.items():
+    for (measure_name, name, layer), by_seed in found.values.items():
         of_network = values.setdefault(measure_name, {}).setdefault(name, {})
         of_network[layer] = _entry(by_seed, MEASURES[measure_name].why_none)
     differences: dict[str, Any] = {}
@@ -212,7 +216,10 @@ def tables(
             )
             for layer in by_name[first]:
                 one, other = (
-                    {s: _number(v) for s, v in found[measure_name, n, layer].items()}
+                    {
+                        s: _number(v)
+                        for s, v in found.values[measure_name, n, layer].items()
+                    }
                     for n in (first, second)
                 )
                 less = {

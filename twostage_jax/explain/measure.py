@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_limits
 
 from twostage_jax.errors import UserError
 from twostage_jax.explain import compare, networks, of_network, stimuli
-from twostage_jax.explain.compare import Found, Named
+from twostage_jax.explain.compare import Named
 from twostage_jax.explain.networks import Examples, Network
 
 SCHEMA = 1
@@ -71,21 +71,18 @@ def measure(
         say("drawing textures")
         textures = stimuli.embedded_textures(size, channels)
     shown = of_network.to_show(size, channels, textures, examples)
-    found: Found = {}
-    notes: compare.Notes = {}
+    found = compare.Findings()
     for name, by_seed in named.items():
         for seed, network in by_seed.items():
             say(f"measuring {name}, seed {seed}")
             of_network.add_tuning(found, name, network, shown, layers)
-            of_network.add_textures_and_probes(
-                found, name, network, shown, layers, notes
-            )
-            of_network.add_first_layer(found, name, network, notes)
+            of_network.add_textures_and_probes(found, name, network, shown, layers)
+            of_network.add_first_layer(found, name, network)
             if name in arms:
                 of_network.add_reliance(found, name, network, shown)
     say("comparing networks")
-    compare.drift(found, named, chains, notes)
-    compare.similarities(found, named, chains, shown.examples, layers, notes)
+    compare.drift(found, named, chains)
+    compare.similarities(found, named, chains, shown.examples, layers)
     compare.add_all_layers(found, layers)
     values, differences = compare.tables(found, chains)
     return {
@@ -106,7 +103,7 @@ def measure(
         "chains": chains,
         "values": values,
         "differences": differences,
-        "notes": [*_notes_on(examples, textures), *compare.note_lines(notes)],
+        "notes": [*_notes_on(examples, textures), *found.note_lines()],
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from twostage_jax.explain import networks, stimuli
-from twostage_jax.explain.compare import Found, Notes, note, put
+from twostage_jax.explain.compare import Findings
 from twostage_jax.explain.measures import gabor, probes, reliance, tuning
 from twostage_jax.explain.measures.textures import modulation_index, pairs
 from twostage_jax.explain.networks import Examples, Network
@@ -65,7 +65,7 @@ def _flat(images: np.ndarray) -> np.ndarray:
 
 
 def add_tuning(
-    found: Found, name: str, network: Network, shown: Shown, layers: Sequence[str]
+    found: Findings, name: str, network: Network, shown: Shown, layers: Sequence[str]
 ) -> None:
     """Adds the tuning of the channels of layers to gratings and edges."""
     gratings = respond(network, _flat(shown.gratings), layers)
@@ -88,16 +88,15 @@ def add_tuning(
         ):
             wide = measure_name.endswith("bandwidth")
             summary = of_layer(values, responses, open_ended=wide)
-            put(found, measure_name, name, layer, network, summary)
+            found.put(measure_name, name, layer, network.seed, summary)
 
 
 def add_textures_and_probes(
-    found: Found,
+    found: Findings,
     name: str,
     network: Network,
     shown: Shown,
     layers: Sequence[str],
-    notes: Notes,
 ) -> None:
     """Adds texture modulation and the scores of linear probes."""
     textures, examples = shown.textures, shown.examples[network.seed]
@@ -117,20 +116,20 @@ def add_textures_and_probes(
         pair = at_texture[layer].mean, at_noise[layer].mean
         index = modulation_index(*pair, textures.labels)
         summary = of_layer(index, np.concatenate(pair))
-        put(found, "texture_modulation", name, layer, network, summary)
+        found.put("texture_modulation", name, layer, network.seed, summary)
         for measure_name, (responses, labels, groups) in asked.items():
             one = probes.probe(responses[layer].mean, labels, groups)
             if one.reason:
-                note(notes, measure_name, one.reason, name, layer)
-            put(found, measure_name, name, layer, network, one)
+                found.note(measure_name, one.reason, name, layer)
+            found.put(measure_name, name, layer, network.seed, one)
 
 
-def add_first_layer(found: Found, name: str, network: Network, notes: Notes) -> None:
+def add_first_layer(found: Findings, name: str, network: Network) -> None:
     """Adds the fraction of filters of the first convolution that a Gabor function fits."""
     kernel = gabor.first_kernel(network.variables["params"], network.channels)
     if kernel is None:
         why = "skipped, because it needs a single first convolution"
-        note(notes, "gabor_share", why, name, "first layer")
+        found.note("gabor_share", why, name, "first layer")
         return
     fits = gabor.fit(kernel[1])
     filters = kernel[1].reshape(-1, kernel[1].shape[-1])
@@ -140,10 +139,10 @@ def add_first_layer(found: Found, name: str, network: Network, notes: Notes) -> 
         ("gabor_explained", fits.explained),
     ):
         summary = of_layer(values, filters)
-        put(found, measure_name, name, kernel[0], network, summary)
+        found.put(measure_name, name, kernel[0], network.seed, summary)
 
 
-def add_reliance(found: Found, name: str, network: Network, shown: Shown) -> None:
+def add_reliance(found: Findings, name: str, network: Network, shown: Shown) -> None:
     """Adds the accuracy on changed examples of the network's seed, if labelled."""
     examples = shown.examples[network.seed]
     if examples.labels is None:
@@ -156,5 +155,5 @@ def add_reliance(found: Found, name: str, network: Network, shown: Shown) -> Non
         classify, examples.images, examples.labels, reliance.changes(network.size)
     )
     for change, score in scores.items():
-        put(found, "accuracy", name, change, network, score.accuracy)
-        put(found, "kept", name, change, network, score.kept)
+        found.put("accuracy", name, change, network.seed, score.accuracy)
+        found.put("kept", name, change, network.seed, score.kept)
