@@ -127,14 +127,14 @@ def test_mean_of_the_layers_is_taken_within_a_seed(measured):
 def own(textures):
     """Measures of both seeds on different examples; those of seed 0 as in `measured`."""
     shown = {0: examples(), 1: examples(40, seed=1)}
-    return measure.measure(arms(), shown, LAYERS, lambda line: None, textures)
+    return measure.measure(arms(), shown, LAYERS, textures=textures)
 
 
 def test_networks_are_measured_on_the_examples_of_their_own_seed(
     measured, own, textures
 ):
     alone = measure.measure(
-        arms((1,)), {1: examples(40, seed=1)}, LAYERS, lambda line: None, textures
+        arms((1,)), {1: examples(40, seed=1)}, LAYERS, textures=textures
     )
     for name in ("probe_target", "accuracy", "cka"):
         for network, by_place in own["values"][name].items():
@@ -159,7 +159,7 @@ def test_same_networks_are_alike_and_do_not_differ(textures):
     network = trained("scratch", 0)
     twins = {"one": [network], "other": [network._replace(arm="other")]}
     shown = {0: examples()}
-    found = measure.measure(twins, shown, LAYERS, lambda line: None, textures)
+    found = measure.measure(twins, shown, LAYERS, textures=textures)
     for layer in LAYERS:
         alike = found["values"]["cka"]["other ~ one"][layer]
         assert alike["mean"] == pytest.approx(1)
@@ -202,7 +202,7 @@ def test_silent_and_broken_channels_are_counted(textures):
     params["conv1"]["bias"][1] = np.nan
     broken = network._replace(variables={"params": params, "batch_stats": {}})
     found = measure.measure(
-        {"scratch": [broken]}, {0: examples()}, LAYERS, lambda line: None, textures
+        {"scratch": [broken]}, {0: examples()}, LAYERS, textures=textures
     )
     json.dumps(found, allow_nan=False)
     for name in ("edge_selectivity", "texture_modulation"):
@@ -225,8 +225,7 @@ def test_images_without_labels_leave_out_what_needs_them(textures):
         {"scratch": [trained("scratch", 0)]},
         {0: unlabelled},
         LAYERS,
-        lambda line: None,
-        textures,
+        textures=textures,
     )
     assert not {"probe_target", "accuracy", "kept"} & set(found["values"])
     assert "not labelled" in found["notes"][0]
@@ -236,9 +235,7 @@ def test_images_without_labels_leave_out_what_needs_them(textures):
 
 def test_what_cannot_be_measured_is_named(textures):
     def run(of_arms, layers=LAYERS, shown=None):
-        measure.measure(
-            of_arms, {0: shown or examples()}, layers, lambda line: None, textures
-        )
+        measure.measure(of_arms, {0: shown or examples()}, layers, textures=textures)
 
     network = trained("scratch", 0)
     with refused_at("arms"):

@@ -4,25 +4,18 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import network_by_hand
 import numpy as np
 import pytest
 from basics import refused_at
-from network_by_hand import NetworkByHand, random_params
 
 from twostage_jax.explain.backward import METHODS
 from twostage_jax.explain.saliency import reconstruct
-from twostage_jax.models import CaffeNet
-
-STEM = (5, 2, 2)
 
 
 @pytest.fixture(scope="module")
 def tiny_caffenet():
-    """A network with every kind of layer, strong signals, and two images."""
-    module = CaffeNet(num_classes=3, widths=(6, 6, 4, 4, 4), hidden=(5, 5), stem=STEM)
-    params = random_params(module, 18, 2)
-    images = np.random.default_rng(0).normal(0, 60, (2, 18, 18, 2)).astype(np.float32)
-    return module, {"params": params}, images, NetworkByHand(params, STEM)
+    return network_by_hand.tiny_caffenet()
 
 
 def test_network_by_hand_computes_the_same_taps(tiny_caffenet):

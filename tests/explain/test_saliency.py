@@ -5,10 +5,11 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import network_by_hand
 import numpy as np
 import pytest
 import scipy.ndimage
-from network_by_hand import NetworkByHand, random_params
+from network_by_hand import random_params
 
 from twostage_jax import models
 from twostage_jax.explain import saliency
@@ -43,7 +44,7 @@ def example():
 
 def test_methods_on_a_linear_network_are_its_weights(example):
     variables, images, labels, chosen = example
-    call = Weighted(3, power=1), variables, images, labels
+    call = Weighted(3), variables, images, labels
     product = (chosen * images).sum(-1)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     close(saliency.gradient(*call), chosen)
@@ -80,7 +81,7 @@ def test_smoothgrad_of_a_square_is_the_gradient_at_the_mean_noisy_image(example)
 
 def test_occlusion_is_the_mean_loss_of_the_squares_over_a_pixel(example):
     variables, images, labels, chosen = example
-    found = saliency.occlusion(Weighted(3, power=1), variables, images, labels)
+    found = saliency.occlusion(Weighted(3), variables, images, labels)
     lost = (chosen * images).sum(-1)
     total, count = np.zeros((3, 8, 8)), np.zeros((8, 8))
     for i, j in np.ndindex(7, 7):  # Squares of 2 pixels.
@@ -100,24 +101,23 @@ def test_occlusion_covers_every_pixel_where_squares_do_not_divide_the_image():
 
 @pytest.fixture(scope="module")
 def tiny_caffenet():
-    module = CaffeNet(num_classes=3, widths=(6, 6, 4, 4, 4), hidden=(5, 5), stem=STEM)
-    params = random_params(module, 18, 2, seed=4)
-    images = np.random.default_rng(0).normal(0, 60, (2, 18, 18, 2)).astype(np.float32)
-    return module, {"params": params}, images, NetworkByHand(params, STEM)
+    return network_by_hand.tiny_caffenet(seed=4)
 
 
 @pytest.mark.parametrize("plus", [False, True])
-def test_grad_cam_is_its_definition(tiny_caffenet, plus):
+def test_grad_cam_is_its_definition(tiny_caffenet, plus, monkeypatch):
     module, variables, images, by_hand = tiny_caffenet
+    assert saliency.last_map(module, variables, images) == "relu5"
+    # Of an earlier map, which is larger than a few pixels.
+    monkeypatch.setattr(saliency, "last_map", lambda *_: "relu2")
     # Signals small enough for the cubes of Grad-CAM++.
     images, labels = images / 60, np.array([1, 2])
     method = saliency.grad_cam_pp if plus else saliency.grad_cam
-    assert saliency.last_map(module, variables, images) == "relu5"
     found = method(module, variables, images, labels)
     for image, label, heat in zip(images, labels, found, strict=True):
-        value = by_hand.forward(image)[0]["relu5"]
+        value = by_hand.forward(image)[0]["relu2"]
         start = np.eye(3)[label]
-        g = by_hand.backward(image, "head", start, "salinet", until="relu5")
+        g = by_hand.backward(image, "head", start, "salinet", until="relu2")
         weights = g.mean((0, 1))
         if plus:
             below = 2 * g**2 + value.sum((0, 1)) * g**3

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from twostage_jax.models import CaffeNet
+
 ALPHA, BETA, WINDOW = 1e-4, 0.75, 5
 
 
@@ -27,6 +29,18 @@ def random_params(module, size, channels, seed=1):
         return rng.normal(0, spread, shape).astype(np.float32)
 
     return jax.tree.map(lambda a: draw(a.shape), shapes)
+
+
+def tiny_caffenet(seed=1):
+    """Returns a network with every kind of layer, strong signals, and two images.
+
+    The network is its module and variables, and the same by hand.
+    """
+    stem = (5, 2, 2)
+    module = CaffeNet(num_classes=3, widths=(6, 6, 4, 4, 4), hidden=(5, 5), stem=stem)
+    params = random_params(module, 18, 2, seed)
+    images = np.random.default_rng(0).normal(0, 60, (2, 18, 18, 2)).astype(np.float32)
+    return module, {"params": params}, images, NetworkByHand(params, stem)
 
 
 class NetworkByHand:
