@@ -23,7 +23,7 @@ def enclosed(*contours):
 
 
 def filled(*boxes):
-    """The pixels in any of some boxes (top, left, bottom, right)."""
+    """Returns the pixels inside boxes (top, left, bottom, right)."""
     mask = np.zeros((SIDE, SIDE), bool)
     for top, left, bottom, right in boxes:
         mask[top:bottom, left:right] = True
@@ -115,7 +115,7 @@ class TestClosedPlanar:
         keyhole = np.vstack([outer, outer[:1], inner[:1], inner[::-1]])
         found = enclosed(keyhole)
         np.testing.assert_array_equal(found, filled(A) & ~filled(INNER))
-        # What lies in the hole is beside the keyhole's area, not inside of it.
+        # The island is next to the area of the keyhole, not inside it.
         island = (7, 7, 9, 9)
         found = enclosed(keyhole, box(*island))
         np.testing.assert_array_equal(

@@ -256,7 +256,7 @@ def test_invalid_values_appear_neither_in_logs_nor_in_errors(tmp_path, capfd, ca
         read_slice(path)
     heard = "".join(capfd.readouterr()) + caplog.text + str(caught.value)
     assert "SMITH" not in heard
-    # Nobody else is silenced.
+    # Other logging is not silenced.
     logging.getLogger("pydicom").warning("heard")
     assert "heard" in caplog.text
 
@@ -281,7 +281,7 @@ def test_file_cut_off_anywhere_is_refused(tmp_path):
 
 
 def damaged(path, good, bad):
-    """Writes `bad` in place of the one occurrence of `good` in a file."""
+    """Replaces the only occurrence of `good` in a file by `bad`."""
     data = path.read_bytes()
     assert data.count(good) == 1 and len(good) == len(bad)
     path.write_bytes(data.replace(good, bad))
@@ -442,5 +442,5 @@ def test_real_files_have_air_in_their_corners():
         assert set(corners.tolist()) <= {-1000, -1024}
         assert hu.shape == header.shape == (512, 512)
         assert hu.min() > -1300
-        # A body holds fat and muscle, whatever else.
+        # Every body contains fat and muscle.
         assert np.mean((hu > -150) & (hu < 150)) > 0.1

@@ -23,7 +23,7 @@ __all__ = ["phantom"]
 
 @pytest.fixture(scope="module")
 def fuzzer():
-    """The experiment, as a module."""
+    """Returns the experiment as a module."""
     return experiment("fuzz_dicom")
 
 
@@ -37,7 +37,7 @@ def test_damaged_slices_are_read_right_or_refused(fuzzer, tmp_path):
     assert len(outcomes) == 180
     assert [o for o in outcomes if o.kind not in fuzzer.GOOD] == []
     assert max(o.peak_mib for o in outcomes) < 1000
-    # The test would show nothing if all were refused, or none.
+    # The test would be meaningless if all were refused, or none.
     kinds = [o.kind for o in outcomes]
     assert 45 < kinds.count("refused") < 170
     assert kinds.count("read as before") > 3
@@ -47,7 +47,7 @@ def test_damaged_slices_are_read_right_or_refused(fuzzer, tmp_path):
 
 @pytest.fixture
 def compare(fuzzer, tmp_path):
-    """Outcome of the fuzz test for a slice with changed bytes, and the values read."""
+    """Returns a function that compares a slice with SimpleITK, as the fuzz test does."""
 
     def compare(stored, change=None, **tags):
         path = write_ct(tmp_path / "a", stored, **tags)

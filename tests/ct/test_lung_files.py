@@ -1,4 +1,4 @@
-"""Lung masks of other programs: the series that they belong to, and their effect."""
+"""Lung masks of other programs: their series, and their effect."""
 
 import csv
 import json
@@ -21,11 +21,11 @@ from twostage_jax.errors import UserError
 from twostage_jax.maps.run import map_folder
 
 LUNGS = chest(3)[1]
-# Image columns grow to the patient's left.
+# Image columns increase towards the patient's left.
 RIGHT, LEFT = LUNGS.copy(), LUNGS.copy()
 RIGHT[..., 48:] = False
 LEFT[..., :48] = False
-# What differs from what the program would find.
+# Different from the lungs that the program would find.
 UPPER = LUNGS.copy()
 UPPER[:, 60:] = False
 
@@ -59,7 +59,7 @@ def write_labels(path, folder, labels, names=None):
 
 
 def read(folder, masks, *, salt=""):
-    """The given mask `[Z, H, W]` of each series below a folder, by its UID's end."""
+    """Returns the given masks `[Z, H, W]` of series by the last number of their UID."""
     found, _ = find_series(folder, salt=salt)
     matched = lung_files.match(masks, folder, found, salt=salt)
     result = {}
@@ -72,7 +72,7 @@ def read(folder, masks, *, salt=""):
 
 @pytest.fixture
 def slices(tmp_path):
-    """A folder with one series of three slices."""
+    """Returns a folder with one series of three slices."""
     write_chest(tmp_path / "dicom" / "one")
     return tmp_path / "dicom" / "one"
 
@@ -96,7 +96,7 @@ def test_lung_volumes_are_read_whatever_their_values(slices, tmp_path, labels):
     write_labels(tmp_path / "masks" / "result.nii.gz", slices, labels)
     (mask,) = read(tmp_path / "dicom", tmp_path / "masks").values()
     np.testing.assert_array_equal(mask, LUNGS)
-    # A file is as good as its folder.
+    # The file may be given instead of its folder.
     (mask,) = read(tmp_path / "dicom", tmp_path / "masks" / "result.nii.gz").values()
     np.testing.assert_array_equal(mask, LUNGS)
 
@@ -200,7 +200,7 @@ def test_two_masks_of_the_same_lungs_are_refused(slices, tmp_path):
 
 
 def two_patients(root):
-    """Two scans that share their geometry, as those of one protocol often do."""
+    """Writes two scans with equal geometry, as is frequent with one protocol."""
     for number, patient in ((1, "P1"), (2, "P2")):
         write_chest(
             root / f"scan{number}",
@@ -288,7 +288,7 @@ def test_mask_is_placed_by_its_position_whatever_its_axes(slices, tmp_path):
     turned = image.as_reoriented([[1, -1], [2, 1], [0, -1]])
     nibabel.save(turned, path)
     (mask,) = read(tmp_path / "dicom", tmp_path / "masks").values()
-    # Files lie from the head, series from the feet.
+    # Files are ordered from the head, series from the feet.
     np.testing.assert_array_equal(mask, lungs[::-1])
 
 
@@ -318,7 +318,7 @@ def test_maps_are_limited_to_the_given_lungs_and_record_it(
     assert "SMITH" not in (out / "skipped.csv").read_text(encoding="utf-8")
     map_folder(root, out, classifier, how(), lungs=masks)
     assert "exists already" in capsys.readouterr().out
-    # Another content under the same name, size and all.
+    # The content differs, but not the name and the size.
     write_labels(path, slices, LUNGS)
     map_folder(root, out, classifier, how(), lungs=masks)
     assert "exists already" not in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Lung masks of shapes whose lungs are known, and of phantoms."""
+"""Lung masks of simple shapes and of phantoms."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ LUNG_HU, TISSUE_HU, AIR_HU = -850, 40, -1000
 
 
 def ellipse(x, y, half_width, half_height):
-    """The pixels of an ellipse; lengths in mm from the middle of the image."""
+    """Returns the pixels of an ellipse; lengths in mm from the centre of the image."""
     return ((X - x) / half_width) ** 2 + ((Y - y) / half_height) ** 2 <= 1
 
 
@@ -22,7 +22,7 @@ LUNGS = ellipse(-65, 0, 42, 70) | ellipse(65, 0, 42, 70)
 
 
 def chest(noise=0):
-    """An axial slice, `[H, W]` float: a body with two lungs and a trachea."""
+    """Returns an axial slice `[H, W]` float of a body with two lungs and a trachea."""
     hu = np.full((SIDE, SIDE), float(AIR_HU))
     hu[ellipse(0, 0, 145, 105)] = TISSUE_HU
     hu[LUNGS] = LUNG_HU
@@ -33,7 +33,7 @@ def chest(noise=0):
 
 
 def trunk(ribs=8, gas=(), lungs=()):
-    """An axial slice of a body with spine and ribs, `[H, W]` float, and its lungs.
+    """Returns an axial slice `[H, W]` float of a body with spine and ribs, and its lungs.
 
     Args:
       ribs: Number of ribs on each side.
@@ -54,7 +54,7 @@ def trunk(ribs=8, gas=(), lungs=()):
     hu[inside] = LUNG_HU
     for mask in gas:
         hu[mask & ~inside] = AIR_HU
-    # As a scanner does: the values of small pockets of gas are those of lung.
+    # Blurred as by a scanner, so that small gas pockets have the values of lung.
     hu = ndimage.gaussian_filter(hu, 1.0)
     return hu + np.random.default_rng(1).normal(0, 15, hu.shape), inside
 
@@ -72,7 +72,7 @@ BOWEL = (
 
 
 def found(hu, spacing=(PIXEL_MM, PIXEL_MM)):
-    """`find_lungs` of slices or of one slice."""
+    """Returns `find_lungs` of slices or of one slice."""
     hu = np.rint(np.atleast_3d(hu.T).T).astype(np.int16)
     return find_lungs(hu, spacing)
 
@@ -89,7 +89,7 @@ def dice(a, b):
 def test_two_ellipses_in_a_body_are_found(noise):
     mask = masked(chest(noise))
     assert dice(mask, LUNGS) > 0.98
-    assert not mask[ellipse(0, -25, 9, 9)].any()  # the trachea
+    assert not mask[ellipse(0, -25, 9, 9)].any()  # The trachea.
 
 
 def test_air_outside_the_body_and_under_the_table_is_excluded():
@@ -118,7 +118,7 @@ def test_vessels_and_consolidation_inside_the_lung_stay_in(inside, hu_inside):
 
 def test_consolidation_under_the_chest_wall_stays_in():
     hu = chest()
-    # A lens on the outer edge of the left-hand lung.
+    # A lens at the outer edge of the lung on the left.
     disease = LUNGS & ellipse(-112, 5, 18, 22)
     assert disease.sum() > 50
     hu[disease] = 30
@@ -279,7 +279,7 @@ def test_islands_of_air_in_consolidated_lungs_are_lung():
     hu[islands] = -550
     hu = ndimage.gaussian_filter(hu, 0.7)
     assert not found(hu).doubts[0]
-    # The hull of what has air holds the islands if the edge of a lung has air as well.
+    # The hull of air contains the islands if the edges of the lungs contain air, too.
     hu[lungs & (X > 100)] = -600
     hu[lungs & (X < -100)] = -600
     assert found(hu).mask[0][islands].mean() > 0.9

@@ -127,7 +127,7 @@ def test_stacks_are_examined_slice_by_slice():
 
 
 def write_set(root, labels, lungs):
-    """Two patients of one slice each."""
+    """Writes two patients with one slice each."""
     for folder in ("ct", "lungs", "infection"):
         (root / folder).mkdir(parents=True)
     ct = np.random.default_rng(0).integers(20, 60, (SIDE, SIDE)).astype(np.uint8)

@@ -16,7 +16,7 @@ MASK = np.array([[0, 1, 2], [0, 0, 1]], np.uint8)
 
 
 def three_slices(folder):
-    """Slices of 2 x 3 at z = 0, 5, 10 mm, named against their order."""
+    """Writes slices of 2 x 3 at z = 0, 5, 10 mm whose names are in another order."""
     (folder / "rois").mkdir(parents=True)
     for z, name in [(0, "c"), (5, "a"), (10, "b")]:
         write_ct(
@@ -149,11 +149,11 @@ def test_contour_marks_pixels_whose_centres_lie_inside():
     expected = np.zeros((5, 6), bool)
     expected[1:3, 1:4] = True
     np.testing.assert_array_equal(fill_contour(square, (5, 6)), expected)
-    # A right triangle with legs of 4: row y holds the columns x < 4 - y.
+    # A right triangle with legs of 4: row y contains the columns x < 4 - y.
     triangle = np.array([[-0.1, -0.1], [3.9, -0.1], [-0.1, 3.9]])
     found = fill_contour(triangle, (5, 5))
     assert found.sum(axis=1).tolist() == [4, 3, 2, 1, 0]
-    # What leaves the slice is cut off.
+    # Contours are cut off at the border of the slice.
     big = np.array([[-9.0, -9.0], [99.0, -9.0], [99.0, 99.0], [-9.0, 99.0]])
     assert fill_contour(big, (3, 4)).all()
 

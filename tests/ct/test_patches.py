@@ -93,7 +93,7 @@ def test_resampling_keeps_the_field_of_view():
     assert resampled_shape((100, 50), (0.5, 1.0), 0.8, Path("a")) == (62, 62)
     with refused_at("spacing"):
         resampled_shape((512, 512), (0.5, 0.5), 0.001, Path("a"))
-    # A ramp stays the same ramp in millimetres: value = position of the pixel centre.
+    # A ramp is unchanged in millimetres: value = position of the pixel centre.
     ramp = np.tile(np.arange(40) + 0.5, (8, 1))
     for new in (20, 80):
         found = resample_image(ramp, (8, new))
@@ -128,10 +128,10 @@ def test_better_covered_patches_are_kept_if_they_overlap():
     def kept(overlap):
         return apart(corners, shares, size=4, overlap=overlap).tolist()
 
-    # Patch 3 comes first; 4 shares 1/4 with it, 2 shares 1/2, 1 shares 1/4.
+    # Patch 3 comes first; 4 overlaps it by 1/4, 2 by 1/2, 1 by 1/4.
     assert kept(0.0) == [0, 3]
     assert kept(0.25) == [1, 3, 4]
-    # 2 shares 3/4 with 1, which is taken; 0 shares 3/4 with it, too.
+    # 2 overlaps 1, which is taken, by 3/4; so does 0.
     assert kept(0.5) == [1, 3, 4]
     assert kept(0.75) == [0, 1, 2, 3, 4]
     assert kept(1.0) == [0, 1, 2, 3, 4]
@@ -148,7 +148,7 @@ def test_patches_apart_agree_with_pairwise_counting():
     shared = (flat @ flat.T) / 36
     np.fill_diagonal(shared, 0)
     assert 0 < shared.max() <= 0.3
-    # Each patch left out overlaps one of them by more.
+    # Every other patch overlaps one of them by more.
     left = np.setdiff1d(np.arange(80), kept)
     for row, column in corners[left]:
         own = np.zeros((40, 40), bool)

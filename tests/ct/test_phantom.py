@@ -27,12 +27,12 @@ from twostage_jax.ct.phantom_anatomy import (
 )
 from twostage_jax.data.synthetic import phantoms
 
-SMALL = 128  # pixels a side where the look does not matter
+SMALL = 128  # Pixels per side if the appearance is irrelevant.
 
 
 @pytest.fixture(scope="module")
 def four():
-    """Four patients who together have all classes, at full resolution."""
+    """Returns four patients at full resolution, who together have all classes."""
     return [phantom_slices(patient, slices=1) for patient in range(4)]
 
 
@@ -74,7 +74,7 @@ def test_patients_vary_in_density_noise_sharpness_and_spacing():
     assert {s.kernel for s in scanners} == {row[1] for row in KERNELS}
     density = [np.median(hu_of([p], "normal")) for p in patients]
     assert np.ptp(density) > 40 and np.std(density) > 10
-    # In the air beside the patient; what is darker than -1024 HU is cut off there.
+    # In the air around the patient, where values below -1024 HU are clipped.
     corners = [p.hu[:, :12, :12] for p in patients]
     noise = [np.percentile(air, 84) - np.median(air) for air in corners]
     assert max(noise) > 2 * min(noise)
@@ -119,7 +119,9 @@ def test_honeycombing_is_cysts_of_3_to_10_mm_amid_walls_of_soft_tissue(seed):
     assert np.mean(hu > -300) > 0.15 and np.mean(hu < -900) > 0.2
     cysts, count = ndimage.label(hu < -700)
     areas = np.bincount(cysts.ravel())[1:] * 0.4**2
-    whole = np.sort(2 * np.sqrt(areas / np.pi))[count // 4 :]  # without those cut off
+    whole = np.sort(2 * np.sqrt(areas / np.pi))[
+        count // 4 :
+    ]  # Without incomplete ones.
     assert count > 40
     assert 3 < np.median(whole) < 8 and whole.max() < 14
 
@@ -211,7 +213,7 @@ def test_writing_twice_gives_the_same_bytes(tmp_path):
         write_patient(tmp_path / name, phantom)
     first = {p.name: p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()}
     again = {p.name: p.read_bytes() for p in (tmp_path / "b").rglob("*") if p.is_file()}
-    assert first == again and len(first) == 2  # both masks have the image's name
+    assert first == again and len(first) == 2  # Both masks have the name of the image.
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path):
@@ -248,7 +250,7 @@ def test_first_four_patients_have_all_classes():
 def test_tree_on_a_line_thickens_towards_the_root():
     tips = np.array([[3.0, 0], [1.0, 0], [2.0, 0]])
     pieces = tree(np.random.default_rng(0), tips, np.zeros(2), 0.5)
-    pieces = pieces.reshape(4, 3, 5)  # four pieces of each of three branches
+    pieces = pieces.reshape(4, 3, 5)  # Four pieces of each of three branches.
     assert np.allclose(pieces[0, :, :2], [[0, 0], [1, 0], [2, 0]])
     assert np.allclose(pieces[-1, :, 2:4], [[1, 0], [2, 0], [3, 0]])
     assert np.allclose(pieces[0, :, 4] ** 2.7, np.array([3, 2, 1]) * 0.5**2.7)
@@ -257,6 +259,6 @@ def test_tree_on_a_line_thickens_towards_the_root():
 def test_drawn_segment_covers_its_area():
     grid = Grid(100, 0.5)
     line = draw(grid, np.array([[-10.0, 0, 10, 0, 1.5]]))
-    # 20 mm by 3 mm, and half a disc of radius 1.5 mm at its far end.
+    # 20 mm by 3 mm, and half a disc of radius 1.5 mm at the end.
     area = 20 * 3 + np.pi * 1.5**2 / 2
     assert line.sum() * 0.5**2 == pytest.approx(area, rel=0.1)

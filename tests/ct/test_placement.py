@@ -1,4 +1,4 @@
-"""Regions are placed where all clues agree, or are refused."""
+"""Regions are placed if all clues agree, and refused otherwise."""
 
 import dataclasses
 import gzip
@@ -27,7 +27,7 @@ PLAIN = {"size": 8, "stride": 8, "coverage": 0.5, "lungs": "off", "per_class": 0
 
 
 def regions_of(folder, names, rois=None):
-    """(label masks by InstanceNumber, how numbered masks were placed)."""
+    """Returns label masks by InstanceNumber, and the positions of numbered masks."""
     (patient,) = ct_patches.Patients(folder, rois, "", False)
     loads, placed = annotations.labelled(patient.regions, patient.headers, names)
     found = {h.number: loads[h.key]().mask for h in patient.headers if h.key in loads}
@@ -56,7 +56,7 @@ def save(path, mask):
 
 
 def refused(path, folder, names, rois=None):
-    """The message of the refusal of a file."""
+    """Returns the message with which a file is refused."""
     with refused_at(path) as error:
         masks_of(folder, names, rois)
     return str(error.value)
@@ -109,10 +109,10 @@ class TestNumberedMasks:
     def test_instance_numbers_that_do_not_start_at_1(self, tmp_path):
         write_series(tmp_path / "up", numbers=range(101, 107))
         write_series(tmp_path / "down", numbers=range(106, 100, -1))
-        # The number of one slice only; no count reaches so far.
+        # An InstanceNumber; the other numberings end before it.
         save(tmp_path / "a" / "m103.png", square())
         assert list(masks_of(tmp_path / "down", ["a"], tmp_path / "a")) == [103]
-        # The third slice from the feet, and by InstanceNumber.
+        # The third slice from the feet and by InstanceNumber.
         save(tmp_path / "b" / "m3.png", square())
         assert list(masks_of(tmp_path / "up", ["a"], tmp_path / "b")) == [103]
         refused(tmp_path / "b" / "m3.png", tmp_path / "down", ["a"], tmp_path / "b")
@@ -292,7 +292,7 @@ def frames_of(dataset):
 
 
 def without_names(dataset):
-    """Takes the names of slices out of the frames or contours of a file."""
+    """Removes the names of slices from the frames or contours of a file."""
     if "PerFrameFunctionalGroupsSequence" in dataset:
         for frame in frames_of(dataset):
             del frame.DerivationImageSequence
@@ -327,7 +327,7 @@ class TestNamedSlices:
         write_form(form, path, late)
         edit(path, without_names)
         if form == "seg":
-            # The instances that the file as a whole refers to are the second phase.
+            # The file as a whole refers to the instances of the second phase.
             assert list(masks_of(tmp_path / "ct", ["a"], path.parent)) == [103]
             edit(path, lambda d: delattr(d, "ReferencedSeriesSequence"))
         text = refused(path, tmp_path / "ct", ["a"], path.parent)
@@ -353,14 +353,14 @@ class TestNamedSlices:
 
         edit(path, rename)
         text = refused(path, tmp_path / "ct", ["a"], path.parent)
-        assert str(tmp_path / "ct" / "c.dcm") in text  # where it lies
-        assert str(other.filename) in text  # what it names
+        assert str(tmp_path / "ct" / "c.dcm") in text  # The slice at its position.
+        assert str(other.filename) in text  # The slice that it names.
 
     def test_series_with_repeated_uids_are_distinguished(self, tmp_path, form):
         write_series(tmp_path / "ct" / "a")
         tags = {"series": f"{SERIES}.88", "numbers": range(101, 107)}
         other = write_series(tmp_path / "ct" / "b", **tags)
-        for image in other:  # other pixels
+        for image in other:  # Different pixels.
             image.PixelData = (image.pixel_array + 300).tobytes()
             image.save_as(image.filename)
         write_form(form, tmp_path / "r" / "x", other)
@@ -467,7 +467,7 @@ class TestSegmentationFrames:
         mask = np.zeros((SIDE, SIDE), np.uint8)
         mask[3:9, 20:31] = 1
         labels = np.zeros((6, SIDE, SIDE), np.uint8)
-        # Rows run to the right and columns to the front: both backwards.
+        # Rows run towards the right and columns towards the front: both are reversed.
         labels[2] = mask[::-1, ::-1]
         roi_files.write_seg(path, images, labels, ["a"])
         self.turn(path, [-1, 0, 0, 0, -1, 0])
@@ -494,7 +494,7 @@ class TestSegmentationFrames:
 
 
 def affine_of(images):
-    """The matrix of axial slices, in NIfTI's axes."""
+    """Returns the matrix of axial slices in the axes of NIfTI."""
     first, last = (
         np.array(i.ImagePositionPatient, float) for i in (images[0], images[-1])
     )
@@ -523,7 +523,7 @@ class TestVolumes:
         images = write_series(tmp_path / "ct")
         right = affine_of(images)
         wrong = right.copy()
-        wrong[2, 3] += 5  # a slice further up
+        wrong[2, 3] += 5  # The next slice.
         for name, sform, qform in (("s", right, wrong), ("q", wrong, right)):
             path = tmp_path / name / "x.nii.gz"
             write_nifti(path, volume_of(), sform, 2, qform, 1)
@@ -598,7 +598,7 @@ class TestVolumes:
     def test_sheared_volume_of_a_tilted_series_is_read(self, tmp_path, shift):
         images = write_series(tmp_path / "ct", step=(0, shift, 5.0))
         volume = np.zeros((SIDE, SIDE, 6), np.uint8)
-        volume[:, :, [0, 5]] = 1  # up to the edges of the first and the last slice
+        volume[:, :, [0, 5]] = 1  # To the edges of the first and the last slice.
         write_nifti(tmp_path / "r" / "x.nii", volume, affine_of(images))
         found = masks_of(tmp_path / "ct", ["a"], tmp_path / "r")
         assert {n: mask.sum() for n, mask in found.items()} == {1: SIDE**2, 6: SIDE**2}
@@ -608,7 +608,7 @@ class TestVolumes:
         path = tmp_path / "r" / "x.nii"
         straight = affine_of(images)
         straight[:2, 2] = 0
-        # At the place of the first slice's pixels, beside those of the last.
+        # At the pixels of the first slice, outside those of the last.
         volume = np.zeros((SIDE, SIDE - 1, 6), np.uint8)
         volume[:, :20, 5] = 1
         write_nifti(path, volume, straight)

@@ -17,7 +17,7 @@ NAME = "Smith Anna (1947)"
 
 @pytest.fixture
 def tree(tmp_path):
-    """A folder of one patient, named after her, with two slices and a mask."""
+    """Returns a folder of one patient, named after her, with two slices and a mask."""
     folder = tmp_path / "slices" / NAME
     (folder / "rois").mkdir(parents=True)
     for z in range(2):

@@ -1,4 +1,4 @@
-"""The last message has the first reason why a folder gave no result."""
+"""If a folder is refused, the message gives the first reason."""
 
 import gzip
 import re
@@ -29,7 +29,7 @@ RAMP = (10 * np.arange(8)[:, None] + np.arange(8) + 200).astype(np.int16)
 
 
 def strip(path, *, keep_meta=False):
-    """Takes the 128 bytes, 'DICM' and the meta information off a file."""
+    """Removes the 128 bytes, 'DICM' and the meta information from a file."""
     raw = path.read_bytes()
     start = 132
     if not keep_meta:
@@ -198,7 +198,7 @@ def test_file_in_place_of_a_folder_is_refused(tmp_path, classifier):
 
 def test_stray_scout_is_refused(tmp_path):
     write_two(tmp_path)
-    scout = tmp_path / "A"  # comes first
+    scout = tmp_path / "A"  # Comes first.
     write_ct(scout, RAMP, uid=9, ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
     with refused_at(scout):
         find_series(tmp_path)
@@ -213,7 +213,7 @@ def test_other_files_of_a_cd_are_skipped_and_listed(tmp_path):
     dose.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.67"
     dose.save_as(tmp_path / "IM9", enforce_file_format=True)
     whole = (tmp_path / "IM9").read_bytes()
-    (tmp_path / "IM9").write_bytes(whole[:600])  # a report, cut short
+    (tmp_path / "IM9").write_bytes(whole[:600])  # A truncated report.
     (tmp_path / "VIEWER.EXE").write_bytes(b"MZ")
     found = scan(tmp_path)
     assert len(found.headers) == 2
@@ -223,7 +223,7 @@ def test_other_files_of_a_cd_are_skipped_and_listed(tmp_path):
 
 
 def write_studies(root, patients, *, studies=1):
-    """Patients by PatientID, with a marked slice in each of their studies."""
+    """Writes patients with one marked slice per study; returns the recipe."""
     rois = root / "rois"
     rois.mkdir(parents=True)
     for index, patient in enumerate(patients):

@@ -40,7 +40,7 @@ def test_every_format_gives_the_same_patches(phantom, expected, tmp_path, form):
     slices, rois = tmp_path / "slices", tmp_path / "regions"
     slices.mkdir()
     rois.mkdir()
-    # The pages of a file are counted in one way only if all numbers start at the feet.
+    # The order of pages is unambiguous only if all numbers start at the feet.
     stack = form in ("tiff", "npy")
     write_slices(phantom, slices, from_feet=stack)
     write(form, phantom, rois)
@@ -70,7 +70,7 @@ def test_regions_are_found_among_the_slices(phantom, expected, tmp_path, form):
 
 
 def masks_of(folder, names, rois=None):
-    """The label masks of all slices of one patient, by z."""
+    """Returns the label masks of a patient's slices by z."""
     found = scan(folder)
     headers, left_out = found.headers, found.others
     regions, _, _ = annotations.find(folder, rois, left_out)
@@ -105,7 +105,7 @@ def test_files_on_one_slice_are_merged_without_pixels_of_two_classes(phantom, tm
 
 
 def changed(images, **changes):
-    """Copies of data sets with other values; a value may be a function of the old."""
+    """Returns copies of data sets with other values, or functions of the old values."""
     copies = [pydicom.dcmread(image.filename) for image in images]
     for copy in copies:
         for keyword, value in changes.items():

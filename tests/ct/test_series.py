@@ -8,7 +8,7 @@ from twostage_jax.errors import UserError
 
 
 def write_slice(path, z, *, uid=None, **tags):
-    """A 2 x 2 slice at height z (mm) whose HU are all z."""
+    """Writes a 2 x 2 slice at height z (mm) whose HU are all z."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tags = {"ImagePositionPatient": [0, 0, z], **tags}
     stored = np.full((2, 2), 1024 + round(z), np.int16)
@@ -27,7 +27,7 @@ def test_slices_are_sorted_by_position_whatever_their_names(tmp_path):
 
 
 def test_order_follows_the_slice_normal(tmp_path):
-    # Rows along y and columns along z: the normal is +x. Then the reverse of it.
+    # With rows along y and columns along z, the normal is +x; then it is reversed.
     for sign, folder in [(1, "sagittal"), (-1, "mirrored")]:
         orientation = [0, sign, 0, 0, 0, 1]
         for i, x in enumerate([4, 0, 2]):
@@ -116,7 +116,7 @@ def test_broken_file_is_refused_or_listed_on_request(tmp_path):
 
 
 def test_tilted_gantry_is_reported_and_the_volume_still_read(tmp_path):
-    # The normal leans by atan(0.6 / 0.8) from the way of the table.
+    # The normal is tilted by atan(0.6 / 0.8) from the direction of the table.
     for i in range(3):
         write_slice(
             tmp_path / str(i),

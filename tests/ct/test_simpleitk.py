@@ -41,7 +41,7 @@ CELLS = {
 
 
 def ramp(cell):
-    """A 40 x 36 slice that holds the lowest and the highest value of a cell."""
+    """Returns a 40 x 36 slice from the lowest to the highest value of a cell."""
     kind, _, low, high = CELLS[cell]
     values = np.linspace(low, high, 1440).reshape(40, 36)
     values[::2] = values[::2, ::-1]
@@ -87,7 +87,7 @@ def test_hu_of_every_transfer_syntax(tmp_path, cell, syntax):
     write_as(path, cell, syntax)
     hu = read_slice(path)[1]
     np.testing.assert_array_equal(hu, of_simpleitk(path)[0])
-    # SimpleITK may fail in the same way: the ramp is known.
+    # SimpleITK may have the same error, but the ramp is known.
     dataset = pydicom.dcmread(path)
     slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
     np.testing.assert_array_equal(hu, ramp(cell) * slope + intercept)
@@ -144,7 +144,7 @@ def lossless_jpeg(image, predictor):
             by = above
         difference = (value - by + 2**15) % 2**16 - 2**15
         size = int(abs(difference)).bit_length()
-        # Every size has a code of 5 bits: itself.
+        # The code of every size is the size in 5 bits.
         bits += f"{size:05b}"
         if 0 < size < 16:
             low = difference if difference > 0 else difference + 2**size - 1
@@ -251,7 +251,7 @@ def test_real_files(real_data):
         expected = sitk.GetArrayFromImage(image)[0]
         inside = expected >= LOWEST_HU
         np.testing.assert_array_equal(hu[inside], expected[inside])
-        # What SimpleITK leaves below all CT numbers is the padding, and noise.
+        # SimpleITK does not replace padding, nor noise below all CT numbers.
         padded = hu != expected
         assert set(expected[padded]) <= {-2000, -2048, -3024, -1024}
         assert (hu[padded] == AIR_HU).all()

@@ -13,7 +13,7 @@ def recipe_of(folder):
 
 
 def patches_of(recipe, out):
-    """The lines of patches.csv."""
+    """Returns the rows of patches.csv."""
     metadata = metadata_of(folder_of(recipe, out))
     made = prepare(recipe, out)
     prepared_folder.write(out, recipe, made, metadata, [], [])
@@ -33,11 +33,11 @@ def test_direct_runner_makes_the_same_set(tmp_path):
     made = prepare(recipe, tmp_path / "beam", workers=1)
     local = prepare(recipe, tmp_path / "local", workers=1)
     assert made.fingerprint == local.fingerprint
-    # The fingerprint leaves out where patches lie and how much of them is covered.
+    # The fingerprint excludes position and coverage of patches.
     assert patches_of(recipe, tmp_path / "beam") == patches_of(
         recipe, tmp_path / "local"
     )
-    # What is there already is not made again.
+    # Finished sets are not made again.
     beam.run(recipe, tmp_path / "beam", ["--runner=DirectRunner"])
     assert not list((tmp_path / "beam").rglob("task-*.npz"))
 

@@ -205,7 +205,7 @@ def test_masks_within_the_classes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "paths",
     [
-        # Classes whose names have words of splits, or of images and masks.
+        # Classes whose names contain words of splits, or of images and masks.
         ("test_strip/1.png", "control/1.png"),
         ("train_station/1.png", "test_tube/1.png"),
         ("train/1.png", "bus/1.png", "test_bench/1.png"),
@@ -216,7 +216,7 @@ def test_masks_within_the_classes_are_refused(tmp_path):
         ("fibrosis/sub/1.png", "normal/sub/1.png"),
         ("fibrosis/1.png", "fibrosis/test/2.png", "normal/1.png"),
         ("fibrosis/left/1.png", "fibrosis/right/1.png", "normal/left/1.png"),
-        # Patients who have both.
+        # Patients with both classes.
         *(
             tuple(
                 f"{name}/{p}/1.png" for name in ("fibrosis", "normal") for p in patients
@@ -297,7 +297,7 @@ def test_names_that_are_the_same_text_are_refused(tmp_path, paths):
 
 
 def latin1(path, name):
-    """Renames a file to the bytes of its name in Latin-1, as an old zip leaves it."""
+    """Renames a file to its name in Latin-1, as in old ZIP archives."""
     target = os.fsencode(path.parent) + b"/" + name.encode("latin-1")
     try:
         os.rename(os.fsencode(path), target)

@@ -16,7 +16,7 @@ from twostage_jax.data.store import prepare
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A set of two marked patients and one without regions, its patients by split."""
+    """Returns a set of two marked patients and one without regions, and its splits."""
     folder = tmp_path_factory.mktemp("set")
     tags = {
         "Manufacturer": "SIEMENS",
@@ -55,7 +55,7 @@ def test_each_excluded_unit_has_a_reason_and_the_patches_add_up(prepared):
     assert total["patients", ""] == 2
     assert total["patients", "no regions are drawn"] == 1
     assert total["patches", ""] == len(made)
-    # Four patches of each marked slice, two a class; one a class and patient stays.
+    # Four patches per marked slice, two per class; one per class and patient is kept.
     (over,) = (n for (level, why), n in total.items() if level == "patches" and why)
     assert over + len(made) == 4 * total["slices", ""]
     by_split = {}

@@ -256,7 +256,7 @@ def test_impossible_settings_are_refused(tmp_path, settings, where):
 
 
 def big_patient(folder, labels, hu=-850):
-    """A patient with one 64 x 64 slice of tissue with a lung-dark square in it."""
+    """Writes a patient with one slice of constant HU and a label mask."""
     (folder / "rois").mkdir(parents=True)
     stored = np.full(labels.shape, 1024 + hu, np.int16)
     write_ct(folder / "one.dcm", stored, uid=5, PatientID="p1")

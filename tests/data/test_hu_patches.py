@@ -33,7 +33,7 @@ def hu(seed, side=SIDE):
 
 
 def save_imagej(path, values):
-    """Writes signed pixels as ImageJ does: without sign, with its calibration."""
+    """Writes signed pixels as ImageJ does: unsigned, with a calibration."""
     text = (
         "ImageJ=1.54f\nmin=-1500.0\nmax=2220.0\ncf=0\nc0=-32768.0\nc1=1.0\n"
         "vunit=gray value\n"
@@ -120,7 +120,7 @@ def test_every_format_gives_the_same_hu(tmp_path, form):
 
 
 def test_nifti_slope_and_intercept_are_applied(tmp_path):
-    """Stored as scanners store them, with the intercept in the header."""
+    """Values as stored by scanners, with the intercept in the header."""
 
     def save(path, values):
         stored = (values.T + 1024)[..., None].astype(np.int16)
@@ -293,7 +293,7 @@ def test_unsigned_tiffs_stay_grey(tmp_path):
 
 
 def test_nothing_is_resized_where_the_size_is_kept(tmp_path):
-    """The largest centred square that all have: 12 of 12, 13 and 16 x 14 pixels."""
+    """The largest centred square in all images: 12 of 12, 13 and 16 x 14 pixels."""
     write(tmp_path / "set")
     np.save(tmp_path / "set" / "fibrosis" / "p7.npy", hu(7, 13).astype(np.int16))
     wide = hu(8, 16)[:14].astype(np.int16)

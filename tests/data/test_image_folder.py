@@ -87,7 +87,7 @@ def test_crops_lie_on_a_centred_grid_and_share_the_images_group(tmp_path):
         save(tmp_path / name / "x.png", pixels)
     recipe = image_folder.recipe(path=str(tmp_path), size=4, crop=4, stride=3)
     found = examples(recipe)
-    # 9 - 4 = 5 = 1 * 3 + 2 spare rows, one above; 12 - 4 = 8 = 2 * 3 + 2, one left.
+    # 9 - 4 = 5 = 1 * 3 + 2 spare rows, 1 above; 12 - 4 = 8 = 2 * 3 + 2 columns, 1 left.
     corners = [(y, x) for y in (1, 4) for x in (1, 4, 7)]
     assert set(found) == {
         f"{c}/x.png@{y:05d},{x:05d}" for c in ("a", "b") for y, x in corners

@@ -14,13 +14,13 @@ import roi_files
 from roi_files import SIDE, box, write_series
 
 PLAIN = {"size": 4, "stride": 4, "coverage": 1.0, "lungs": "off", "per_class": 0}
-# Of 16 x 16 and 8 x 8 pixels, of which 4 x 8 are in both.
+# Boxes of 16 x 16 and 8 x 8 pixels that overlap in 4 x 8.
 LARGE, SMALL = (4, 4, 20, 20), (16, 8, 24, 16)
 BOTH, ALL_LARGE, ALL_SMALL = 32, 256, 64
 
 
 def marks(*classes):
-    """`[6, SIDE, SIDE, K]` bool: each class's box on slices 2 and 3."""
+    """Returns the box of each class on slices 2 and 3, `[6, SIDE, SIDE, K]` bool."""
     found = np.zeros((6, SIDE, SIDE, len(classes)), bool)
     for index, (top, left, bottom, right) in enumerate(classes):
         found[2:4, top:bottom, left:right, index] = True
@@ -68,7 +68,7 @@ def test_every_source_of_regions_counts_what_two_classes_mark(tmp_path, form):
     assert (row["pixels"], row["slices"]) == (2 * BOTH, 2)
     marked = {row["class"]: row["pixels"] for row in made.facts["marked"]}
     assert marked == {"small": 2 * ALL_SMALL, "large": 2 * ALL_LARGE}
-    assert {e.details["coverage"] for e in made} == {1.0}  # none lies in both
+    assert {e.details["coverage"] for e in made} == {1.0}  # None is in both.
     (line,) = list(recipe.remarks([], made.facts))
     for fact in ("'small'", "'large'", "64 pixels", "50 %", "12 %", "2 slices"):
         assert fact in line

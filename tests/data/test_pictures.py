@@ -24,7 +24,7 @@ RAMP = np.arange(256, dtype=np.uint16).reshape(16, 16)
 
 
 def read(path, channels=1, **measures):
-    """Returns a file's pixels, and the notes on it."""
+    """Returns the pixels of a file, and the notes on it."""
     notes = Notes()
     image = image_files.read(path, channels, found=measures, notes=notes)
     return np.asarray(image), {note for _, note in notes if note}
@@ -161,7 +161,7 @@ def test_16_bit_images_are_read_by_the_bits_that_their_set_uses(tmp_path, top, w
     values = np.linspace(0, top, 256).round().astype(np.uint16).reshape(16, 16)
 
     def write(path, number):
-        # One factor for all: darker images stay darker.
+        # All images have the same factor, so that dark images stay dark.
         share = values // 2 if number == 0 else values
         if number % 2:
             return tifffile.imwrite(path.with_suffix(".tif"), share)
@@ -246,7 +246,7 @@ def test_colours_under_transparency_are_used_and_noted(tmp_path):
     rgba = Image.fromarray(np.dstack([MARKED] * 3 + [alpha]))
     rgba.save(tmp_path / "rgba.png")
     rgba.save(tmp_path / "rgba.tif")
-    # Otherwise its writer changes colours that cannot be seen.
+    # Otherwise, the writer changes invisible colours.
     rgba.save(tmp_path / "rgba.webp", lossless=True, exact=True)
     save(tmp_path / "grey_key.png", MARKED, transparency=90)
     save(tmp_path / "deep_key.png", MARKED.astype(np.uint16) * 257, transparency=0)
@@ -365,7 +365,7 @@ def test_tfds_float_images_are_read_as_numbers(tmp_path, tfds_set, white):
     encoded = [float_png(UNIT * white * share) for share in shares]
     image = tfds.features.Image(shape=(None, None, 1), dtype=np.float32)
     tfds_set(encoded, image)
-    # TFDS's own decoder is the judge of the numbers.
+    # The decoder of TFDS is the reference for the values.
     np.testing.assert_array_equal(
         image.decode_example_np(encoded[1])[..., 0], UNIT * white * 0.5
     )

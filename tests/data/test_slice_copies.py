@@ -86,7 +86,7 @@ def test_slices_with_one_uid_are_not_mapped(tmp_path, classifier):
 
 
 def two_series(root, **second):
-    """Two series that repeat each other's UIDs, in two folders; a mask of each slice."""
+    """Writes two series with equal SOPInstanceUIDs, in two folders."""
     for index, name in enumerate("ab"):
         for z in range(3):
             write(

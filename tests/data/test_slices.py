@@ -16,7 +16,7 @@ GREY = np.arange(64, dtype=np.uint8).reshape(8, 8)
 
 
 def write_set(root, *, image=GREY, lungs=None, labels=None, table=None):
-    """Two patients with one 8 x 8 slice each; lung everywhere, a labelled quarter."""
+    """Writes two patients with one 8 x 8 slice each: all lung, a quarter labelled."""
     if lungs is None:
         lungs = np.full((8, 8), 255, np.uint8)
     if labels is None:
@@ -188,8 +188,8 @@ def test_real_slices_give_both_classes_by_patient():
 
 
 def test_lung_coverage_applies_to_every_class(tmp_path):
-    # A labelled region that reaches over the edge of the lung: one patch of it is half
-    # outside, the other inside.
+    # A labelled region extends over the edge of the lung: one of its patches is half
+    # outside, the other one is inside.
     lungs = np.full((8, 8), 255, np.uint8)
     lungs[6:, 4:] = 0
     labels = np.zeros((8, 8), np.uint8)

@@ -95,7 +95,7 @@ def test_bytes_inserted_before_the_end_of_the_pixels_are_refused(
 @pytest.mark.parametrize(
     "after",
     [
-        # Tags that do not ascend; of a group that is not private; longer than the file.
+        # Tags that do not ascend; a group that is not private; longer than the file.
         b"\xe3\x7f\x10\0LO\2\0AB\xe1\x7f\x10\0LO\2\0AB",
         b"\xe2\x7f\x10\0LO\2\0AB",
         b"\xe1\x7f\x10\0LO\x40\0AB",
@@ -152,7 +152,7 @@ def test_rounded_geometry_is_one_series(tmp_path):
         )
     ((series,), _) = find_series(tmp_path)
     assert series.notes == series.remarks == ()
-    # Distances are in mm although the cosines are not quite of length one.
+    # Distances are in mm although the length of the cosines is not exactly one.
     assert series.step == pytest.approx(2.5, abs=1e-3)
 
 
@@ -161,7 +161,7 @@ def lost(hu):
 
 
 def write_marked(folder, hu, **tags):
-    """A slice for each HU array, and a mask of two classes on the first."""
+    """Writes a slice per HU array, and a mask of two classes on the first."""
     (folder / "rois").mkdir(parents=True)
     for z, image in enumerate(hu):
         write_ct(
@@ -177,7 +177,7 @@ def write_marked(folder, hu, **tags):
 
 
 def chest_of(side=32):
-    """HU of a chest: air around, lungs at -850, soft tissue at 40."""
+    """Returns HU of a chest: air around it, lungs of -850, soft tissue of 40."""
     hu = np.full((side, side), -1000, np.int16)
     hu[4:-4, 4:-4] = 40
     hu[10:-10, 6:14] = hu[10:-10, -14:-6] = -850
@@ -267,7 +267,7 @@ def test_rois_may_be_one_file(phantom, tmp_path, inside, form):
 
 
 def latin(folder, name):
-    """The path of a file whose name is in Latin-1, as an old archive leaves it."""
+    """Returns the path of a file whose name is in Latin-1, as in old archives."""
     return os.fsdecode(os.fsencode(folder) + b"/Gr\xf6\xdfe " + name)
 
 

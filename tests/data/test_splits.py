@@ -138,7 +138,7 @@ def test_seeds_test_different_patients_of_unequal_size():
 
 
 def test_few_groups_that_have_every_class_are_drawn_first():
-    # Two patients of many have class c: any 10 % must hold one of them.
+    # Two of many patients have class c: any 10 % must contain one of them.
     labels = np.concatenate([np.arange(58) % 2, [2, 2]])
     data = dataset(np.repeat(labels, 3), np.repeat(np.arange(60), 3))
     for seed in range(5):
@@ -326,7 +326,7 @@ def test_constant_images_are_not_copies(splits):
 
 def test_study_warns_of_copies_before_training(caplog):
     made = make_dataset(seed=3, groups=GROUPS)
-    # Every patient is there under two names.
+    # Every patient has two names.
     made = with_images(made, {i: made.images[i - 30] for i in range(30, 60)})
     config, sets = parsed(), datasets(target=made)
     with caplog.at_level(logging.WARNING):

@@ -1,4 +1,4 @@
-"""Preparation of a data set: once, all or nothing, in workers; and reading it back."""
+"""Data sets are prepared once, completely or not at all, in workers, and read back."""
 
 import contextlib
 import dataclasses
@@ -301,7 +301,7 @@ def test_other_threads_may_start_workers():
 
 
 def test_progress_is_printed_as_lines_without_a_terminal(monkeypatch, capsys):
-    """They reach the user even though the writer of the set silences its libraries."""
+    """They are printed even though the writer of the set silences its libraries."""
     monkeypatch.setattr(store, "LINE_EVERY", -1.0)
     made = Recipe("made", "ct", ("a",), "key", (0, 1), lambda task: [])
     results = store.run(made, workers=1)

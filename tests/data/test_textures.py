@@ -7,12 +7,12 @@ from twostage_jax.data.synthetic.textures import Surface
 def test_slopes_are_lit_by_lamberts_law():
     pixels = 20
     x = textures.grid(textures.SIDE, pixels).x
-    # It rises along x by 45 degrees; the light stands at 45 degrees.
+    # The slope rises along x by 45 degrees; the elevation of the light is 45 degrees.
     surface = Surface(height=x, albedo=np.full_like(x, 0.5))
     light = {"elevation": np.pi / 4, "diffuse": 0.2}
     away, _ = textures.shade(surface, azimuth=0.0, **light)
     towards, highlight = textures.shade(surface, azimuth=np.pi, **light)
-    # Relative to level ground: 1 / sin(45 degrees) head on, nothing along the surface.
+    # Relative to level ground: 1 / sin(45 degrees) facing the light, 0 along it.
     np.testing.assert_allclose(towards, 0.5 * (0.2 + 0.8 * np.sqrt(2)), rtol=1e-4)
     np.testing.assert_allclose(away, 0.5 * 0.2, rtol=1e-4)
     assert not highlight.any()
@@ -48,7 +48,7 @@ def test_cells_without_jitter_are_the_squares_of_a_lattice():
 def test_jittered_cells_are_continuous():
     at = textures.grid(2.0, 24)
     found = textures.cells(np.random.default_rng(3), at.x, at.y, 2.5, 1.0)
-    # A distance to a centre changes by at most the distance walked.
+    # A distance to a centre changes by at most the length of the step.
     step = 2.5 * at.step
     for axis in (0, 1):
         assert np.abs(np.diff(found.nearest, axis=axis)).max() <= step + 1e-4

@@ -27,7 +27,7 @@ def encoded(pixels):
 
 
 class TinySet(tfds.core.GeneratorBasedBuilder):
-    """Six train, two validation, three test examples; one test label is unknown."""
+    """Set of six train, two validation and three test examples, one without a label."""
 
     VERSION = tfds.core.Version("1.2.0")
     pkg_dir_path = None
@@ -54,7 +54,7 @@ class TinySet(tfds.core.GeneratorBasedBuilder):
 
 
 class NoLabels(TinySet):
-    """The same images without labels."""
+    """Set of the same images without labels."""
 
     def _info(self):
         features = {"image": tfds.features.Image(shape=(None, None, 3))}
@@ -94,7 +94,7 @@ def test_read_with_its_own_splits_and_without_unlabelled_examples(home, tmp_path
         "validation": 2,
         "test": 2,
     }
-    # TFDS shuffles what it writes; the centre square of each picture is there.
+    # TFDS shuffles the examples; images are the central squares.
     for split in ("train", "validation", "test"):
         wanted = {
             (picture(split, i)[:, 2:8].tobytes(), i % 2)

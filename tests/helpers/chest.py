@@ -1,4 +1,4 @@
-"""A chest with known disease, and a stage run with known predictions."""
+"""Writes a chest with known disease, and a stage run with known predictions."""
 
 import json
 
@@ -27,7 +27,7 @@ class Brightness(Network):
 
     @nn.compact
     def __call__(self, images, *, train):
-        # The parameter stands for all that a network loads: it must be 1000.
+        # The parameter represents all parameters that are loaded: it must be 1000.
         steepness = self.param("steepness", nn.initializers.zeros, ())
         unit = images.mean((1, 2, 3)) * 0.25 + 0.5
         hu = unit * 1500 - 1350
@@ -37,7 +37,7 @@ class Brightness(Network):
 
 
 class Channels(Network):
-    """One class per channel: that of the brightest channel in the window."""
+    """One class per channel; predicts that of the brightest channel."""
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -47,7 +47,7 @@ class Channels(Network):
 
 
 def how(**changes):
-    """Returns the settings of maps of that stage run, two pixels between windows."""
+    """Returns the settings of maps of that stage run, with a stride of two pixels."""
     return How(**{"stride": 2, "window": (-600.0, 1500.0), "spacing": None, **changes})
 
 
@@ -68,7 +68,7 @@ def chest(slices=3):
 
 
 def write_chest(folder, slices=3, *, series=1, gap=10.0, names="IM-{:04d}.dcm", **tags):
-    """Writes the chest, the first file at the head; returns its HU from the feet."""
+    """Writes the chest from head to feet; returns its HU from feet to head."""
     folder.mkdir(parents=True, exist_ok=True)
     hu, _, _ = chest(slices)
     uid = f"1.2.826.0.1.3680043.8.498.{10 + series}"
@@ -99,7 +99,7 @@ def write_run(
     known=None,
     **changes,
 ):
-    """Writes the stage run of `Brightness` and its study's row; returns its folder.
+    """Writes a stage run of `Brightness`, and the row of its study; returns its folder.
 
     `known` names the classes of which it has training images to compare windows with:
     0 is healthy lung, 1 diseased; None: the run lacks a reference.

@@ -1,4 +1,4 @@
-"""Tiny DICOM files for the tests of CT reading."""
+"""Writes tiny DICOM files."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""A patient of one CT slice with regions, as files."""
+"""Writes a patient with one CT slice and its regions."""
 
 import numpy as np
 from ct_files import SERIES, write_ct

@@ -16,7 +16,7 @@ PATCHES = {"size": 6, "stride": 3, "coverage": 0.7, "lungs": "off", "per_class":
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory):
-    """(folder of slices and PNG masks, their data sets, labels `[Z, H, W]`, names)."""
+    """Returns a folder of slices and masks, their data sets, labels `[Z, H, W]`, names."""
     folder = tmp_path_factory.mktemp("phantom") / "007"
     made = phantom_slices(7, slices=3, matrix=96)
     write_patient(folder, made)
@@ -31,7 +31,7 @@ def phantom(tmp_path_factory):
 
 
 def write_slices(phantom, folder, *, from_feet=False):
-    """Writes the phantom's slices; InstanceNumber 1 is nearest the head, as it has it."""
+    """Writes the slices of the phantom; InstanceNumber 1 is at the head by default."""
     paths = sorted(phantom[0].glob("*.dcm"))
     for path, other in zip(paths, reversed(paths), strict=True):
         if from_feet:
@@ -46,7 +46,7 @@ def write(form, phantom, folder):
     """Writes the phantom's regions into a folder."""
     _, images, labels, names = phantom
     drawn = list(roi_files.polygons(labels, names))
-    # The order of a series is from the feet to the head; these slices go down.
+    # Series are ordered from the feet to the head, these slices from the head.
     stack = labels[::-1]
     uid = images[0].SeriesInstanceUID
     if form == "tiff":

@@ -1,4 +1,4 @@
-"""Runs `python -m twostage_jax.prepare` like a user, and reads its tables."""
+"""Runs `python -m twostage_jax.prepare`, and reads its tables."""
 
 import csv
 import re
@@ -26,12 +26,12 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-# What must not get out: of the patients' files, and hostile on top.
+# Names that must not appear in any output; some are hostile.
 NAMES = ("Smith^Anna", "../../escape", "<script>alert(1)</script>", "Ж" * 300)
 
 
 def write_archive(root, patients=NAMES, matrix=24):
-    """One folder per patient, named after him, with two slices and masks."""
+    """Writes a folder per patient, with the patient's name, two slices and masks."""
     for number, name in enumerate(patients):
         folder = root / f"{number}-{re.sub(r'[^A-Za-zЖ]', '', name)[:80]}-19471102"
         (folder / "rois").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Writers of the regions of a series in every format that `prepare` reads."""
+"""Writes regions of a series in every format that `prepare` reads."""
 
 import csv
 
@@ -69,13 +69,13 @@ def write_series(
 
 
 def box(top, left, bottom, right):
-    """Corners (column, row) around pixels top..bottom-1, left..right-1."""
+    """Returns the corners (column, row) around pixels top..bottom-1, left..right-1."""
     corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
     return np.array(corners) - 0.5
 
 
 def runs(mask):
-    """The polygons `[4, 2]` (column, row) of the runs in each row of a mask: exact."""
+    """Returns an exact polygon `[4, 2]` (column, row) per run of pixels in a row."""
     found = []
     for row in np.flatnonzero(mask.any(1)):
         edges = np.flatnonzero(np.diff(np.pad(mask[row].astype(int), 1)))
@@ -94,7 +94,7 @@ def polygons(labels, names):
 
 
 def write_seg(path, images, labels, names, *, kind="BINARY", **options):
-    """Writes a DICOM segmentation by highdicom.
+    """Writes a DICOM segmentation with highdicom.
 
     `labels`: `[Z, H, W]` 1 + class index, or `[Z, H, W, K]` bool of segments that may
     overlap.
@@ -190,7 +190,7 @@ def write_rtstruct(path, images, drawn, names):
 
 
 def item(**values):
-    """A data set of a sequence."""
+    """Returns an item of a sequence."""
     made = pydicom.Dataset()
     for keyword, value in values.items():
         setattr(made, keyword, value)
@@ -198,7 +198,7 @@ def item(**values):
 
 
 def write_csv(path, images, drawn):
-    """Writes polygons; slices by InstanceNumber."""
+    """Writes polygons that name slices by InstanceNumber."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["patient", "series", "slice", "label", "points"])
@@ -210,7 +210,7 @@ def write_csv(path, images, drawn):
 
 
 def write_medgift(path, images, drawn):
-    """Writes contours in mm; slices by the number in their file's name."""
+    """Writes contours in mm that name slices by the number in their file's name."""
     y_mm, x_mm = (float(v) for v in images[0].PixelSpacing)
     lines = [f"SpacingX: {x_mm}", f"SpacingY: {y_mm}", "SpacingZ: 10", ""]
     for z, name, points in drawn:
@@ -221,7 +221,7 @@ def write_medgift(path, images, drawn):
 
 
 def write_nifti(path, images, labels):
-    """Writes a volume in NIfTI axes: to the right, the front and the head.
+    """Writes a volume in the axes of NIfTI: towards the right, the front and the head.
 
     `labels` `[Z, H, W]` lie in the order of the images; all axial, rows along x.
     """

@@ -1,4 +1,4 @@
-"""Recipes of tiny data sets, whose functions worker processes can import."""
+"""Recipes of tiny data sets with functions that worker processes can import."""
 
 import functools
 import os

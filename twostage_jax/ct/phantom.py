@@ -99,6 +99,7 @@ class Scanner:
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Scanner":
+        """Returns a random scanner and protocol."""
         manufacturer, kernel, *quality = KERNELS[rng.integers(len(KERNELS))]
         blur, edge, noise, grain = quality
         thickness = rng.choice([1.0, 1.0, 1.25, 1.5, 2.5])

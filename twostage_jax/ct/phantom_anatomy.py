@@ -63,7 +63,15 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Body:
-    """Build of a patient; half axes and thicknesses in mm."""
+    """Build of a patient.
+
+    Attributes:
+      half_width: Half of the width of the trunk, mm.
+      half_depth: Half of the depth of the trunk, mm.
+      fat: Thickness of the subcutaneous fat, mm.
+      heart: Size of the heart, relative to the average.
+      tilt: Small rotation of the body, radians.
+    """
 
     half_width: float
     half_depth: float
@@ -73,6 +81,7 @@ class Body:
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Body":
+        """Returns a random build."""
         half_width = rng.uniform(148, 182)
         return cls(
             half_width=half_width,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twostage_jax.ct import decode
+from twostage_jax.ct.decode import skipping
 from twostage_jax.ct.dicom import (
     AIR_HU,
     CT_CLASSES,
@@ -337,15 +338,16 @@ def sort_series(headers: Sequence[Header]) -> Series:
     order = sorted(
         range(len(headers)), key=lambda i: (along[i], headers[i].number or 0, i)
     )
+    ordered = [headers[i] for i in order]
     steps = np.diff([along[i] for i in order])
     real = steps[steps > POSITION_TOLERANCE_MM]
     return Series(
         uid=headers[0].series_uid,
         patient=headers[0].patient,
-        headers=tuple(headers[i] for i in order),
+        headers=tuple(ordered),
         step=float(np.median(real)) if len(real) else None,
-        notes=tuple(_notes(steps, [headers[i] for i in order])),
-        remarks=tuple(_remarks([headers[i] for i in order])),
+        notes=tuple(_notes(steps, ordered)),
+        remarks=tuple(_remarks(ordered)),
     )
 
 
@@ -368,10 +370,16 @@ def read_volume(series: Series) -> np.ndarray:
     return volume
 
 
-def read_in_turn(headers: Sequence[Header]) -> Iterator[tuple[int, np.ndarray]]:
+def read_in_turn(
+    headers: Sequence[Header], skipped: Skipped | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (index, HU `[H, W]` int16) of slices, file by file.
 
     Each multi-frame file is read once.
+
+    Args:
+      headers: Headers of the slices.
+      skipped: List of files that would be refused; None: refuse them.
 
     Raises:
       UserError: A file cannot be decoded, or has changed since the search.
@@ -381,13 +389,15 @@ def read_in_turn(headers: Sequence[Header]) -> Iterator[tuple[int, np.ndarray]]:
         by_path[header.path].append(index)
     for path, indices in by_path.items():
         frames = [headers[index].frame for index in indices]
-        slices = read_slices(path, frames)
-        for index, (header, hu) in zip(indices, slices, strict=True):
-            if _uids(header) != _uids(headers[index]):
-                raise UserError(
-                    f"{path}: has changed since the folder was searched.", where=path
-                )
-            yield index, hu
+        with skipping(path, skipped):
+            slices = read_slices(path, frames)
+            for index, (header, hu) in zip(indices, slices, strict=True):
+                if _uids(header) != _uids(headers[index]):
+                    raise UserError(
+                        f"{path}: has changed since the folder was searched.",
+                        where=path,
+                    )
+                yield index, hu
 
 
 def check_air(slices: Iterable[np.ndarray], path: Path) -> None:

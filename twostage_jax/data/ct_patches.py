@@ -309,7 +309,7 @@ class Patients(Sequence[Patient]):
         go_on: bool,
         masks: Path | None = None,
     ) -> None:
-        """See `recipe` for the arguments.
+        """Prepares the search, which starts on first use.
 
         Args:
           root: Folder of DICOM files.
@@ -720,10 +720,9 @@ def _with_air(
     for uid, marked in by_series.items():
         keys = {header.key for header in marked}
         rest = [h for h in patient.headers if h.series_uid == uid and h.key not in keys]
-        every = [*marked, *rest]
         with skipping(marked[0].path, skipped):
             # Files that cannot be decoded are refused or listed where they are used.
-            slices = (hu for _, hu in _read(every, range(len(every)), []))
+            slices = (hu for _, hu in read_in_turn([*marked, *rest], []))
             check_air(slices, marked[0].path)
             sound.add(uid)
     return [header for header in headers if header.series_uid in sound]
@@ -733,13 +732,9 @@ def _read(
     headers: Sequence[Header], numbers: Iterable[int], skipped: Skipped | None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (index, HU `[H, W]` int16) of the slices of some indices, file by file."""
-    by_path: dict[Path, list[int]] = defaultdict(list)
-    for number in numbers:
-        by_path[headers[number].path].append(number)
-    for path, own in by_path.items():
-        with skipping(path, skipped):
-            for index, hu in read_in_turn([headers[number] for number in own]):
-                yield own[index], hu
+    numbers = list(numbers)
+    for index, hu in read_in_turn([headers[n] for n in numbers], skipped):
+        yield numbers[index], hu
 
 
 def _places(
