@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twostage_jax import io
-from twostage_jax.ct.decode import skipping
+from twostage_jax.ct.decode import refusing, skipping
 from twostage_jax.ct.dicom import Header
 from twostage_jax.ct.regions import FORMATS, nifti
 from twostage_jax.ct.regions.base import (
@@ -84,30 +84,23 @@ def find(
     lungs: list[RoiFile] = []
     rest: Skipped = []
     if given is None:
-        above = root
-        checked = [(path, _home(path, root, root), why) for path, why in left_out]
+        entries = [(path, root, why) for path, why in left_out]
     else:
-        paths = [given]
+        paths, above = [given], given.parent
         if given.is_dir():
             tree = walk(given)
-            paths, rest = tree.files, tree.skipped
-        above = given if given.is_dir() else given.parent
-        why = "not a file of regions"
-        checked = [(path, _home(path, above, root), why) for path in paths]
+            paths, rest, above = tree.files, tree.skipped, given
+        entries = [(path, above, "not a file of regions") for path in paths]
         listed = {*paths, *(path for path, _ in rest)}
-        rest += [
-            (path, why)
-            for path, why in left_out
-            if not _is_in(path, root, LUNGS) and path not in listed
-        ]
-        checked += [
-            (path, _home(path, root, root), why)
-            for path, why in left_out
-            if _is_in(path, root, LUNGS)
-        ]
-    for path, home, why in checked:
+        for path, why in left_out:
+            if _is_in(path, root, LUNGS):
+                entries.append((path, root, why))
+            elif path not in listed:
+                rest.append((path, why))
+    for path, above, why in entries:
         within = root if path.is_relative_to(root) else above
         marked = _is_in(path, within, ROIS) or given is not None
+        home = _home(path, above, root)
         file = _recognised(path, home, marked or _is_in(path, within, LUNGS))
         if marked and file is None and nifti.is_pair(path.with_suffix(".hdr")):
             continue  # The voxels of a pair of files.
@@ -388,33 +381,22 @@ def _merged(draws: Sequence[Draw], header: Header) -> Labels:
 
 def _read_names(path: Path) -> tuple[str, ...]:
     """Returns the names in a JSON list, or in a CSV file with columns value, name."""
-    if path.suffix.lower() == ".json":
-        names = _read_json(path)
-    else:
-        names = _read_table(path)
-    cleaned = [clean_label(name) for name in names]
-    doubled = [name for name in names if cleaned.count(clean_label(name)) > 1]
-    if not names or not all(cleaned) or doubled:
-        raise UserError(
-            f"{path}: each class must be named once; found "
-            f"{', '.join(map(repr, names)) or 'none'}.",
-            where=path,
-        )
+    is_json = path.suffix.lower() == ".json"
+    with refusing(path, "JSON" if is_json else "CSV"):
+        names = _read_json(path) if is_json else _read_table(path)
+        cleaned = [clean_label(name) for name in names]
+        if not all(cleaned) or not 0 < len(cleaned) == len(set(cleaned)):
+            raise UserError(
+                "each class must be named once; found "
+                f"{', '.join(map(repr, names)) or 'none'}."
+            )
     return tuple(names)
 
 
 def _read_json(path: Path) -> list[str]:
-    try:
-        names = json.loads(io.decoded(path))
-    except ValueError as error:
-        raise UserError(
-            f"{path}: cannot be read as JSON: {error}.", where=path
-        ) from None
+    names = json.loads(io.decoded(path))
     if not isinstance(names, list) or not all(isinstance(n, str | int) for n in names):
-        raise UserError(
-            f'{path}: must hold a list of names, as in ["normal", "fibrosis"].',
-            where=path,
-        )
+        raise UserError('must hold a list of names, as in ["normal", "fibrosis"].')
     return [io.composed(str(name)).strip() for name in names]
 
 
@@ -425,15 +407,13 @@ def _read_table(path: Path) -> list[str]:
         value = re.fullmatch(r"0*([1-9]\d{0,3})(?:[.,]0+)?", row["value"])
         if not value or int(value[1]) in named:
             raise UserError(
-                f"{path}, line {line}: the value must be an integer from 1 that "
-                f"occurs in one row only; it is '{row['value'][:40]}'.",
-                where=path,
+                f"line {line}: the value must be an integer from 1 that occurs in one "
+                f"row only; it is '{row['value'][:40]}'."
             )
         named[int(value[1])] = row["name"]
     if sorted(named) != list(range(1, len(named) + 1)):
         raise UserError(
-            f"{path}: the values must be 1, 2, ... without a gap; they are "
-            f"{', '.join(map(str, sorted(named))) or 'missing'}.",
-            where=path,
+            "the values must be 1, 2, ... without a gap; they are "
+            f"{', '.join(map(str, sorted(named))) or 'missing'}."
         )
     return [named[value] for value in sorted(named)]

@@ -188,7 +188,7 @@ def match(
     regions, lungs, skipped = annotations.find(root, given, [])
     files, homes = [], {}
     for file in sorted([*regions, *lungs], key=lambda file: file.path):
-        with skipping(file.path, skipped):
+        with skipping(file.path, skipped), refusing(file.path):
             files.append(_lung_file(file))
             homes[file.path] = file
     if not files:
@@ -274,36 +274,30 @@ def _lung_file(file: annotations.RoiFile) -> LungFile:
         names = nifti.label_names(path)
         lung = tuple(value for value, name in names.items() if _is_lung(name))
         if names and not lung:
-            raise UserError(
-                f"{path}: its {len(names)} labels do not include a lung.", where=path
-            )
+            raise UserError(f"its {len(names)} labels do not include a lung.")
         if not names and _OTHER.search(_words(annotations.stem(path))):
-            raise UserError(
-                f"{path}: its name is that of another structure than lung.", where=path
-            )
+            raise UserError("its name is that of another structure than lung.")
         return LungFile(path, file.format, lung or None)
     if file.format == seg.FORMAT:
         lung = _lung_segments(path)
         if not lung:
-            raise UserError(f"{path}: its segments do not include a lung.", where=path)
+            raise UserError("its segments do not include a lung.")
         return LungFile(path, file.format, lung)
-    raise UserError(f"{path}: lung masks are read from NIfTI and SEG.", where=path)
+    raise UserError("lung masks are read from NIfTI and SEG.")
 
 
 def _lung_segments(path: Path) -> tuple[str, ...]:
     """Returns the labels of the lung segments of a SEG, found by label or coded type."""
-    with refusing(path):
-        dataset = decode.load(path, pixels=False)
-        found = set()
-        for item in dataset.get("SegmentSequence") or ():
-            label = clean_label(str(item.get("SegmentLabel") or ""))
-            kinds = item.get("SegmentedPropertyTypeCodeSequence") or ()
-            meaning = str(kinds[0].get("CodeMeaning") or "") if kinds else ""
-            words = _words(label)
-            other = _OTHER.search(words) or _DISEASE.search(words)
-            if _is_lung(label) or (not other and _is_lung(meaning)):
-                found.add(label)
-        return tuple(sorted(found))
+    found = set()
+    for item in decode.load(path, pixels=False).get("SegmentSequence") or ():
+        label = clean_label(str(item.get("SegmentLabel") or ""))
+        kinds = item.get("SegmentedPropertyTypeCodeSequence") or ()
+        meaning = str(kinds[0].get("CodeMeaning") or "") if kinds else ""
+        words = _words(label)
+        other = _OTHER.search(words) or _DISEASE.search(words)
+        if _is_lung(label) or (not other and _is_lung(meaning)):
+            found.add(label)
+    return tuple(sorted(found))
 
 
 def _series_of(
@@ -396,22 +390,17 @@ def _read(file: LungFile, headers: Sequence[Header]) -> dict[Key, np.ndarray]:
     values = {int(v) for mask in masks.values() for v in np.unique(mask)} - {0}
     labels = file.labels
     if labels is None:
-        if len(values) > 1 and not any(values <= plain for plain in _PLAIN_VALUES):
-            _refuse_values(file.path, values)
-        if values in ({1, 2, 3}, {3, 4, 5}):
-            _refuse_values(file.path, values)
+        plain = len(values) < 2 or any(values <= known for known in _PLAIN_VALUES)
+        if not plain or values in ({1, 2, 3}, {3, 4, 5}):
+            shown = ", ".join(map(str, sorted(values)[:12]))
+            raise UserError(
+                f"{file.path}: has the values {shown}"
+                f"{', ...' if len(values) > 12 else ''}, whose meaning is unknown (1 and "
+                "2 are read as the lungs, 1 to 5 as the lobes). Save only the lungs.",
+                where=file.path,
+            )
         labels = tuple(values)
     return {key: np.isin(mask, labels) for key, mask in masks.items()}
-
-
-def _refuse_values(path: Path, values: set[int]) -> None:
-    shown = ", ".join(map(str, sorted(values)[:12]))
-    raise UserError(
-        f"{path}: has the values {shown}{', ...' if len(values) > 12 else ''}, whose "
-        "meaning is unknown (1 and 2 are read as the lungs, 1 to 5 as the lobes). Save "
-        "only the lungs.",
-        where=path,
-    )
 
 
 def _digest(paths: Iterable[Path]) -> str:
