@@ -7,7 +7,6 @@ from study_files import parts_of, reported, write_study
 
 from twostage_jax.report import checklist, study_table
 from twostage_jax.report.parts import walk
-from twostage_jax.report.write import write_report
 
 CHANCES = {"scratch": 0.7, "two_stage": 0.85}
 
@@ -57,7 +56,6 @@ def test_a_statement_fills_its_items(folder):
     assert found["tripod_ai"]["17"] == checklist.MISSING
 
 
-def test_checklists_are_a_file_of_the_report(folder, tmp_path):
-    write_report([folder], tmp_path / "out")
-    text = (tmp_path / "out" / checklist.FILE).read_text()
+def test_checklists_are_a_file_of_the_report(study_report):
+    text = (study_report / checklist.FILE).read_text()
     assert "CLAIM 2024" in text and "TRIPOD+AI" in text and "| 18f" in text

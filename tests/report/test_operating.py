@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from arms_scored import predictions
 from study_files import write_study
 
 from twostage_jax.report import operating, study_table
 from twostage_jax.report.analysis import analyse
 from twostage_jax.report.artefacts import gather
 from twostage_jax.report.tables import Table
-from twostage_jax.stats.arms import Predictions, pair
+from twostage_jax.stats.arms import pair
 
 CHANCES = {"scratch": 0.7, "two_stage": 0.9}
 
@@ -73,10 +74,7 @@ def test_threshold_leaves_nine_of_ten_others_below():
 def test_sensitivity_and_specificity_are_fractions_of_the_test_examples():
     chances = np.array([0.1, 0.4, 0.6, 0.2, 0.5, 0.9])
     labels = np.array([0, 0, 0, 1, 1, 1])
-    groups = np.array(list("aabbcc"))
-    said = np.stack([1 - chances, chances], axis=1)
-    given = Predictions(np.arange(6).astype(str), groups, labels, said)
-    paired = pair({"arm": [given]})
+    paired = pair({"arm": [predictions(labels, chances, list("aabbcc"))]})
     # The models of three patients have thresholds of their own.
     threshold = np.array([0.3, 0.3, 0.7, 0.7, 0.4, 0.4])[None, None]
     sensitivity, specificity = (

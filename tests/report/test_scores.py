@@ -3,6 +3,7 @@
 import csv
 import io
 
+import arms_scored
 import numpy as np
 import pytest
 from arms_scored import interval
@@ -12,18 +13,16 @@ from study_files import CLASSES, write_study
 from twostage_jax.report import analysis, score_tables, study_table
 from twostage_jax.report import tables as formats
 from twostage_jax.stats import intervals, metrics
-from twostage_jax.stats.arms import Predictions, pair, regions
+from twostage_jax.stats.arms import pair, regions
 
 CHANCES = {"scratch": 0.7, "two_stage": 0.85}
 
 
-def predictions(labels, groups, right, seed=0, classes=3):
+def predictions(labels, groups, right, seed=0):
     """Predictions that are correct where requested, and otherwise the next class."""
-    labels = np.asarray(labels)
-    predicted = np.where(right, labels, (labels + 1) % classes)
-    ids = np.array([f"e{i:03}" for i in range(len(labels))])
-    said = 0.1 + 0.7 * np.eye(classes)[predicted]
-    return Predictions(ids, np.asarray(groups).astype(str), labels, said, seed)
+    predicted = np.where(right, labels, (labels + 1) % 3)
+    said = 0.1 + 0.7 * np.eye(3)[predicted]
+    return arms_scored.predictions(labels, said, groups, seed=seed)
 
 
 @pytest.fixture(scope="module")

@@ -4,18 +4,18 @@ import dataclasses
 
 import numpy as np
 import pytest
-from arms_scored import interval, sampler_of
+from arms_scored import interval, predictions, sampler_of
 from sklearn import metrics as sk
 
 from twostage_jax.errors import UserError
 from twostage_jax.stats import intervals, metrics
-from twostage_jax.stats.arms import Predictions, pair, regions
+from twostage_jax.stats.arms import pair, regions
 from twostage_jax.stats.intervals import Resampler
 
 PATIENTS = 9
 
 
-def predictions(generator, groups, labels, seed=0, classes=3):
+def drawn(generator, groups, labels, seed=0, classes=3):
     """Predictions that are better than chance, differently for each patient."""
     patient = np.unique(groups, return_inverse=True)[1]
     skill = generator.normal(1, 1, patient.max() + 1)[patient]
@@ -23,8 +23,7 @@ def predictions(generator, groups, labels, seed=0, classes=3):
     logits += skill[:, None] * np.eye(classes)[labels]
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     probabilities = np.round(256 * probabilities) / 256  # Some ties.
-    ids = np.array([f"e{i:04}" for i in range(len(labels))])
-    return Predictions(ids, groups, labels, probabilities, seed)
+    return predictions(labels, probabilities, groups, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def arms():
     groups = np.repeat([f"p{k}" for k in range(PATIENTS)], sizes)
     labels = generator.integers(0, 3, sizes.sum())
     return {
-        arm: [predictions(generator, groups, labels, seed) for seed in (0, 1)]
+        arm: [drawn(generator, groups, labels, seed) for seed in (0, 1)]
         for arm in ("a", "b")
     }
 
@@ -73,7 +72,7 @@ def test_scores_of_all_patients_and_without_each(arms, name, by_hand, error):
 def test_area_of_single_examples_has_the_variance_of_delong():
     generator = np.random.default_rng(1)
     labels = np.repeat([0, 1], [150, 100])
-    one = predictions(generator, np.arange(250).astype(str), labels, classes=2)
+    one = drawn(generator, np.arange(250).astype(str), labels, classes=2)
     sampler = sampler_of({"a": [one]}, "auroc", 20_000)
     score = one.probabilities[:, 1]
     above = (score[labels == 1, None] > score[labels == 0]) + 0.5 * (
@@ -101,7 +100,7 @@ def test_area_of_resampled_patients_agrees_with_scikit_learn(arms):
 def test_area_needs_every_class():
     generator = np.random.default_rng(3)
     groups = np.arange(20).astype(str)
-    one = predictions(generator, groups, np.tile([0, 2], 10))
+    one = drawn(generator, groups, np.tile([0, 2], 10))
     with pytest.raises(UserError):
         metrics.metric(pair({"a": [one]}), "auroc")
 
@@ -110,7 +109,7 @@ def test_area_of_a_class_in_few_of_many_patients_has_an_interval():
     generator = np.random.default_rng(4)
     groups = np.repeat(np.arange(20), 6).astype(str)
     labels = np.where(np.arange(120) < 30, np.arange(120) % 2, 0)
-    paired = pair({"a": [predictions(generator, groups, labels, classes=2)]})
+    paired = pair({"a": [drawn(generator, groups, labels, classes=2)]})
     # Some of 10,000 resamples have none of the five patients with class 1.
     (found,) = intervals.class_intervals(paired)[1]["auroc"]
     assert 0 < found.low < found.estimate < found.high < 1
@@ -120,7 +119,7 @@ def test_area_with_few_patients_on_one_side_has_none():
     generator = np.random.default_rng(5)
     groups = np.repeat(np.arange(8), 6).astype(str)
     labels = np.where(np.arange(48) < 18, np.arange(48) % 2, 0)
-    paired = pair({"a": [predictions(generator, groups, labels, classes=2)]})
+    paired = pair({"a": [drawn(generator, groups, labels, classes=2)]})
     common, rare = intervals.class_intervals(paired, resamples=50)
     assert common["auroc"][0].low is None
     assert common["auroc"][0].reason.startswith(
@@ -132,9 +131,7 @@ def test_area_with_few_patients_on_one_side_has_none():
 def test_brier_score_has_an_interval_up_to_two():
     groups = np.repeat(np.arange(8), 4).astype(str)
     wrong = np.array([0.9, 0.8, 0.95, 0.7, 0.9, 0.85, 0.99, 0.6]).repeat(4)
-    ids = np.array([f"e{i}" for i in range(32)])
-    said = np.stack([1 - wrong, wrong], axis=1)
-    one = Predictions(ids, groups, np.zeros(32, int), said, 0)
+    one = predictions(np.zeros(32, int), wrong, groups)
     found = interval([one], "brier")
     assert found.estimate == pytest.approx((2 * wrong**2).mean())
     assert 1 < found.low < found.estimate < found.high < 2
@@ -167,8 +164,7 @@ def test_f1_counts_false_alarms_in_patients_without_the_class():
     groups = np.repeat(np.arange(6), 8).astype(str)
     said[groups == "5"] = 1
     said[[0, 8]] = 0
-    ids = np.array([f"e{i:02}" for i in range(48)])
-    one = Predictions(ids, groups, labels, np.eye(2)[said], 0)
+    one = predictions(labels, said, groups)
     f1 = metrics.of_class(pair({"a": [one]}), 1)["f1"]
     sampler = Resampler(f1, 50)
     assert sampler.sample[0, 0] == pytest.approx(sk.f1_score(labels, said))
@@ -183,16 +179,15 @@ def test_f1_counts_false_alarms_in_patients_without_the_class():
 def test_precision_of_a_class_never_predicted_is_not_given():
     groups = np.repeat(np.arange(6), 4).astype(str)
     labels = np.tile([0, 0, 1, 1], 6)
-    ids = np.array([f"e{i:02}" for i in range(24)])
-    never = Predictions(ids, groups, labels, np.eye(2)[labels * 0], 0)
-    mixed = Predictions(ids, groups, labels, np.eye(2)[np.tile([0, 1, 1, 0], 6)], 0)
+    never = predictions(labels, labels * 0, groups)
+    mixed = predictions(labels, np.tile([0, 1, 1, 0], 6), groups)
     found = intervals.class_intervals(pair({"a": [never], "b": [mixed]}), resamples=50)
     assert found[1]["precision"][0] is None
     assert found[1]["precision"][1].estimate == 0.5
     assert found[1]["f1"][0].estimate == 0
 
 
-def two_folds(generator=None):
+def two_folds():
     """Predictions of two models, each of which ranks its own test patients perfectly.
 
     The second model gives lower probabilities to everything.
@@ -201,9 +196,7 @@ def two_folds(generator=None):
     folds = np.repeat(np.arange(2), 24)
     labels = np.tile([0, 1, 0, 1], 12)
     positive = np.where(labels == 1, 0.95, 0.55) - 0.5 * folds
-    ids = np.array([f"e{i:02}" for i in range(48)])
-    said = np.stack([1 - positive, positive], axis=1)
-    return Predictions(ids, groups, labels, said, 0, folds)
+    return predictions(labels, positive, groups, folds=folds)
 
 
 def test_examples_are_ranked_within_their_fold():
@@ -269,9 +262,7 @@ def test_patient_scores_need_no_label_to_choose_patches():
     groups = np.repeat(["p", "q", "r", "s", "t"], [2, 6, 4, 1, 1])
     labels = np.array([0] * 2 + [1] * 6 + [0, 0, 1, 1] + [0, 1])
     said = np.array([0, 1] + [1, 1, 1, 0, 0, 0] + [0, 1, 1, 1] + [0, 1])
-    ids = np.array([f"e{i:02}" for i in range(14)])
-    one = Predictions(ids, groups, labels, np.eye(2)[said], 0)
-    paired = pair({"a": [one]})
+    paired = pair({"a": [predictions(labels, said, groups)]})
 
     def score(found):
         return Resampler(found, 10).sample[0, 0]
@@ -302,8 +293,7 @@ def test_regions_are_chosen_by_their_true_label_and_patients_are_not():
     groups = np.repeat([f"p{k}" for k in range(6)], 3)
     labels = np.tile([0, 0, 1], 6)
     positive = np.tile([0.1, 0.6, 0.9], 6)
-    ids = np.array([f"e{i:02}" for i in range(18)])
-    one = Predictions(ids, groups, labels, np.stack([1 - positive, positive], 1), 0)
+    one = predictions(labels, positive, groups)
     of_regions = interval([regions(one)], "accuracy").estimate
     patients = interval([one], "patient_accuracy").estimate
     assert (of_regions, patients) == pytest.approx((1, 2 / 3))
@@ -312,9 +302,7 @@ def test_regions_are_chosen_by_their_true_label_and_patients_are_not():
 def test_a_patient_without_examples_has_sums_of_zero():
     groups = np.repeat([f"p{k}" for k in range(5)], 3)
     labels = np.tile([0, 1, 1], 5)
-    ids = np.array([f"e{i:02}" for i in range(15)])
-    one = Predictions(ids, groups, labels, np.eye(2)[labels], 0)
-    paired = pair({"a": [one]})
+    paired = pair({"a": [predictions(labels, labels, groups)]})
     more = dataclasses.replace(
         paired, groups=("none", *paired.groups, "last"), codes=paired.codes + 1
     )

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from arms_scored import predictions
 from scipy import special
 from sklearn.linear_model import LogisticRegression
 
 from twostage_jax.stats import calibration
-from twostage_jax.stats.arms import Predictions, pair
+from twostage_jax.stats.arms import pair
 from twostage_jax.stats.intervals import Resampler, difference_interval
 
 PATIENTS, PATCHES = 12, 200
@@ -22,8 +23,12 @@ def paired(too_extreme=1.0, shift=(0, 0, 0), classes=3):
     )
     said = special.softmax(too_extreme * (logits - np.array(shift)[:classes]), 1)
     groups = np.repeat([f"p{i:02}" for i in range(PATIENTS)], PATCHES)
-    ids = np.array([f"e{i:05}" for i in range(count)])
-    return pair({"arm": [Predictions(ids, groups, labels, said)]})
+    return alone(labels, said, groups)
+
+
+def alone(*given):
+    """Returns the arm of such predictions."""
+    return pair({"arm": [predictions(*given)]})
 
 
 def value(found):
@@ -63,11 +68,8 @@ def test_interval_is_that_of_leaving_patients_out():
     without = []
     for name in range(PATIENTS):
         keep = arms.codes != name
-        given = Predictions(
-            np.arange(keep.sum()).astype(str), None, arms.labels[keep],
-            arms.probabilities[0, 0, keep],
-        )  # fmt: skip
-        without.append(value(calibration.slope(pair({"arm": [given]}))))
+        left = alone(arms.labels[keep], arms.probabilities[0, 0, keep])
+        without.append(value(calibration.slope(left)))
     np.testing.assert_allclose(sampler.without[:, 0, 0], without, atol=3e-3)
     assert interval.low < 0.5 < interval.high < 0.6
 
@@ -75,8 +77,7 @@ def test_interval_is_that_of_leaving_patients_out():
 def test_separated_classes_have_no_slope():
     labels = np.array([0, 1] * 10)
     said = np.where(labels[:, None] == [0, 1], 0.9, 0.1)
-    ids = np.arange(20).astype(str)
-    found = calibration.slope(pair({"arm": [Predictions(ids, ids, labels, said)]}))
+    found = calibration.slope(alone(labels, said, range(20)))
     assert not found.defined.any()
 
 
@@ -84,10 +85,10 @@ def test_a_class_that_never_occurs_has_no_intercept_and_no_say_in_the_slope():
     arms = paired(classes=3)
     keep = arms.labels < 2
     chances = arms.probabilities[0, 0, keep]
-    ids = np.arange(keep.sum()).astype(str)
-    three = pair({"arm": [Predictions(ids, None, arms.labels[keep], chances)]})
-    two = chances[:, :2] / chances[:, :2].sum(1, keepdims=True)
-    two = pair({"arm": [Predictions(ids, None, arms.labels[keep], two)]})
+    three = alone(arms.labels[keep], chances)
+    two = alone(
+        arms.labels[keep], chances[:, :2] / chances[:, :2].sum(1, keepdims=True)
+    )
     assert value(calibration.slope(three)) == pytest.approx(
         value(calibration.slope(two)), abs=1e-6
     )

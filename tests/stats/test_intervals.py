@@ -3,6 +3,7 @@
 import dataclasses
 from types import SimpleNamespace
 
+import arms_scored
 import numpy as np
 import pytest
 from arms_scored import compare, interval, sampler_of
@@ -18,14 +19,12 @@ from twostage_jax.stats.intervals import Resampler
 ALL = np.ones(1)
 
 
-def predictions(right, groups=None, labels=None, seed=0, classes=2):
-    """Predictions that are correct where requested, and otherwise the next class."""
+def predictions(right, groups=None, labels=None, seed=0):
+    """Predictions of two classes that are correct where requested."""
     right = np.asarray(right, bool)
     labels = np.zeros(len(right), int) if labels is None else np.asarray(labels)
-    predicted = np.where(right, labels, (labels + 1) % classes)
-    ids = np.array([f"e{i:04}" for i in range(len(right))])
-    groups = None if groups is None else np.asarray(groups).astype(str)
-    return Predictions(ids, groups, labels, np.eye(classes)[predicted], seed)
+    said = np.where(right, labels, 1 - labels)
+    return arms_scored.predictions(labels, said, groups, seed=seed)
 
 
 def study(generator, chance, seeds=3, patients=12, patches=20):
