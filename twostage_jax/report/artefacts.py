@@ -119,11 +119,20 @@ class Artefacts:
 def gather(study: Study) -> Artefacts:
     """Reads the run folders of a study apart from their rows."""
     notes: list[str] = []
+
+    def read(what: str, reader: Callable[[Study, list[str]], Any]) -> Any:
+        """Returns what the reader finds, or None and a note why it is skipped."""
+        try:
+            return reader(study, notes)
+        except UserError as error:
+            notes.append(f"{what} skipped: {error}")
+            return None
+
     return Artefacts(
         _stages(study, notes),
-        _first(study, notes, "Example patches", "examples/*.npz", _examples),
-        _first(study, notes, "Worst mistakes", "examples/mistakes.npz", _mistakes),
-        _explanation(study, notes),
+        read("Example patches are", _examples) or {},
+        read("Worst mistakes are", _mistakes) or {},
+        read("Feature analysis is", _explanation),
         notes,
     )
 
@@ -181,34 +190,18 @@ def _check_fields(path: Path, found: Any, names: Sequence[str]) -> None:
         raise UserError(f"{path}: lacks {', '.join(lacking)}.", where=path)
 
 
-def _first(
-    study: Study,
-    notes: list[str],
-    what: str,
-    pattern: str,
-    read: Callable[[Sequence[Path], Study], dict],
-) -> dict:
-    """Returns the contents of the first run folder with files of the pattern."""
+def _first(study: Study, pattern: str) -> list[Path]:
+    """Returns the files of the pattern in the first run folder that has any."""
     for folder in study.workdirs:
-        paths = sorted(folder.glob(pattern))
-        if not paths:
-            continue
-        try:
-            found = read(paths, study)
-        except UserError as error:
-            notes.append(f"{what} are skipped: {error}")
-            return {}
-        if len(study.workdirs) > 1 and read is _mistakes:
-            notes.append(f"{what} are those of {folder} only.")
-        return found
-    notes.append(f"{what} are skipped: {pattern} is missing from every run folder.")
-    return {}
+        if paths := sorted(folder.glob(pattern)):
+            return paths
+    raise UserError(f"{pattern} is missing from every run folder.")
 
 
-def _examples(paths: Sequence[Path], study: Study) -> dict[str, Examples]:
-    del study
+def _examples(study: Study, notes: list[str]) -> dict[str, Examples]:
+    del notes
     found = {}
-    for path in paths:
+    for path in _first(study, "examples/*.npz"):
         if path.stem == "mistakes":
             continue
         saved = read_arrays(path, ("images", "labels", "class_names"))
@@ -221,8 +214,8 @@ def _examples(paths: Sequence[Path], study: Study) -> dict[str, Examples]:
     return found
 
 
-def _mistakes(paths: Sequence[Path], study: Study) -> dict[str, Mistakes]:
-    (path,) = paths
+def _mistakes(study: Study, notes: list[str]) -> dict[str, Mistakes]:
+    (path,) = _first(study, "examples/mistakes.npz")
     saved = read_arrays(path, MISTAKES)
     _check_images(path, saved["images"], saved["labels"])
     count, classes = len(saved["labels"]), len(study.class_names)
@@ -239,6 +232,8 @@ def _mistakes(paths: Sequence[Path], study: Study) -> dict[str, Mistakes]:
                 *(saved[name][chosen].astype(str) for name in ("ids", "groups")),
                 *(saved[name][chosen] for name in MISTAKES[3:]),
             )
+    if len(study.workdirs) > 1:
+        notes.append(f"Worst mistakes are those of {path.parents[1]} only.")
     return found
 
 
@@ -257,11 +252,7 @@ def _explanation(study: Study, notes: list[str]) -> Explanation | None:
         path = workdir / "explain" / "explain.json"
         if not path.is_file():
             continue
-        try:
-            explained = read_json(path)
-        except UserError as error:
-            notes.append(f"Feature analysis is skipped: {error}")
-            return None
+        explained = read_json(path)
         if not isinstance(explained, dict):
             explained = {}
         return Explanation(
