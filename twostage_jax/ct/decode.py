@@ -16,7 +16,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +103,7 @@ MAX_SIDE = 4096
 _PLUGINS = ("pydicom", "pyjpegls", "pylibjpeg", "gdcm", "pillow")
 _START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xF7}
 Transform = Callable[[np.ndarray], np.ndarray]
+Groups = Callable[[str], Sequence[pydicom.Dataset]]
 # Every CT image contains air: a table that starts above this does not give HU.
 AIR_BELOW_HU = -900
 # Distance of air and water: stored values that span less are not CT.
@@ -478,15 +479,14 @@ def frames(dataset: pydicom.Dataset) -> list[pydicom.Dataset]:
     if dataset.get("SOPClassUID") not in ENHANCED_CT:
         return [dataset]
     common = [e for e in dataset if e.tag not in _NOT_OF_A_FRAME]
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
     found = []
     for index in range(number):
         frame = pydicom.Dataset()
         for element in common:
             frame.add(element)
-        own = dataset.PerFrameFunctionalGroupsSequence[index]
-        for group, keywords in _GROUPS.items():
-            items = own.get(group) or shared.get(group)
+        group = functional_groups(dataset, index)
+        for name, keywords in _GROUPS.items():
+            items = group(name)
             if items:
                 check_elements(items[0])
             for keyword in keywords if items else ():
@@ -497,6 +497,16 @@ def frames(dataset: pydicom.Dataset) -> list[pydicom.Dataset]:
         frame.InstanceNumber = index + 1
         found.append(frame)
     return found
+
+
+def functional_groups(dataset: pydicom.Dataset, frame: int) -> Groups:
+    """Returns a function from the name of a functional group to its items for a frame.
+
+    Groups of the frame override those that all frames share (PS3.3 C.7.6.16).
+    """
+    own = dataset.PerFrameFunctionalGroupsSequence[frame]
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
+    return lambda name: own.get(name) or shared.get(name) or ()
 
 
 def check_shape(dataset: pydicom.Dataset) -> tuple[int, int]:

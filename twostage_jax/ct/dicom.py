@@ -245,6 +245,7 @@ def _header(
         if not dataset.get(keyword):
             raise UserError(f"{keyword} is missing.")
     patient = str(dataset.get("PatientID") or "").strip()
+    sex = str(dataset.get("PatientSex") or "").strip().upper()
     number = dataset.get("InstanceNumber")
     thickness = _lengths(dataset, "SliceThickness", 1, THICKNESS_MM)
     kernel = dataset.get("ConvolutionKernel") or ""
@@ -267,7 +268,7 @@ def _header(
         study=str(dataset.get("StudyInstanceUID") or ""),
         synthetic="YES" in [dataset.get(keyword) for keyword in NOT_A_PATIENT],
         scanner=_scanner(dataset),
-        sex=_sex(dataset),
+        sex=sex if sex in ("F", "M", "O") else "",
         age=_age(dataset),
     )
 
@@ -277,11 +278,6 @@ def _scanner(dataset: pydicom.Dataset) -> str:
     keywords = ("Manufacturer", "ManufacturerModelName")
     words = " ".join(str(dataset.get(keyword) or "") for keyword in keywords).split()
     return " ".join(words)[:64]
-
-
-def _sex(dataset: pydicom.Dataset) -> str:
-    value = str(dataset.get("PatientSex") or "").strip().upper()
-    return value if value in ("F", "M", "O") else ""
 
 
 def _age(dataset: pydicom.Dataset) -> float | None:

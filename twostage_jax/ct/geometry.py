@@ -210,7 +210,13 @@ class Stack:
                 found = np.array(by_list or near)
         if not len(found):
             return None
-        same = [i for i in found if self._shares_axes(i, reference)]
+        # Axes that are not given may be the same.
+        accepted = ("", reference)
+        same = [
+            index
+            for index in found
+            if not reference or self.headers[index].reference in accepted
+        ]
         if not same:
             raise UserError(
                 f"{what} was drawn in another frame of reference than the "
@@ -262,10 +268,6 @@ class Stack:
             own = nearest == index
             found[own] &= inside(points[own], self.planes[index])
         return found
-
-    def _shares_axes(self, index: int, reference: str) -> bool:
-        own = self.headers[index].reference
-        return not (reference and own and reference != own)
 
     def _contradiction(
         self, points: np.ndarray, near: np.ndarray, named: np.ndarray

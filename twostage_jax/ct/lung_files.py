@@ -335,19 +335,16 @@ def _series_of(
         ]
     pool = pool or list(series)
     if file.format == seg.FORMAT:
-        return _in_frame(file, pool), bool(named)
+        with refusing(file.path):
+            dataset = decode.load(file.path, pixels=False)
+            reference = str(dataset.get("FrameOfReferenceUID") or "")
+        own = [one for one in pool if one.headers[0].reference == reference]
+        return own, bool(named)
     fitting = [one for one in pool if nifti.fits(file.path, one.headers)]
     if not fitting and len({(one.patient, _scan(one)) for one in pool}) == 1:
         # The volume may be cropped, for instance to the lungs: its reader decides.
         fitting = pool
     return fitting, bool(named)
-
-
-def _in_frame(file: LungFile, series: Sequence[Series]) -> list[Series]:
-    with refusing(file.path):
-        dataset = decode.load(file.path, pixels=False)
-        reference = str(dataset.get("FrameOfReferenceUID") or "")
-    return [one for one in series if one.headers[0].reference == reference]
 
 
 def _scan(series: Series) -> str:

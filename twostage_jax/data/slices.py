@@ -189,13 +189,14 @@ def _patient_examples(
             + [coverage] * (classes - 1),
             pure=(0,) if lungs else (),
         )
-        for cut in cuts:
+        for row, column, label in cuts.tolist():
+            patch = label_map[row : row + size, column : column + size]
             # The same rule for all classes, so that the fraction of lung does not
             # distinguish them.
-            if lungs and _inside(label_map, cut, size) < lung_coverage:
-                dropped[TOO_LITTLE_LUNG, int(cut[2])] += 1
+            if lungs and np.count_nonzero(patch) / size**2 < lung_coverage:
+                dropped[TOO_LITTLE_LUNG, label] += 1
             else:
-                found.append((name, label_map.shape, *map(int, cut)))
+                found.append((name, label_map.shape, row, column, label))
     group = patient_hash(patient, salt)
     chosen = patches.choose(
         np.array([cut[-1] for cut in found], int),
@@ -231,14 +232,6 @@ def _patient_examples(
     if headers:
         examples.facts["acquisition"] = acquisition(headers, group, salt)
     return examples
-
-
-def _inside(label_map: np.ndarray, cut: np.ndarray, size: int) -> float:
-    """Returns the fraction of a patch that is lung, labelled or not."""
-    row, column = cut[:2]
-    return (
-        np.count_nonzero(label_map[row : row + size, column : column + size]) / size**2
-    )
 
 
 def _read_table(path: Path) -> tuple[Task, ...]:

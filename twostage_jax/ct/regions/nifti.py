@@ -211,15 +211,10 @@ def _mm_text(matrix: np.ndarray) -> str:
     return "({}) mm".format(", ".join(f"{v:.1f}" for v in matrix[:3, 3]))
 
 
-def _corner_voxels(shape: Sequence[int]) -> np.ndarray:
-    """Returns the corner voxels of a volume, `[8, 4]` homogeneous coordinates."""
-    ends = [(0, size - 1) for size in shape]
-    return np.array([(*corner, 1) for corner in itertools.product(*ends)], float)
-
-
 def _apart(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
     """Returns the largest distance in voxels between corner voxels under two matrices."""
-    away = _corner_voxels(shape) @ (one - other).T
+    corners = itertools.product(*((0, size - 1) for size in shape))
+    away = np.array([(*corner, 1) for corner in corners]) @ (one - other).T
     size = np.linalg.norm(one[:3, :3], axis=0).min()
     return float(np.linalg.norm(away, axis=1).max() / size)
 

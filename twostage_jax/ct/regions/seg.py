@@ -76,10 +76,13 @@ def _regions(
 ) -> dict[int, list[Claim]]:
     """Returns the claims of slices by index."""
     class_names = query.class_names
-    shape, number = _check_image(dataset)
+    shape = int(dataset.Rows), int(dataset.Columns)
+    number = int(dataset.get("NumberOfFrames") or 1)
+    if max(shape) > decode.MAX_SIDE:
+        raise UserError(f"claims {shape[0]} x {shape[1]} pixels.")
+    decode.check_frames(dataset, number)
     names = _labels(dataset)
     wanted = {k: class_names.index(v) for k, v in names.items() if v in class_names}
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
     reference = str(dataset.get("FrameOfReferenceUID") or "")
     listed = {
         str(instance.ReferencedSOPInstanceUID)
@@ -89,8 +92,10 @@ def _regions(
     drawn: dict[int, list[Claim]] = {}
     lost: dict[str, list[float]] = {}
     for frame in range(number):
-        own = dataset.PerFrameFunctionalGroupsSequence[frame]
-        segment = _segment(own, shared)
+        group = decode.functional_groups(dataset, frame)
+        named = group("SegmentIdentificationSequence")
+        # Without a segment, the values of the pixels are segment numbers.
+        segment = int(named[0].ReferencedSegmentNumber) if named else None
         if segment is not None and segment not in wanted:
             continue
         image = pixel_array(dataset, index=frame, raw=True)
@@ -101,11 +106,11 @@ def _regions(
         ]
         if not masks:
             continue
-        on = _plane(own, shared, shape, frame)
+        on = _plane(group, shape, frame)
         _check_parallel(on, stack, frame)
         index = stack.place(
             geometry.corners(on),
-            _sources(own, shared),
+            _sources(group),
             f"its frame {frame + 1}",
             reference=reference,
             listed=listed,
@@ -132,16 +137,6 @@ def _regions(
     return drawn
 
 
-def _check_image(dataset: pydicom.Dataset) -> tuple[tuple[int, int], int]:
-    """Returns ((rows, columns), frames), checked for plausibility."""
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
-    number = int(dataset.get("NumberOfFrames") or 1)
-    if max(rows, columns) > decode.MAX_SIDE:
-        raise UserError(f"claims {rows} x {columns} pixels.")
-    decode.check_frames(dataset, number)
-    return (rows, columns), number
-
-
 def _check_parallel(on: geometry.Plane, stack: geometry.Stack, frame: int) -> None:
     turned = stack.turned(on)
     if turned > PARALLEL_DEGREES:
@@ -165,23 +160,10 @@ def _check_inside(
         )
 
 
-def _segment(own: pydicom.Dataset, shared: pydicom.Dataset) -> int | None:
-    """Returns the segment number of a frame; None if its pixels are segment numbers."""
-    items = own.get("SegmentIdentificationSequence") or shared.get(
-        "SegmentIdentificationSequence"
-    )
-    return int(items[0].ReferencedSegmentNumber) if items else None
-
-
-def _sources(
-    own: pydicom.Dataset, shared: pydicom.Dataset
-) -> set[tuple[str, int | None]]:
-    """Returns the images that a frame was derived from, as `Stack.place` takes them."""
-    derivations = own.get("DerivationImageSequence") or shared.get(
-        "DerivationImageSequence"
-    )
+def _sources(group: decode.Groups) -> set[tuple[str, int | None]]:
+    """Returns the source images of a frame in the form of `Stack.place`."""
     found = set()
-    for derivation in derivations or ():
+    for derivation in group("DerivationImageSequence"):
         for source in derivation.get("SourceImageSequence") or ():
             found |= geometry.named_by(source)
     return found
@@ -198,14 +180,9 @@ def _masks(
     return [(segment, image > 0)]
 
 
-def _plane(
-    own: pydicom.Dataset,
-    shared: pydicom.Dataset,
-    shape: tuple[int, int],
-    frame: int,
-) -> geometry.Plane:
-    def value(group: str, keyword: str) -> tuple[float, ...]:
-        items = own.get(group) or shared.get(group)
+def _plane(group: decode.Groups, shape: tuple[int, int], frame: int) -> geometry.Plane:
+    def value(name: str, keyword: str) -> tuple[float, ...]:
+        items = group(name)
         values = items[0].get(keyword) if items else None
         if not values:
             raise UserError(
