@@ -29,7 +29,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.name = "caffenet_small"
     config.model.channels = 1  # of the whole chain: 1 = grey, 3 = RGB
     config.model.image_size = 32  # input height and width, pixels
-    config.model.norm = ""  # '' = the network's own; resnets: batch or group
+    # '' = the network's own; resnets: batch or group; Caffe networks: local or batch
+    config.model.norm = ""
     # '' = the network's own; Caffe networks, alexnet: orderless or dense;
     # efficientnet_lite0: mean or orderless
     config.model.head = ""

@@ -43,6 +43,12 @@ class CaffeNet(Network):
     at every position, which dense layers would have to learn. The early layers see fine
     detail, as texture descriptors do.
 
+    With 'local' norms, local response normalisation follows the first two poolings, as in
+    the original. With 'batch' norms, BatchNorm norm1 ... norm5 (`scale` and `bias`)
+    follows each convolution instead of its bias. It keeps every channel in use: without
+    it, training on many classes leaves half of the channels of conv3 to conv5 at 0 on
+    every image, and later stages do not revive them (experiments/heads.md).
+
     Attributes:
       head: 'dense' or 'orderless'.
       dropout: Rate of the dropout after fc6 and fc7; unused by the orderless head.
@@ -58,7 +64,7 @@ class CaffeNet(Network):
     hidden: tuple[int, int] = (4096, 4096)
     stem: tuple[int, int, int] = (11, 4, 0)
 
-    NORMS: ClassVar = ("local",)
+    NORMS: ClassVar = ("local", "batch")
     HEADS: ClassVar = ("dense", "orderless")
     HIDDEN: ClassVar = ("fc6", "fc7")
     MAPS: ClassVar = ("conv1", "conv2", "conv3", "conv4", "conv5")
@@ -75,7 +81,8 @@ class CaffeNet(Network):
           conv3, relu3, conv4, relu4, conv5, relu5 [N, h, w, c]; in the dense head pool5,
           and fc6, relu6, fc7, relu7 [N, size], before dropout; in the orderless head
           moments [N, 2 * (channels of conv1 to conv5)]; head, the logits. A tap of a
-          convolution or dense layer is its value before the ReLU.
+          convolution or dense layer is its value before the ReLU, after BatchNorm. With
+          BatchNorm there are no taps norm1 and norm2.
 
         Raises:
           UserError: The images are smaller than the kernel of conv1.
@@ -83,17 +90,22 @@ class CaffeNet(Network):
         size, strides, pad = self.stem
         layers.check_size(images, size - 2 * pad)
         taps, tap = layers.recorder()
+        local = self.norm == "local"
+        norm = layers.make_norm(
+            "batch", train=train, dtype=self.dtype, axis_name=self.axis_name
+        )
 
         def conv(k: int, x: jax.Array, size: int, pad: int, groups: int, strides=1):
             layer = layers.Conv(
-                self.widths[k - 1], size, strides, pad, groups, dtype=self.dtype,
-                name=f"conv{k}",
+                self.widths[k - 1], size, strides, pad, groups, use_bias=local,
+                dtype=self.dtype, name=f"conv{k}",
             )  # fmt: skip
-            return tap(f"relu{k}", layers.relu(tap(f"conv{k}", layer(x))))
+            x = layer(x) if local else norm(name=f"norm{k}")(layer(x))
+            return tap(f"relu{k}", layers.relu(tap(f"conv{k}", x)))
 
         def pool_and_norm(k: int, x: jax.Array) -> jax.Array:
             x = tap(f"pool{k}", layers.max_pool(x))
-            return tap(f"norm{k}", layers.local_response_norm(x))
+            return tap(f"norm{k}", layers.local_response_norm(x)) if local else x
 
         def dense(k: int, x: jax.Array) -> jax.Array:
             layer = nn.Dense(
@@ -147,6 +159,7 @@ class CaffeNetSmall(CaffeNet):
     """For patches of 32 to 64 pixels: narrower, with half the strides of the stem."""
 
     head: str = "orderless"
+    norm: str = "batch"
     widths: tuple[int, int, int, int, int] = (48, 96, 128, 128, 96)
     hidden: tuple[int, int] = (256, 256)
     stem: tuple[int, int, int] = (5, 2, 2)
