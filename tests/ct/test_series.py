@@ -73,8 +73,8 @@ def test_missing_doubled_and_uneven_slices_are_reported(tmp_path):
     (series,), _ = find_series(tmp_path)
     assert series.notes == (
         "1 missing between slices 3 and 4 (s2 and s3)",
-        "doubled: at one position lie slices 5 and 6 (s4 and s5)",
-        "uneven: 1.40 mm, where 1.00 mm is usual, between slices 6 and 7 (s5 and s6)",
+        "doubled: equal position of slices 5 and 6 (s4 and s5)",
+        "uneven: 1.40 mm instead of 1.00 mm between slices 6 and 7 (s5 and s6)",
     )
     with refused_at(tmp_path):
         read_volume(series)

@@ -107,7 +107,7 @@ def find(
         if file is None:
             rest.append((path, why))
         elif file.empty and not file.labels:
-            rest.append((path, "none of its regions encloses an area"))
+            rest.append((path, "its regions do not enclose an area"))
         else:
             (lungs if _is_in(path, within, LUNGS) else regions).append(file)
     return regions, lungs, rest
@@ -221,7 +221,7 @@ def given_classes(root: Path, classes: str) -> tuple[str, ...]:
     """Returns the class names given by the setting `classes` or by a file, or ().
 
     Args:
-      root: Folder of the slices; may hold `classes.json` or `classes.csv`.
+      root: Folder of the slices; may contain `classes.json` or `classes.csv`.
       classes: 'normal,ggo', or the name of a file below `root`: JSON (a list of names)
         or CSV (columns value, name).
 
@@ -261,7 +261,8 @@ def check_classes(names: Sequence[str], regions: Sequence[RoiFile]) -> None:
         if clean_label(name) not in labels:
             hint = did_you_mean(name, labels)
             raise UserError(
-                f"classes: no region is labelled '{name}'.{hint}", where="classes"
+                f"classes: regions with the label '{name}' are missing.{hint}",
+                where="classes",
             )
 
 
@@ -396,7 +397,7 @@ def _read_names(path: Path) -> tuple[str, ...]:
 def _read_json(path: Path) -> list[str]:
     names = json.loads(io.decoded(path))
     if not isinstance(names, list) or not all(isinstance(n, str | int) for n in names):
-        raise UserError('must hold a list of names, as in ["normal", "fibrosis"].')
+        raise UserError('must contain a list of names, as in ["normal", "fibrosis"].')
     return [io.composed(str(name)).strip() for name in names]
 
 

@@ -61,7 +61,7 @@ _KINDS = (
     (0, b"DICM", "DICOM whose 128 bytes before 'DICM' are missing: export it again"),
 )
 # Reasons of `why_not_dicom` for files without content.
-EMPTY = ("empty", "holds only zeros: was it copied completely?")
+EMPTY = ("empty", "contains only zeros: was it copied completely?")
 # Formats that are ZIP files inside but are not meant to be unpacked.
 _ZIPPED = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".jar", ".apk", ".npz", ".pt")
 _TYPES = {str(vr) for vr in VR if len(vr) == 2}
@@ -304,7 +304,7 @@ def check_elements(dataset: pydicom.Dataset) -> None:
             raise UserError(f"{tag} has an unknown type: the file is damaged.")
         # Readers disagree: for some, the text ends at the zero byte.
         if _is_text(raw) and b"\0" in (raw.value or b"").rstrip(b"\0 "):
-            raise UserError(f"{tag} holds a zero byte: the file is damaged.")
+            raise UserError(f"{tag} contains a zero byte: the file is damaged.")
 
 
 def _is_text(raw: RawDataElement) -> bool:
@@ -661,7 +661,7 @@ def _check_stream(dataset: pydicom.Dataset, frame: int, shape: tuple[int, int]) 
     found = _stream_shape(stream)
     if found is not None and found != shape:
         raise UserError(
-            f"the compressed stream holds {found[0]} x {found[1]} pixels, the "
+            f"the compressed stream contains {found[0]} x {found[1]} pixels, the "
             f"header claims {shape[0]} x {shape[1]}."
         )
 

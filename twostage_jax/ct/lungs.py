@@ -392,13 +392,13 @@ def _doubts(
         away = sum(piece.area for piece in own if piece.near_ribs < NEAR_RIBS)
         reasons = []
         if near is not None and away > DOUBTFUL_FRACTION * area > 0:
-            reasons.append("no rib lies next to it")
+            reasons.append("it is not next to a rib")
         if dark > DOUBTFUL_FRACTION * area > 0:
             reasons.append("it is nearly as dark as gas")
         if step is None and 0 < area < LITTLE_MM2:
             reasons.append(f"it covers only {area / 100:.1f} cm2")
         elif step is not None and area > 0 and volume < LITTLE_MM3:
-            reasons.append(f"the series holds only {volume / 1000:.1f} ml of it")
+            reasons.append(f"the series contains only {volume / 1000:.1f} ml of it")
         elif step is None and 0 < area < areas[z] / 2:
             reasons.append("most air next to it looks like gas in stomach or bowel")
         doubts.append(" and ".join(reasons))

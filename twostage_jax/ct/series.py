@@ -492,15 +492,15 @@ def _notes(steps: np.ndarray, headers: Sequence[Header]) -> Iterator[str]:
         slices = f"slices {number} and {number + 1}"
         names = f"({left.path.name} and {right.path.name})"
         if step <= POSITION_TOLERANCE_MM:
-            yield f"doubled: at one position lie {slices} {names}"
+            yield f"doubled: equal position of {slices} {names}"
         elif abs(step / typical - 1) > STEP_TOLERANCE:
             times = step / typical
             if times > 1.5 and abs(times - round(times)) < 2 * STEP_TOLERANCE:
                 yield f"{round(times) - 1} missing between {slices} {names}"
             else:
                 yield (
-                    f"uneven: {step:.2f} mm, where {typical:.2f} mm is usual, between "
-                    f"{slices} {names}"
+                    f"uneven: {step:.2f} mm instead of {typical:.2f} mm between {slices} "
+                    f"{names}"
                 )
 
 

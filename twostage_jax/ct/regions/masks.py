@@ -54,14 +54,14 @@ def recognise(path: Path) -> Contents | None:
 def read_mask(path: Path) -> np.ndarray:
     """Returns the integers or booleans of a mask file, `[H, W]` or `[D, H, W]`.
 
-    A TIFF of several pages and a NumPy array may hold all slices of a series.
+    A TIFF of several pages and a NumPy array may contain all slices of a series.
 
     Raises:
-      UserError: The file cannot be read, or does not hold integers.
+      UserError: The file cannot be read, or does not contain integers.
     """
     with refusing(path, "a mask"):
         if path.suffix.lower() == ".npy":
-            # Mapped, so that a file that claims more than it holds takes no memory.
+            # Mapped, so that a file with a wrong size in its header does not take memory.
             mask = np.load(path, mmap_mode="r", allow_pickle=False)
         else:
             mask = _read_pages(path)
@@ -313,7 +313,7 @@ def _by_page(
         orders = _orders(path, headers)
     if pages != len(headers):
         raise UserError(
-            f"{path}: holds {pages} masks for {len(headers)} slices.", where=path
+            f"{path}: contains {pages} masks for {len(headers)} slices.", where=path
         )
     readings = [
         (source, dict(enumerate(ordered, start=1)))
@@ -342,7 +342,7 @@ def _check_agreed(
                     f"{path}: number {number} could mean either of two slices. By "
                     f"{first} it is {_slice_text(one)}, by {other} it is "
                     f"{_slice_text(two)}. {_RESOLVE}; instead of one file for all "
-                    "slices, give a NIfTI volume, which says where it lies.",
+                    "slices, give a NIfTI volume, which states its position.",
                     where=path,
                 )
 

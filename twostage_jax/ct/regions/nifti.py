@@ -84,7 +84,7 @@ def read(path: Path, headers: Sequence[Header]) -> dict[Key, Load]:
             if abs(volume).max() < 2**31:
                 volume = volume.astype(np.int32)
         if volume.dtype.kind not in "bui":
-            raise UserError("a mask must hold integers.")
+            raise UserError("a mask must contain integers.")
         return _slices(volume, to_mm, stack)
 
 
@@ -316,7 +316,7 @@ def _slices(
         other = stack.doubled(index)
         if other is not None:
             raise UserError(
-                f"marks {geometry.height_text(header)}, where two slices lie: "
+                f"marks {geometry.height_text(header)}, where there are two slices: "
                 f"{header.path} and {stack.headers[other].path}. Remove the phase that "
                 "it was not drawn on."
             )
