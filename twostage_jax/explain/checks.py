@@ -5,6 +5,7 @@ whether the network uses the pixels that they point at (`deletion_insertion`).
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -164,16 +165,11 @@ def spread_over_classes(
     classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     turns = -(-count // len(classes))
     taken = [
-        of_class[
-            np.linspace(0, len(of_class) - 1, min(turns, len(of_class))).astype(int)
-        ]
-        for of_class in classes
+        one[np.linspace(0, len(one) - 1, min(turns, len(one))).astype(int)]
+        for one in classes
     ]
-    order = [
-        of_class[turn] for turn in range(turns) for of_class in taken
-        if turn < len(of_class)
-    ]  # fmt: skip
-    return np.array(order[:count])
+    order = itertools.chain.from_iterable(itertools.zip_longest(*taken))
+    return np.array([index for index in order if index is not None][:count])
 
 
 def _check_finite(network: Network, maps: Mapping[str, np.ndarray]) -> None:

@@ -92,14 +92,9 @@ def name_networks(
                 f"arm '{arm}' has several networks with the same seed.", where=arm
             )
         for network in of_arm:
-            ancestors = []
-            while network.parent is not None:
-                network = network.parent
-                ancestors.insert(0, network)
-            names = [
-                "after " + " > ".join(n.stage for n in ancestors[: i + 1])
-                for i in range(len(ancestors))
-            ]
+            *ancestors, _ = network.chain()
+            stages = [ancestor.stage for ancestor in ancestors]
+            names = [f"after {' > '.join(stages[: i + 1])}" for i in range(len(stages))]
             for name, ancestor in zip(names, ancestors, strict=True):
                 before.setdefault(name, {}).setdefault(ancestor.seed, ancestor)
             chains[arm] = [RANDOM, *names, arm]

@@ -1,6 +1,7 @@
 """The figures of the feature analysis; see `report.figures` for sizes and colours."""
 
 import functools
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -440,7 +441,6 @@ def _responses(measured: Mapping[str, Any]) -> Figure:
         by_name = measured["values"].get(name, {})
         layers = measured["layers"]
         lines |= _lines(axes, by_name, layers, [*measured["chains"], RANDOM])
-        _layer_axis(axes, layers)
         axes.set_title(panel.title)
         if panel.chance:
             _probe_axis(axes, by_name)
@@ -450,7 +450,7 @@ def _responses(measured: Mapping[str, Any]) -> Figure:
             axes.set_ylim(bottom=panel.bottom)
         if i % 3 == 0:
             axes.set_ylabel(panel.ylabel)
-    legend_above(figure, {_short_label(n): line for n, line in lines.items()})
+    legend_above(figure, lines)
     return figure
 
 
@@ -458,8 +458,8 @@ def _probe_axis(axes: Axes, by_name: Mapping[str, Any]) -> None:
     if not by_name:
         axes.text(0.5, 0.5, "no labels", transform=axes.transAxes, ha="center")
         return
-    entries = [e for entry in by_name.values() for e in entry.values() if "chance" in e]
-    chance = entries[0]["chance"]
+    entries = (entry for by_layer in by_name.values() for entry in by_layer.values())
+    chance = next(entry["chance"] for entry in entries if "chance" in entry)
     axes.axhline(chance, color=SHARED, linewidth=0.5, zorder=0)
     _name_chance(axes, chance)
     axes.set_ylim(0, 1)
@@ -484,31 +484,27 @@ def _similarity(measured: Mapping[str, Any]) -> Figure:
     first = next(iter(drift.values()), {})
     layers = [layer for layer in first if layer != ALL_LAYERS]
     lines = _lines(left, drift, layers, list(chains))
-    _layer_axis(left, layers)
     left.set_ylim(bottom=0)
     left.set_title("Drift of parameters in the last stage")
     left.set_ylabel("|after − before| / |before|")
     cka = values.get("cka", {})
     with_past = {arm: cka.get(f"{arm} ~ {c[-2]}", {}) for arm, c in chains.items()}
     lines |= _lines(middle, with_past, measured["layers"], list(chains))
-    _layer_axis(middle, measured["layers"])
     middle.set_ylim(min(0, middle.get_ylim()[0]), 1.02)
     middle.set_title("CKA with the stage before")
-    _matrix(figure, right, measured)
-    legend_above(figure, {_short_label(n): line for n, line in lines.items()})
+    _matrix(right, measured)
+    legend_above(figure, lines)
     return figure
 
 
-def _matrix(figure: Figure, axes: Axes, measured: Mapping[str, Any]) -> None:
+def _matrix(axes: Axes, measured: Mapping[str, Any]) -> None:
     names = [*measured["chains"], RANDOM]
     cka = measured["values"].get("cka", {})
     alike = np.eye(len(names))
-    for i, one in enumerate(names):
-        for j, other in enumerate(names):
-            pair = cka.get(f"{one} ~ {other}") or cka.get(f"{other} ~ {one}")
-            if i != j:
-                mean = pair[ALL_LAYERS]["mean"] if pair else None
-                alike[i, j] = np.nan if mean is None else mean
+    for (i, one), (j, other) in itertools.combinations(enumerate(names), 2):
+        pair = cka.get(f"{one} ~ {other}") or cka.get(f"{other} ~ {one}")
+        mean = pair[ALL_LAYERS]["mean"] if pair else None
+        alike[i, j] = alike[j, i] = np.nan if mean is None else mean
     axes.imshow(np.ma.masked_invalid(alike), vmin=0, vmax=1, cmap="Blues")
     for i, j in np.ndindex(alike.shape):
         if np.isfinite(alike[i, j]):
@@ -539,28 +535,35 @@ def _reliance(measured: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
     panels = figure.subplots(1, len(groups), sharey=True)
     for axes, (kind, changes) in zip(panels, groups.items(), strict=True):
-        lines = _lines(axes, accuracy, changes, arms)
-        ticks = [plain(change.removeprefix(kind).strip()) for change in changes]
-        axes.set_xticks(range(len(changes)), ticks, rotation=45, ha="right")
+        lines = _lines(axes, accuracy, changes, arms, kind)
         axes.set_title(CHANGES[kind])
         chance = 1 / measured["counts"]["classes"]
         axes.axhline(chance, color=SHARED, linewidth=0.5, zorder=0)
     _name_chance(panels[-1], chance)
     panels[0].set_ylabel("Balanced accuracy")
     panels[0].set_ylim(0, 1)
-    legend_above(figure, {_short_label(n): line for n, line in lines.items()})
+    legend_above(figure, lines)
     return figure
 
 
 def _lines(
-    axes: Axes, by_name: Mapping[str, Any], places: list[str], names: list[str]
+    axes: Axes,
+    by_name: Mapping[str, Any],
+    places: list[str],
+    names: list[str],
+    kind: str = "",
 ) -> dict[str, Any]:
     """Draws one line of means per name, with intervals side by side.
 
     Args:
+      axes: Panel.
       by_name: Name -> place -> entry.
       places: Keys of the entries, along x.
       names: Names to draw; those without entries are skipped.
+      kind: Beginning of the places that the ticks omit.
+
+    Returns:
+      Label -> line.
     """
     lines, fields = {}, ("mean", "low", "high")
     for i, name in enumerate(names):
@@ -573,14 +576,11 @@ def _lines(
         style: Mapping[str, Any] = UNTRAINED if name == RANDOM else arm_style(name)
         apart = APART if np.isfinite(low).any() else 0
         x = np.arange(len(places)) + apart * (i - (len(names) - 1) / 2)
-        (lines[name],) = axes.plot(x, mean, **style)
+        (lines[_short_label(name)],) = axes.plot(x, mean, **style)
         axes.vlines(x, low, high, color=style["color"], linewidth=0.8, alpha=0.7)
+    ticks = [plain(place.removeprefix(kind).strip()) for place in places]
+    axes.set_xticks(range(len(places)), ticks, rotation=45, ha="right")
     return lines
-
-
-def _layer_axis(axes: Axes, layers: list[str]) -> None:
-    labels = [plain(layer) for layer in layers]
-    axes.set_xticks(range(len(layers)), labels, rotation=45, ha="right")
 
 
 def _short_label(network: str) -> str:

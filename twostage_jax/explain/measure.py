@@ -167,15 +167,16 @@ def describe_textures(
     whether samples of one material are kept together; 'trained_on' lists the arms with a
     stage that was trained on the same textures.
     """
-
-    def seen(network: Network | None) -> bool:
-        return network is not None and (
-            stimuli.trained_on(textures, network.source, network.path)
-            or seen(network.parent)
-        )
-
     return {
         "folder": Path(textures.path).name if textures.path else None,
         "grouped": textures.groups is not None,
-        "trained_on": [arm for arm, of_arm in arms.items() if any(map(seen, of_arm))],
+        "trained_on": [
+            arm
+            for arm, of_arm in arms.items()
+            if any(
+                stimuli.trained_on(textures, stage.source, stage.path)
+                for network in of_arm
+                for stage in network.chain()
+            )
+        ],
     }

@@ -57,6 +57,10 @@ class Network(NamedTuple):
     source: str = ""
     path: str = ""
 
+    def chain(self) -> list["Network"]:
+        """Returns the networks of its chain of stages; the last is the network itself."""
+        return [*(self.parent.chain() if self.parent else []), self]
+
 
 class Examples(NamedTuple):
     """Images to explain for the networks of a seed.

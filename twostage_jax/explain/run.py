@@ -89,7 +89,10 @@ def explain(
         "schema": SCHEMA,
         "layers": layers,
         "arms": {
-            arm: {"seeds": [n.seed for n in of_arm], "chain": _chain(of_arm[0])}
+            arm: {
+                "seeds": [network.seed for network in of_arm],
+                "chain": [network.stage for network in of_arm[0].chain()],
+            }
             for arm, of_arm in arms.items()
         },
         "chosen": list(chosen),
@@ -124,11 +127,6 @@ def explain(
     explained["words"], explained["left_out"] = texts, notes
     _write(out, explained, drawn)
     return explained
-
-
-def _chain(network: Network) -> list[str]:
-    before = _chain(network.parent) if network.parent else []
-    return [*before, network.stage]
 
 
 def _layers(

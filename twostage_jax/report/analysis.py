@@ -438,34 +438,29 @@ def _by_patient(
     """Returns the primary difference by patient, or else that at the full size."""
     named = primary and not primary.reason
     metric = primary.difference.metric if named else METRIC
-    if sizes[0].scores.groups is None or len(set(pair_of_arms)) < 2:
+    first, second = pair_of_arms
+    full = sizes[0]
+    if full.scores.groups is None or first == second:
         return None
+    arms = {arm: {full.n: full.scores.arms[arm]} for arm in pair_of_arms}
+    weights = np.ones(1)
     if named and primary.sizes > 1:
-        arms, _ = _on_curve(study, sizes, pair_of_arms[1], pair_of_arms)
-    else:
-        full = sizes[0]
-        arms = {arm: {full.n: full.scores.arms[arm]} for arm in pair_of_arms}
-    sizes_of_arms = sorted(arms[pair_of_arms[0]])
-    several = len(sizes_of_arms) > 1
-    weights = learning_curve.area_weights(sizes_of_arms) if several else np.ones(1)
-    paired = pair({f"{a}, n={n:g}": arms[a][n] for a in arms for n in sizes_of_arms})
+        arms, _ = _on_curve(study, sizes, second, pair_of_arms)
+        weights = learning_curve.area_weights(sorted(arms[first]))
+    paired = pair({f"{a}, n={n:g}": arms[a][n] for a in arms for n in sorted(arms[a])})
     additive = metrics.metric(paired, metric)
-    contrast = np.concatenate(
-        [sign * weights for sign in (1 if a == pair_of_arms[0] else -1 for a in arms)]
-    )
+    contrast = np.concatenate([weights, -weights])
     counts = metrics.METRICS[metric].counts or metrics.balanced_accuracy
-    own = counts(paired.cells).mean(1).reshape(len(arms), len(weights), -1)
-    own = dict(zip(arms, np.einsum("afp,f->ap", own, weights), strict=True))
+    own = counts(paired.cells).mean(1).reshape(2, len(weights), -1)
     taking_part = np.flatnonzero(additive.shares > 0)
     estimate = contrast @ additive.score(additive.sums.sum(2)).mean(-1)
-    first, second = pair_of_arms
     return ByPatient(
         Difference(
             float(estimate), None, None, first=first, second=second, metric=metric
         ),
         tuple(paired.groups[p] for p in taking_part),
-        paired.supports.sum(1)[taking_part],
-        np.stack([own[first], own[second]])[:, taking_part],
+        paired.sizes[taking_part],
+        np.einsum("afp,f->ap", own, weights)[:, taking_part],
         intervals.without_each(additive).mean(-1) @ contrast,
     )
 

@@ -98,27 +98,20 @@ def drift(before: PyTree, after: PyTree) -> dict[str, Drift | None]:
     old, new = (
         traverse_util.flatten_dict(tree["params"], sep="/") for tree in (before, after)
     )
-    pairs: dict[str, list[Any]] = {}
-    unlike = set()
-    for path, array in new.items():
-        layer = path.split("/")[0]
-        of_layer = pairs.setdefault(layer, [])
-        if path not in old or np.shape(old[path]) != np.shape(array):
-            unlike.add(layer)
-        else:
-            of_layer.append((np.ravel(old[path]), np.ravel(array)))
     found: dict[str, Drift | None] = {}
-    for layer, arrays in pairs.items():
+    for layer in dict.fromkeys(path.split("/")[0] for path in new):
+        paths = [path for path in new if path.split("/")[0] == layer]
         found[layer] = None
-        if layer not in unlike:
-            start, end = (
-                np.concatenate(side).astype(np.float64)
-                for side in zip(*arrays, strict=True)
+        if any(p not in old or np.shape(old[p]) != np.shape(new[p]) for p in paths):
+            continue
+        start, end = (
+            np.concatenate([np.ravel(tree[path]) for path in paths]).astype(np.float64)
+            for tree in (old, new)
+        )
+        norms = np.linalg.norm(start), np.linalg.norm(end)
+        if all(norms):
+            found[layer] = Drift(
+                float(np.linalg.norm(end - start) / norms[0]),
+                float(start @ end / (norms[0] * norms[1])),
             )
-            norms = np.linalg.norm(start), np.linalg.norm(end)
-            if all(norms):
-                found[layer] = Drift(
-                    float(np.linalg.norm(end - start) / norms[0]),
-                    float(start @ end / (norms[0] * norms[1])),
-                )
     return found
