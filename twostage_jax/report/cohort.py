@@ -53,24 +53,18 @@ def cohorts(study: Study, artefacts: Artefacts) -> list[Mapping[str, Any]]:
 def section(study: Study, artefacts: Artefacts) -> list[Part]:
     """Returns the parts of the section."""
     found = cohorts(study, artefacts)
-    parts: list[Part] = []
     if not found:
-        parts.append(Text(NOT_RECORDED))
+        return [Text(NOT_RECORDED), *statements(study)]
+    # With folds, a patient is in all splits in turn.
+    first, whole = found[0], len(study.folds) > 1
+    parts: list[Part] = [classes_table(study, found), Text(NO_ACQUISITION)]
+    if first["acquisition"]:
+        parts[-1] = acquisition_table(first["acquisition"], whole)
+    if first["flow"]:
+        parts.insert(0, flow_picture(first, whole, len(study.folds)))
+        parts.append(Details("Exclusions by class", [flow_table(first, whole)]))
     else:
-        # With folds, a patient is in all splits in turn.
-        whole = len(study.folds) > 1
-        first = found[0]
-        if first["flow"]:
-            parts.append(flow_picture(first, whole, len(study.folds)))
-        parts.append(classes_table(study, found))
-        if first["acquisition"]:
-            parts.append(acquisition_table(first["acquisition"], whole))
-        else:
-            parts.append(Text(NO_ACQUISITION))
-        if first["flow"]:
-            parts.append(Details("Exclusions by class", [flow_table(first, whole)]))
-        else:
-            parts.append(Text("Exclusions: not recorded by the data source."))
+        parts.append(Text("Exclusions: not recorded by the data source."))
     return [*parts, *statements(study)]
 
 
@@ -193,11 +187,15 @@ def flow_picture(found: Mapping[str, Any], whole: bool, folds: int) -> Picture:
     ]
     parts = [f"{folds} folds by patient,\neach tested once per seed"]
     if not whole:
-        parts = []
-        for split in SPLITS:
-            groups = _patients_of(found, split)
-            examples = sum(found["classes"][split]["examples"])
-            parts.append(f"{split}\n{examples:,} patches\n{groups:,} patients")
+        patients: Counter = Counter()
+        for row in found["flow"]:
+            if row["level"] == "patients" and not row["reason"]:
+                patients[row["split"]] += row["count"]
+        parts = [
+            f"{split}\n{sum(found['classes'][split]['examples']):,} patches\n"
+            f"{patients[split]:,} patients"
+            for split in SPLITS
+        ]
     excluded = "; ".join(line for lines in out for line in lines)
     return Picture(
         "flow",
@@ -285,14 +283,6 @@ def _reasons(counts: Counter, levels: Sequence[str]) -> list[str]:
         if rest := own[REASONS:]:
             lines.append(f"{sum(n for n, _ in rest):,} {level}: other reasons")
     return lines
-
-
-def _patients_of(found: Mapping[str, Any], split: str) -> int:
-    return sum(
-        row["count"]
-        for row in found["flow"]
-        if (row["level"], row["reason"], row["split"]) == ("patients", "", split)
-    )
 
 
 def _spread(found: Mapping[str, float] | None, form: str) -> str:

@@ -507,16 +507,15 @@ def curves_picture(
         if place.fraction == fraction:
             for name in record.stage_runs:
                 arms.setdefault(name, set()).add(place.arm)
-    curves: dict[str, dict] = {}
     order = sorted(study.arms.values(), key=len)
-    for stage in dict.fromkeys(name for chain in reversed(order) for name in chain):
-        for name, users in arms.items():
-            record = stages.get(name)
-            if record and record.lineage["stage"] == stage:
-                arm = next(iter(users)) if len(users) == 1 else ""
-                # An imported stage has an empty history.
-                if history := record.lineage["history"]:
-                    curves.setdefault(stage, {})[name] = (arm, history)
+    curves: dict[str, dict] = {n: {} for chain in reversed(order) for n in chain}
+    for name, users in arms.items():
+        # An imported stage has an empty history.
+        if name in stages and (history := stages[name].lineage["history"]):
+            arm = next(iter(users)) if len(users) == 1 else ""
+            of_stage = curves.setdefault(stages[name].lineage["stage"], {})
+            of_stage[name] = (arm, history)
+    curves = {stage: runs for stage, runs in curves.items() if runs}
     if not curves:
         return None
     runs = ", ".join(f"{stage} ({len(found)} runs)" for stage, found in curves.items())
