@@ -1,30 +1,28 @@
 """The command `explain` from its flags to its files, on a small finished study."""
 
+import contextlib
+import io
 import json
-import os
-import subprocess
-import sys
+import signal
 
 import numpy as np
 import pytest
-from basics import REPOSITORY
 from explained import write_stage
 from PIL import Image
 
-# The study's networks have fewer channels than the model of that name, and compiling
-# all saliency methods takes most of a minute.
-PROGRAM = """
-import runpy
 from twostage_jax import models
 from twostage_jax.explain import saliency
+from twostage_jax.explain.__main__ import main
+
+
 class Narrow(models.CaffeNet):
+    """Fewer channels than the model of that name."""
+
     widths: tuple = (6, 6, 4, 4, 4)
     hidden: tuple = (5, 5)
     stem: tuple = (5, 2, 2)
-models.MODELS["caffenet_small"] = Narrow
-saliency.SALIENCY = {"gradient_x_input": saliency.gradient_x_input}
-runpy.run_module("twostage_jax.explain", run_name="__main__", alter_sys=True)
-"""
+
+
 CHAINS = {
     "scratch": ["target-s"],
     "natural": ["natural-0", "target-n"],
@@ -58,19 +56,21 @@ def explained(tmp_path_factory):
     (workdir / "results.json").write_text(json.dumps(results))
     shown = write_images(workdir / "shown", "abc", 2)
     textures = write_images(workdir / "wood", ("oak", "pine"), 4)
-    environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(workdir / "cache"),
-    }  # fmt: skip
-    done = subprocess.run(
-        [
-            sys.executable, "-c", PROGRAM, f"--run={workdir}", "--arms=natural,scratch",
-            "--layers=conv1", f"--images={shown}", f"--textures={textures}",
-            "--channels=2",
-        ],
-        cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return workdir / "explain", done.stdout
+    printed, before = io.StringIO(), signal.getsignal(signal.SIGTERM)
+    with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "caffenet_small", Narrow)
+        # Compiling all methods takes most of a minute.
+        few = {"gradient_x_input": saliency.gradient_x_input}
+        patch.setattr(saliency, "SALIENCY", few)
+        main(
+            [
+                "explain", f"--run={workdir}", "--arms=natural,scratch",
+                "--layers=conv1", f"--images={shown}", f"--textures={textures}",
+                "--channels=2", f"--data_dir={workdir / 'data'}",
+            ]
+        )  # fmt: skip
+    signal.signal(signal.SIGTERM, before)
+    return workdir / "explain", printed.getvalue()
 
 
 def test_the_command_writes_only_the_arms_and_layers_asked_for(explained):

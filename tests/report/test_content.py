@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from study_files import edit_lineages, parts_of, reported, tables_of, write_study
 
-from twostage_jax.report import sections, study_table, write
+from twostage_jax.report import sections, stage_tables, study_table, write
 from twostage_jax.report import tables as formats
 from twostage_jax.report.artefacts import gather
 from twostage_jax.report.write import html
@@ -270,7 +270,7 @@ def test_imported_stage_is_named_with_its_licence_and_the_layers_that_it_lacks(
     }
     edit_lineages(tmp_path, "natural-*", lambda one: one.update(imported=imported))
     study = study_table.load([tmp_path])
-    nodes = sections.tree(study, gather(study).stages).nodes
+    nodes = stage_tables.tree(study, gather(study).stages).nodes
     (text,) = (node.text for node in nodes if node.title == "natural")
     assert "resnet18.npz" in text and "bsd-3-clause" in text
     assert text.endswith("without head, a/norm1")
