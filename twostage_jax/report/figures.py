@@ -196,9 +196,11 @@ def learning_curves(
             axes[row, column].xaxis.set_major_locator(MaxNLocator(4, integer=True))
     for row, (_, label) in enumerate(panels):
         axes[row, 0].set_ylabel(f"validation\n{label}")
+    # In the order of the tables.
+    order = [arm for arm in dict.fromkeys([*ARM_COLOURS, *arms]) if arm in arms]
     legend_above(
         figure,
-        {arm_label(a) if a else "shared by arms": line for a, line in arms.items()},
+        {arm_label(arm) if arm else "shared by arms": arms[arm] for arm in order},
     )
     return figure
 
