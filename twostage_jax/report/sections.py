@@ -27,10 +27,12 @@ METHOD = (
     "Intervals and p-values: patients, then seeds, are resampled with replacement 10,000 "
     "times, in the same way for every arm; the level is set by a t distribution with a "
     "jackknife variance over patients and seeds, because a plain bootstrap is too "
-    "narrow with few patients of unequal sizes. p-values are two-sided. The primary "
-    "endpoint is not corrected; all other comparisons are exploratory, and corrected "
-    "over pairs by Holm's step-down method. An AUROC is resampled by the placements of "
-    "its examples among those of the other classes (DeLong 1988, Obuchowski 1997).",
+    "narrow with few patients of unequal sizes. Intervals of scores are Wilson's, with "
+    "the larger of this variance and that of the resamples. p-values are two-sided. The "
+    "primary endpoint is not corrected; all other comparisons are exploratory, and "
+    "corrected over pairs by Holm's step-down method. An AUROC is resampled by the "
+    "placements of its examples among those of the other classes (DeLong 1988, "
+    "Obuchowski 1997).",
     "A difference is called significant if its p-value is below 0.05. A difference that "
     "is not significant may still exist: its interval gives the differences that are "
     "compatible with the data.",
