@@ -186,11 +186,10 @@ def match(
       UserError: The folder does not exist or does not contain a lung mask.
     """
     regions, lungs, skipped = annotations.find(root, given, [])
-    files, homes = [], {}
+    files = []
     for file in sorted([*regions, *lungs], key=lambda file: file.path):
         with skipping(file.path, skipped), refusing(file.path):
-            files.append(_lung_file(file))
-            homes[file.path] = file
+            files.append((file, _lung_file(file)))
     if not files:
         raise UserError(
             f"{given}: lung masks were not found. NIfTI files with 'lung' in their name "
@@ -204,8 +203,8 @@ def match(
         one.uid: f"None of the {len(files)} mask files lies on its slices."
         for one in series
     }
-    for file in files:
-        own, named = _series_of(file, homes[file.path], series, above, root, salt)
+    for region, file in files:
+        own, named = _series_of(file, region, series, above, root, salt)
         scans = {(one.patient, _scan(one)) for one in own}
         if len(scans) > 1:
             for one in own:

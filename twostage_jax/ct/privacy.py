@@ -1,7 +1,6 @@
 """Removes paths and UIDs, which may identify patients, from reasons and errors."""
 
 import contextlib
-import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -72,14 +71,8 @@ def counted(listed: Hidden) -> str:
 
 def write_skipped(out: Path, skipped: Hidden) -> None:
     """Writes `out/skipped.csv`: name and reason of each skipped file."""
-    with io.replacing(out / "skipped.csv") as path:
-        # Names of files may not be UTF-8.
-        with path.open(
-            "w", newline="", encoding="utf-8", errors="backslashreplace"
-        ) as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "reason"])
-            writer.writerows([inert(name), inert(why)] for name, why in skipped)
+    rows = ({"file": inert(name), "reason": inert(why)} for name, why in skipped)
+    io.write_csv(out / "skipped.csv", ("file", "reason"), rows)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ folder as the data of a stage.
 """
 
 import collections
-import csv
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -120,14 +119,9 @@ def write(
         # Pixels marked as two classes, and the positions of numbered masks.
         "facts": metadata.get("facts", {}),
     }
-    with io.replacing(out / "patches.csv") as path:
-        _write_patches(path, recipe, metadata)
+    io.write_csv(out / "patches.csv", COLUMNS, _rows(recipe, metadata))
     privacy.write_skipped(out, skipped)
-    with io.replacing(out / "series.csv") as path:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, SERIES_COLUMNS)
-            writer.writeheader()
-            writer.writerows(series)
+    io.write_csv(out / "series.csv", SERIES_COLUMNS, series)
     with io.replacing(out / "preview.png") as path:
         preview(made).save(path)
     # Last: it marks the folder as complete.
@@ -202,15 +196,11 @@ def preview(made: Dataset) -> Image.Image:
     return sheet
 
 
-def _write_patches(path: Path, recipe: Recipe, metadata: Mapping[str, Any]) -> None:
-    details = metadata["details"]
-    columns = ("ids", "groups", "labels")
-    records = zip(*(metadata[c] for c in columns), details, strict=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for name, patient, label, more in sorted(records, key=lambda r: r[0]):
-            if name:
-                label = inert(recipe.class_names[int(label)])
-                row = {"id": name, "patient": patient, "label": label}
-                writer.writerow({**row, **more})
+def _rows(recipe: Recipe, metadata: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the rows of patches.csv, sorted by id."""
+    columns = ("ids", "groups", "labels", "details")
+    records = zip(*(metadata[column] for column in columns), strict=True)
+    for name, patient, label, details in sorted(records, key=lambda r: r[0]):
+        if name:
+            label = inert(recipe.class_names[int(label)])
+            yield {"id": name, "patient": patient, "label": label, **details}
