@@ -94,21 +94,22 @@ def test_maps_are_scaled_by_kind_and_methods_marked():
 
 def test_curves_are_the_numbers_and_random_order_is_beside_them():
     rng = np.random.default_rng(0)
-    curves = {
-        arm: {
-            kind: {m: rng.random(17) for m in ("guided", "occlusion", "random_order")}
-            for kind in ("deletion", "insertion")
+    methods = ("guided", "occlusion", "random_order")
+    checked = {
+        kind: {
+            arm: {method: {"curve": rng.random(17)} for method in methods}
+            for arm in ("scratch", "natural")
         }
-        for arm in ("scratch", "natural")
+        for kind in ("deletion", "insertion")
     }
-    figure = figures.deletion_insertion(curves, FAILED)
+    figure = figures.deletion_insertion(checked, FAILED)
     first, second = figure.axes
     assert (first.get_title(), second.get_title()) == ("guided backprop†", "occlusion")
     assert len(second.lines) == 8
     drawn = second.lines[5]
     np.testing.assert_array_equal(drawn.get_xdata(), SHARES)
     np.testing.assert_array_equal(
-        drawn.get_ydata(), curves["natural"]["deletion"]["occlusion"]
+        drawn.get_ydata(), checked["deletion"]["natural"]["occlusion"]["curve"]
     )
     assert drawn.get_color() == arm_style("natural")["color"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]

@@ -230,14 +230,7 @@ def saliency_figures(checked: Mapping[str, Any], shown: Maps) -> dict[str, Figur
             {arm: values[part] for arm, values in shown.probabilities.items()},
             failed,
         )
-    curves = {
-        arm: {
-            kind: {m: of["curve"] for m, of in checked[kind][arm].items()}
-            for kind in ("deletion", "insertion")
-        }
-        for arm in checked["deletion"]
-    }
-    drawn["deletion_insertion"] = deletion_insertion(curves, failed)
+    drawn["deletion_insertion"] = deletion_insertion(checked, failed)
     drawn["randomisation"] = randomisation(checked["randomisation"], failed)
     return drawn
 
@@ -313,8 +306,9 @@ def _map(
 
 
 def _small_multiples(
-    methods: Sequence[str], failed: Failed
+    methods: Sequence[str], failed: Failed, xlabel: str, ylabel: str
 ) -> tuple[Figure, np.ndarray]:
+    """Returns a figure with a panel per method, and its panels."""
     columns = min(len(methods), 5)
     rows = -(-len(methods) // columns)
     notes = foot_notes(failed)
@@ -325,45 +319,45 @@ def _small_multiples(
         axes.set_title(method_label(method, failed))
     for axes in panels.flat[len(methods) :]:
         axes.set_visible(False)
+    for axes in panels[-1]:
+        axes.set_xlabel(xlabel)
+    figure.supylabel(ylabel, fontsize=8)
     if notes:
         figure.supxlabel("\n".join(notes), fontsize=6, x=0.02, ha="left")
     return figure, panels
 
 
 @styled
-def deletion_insertion(
-    curves: Mapping[str, Mapping[str, Mapping[str, Any]]], failed: Failed
-) -> Figure:
+def deletion_insertion(checked: Mapping[str, Any], failed: Failed) -> Figure:
     """Draws the probability of the class while pixels are deleted and inserted.
 
     Args:
-      curves: Arm -> 'deletion' and 'insertion' -> method -> `[len(SHARES)]`; the mean
-        over seeds.
+      checked: 'deletion' and 'insertion' -> arm -> method -> 'curve', the mean over
+        seeds `[len(SHARES)]`.
       failed: Check -> the methods that fail it; they are marked.
     """
-    methods = [m for m in next(iter(curves.values()))["deletion"] if m != RANDOM_ORDER]
+    arms = checked["deletion"]
+    methods = [m for m in next(iter(arms.values())) if m != RANDOM_ORDER]
     kinds = {"deletion": "-", "insertion": (0, (3, 1.5))}
     thin = {"linewidth": 0.5, "alpha": 0.45}
-    figure, panels = _small_multiples(methods, failed)
+    labels = "fraction of pixels", "class probability"
+    figure, panels = _small_multiples(methods, failed, *labels)
     for axes, method in zip(panels.flat, methods, strict=False):
-        for arm, of_arm in curves.items():
-            for kind, dashes in kinds.items():
-                style = {"color": arm_style(arm)["color"], "linestyle": dashes}
-                axes.plot(SHARES, of_arm[kind][RANDOM_ORDER], **style, **thin)
-                axes.plot(SHARES, of_arm[kind][method], **style, linewidth=1)
+        for arm, (kind, dashes) in itertools.product(arms, kinds.items()):
+            of_arm = checked[kind][arm]
+            style = {"color": arm_style(arm)["color"], "linestyle": dashes}
+            axes.plot(SHARES, of_arm[RANDOM_ORDER]["curve"], **style, **thin)
+            axes.plot(SHARES, of_arm[method]["curve"], **style, linewidth=1)
         axes.set(xlim=(0, 1), ylim=(0, 1))
     black = functools.partial(Line2D, [], [], color="black")
     legend_above(
         figure,
         {
-            **_arm_lines(curves),
+            **_arm_lines(arms),
             **{kind: black(linewidth=1, linestyle=d) for kind, d in kinds.items()},
             "random order": black(**thin),
         },
     )
-    figure.supylabel("class probability", fontsize=8)
-    for axes in panels[-1]:
-        axes.set_xlabel("fraction of pixels")
     return figure
 
 
@@ -383,7 +377,8 @@ def randomisation(found: Mapping[str, Mapping[str, Any]], failed: Failed) -> Fig
     methods, steps = list(first["correlation"]), first["steps"]
     values = [of_arm["correlation"].values() for of_arm in found.values()]
     lowest = np.nanmin(np.array([[*v] for v in values], float), initial=-0.3)
-    figure, panels = _small_multiples(methods, failed)
+    labels = "randomised down to", "rank correlation of maps"
+    figure, panels = _small_multiples(methods, failed, *labels)
     for axes, method in zip(panels.flat, methods, strict=False):
         axes.axhline(UNCHANGED, color=SHARED, linewidth=0.6, linestyle=(0, (4, 3)))
         for arm, of_arm in found.items():
@@ -392,9 +387,6 @@ def randomisation(found: Mapping[str, Mapping[str, Any]], failed: Failed) -> Fig
         axes.set_xticks(range(len(steps) + 1), ["none", *steps], rotation=60)
         axes.set_ylim(lowest - 0.05, 1.05)
     legend_above(figure, _arm_lines(found))
-    figure.supylabel("rank correlation of maps", fontsize=8)
-    for axes in panels[-1]:
-        axes.set_xlabel("randomised down to")
     return figure
 
 

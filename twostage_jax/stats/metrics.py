@@ -399,13 +399,13 @@ def _placements(paired: Paired, k: int) -> np.ndarray:
     found = np.zeros((arms, seeds, len(paired.groups), members.shape[1], 4))
     for s, f in np.ndindex(members.shape[:2]):
         inside = members[s, f][paired.codes]
+        sides = {0: inside & positive, 2: inside & ~positive}
+        if not all(side.any() for side in sides.values()):
+            continue
         values = np.zeros((arms, 1, len(positive), 4))
-        sides = (inside & positive, inside & ~positive)
-        if not all(side.any() for side in sides):
-            sides = ()
         ranks = np.zeros((arms, len(positive)))
         ranks[:, inside] = stats.rankdata(scores[:, s, inside], axis=-1)
-        for side, column in zip(sides, (0, 2), strict=False):
+        for column, side in sides.items():
             # A rank among all minus that among its own side: how many of the other are
             # below.
             own = stats.rankdata(scores[:, s, side], axis=-1)
