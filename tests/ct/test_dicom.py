@@ -86,28 +86,40 @@ def test_window_maps_its_edges_to_0_and_1():
     np.testing.assert_allclose(window(hu, -500, 500), [[0.0, 1.0]])
 
 
-def test_tagged_padding_becomes_air(tmp_path):
-    stored = np.array([[-2000, 24], [1064, -2000]], np.int16)
-    path = write_ct(tmp_path / "a", stored, PixelPaddingValue=-2000)
-    assert hu_of(path) == [[-1000, -1000], [40, -1000]]
+def int16(*values):
+    return np.array([values], np.int16)
 
 
-def test_padding_written_as_unsigned_means_the_same_bits(tmp_path):
-    stored = np.array([[-2000, 1064]], np.int16)
-    path = write_ct(tmp_path / "a", stored, PixelPaddingValue=65536 - 2000)
-    assert hu_of(path) == [[-1000, 40]]
-
-
-def test_padding_range_is_inclusive(tmp_path):
-    stored = np.array([[-1400, -1399, -1200, -1000, -999]], np.int16)
-    path = write_ct(
-        tmp_path / "a",
-        stored,
-        RescaleIntercept=0,
-        PixelPaddingValue=-1399,
-        PixelPaddingRangeLimit=-1000,
-    )
-    assert hu_of(path) == [[-1400, -1000, -1000, -1000, -999]]
+@pytest.mark.parametrize(
+    ("stored", "tags", "hu"),
+    [
+        (int16(-2000, 1064), {"PixelPaddingValue": -2000}, [-1000, 40]),
+        # The same bits, written as unsigned.
+        (int16(-2000, 1064), {"PixelPaddingValue": 65536 - 2000}, [-1000, 40]),
+        (
+            int16(-1400, -1399, -1200, -1000, -999),
+            {
+                "RescaleIntercept": 0,
+                "PixelPaddingValue": -1399,
+                "PixelPaddingRangeLimit": -1000,
+            },
+            [-1400, -1000, -1000, -1000, -999],
+        ),
+        (
+            np.array([[63536, 4095]], np.uint16),
+            {"BitsStored": 12, "PixelPaddingValue": 63536},
+            [-1000, 3071],
+        ),
+        # Without a tag: stored values, with both intercepts, and HU.
+        (int16(-2000, 50), {"RescaleIntercept": 0}, [-1000, 50]),
+        (int16(-2048, 50), {"RescaleIntercept": 0}, [-1000, 50]),
+        (int16(-2000, 1074), {}, [-1000, 50]),
+        (int16(-2048, 1074), {}, [-1000, 50]),
+        (int16(-976, 1024), {}, [-1000, 0]),
+    ],
+)
+def test_padding_becomes_air(tmp_path, stored, tags, hu):
+    assert hu_of(write_ct(tmp_path / "a", stored, **tags)) == [hu]
 
 
 def test_padding_value_that_occurs_in_tissue_is_padding_at_the_border_only(tmp_path):
@@ -117,19 +129,6 @@ def test_padding_value_that_occurs_in_tissue_is_padding_at_the_border_only(tmp_p
     hu = read_slice(path)[1]
     assert hu[0, 0] == -1000
     assert hu[2, 2] == 0
-
-
-@pytest.mark.parametrize("pad", [-2000, -2048])
-@pytest.mark.parametrize("intercept", [0, -1024])
-def test_untagged_padding_becomes_air(tmp_path, pad, intercept):
-    stored = np.array([[pad, 50 - intercept]], np.int16)
-    path = write_ct(tmp_path / "a", stored, RescaleIntercept=intercept)
-    assert hu_of(path) == [[-1000, 50]]
-
-
-def test_untagged_padding_given_in_hu_becomes_air(tmp_path):
-    path = write_ct(tmp_path / "a", np.array([[-976, 1024]], np.int16))
-    assert hu_of(path) == [[-1000, 0]]
 
 
 def test_noise_below_air_is_kept(tmp_path):
@@ -153,12 +152,6 @@ def test_bytes_after_the_pixels_are_refused_but_for_one_and_for_known_elements(
         path.write_bytes(whole + garbage)
         with refused_at(path):
             read_slice(path)
-
-
-def test_twelve_bits_with_a_padding_value_outside_them(tmp_path):
-    stored = np.array([[63536, 4095]], np.uint16)
-    path = write_ct(tmp_path / "a", stored, BitsStored=12, PixelPaddingValue=63536)
-    assert hu_of(path) == [[-1000, 3071]]
 
 
 def test_declared_overlay_in_the_unused_bits_is_removed(tmp_path):

@@ -135,17 +135,6 @@ def test_mixed_series_is_refused_or_skipped(tmp_path, tags, reason):
     assert reason in skipped["two.dcm"]
 
 
-def test_numbered_mask_is_refused_if_a_slice_is_missing(tmp_path):
-    (tmp_path / "rois").mkdir()
-    for z in (0, 1, 3, 4):
-        tags = {"ImagePositionPatient": [0, 0, z]}
-        write_ct(tmp_path / f"{'abcde'[z]}.dcm", RAMP, uid=z + 1, **tags)
-    mask = tmp_path / "rois" / "4.png"
-    Image.fromarray(np.ones((8, 8), np.uint8)).save(mask)
-    with refused_at(mask):
-        cut(tmp_path)
-
-
 def test_recipe_has_one_task_per_patient(tmp_path):
     for uid, name in enumerate("yx"):
         uids = {"uid": uid, "SeriesInstanceUID": f"{SERIES}.7{uid}"}
@@ -221,14 +210,6 @@ def test_medgift_folders(tmp_path):
     assert [e.label for e in recipe.make(recipe.tasks[0])] == [0]
     with refused_at("classes"):
         ct_patches.recipe(path=str(tmp_path), classes="fibrosi")
-
-
-def test_medgift_region_on_a_missing_slice_is_refused(tmp_path):
-    write_medgift(tmp_path / "7")
-    (tmp_path / "7" / "CT-X-0002.dcm").unlink()
-    recipe = ct_patches.recipe(path=str(tmp_path), size=4, stride=4)
-    with refused_at(tmp_path / "7" / "CT-X.txt"):
-        recipe.make(recipe.tasks[0])
 
 
 @pytest.mark.parametrize(
