@@ -1,6 +1,6 @@
+"""Headers and HU of single CT files."""
+
 import logging
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,8 +17,6 @@ from twostage_jax.ct.dicom import (
     read_slice,
     window,
 )
-
-REAL = os.environ.get("TWOSTAGE_DATA")
 
 
 def hu_of(path):
@@ -425,9 +423,8 @@ def test_header_gives_shape_and_spacing(tmp_path):
     assert header.spacing == (0.5, 0.5)
 
 
-@pytest.mark.skipif(not REAL, reason="set TWOSTAGE_DATA to the folder of real data")
-def test_real_files_have_air_in_their_corners():
-    paths = sorted(Path(REAL, "ct_dicom").rglob("*.dcm"))
+def test_real_files_have_air_in_their_corners(real_data):
+    paths = sorted((real_data / "ct_dicom").rglob("*.dcm"))
     assert len(paths) == 20
     for path in paths:
         header, hu = read_slice(path)

@@ -1,3 +1,5 @@
+"""Mask files, contours, and the slices that they belong to."""
+
 from dataclasses import replace
 
 import numpy as np

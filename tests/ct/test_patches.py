@@ -1,3 +1,5 @@
+"""Positions of patches, and resampling."""
+
 from pathlib import Path
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Phantom patients, their DICOM files, and their patches."""
+
 import dataclasses
 import re
 

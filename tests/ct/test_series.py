@@ -1,3 +1,5 @@
+"""Series of slices: search, order and irregularities."""
+
 import numpy as np
 import pytest
 from basics import refused_at

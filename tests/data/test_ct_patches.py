@@ -1,3 +1,5 @@
+"""Patches of annotated regions from DICOM files."""
+
 import json
 import pickle
 

@@ -1,3 +1,5 @@
+"""Outlines and fractals of the surrogate for natural images."""
+
 import numpy as np
 import pytest
 

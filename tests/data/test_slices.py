@@ -1,6 +1,7 @@
+"""Patches from slice images with lung and label masks."""
+
 import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from PIL import Image
 from twostage_jax.ct.dicom import patient_hash
 from twostage_jax.data import slices
 
-REAL = os.environ.get("TWOSTAGE_DATA")
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8)
 
 
@@ -177,9 +177,8 @@ def test_impossible_settings_are_refused(tmp_path, settings, where):
         make_all(tmp_path, **settings)
 
 
-@pytest.mark.skipif(not REAL, reason="set TWOSTAGE_DATA to the folder of real data")
-def test_real_slices_give_both_classes_by_patient():
-    recipe = slices.recipe(path=str(Path(REAL, "covid_ct")), stride=32)
+def test_real_slices_give_both_classes_by_patient(real_data):
+    recipe = slices.recipe(path=str(real_data / "covid_ct"), stride=32)
     assert len(recipe.tasks) == 17
     found = [e for task in recipe.tasks[:3] for e in recipe.make(task)]
     assert {e.label for e in found} == {0, 1}

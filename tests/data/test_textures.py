@@ -1,3 +1,5 @@
+"""Lighting and noise of procedural textures."""
+
 import numpy as np
 
 from twostage_jax.data.synthetic import textures
