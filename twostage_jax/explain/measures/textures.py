@@ -18,7 +18,7 @@ MEASURES = (
         Sentence(
             "Textures.",
             "selective for textures (against noise of the same spectrum)",
-            "Modulation index (-1 to 1)",
+            "Modulation index (−1 to 1)",
             shown=True,
         ),
     ),
