@@ -40,12 +40,15 @@ COUNTS = {
     ("resnet18", 75, 3): 11_689_512,
     ("resnet34", 75, 3): 21_797_672,
     ("resnet50", 75, 3): 25_557_032,
-    # conv1 5*5*1*48+48, conv2 5*5*24*96+96, conv3 3*3*96*128+128, conv4
-    # 3*3*64*128+128, conv5 3*3*64*96+96; moments 2*(48+96+128+128+96) = 992: head_norm
-    # 2*992, head 992*1000+1000.
-    ("caffenet_small", 32, 1): 1_248 + 57_696 + 110_720 + 73_856 + 55_392
-    + 1_984 + 993_000,
+    # conv1 5*5*1*48, conv2 5*5*24*96, conv3 3*3*96*128, conv4 3*3*64*128, conv5
+    # 3*3*64*96; norms 2*(48+96+128+128+96) = 992; moments 992: head_norm 2*992, head
+    # 992*1000+1000.
+    ("caffenet_small", 32, 1): 1_200 + 57_600 + 110_592 + 73_728 + 55_296
+    + 992 + 1_984 + 993_000,
 }  # fmt: skip
+# Parameters of another norm, less those of the network's own: with BatchNorm a scale and
+# a bias per channel instead of the bias of the convolution.
+OTHER_NORM = {"caffenet": 96 + 256 + 384 + 384 + 256, "caffenet_small": -496}
 
 
 # Side of grey images, where it is not 32 pixels, which is too small.
@@ -61,7 +64,8 @@ def test_number_of_parameters(name, size, channels):
     for norm in MODELS[name].NORMS or (None,):
         options = {} if norm in (None, MODELS[name].norm) else {"norm": norm}
         variables = shapes(name, size, channels, 1000, **options)
-        assert count(variables["params"]) == COUNTS[name, size, channels]
+        more = OTHER_NORM.get(name, 0) if options else 0
+        assert count(variables["params"]) == COUNTS[name, size, channels] + more
 
 
 def test_caffenet_has_the_layers_and_sizes_of_caffe():
@@ -174,7 +178,7 @@ def train_step(module, variables, x, labels):
     "name, size, options",
     [
         ("caffenet_small", 32, {}),
-        ("caffenet_small", 32, {"head": "dense"}),
+        ("caffenet_small", 32, {"head": "dense", "norm": "local"}),
         ("caffenet", 67, {}),
         # Both blocks and both norms.
         ("resnet18", 45, {"norm": "group"}),
@@ -195,7 +199,7 @@ def test_loss_and_gradients_are_finite(name, size, options):
     assert all(np.abs(gradients[HEAD][leaf]).max() > 0 for leaf in ("kernel", "bias"))
     if name == "caffenet_small":
         for layer, leaves in gradients.items():
-            weights = "scale" if layer == "head_norm" else "kernel"
+            weights = "scale" if "norm" in layer else "kernel"
             assert np.abs(leaves[weights]).max() > 0, layer
 
 
@@ -211,24 +215,43 @@ def test_dense_layer_reads_the_image_by_row_column_channel():
 
 
 @pytest.mark.parametrize(
-    "head, last",
+    "norm, head, last",
     [
-        ("dense", ["pool5", "fc6", "relu6", "fc7", "relu7", HEAD]),
-        ("orderless", ["moments", HEAD]),
+        ("local", "dense", ["pool5", "fc6", "relu6", "fc7", "relu7", HEAD]),
+        ("batch", "orderless", ["moments", HEAD]),
     ],
 )
-def test_taps_come_in_the_order_of_computation(head, last):
-    module, variables = ready("caffenet_small", head=head)
+def test_taps_come_in_the_order_of_computation(norm, head, last):
+    module, variables = ready("caffenet_small", norm=norm, head=head)
     names = []
 
     def note(x):
         names.extend(module.apply(variables, x, train=False)[1])
 
     jax.eval_shape(note, images(2))
-    assert names == [
-        "conv1", "relu1", "pool1", "norm1", "conv2", "relu2", "pool2", "norm2",
-        "conv3", "relu3", "conv4", "relu4", "conv5", "relu5", *last,
-    ]  # fmt: skip
+    first = [f"{kind}{k}" for k in (1, 2) for kind in ("conv", "relu", "pool", "norm")]
+    if norm == "batch":  # It is part of the convolution.
+        first = [name for name in first if "norm" not in name]
+    rest = [f"{kind}{k}" for k in (3, 4, 5) for kind in ("conv", "relu")]
+    assert names == [*first, *rest, *last]
+
+
+def test_batch_norm_of_caffenet_is_before_the_relu():
+    module, variables = ready("caffenet_small")
+    _, taps = evaluate("caffenet_small")
+    kernel = variables["params"]["conv1"]["kernel"]
+    expected = jax.lax.conv_general_dilated(
+        images(2), kernel, (2, 2), [(2, 2)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    # Running mean 0 and variance 1 before the first step.
+    np.testing.assert_allclose(
+        taps["conv1"], expected / math.sqrt(1 + 1e-5), rtol=1e-4, atol=1e-5
+    )
+    step = jax.jit(functools.partial(train_step, module))
+    _, _, taps, changed = step(variables, images(4), jnp.arange(4))
+    np.testing.assert_allclose(taps["conv1"].mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(taps["conv1"].std((0, 1, 2)), 1, rtol=1e-2)
+    assert {f"norm{k}" for k in range(1, 6)} <= changed["batch_stats"].keys()
 
 
 def test_orderless_head_reads_mean_and_standard_deviation_of_each_channel():
@@ -345,7 +368,7 @@ def test_training_pass_is_the_same_on_one_device_and_on_all(devices, name):
     [
         ({"name": "cafenet"}, "model.name"),
         ({"name": "resnet18", "norm": "grup"}, "model.norm"),
-        ({"name": "caffenet_small", "norm": "batch"}, "model.norm"),
+        ({"name": "caffenet_small", "norm": "group"}, "model.norm"),
         ({"head": "densed"}, "model.head"),
         ({"name": "resnet18", "head": "dense"}, "model.head"),
         ({"dtype": "float23"}, "model.dtype"),
