@@ -77,12 +77,12 @@ def test_source_of_another_program_is_planned_and_its_place_is_named(
 ):
     config = parsed()
     variables = plan.fresh_variables(config.model, 5)
-    params = {"state": {"params": variables["params"]}, "step": 3}
-    (tmp_path / "saved").write_bytes(serialization.to_bytes(params))
+    saved = {"state": variables, "step": 3}
+    (tmp_path / "saved").write_bytes(serialization.to_bytes(saved))
     place, table = plan.transfer_from(config, tmp_path / "saved", "target").split(
         "\n", 1
     )
-    assert "state/params" in place
+    assert "state" in place
     own = exported(tmp_path / "own", **{"model.channels": 1})
     rows = plan.transfer_from(config, own, "target").splitlines()
     copied = {row.split()[0] for row in rows if " copy " in row}

@@ -229,9 +229,9 @@ def test_variables_of_another_network_are_refused(tmp_path):
     checkpoint.export_variables(tmp_path / "own", variables)
     same = checkpoint.load_network(tmp_path / "own", module, 16, 1)
     jax.tree.map(np.testing.assert_array_equal, same["params"], variables["params"])
-    del variables["params"]["conv3"]["bias"]
+    del variables["params"]["norm3"]["bias"]
     checkpoint.export_variables(tmp_path / "other", variables)
     with pytest.raises(UserError) as refused:
         checkpoint.load_network(tmp_path / "other", module, 16, 1)
     assert refused.value.where == str(tmp_path / "other")
-    assert "params/conv3/bias" in str(refused.value)
+    assert "params/norm3/bias" in str(refused.value)
