@@ -36,7 +36,7 @@ def twin(name: str, num_classes: int, size: int, channels: int) -> nn.Module:
 
 
 class CaffeNet(nn.Module):
-    """Equivalent of `models.CaffeNet` with either head."""
+    """Equivalent of `models.CaffeNet` with either head and either norm."""
 
     def __init__(self, like: models.CaffeNet, size: int, channels: int):
         super().__init__()
@@ -45,12 +45,28 @@ class CaffeNet(nn.Module):
             (side, stride, pad, 1), (5, 1, 2, 2), (3, 1, 1, 1), (3, 1, 1, 2), (3, 1, 1, 2)
         ]  # fmt: skip
         before = (channels, *widths)
+        batch = like.norm == "batch"
         self.convs = nn.ModuleList(
-            nn.Conv2d(before[k], widths[k], side, stride, pad, groups=groups)
+            nn.Sequential(
+                nn.Conv2d(
+                    before[k],
+                    widths[k],
+                    side,
+                    stride,
+                    pad,
+                    groups=groups,
+                    bias=not batch,
+                ),
+                nn.BatchNorm2d(widths[k]) if batch else nn.Identity(),
+            )
             for k, (side, stride, pad, groups) in enumerate(plan)
         )
         self.pool = nn.MaxPool2d(3, 2, ceil_mode=True)
-        self.norm = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+        self.norm = (
+            nn.Identity()
+            if batch
+            else nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+        )
         self.orderless = like.head == "orderless"
         if self.orderless:
             count = 2 * sum(widths)

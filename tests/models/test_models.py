@@ -241,7 +241,11 @@ def test_batch_norm_of_caffenet_is_before_the_relu():
     _, taps = evaluate("caffenet_small")
     kernel = variables["params"]["conv1"]["kernel"]
     expected = jax.lax.conv_general_dilated(
-        images(2), kernel, (2, 2), [(2, 2)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        images(2),
+        kernel,
+        (2, 2),
+        [(2, 2)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     # Running mean 0 and variance 1 before the first step.
     np.testing.assert_allclose(
