@@ -24,7 +24,7 @@ from twostage_jax.report.tables import markdown_table
 from twostage_jax.study import results, run
 from twostage_jax.study.stage import read_lineage
 
-EARLY = ("conv1/.*", "conv2/.*")
+EARLY = ("(conv|norm)[12]/.*",)
 # Name -> changes of settings, {stage: {setting: value}}, or of the chain, {'chain': ...}.
 # A number after '*' multiplies the value of the setting.
 CHANGES = {
