@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.model.image_size = 0  # that of the patches, up to 64
     for source in two_stage.add_image_folders(config):
-        # A quarter of the time of 64 pixels: convolutions do not depend on the size.
+        # A quarter of the time of 64 pixels: experiments/heads.md.
         source.image_size = 32
 
     target = config.stages.target.data = two_stage.data("folder")
