@@ -59,8 +59,8 @@ def recipe(
       channels: Ignored: slices have one channel.
       images: Folder of slices: 8-bit grey images (uint8 patches), or DICOM files
         (int16 patches in HU).
-      lungs: Folder of lung masks, 0 or not 0; if empty, there are no masks and there is
-        no healthy class.
+      lungs: Folder of lung masks, 0 or not 0; empty without masks, and then without a
+        healthy class.
       labels: Folder of label masks.
       csv: Table with the columns `patient` and `slice`, the name of a file.
       classes: Names of the classes of mask values 1, 2, ...; with lung masks, preceded by

@@ -457,8 +457,7 @@ def _key(
 def _join_reports(out: Path) -> None:
     reports = sorted(out.glob("patient-*_series-*/report.csv"))
     rows = [row for path in reports for row in write.read_report(path)]
-    with io.replacing(out / "report.csv") as temporary:
-        write.write_report(temporary, rows)
+    write.write_report(out / "report.csv", rows)
 
 
 def _say_skipped(listed: privacy.Hidden, show_paths: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from twostage_jax import io
 from twostage_jax.ct.series import Series
 from twostage_jax.errors import UserError
 from twostage_jax.io import inert
@@ -154,13 +155,12 @@ def write_report(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     series = collections.defaultdict(set)
     for row in rows:
         series[row.get("patient")].add(row.get("series"))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for row in rows:
-            count = len(series[row.get("patient")])
-            line = {**row, "series_of_patient": str(count)}
-            writer.writerow({name: inert(text) for name, text in line.items()})
+    lines = (
+        {**row, "series_of_patient": str(len(series[row.get("patient")]))}
+        for row in rows
+    )
+    texts = ({name: inert(text) for name, text in line.items()} for line in lines)
+    io.write_csv(path, COLUMNS, texts)
 
 
 def read_report(path: Path) -> list[dict[str, str]]:

@@ -81,8 +81,8 @@ class CaffeNet(Network):
           conv3, relu3, conv4, relu4, conv5, relu5 [N, h, w, c]; in the dense head pool5,
           and fc6, relu6, fc7, relu7 [N, size], before dropout; in the orderless head
           moments [N, 2 * (channels of conv1 to conv5)]; head, the logits. A tap of a
-          convolution or dense layer is its value before the ReLU, after BatchNorm. With
-          BatchNorm there are no taps norm1 and norm2.
+          convolution or dense layer is its value before the ReLU, after BatchNorm. Only
+          local norms have taps (norm1, norm2).
 
         Raises:
           UserError: The images are smaller than the kernel of conv1.
