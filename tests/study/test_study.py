@@ -14,7 +14,7 @@ from tiny_study import TINY, Killed, assert_close, events, restored_at, tiny_stu
 
 from twostage_jax import io, runtime
 from twostage_jax.errors import UserError
-from twostage_jax.study import artifacts, baselines
+from twostage_jax.study import artifacts, baselines, plan
 from twostage_jax.train import checkpoint, evaluate
 
 __all__ = ["events", "tiny_study"]  # Fixtures.
@@ -304,6 +304,21 @@ def test_finished_baselines_are_not_computed_again(tmp_path, tiny_study, monkeyp
     with contextlib.suppress(Exception):
         tiny_study(tmp_path, **changes, **{"stages.texture.train.steps": 12})
     assert made == ["frozen_texture"]
+
+
+def test_networks_that_compute_other_things_make_other_baselines(
+    tmp_path, tiny_study, monkeypatch
+):
+    """The frozen random network has no stage run whose hash would change."""
+    changes = {**SCRATCH, "study.seeds": (0,), "study.baselines": ("frozen",)}
+    tiny_study(tmp_path, **changes)
+    made = []
+    monkeypatch.setattr(
+        baselines, "_make", lambda materials, one, features: made.append(one.name)
+    )
+    monkeypatch.setattr(plan, "RESULT_VERSION", -1)
+    tiny_study(tmp_path, **changes)
+    assert made == ["frozen_random"]
 
 
 def test_an_unknown_baseline_is_refused():

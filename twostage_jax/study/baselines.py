@@ -22,7 +22,7 @@ from twostage_jax.baselines import descriptors, frozen
 from twostage_jax.config import TARGET, as_json
 from twostage_jax.data.dataset import digest
 from twostage_jax.stats import metrics
-from twostage_jax.study import artifacts
+from twostage_jax.study import artifacts, plan
 from twostage_jax.study.plan import Row, StageRun, keys, place_of, split_of
 from twostage_jax.study.stage import Materials, constants_of
 from twostage_jax.train import augment, checkpoint, steps
@@ -228,7 +228,8 @@ def _key(materials: Materials, one: Baseline) -> str:
     data = as_json(config.stages[TARGET].data)
     del data["options"], data["image_size"]  # That of the network counts.
     return digest(
-        VERSION, one.name, data, as_json(config.network(TARGET)), dataset.fingerprint,
+        VERSION, plan.RESULT_VERSION,  # A random network may be another one.
+        one.name, data, as_json(config.network(TARGET)), dataset.fingerprint,
         place_of(config, one.run), one.source.hash if one.source else "",
     )  # fmt: skip
 
