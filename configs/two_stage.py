@@ -59,6 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
     target.data.validation = 0.25
     target.augment.flip = "dihedral"
     target.augment.window = 0.1
+    target.augment.average = True
     target.train.class_weights = "balanced"
 
     # Arm -> its chain of stages. All end at 'target'; shared beginnings train once.
@@ -190,6 +191,8 @@ def stage(source: str, steps: int) -> ConfigDict:
     augment.brightness = 0.0  # largest change, as a fraction of the full range
     augment.contrast = 0.0  # largest relative change
     augment.window = 0.0  # largest relative change of the HU window
+    # Whether final predictions are means over the orientations of `flip`.
+    augment.average = False
     return stage
 
 

@@ -88,6 +88,22 @@ def test_card_has_the_scores_of_the_report_and_escapes_names(study, tmp_path):
     assert "<img" not in body.replace("\\<img", "")
 
 
+def test_card_says_that_its_scores_are_of_averaged_predictions(study, tmp_path):
+    *_, home = study
+    path, saved = home / "lineage.json", (home / "lineage.json").read_text()
+    lineage = json.loads(saved)
+    lineage["settings"]["augment"] = {"flip": "dihedral", "average": True}
+    texts = []
+    try:
+        for text in (saved, json.dumps(lineage)):
+            path.write_text(text)
+            export.export(run=str(home), to=str(tmp_path / "model.npz"))
+            texts.append((tmp_path / "model.md").read_text(encoding="utf-8"))
+    finally:
+        path.write_text(saved)
+    assert ["8 orientations" in text for text in texts] == [False, True]
+
+
 def test_imported_weights_are_named_with_their_origin(study, tmp_path):
     workdir, _, _, home = study
     first = (

@@ -244,6 +244,8 @@ class AugmentConfig:
       contrast: Largest relative change of contrast.
       window: Largest relative change of the window's width, and shift of its centre as
         a fraction of its width. Only images in HU have a window.
+      average: Whether the predictions of the trained network are means over all
+        orientations of `flip`, eight of 'dihedral'.
     """
 
     flip: Literal["none", "horizontal", "dihedral"] = "none"
@@ -251,6 +253,12 @@ class AugmentConfig:
     brightness: NotNegative = 0.0
     contrast: NotNegative = 0.0
     window: NotNegative = 0.0
+    average: bool = False
+
+    @property
+    def orientations(self) -> int:
+        """Number of orientations of an image that predictions are averaged over."""
+        return {"none": 1, "horizontal": 2, "dihedral": 8}[self.flip] ** self.average
 
 
 @dataclasses.dataclass(frozen=True)

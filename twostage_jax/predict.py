@@ -21,6 +21,10 @@ and in `maps` itself
     report.csv            the reports of all series in `maps`
     skipped.csv           skipped files and refused series, with reasons
 
+Each window is classified once, as it is: the scores of a study whose target has
+`augment.average` are those of means over orientations, maps those of means over
+overlapping windows.
+
 A row of report.csv is a class in a region (the lungs, or a third of their height or depth)
 of one series: volume in ml and fraction of the region. A patient's rows share the hash in
 `patient`; `series_of_patient` is the number of series they come from. Do not add these up:

@@ -123,6 +123,13 @@ def test_the_method_says_which_training_patients_intervals_hold_for(of_folds, tm
     assert sections.ONE_READING not in text and "within their fold" not in text
 
 
+def test_the_method_says_that_predictions_are_averaged(tmp_path):
+    flips = {"flip": "dihedral", "average": True}
+    write_study(tmp_path, TWO, seeds=(0,), patches=6, augment=flips)
+    text = write.markdown(reported(tmp_path)[0])
+    assert sections.AVERAGED.format(count=8, flip="dihedral") in text
+
+
 def test_folds_drawn_again_for_each_seed_give_two_readings(tmp_path):
     folder = write_study(tmp_path, TWO, folds=2, seeds=(0, 1), patches=12, redrawn=True)
     made, found = reported(folder)

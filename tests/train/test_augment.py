@@ -57,6 +57,21 @@ def test_dihedral_gives_all_eight_turns_and_no_other():
     assert seen == turns
 
 
+def test_orientations_are_those_that_the_flips_draw_from():
+    image = jnp.arange(9, dtype=jnp.float32).reshape(3, 3, 1) / 9
+    for flip in ("none", "horizontal", "dihedral"):
+        drawn = {
+            np.asarray(one(image, AugmentConfig(flip=flip), key)).tobytes()
+            for key in range(64)
+        }
+        count = AugmentConfig(flip=flip, average=True).orientations
+        listed = [
+            np.asarray(augment.oriented(image, k)).tobytes() for k in range(count)
+        ]
+        assert set(listed) == drawn and len(set(listed)) == count
+        assert AugmentConfig(flip=flip, average=False).orientations == 1
+
+
 def test_shift_moves_the_crop_over_mirrored_edges():
     image = jnp.arange(16, dtype=jnp.float32).reshape(4, 4, 1) / 16
     padded = np.pad(np.asarray(image[..., 0]), 1, mode="reflect")

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from twostage_jax.config import TARGET
+from twostage_jax.config import TARGET, AugmentConfig
 from twostage_jax.ct.palette import NOTICE, ORIGINS
 from twostage_jax.errors import UserError, plain
 from twostage_jax.report import score_tables, study_table, tables
@@ -56,6 +56,9 @@ def page(folder: Path, arm: str, weights: str, pytorch: str, licence: str = "") 
         settings=lineage["settings"]["data"],
         model=lineage["model"],
         windows=_windows(lineage),
+        orientations=AugmentConfig(
+            **lineage["settings"].get("augment", {})
+        ).orientations,
         notice=NOTICE,
         origin=ORIGINS[lineage["data"].get("synthetic")],
         stages=tables.markdown(_stages([*chain, record])),

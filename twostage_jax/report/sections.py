@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
+from twostage_jax.config import TARGET, AugmentConfig
 from twostage_jax.report import (
     checklist,
     cohort,
@@ -37,6 +38,10 @@ METHOD = (
     "is not significant may still exist: its interval gives the differences that are "
     "compatible with the data.",
     "Research use only, not for diagnosis.",
+)
+AVERAGED = (
+    "The class probabilities of an image are the means over its {count} orientations "
+    "({flip} flips), in tests and in the choice of thresholds."
 )
 # Measured by simulation: experiments/coverage.md.
 TWO_READINGS = (
@@ -135,6 +140,9 @@ def _target_images(study: Study, artefacts: Artefacts) -> Iterable[str]:
 
 def _method(study: Study, analysis: Analysis) -> list[Part]:
     *method, last = METHOD
+    flips = AugmentConfig(**study.config["stages"][TARGET].get("augment", {}))
+    if flips.orientations > 1:
+        method.append(AVERAGED.format(count=flips.orientations, flip=flips.flip))
     if len(study.folds) > 1:
         both = any(
             one.these

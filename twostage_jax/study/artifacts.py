@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from twostage_jax import io
-from twostage_jax.config import TARGET, Config, ModelConfig, as_json
+from twostage_jax.config import (
+    TARGET,
+    AugmentConfig,
+    Config,
+    ModelConfig,
+    as_json,
+)
 from twostage_jax.ct.palette import NOTICE, ORIGINS, SHORT_ORIGINS
 from twostage_jax.data import cohort
 from twostage_jax.data.dataset import Dataset
@@ -49,6 +55,8 @@ class Trained:
       normalise, mean, deviation: Scaling of the images, see `train.augment`.
       window: (centre, width) pairs in HU, flattened; without effect unless `in_hu`.
       in_hu: Whether the training images were recorded as HU.
+      orientations: Number of orientations of an image that its predictions are averaged
+        over, see `AugmentConfig`.
       options: Settings of its data source.
       synthetic: Whether it was trained on synthetic images; None if not recorded, by an
         earlier version.
@@ -73,6 +81,7 @@ class Trained:
     deviation: tuple[float, ...]
     window: tuple[float, ...]
     in_hu: bool
+    orientations: int
     options: Mapping[str, Any]
     synthetic: bool | None
 
@@ -182,6 +191,9 @@ def read(folder: Path, arm: str = "") -> Trained:
             deviation=tuple(data["deviation"]),
             window=tuple(settings["window"]),
             in_hu=data.get("units") == "hu",
+            orientations=AugmentConfig(
+                **lineage["settings"].get("augment", {})
+            ).orientations,
             options=dict(settings["options"]),
             synthetic=synthetic if isinstance(synthetic, bool) else None,
         )

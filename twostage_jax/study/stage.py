@@ -161,9 +161,11 @@ def run_stages(
     source = materials.feed(runs[0].stage, placement.devices)
     constants = placement.put([one.constants for one in ready])
 
-    def predict(variables: PyTree, indices: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def predict(
+        variables: PyTree, indices: Sequence[np.ndarray], orientations: int = 1
+    ) -> list[np.ndarray]:
         return evaluate.predict(
-            programs, source, placement, constants, variables, indices
+            programs, source, placement, constants, variables, indices, orientations
         )
 
     stores = [checkpoint.StateStore(materials.folder(run) / "states") for run in runs]
@@ -197,9 +199,10 @@ def run_stages(
         for store in stores:
             store.close()
     best = placement.put([one.variables for one in fitted])
-    tested = predict(best, [one.splits.test for one in ready])
+    views = stage.augment.orientations
+    tested = predict(best, [one.splits.test for one in ready], views)
     # The report chooses thresholds on these predictions.
-    validated = predict(best, [one.splits.validation for one in ready])
+    validated = predict(best, [one.splits.validation for one in ready], views)
     # The training time before the interruption is unknown.
     seconds = None if resumed else (time.monotonic() - began) / len(runs)
     if runtime.is_main():

@@ -90,16 +90,35 @@ def augment(
     )
     image = _crop(image, size, settings.shift, draws.top, draws.left)
     if settings.flip != "none":
-        image = jnp.where(draws.mirror < 0.5, image[:, ::-1], image)
+        image = _mirrored(image, draws.mirror < 0.5)
     if settings.flip == "dihedral":
-        image = jnp.where(draws.upend < 0.5, image[::-1], image)
-        image = jnp.where(draws.transpose < 0.5, image.swapaxes(0, 1), image)
+        image = _turned(image, draws.upend < 0.5, draws.transpose < 0.5)
     if settings.brightness or settings.contrast:
         mean = image.mean()
         contrast = jnp.exp(symmetric(draws.contrast, settings.contrast))
         shift = symmetric(draws.brightness, settings.brightness)
         image = jnp.clip(mean + shift + contrast * (image - mean), 0, 1)
     return image
+
+
+def oriented(images: jax.Array, number: jax.Array) -> jax.Array:
+    """Returns square images `[..., H, H, C]` in one of their eight orientations.
+
+    Args:
+      images: Images.
+      number: Scalar, 0 to 7: 0 is the image as it is, 1 its mirror image, and the higher
+        ones are upside down or transposed.
+    """
+    return _turned(_mirrored(images, number & 1), number & 2, number & 4)
+
+
+def _mirrored(images: jax.Array, mirror: jax.Array) -> jax.Array:
+    return jnp.where(mirror, images[..., ::-1, :], images)
+
+
+def _turned(images: jax.Array, upend: jax.Array, transpose: jax.Array) -> jax.Array:
+    images = jnp.where(upend, images[..., ::-1, :, :], images)
+    return jnp.where(transpose, images.swapaxes(-3, -2), images)
 
 
 def centre_crop(images: jax.Array, size: int) -> jax.Array:

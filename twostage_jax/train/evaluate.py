@@ -25,6 +25,7 @@ def predict(
     constants: steps.Constants,
     variables: PyTree,
     indices: Sequence[np.ndarray],
+    orientations: int = 1,
 ) -> list[np.ndarray]:
     """Returns the class probabilities `[N, K]` float32 of each run's examples.
 
@@ -34,13 +35,18 @@ def predict(
       programs, source, placement: Compiled programs, feed of the data, and devices.
       constants, variables: Trees of each run, on the devices.
       indices: Indices of the examples of each run.
+      orientations: Number of orientations to average over, see `augment.oriented`.
     """
     batches = eval_batches(indices, placement.whole(EVAL_BATCH))
     items = source.items(batches.shape[1], lambda i: placement.arrange(batches[:, i]))
     parts = [
-        programs.evaluate(variables, source.data, batch, constants) for batch in items
+        [
+            programs.evaluate(variables, source.data, batch, constants, np.int32(k))
+            for k in range(orientations)
+        ]
+        for batch in items
     ]
-    whole = np.concatenate([placement.joined(part) for part in parts], axis=1)
+    whole = np.concatenate([_mean(placement.joined(part)) for part in parts], axis=1)
     return [whole[place, : len(own)] for place, own in enumerate(indices)]
 
 
@@ -51,6 +57,7 @@ def applied(
     variables: PyTree,
     images: Any,
     num_classes: int,
+    orientations: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns class probabilities `[N, K]` and features `[N, D]` of images.
 
@@ -61,6 +68,7 @@ def applied(
       constants, variables: Host arrays.
       images: `[N, H, W, C]` as stored.
       num_classes: Size of the network's output.
+      orientations: Number of orientations to average over, see `augment.oriented`.
     """
     program = _applied(network, data.normalise, data.window, num_classes)
     parts = []
@@ -68,11 +76,20 @@ def applied(
         part = images[first : first + EVAL_BATCH]
         # Batches of one size, so that the program is compiled once.
         rest = [(0, EVAL_BATCH - len(part)), (0, 0), (0, 0), (0, 0)]
-        found = program(
-            variables, np.pad(part, rest), constants.mean, constants.deviation
-        )
-        parts.append([np.asarray(one)[: len(part)] for one in found])
+        found = [
+            program(
+                variables, np.pad(part, rest), constants.mean, constants.deviation,
+                np.int32(k),
+            )
+            for k in range(orientations)
+        ]  # fmt: skip
+        parts.append([_mean(one)[: len(part)] for one in zip(*found, strict=True)])
     return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
+
+
+def _mean(parts: Sequence[Any]) -> np.ndarray:
+    """Returns the mean of arrays, one of each orientation."""
+    return sum(map(np.asarray, parts)) / np.float32(len(parts))
 
 
 @functools.lru_cache(maxsize=8)

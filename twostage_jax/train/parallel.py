@@ -182,13 +182,13 @@ class Programs(NamedTuple):
       train: Function `(states, data, items, keys, constants) -> (states, metrics)`, with
         one step for each of the S items; `read_metrics` reads the metrics. States are
         donated.
-      evaluate: Function `(variables, data, items, constants) -> probabilities`
-        `[D, L, b, K]`; `Placement.joined` joins them.
+      evaluate: Function `(variables, data, items, constants, orientation) ->
+        probabilities` `[D, L, b, K]`; `Placement.joined` joins them.
 
-    All but data have the leading axes of `placement`, `[D, L]`; data is replicated,
-    `[D, ...]`. Items are `[D, L, S, b]` (training) and `[D, L, b]` (evaluation):
-    indices into data, or, where data is empty, the batches themselves. Keys are raw
-    key data.
+    All but data and orientation have the leading axes of `placement`, `[D, L]`; data is
+    replicated, `[D, ...]`, and orientation a scalar. Items are `[D, L, S, b]` (training)
+    and `[D, L, b]` (evaluation): indices into data, or, where data is empty, the batches
+    themselves. Keys are raw key data.
     """
 
     train: Callable
@@ -222,8 +222,10 @@ def programs(settings: StepSettings, axis_name: str | None) -> Programs:
 
         return jax.lax.scan(body, state, items)
 
-    def evaluate(variables: Any, data: Any, items: Any, constants: Any) -> Any:
-        return evaluation(variables, _fetch(data, items), constants)
+    def evaluate(
+        variables: Any, data: Any, items: Any, constants: Any, orientation: Any
+    ) -> Any:
+        return evaluation(variables, _fetch(data, items), constants, orientation)
 
     # On CPU, XLA's convolutions are an order of magnitude slower inside a loop, and calls
     # cost almost nothing: the host loops instead.
@@ -232,7 +234,11 @@ def programs(settings: StepSettings, axis_name: str | None) -> Programs:
     train = jax.pmap(over_runs, axis_name=AXIS, donate_argnums=0)
     return Programs(
         train=_host_loop(train, axis_name) if on_cpu else train,
-        evaluate=jax.pmap(jax.vmap(evaluate, in_axes=(0, None, 0, 0)), axis_name=AXIS),
+        evaluate=jax.pmap(
+            jax.vmap(evaluate, in_axes=(0, None, 0, 0, None)),
+            axis_name=AXIS,
+            in_axes=(0, 0, 0, 0, None),
+        ),
     )
 
 
