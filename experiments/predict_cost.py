@@ -27,11 +27,9 @@ PATIENT = 7
 # Names on the page of the functions that make maps.
 STEPS = {
     "read_volume": "reading",
-    "lung_mask": "lung masks",
+    "find_lungs": "lung masks",
     "classify": "windows",
-    "_write_arrays": "arrays, NIfTI, report",
-    "_draw": "overlays and contact sheet",
-    "_write_dicom": "DICOM SEG",
+    "_write_files": "arrays, NIfTI, pictures, DICOM SEG",
 }
 
 PAGE = """# The cost of mapping a whole series

@@ -17,7 +17,8 @@ others: see experiments/lung_masks.md.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
@@ -145,6 +146,10 @@ def find_lungs(hu: np.ndarray, spacing: Sequence[float | None]) -> Lungs:
     """
     if hu.ndim != 3:
         raise ValueError(f"slices must be [Z, H, W], not {list(hu.shape)}")
+    # These modules load at their first use, in which threads would meet.
+    import skimage.measure
+    import skimage.morphology
+
     step = spacing[0] if len(spacing) == 3 else None
     row_mm, column_mm = (float(v) for v in spacing[-2:])
     if not (row_mm > 0 and column_mm > 0) or (step is not None and not step > 0):
@@ -153,13 +158,15 @@ def find_lungs(hu: np.ndarray, spacing: Sequence[float | None]) -> Lungs:
     pixel = factor * (row_mm * column_mm) ** 0.5
     if not hu.size:
         return Lungs(np.zeros(hu.shape, bool), ("",) * len(hu), (0.0,) * len(hu))
-    small = np.stack([_shrunk(image, factor) for image in hu])
-    inside = [_air_in_body(image, pixel) for image in small]
-    air = np.stack([found for found, _ in inside])
-    ribs = [
-        _ribs(image, body, pixel)
-        for image, (_, body) in zip(small, inside, strict=True)
-    ]
+
+    def searched(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any]:
+        shrunk = _shrunk(image, factor)
+        found, body = _air_in_body(shrunk, pixel)
+        return shrunk, found, _ribs(shrunk, body, pixel)
+
+    with ThreadPoolExecutor() as pool:
+        small, air, ribs = zip(*pool.map(searched, hu), strict=True)
+    small, air = np.stack(small), np.stack(air)
     gas = np.zeros(len(hu))
     doubts = [""] * len(hu)
     joined = step is not None and step <= JOINED_MM
@@ -170,11 +177,14 @@ def find_lungs(hu: np.ndarray, spacing: Sequence[float | None]) -> Lungs:
             air[stack], small[stack], ribs[stack], pixel, step if joined else None
         )
         gas[stack] = 1 - air[stack].sum((1, 2)) / np.maximum(whole, 1)
-    mask = np.zeros(hu.shape, bool)
-    for index, (image, lung) in enumerate(zip(small, air, strict=True)):
-        if lung.any():
-            filled = _filled(image, lung, pixel)
-            mask[index] = _refined(hu[index], lung, filled, factor)
+
+    def completed(image: np.ndarray, whole: np.ndarray, lung: np.ndarray) -> np.ndarray:
+        if not lung.any():
+            return np.zeros(whole.shape, bool)
+        return _refined(whole, lung, _filled(image, lung, pixel), factor)
+
+    with ThreadPoolExecutor() as pool:
+        mask = np.stack(list(pool.map(completed, small, hu, air)))
     return Lungs(mask, tuple(doubts), tuple(gas.tolist()))
 
 

@@ -183,9 +183,7 @@ def make(
     about = _about(series, run, how, folder.name, given, remarks)
     mapped = Mapped(series, hu, lungs, doubts, maps, run, how, about)
     with io.replacing_folder(folder) as temporary:
-        _write_arrays(temporary, mapped)
-        _draw(temporary, mapped)
-        note = _write_dicom(temporary, mapped)
+        note = _write_files(temporary, mapped)
         written = {
             "key": key,
             **about,
@@ -355,6 +353,16 @@ def _about(
 
 def _percent(maps: Maps) -> str:
     return f"{100 * maps.unlike_fraction:.0f} %"
+
+
+def _write_files(folder: Path, mapped: Mapped) -> str:
+    """Writes arrays, pictures and DICOM SEG at once; returns a remark, or ''."""
+    with ThreadPoolExecutor() as pool:
+        others = [pool.submit(one, folder, mapped) for one in (_write_arrays, _draw)]
+        note = _write_dicom(folder, mapped)
+    for other in others:
+        other.result()
+    return note
 
 
 def _write_arrays(folder: Path, mapped: Mapped) -> None:
