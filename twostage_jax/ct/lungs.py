@@ -16,16 +16,14 @@ others: see experiments/lung_masks.md.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.ndimage
-
-# By name: imported at first use, they would be imported by several threads at once.
-import skimage.measure
-import skimage.morphology
+import scipy
+import skimage
 
 # Between ground-glass opacity (-700 to -300 HU) and fat (-100 HU).
 AIR_BELOW_HU = -300
@@ -149,6 +147,9 @@ def find_lungs(hu: np.ndarray, spacing: Sequence[float | None]) -> Lungs:
     """
     if hu.ndim != 3:
         raise ValueError(f"slices must be [Z, H, W], not {list(hu.shape)}")
+    for module in ("scipy.ndimage", "skimage.measure", "skimage.morphology"):
+        # Not at their first use, where several threads would import them at once.
+        importlib.import_module(module)
     step = spacing[0] if len(spacing) == 3 else None
     row_mm, column_mm = (float(v) for v in spacing[-2:])
     if not (row_mm > 0 and column_mm > 0) or (step is not None and not step > 0):
