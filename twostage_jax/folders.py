@@ -7,7 +7,7 @@ folder or a file that was not fetched belongs to the data, so that all readers o
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +48,7 @@ class Tree(NamedTuple):
         return sorted(self.litter + self.lost)
 
 
-def walk(folder: Path, leave_out: Sequence[str] = ()) -> Tree:
+def walk(folder: Path) -> Tree:
     """Returns the files below a folder, and what is skipped, with the reason.
 
     Links to files and to folders are followed. Each real folder is read once: under its
@@ -56,7 +56,6 @@ def walk(folder: Path, leave_out: Sequence[str] = ()) -> Tree:
 
     Args:
       folder: Folder to search, with its sub-folders; may be a link.
-      leave_out: Names of folders directly below `folder` that are not searched.
 
     Raises:
       UserError: The folder does not exist or cannot be read.
@@ -79,8 +78,7 @@ def walk(folder: Path, leave_out: Sequence[str] = ()) -> Tree:
                 reason = f"the same folder as {first}, which is read already"
                 tree.litter.append((here, reason))
                 continue
-            skip = leave_out if here == folder else ()
-            for path in _folders(here, tree, skip):
+            for path in _folders(here, tree):
                 (links if path.is_symlink() else below).append(path)
         links.sort(key=_order)
     if tree.lost and tree.lost[0][0] == folder:
@@ -136,7 +134,7 @@ def below(root: Path, setting: str) -> Path:
     return folder
 
 
-def _folders(folder: Path, tree: Tree, leave_out: Sequence[str]) -> list[Path]:
+def _folders(folder: Path, tree: Tree) -> list[Path]:
     """Returns the folders in a folder, and adds everything else in it to `tree`."""
     found = []
     try:
@@ -163,7 +161,7 @@ def _folders(folder: Path, tree: Tree, leave_out: Sequence[str]) -> list[Path]:
         elif name.startswith(".") or name in _FOREIGN:
             kind = "a hidden" if name.startswith(".") else "a system"
             tree.litter.append((path, f"{kind} folder, which is not searched"))
-        elif name not in leave_out:
+        else:
             found.append(path)
     return found
 

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from twostage_jax.errors import UserError
+from twostage_jax.errors import UserError, plain
 
 DELIMITERS = ",;\t"
 _MARKS = (
@@ -281,8 +281,7 @@ def shown(path: Path | str) -> str:
 def inert(text: str) -> str:
     """Returns a text as one line that no spreadsheet takes for a formula."""
     # The bytes of a file's name that are not UTF-8.
-    text = text.encode(errors="backslashreplace").decode()
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = plain(text.encode(errors="backslashreplace").decode())
     return f"'{line}" if line.startswith(FORMULA_STARTS) else line
 
 

@@ -200,9 +200,6 @@ def rules_for(
     return (*extra, fresh, Rule(".*", "copy", default=True))
 
 
-DEFAULT_RULES = rules_for()
-
-
 def transfer(
     source: Variables,
     target: Variables,
@@ -239,7 +236,18 @@ def transfer(
         before, start = old.get(path), fresh.get(path)
         after, faults = _carry(rule, path, before, start)
         violations += [f"{path} (rule '{rule.pattern}'): {fault}" for fault in faults]
-        rows.append(_row(path, rule.action, rule.pattern, before, start, after))
+        rows.append(
+            Row(
+                path=path,
+                action=rule.action,
+                rule=rule.pattern,
+                source_shape=None if before is None else before.shape,
+                target_shape=None if start is None else start.shape,
+                source_norm=_norm(before),
+                fresh_norm=_norm(start),
+                norm=_norm(after),
+            )
+        )
         result[path] = after
     if violations:
         raise TransferError(violations)
@@ -618,27 +626,6 @@ def _interpolation(old: int, new: int) -> np.ndarray:
     distance = np.abs(centres[:, None] - np.arange(old))
     weights = np.maximum(0, 1 - distance / max(1, old / new))
     return weights / weights.sum(axis=1, keepdims=True)
-
-
-def _row(
-    path: str,
-    action: str,
-    rule: str,
-    source: np.ndarray | None,
-    fresh: np.ndarray | None,
-    result: np.ndarray | None,
-) -> Row:
-    """Returns the row of one array; None stands for a missing array."""
-    return Row(
-        path=path,
-        action=action,
-        rule=rule,
-        source_shape=None if source is None else source.shape,
-        target_shape=None if fresh is None else fresh.shape,
-        source_norm=_norm(source),
-        fresh_norm=_norm(fresh),
-        norm=_norm(result),
-    )
 
 
 def _norm(array: np.ndarray | None) -> float | None:

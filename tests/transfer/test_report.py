@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transfer_trees import COPY_ALL, one
 
-from twostage_jax.transfer import DEFAULT_RULES, transfer
+from twostage_jax.transfer import rules_for, transfer
 
 
 def small_report():
@@ -28,7 +28,7 @@ def small_report():
     rules = [
         ("params/conv1/kernel", "rgb_to_grey"),
         ("params/old/.*", "drop"),
-        *DEFAULT_RULES,
+        *rules_for(),
     ]
     notes = ["the stage before normalised by patch, this one with fixed constants"]
     return transfer(source, target, rules, notes=notes)[1]

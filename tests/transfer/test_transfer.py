@@ -20,7 +20,6 @@ from transfer_trees import (
 )
 
 from twostage_jax.transfer import (
-    DEFAULT_RULES,
     Rule,
     TransferError,
     rules_for,
@@ -53,7 +52,7 @@ def test_a_rule_for_a_layer_leaves_layers_of_a_longer_name_alone():
 
 def test_default_rules_start_the_head_afresh_and_copy_the_rest():
     source, target = network(9, seed=1), network(3, seed=2)
-    variables, report = transfer(source, target, DEFAULT_RULES)
+    variables, report = transfer(source, target, rules_for())
     assert report.unused == ("params/head/kernel", "params/head/bias")
     for layer in ("conv1", "fc6", "fc7"):
         jax.tree.map(
@@ -113,7 +112,7 @@ def test_extra_rules_may_overrule_a_default_rule_altogether():
 
 def test_a_default_rule_for_a_layer_that_does_not_exist_is_an_error():
     tree = one(array(2))
-    message = only_violation(tree, tree, DEFAULT_RULES)
+    message = only_violation(tree, tree, rules_for())
     assert "head" in message and "does not match any array" in message
 
 
@@ -132,7 +131,7 @@ def test_inputs_are_left_as_they_are_and_share_no_memory_with_the_result(as_jax)
     expected = copy.deepcopy((source, target))
     if as_jax:
         source, target = jax.tree.map(jnp.asarray, (source, target))
-    variables, _ = transfer(source, target, DEFAULT_RULES)
+    variables, _ = transfer(source, target, rules_for())
     given = [np.asarray(leaf) for leaf in jax.tree.leaves((source, target))]
     for leaf in jax.tree.leaves(variables):
         assert type(leaf) is np.ndarray
@@ -183,7 +182,7 @@ def test_scalars_and_integers_are_arrays_too():
 
 def test_a_forward_pass_accepts_the_result():
     source, target = network(9, 1), network(3, 2)
-    variables, _ = transfer(source, target, DEFAULT_RULES)
+    variables, _ = transfer(source, target, rules_for())
     hidden = array(4, 5, seed=3)
     head = variables["params"]["head"]
     assert (jnp.asarray(hidden) @ head["kernel"] + head["bias"]).shape == (4, 3)
@@ -222,7 +221,7 @@ def test_default_rules_account_for_every_array_of_any_tree_once(
         for count in classes
     )
     target = jax.tree.map(np.zeros_like, target)
-    variables, report = transfer(source, target, DEFAULT_RULES)
+    variables, report = transfer(source, target, rules_for())
     expected = [
         *paths_of(target["params"], "params"),
         *paths_of(statistics, "batch_stats"),

@@ -14,9 +14,9 @@ from twostage_jax import transfer as transfers
 from twostage_jax.errors import UserError
 from twostage_jax.transfer import (
     ACTIONS,
-    DEFAULT_RULES,
     TransferError,
     check_rules,
+    rules_for,
     transfer,
 )
 
@@ -323,7 +323,7 @@ def test_nothing_is_judged_behind_a_rule_that_cannot_be_read():
 
 
 def test_rules_can_be_checked_before_there_are_variables():
-    check_rules([*DEFAULT_RULES, ("a.*", "resize_dense:3")])
+    check_rules([*rules_for(), ("a.*", "resize_dense:3")])
     with pytest.raises(TransferError) as caught:
         check_rules([("(", "copy"), (".*", "copi"), ("a", "init")])
     assert len(caught.value.violations) == 2

@@ -7,7 +7,6 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -50,18 +49,6 @@ class RoiFile:
     series: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     empty: int = 0
-
-
-class Regions(NamedTuple):
-    """Regions of a patient's slices.
-
-    Attributes:
-      labels: Function that reads the label mask, by slice; only slices with regions.
-      numbered: Positions of mask files that are not named after UIDs.
-    """
-
-    labels: dict[Key, Callable[[], Labels]]
-    numbered: list[Numbered]
 
 
 def find(
@@ -152,8 +139,10 @@ def labelled(
     headers: Sequence[Header],
     class_names: Sequence[str],
     salt: str = "",
-) -> Regions:
-    """Returns the regions of a patient's slices.
+) -> tuple[dict[Key, Callable[[], Labels]], list[Numbered]]:
+    """Returns functions that read the label masks of a patient's slices with regions.
+
+    The second value is the positions of mask files that are not named after UIDs.
 
     If several files with labels mark a slice, their masks are merged, and pixels of two
     classes become 0.
@@ -196,7 +185,7 @@ def labelled(
                 where=path,
             )
         found[key] = functools.partial(_merged, draws, by_key[key])
-    return Regions(found, numbered)
+    return found, numbered
 
 
 def numbered_masks(

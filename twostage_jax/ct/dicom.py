@@ -36,6 +36,8 @@ LOWEST_HU = -1024
 IMPOSSIBLE_BELOW_HU = -4096
 # Noise reaches below air, but only a small fraction of pixels this far.
 UNMEASURED_BELOW_HU, MOST_UNMEASURED = -1500, 0.01
+# The usual window of lung: centre and width, HU.
+LUNG_WINDOW = (-600.0, 1500.0)
 # A tagged padding value above this could also be tissue.
 TISSUE_HU = -900
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -152,8 +154,8 @@ def series_uid(path: Path) -> str:
         return ""
 
 
-def read_slice(path: Path, salt: str = "", frame: int = 0) -> tuple[Header, np.ndarray]:
-    """Returns the header and the Hounsfield units `[H, W]` int16 of a slice.
+def read_slice(path: Path) -> tuple[Header, np.ndarray]:
+    """Returns the header and the Hounsfield units `[H, W]` int16 of a file's first slice.
 
     Padding becomes `AIR_HU`; fractions of HU are rounded. MONOCHROME1 does not change HU,
     which are a physical quantity.
@@ -162,25 +164,24 @@ def read_slice(path: Path, salt: str = "", frame: int = 0) -> tuple[Header, np.n
       NotCTError: The file is sound but not a CT slice.
       UserError: The file cannot be trusted as a CT slice, or cannot be decoded.
     """
-    return next(read_slices(path, [frame], salt))
+    return next(read_slices(path, [0]))
 
 
 def read_slices(
-    path: Path, indices: Sequence[int], salt: str = ""
+    path: Path, indices: Sequence[int]
 ) -> Iterator[tuple[Header, np.ndarray]]:
     """Yields header and HU of some frames of a file, which is read once.
 
     Args:
       path: Path of the file.
       indices: Indices of the frames, from 0.
-      salt: Secret mixed into the patient's hash.
 
     Raises:
       NotCTError, UserError: See `read_slice`.
     """
     with refusing(path):
         dataset = decode.load(path, pixels=True)
-        headers = _headers(dataset, path, salt)
+        headers = _headers(dataset, path)
         views = decode.frames(dataset)
     for index in indices:
         with refusing(path):
@@ -225,7 +226,7 @@ def _hounsfield(
     return np.rint(hu).astype(np.int16)
 
 
-def _headers(dataset: pydicom.Dataset, path: Path, salt: str) -> list[Header]:
+def _headers(dataset: pydicom.Dataset, path: Path, salt: str = "") -> list[Header]:
     _check_is_ct(dataset)
     shape = decode.check_shape(dataset)
     views = decode.frames(dataset)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -17,7 +17,6 @@ from twostage_jax.data.class_folders import Stamp
 from twostage_jax.data.dataset import (
     SPLITS,
     Example,
-    Facts,
     Kind,
     Made,
     Recipe,
@@ -181,7 +180,7 @@ def recipe(
         tasks=tasks,
         make=functools.partial(make, str(root), cut),
         measure=None if in_hu else functools.partial(measure, str(root)),
-        remarks=functools.partial(_remarks, notes),
+        remarks=lambda skipped, facts: notes,
         side=cut.size,
     )
 
@@ -338,12 +337,6 @@ def _common_side(
         except (OSError, ValueError, Image.DecompressionBombError):
             pass  # Refused by name when it is read.
     return min(sides, default=1)
-
-
-def _remarks(
-    notes: Iterable[str], skipped: Sequence[tuple[str, str]], facts: Facts
-) -> Iterable[str]:
-    return notes
 
 
 def _grouping(group_regex: str, group_csv: str, crop: int) -> Callable[[File], str]:

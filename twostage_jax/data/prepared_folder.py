@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from twostage_jax import folders, io
 from twostage_jax.ct import privacy
-from twostage_jax.ct.dicom import hashed, window
+from twostage_jax.ct.dicom import LUNG_WINDOW, hashed, window
 from twostage_jax.ct.palette import NOTICE
 from twostage_jax.ct.series import Series
 from twostage_jax.data.dataset import Dataset, Made, Recipe
@@ -41,8 +41,6 @@ COLUMNS = (
 SERIES_COLUMNS = ("series", "patient", "slices", "step_mm", "notes", "remarks")
 # Largest number of notes on skipped files and on peculiar series.
 MOST_REASONS, MOST_ODD = 8, 8
-# Window of the preview (centre and width, HU): the usual lung window.
-PREVIEW_WINDOW = (-600.0, 1500.0)
 PREVIEW_COLUMNS, PREVIEW_ROWS = 12, 2
 
 
@@ -188,7 +186,7 @@ def preview(made: Dataset) -> Image.Image:
         draw.text((2, label * high + 1), text.decode("latin-1"), fill=0)
         chosen = np.sort(rng.choice(members, count, replace=False))
         for i, hu in enumerate(made.images[chosen]):
-            grey = np.rint(255 * window(hu[..., 0], *PREVIEW_WINDOW)).astype(np.uint8)
+            grey = np.rint(255 * window(hu[..., 0], *LUNG_WINDOW)).astype(np.uint8)
             picture = Image.fromarray(grey.repeat(scale, 0).repeat(scale, 1))
             row, column = divmod(i, PREVIEW_COLUMNS)
             at = column * side + 1, label * high + margin + row * side

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from twostage_jax import folders
 from twostage_jax.data import image_files
 from twostage_jax.data.dataset import Example, Kind, Made, Recipe, digest, largest
 from twostage_jax.errors import UserError
@@ -82,10 +83,7 @@ def recipe(
             f"{', '.join(builder.info.splits)}.",
             where=folder,
         )
-    stamps = [
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(folder.iterdir())
-    ]
+    stamps = folders.stamps(folder, folder.iterdir())
     base = name.partition(":")[0].replace("/", "_").replace("-", "_").replace(".", "_")
     return Recipe(
         name=base,

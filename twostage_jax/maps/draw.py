@@ -14,8 +14,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from twostage_jax.ct.dicom import LUNG_WINDOW
 from twostage_jax.ct.dicom import window as windowed
 from twostage_jax.ct.palette import NOTICE, UNLIKE, colour, is_striped, printable
+from twostage_jax.ct.patches import resample_mask
 from twostage_jax.maps.extent import UNCLASSIFIED
 
 GROUND, INK, DIM = (16, 16, 18), (235, 235, 235), (150, 150, 150)
@@ -24,7 +26,6 @@ WARNING, OUTLINE = (255, 190, 60), (255, 255, 255)
 # distance between the lines of the hatch.
 LEGEND, MARGIN, LINE, STRIPE, HATCH = 330, 16, 30, 5, 11
 SHORT_NAME = 30
-LUNG_WINDOW = (-600.0, 1500.0)
 # Opacity of a class's colour over the grey of the slice.
 TINT = 0.42
 # Pixels: longer side of a slice, above it; sheet and its slices.
@@ -178,8 +179,9 @@ def _coloured(
     visible on any colour. Masks have the pixels of the slice.
     """
     picture = plain.astype(np.float32)
-    labels, lungs = _nearest(labels, plain), _nearest(lungs, plain)
-    rows, columns = np.indices(labels.shape)
+    shape = plain.shape[:2]
+    labels, lungs = resample_mask(labels, shape), resample_mask(lungs, shape)
+    rows, columns = np.indices(shape)
     stripes = (rows + columns) // STRIPE % 2 == 0
     unknown = lungs & (labels == 0) & ((rows - columns) % (2 * STRIPE) < 2)
     picture[unknown] = DIM
@@ -193,7 +195,7 @@ def _coloured(
         picture[tinted] = (1 - TINT) * picture[tinted] + TINT * np.array(rgb)
         picture[_edge(region)] = rgb
     if unlike is not None:
-        lines, region = hatch(labels.shape), _nearest(unlike, plain)
+        lines, region = hatch(shape), resample_mask(unlike, shape)
         picture[region & (np.roll(lines, 1, 1) | np.roll(lines, -1, 1))] = GROUND
         picture[region & lines | _edge(region)] = OUTLINE
     return np.rint(picture).astype(np.uint8)
@@ -209,15 +211,6 @@ def _grey(hu: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     unit = np.rint(255 * windowed(hu, *LUNG_WINDOW)).astype(np.uint8)
     scaled = Image.fromarray(unit).resize(shape[::-1], Image.Resampling.BILINEAR)
     return np.repeat(np.asarray(scaled)[..., None], 3, axis=2)
-
-
-def _nearest(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Returns a mask `[H, W]` in the size of the picture `like`."""
-    rows, columns = (
-        (np.arange(new) + 0.5) * old // new
-        for old, new in zip(mask.shape, like.shape[:2], strict=True)
-    )
-    return mask[np.ix_(rows.astype(int), columns.astype(int))]
 
 
 def _shown(
