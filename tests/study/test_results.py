@@ -106,6 +106,7 @@ def test_mistakes_are_of_the_largest_fraction_alone(tmp_path):
             ids=made["target"].ids[:6],
             probabilities=said if row.fraction == 1 else said[:, ::-1],
         )
+    results.collect(materials, rows)
     results.save_examples(materials, rows)
     with np.load(tmp_path / "examples" / "mistakes.npz") as saved:
         assert set(saved["arm"]) == {"texture"}

@@ -18,7 +18,7 @@ from twostage_jax.config import (
 )
 from twostage_jax.ct.palette import NOTICE, ORIGINS, SHORT_ORIGINS
 from twostage_jax.data import cohort
-from twostage_jax.data.dataset import Dataset
+from twostage_jax.data.dataset import SPLITS, Dataset
 from twostage_jax.data.splits import Splits, copies
 from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.runtime import versions
@@ -222,18 +222,36 @@ def save_predictions(
     path: Path, dataset: Dataset, indices: np.ndarray, probabilities: np.ndarray
 ) -> None:
     """Writes ids, groups (empty strings if none), labels and probabilities."""
-    groups = dataset.groups
+    save_arrays(
+        path,
+        ids=dataset.ids[indices].astype(str),
+        groups=group_names(dataset, indices),
+        labels=dataset.labels[indices],
+        probabilities=probabilities,
+        class_names=np.array(dataset.class_names),
+    )
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Writes arrays as compressed NumPy, replacing an existing file."""
     with io.replacing(path) as temporary:
-        np.savez_compressed(
-            temporary,
-            ids=dataset.ids[indices].astype(str),
-            groups=np.full(len(indices), "")
-            if groups is None
-            else groups[indices].astype(str),
-            labels=dataset.labels[indices],
-            probabilities=probabilities,
-            class_names=np.array(dataset.class_names),
-        )
+        np.savez_compressed(temporary, **arrays)
+
+
+def group_names(dataset: Dataset, indices: np.ndarray) -> np.ndarray:
+    """Returns the groups of examples as strings; empty ones if they are unknown."""
+    if dataset.groups is None:
+        return np.full(len(indices), "")
+    return dataset.groups[indices].astype(str)
+
+
+def group_counts(dataset: Dataset, splits: Splits) -> dict[str, int] | None:
+    """Returns the number of groups in each split, or None if they are unknown."""
+    if dataset.groups is None:
+        return None
+    return {
+        name: len(np.unique(dataset.groups[getattr(splits, name)])) for name in SPLITS
+    }
 
 
 def origin(config: Config, run: "StageRun") -> dict[str, Any]:
@@ -269,8 +287,6 @@ def lineage(
       probabilities: Class probabilities `[N, K]` of the test examples.
       seconds: Fraction of the group's time used by the run, s; None if interrupted.
     """
-    parts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
-    groups = dataset.groups
     return {
         **origin(config, run),
         "data": {
@@ -280,10 +296,8 @@ def lineage(
             "synthetic": dataset.synthetic,
             "kind": dataset.kind,
             "class_names": list(dataset.class_names),
-            "examples": {name: len(part) for name, part in parts.items()},
-            "groups": None
-            if groups is None
-            else {name: len(np.unique(groups[part])) for name, part in parts.items()},
+            "examples": {name: len(getattr(splits, name)) for name in SPLITS},
+            "groups": group_counts(dataset, splits),
             "copies": copies(dataset, splits),
             "notes": list(dataset.notes),
             "cohort": cohort.describe(dataset, splits) if run.stage == TARGET else None,

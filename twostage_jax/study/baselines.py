@@ -196,8 +196,6 @@ def _make(materials: Materials, one: Baseline, features: Features) -> None:
     artifacts.save_predictions(
         materials.workdir / predictions, dataset, splits.test, probabilities
     )
-    groups = dataset.groups
-    parts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
     io.write_json(
         _path(materials, one),
         {
@@ -208,9 +206,7 @@ def _make(materials: Materials, one: Baseline, features: Features) -> None:
             "fold": one.run.fold,
             "n_train": len(splits.train),
             "n_test": len(splits.test),
-            "groups": None
-            if groups is None
-            else {name: len(np.unique(groups[part])) for name, part in parts.items()},
+            "groups": artifacts.group_counts(dataset, splits),
             "metrics": metrics.scores(dataset.labels[splits.test], probabilities),
             "predictions": str(predictions),
             "chosen": chosen,

@@ -4,6 +4,7 @@ A run is identified by a hash of everything that determines its result.
 """
 
 import dataclasses
+import itertools
 import logging
 import zlib
 from collections.abc import Mapping
@@ -35,6 +36,10 @@ from twostage_jax.study import imported
 from twostage_jax.study.imported import Weights
 from twostage_jax.train import checkpoint, loop, optim, steps
 from twostage_jax.train.parallel import alone
+
+PyTree = Any
+
+log = logging.getLogger(__name__)
 
 # Bump when the same settings give different results.
 RESULT_VERSION = 6
@@ -95,7 +100,7 @@ def identify(
     fraction: float = 1.0,
     fold: int = 0,
     tuned: tuple[tuple[str, Any], ...] = (),
-    parent: StageRun | None = None,
+    parent: StageRun | None,
 ) -> StageRun:
     """Returns the stage run of these settings, with the hash of its inputs.
 
@@ -179,11 +184,6 @@ def _split_seed(config: Config, run: StageRun) -> int:
         return study.split_seed
     mixed = np.random.SeedSequence((study.split_seed, run.seed))
     return int(mixed.generate_state(1)[0])
-
-
-PyTree = Any
-
-log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -408,12 +408,7 @@ def check_data(
         if line := copies(datasets[stage], one):
             warned.add(stage)
             log.warning(line)
-    edges = {
-        (chain[i - 1] if i else None, stage): None
-        for chain in config.arms.values()
-        for i, stage in enumerate(chain)
-    }
-    for before, stage in edges:
+    for before, stage in _edges(config):
         if isinstance(datasets[stage], Weights):
             continue
         variables = fresh_variables(config.network(stage), datasets[stage].num_classes)
@@ -429,6 +424,15 @@ def check_data(
             optim.check_patterns(settings.optim, variables, f"{path}.optim")
             if before:
                 planned_transfer(settings.transfer, path, source, variables)
+
+
+def _edges(config: Config) -> dict[tuple[str | None, str], None]:
+    """Returns the (stage before, stage) pairs of all arms, None before the first."""
+    return {
+        pair: None
+        for chain in config.arms.values()
+        for pair in itertools.pairwise((None, *chain))
+    }
 
 
 def planned_transfer(
@@ -464,11 +468,7 @@ def fresh_variables(model: ModelConfig, num_classes: int) -> PyTree:
 def tree(config: Config) -> str:
     """Returns the arms, and the table of each planned transfer."""
     lines = [f"{arm}: {' > '.join(chain)}" for arm, chain in config.arms.items()]
-    hand_overs = {
-        pair: None
-        for chain in config.arms.values()
-        for pair in zip(chain, chain[1:], strict=False)
-    }
+    hand_overs = [pair for pair in _edges(config) if pair[0]]
     variables = {
         name: imported.load(config, name).variables
         if config.stages[name].weights

@@ -1,7 +1,7 @@
 """Collects finished stage runs into `results.json`, and images for the report."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from twostage_jax import io
 from twostage_jax.config import TARGET, Config, as_json
 from twostage_jax.data.dataset import Dataset, digest
-from twostage_jax.study import baselines, plan
+from twostage_jax.study import artifacts, baselines, plan
 from twostage_jax.study.plan import Row, StageRun
 from twostage_jax.study.stage import Materials, is_done, read_lineage
 
@@ -57,27 +57,25 @@ def save_examples(materials: Materials, rows: list[Row]) -> None:
     """Writes images for the report into `examples/`, so that it works without the data.
 
     They are some examples of each data set, and the worst mistakes of each arm in the
-    rows at the largest fraction.
+    rows at the largest fraction, whose results are collected.
     """
-    protocol = digest(_protocol(materials.config))
-    chosen = chosen_runs(materials, _every_row(materials, rows, protocol)[0])
     largest = max(row.fraction for row in rows)
     folder, stages = materials.workdir / "examples", materials.config.stages
     for stage, dataset in materials.datasets.items():
         if stages[stage].weights:
             continue
         kept = of_each_class(dataset, stages[stage].data.window)
-        save(folder / f"{stage}.npz", kept)
+        artifacts.save_arrays(folder / f"{stage}.npz", **kept)
     mistakes = worst_mistakes(
         materials.datasets[TARGET],
         stages[TARGET].data.window,
-        {
-            row.name: (row.arm, materials.folder(chosen[row.name]) / "predictions.npz")
+        [
+            (row.arm, materials.workdir / _predictions(row))
             for row in rows
             if row.fraction == largest
-        },
+        ],
     )
-    save(folder / "mistakes.npz", mistakes)
+    artifacts.save_arrays(folder / "mistakes.npz", **mistakes)
 
 
 def of_each_class(
@@ -104,7 +102,7 @@ def of_each_class(
 def worst_mistakes(
     dataset: Dataset,
     window: tuple[float, ...],
-    predictions: Mapping[str, tuple[str, Path]],
+    predictions: Iterable[tuple[str, Path]],
     count: int = MISTAKES,
 ) -> dict[str, np.ndarray]:
     """Returns the test examples that each arm misclassifies with most confidence.
@@ -115,7 +113,7 @@ def worst_mistakes(
     Args:
       dataset: Data set with the images.
       window: (centre, width) in HU, for images in HU.
-      predictions: Name -> (arm, file written by `artifacts.save_predictions`).
+      predictions: Pairs of an arm and a file written by `artifacts.save_predictions`.
       count: Largest number of mistakes per arm.
 
     Returns:
@@ -125,7 +123,7 @@ def worst_mistakes(
     place_of = {name: i for i, name in enumerate(dataset.ids)}
     sums: dict[str, np.ndarray] = {}
     counts: dict[str, np.ndarray] = {}
-    for arm, path in predictions.values():
+    for arm, path in predictions:
         saved = np.load(path)
         places = np.array([place_of[name] for name in saved["ids"]])
         shape = len(dataset), dataset.num_classes
@@ -142,13 +140,10 @@ def worst_mistakes(
         indices.append(tested[worst])
         probabilities.append(mean[worst])
     chosen = np.concatenate(indices)
-    groups = dataset.groups
     return {
         "arm": np.array(arms, str),
         "ids": dataset.ids[chosen].astype(str),
-        "groups": np.full(len(chosen), "")
-        if groups is None
-        else groups[chosen].astype(str),
+        "groups": artifacts.group_names(dataset, chosen),
         "labels": dataset.labels[chosen],
         "probabilities": np.concatenate(probabilities),
         "images": shown(dataset.images[chosen], window),
@@ -164,12 +159,6 @@ def shown(images: np.ndarray, window: tuple[float, ...]) -> np.ndarray:
     if images.dtype == np.int16:
         unit = (unit - (window[0] - window[1] / 2)) / window[1]
     return np.round(255 * np.clip(unit, 0, 1)).astype(np.uint8)
-
-
-def save(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes arrays as compressed NumPy, replacing an existing file."""
-    with io.replacing(path) as temporary:
-        np.savez_compressed(temporary, **arrays)
 
 
 def chosen_runs(materials: Materials, rows: Sequence[Row]) -> dict[str, StageRun]:
@@ -228,9 +217,8 @@ def _write_row(
 ) -> dict[str, Any]:
     """Writes and returns a row, without its protocol."""
     lineage = read_lineage(materials, chosen)
-    predictions = Path("predictions") / f"{row.name}.npz"
     saved = (materials.folder(chosen) / "predictions.npz").read_bytes()
-    with io.replacing(materials.workdir / predictions) as temporary:
+    with io.replacing(materials.workdir / _predictions(row)) as temporary:
         temporary.write_bytes(saved)
     counts = lineage["data"]["examples"]
     found = {
@@ -242,7 +230,7 @@ def _write_row(
         "n_test": counts["test"],
         "groups": lineage["data"]["groups"],
         "metrics": lineage["scores"],
-        "predictions": str(predictions),
+        "predictions": str(_predictions(row)),
         "stage_runs": lineage["chain"],
         "tried": [_tried(materials, run, chosen) for run in row.candidates],
     }
@@ -250,6 +238,11 @@ def _write_row(
     io.write_json(path, {"protocol": protocol, **found})
     # As JSON will read it: tuples of the tried settings become lists.
     return json.loads(json.dumps(found))
+
+
+def _predictions(row: Row) -> Path:
+    """Returns the file of a row's predictions, in the workdir."""
+    return Path("predictions") / f"{row.name}.npz"
 
 
 def _tried(materials: Materials, run: StageRun, chosen: StageRun) -> dict[str, Any]:
