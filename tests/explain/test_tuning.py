@@ -128,17 +128,6 @@ def test_noise_blobs_and_empty_filters_are_no_gabor_functions():
     assert gabor.fit(edge).good.all()
 
 
-def test_first_kernel_is_the_one_that_sees_the_image():
-    params = {
-        "conv2": {"kernel": np.zeros((3, 3, 8, 4)), "bias": np.zeros(4)},
-        "conv1": {"kernel": np.ones((5, 5, 1, 8))},
-        "norm1": {"scale": np.ones(8)},
-    }
-    name, kernel = gabor.first_kernel(params, 1)
-    assert name == "conv1" and kernel.shape == (5, 5, 1, 8)
-    assert gabor.first_kernel(params, 3) is None
-
-
 def test_interval_over_seeds_is_the_t_interval():
     entry = over_seeds([1.0, 2.0, 4.0])
     # t(0.975, 2) = 4.30265, deviation 1.527525.

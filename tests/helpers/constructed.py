@@ -92,7 +92,6 @@ def as_network(
         normalise="fixed",
         mean=np.full(1, 0.5, np.float32),
         deviation=np.full(1, 0.25, np.float32),
-        window=(-600.0, 1500.0),
         parent=parent,
     )
 

@@ -39,7 +39,7 @@ def network(module, params, size, channels=1, arm="scratch", seed=0, parent=None
         variables={"params": params, "batch_stats": {}}, class_names=CLASSES,
         size=size, channels=channels, normalise="fixed",
         mean=np.full(channels, 0.5, np.float32),
-        deviation=np.full(channels, 0.25, np.float32), window=(-600.0, 1500.0),
+        deviation=np.full(channels, 0.25, np.float32),
         parent=parent,
     )  # fmt: skip
 

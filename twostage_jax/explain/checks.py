@@ -209,13 +209,13 @@ def saliency_maps(
     }
 
 
-def ranks(maps: np.ndarray, seed: int = 0) -> np.ndarray:
+def ranks(maps: np.ndarray) -> np.ndarray:
     """Returns the rank of each pixel by importance, `[N, H, W]`.
 
     0 is the most important. Ties are in random order.
     """
     flat = maps.reshape(len(maps), -1)
-    chance = np.random.default_rng(seed).random(flat.shape)
+    chance = np.random.default_rng(0).random(flat.shape)
     order = np.lexsort((chance, -flat), axis=-1)
     found = np.empty(flat.shape, np.int32)
     np.put_along_axis(found, order, np.arange(flat.shape[1], dtype=np.int32)[None], 1)

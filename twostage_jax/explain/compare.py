@@ -19,9 +19,8 @@ from twostage_jax.explain.measures import MEASURES, probes, similarity
 from twostage_jax.explain.networks import Examples, Network
 from twostage_jax.explain.responses import Layer, over_seeds, p_value
 from twostage_jax.models import HEAD
-from twostage_jax.stats.intervals import holm
+from twostage_jax.stats.intervals import ALPHA, holm
 
-ALPHA = 0.05
 # (measure, one network, another, layer or change of the images).
 Pair = tuple[str, str, str, str]
 RANDOM = "random"
@@ -273,10 +272,6 @@ def told(measured: Mapping[str, Any], pairs: Iterable[Pair]) -> dict[Pair, Told]
             entries[pair] = of_pair[place]
     corrected = holm([entry["p_value"] for entry in entries.values()])
     return {
-        pair: Told(entry, 0 if p is None or p >= ALPHA else _sign(entry["mean"]))
+        pair: Told(entry, 0 if p is None or p >= ALPHA else int(np.sign(entry["mean"])))
         for (pair, entry), p in zip(entries.items(), corrected, strict=True)
     }
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)

@@ -77,13 +77,8 @@ def method_label(
     name = METHOD_NAMES[method]
     if narrow:
         name = BROKEN_NAMES.get(method, name.replace(" ", "\n", 1))
-    return name + _mark(method, failed)
-
-
-def _mark(method: str, failed: Failed | None) -> str:
-    return "".join(
-        MARKS[w][0] for w, names in (failed or {}).items() if method in names
-    )
+    failures = (failed or {}).items()
+    return name + "".join(MARKS[what][0] for what, names in failures if method in names)
 
 
 def foot_notes(failed: Failed) -> list[str]:

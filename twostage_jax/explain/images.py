@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from twostage_jax.config import DataConfig, ModelConfig
+from twostage_jax.config import DataConfig
 from twostage_jax.data import class_folders, image_files, sources
 from twostage_jax.data.dataset import Dataset, largest
 from twostage_jax.errors import Notes, UserError
@@ -45,9 +45,9 @@ def test_examples(
     rows = [row for row in rows if not wanted or row["arm"] in wanted]
     rows.sort(key=lambda row: row["seed"])
     homes = [workdir / "stages" / Path(row["stage_runs"][-1]).name for row in rows]
-    stages = [_stage(home) for home in homes]
     tested: dict[int, frozenset[str]] = {}
-    for row, (*_, ids) in zip(rows, stages, strict=True):
+    for row, home in zip(rows, homes, strict=True):
+        ids = _tested(home)
         if tested.setdefault(row["seed"], ids) != ids:
             raise UserError(
                 f"{workdir}: arm '{row['arm']}', seed {row['seed']}, was tested on "
@@ -55,48 +55,45 @@ def test_examples(
                 "select the other arms only (--arms).",
                 where=workdir,
             )
-    data, model = stages[0][:2]
-    dataset = sources.load(data, model, data_dir)
-    for home, (_, _, fingerprint, _) in zip(homes, stages, strict=True):
-        if fingerprint != dataset.fingerprint:
+    runs = [artifacts.read(home) for home in homes]
+    first = runs[0]
+    data = DataConfig(source=first.source, options=first.options)
+    dataset = sources.load(data, first.model, data_dir)
+    for run in runs:
+        if run.fingerprint != dataset.fingerprint:
             raise UserError(
-                f"the data of '{data.source}' differ from those that {home.name} was "
+                f"the data of '{run.source}' differ from those that {run.folder.name} was "
                 "trained on: restore the original files, or give a folder with --images.",
-                where=data.source,
+                where=run.source,
             )
     by_ids, lines = {}, []
     for ids in dict.fromkeys(tested.values()):
-        by_ids[ids], left_out = usable(_of_ids(ids, dataset, data, model))
+        by_ids[ids], left_out = usable(_of_ids(ids, dataset, first))
         seeds = [str(seed) for seed, of_seed in tested.items() if of_seed == ids]
         whose = f"Seed {', '.join(seeds)}: " if len(seeds) < len(tested) else ""
         lines += [whose + line for line in left_out]
     return {seed: by_ids[ids] for seed, ids in tested.items()}, lines
 
 
-def _stage(home: Path) -> tuple[DataConfig, ModelConfig, str, frozenset[str]]:
-    """Returns settings, data fingerprint and tested ids of a stage run."""
-    lineage = artifacts.read_lineage(home)
+def _tested(home: Path) -> frozenset[str]:
+    """Returns the ids of the examples that a stage run was tested on."""
     try:
-        settings = {**lineage["settings"]["data"]}
-        settings["window"] = tuple(settings["window"])
-        data, model = DataConfig(**settings), ModelConfig(**lineage["model"])
-        fingerprint = lineage["data"]["fingerprint"]
         with np.load(home / "predictions.npz", allow_pickle=False) as saved:
-            return data, model, fingerprint, frozenset(saved["ids"].tolist())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            return frozenset(saved["ids"].tolist())
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{home}: not a finished stage run ({error!r}).", where=home
         ) from error
 
 
-def _of_ids(
-    ids: Iterable[str], dataset: Dataset, data: DataConfig, model: ModelConfig
-) -> Examples:
+def _of_ids(ids: Iterable[str], dataset: Dataset, run: artifacts.Trained) -> Examples:
     """Returns at most `MOST_EXAMPLES` examples of a data set with these ids."""
     chosen = np.flatnonzero(np.isin(dataset.ids, list(ids)))
     chosen = chosen[_spread(len(chosen))]
+    stored = jnp.asarray(dataset.images[chosen])
+    unit = augment.to_unit(stored, run.window, run.model.channels)
     return Examples(
-        to_unit(dataset.images[chosen], data.window, model),
+        np.asarray(augment.centre_crop(unit, run.model.image_size)),
         dataset.labels[chosen],
         None if dataset.groups is None else dataset.groups[chosen],
         dataset.ids[chosen],
@@ -147,14 +144,6 @@ def folder_examples(path: Path, network: Network) -> tuple[Examples, list[str]]:
     images = stored.astype(np.float32) / 255
     examples, lines = usable(Examples(images, labels, None, ids, names))
     return examples, [*notes.lines(), *lines]
-
-
-def to_unit(
-    stored: np.ndarray, window: tuple[float, ...], model: ModelConfig
-) -> np.ndarray:
-    """Returns stored images as float32 in [0, 1], in the network's size and channels."""
-    unit = augment.to_unit(jnp.asarray(stored), window, model.channels)
-    return np.asarray(augment.centre_crop(unit, model.image_size))
 
 
 def usable(examples: Examples) -> tuple[Examples, list[str]]:

@@ -12,7 +12,6 @@ import numpy as np
 
 from twostage_jax import models
 from twostage_jax.errors import UserError, did_you_mean
-from twostage_jax.explain import backward
 from twostage_jax.study import artifacts
 from twostage_jax.study.plan import keys
 from twostage_jax.train import augment, checkpoint, steps
@@ -34,7 +33,6 @@ class Network(NamedTuple):
       size, channels: Side in pixels and number of channels of its input images.
       normalise, mean, deviation: Scaling of images in [0, 1] for the network; see
         `train.augment.normalise`.
-      window: (centre, width) pairs in HU, flattened; see `train.augment.to_unit`.
       parent: Network of the previous stage, or None if it started from random
         parameters.
       source, path: Source of the images of its stage; see `data.sources`. The path is
@@ -52,7 +50,6 @@ class Network(NamedTuple):
     normalise: str
     mean: np.ndarray
     deviation: np.ndarray
-    window: tuple[float, ...]
     parent: "Network | None"
     source: str = ""
     path: str = ""
@@ -116,6 +113,11 @@ def drawn(network: Network, key: jax.Array) -> Network:
     return network._replace(variables=jax.tree.map(np.asarray, variables), parent=None)
 
 
+def first_kernel(network: Network) -> np.ndarray:
+    """Returns the kernel `[k, k, channels, O]` of the layer that reads the image."""
+    return np.asarray(network.variables["params"][network.module.FIRST_LAYER]["kernel"])
+
+
 def tap_shapes(module: Any, variables: PyTree, images: Any) -> dict[str, tuple]:
     """Returns the shape of each tap for one image, `[h, w, C]` or `[C]`.
 
@@ -164,17 +166,16 @@ def distinct(examples: Mapping[int, Examples]) -> int:
     return len({id(of_seed) for of_seed in examples.values()})
 
 
-def in_batches(function: Callable, *arrays: Any, size: int = BATCH) -> Any:
-    """Returns `function(*arrays)`, called on `size` examples at a time.
+def in_batches(function: Callable, *arrays: Any) -> Any:
+    """Returns `function(*arrays)`, called on `BATCH` examples at a time.
 
     The last batch is padded by repeating its last example, so that a function is
     compiled only once.
 
     Args:
-      function: Function from arrays `[size, ...]` to an array, or a tree of arrays, with
-        the same first axis.
-      *arrays: Inputs, `[N, ...]`, N at least 1.
-      size: Batch size; fewer examples are one batch.
+      function: Function from arrays to an array, or a tree of arrays, with the same
+        first axis.
+      *arrays: Inputs, `[N, ...]`, N at least 1; fewer than `BATCH` are one batch.
 
     Returns:
       Host arrays `[N, ...]`.
@@ -182,7 +183,7 @@ def in_batches(function: Callable, *arrays: Any, size: int = BATCH) -> Any:
     count = len(arrays[0])
     if not count:
         raise ValueError("no examples")
-    size = min(size, count)
+    size = min(BATCH, count)
     parts = []
     for first in range(0, count, size):
         take = np.minimum(np.arange(first, first + size), count - 1)
@@ -237,24 +238,6 @@ def activations(
 def _activations(module, taps, summary, variables, images):
     found = module.apply(variables, images, train=False)[1]
     return {tap: summary(found[tap].astype(jnp.float32)) for tap in taps}
-
-
-def with_offset(module: Any, tap: str) -> Callable:
-    """Returns `(variables, images, offset) -> (logits, tap)`, `offset` added to the tap.
-
-    Its derivative with respect to the offset is that of the logits with respect to the
-    tap, which a call of the module alone cannot give.
-    """
-
-    def call(variables: PyTree, images: jax.Array, offset: jax.Array) -> Any:
-        def moved(name: str, value: jax.Array) -> jax.Array:
-            return value + offset.astype(value.dtype) if name == tap else value
-
-        with backward.replaced(tap=moved):
-            logits, taps = module.apply(variables, images, train=False)
-        return logits, taps[tap]
-
-    return call
 
 
 def load_arms(workdir: Path, arms: Sequence[str] = ()) -> dict[str, list[Network]]:
@@ -396,7 +379,6 @@ def _network(home: Path) -> Network:
         normalise=run.normalise,
         mean=np.asarray(run.mean, np.float32),
         deviation=np.asarray(run.deviation, np.float32),
-        window=run.window,
         parent=None,
         source=run.source,
         path=str(run.options.get("path", "")),

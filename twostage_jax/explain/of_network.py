@@ -126,20 +126,17 @@ def add_textures_and_probes(
 
 def add_first_layer(found: Findings, name: str, network: Network) -> None:
     """Adds the fraction of filters of the first convolution that a Gabor function fits."""
-    kernel = gabor.first_kernel(network.variables["params"], network.channels)
-    if kernel is None:
-        why = "skipped, because it needs a single first convolution"
-        found.note("gabor_share", why, name, "first layer")
-        return
-    fits = gabor.fit(kernel[1])
-    filters = kernel[1].reshape(-1, kernel[1].shape[-1])
+    kernel = networks.first_kernel(network)
+    fits = gabor.fit(kernel)
+    filters = kernel.reshape(-1, kernel.shape[-1])
     good = np.where(np.isfinite(fits.explained), fits.good, np.nan)
     for measure_name, values in (
         ("gabor_share", good),
         ("gabor_explained", fits.explained),
     ):
         summary = of_layer(values, filters)
-        found.put(measure_name, name, kernel[0], network.seed, summary)
+        layer = network.module.FIRST_LAYER
+        found.put(measure_name, name, layer, network.seed, summary)
 
 
 def add_reliance(found: Findings, name: str, network: Network, shown: Shown) -> None:

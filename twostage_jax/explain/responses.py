@@ -14,8 +14,8 @@ import numpy as np
 from scipy import stats
 
 from twostage_jax.explain.networks import Network, activations
+from twostage_jax.stats.intervals import LEVEL
 
-LEVEL = 0.95
 # Below this fraction of the layer's largest response, a response is a rounding error.
 SILENT_SHARE = 1e-6
 

@@ -185,12 +185,9 @@ def _strongest(
 def _first_layer(drawn: dict[str, Figure], arms: Arms) -> None:
     firsts = networks.of_first_seed(arms)
     first = next(iter(firsts.values()))
-    layer = first.module.FIRST_LAYER
     shown = {"untrained": networks.randomised(first), **firsts}
-    kernels = {
-        name: np.asarray(network.variables["params"][layer]["kernel"])
-        for name, network in shown.items()
-    }
+    kernels = {name: networks.first_kernel(network) for name, network in shown.items()}
+    layer = first.module.FIRST_LAYER
     drawn["first_layer"] = figures.first_layer(kernels, layer, list(arms))
 
 

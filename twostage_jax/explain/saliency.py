@@ -205,11 +205,15 @@ def _cam(weights: Callable, module, variables, images, labels) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _cam_program(weights, tap, module, variables, images, labels):
-    call = networks.with_offset(module, tap)
-
+    # The derivative with respect to an offset added to the tap is that with respect to
+    # the tap, which a call of the module alone cannot give.
     def chosen(offset: jax.Array) -> Any:
-        logits, value = call(variables, images, offset)
-        return jnp.take_along_axis(logits, labels[:, None], 1).sum(), value
+        def moved(name: str, value: jax.Array) -> jax.Array:
+            return value + offset.astype(value.dtype) if name == tap else value
+
+        with backward.replaced(tap=moved):
+            logits, taps = module.apply(variables, images, train=False)
+        return jnp.take_along_axis(logits, labels[:, None], 1).sum(), taps[tap]
 
     # A tap before a pooling has zeros that tie, and the result depends on which of them
     # gets the gradient: the first, as with the switches.

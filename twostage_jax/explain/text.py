@@ -165,9 +165,10 @@ def page(explained: Mapping[str, Any]) -> str:
 
 def measure_words(measured: Mapping[str, Any]) -> list[str]:
     """Returns paragraphs on the result of `measure.measure`."""
+    questions = (m.sentence.question for m in MEASURES.values() if m.sentence)
     paragraphs = [
         _beginning(measured),
-        *(_question(measured, title) for title in dict.fromkeys(_questions())),
+        *(_question(measured, title) for title in dict.fromkeys(questions)),
         _reliance(measured),
         _silent(measured),
     ]
@@ -198,10 +199,6 @@ def _beginning(measured: Mapping[str, Any]) -> str:
 
 def _most_seeds(measured: Mapping[str, Any]) -> int:
     return max(len(measured["seeds"][arm]) for arm in measured["chains"])
-
-
-def _questions() -> list[str]:
-    return [m.sentence.question for m in MEASURES.values() if m.sentence]
 
 
 def _question(measured: Mapping[str, Any], title: str) -> str:

@@ -20,10 +20,9 @@ from twostage_jax.report.analysis import (
 )
 from twostage_jax.report.study_table import Study
 from twostage_jax.report.tables import arm_name, listed, mean_and_range, minus, p_text
-from twostage_jax.stats.intervals import LEVEL, Difference, Interval, holm
+from twostage_jax.stats.intervals import ALPHA, LEVEL, Difference, Interval, holm
 from twostage_jax.stats.learning_curve import SizeStudy, describe_size
 
-ALPHA = round(1 - LEVEL, 9)
 SCORE = "balanced accuracy"
 CHANCE = "with a single seed the effect cannot be separated from chance"
 

@@ -33,6 +33,8 @@ from twostage_jax.stats.arms import Paired
 from twostage_jax.stats.metrics import Additive
 
 LEVEL = 0.95
+# A difference with a p-value below this is significant.
+ALPHA = round(1 - LEVEL, 9)
 # Power of the least detectable difference.
 POWER = 0.8
 # Smallest number of resamples in a tail for it to be estimated from them.

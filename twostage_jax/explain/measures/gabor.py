@@ -1,7 +1,7 @@
 """Gabor functions fitted to the filters of a first layer."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize
@@ -44,22 +44,6 @@ class Fits(NamedTuple):
     def good(self) -> np.ndarray:
         """Whether each filter is well fitted, `[O]` bool; False for empty filters."""
         return (self.explained >= GOOD) & (self.one_sign <= ONE_SIGN)
-
-
-def first_kernel(params: Any, channels: int) -> tuple[str, np.ndarray] | None:
-    """Returns name and kernel `[k, k, channels, O]` of the layer that sees the image.
-
-    It is the only convolution with as many inputs as the image has channels; None if
-    none or several match.
-    """
-    found = [
-        (name, np.asarray(layer["kernel"]))
-        for name, layer in params.items()
-        if "kernel" in layer
-        and np.ndim(layer["kernel"]) == 4
-        and layer["kernel"].shape[2] == channels
-    ]
-    return found[0] if len(found) == 1 else None
 
 
 def fit(kernels: np.ndarray) -> Fits:
