@@ -57,20 +57,25 @@ SHARED = 2 / 3
 log = logging.getLogger(__name__)
 
 
-class ImageFile(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class File:
     """Image file below a class folder.
 
     Attributes:
       path: Path relative to the folder of the data set, with '/' between its parts.
-      name: Path from the class folder on, 'class/name.png', printable and in Unicode NFC.
-      class_name: Name of the class.
+      id: Path as printable text in Unicode NFC.
+      name: Part of the id from the class folder on, 'class/name.png'.
+      label: Index of the class.
+      group: Name of the group that must not be split, or ''.
       split: 'train', 'validation' or 'test'.
       stamp: Size in bytes and modification time in ns.
     """
 
     path: str
+    id: str
     name: str
-    class_name: str
+    label: int
+    group: str
     split: str
     stamp: Stamp
 
@@ -80,12 +85,12 @@ class Found(NamedTuple):
 
     Attributes:
       class_names: Names of the classes, sorted.
-      images: Image files, sorted by path within each class folder.
+      files: Image files without groups, sorted by path within each class folder.
       notes: Sentences on skipped files and ambiguous folders.
     """
 
     class_names: tuple[str, ...]
-    images: list[ImageFile]
+    files: list[File]
     notes: tuple[str, ...]
 
 
@@ -154,7 +159,7 @@ def find(root: Path, classes: str = "") -> Found:
             "folder per class.",
             where=shown(root),
         )
-    images: list[ImageFile] = []
+    files: list[File] = []
     for part in parts:
         at = shown(root / part.folder.path)
         if part.class_name not in class_names:
@@ -180,12 +185,13 @@ def find(root: Path, classes: str = "") -> Found:
                 f"class folder {at} lacks images{held}: add images, or remove it.",
                 where=at,
             )
-        names = alike(path for path, _ in own)
+        label = class_names.index(part.class_name)
         above = len(composed(shown(part.folder.path)))
-        for (path, stamp), text in zip(own, names, strict=True):
-            name = part.class_name + text[above:]
-            images.append(ImageFile(path, name, part.class_name, part.split, stamp))
-    used = {image.path for image in images}
+        ids = alike(path for path, _ in own)
+        for (path, stamp), id in zip(own, ids, strict=True):
+            name = part.class_name + id[above:]
+            files.append(File(path, id, name, label, "", part.split, stamp))
+    used = {file.path for file in files}
     outside = [path for path, _ in tree.all_images() if path not in used]
     if outside:
         notes.append(f"{len(outside)} images outside the class folders are skipped.")
@@ -197,7 +203,7 @@ def find(root: Path, classes: str = "") -> Found:
             "%s: %d files skipped: %s%s", shown(root), len(listed),
             ", ".join(listed[:10]), ", ..." if len(listed) > 10 else "",
         )  # fmt: skip
-    return Found(class_names, images, tuple(notes))
+    return Found(class_names, files, tuple(notes))
 
 
 def _read(root: Path, skipped: dict[str, str]) -> _Folder:

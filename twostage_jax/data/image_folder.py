@@ -13,7 +13,7 @@ from PIL import Image
 
 from twostage_jax import io
 from twostage_jax.data import class_folders, hu_files, image_files
-from twostage_jax.data.class_folders import Stamp
+from twostage_jax.data.class_folders import File
 from twostage_jax.data.dataset import (
     SPLITS,
     Example,
@@ -28,29 +28,6 @@ from twostage_jax.errors import UserError
 # Bump when the same files and settings give different examples.
 VERSION = 2
 FILES_A_TASK = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class File:
-    """Image file, and what the data set says about it.
-
-    Attributes:
-      path: Path relative to the folder of the data set, with '/' between its parts.
-      id: Path as printable text in Unicode NFC.
-      name: Part of the id from the class folder on, 'class/name.png'.
-      label: Index of the class.
-      group: Name of the group that must not be split, or ''.
-      split: 'train', 'validation' or 'test'.
-      stamp: Size in bytes and modification time in ns.
-    """
-
-    path: str
-    id: str
-    name: str
-    label: int
-    group: str
-    split: str
-    stamp: Stamp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,12 +116,7 @@ def recipe(
     root = Path(path).expanduser()
     found = class_folders.find(root, classes)
     group_of = _grouping(group_regex, group_csv, crop)
-    files = []
-    for image in found.images:
-        label = found.class_names.index(image.class_name)
-        id = io.composed(io.shown(image.path))
-        file = File(image.path, id, image.name, label, "", image.split, image.stamp)
-        files.append(dataclasses.replace(file, group=group_of(file)))
+    files = [dataclasses.replace(file, group=group_of(file)) for file in found.files]
     in_hu = _in_hu(root, files, units, offset)
     shapes = [hu_files.shape(root / file.path) for file in files] if in_hu else []
     if any(count > 1 for count, *_ in shapes) and not any(f.group for f in files):
@@ -169,7 +141,6 @@ def recipe(
         scale_matters=in_hu or kind != "natural",
     )
     tasks = []
-    # A task has one class and split, but nothing depends on that.
     for start in range(0, len(files), FILES_A_TASK):
         tasks.append(tuple(files[start : start + FILES_A_TASK]))
     return Recipe(
