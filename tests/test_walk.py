@@ -180,11 +180,6 @@ def test_names_that_are_not_utf8_are_names(tree):
     ]
 
 
-def test_folders_left_out_are_not_searched(tree):
-    root = tree("rois/1", "a/rois/1")
-    assert names(root, folders.walk(root, ("rois",)).files) == ["a/rois/1"]
-
-
 def write_study(folder, count=5, *, patient="AA", series=1):
     """Slices from the feet, and a mask of two classes on two of them."""
     (folder / "rois").mkdir(parents=True)

@@ -24,11 +24,12 @@ from pathlib import Path
 import numpy as np
 
 from twostage_jax.ct import annotations, decode
+from twostage_jax.ct.annotations import RoiFile
 from twostage_jax.ct.decode import refusing, skipping
 from twostage_jax.ct.dicom import Header, patient_hash
 from twostage_jax.ct.lungs import AIR_BELOW_HU
 from twostage_jax.ct.regions import nifti, seg
-from twostage_jax.ct.regions.base import Format, Key, Query, clean_label
+from twostage_jax.ct.regions.base import Key, Query, clean_label
 from twostage_jax.ct.series import Series
 from twostage_jax.errors import UserError
 from twostage_jax.folders import Skipped
@@ -56,32 +57,18 @@ _MOST_SHARED = 0.05
 _LEAST_AIR, _USUAL_AIR = 0.05, 0.5
 
 
-@dataclasses.dataclass(frozen=True)
-class LungFile:
-    """File of lung masks.
-
-    Attributes:
-      path: Path of the file.
-      format: Format of the file, NIfTI or SEG.
-      labels: Values (NIfTI) or labels (SEG) that mean lung; None for a NIfTI file without
-        names of labels.
-    """
-
-    path: Path
-    format: Format
-    labels: tuple[int, ...] | tuple[str, ...] | None
-
-
 @dataclasses.dataclass(frozen=True, repr=False)
 class GivenLungs:
     """Lung mask of a series, from one or more files.
 
     Attributes:
-      files: Files that make up the mask.
+      files: Files that make up the mask, NIfTI or SEG. Their `labels` are the values
+        (NIfTI) or labels (SEG) that mean lung; empty for a NIfTI file without names of
+        labels.
       digest: SHA-256 of their contents, as hexadecimal digits.
     """
 
-    files: tuple[LungFile, ...]
+    files: tuple[RoiFile, ...]
     digest: str
 
     def __str__(self) -> str:
@@ -189,7 +176,7 @@ def match(
     files = []
     for file in sorted([*regions, *lungs], key=lambda file: file.path):
         with skipping(file.path, skipped), refusing(file.path):
-            files.append((file, _lung_file(file)))
+            files.append(dataclasses.replace(file, labels=_lung_labels(file)))
     if not files:
         raise UserError(
             f"{given}: lung masks were not found. NIfTI files with 'lung' in their name "
@@ -198,13 +185,13 @@ def match(
             where=given,
         )
     above = given if given.is_dir() else given.parent
-    fitting: dict[str, list[tuple[bool, LungFile]]] = defaultdict(list)
+    fitting: dict[str, list[tuple[bool, RoiFile]]] = defaultdict(list)
     reasons = {
         one.uid: f"None of the {len(files)} mask files lies on its slices."
         for one in series
     }
-    for region, file in files:
-        own, named = _series_of(file, region, series, above, root, salt)
+    for file in files:
+        own, named = _series_of(file, series, above, root, salt)
         scans = {(one.patient, _scan(one)) for one in own}
         if len(scans) > 1:
             for one in own:
@@ -262,26 +249,25 @@ def _is_lung(label: str) -> bool:
     )
 
 
-def _lung_file(file: annotations.RoiFile) -> LungFile:
-    """Returns a file of lung masks with the labels that mean lung.
+def _lung_labels(file: RoiFile) -> tuple[int, ...] | tuple[str, ...]:
+    """Returns the values or labels in a file that mean lung; see `GivenLungs`.
 
     Raises:
       UserError: The file is not a lung mask.
     """
-    path = file.path
     if file.format == nifti.FORMAT:
-        names = nifti.label_names(path)
+        names = nifti.label_names(file.path)
         lung = tuple(value for value, name in names.items() if _is_lung(name))
         if names and not lung:
             raise UserError(f"its {len(names)} labels do not include a lung.")
-        if not names and _OTHER.search(_words(annotations.stem(path))):
+        if not names and _OTHER.search(_words(annotations.stem(file.path))):
             raise UserError("its name is that of another structure than lung.")
-        return LungFile(path, file.format, lung or None)
+        return lung
     if file.format == seg.FORMAT:
-        lung = _lung_segments(path)
+        lung = _lung_segments(file.path)
         if not lung:
             raise UserError("its segments do not include a lung.")
-        return LungFile(path, file.format, lung)
+        return lung
     raise UserError("lung masks are read from NIfTI and SEG.")
 
 
@@ -300,16 +286,15 @@ def _lung_segments(path: Path) -> tuple[str, ...]:
 
 
 def _series_of(
-    file: LungFile,
-    region: annotations.RoiFile,
+    file: RoiFile,
     series: Sequence[Series],
     above: Path,
     root: Path,
     salt: str,
 ) -> tuple[list[Series], bool]:
     """Returns the series that a file matches, and whether the file names them."""
-    if region.series:
-        return [one for one in series if one.uid in region.series], True
+    if file.series:
+        return [one for one in series if one.uid in file.series], True
     inside = file.path.relative_to(above)
     names = {*inside.parts[:-1], annotations.stem(file.path)}
     # 'PATIENT_lungs.nii.gz'
@@ -328,10 +313,8 @@ def _series_of(
         if named:
             break
     pool = named
-    if not pool and region.home != root:
-        pool = [
-            one for one in series if one.headers[0].path.is_relative_to(region.home)
-        ]
+    if not pool and file.home != root:
+        pool = [one for one in series if one.headers[0].path.is_relative_to(file.home)]
     pool = pool or list(series)
     if file.format == seg.FORMAT:
         with refusing(file.path):
@@ -352,7 +335,7 @@ def _scan(series: Series) -> str:
     return first.reference or first.study or series.uid
 
 
-def _chosen(files: Sequence[LungFile]) -> tuple[LungFile, ...]:
+def _chosen(files: Sequence[RoiFile]) -> tuple[RoiFile, ...]:
     """Returns those files among the candidates that make up the mask of a series.
 
     Raises:
@@ -373,7 +356,7 @@ def _chosen(files: Sequence[LungFile]) -> tuple[LungFile, ...]:
     return tuple(chosen)
 
 
-def _read(file: LungFile, headers: Sequence[Header]) -> dict[Key, np.ndarray]:
+def _read(file: RoiFile, headers: Sequence[Header]) -> dict[Key, np.ndarray]:
     """Returns the lung masks `[H, W]` bool of a file by slice, for slices of a series."""
     if file.format == seg.FORMAT:
         drawn = seg.draw(Query(file.path, headers, file.labels))
@@ -385,7 +368,7 @@ def _read(file: LungFile, headers: Sequence[Header]) -> dict[Key, np.ndarray]:
     masks = {key: load() for key, load in nifti.read(file.path, headers).items()}
     values = {int(v) for mask in masks.values() for v in np.unique(mask)} - {0}
     labels = file.labels
-    if labels is None:
+    if not labels:
         plain = len(values) < 2 or any(values <= known for known in _PLAIN_VALUES)
         if not plain or values in ({1, 2, 3}, {3, 4, 5}):
             shown = ", ".join(map(str, sorted(values)[:12]))

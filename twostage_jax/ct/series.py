@@ -98,6 +98,14 @@ def find_series(
     return series, found.unread + found.others + refused
 
 
+def by_series(headers: Iterable[Header]) -> dict[str, list[Header]]:
+    """Returns the slices by SeriesInstanceUID, in their order."""
+    found = defaultdict(list)
+    for header in headers:
+        found[header.series_uid].append(header)
+    return dict(found)
+
+
 def group(
     headers: Sequence[Header], lost: Sequence[Path] = (), *, go_on: bool = False
 ) -> tuple[list[Series], Skipped]:
@@ -112,17 +120,14 @@ def group(
       UserError: Slices of a series do not fit together, and `go_on` is false.
     """
     skipped: Skipped = []
-    by_uid = defaultdict(list)
-    for header in headers:
-        by_uid[header.series_uid].append(header)
     found = []
-    for uid in sorted(by_uid):
+    for _, slices in sorted(by_series(headers).items()):
         try:
-            found.append(sort_series(by_uid[uid]))
+            found.append(sort_series(slices))
         except UserError as error:
             if not go_on:
                 raise
-            for path in dict.fromkeys(header.path for header in by_uid[uid]):
+            for path in dict.fromkeys(header.path for header in slices):
                 culprit = str(path) == error.where
                 skipped.append((path, str(error) if culprit else TOGETHER))
     return list(_with_parts(_with_left_out(found, lost))), skipped

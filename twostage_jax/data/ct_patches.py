@@ -34,7 +34,14 @@ from twostage_jax.ct.dicom import Header, hashed, patient_hash
 from twostage_jax.ct.lung_files import Matched
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.regions.base import Key, Load, Numbered
-from twostage_jax.ct.series import Series, check_air, group, read_in_turn, scan
+from twostage_jax.ct.series import (
+    Series,
+    by_series,
+    check_air,
+    group,
+    read_in_turn,
+    scan,
+)
 from twostage_jax.data import prepared_folder
 from twostage_jax.data.cohort import flow_row
 from twostage_jax.data.dataset import Example, Facts, Made, Recipe, digest
@@ -187,24 +194,16 @@ def recipe(
     Args:
       path: Folder of DICOM files.
       rois: File of regions or folder of such files; empty: those below `path`.
-      size: Height and width of a patch, pixels.
       channels: Ignored: HU have one channel.
       classes: Class names in the order of the mask values 1, 2, ...: 'normal,ggo', or
         the name of a file below `path`: JSON (a list of names) or CSV (columns value,
         name). Empty: `classes.json` or `classes.csv`, or all labels that occur.
         Regions with other labels are skipped.
-      stride: Distance between neighbouring patches, pixels.
-      coverage: Smallest fraction of a patch that its region covers.
-      overlap: Largest fraction of a patch that another of its slice may cover.
       lungs: 'given', 'found' or 'off' (see `Cut`); or a folder or file of lung masks made
         by other programs (see `lung_files`), one per series with regions.
-      per_roi: Largest number of patches per region and slice, drawn at random; 0 = all.
-      per_class: Largest number of patches per class and patient, drawn at random; 0 = all.
-      per_patient: Largest number of patches per patient, drawn at random; 0 = all.
-      spacing: Millimetres per pixel to which slices are resampled; None = do not
-        resample.
+      size, stride, coverage, overlap, per_roi, per_class, per_patient, spacing, seed: See
+        `Cut`.
       salt: Secret mixed into hashes.
-      seed: Seed of the random draws.
       go_on: Skip, and list, files that would be refused.
 
     Raises:
@@ -233,12 +232,12 @@ def recipe(
     )
     check(cut)
     patients = Patients(root, given, salt, go_on, masks)
+    roots = patients.roots
     names = annotations.given_classes(root, classes)
     if not names:
         names = annotations.occurring_classes(root, patients.found.regions)
     else:
         annotations.check_classes(names, patients.found.regions)
-    roots = [root, *filter(None, (given, masks))]
     stamps = []
     for path in roots:
         if path.is_dir():
@@ -253,8 +252,8 @@ def recipe(
         key=digest("dicom", VERSION, settings, stamps),
         tasks=patients,
         make=functools.partial(make, **settings, roots=roots),
-        remarks=functools.partial(_remarks, patients=patients, roots=roots, salt=salt),
-        flow=functools.partial(_flow, patients=patients, roots=roots, salt=salt),
+        remarks=patients.remarks,
+        flow=patients.flow,
         resumable=True,
     )
 
@@ -271,8 +270,7 @@ def patient_examples(
     for patient in Patients(Path(folder), None, salt, go_on=False):
         new = make(patient, class_names=class_names, cut=Cut(**cut), salt=salt)
         made += new
-        for table, rows in new.facts.items():
-            made.facts.setdefault(table, []).extend(rows)
+        made.gather(new)
     return made
 
 
@@ -294,32 +292,26 @@ class Found(NamedTuple):
     without_regions: int
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Patients(Sequence[Patient]):
     """Annotated patients below a folder, searched for on first use.
 
     The search reads all headers, which takes time, and is unnecessary for a set that is
     already prepared.
+
+    Attributes:
+      root: Folder of DICOM files.
+      given: File or folder of regions; None for those below `root`.
+      salt: Secret mixed into hashes.
+      go_on: Skip, and list, files that would be refused.
+      masks: File or folder of lung masks made by other programs.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        given: Path | None,
-        salt: str,
-        go_on: bool,
-        masks: Path | None = None,
-    ) -> None:
-        """Prepares the search, which starts on first use.
-
-        Args:
-          root: Folder of DICOM files.
-          given: File or folder of regions; None for those below `root`.
-          salt: Secret mixed into hashes.
-          go_on: Skip, and list, files that would be refused.
-          masks: File or folder of lung masks made by other programs.
-        """
-        self._root, self._given, self._masks = root, given, masks
-        self._salt, self._go_on = salt, go_on
+    root: Path
+    given: Path | None
+    salt: str
+    go_on: bool
+    masks: Path | None = None
 
     def __len__(self) -> int:
         return len(self.found.patients)
@@ -328,10 +320,31 @@ class Patients(Sequence[Patient]):
         return self.found.patients[index]
 
     @property
+    def roots(self) -> list[Path]:
+        """Files and folders that are searched."""
+        return [self.root, *filter(None, (self.given, self.masks))]
+
+    def remarks(self, skipped: privacy.Hidden, facts: Facts) -> Iterator[str]:
+        """Yields remarks on patients, regions, skipped files and peculiar series."""
+        yield from self.notes
+        yield from _region_remarks(facts)
+        skipped = [*skipped, *privacy.hide(self.found.skipped, self.roots, self.salt)]
+        series = prepared_folder.about_series(
+            self.found.series, self.salt, show_paths=False
+        )
+        yield from prepared_folder.notes(skipped, series)
+
+    def flow(self) -> Iterator[dict[str, Any]]:
+        """Yields rows of the table 'flow' on files and patients without a task."""
+        yield from _files(privacy.hide(self.found.skipped, self.roots, self.salt))
+        if count := self.found.without_regions:
+            yield flow_row("patients", count, "no regions are drawn")
+
+    @property
     def notes(self) -> list[str]:
         """Warnings about patients who may be several people with one PatientID."""
         constants = {
-            patient_hash(form, self._salt)
+            patient_hash(form, self.salt)
             for name in CONSTANT_IDS
             for form in (name, name.upper(), name.capitalize())
         }
@@ -357,26 +370,26 @@ class Patients(Sequence[Patient]):
         Raises:
           UserError: The folder lacks slices or regions, or a file cannot be trusted.
         """
-        found = scan(self._root, salt=self._salt, go_on=self._go_on)
-        headers = [_named(header, self._root, self._salt) for header in found.headers]
-        series, refused = group(headers, found.lost, go_on=self._go_on)
+        found = scan(self.root, salt=self.salt, go_on=self.go_on)
+        headers = [_named(header, self.root, self.salt) for header in found.headers]
+        series, refused = group(headers, found.lost, go_on=self.go_on)
         # Keeps the order of the files, on which random draws depend.
         unfit = {path for path, _ in refused}
         headers = [header for header in headers if header.path not in unfit]
         if not headers:
             unusable = refused + found.unread + found.others
-            reasons = privacy.first_reasons(unusable, [self._root])
+            reasons = privacy.first_reasons(unusable, self.roots)
             raise UserError(
-                f"{self._root}: usable CT slices were not found. "
+                f"{self.root}: usable CT slices were not found. "
                 f"{reasons or 'The folder is empty.'}",
-                where=self._root,
+                where=self.root,
             )
-        regions, lungs, rest = annotations.find(self._root, self._given, found.others)
-        by_region, wrong = annotations.assign(regions, headers, go_on=self._go_on)
-        by_lung, wrong_lungs = annotations.assign(lungs, headers, go_on=self._go_on)
+        regions, lungs, rest = annotations.find(self.root, self.given, found.others)
+        by_region, wrong = annotations.assign(regions, headers, go_on=self.go_on)
+        by_lung, wrong_lungs = annotations.assign(lungs, headers, go_on=self.go_on)
         matched = None
-        if self._masks is not None:
-            matched = lung_files.match(self._masks, self._root, series, salt=self._salt)
+        if self.masks is not None:
+            matched = lung_files.match(self.masks, self.root, series, salt=self.salt)
         by_patient = defaultdict(list)
         for header in headers:
             by_patient[header.patient].append(header)
@@ -395,14 +408,16 @@ class Patients(Sequence[Patient]):
         unusable = refused + wrong + wrong_lungs
         unusable += matched.skipped if matched else []
         if not patients:
-            roots = [self._root, *([self._given] if self._given else [])]
-            reasons = (privacy.first_reasons(s, roots) for s in (unusable, skipped))
+            reasons = (
+                privacy.first_reasons(paths, self.roots)
+                for paths in (unusable, skipped)
+            )
             raise UserError(
-                f"{self._given or self._root}: regions of the {len(headers)} CT slices "
+                f"{self.given or self.root}: regions of the {len(headers)} CT slices "
                 "were not found. Masks in folders named 'rois', MedGIFT .txt files, SEG "
                 "and RTSTRUCT objects are read, and files given by the setting 'rois'. "
                 f"{' '.join(filter(None, reasons))}".rstrip(),
-                where=self._given or self._root,
+                where=self.given or self.root,
             )
         series = [one for one in series if one.patient in by_region]
         without = len(by_patient) - len(patients)
@@ -455,7 +470,7 @@ def make(
     return made
 
 
-def remarks(facts: Facts) -> Iterator[str]:
+def _region_remarks(facts: Facts) -> Iterator[str]:
     """Yields sentences on the facts of all patients (see `make`)."""
     marked, overlaps = Counter(), defaultdict(Counter)
     for row in facts.get("marked", ()):
@@ -489,31 +504,6 @@ def remarks(facts: Facts) -> Iterator[str]:
             f"numbered masks of {len(numbered) - MOST_NUMBERED} further series: `prepare` "
             "lists them in dataset.json."
         )
-
-
-def _remarks(
-    skipped: privacy.Hidden,
-    facts: Facts,
-    *,
-    patients: "Patients",
-    roots: Sequence[Path],
-    salt: str,
-) -> Iterator[str]:
-    """Yields remarks on patients, regions, skipped files and peculiar series."""
-    yield from patients.notes
-    yield from remarks(facts)
-    skipped = [*skipped, *privacy.hide(patients.found.skipped, roots, salt)]
-    series = prepared_folder.about_series(patients.found.series, salt, show_paths=False)
-    yield from prepared_folder.notes(skipped, series)
-
-
-def _flow(
-    *, patients: "Patients", roots: Sequence[Path], salt: str
-) -> Iterator[dict[str, Any]]:
-    """Yields rows of the table 'flow' on files and patients without a task."""
-    yield from _files(privacy.hide(patients.found.skipped, roots, salt))
-    if count := patients.found.without_regions:
-        yield flow_row("patients", count, "no regions are drawn")
 
 
 def _files(skipped: privacy.Hidden, patient: str = "") -> Iterator[dict[str, Any]]:
@@ -617,9 +607,6 @@ def acquisition(
       patient: Hash of the patient.
       salt: Secret mixed into hashes.
     """
-    by_series: dict[str, list[Header]] = defaultdict(list)
-    for header in used:
-        by_series[header.series_uid].append(header)
     return [
         {
             "patient": patient,
@@ -632,7 +619,7 @@ def acquisition(
             "thickness_mm": own[0].thickness,
             "pixel_mm": own[0].spacing and round(own[0].spacing[0], 4),
         }
-        for uid, own in by_series.items()
+        for uid, own in by_series(used).items()
     ]
 
 
@@ -671,8 +658,9 @@ def _given(
 ) -> tuple[dict[Key, Load], list[Header]]:
     """Returns the lung masks of other programs, and the slices of series with one."""
     found: dict[Key, Load] = {}
-    for uid in dict.fromkeys(header.series_uid for header in headers):
-        own = [header for header in patient.headers if header.series_uid == uid]
+    whole = by_series(patient.headers)
+    for uid in by_series(headers):
+        own = whole[uid]
         with skipping(own[0].path, skipped):
             masks = patient.masks.of(uid).read(own)
             found |= {key: lambda mask=mask: mask for key, mask in masks.items()}
@@ -713,13 +701,11 @@ def _with_air(
     headers: Sequence[Header], patient: Patient, skipped: Skipped | None
 ) -> list[Header]:
     """Returns the slices of those series that are in HU; see `check_air`."""
-    by_series: dict[str, list[Header]] = defaultdict(list)
-    for header in headers:
-        by_series[header.series_uid].append(header)
+    whole = by_series(patient.headers)
     sound = set()
-    for uid, marked in by_series.items():
+    for uid, marked in by_series(headers).items():
         keys = {header.key for header in marked}
-        rest = [h for h in patient.headers if h.series_uid == uid and h.key not in keys]
+        rest = [header for header in whole[uid] if header.key not in keys]
         with skipping(marked[0].path, skipped):
             # Files that cannot be decoded are refused or listed where they are used.
             slices = (hu for _, hu in read_in_turn([*marked, *rest], []))
@@ -859,11 +845,11 @@ def _numbered(
     placed: Sequence[Numbered], kind: str, patient: str, salt: str
 ) -> list[dict[str, Any]]:
     """Returns a row per series on its numbered masks, with the first mask's slice."""
-    by_series = defaultdict(list)
+    found = defaultdict(list)
     for one in placed:
-        by_series[one.header.series_uid].append(one)
+        found[one.header.series_uid].append(one)
     rows = []
-    for uid, own in by_series.items():
+    for uid, own in found.items():
         first = min(own, key=lambda one: one.number)
         position = first.header.position
         rows.append(

@@ -55,6 +55,13 @@ class Made(list[Example]):
         self.notes = Notes()
         self.facts: dict[str, list[dict[str, Any]]] = {}
 
+    def gather(self, other: "Made") -> None:
+        """Adds the skipped files, notes and facts of another task, but no examples."""
+        self.skipped += other.skipped
+        self.notes.update(other.notes)
+        for table, rows in other.facts.items():
+            self.facts.setdefault(table, []).extend(rows)
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:

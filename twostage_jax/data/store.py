@@ -319,9 +319,7 @@ class Collector:
           UserError: The tasks did not yield any examples.
         """
         self._recipe = recipe
-        self._skipped: list[tuple[str, str]] = []
-        self._notes = Notes()
-        self._facts: dict[str, list[dict[str, Any]]] = {}
+        self._about = Made()
         begun: list[list[Example]] = []
         for examples in results:
             begun.append(examples)
@@ -329,8 +327,8 @@ class Collector:
                 break
         if not begun or not begun[-1]:
             for examples in begun:
-                self._gather(examples)
-            why = "; ".join([*self._notes.lines(), *self._remarks()])
+                self._about.gather(_as_made(examples))
+            why = "; ".join([*self._about.notes.lines(), *self._remarks()])
             raise UserError(
                 f"data set '{recipe.name}' is empty" + (f": {why}" if why else "."),
                 where=recipe.name,
@@ -359,21 +357,16 @@ class Collector:
         self._details: list[dict[str, Any]] = []
         self._synthetic = recipe.synthetic
 
-    def _gather(self, examples: list[Example]) -> None:
-        made = _as_made(examples)
-        self._skipped += made.skipped
-        self._notes.update(made.notes)
-        for table, rows in made.facts.items():
-            self._facts.setdefault(table, []).extend(rows)
-
     def _remarks(self) -> list[str]:
-        remarks = self._recipe.remarks
-        return list(map(plain, remarks(self._skipped, self._facts) if remarks else ()))
+        if self._recipe.remarks is None:
+            return []
+        remarks = self._recipe.remarks(self._about.skipped, self._about.facts)
+        return list(map(plain, remarks))
 
     def _part(self, tasks: int, *, last: bool) -> Iterator[dict[str, Any]]:
         empty = True
         for examples in itertools.islice(self._results, tasks):
-            self._gather(examples)
+            self._about.gather(_as_made(examples))
             for example in examples:
                 empty = False
                 self._check(example)
@@ -432,7 +425,7 @@ class Collector:
 
     def _finish(self) -> None:
         """Fills the metadata, with the fingerprint of the examples sorted by id."""
-        recipe, data = self._recipe, self.metadata
+        recipe, data, about = self._recipe, self.metadata, self._about
         real = [i for i, name in enumerate(data["ids"]) if name]
         present = {data["labels"][i] for i in real}
         empty = [c for i, c in enumerate(recipe.class_names) if i not in present]
@@ -463,13 +456,13 @@ class Collector:
         )
         if any(self._details):
             data["details"] = self._details
-        if self._skipped:
-            data["skipped"] = [list(entry) for entry in self._skipped]
+        if about.skipped:
+            data["skipped"] = [list(entry) for entry in about.skipped]
         if recipe.flow:
-            self._facts.setdefault("flow", []).extend(recipe.flow())
-        if self._facts:
-            data["facts"] = self._facts
-        data["notes"] = [*self._notes.lines(), *remarks]
+            about.facts.setdefault("flow", []).extend(recipe.flow())
+        if about.facts:
+            data["facts"] = about.facts
+        data["notes"] = [*about.notes.lines(), *remarks]
         # Excluded from the fingerprint, which covers the content only.
         data["synthetic"] = self._synthetic
         data["key"] = recipe.key
