@@ -8,18 +8,19 @@ A file contains one patch, or several patches of one label and one patient:
     NIfTI    `[X, Y]` or `[X, Y, 1]`: rows are Y, columns X; slope and intercept applied
 """
 
-import contextlib
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tifffile
 from PIL import Image
 
+from twostage_jax.ct.decode import refusing
+from twostage_jax.ct.regions import nifti
 from twostage_jax.errors import UserError
 from twostage_jax.io import shown
 
+FORM = "patches in HU"
 # Suffixes of files that may contain values below 0.
 SIGNED_SUFFIXES = (".npy", ".nii", ".nii.gz", ".tif", ".tiff")
 UNSIGNED_SUFFIXES = (".png", ".pgm", ".pnm")
@@ -43,18 +44,17 @@ def shape(path: Path) -> tuple[int, int, int]:
     Raises:
       UserError: The file cannot be read, or does not contain patches.
     """
-    if path.suffix.lower() == ".npy":
-        with _explained(path):
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        return _patches(array, path).shape
-    if path.suffix.lower() in UNSIGNED_SUFFIXES:
-        with _explained(path), Image.open(path) as image:
-            return 1, image.height, image.width
-    if path.suffix.lower() in (".tif", ".tiff"):
-        with _explained(path), tifffile.TiffFile(path) as tiff:
-            page = tiff.pages.first
-            height, width = page.imagelength, page.imagewidth
-            return len(tiff.pages), height, width
+    suffix = path.suffix.lower()
+    with refusing(path, FORM):
+        if suffix == ".npy":
+            return _patches(np.load(path, mmap_mode="r", allow_pickle=False)).shape
+        if suffix in UNSIGNED_SUFFIXES:
+            with Image.open(path) as image:
+                return 1, image.height, image.width
+        if suffix in (".tif", ".tiff"):
+            with tifffile.TiffFile(path) as tiff:
+                page = tiff.pages.first
+                return len(tiff.pages), page.imagelength, page.imagewidth
     return read(path).shape
 
 
@@ -65,7 +65,7 @@ def read(path: Path) -> np.ndarray:
       UserError: The file cannot be read, or does not contain single-channel patches.
     """
     suffix = path.suffix.lower()
-    with _explained(path):
+    with refusing(path, FORM):
         if suffix == ".npy":
             array = np.load(path, allow_pickle=False)
         elif suffix in (".tif", ".tiff"):
@@ -75,7 +75,7 @@ def read(path: Path) -> np.ndarray:
                 array = np.asarray(image)
         else:
             array = _read_nifti(path)
-    return _patches(array, path)
+        return _patches(array)
 
 
 def is_signed(path: Path) -> bool:
@@ -85,15 +85,15 @@ def is_signed(path: Path) -> bool:
       UserError: The file cannot be read.
     """
     suffix = path.suffix.lower()
-    if suffix == ".npy":
-        with _explained(path):
+    with refusing(path, FORM):
+        if suffix == ".npy":
             dtype = np.load(path, mmap_mode="r", allow_pickle=False).dtype
-    elif suffix in (".tif", ".tiff"):
-        with _explained(path), tifffile.TiffFile(path) as tiff:
-            page = tiff.pages.first
-            dtype = np.dtype(np.int16) if _calibration(tiff) else page.dtype
-    else:
-        dtype = read(path).dtype
+        elif suffix in (".tif", ".tiff"):
+            with tifffile.TiffFile(path) as tiff:
+                page = tiff.pages.first
+                dtype = np.dtype(np.int16) if _calibration(tiff) else page.dtype
+        else:
+            dtype = read(path).dtype
     return dtype is not None and dtype.kind in "if"
 
 
@@ -152,31 +152,28 @@ def in_hu(path: Path, offset: float) -> np.ndarray:
       UserError: The file cannot be read, or contains values that are not HU.
     """
     values = read(path)
-    name = shown(path)
-    if values.dtype.kind not in "iuf" or values.dtype.itemsize == 1:
-        raise UserError(
-            f"{name}: contains {values.dtype.name} values in a set of images in HU: keep "
-            "grey images and images in HU in separate sets.",
-            where=name,
-        )
-    values = values.astype(np.float64) + offset
-    wrong = int((~np.isfinite(values)).sum())
-    if wrong:
-        raise UserError(
-            f"{name}: {wrong:,} of {values.size:,} values are not finite (NaN or "
-            "infinity): cut the patch again without them, or remove it.",
-            where=name,
-        )
-    if values.min() < LOWEST or values.max() > HIGHEST:
-        raise UserError(
-            f"{name}: the values run from {values.min():g} to {values.max():g}; HU lie "
-            f"between {LOWEST} and {HIGHEST}. Cut the patch again, or remove it.",
-            where=name,
-        )
+    with refusing(path, FORM):
+        if values.dtype.kind not in "iuf" or values.dtype.itemsize == 1:
+            raise UserError(
+                f"contains {values.dtype.name} values in a set of images in HU: keep "
+                "grey images and images in HU in separate sets."
+            )
+        values = values.astype(np.float64) + offset
+        wrong = int((~np.isfinite(values)).sum())
+        if wrong:
+            raise UserError(
+                f"{wrong:,} of {values.size:,} values are not finite (NaN or "
+                "infinity): cut the patch again without them, or remove it."
+            )
+        if values.min() < LOWEST or values.max() > HIGHEST:
+            raise UserError(
+                f"the values run from {values.min():g} to {values.max():g}; HU lie "
+                f"between {LOWEST} and {HIGHEST}. Cut the patch again, or remove it."
+            )
     return np.rint(values).astype(np.float32)
 
 
-def _patches(array: np.ndarray, path: Path) -> np.ndarray:
+def _patches(array: np.ndarray) -> np.ndarray:
     """Returns an array of one of the accepted shapes as `[N, H, W]`."""
     given = list(array.shape)
     if array.ndim >= 3 and given[-1] == 1:
@@ -190,15 +187,11 @@ def _patches(array: np.ndarray, path: Path) -> np.ndarray:
     sound = array.ndim == 3 and array.size and MIN_SIDE <= min(sides)
     if not sound or max(sides) > most:
         raise UserError(
-            f"{shown(path)}: has shape {given}, but patches are [H, W] or, several in a "
-            f"file, [N, H, W] of up to {MAX_STACK_SIDE} pixels. Cut volumes into patches.",
-            where=shown(path),
+            f"has shape {given}, but patches are [H, W] or, several in a file, "
+            f"[N, H, W] of up to {MAX_STACK_SIDE} pixels. Cut volumes into patches."
         )
     if array.dtype.kind not in "iuf":
-        raise UserError(
-            f"{shown(path)}: contains {array.dtype} values, not numbers in HU.",
-            where=shown(path),
-        )
+        raise UserError(f"contains {array.dtype} values, not numbers in HU.")
     return array
 
 
@@ -246,37 +239,13 @@ def _calibration(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
 
 
 def _read_nifti(path: Path) -> np.ndarray:
-    try:
-        import nibabel
-    except ImportError:
-        raise UserError(
-            f"{shown(path)}: NIfTI files need nibabel: pip install 'twostage_jax[dicom]'.",
-            where=shown(path),
-        ) from None
-    image = nibabel.load(path)
-    given = image.shape
-    while len(given) > 2 and given[-1] == 1:
-        given = given[:-1]
-    if len(given) != 2:
-        raise UserError(
-            f"{shown(path)}: has shape {list(image.shape)}, a volume, but a patch is "
-            "[X, Y] or [X, Y, 1]. Cut volumes into patches.",
-            where=shown(path),
-        )
-    return np.asanyarray(image.dataobj).reshape(given).T
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turns errors of decoders into a UserError that names the file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{shown(path)}: cannot be read ({str(error)[:200]}): replace or remove it.",
-            where=shown(path),
-        ) from None
+    with nifti.opened(path) as image:
+        given = image.shape
+        while len(given) > 2 and given[-1] == 1:
+            given = given[:-1]
+        if len(given) != 2:
+            raise UserError(
+                f"has shape {list(image.shape)}, a volume, but a patch is [X, Y] or "
+                "[X, Y, 1]. Cut volumes into patches."
+            )
+        return np.asanyarray(image.dataobj).reshape(given).T

@@ -69,7 +69,7 @@ def read(path: Path, headers: Sequence[Header]) -> dict[Key, Load]:
     """
     with refusing(path, "NIfTI"):
         stack = geometry.Stack(headers)
-        with _opened(path) as image:
+        with opened(path) as image:
             shape = image.shape
             while len(shape) > 3 and shape[-1] == 1:
                 shape = shape[:-1]
@@ -100,7 +100,7 @@ def fits(path: Path, headers: Sequence[Header]) -> bool:
         stack = geometry.Stack(headers)
     except UserError:
         return False
-    with refusing(path, "NIfTI"), _opened(path) as image:
+    with refusing(path, "NIfTI"), opened(path) as image:
         matrices = (
             image.header.get_sform(coded=True),
             image.header.get_qform(coded=True),
@@ -123,7 +123,7 @@ def label_names(path: Path) -> dict[int, str]:
       UserError: nibabel is not installed, or the file is not NIfTI.
     """
     found = {}
-    with refusing(path, "NIfTI"), _opened(path) as image:
+    with refusing(path, "NIfTI"), opened(path) as image:
         for extension in image.header.extensions:
             content = extension.get_content()
             if isinstance(content, bytes) and b"<LabelTable" in content:
@@ -132,11 +132,8 @@ def label_names(path: Path) -> dict[int, str]:
     return found
 
 
-FORMAT = Format("nifti", recognise, load=load)
-
-
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
     """Opens a NIfTI image according to its content, not its name.
 
     Raises:
@@ -146,7 +143,7 @@ def _opened(path: Path) -> Iterator[Any]:
         import nibabel
     except ImportError:
         raise UserError(
-            "NIfTI masks need nibabel: pip install 'twostage_jax[dicom]'."
+            "NIfTI files need nibabel: pip install 'twostage_jax[dicom]'."
         ) from None
     if is_pair(path):
         yield nibabel.Nifti1Pair.from_filename(path)
@@ -163,6 +160,9 @@ def _opened(path: Path) -> Iterator[Any]:
             yield nibabel.Nifti2Image.from_stream(stream)
         else:
             raise UserError("does not begin as NIfTI files do, despite its name.")
+
+
+FORMAT = Format("nifti", recognise, load=load)
 
 
 def _to_mm(header: Any, shape: tuple[int, ...], stack: geometry.Stack) -> np.ndarray:
