@@ -213,6 +213,7 @@ def test_any_shape_of_study_has_a_whole_report(tmp_path, arms, patients, folds):
     names = levels | {
         "sizes",
         "areas",
+        "ensembles",
         "rows",
         "calibration_intercepts",
         "claim",

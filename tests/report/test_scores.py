@@ -66,6 +66,41 @@ def test_both_levels_have_every_score_of_their_predictions(study, found, level):
         assert low < float(of_arm[title]) < high
 
 
+def test_ensemble_is_the_mean_of_the_probabilities_of_an_example(tmp_path):
+    folder = write_study(
+        tmp_path, CHANCES, seeds=(0, 1, 2), folds=2, patches=9, redrawn=True
+    )
+    study = study_table.load([folder])
+    scores = analysis.analyse(study, 500).full.scores
+    (table,) = score_tables.ensemble_tables(study, scores)
+    for line in stored(table):
+        by_id, labels, single = {}, {}, []
+        for seed in (0, 1, 2):
+            one = study.joined(line["arm"], seed, 1.0)
+            single.append(
+                sk.balanced_accuracy_score(one.labels, one.probabilities.argmax(1))
+            )
+            for name, label, row in zip(
+                one.ids, one.labels, one.probabilities, strict=True
+            ):
+                by_id.setdefault(name, []).append(row)
+                labels[name] = label
+        mean = [np.mean(rows, axis=0).argmax() for rows in by_id.values()]
+        expected = sk.balanced_accuracy_score(list(labels.values()), mean)
+        assert float(line["ensemble"]) == pytest.approx(expected)
+        assert float(line["one network"]) == pytest.approx(np.mean(single))
+        gain = float(line["ensemble minus one network"])
+        assert gain == pytest.approx(expected - np.mean(single))
+        assert float(line["ensemble low"]) < expected < float(line["ensemble high"])
+    assert score_tables.OTHER_PATIENTS in table.note
+
+
+def test_one_seed_has_no_ensemble(tmp_path):
+    study = study_table.load([write_study(tmp_path, CHANCES, seeds=(0,), patches=6)])
+    scores = analysis.analyse(study, 200).full.scores
+    assert score_tables.ensemble_tables(study, scores) == []
+
+
 @pytest.mark.parametrize("level", [0, 1])
 def test_both_levels_have_every_score_of_each_class(study, found, level):
     scores = found.levels[level]

@@ -16,7 +16,7 @@ import numpy as np
 from twostage_jax.errors import UserError
 from twostage_jax.report.study_table import Place, Record, Study
 from twostage_jax.stats import calibration, intervals, learning_curve, metrics
-from twostage_jax.stats.arms import Paired, Predictions, pair, regions
+from twostage_jax.stats.arms import Paired, Predictions, pair, regions, together
 from twostage_jax.stats.intervals import RESAMPLES, Difference, Interval, Resampler
 from twostage_jax.stats.learning_curve import SizeStudy
 from twostage_jax.stats.metrics import OF_PATIENTS, Additive
@@ -93,6 +93,22 @@ class Scores:
             ]
             for arm, seeds in self.arms.items()
         }
+
+    @functools.cached_property
+    def ensembles(self) -> Mapping[str, tuple[Interval, Difference]]:
+        """Arm -> balanced accuracy of its seeds' networks together, and minus one of them.
+
+        Empty with one seed.
+        """
+        if len(self.seeds) < 2:
+            return {}
+        found = {}
+        for arm, seeds in self.arms.items():
+            both = {"ensemble": together(seeds), "single": seeds}
+            scores = of_arms(both, self.resamples, self.level, (METRIC,))
+            gain = scores.minus("single")["ensemble"]
+            found[arm] = scores.intervals[METRIC]["ensemble"], gain
+        return found
 
     @functools.cached_property
     def confusion(self) -> Mapping[str, np.ndarray]:

@@ -52,6 +52,10 @@ SLOPE = (
     "logarithms of the predicted probabilities, with free intercepts (Cox 1958 for two "
     "classes, Van Hoorde et al. 2014 for more). "
 )
+OTHER_PATIENTS = (
+    " Each seed draws its own folds: the networks that predict an example together were "
+    "trained on different patients, but none of them on its own."
+)
 NO_SLOPE = "A dash: the predictions separate the classes, so no finite slope fits."
 MCNEMAR = (
     "McNemar's exact test pools the patches of all seeds and treats them as "
@@ -133,6 +137,35 @@ def scores_table(study: Study, analysis: Analysis, scores: Scores) -> Table:
         ],
         f"{counted}{how(scores)} {auroc_note(study, 'every class, averaged')}",
     )
+
+
+def ensemble_tables(study: Study, scores: Scores) -> list[Table]:
+    """Returns the scores of all seeds' networks together; none with one seed."""
+    found = scores.ensembles
+    if not found:
+        return []
+    corrected = holm([gain.p_value for _, gain in found.values()])
+    table = Table(
+        "ensembles",
+        "Ensembles: balanced accuracy in per cent of the mean of the probabilities of "
+        f"the networks of {len(scores.seeds)} seeds.",
+        [
+            Column("arm", "arm"),
+            *columns("score", "one network", "ensemble"),
+            Column("ensemble minus one network", "points"),
+            *columns("p", "p", "p, corrected"),
+        ],
+        [
+            [arm, scores.intervals[METRIC][arm], one, gain, gain.p_value, p_value]
+            for (arm, (one, gain)), p_value in zip(
+                found.items(), corrected, strict=True
+            )
+        ],
+        f"{how(scores, [one for one, _ in found.values()])}"
+        f"{OTHER_PATIENTS * study.folds_anew} Corrected p-values are Holm's over "
+        f"{len(found)} arms.",
+    )
+    return [table]
 
 
 def baseline_tables(analysis: Analysis) -> list[Table]:

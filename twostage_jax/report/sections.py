@@ -180,6 +180,7 @@ def _scores(study: Study, analysis: Analysis) -> list[Part]:
         if scores.level == "patch":
             parts += score_tables.patient_tables(scores)
             parts += score_tables.baseline_tables(analysis)
+            parts += score_tables.ensemble_tables(study, scores)
     return [*parts, Details("Every row", [score_tables.rows_table(study)])]
 
 

@@ -209,6 +209,32 @@ def joined(folds: Sequence[Predictions]) -> Predictions:
     )
 
 
+def together(seeds: Sequence[Predictions]) -> list[Predictions]:
+    """Returns the predictions of the seeds' models as an ensemble.
+
+    The probabilities of an example are the means over the seeds. They are given once per
+    seed, with its folds, so that they can be paired with those of the single models.
+
+    Raises:
+      UserError: The seeds test different examples.
+    """
+    orders = [np.argsort(one.ids) for one in seeds]
+    tested = [one.ids[order] for one, order in zip(seeds, orders, strict=True)]
+    if not all(np.array_equal(tested[0], ids) for ids in tested):
+        raise UserError("The seeds of an ensemble test different examples.")
+    mean = np.mean(
+        [
+            np.asarray(one.probabilities, np.float64)[order]
+            for one, order in zip(seeds, orders, strict=True)
+        ],
+        axis=0,
+    )
+    return [
+        dataclasses.replace(one, probabilities=mean[np.argsort(order)])
+        for one, order in zip(seeds, orders, strict=True)
+    ]
+
+
 def regions(predictions: Predictions) -> Predictions:
     """Returns region-level predictions: one for each (patient, true class).
 
