@@ -39,6 +39,17 @@ def interval(predictions, metric="balanced_accuracy", resamples=RESAMPLES):
     )
 
 
+def class_intervals(paired, resamples=RESAMPLES):
+    """Returns, for each class, metric -> the intervals of the arms."""
+    return [
+        {
+            name: intervals.score_intervals(Resampler(one, resamples))
+            for name, one in metrics.of_class(paired, k).items()
+        }
+        for k in range(paired.probabilities.shape[-1])
+    ]
+
+
 def compare(arms, metric="balanced_accuracy", resamples=RESAMPLES):
     """Returns the differences of every pair of arms."""
     sampler = sampler_of(arms, metric, resamples)

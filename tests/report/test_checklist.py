@@ -31,8 +31,8 @@ def answers(folder, **statements):
 
 def test_items_are_numbered_as_published():
     claim, tripod = map(checklist.items, ("CLAIM 2024", "TRIPOD+AI"))
-    assert [one.number for one in claim] == [str(n) for n in range(1, 45)]
-    numbers = [int(re.match(r"\d+", one.number)[0]) for one in tripod]
+    assert [one["number"] for one in claim] == [str(n) for n in range(1, 45)]
+    numbers = [int(re.match(r"\d+", one["number"])[0]) for one in tripod]
     assert sorted(set(numbers)) == list(range(1, 28))
     assert numbers == sorted(numbers) and len(tripod) == 52
 

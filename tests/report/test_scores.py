@@ -6,13 +6,13 @@ import io
 import arms_scored
 import numpy as np
 import pytest
-from arms_scored import interval
+from arms_scored import class_intervals, interval
 from sklearn import metrics as sk
 from study_files import CLASSES, write_study
 
 from twostage_jax.report import analysis, score_tables, study_table
 from twostage_jax.report import tables as formats
-from twostage_jax.stats import intervals, metrics
+from twostage_jax.stats import metrics
 from twostage_jax.stats.arms import pair, regions
 
 CHANCES = {"scratch": 0.7, "two_stage": 0.85}
@@ -171,7 +171,7 @@ def test_recall_is_the_accuracy_of_the_patients_that_have_the_class():
         ]
         for arm, chance in (("a", 0.6), ("b", 0.8))
     }
-    found = intervals.class_intervals(pair(arms), resamples=500)
+    found = class_intervals(pair(arms), resamples=500)
     for a, seeds in enumerate(arms.values()):
         for k in range(3):
             alone = [
@@ -197,7 +197,7 @@ def test_recall_of_a_class_of_few_patients_or_none_has_no_interval():
     labels = np.where(groups < 4, np.arange(48) % 2, 0)
     right = np.random.default_rng(0).random(48) < 0.7
     paired = pair({"a": [predictions(labels, groups, right)]})
-    often, rarely, never = intervals.class_intervals(paired, resamples=200)
+    often, rarely, never = class_intervals(paired, resamples=200)
     (recall,) = often["recall"]
     assert recall.low < recall.estimate < recall.high
     (recall,) = rarely["recall"]

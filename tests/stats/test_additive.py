@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from arms_scored import interval, predictions, sampler_of
+from arms_scored import class_intervals, interval, predictions, sampler_of
 from sklearn import metrics as sk
 
 from twostage_jax.errors import UserError
-from twostage_jax.stats import intervals, metrics
+from twostage_jax.stats import metrics
 from twostage_jax.stats.arms import pair, regions
 from twostage_jax.stats.intervals import Resampler
 
@@ -111,7 +111,7 @@ def test_area_of_a_class_in_few_of_many_patients_has_an_interval():
     labels = np.where(np.arange(120) < 30, np.arange(120) % 2, 0)
     paired = pair({"a": [drawn(generator, groups, labels, classes=2)]})
     # Some of 10,000 resamples have none of the five patients with class 1.
-    (found,) = intervals.class_intervals(paired)[1]["auroc"]
+    (found,) = class_intervals(paired)[1]["auroc"]
     assert 0 < found.low < found.estimate < found.high < 1
 
 
@@ -120,7 +120,7 @@ def test_area_with_few_patients_on_one_side_has_none():
     groups = np.repeat(np.arange(8), 6).astype(str)
     labels = np.where(np.arange(48) < 18, np.arange(48) % 2, 0)
     paired = pair({"a": [drawn(generator, groups, labels, classes=2)]})
-    common, rare = intervals.class_intervals(paired, resamples=50)
+    common, rare = class_intervals(paired, resamples=50)
     assert common["auroc"][0].low is None
     assert common["auroc"][0].reason.startswith(
         "class 0 occurs with other classes in 3 test"
@@ -139,7 +139,7 @@ def test_brier_score_has_an_interval_up_to_two():
 
 @pytest.mark.parametrize("k", range(3))
 def test_scores_of_a_class_with_intervals(arms, k):
-    found = intervals.class_intervals(pair(arms), resamples=300)[k]
+    found = class_intervals(pair(arms), resamples=300)[k]
     for a, seeds in enumerate(arms.values()):
         for name, by_hand in {
             "precision": sk.precision_score,
@@ -181,7 +181,7 @@ def test_precision_of_a_class_never_predicted_is_not_given():
     labels = np.tile([0, 0, 1, 1], 6)
     never = predictions(labels, labels * 0, groups)
     mixed = predictions(labels, np.tile([0, 1, 1, 0], 6), groups)
-    found = intervals.class_intervals(pair({"a": [never], "b": [mixed]}), resamples=50)
+    found = class_intervals(pair({"a": [never], "b": [mixed]}), resamples=50)
     assert found[1]["precision"][0] is None
     assert found[1]["precision"][1].estimate == 0.5
     assert found[1]["f1"][0].estimate == 0
@@ -207,7 +207,7 @@ def test_examples_are_ranked_within_their_fold():
     assert pooled == pytest.approx(0.75)
     paired = pair({"a": [given]})
     assert interval([given], "auroc").estimate == pytest.approx(1)
-    for of_class in intervals.class_intervals(paired, resamples=50):
+    for of_class in class_intervals(paired, resamples=50):
         assert of_class["auroc"][0].estimate == pytest.approx(1)
     scores = metrics.scores(given.labels, given.probabilities, given.folds)
     assert scores["auroc"] == pytest.approx(1)
@@ -274,15 +274,15 @@ def test_patient_scores_need_no_label_to_choose_patches():
         np.mean([1 / 2, 1 / 2, (1 / 2 + 1) / 2, 1, 1])
     )
     true, predicted = np.array([0, 1, 0.5, 0, 1]), np.array([0.5, 0.5, 0.75, 0, 1])
-    error, agreement = metrics.shares_of_class(paired, 1)
-    assert score(error) == pytest.approx(np.abs(true - predicted).mean())
+    found = metrics.shares_of_class(paired, 1)
+    assert score(found["error"]) == pytest.approx(np.abs(true - predicted).mean())
     # ICC(A,1) by analysis of variance: subjects, raters, rest.
     table = np.stack([true, predicted], axis=1)
     subjects = 2 * table.mean(1).var(ddof=1)
     raters = 5 * table.mean(0).var(ddof=1)
     rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
     rest = (rest**2).sum() / 4
-    assert score(agreement) == pytest.approx(
+    assert score(found["agreement"]) == pytest.approx(
         (subjects - rest) / (subjects + rest + 2 * (raters - rest) / 5)
     )
 

@@ -14,7 +14,7 @@ from twostage_jax.explain.compare import ALL_LAYERS, RANDOM, Pair, Told, told
 from twostage_jax.explain.figures import MARKS, PANELS, foot_notes, method_label
 from twostage_jax.explain.measures import MEASURES
 from twostage_jax.report.figures import arm_label
-from twostage_jax.report.tables import listed, markdown_table, minus
+from twostage_jax.report.tables import listed, markdown_table, minus, plural
 
 # A method that beats the random order by less than this counts as no better.
 MARGIN = 0.01
@@ -44,8 +44,8 @@ def _images_words(explained: Mapping[str, Any]) -> str:
         f"{first}, the first that all arms share."
     )
     return (
-        f"{len(arms)} arm{_s(len(arms))} ({listed(map(arm_label, arms))}), "
-        f"{seeds} seed{_s(seeds)}; {count} images ({images['source']}{whose}). "
+        f"{plural(len(arms), 'arm')} ({listed(map(arm_label, arms))}), "
+        f"{plural(seeds, 'seed')}; {count} images ({images['source']}{whose}). "
         f"{' '.join([*explained['chosen'], pictures])}"
     )
 
@@ -122,10 +122,6 @@ def _saliency(saliency: Mapping[str, Any]) -> list[str]:
             f"{listed(map(method_label, weak))}."
         )
     return [" ".join(tests), text]
-
-
-def _s(count: int) -> str:
-    return "" if count == 1 else "s"
 
 
 def page(explained: Mapping[str, Any]) -> str:

@@ -121,11 +121,8 @@ class Scores:
     @functools.cached_property
     def of_classes(self) -> Sequence[Mapping[str, Mapping[str, Interval | None]]]:
         """For each class, metric -> arm -> score (see `metrics.of_class`)."""
-        found = intervals.class_intervals(self.paired, resamples=self.resamples)
-        return [
-            {metric: self._by_arm(scores) for metric, scores in of_class.items()}
-            for of_class in found
-        ]
+        classes = range(len(self.class_names))
+        return [self._scored(metrics.of_class(self.paired, k)) for k in classes]
 
     @functools.cached_property
     def of_shares(self) -> Sequence[Mapping[str, Mapping[str, Interval]]]:
@@ -134,19 +131,8 @@ class Scores:
         They compare the fractions of the class in the patches of each patient; see
         `metrics.shares_of_class`.
         """
-        found = []
-        for k in range(len(self.class_names)):
-            error, agreement = (
-                Resampler(one, self.resamples)
-                for one in metrics.shares_of_class(self.paired, k)
-            )
-            found.append(
-                {
-                    "error": self._by_arm(intervals.score_intervals(error)),
-                    "agreement": self._by_arm(intervals.score_intervals(agreement)),
-                }
-            )
-        return found
+        classes = range(len(self.class_names))
+        return [self._scored(metrics.shares_of_class(self.paired, k)) for k in classes]
 
     @functools.cached_property
     def slopes(self) -> Mapping[str, Interval | None]:
@@ -161,9 +147,18 @@ class Scores:
             for k in range(len(self.class_names))
         ]
 
+    def _scored(
+        self, named: Mapping[str, Additive]
+    ) -> dict[str, dict[str, Interval | None]]:
+        found = {}
+        for name, metric in named.items():
+            sampler = Resampler(metric, self.resamples)
+            found[name] = self._by_arm(intervals.score_intervals(sampler))
+        return found
+
     def _values(self, metric: Additive) -> dict[str, Interval | None]:
-        found = intervals.value_intervals(Resampler(metric, self.resamples))
-        return self._by_arm(intervals.defined_only(metric, found))
+        sampler = Resampler(metric, self.resamples)
+        return self._by_arm(intervals.value_intervals(sampler))
 
     def _by_arm(self, values: Iterable[Any]) -> dict[str, Any]:
         return dict(zip(self.arms, values, strict=True))
@@ -382,8 +377,7 @@ def of_arms(
         if metric == "auroc" and not metrics.has_auroc(paired):
             continue
         sampler = Resampler(metrics.metric(paired, metric), resamples)
-        of_metric = intervals.score_intervals(sampler)
-        scores.intervals[metric] = dict(zip(arms, of_metric, strict=True))
+        scores.intervals[metric] = scores._by_arm(intervals.score_intervals(sampler))
         scores.differences[metric] = intervals.differences(paired, sampler, metric)
     return scores
 

@@ -10,7 +10,6 @@ without places are for the manuscript.
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
-from typing import NamedTuple
 
 from twostage_jax.report.cohort import STATEMENTS
 from twostage_jax.report.parts import Details, Part, Section, Text, file_of, walk
@@ -26,29 +25,16 @@ LEAD = (
 )
 
 
-class Item(NamedTuple):
-    """An item of a checklist.
+def items(title: str) -> list[dict[str, str]]:
+    """Returns the items of a checklist, 'CLAIM 2024' or 'TRIPOD+AI'.
 
-    Attributes:
-      number: Number of the item.
-      asks: Content of the item.
-      places: Anchors of sections, names of tables and figures, and fields of
-        `config.report`, best first; text that starts with '=' is the answer itself.
+    Each has a 'number', its content ('item') and 'places', separated by '; ': anchors of
+    sections, names of tables and figures, and fields of `config.report`, best first;
+    text that starts with '=' is the answer itself.
     """
-
-    number: str
-    asks: str
-    places: tuple[str, ...]
-
-
-def items(title: str) -> list[Item]:
-    """Returns the items of a checklist, 'CLAIM 2024' or 'TRIPOD+AI'."""
     file = resources.files("twostage_jax.report") / "templates" / "checklists.csv"
-    return [
-        Item(row["number"], row["item"], tuple(filter(None, row["places"].split("; "))))
-        for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines())
-        if row["checklist"] == title
-    ]
+    rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if row["checklist"] == title]
 
 
 def section(study: Study, sections: Sequence[Section], primary: bool) -> Section:
@@ -87,7 +73,10 @@ def _places(study: Study, sections: Sequence[Section]) -> Iterator[tuple[str, st
 
 
 def _table(name: str, title: str, places: Mapping[str, str]) -> Table:
-    rows = [[one.number, one.asks, _answer(one, places)] for one in items(title)]
+    rows = [
+        [one["number"], one["item"], _answer(one["places"], places)]
+        for one in items(title)
+    ]
     missing = sum(row[2].startswith(MISSING) for row in rows)
     return Table(
         name,
@@ -97,10 +86,10 @@ def _table(name: str, title: str, places: Mapping[str, str]) -> Table:
     )
 
 
-def _answer(item: Item, places: Mapping[str, str]) -> str:
-    for place in item.places:
+def _answer(wanted: str, places: Mapping[str, str]) -> str:
+    for place in wanted.split("; "):
         if place.startswith("="):
             return place[1:]
         if place in places:
             return places[place]
-    return MISSING if item.places else FOR_MANUSCRIPT
+    return MISSING if wanted else FOR_MANUSCRIPT

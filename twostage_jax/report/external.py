@@ -7,7 +7,7 @@ seed) takes the role of a seed: intervals are over external patients and network
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from twostage_jax.errors import UserError
 from twostage_jax.report.analysis import Analysis, Scores, of_arms
@@ -25,43 +25,32 @@ from twostage_jax.report.study_table import (
     named_predictions,
     read_json,
 )
-from twostage_jax.report.tables import Column, Table, arm_name, readable
+from twostage_jax.report.tables import Column, Table, arm_name, plural, readable
 from twostage_jax.stats.arms import Predictions
 
 DESCRIPTIONS = "external/*/set.json"
 
 
-class External(NamedTuple):
-    """Predictions on an external set.
-
-    Attributes:
-      name: Name of the set.
-      described: Contents of its `set.json` (see `study.external`).
-      arms: Arm -> predictions of its networks; complete arms only.
-    """
-
-    name: str
-    described: Mapping[str, Any]
-    arms: Mapping[str, list[Predictions]]
-
-
 def section(study: Study, analysis: Analysis, notes: list[str]) -> list[Part]:
     """Returns the parts of the section; adds skipped sets, with reasons, to `notes`."""
     parts: list[Part] = []
-    for number, found in enumerate(_found(study, analysis, notes)):
-        scores = of_arms(found.arms, analysis.full.scores.resamples)
-        parts.append(_table(number, found, scores, analysis.baseline))
-        parts.append(Text(_words(found)))
-        acquisition = (found.described.get("cohort") or {}).get("acquisition")
+    for number, (name, described, arms) in enumerate(_found(study, analysis, notes)):
+        scores = of_arms(arms, analysis.full.scores.resamples)
+        parts.append(_table(number, name, scores, analysis.baseline))
+        parts.append(Text(_words(described)))
+        acquisition = (described.get("cohort") or {}).get("acquisition")
         if acquisition:
             table = acquisition_table(
                 acquisition, True, f"external_{number}_characteristics"
             )
-            parts.append(Details(f"Patients of {found.name}", [table]))
+            parts.append(Details(f"Patients of {name}", [table]))
     return parts
 
 
-def _found(study: Study, analysis: Analysis, notes: list[str]) -> Iterator[External]:
+def _found(
+    study: Study, analysis: Analysis, notes: list[str]
+) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, list[Predictions]]]]:
+    """Yields the name of each set, its `set.json`, and arm -> predictions on it."""
     by_set: dict[str, list[Path]] = defaultdict(list)
     for workdir in study.workdirs:
         for path in sorted(workdir.glob(DESCRIPTIONS)):
@@ -72,7 +61,7 @@ def _found(study: Study, analysis: Analysis, notes: list[str]) -> Iterator[Exter
             arms = {
                 arm: _networks(study, arm, folder) for arm in analysis.full.scores.arms
             }
-            yield External(readable(described["name"]), described, arms)
+            yield readable(described["name"]), described, arms
         except (UserError, KeyError, TypeError) as error:
             notes.append(f"External set {folder} is skipped: {error}")
 
@@ -96,37 +85,28 @@ def _networks(study: Study, arm: str, folder: str) -> list[Predictions]:
 def _path(record: Record, folder: str) -> Path | None:
     """Returns the file of a row's predictions; None if it is of another network."""
     home = record.source / "external" / folder
-    place = record.place
-    where = f"seed{place.seed}-fraction{place.fraction:g}-fold{place.fold}"
-    name = f"{place.arm}-{where}.npz"
-    made = read_json(home / "set.json")["stage_runs"].get(name)
-    return home / name if record.stage_runs[-1:] == (made,) else None
+    made = read_json(home / "set.json")["stage_runs"].get(record.file)
+    return home / record.file if record.stage_runs[-1:] == (made,) else None
 
 
-def _table(number: int, found: External, scores: Scores, base: str) -> Table:
+def _table(number: int, name: str, scores: Scores, base: str) -> Table:
     patients = f"{scores.groups:,} patients" if scores.groups else "unknown patients"
-    networks = len(scores.seeds)
     gains, cells = gain_columns(scores, base, f"minus {arm_name(base)}")
     return Table(
         f"external_{number}",
-        f"Scores on the external set {found.name} in per cent: {scores.examples:,} "
-        f"patches of {patients}, mean of {networks} "
-        f"network{'s' * (networks > 1)} per arm.",
-        [
-            Column("arm", "arm"),
-            *score_columns(),
-            *gains,
-        ],
+        f"Scores on the external set {name} in per cent: {scores.examples:,} "
+        f"patches of {patients}, mean of {plural(len(scores.seeds), 'network')} per arm.",
+        [Column("arm", "arm"), *score_columns(), *gains],
         [[arm, *score_cells(scores, arm), *cells[arm]] for arm in scores.arms],
         "This set was not used for training or selection. "
         + how(scores).replace("and seeds", "and networks"),
     )
 
 
-def _words(found: External) -> str:
-    """Returns caveats about the set."""
+def _words(described: Mapping[str, Any]) -> str:
+    """Returns caveats about a set."""
     told = []
-    shared = found.described.get("shared_patients")
+    shared = described.get("shared_patients")
     if shared is None:
         told.append("The set does not identify patients.")
     elif shared:
@@ -136,6 +116,6 @@ def _words(found: External) -> str:
         )
     else:
         told.append("Its patients and those of the target set have different names.")
-    if found.described.get("synthetic"):
+    if described.get("synthetic"):
         told.append("Its images are synthetic.")
     return " ".join(told)

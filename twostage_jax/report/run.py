@@ -13,7 +13,13 @@ from twostage_jax.errors import UserError
 from twostage_jax.report import study_table
 from twostage_jax.report.parts import PAGE
 from twostage_jax.report.study_table import read_arrays, some
-from twostage_jax.report.tables import COLUMNS, escape, markdown_table, number_range
+from twostage_jax.report.tables import (
+    COLUMNS,
+    escape,
+    markdown_table,
+    number_range,
+    plural,
+)
 from twostage_jax.stats import arms, metrics
 from twostage_jax.stats.arms import Predictions
 
@@ -43,8 +49,8 @@ def write_run(workdir: Path) -> None:
     together = f"; the predictions of all {folds} folds are pooled"
     words = (
         "Scores on test groups that were not used for training or selection"
-        f"{together if folds else ''}; {tested:,} test examples, {seeds} "
-        f"seed{'s' if seeds > 1 else ''}."
+        f"{together if folds else ''}; {tested:,} test examples, "
+        f"{plural(seeds, 'seed')}."
     )
     page = f"# {results['config']['name']}\n\n{table}\n\n{words}\n"
     io.write_text(workdir / "results.md", page)

@@ -23,6 +23,7 @@ from twostage_jax.report.tables import (
     columns,
     mean_and_range,
     number_range,
+    plural,
 )
 from twostage_jax.stats.intervals import Interval, holm
 from twostage_jax.stats.metrics import METRICS, OF_PATCHES
@@ -216,7 +217,7 @@ def patient_tables(scores: Scores) -> list[Table]:
     of_patients = Table(
         "patient_scores",
         f"Test scores per patient in per cent, mean over {scores.groups:,} patients and "
-        f"{seed_count(scores)}.",
+        f"{plural(len(scores.seeds), 'seed')}.",
         [Column("arm", "arm"), *columns("score", "accuracy", "balanced accuracy")],
         [
             [arm, *(scores.intervals[name][arm] for name in OF_PATIENTS)]
@@ -376,15 +377,10 @@ def rows_table(study: Study) -> Table:
     )
 
 
-def seed_count(scores: Scores) -> str:
-    """Returns '1 seed' or '3 seeds'."""
-    count = len(scores.seeds)
-    return f"{count} seed{'s' if count > 1 else ''}"
-
-
 def over_seeds(scores: Scores) -> str:
     """Returns '1 seed' or 'mean of 3 seeds'."""
-    return f"{'mean of ' * (len(scores.seeds) > 1)}{seed_count(scores)}"
+    count = len(scores.seeds)
+    return f"{'mean of ' * (count > 1)}{plural(count, 'seed')}"
 
 
 def units(scores: Scores) -> str:

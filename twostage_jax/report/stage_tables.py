@@ -15,6 +15,7 @@ from twostage_jax.report.tables import (
     arm_name,
     columns,
     file_name,
+    plural,
 )
 
 Stages = Mapping[str, StageRecord]
@@ -51,11 +52,10 @@ def _node(
         if None not in scores
         else ""
     )
-    count = len(records)
     text = (
         f"{data.get('name', '?')}, data {str(data.get('fingerprint', '?'))[:12]}, "
         f"{len(data.get('class_names', ()))} classes, {train.get('steps', '?')} steps, "
-        f"{count} run{'s' if count > 1 else ''}{score}"
+        f"{plural(len(records), 'run')}{score}"
     )
     if arm:
         title += f" (arm {arm_name(arm)})"

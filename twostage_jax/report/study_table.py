@@ -62,6 +62,7 @@ class Record:
       place: Arm, seed, fraction and fold.
       n_train: Number of target training patches.
       groups: Number of patients by split, or None if unknown.
+      file: Name of the file of its predictions.
       predictions: Predictions of the test examples, sorted by id.
       scores: Scores of these predictions (see `metrics.scores`).
       stage_runs: Names of its stage runs, first stage first.
@@ -72,6 +73,7 @@ class Record:
     place: Place
     n_train: int
     groups: Mapping[str, int] | None
+    file: str
     predictions: Predictions
     scores: Mapping[str, float | None]
     stage_runs: tuple[str, ...]
@@ -333,6 +335,7 @@ def _record(folder: Path, row: Mapping[str, Any]) -> Record:
         place=place,
         n_train=row["n_train"],
         groups=row.get("groups"),
+        file=path.name,
         predictions=predictions,
         scores=scores,
         stage_runs=tuple(map(str, row.get("stage_runs") or ())),

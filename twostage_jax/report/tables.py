@@ -261,6 +261,11 @@ def listed(items: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def plural(count: int, noun: str) -> str:
+    """Returns '1 seed' or '3 seeds'."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def mean_and_range(numbers: Sequence[int]) -> str:
     """Returns '1,600', or '1,550 (1,500–1,600)' if the numbers differ."""
     mean = f"{statistics.fmean(numbers):,.0f}"

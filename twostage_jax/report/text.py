@@ -19,7 +19,14 @@ from twostage_jax.report.analysis import (
     Size,
 )
 from twostage_jax.report.study_table import Study
-from twostage_jax.report.tables import arm_name, listed, mean_and_range, minus, p_text
+from twostage_jax.report.tables import (
+    arm_name,
+    listed,
+    mean_and_range,
+    minus,
+    p_text,
+    plural,
+)
 from twostage_jax.stats.intervals import ALPHA, LEVEL, Difference, Interval, holm
 from twostage_jax.stats.learning_curve import SizeStudy, describe_size
 
@@ -325,12 +332,11 @@ def _alone(analysis: Analysis) -> str:
 def _basis(study: Study, analysis: Analysis) -> str:
     """Returns the sample sizes behind the answer, and the scope of the intervals."""
     full, scores = analysis.full, analysis.full.scores
-    seeds = len(scores.seeds)
     again = ", redrawn per seed" * study.folds_anew
     folds = f" in {len(study.folds)} folds{again}," if len(study.folds) > 1 else ""
     patients = f" of {mean_and_range(full.patients)} patients" if full.patients else ""
     parts = [
-        f"Basis: {seeds} seed{'s' if seeds > 1 else ''}, {_tested(scores)}{folds} and "
+        f"Basis: {plural(len(scores.seeds), 'seed')}, {_tested(scores)}{folds} and "
         f"{'on average ' if len(set(full.patches)) > 1 else ''}"
         f"{mean_and_range(full.patches)} target training patches{patients}."
     ]
@@ -400,7 +406,7 @@ def _tested(scores: Scores) -> str:
     patches = f"{scores.examples:,} test patches"
     if scores.groups is None:
         return patches
-    return f"{scores.groups:,} test patient{'s' * (scores.groups > 1)} ({patches})"
+    return f"{plural(scores.groups, 'test patient')} ({patches})"
 
 
 def _equals(p_value: float) -> str:

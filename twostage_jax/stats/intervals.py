@@ -28,7 +28,6 @@ from collections.abc import Sequence
 import numpy as np
 import scipy
 
-from twostage_jax.stats import metrics
 from twostage_jax.stats.arms import Paired
 from twostage_jax.stats.metrics import Additive
 
@@ -219,6 +218,7 @@ class Resampler:
       shares: `[P]`, weight of each patient in the score.
       reason: Reason why no interval is available, or ''.
       bounds: Smallest and largest possible score.
+      defined: `[A]` bool, whether the score of an arm is defined for all seeds.
     """
 
     def __init__(self, metric: Additive, resamples: int = RESAMPLES, seed: int = 0):
@@ -226,6 +226,8 @@ class Resampler:
         total = sums.sum(2)
         self.sample = score(total)
         self.reason, self.bounds = metric.reason, metric.bounds
+        every = np.ones(len(self.sample), bool)
+        self.defined = every if metric.defined is None else metric.defined
         self._metric = metric
         self._sets = functools.lru_cache(self._training_sets)
         taking_part = metric.shares > 0
@@ -280,32 +282,6 @@ def without_each(metric: Additive) -> np.ndarray:
     return np.stack([metric.score(total - metric.sums[:, :, p]) for p in taking_part])
 
 
-def class_intervals(
-    paired: Paired, *, resamples: int = RESAMPLES
-) -> list[dict[str, list[Interval | None]]]:
-    """Returns, for each class, metric -> the mean over seeds of each arm, and interval.
-
-    The metrics are those of `metrics.of_class`; None if undefined for some seed.
-    """
-    return [
-        {
-            name: defined_only(one, score_intervals(Resampler(one, resamples)))
-            for name, one in metrics.of_class(paired, k).items()
-        }
-        for k in range(paired.probabilities.shape[-1])
-    ]
-
-
-def defined_only(
-    metric: Additive, intervals: Sequence[Interval]
-) -> list[Interval | None]:
-    """Returns the interval of each arm, None where the metric is undefined."""
-    if metric.defined is None:
-        return list(intervals)
-    pairs = zip(intervals, metric.defined, strict=True)
-    return [interval if there else None for interval, there in pairs]
-
-
 def differences(paired: Paired, sampler: Resampler, metric: str) -> list[Difference]:
     """Returns the paired difference of every pair of arms, later minus earlier.
 
@@ -336,15 +312,18 @@ def differences(paired: Paired, sampler: Resampler, metric: str) -> list[Differe
     ]
 
 
-def score_intervals(sampler: Resampler) -> list[Interval]:
-    """Returns the interval of each arm's score."""
-    return [score_interval(sampler, one) for one in np.eye(len(sampler.sample))]
+def score_intervals(sampler: Resampler) -> list[Interval | None]:
+    """Returns the interval of each arm's score; None if it is undefined."""
+    arms = zip(np.eye(len(sampler.sample)), sampler.defined, strict=True)
+    return [score_interval(sampler, one) if there else None for one, there in arms]
 
 
-def value_intervals(sampler: Resampler) -> list[Interval]:
-    """Returns the interval of each arm's value, which may be negative."""
-    arms = np.eye(len(sampler.sample))
-    return [difference_interval(sampler, one)[0] for one in arms]
+def value_intervals(sampler: Resampler) -> list[Interval | None]:
+    """Returns the interval of each arm's value, which may be negative; or None."""
+    arms = zip(np.eye(len(sampler.sample)), sampler.defined, strict=True)
+    return [
+        difference_interval(sampler, one)[0] if there else None for one, there in arms
+    ]
 
 
 def score_interval(sampler: Resampler, weights: np.ndarray) -> Interval:

@@ -180,25 +180,28 @@ def of_class(paired: Paired, k: int) -> Mapping[str, Additive]:
     return found
 
 
-def shares_of_class(paired: Paired, k: int) -> tuple[Additive, Additive]:
+def shares_of_class(paired: Paired, k: int) -> Mapping[str, Additive]:
     """Returns error and agreement of the fractions of a class in each patient.
 
     The fraction of a patient's patches predicted as `k` is compared with the fraction
     labelled `k`, over all patches, whatever their labels.
 
     Returns:
-      Mean over patients of the absolute error, and intraclass correlation, from -1 to 1:
-      ICC(A,1), absolute agreement of single measurements (McGraw & Wong 1996).
+      'error', the mean over patients of the absolute error, and 'agreement', the
+      intraclass correlation, from -1 to 1: ICC(A,1), absolute agreement of single
+      measurements (McGraw & Wong 1996).
     """
     predicted = paired.cells[..., k].sum(-1) / paired.sizes
     true = np.broadcast_to(paired.supports[:, k] / paired.sizes, predicted.shape)
     moments = (np.ones_like(predicted), true, predicted, true**2, predicted**2,
                true * predicted)  # fmt: skip
     every = np.ones(len(paired.groups))
-    return (
-        _mean_of_patients(paired, np.abs(predicted - true)),
-        additive(paired, np.stack(moments, -1), _agreement, every, bounds=(-1, 1)),
-    )
+    return {
+        "error": _mean_of_patients(paired, np.abs(predicted - true)),
+        "agreement": additive(
+            paired, np.stack(moments, -1), _agreement, every, bounds=(-1, 1)
+        ),
+    }
 
 
 def reliability(
