@@ -393,15 +393,11 @@ def _unknown_setting(error: Exception, arguments: list[str]) -> str:
     """Returns the error, in one line, for an override of an unknown setting."""
     text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
     suggestion = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
-    if suggestion:
-        known, given = suggestion.groups()
-        wanted = next((a for a in arguments if re.search(rf"\b{given}\b", a)), given)
-        return f"{wanted.split('=')[0]}: unknown setting. Did you mean '{known}'?"
-    name = text.strip("\"' ")
-    wanted = next(
-        (a for a in arguments if re.search(rf"\b{re.escape(name)}\b", a)), name
-    )
-    return f"{wanted.split('=')[0]}: unknown setting."
+    known, name = suggestion.groups() if suggestion else ("", text.strip("\"' "))
+    pattern = rf"\b{re.escape(name)}\b"
+    wanted = next((a for a in arguments if re.search(pattern, a)), name)
+    hint = f" Did you mean '{known}'?" if known else ""
+    return f"{wanted.split('=')[0]}: unknown setting.{hint}"
 
 
 def _fail(message: Any, status: int = 2) -> NoReturn:

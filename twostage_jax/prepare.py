@@ -32,7 +32,7 @@ import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twostage_jax import cli
 from twostage_jax.errors import UserError
@@ -92,7 +92,10 @@ def prepare(
     Raises:
       UserError: A setting or the content of a folder cannot be used.
     """
+    # These imports take a second, which --help should not wait for.
     from twostage_jax.ct import lung_files, privacy
+    from twostage_jax.data import beam as beam_pipeline
+    from twostage_jax.data import ct_patches, prepared_folder, store
 
     if workers is not None and workers < 1:
         raise UserError(
@@ -102,14 +105,10 @@ def prepare(
     if lung_files.folder(lungs):
         given["--lungs"] = lungs
     roots = {f: Path(p).expanduser().absolute() for f, p in given.items() if p}
+    folder = Path(out).expanduser().absolute()
     hidden = privacy.errors(roots, salt)
     with contextlib.nullcontext() if show_paths else hidden:
-        _prepare(
-            roots,
-            Path(out).expanduser().absolute(),
-            beam,
-            workers,
-            show_paths,
+        recipe = ct_patches.recipe(
             path=source,
             rois=rois,
             classes=classes,
@@ -126,58 +125,29 @@ def prepare(
             seed=seed,
             go_on=go_on,
         )
-
-
-def _prepare(
-    roots: Mapping[str, Path],
-    out: Path,
-    pipeline: str,
-    workers: int | None,
-    show_paths: bool,
-    **settings: Any,
-) -> None:
-    """Prepares the patches.
-
-    Args:
-      roots: Input files and folders, by flag.
-      out: Folder of the patches.
-      pipeline: Options of an Apache Beam pipeline, or ''.
-      workers: Number of processes, or None for one per core.
-      show_paths: Whether to name files.
-      **settings: Settings of `dicom.recipe`.
-    """
-    # These imports take a second, which --help should not wait for.
-    from twostage_jax.ct import privacy
-    from twostage_jax.data import beam, ct_patches, prepared_folder
-    from twostage_jax.data.store import folder_of, metadata_of
-    from twostage_jax.data.store import prepare as prepare_set
-
-    salt = settings["salt"]
-    recipe = ct_patches.recipe(**settings)
-    if not salt:
-        print(
-            "Note: without --salt, anyone with a list of patient ids can match it to the "
-            "hashes.",
-            flush=True,
-        )
-    if out == roots["--source"]:
-        raise UserError(
-            "--out is the folder of the slices: give another folder.", where="--out"
-        )
-    if pipeline:
-        beam.run(recipe, out, shlex.split(pipeline))
-    made = prepare_set(recipe, out, workers=workers)
-    metadata = metadata_of(folder_of(recipe, out))
-    skipped = list(map(tuple, metadata.get("skipped", ())))
-    skipped += privacy.hide(recipe.tasks.found.skipped, list(roots.values()), salt)
-    names = _paths(roots, salt) if show_paths else {}
-    shown = [(names.get(name, name), why) for name, why in skipped]
-    series = prepared_folder.about_series(
-        recipe.tasks.found.series, salt, show_paths=show_paths
-    )
-    prepared_folder.write(out, recipe, made, metadata, shown, series)
-    _report(made)
-    print(f"Written to {out}; skipped.csv lists the skipped files.")
+        if not salt:
+            print(
+                "Note: without --salt, anyone with a list of patient ids can match it to "
+                "the hashes.",
+                flush=True,
+            )
+        if folder == roots["--source"]:
+            raise UserError(
+                "--out is the folder of the slices: give another folder.", where="--out"
+            )
+        if beam:
+            beam_pipeline.run(recipe, folder, shlex.split(beam))
+        made = store.prepare(recipe, folder, workers=workers)
+        metadata = store.metadata_of(store.folder_of(recipe, folder))
+        found = recipe.tasks.found
+        skipped = list(map(tuple, metadata.get("skipped", ())))
+        skipped += privacy.hide(found.skipped, recipe.tasks.roots, salt)
+        names = _paths(roots, salt) if show_paths else {}
+        shown = [(names.get(name, name), why) for name, why in skipped]
+        series = prepared_folder.about_series(found.series, salt, show_paths=show_paths)
+        prepared_folder.write(folder, recipe, made, metadata, shown, series)
+        _report(made)
+        print(f"Written to {folder}; skipped.csv lists the skipped files.")
 
 
 def _report(made: "Dataset") -> None:

@@ -306,9 +306,9 @@ def _parts(
         for found, folder in zip(inner_splits, folders.values(), strict=True)
     ):
         return [
-            part._replace(class_name=name)
+            part
             for name, f in by_name.items()
-            for part in _of_class(folders[f], root)
+            for part in _of_class(name, folders[f], root)
         ]
     if wanted:
         raise UserError(
@@ -333,10 +333,10 @@ def _of_splits(
     return parts
 
 
-def _of_class(folder: _Folder, root: Path) -> list[_Part]:
+def _of_class(class_name: str, folder: _Folder, root: Path) -> list[_Part]:
     splits = {name: split_word(name) for name in folder.folders}
     _check_splits(folder.folders, splits, root)
-    return [_Part(folder.folders[name], "", split) for name, split in splits.items()]
+    return [_Part(folder.folders[n], class_name, split) for n, split in splits.items()]
 
 
 def _check_splits(

@@ -63,12 +63,18 @@ def describe(dataset: Dataset, splits: Splits) -> dict[str, Any]:
         'age' and 'pixel_mm' (see `_spread`); None if not recorded.
     """
     parts = {name: getattr(splits, name) for name in SPLITS}
+    split_of = {}
+    if dataset.groups is not None:
+        split_of = {
+            str(group): name
+            for name, part in parts.items()
+            for group in np.unique(dataset.groups[part])
+        }
+    flow, series = (dataset.facts.get(table) for table in ("flow", "acquisition"))
     return {
         "classes": {name: _classes(dataset, part) for name, part in parts.items()},
-        "flow": _flow(dataset, parts) if "flow" in dataset.facts else None,
-        "acquisition": _by_split(dataset, parts)
-        if dataset.facts.get("acquisition")
-        else None,
+        "flow": None if flow is None else _flow(flow, split_of),
+        "acquisition": _by_split(series, split_of) if series else None,
     }
 
 
@@ -83,21 +89,13 @@ def _classes(dataset: Dataset, part: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _split_of(dataset: Dataset, parts: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Returns the split of each patient."""
-    if dataset.groups is None:
-        return {}
-    return {
-        str(group): name
-        for name, part in parts.items()
-        for group in np.unique(dataset.groups[part])
-    }
-
-
-def _flow(dataset: Dataset, parts: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    split_of, counts = _split_of(dataset, parts), Counter()
+def _flow(
+    rows: Sequence[Mapping[str, Any]], split_of: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Returns rows of the table 'flow' summed over splits; `split_of` each patient."""
+    counts: Counter = Counter()
     included: dict[str, set[str]] = {}
-    for row in dataset.facts["flow"]:
+    for row in rows:
         split = split_of.get(row["patient"], "")
         counts[row["level"], row["reason"], row["class"], split] += row["count"]
         if row["level"] == "patches" and not row["reason"]:
@@ -111,11 +109,11 @@ def _flow(dataset: Dataset, parts: Mapping[str, np.ndarray]) -> list[dict[str, A
     ]
 
 
-def _by_split(dataset: Dataset, parts: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    split_of = _split_of(dataset, parts)
-    rows = dataset.facts["acquisition"]
+def _by_split(
+    rows: Sequence[Mapping[str, Any]], split_of: Mapping[str, str]
+) -> dict[str, Any]:
     found = {WHOLE: _acquisition(rows)}
-    for name in parts:
+    for name in SPLITS:
         own = [row for row in rows if split_of.get(row["patient"]) == name]
         found[name] = _acquisition(own)
     return found

@@ -160,7 +160,6 @@ def _segmentation(
         for index in range(len(class_names))
     ]
     if hatched:
-        # Pixels that differ from the training images.
         segments.append(
             _segment(
                 len(segments) + 1,
