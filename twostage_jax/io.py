@@ -21,7 +21,7 @@ import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from twostage_jax.errors import UserError, plain
 
@@ -130,22 +130,13 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
-class Row(NamedTuple):
-    """Row of a table.
-
-    Attributes:
-      line: Number of the line on which the row ends, from 1.
-      values: Stripped text in Unicode NFC by column; '' for an empty cell.
-    """
-
-    line: int
-    values: dict[str, str]
-
-
 def read(
     path: Path, columns: Sequence[str], *, may_be_empty: Sequence[str] = ()
-) -> list[Row]:
+) -> list[tuple[int, dict[str, str]]]:
     """Returns the rows of a CSV file, except those with only empty cells.
+
+    A row is the number of the line on which it ends, from 1, and its stripped text in
+    Unicode NFC by column, '' for an empty cell.
 
     Args:
       path: Path of the file.
@@ -180,7 +171,7 @@ def read(
         ) from None
     # The first row is the header.
     return [
-        Row(line, _values(cells, header, columns, may_be_empty, (name, line)))
+        (line, _values(cells, header, columns, may_be_empty, (name, line)))
         for line, cells in rows[1:]
         if any(cells)
     ]

@@ -6,13 +6,12 @@ import pytest
 from basics import refused_at
 from matplotlib.path import Path as Polygon
 
-from twostage_jax.ct import annotations
 from twostage_jax.ct.regions.rtstruct import area
 from twostage_jax.data import ct_patches
 
 pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
 import roi_files
-from roi_files import SIDE, box, write_series
+from roi_files import SIDE, box, label_masks, write_series
 
 PLAIN = {"size": 8, "stride": 4, "coverage": 0.5, "lungs": "off", "per_class": 0}
 XOR = "CLOSEDPLANAR_XOR"
@@ -140,9 +139,8 @@ def read(folder, drawn, names):
 
 
 def labels_of(folder, names):
-    (patient,) = ct_patches.Patients(folder / "ct", folder / "rt", "", False)
-    loads, _ = annotations.labelled(patient.regions, patient.headers, names)
-    return {h.number: loads[h.key]().mask for h in patient.headers if h.key in loads}
+    found, _ = label_masks(folder / "ct", names, folder / "rt")
+    return {header.number: mask for header, mask in found}
 
 
 class TestTypes:

@@ -7,7 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 from basics import refused_at
-from ct_files import write_ct
+from ct_files import compress, write_ct
 
 from twostage_jax.ct import decode
 from twostage_jax.ct.dicom import (
@@ -60,9 +60,7 @@ def test_damaged_stream_is_not_decoded_by_a_lenient_decoder(tmp_path):
     rng = np.random.default_rng(0)
     stored = rng.integers(0, 2000, (64, 64)).astype(np.int16)
     path = write_ct(tmp_path / "a", stored)
-    dataset = pydicom.dcmread(path)
-    dataset.compress(pydicom.uid.JPEGLSLossless, generate_instance_uid=False)
-    dataset.save_as(path)
+    compress(path, pydicom.uid.JPEGLSLossless)
     assert hu_of(path) == (stored - 1024).tolist()
     whole = bytearray(path.read_bytes())
     at = whole.index(b"\xff\xda") + 2000
@@ -310,9 +308,7 @@ def test_element_of_unknown_type_is_refused(tmp_path):
 def test_compressed_stream_reads_back_and_must_match_the_header(tmp_path):
     stored = np.arange(64, dtype=np.int16).reshape(8, 8)
     path = write_ct(tmp_path / "a", stored)
-    dataset = pydicom.dcmread(path)
-    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
-    dataset.save_as(path)
+    dataset = compress(path)
     assert hu_of(path) == (stored - 1024).tolist()
     for rows in (7, 9):
         dataset.Rows = rows
@@ -335,9 +331,7 @@ def test_jpeg_stream_that_claims_a_huge_image_is_refused(tmp_path):
 
 def test_missing_decoder_is_refused(tmp_path, monkeypatch):
     path = write_ct(tmp_path / "a", np.zeros((8, 8), np.int16))
-    dataset = pydicom.dcmread(path)
-    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
-    dataset.save_as(path)
+    compress(path)
     missing = SimpleNamespace(available_plugins=())
     monkeypatch.setattr(decode, "get_decoder", lambda syntax: missing)
     with refused_at(path):
@@ -346,8 +340,7 @@ def test_missing_decoder_is_refused(tmp_path, monkeypatch):
 
 def test_unsupported_compression_is_refused(tmp_path):
     path = write_ct(tmp_path / "a", np.zeros((8, 8), np.int16))
-    dataset = pydicom.dcmread(path)
-    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    dataset = compress(path)
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.MPEG2MPML
     dataset.save_as(path)
     with refused_at(path):

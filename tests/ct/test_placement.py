@@ -12,7 +12,6 @@ from basics import refused_at
 from ct_files import SERIES, write_enhanced
 from PIL import Image
 
-from twostage_jax.ct import annotations
 from twostage_jax.ct.series import find_series
 from twostage_jax.data import ct_patches
 from twostage_jax.maps import write
@@ -20,7 +19,7 @@ from twostage_jax.maps import write
 pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
 import nibabel
 import roi_files
-from roi_files import SIDE, box, write_series
+from roi_files import SIDE, box, label_masks, write_series
 
 FROM_HEAD = [6, 5, 4, 3, 2, 1]
 PLAIN = {"size": 8, "stride": 8, "coverage": 0.5, "lungs": "off", "per_class": 0}
@@ -28,10 +27,8 @@ PLAIN = {"size": 8, "stride": 8, "coverage": 0.5, "lungs": "off", "per_class": 0
 
 def regions_of(folder, names, rois=None):
     """Returns label masks by InstanceNumber, and the positions of numbered masks."""
-    (patient,) = ct_patches.Patients(folder, rois, "", False)
-    loads, placed = annotations.labelled(patient.regions, patient.headers, names)
-    found = {h.number: loads[h.key]().mask for h in patient.headers if h.key in loads}
-    return {number: mask for number, mask in found.items() if mask.any()}, placed
+    found, placed = label_masks(folder, names, rois)
+    return {header.number: mask for header, mask in found if mask.any()}, placed
 
 
 def masks_of(folder, names, rois=None):
@@ -151,11 +148,8 @@ class TestNumberedMasks:
         ((number, header, _, count),) = placed
         assert (number, header.position[2], count) == (1, -100, 6)
         images = write_series(tmp_path / "unnumbered", InstanceNumber=None)
-        (patient,) = ct_patches.Patients(
-            tmp_path / "unnumbered", path.parent, "", False
-        )
-        loads, _ = annotations.labelled(patient.regions, patient.headers, ["a"])
-        marked = [h.sop_uid for h in patient.headers if loads[h.key]().mask.any()]
+        found, _ = label_masks(tmp_path / "unnumbered", ["a"], path.parent)
+        marked = [header.sop_uid for header, mask in found if mask.any()]
         assert marked == [images[1].SOPInstanceUID]
 
     def test_files_named_from_the_head_contradict_pages_too(self, tmp_path):
@@ -201,9 +195,7 @@ class TestNumberedMasks:
         save(path, square())
         refused(path, tmp_path / "ct", ["a"], tmp_path / "rois")
         save(tmp_path / "own" / f"{SERIES}.98" / "im2.png", square())
-        (patient,) = ct_patches.Patients(tmp_path / "ct", tmp_path / "own", "", False)
-        loads, _ = annotations.labelled(patient.regions, patient.headers, ["a"])
-        (header,) = [h for h in patient.headers if h.key in loads]
+        (((header, _),), _) = label_masks(tmp_path / "ct", ["a"], tmp_path / "own")
         assert (header.path.parent.name, header.number) == ("b", 2)
 
     def test_names_of_slices_distinguish_masks_of_several_patients(self, tmp_path):

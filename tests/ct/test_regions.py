@@ -5,9 +5,6 @@ import pydicom
 import pytest
 from basics import refused_at
 
-from twostage_jax.ct import annotations
-from twostage_jax.ct.series import scan
-
 pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
 import roi_files
 from phantom_regions import cut, phantom, write, write_slices
@@ -69,25 +66,13 @@ def test_regions_are_found_among_the_slices(phantom, expected, tmp_path, form):
     assert [e.id for e in found] == [e.id for e in expected]
 
 
-def masks_of(folder, names, rois=None):
-    """Returns the label masks of a patient's slices by z."""
-    found = scan(folder)
-    headers, left_out = found.headers, found.others
-    regions, _, _ = annotations.find(folder, rois, left_out)
-    loads, _ = annotations.labelled(regions, headers, names)
-    return {
-        header.position[2]: loads[header.key]().mask
-        for header in headers
-        if header.key in loads
-    }
-
-
 def test_labels_match_class_names_regardless_of_case(phantom, tmp_path):
     write_slices(phantom, tmp_path)
     square = np.array([[9.5, 9.5], [29.5, 9.5], [29.5, 29.5], [9.5, 29.5]])
     drawn = [(1, "Ground  GLASS ", square)]
     roi_files.write_csv(tmp_path / "x.csv", phantom[1], drawn)
-    (mask,) = masks_of(tmp_path, ["ground glass"], tmp_path / "x.csv").values()
+    table = tmp_path / "x.csv"
+    (((_, mask),), _) = roi_files.label_masks(tmp_path, ["ground glass"], table)
     assert mask.sum() == 400
 
 
@@ -100,7 +85,7 @@ def test_files_on_one_slice_are_merged_without_pixels_of_two_classes(phantom, tm
     roi_files.write_rtstruct(
         regions / "b", phantom[1], [(0, "b", left + [5, 0])], ["b"]
     )
-    (mask,) = masks_of(tmp_path, ["a", "b"]).values()
+    (((_, mask),), _) = roi_files.label_masks(tmp_path, ["a", "b"])
     assert mask[0, :16].tolist() == [1] * 5 + [0] * 5 + [2] * 5 + [0]
 
 

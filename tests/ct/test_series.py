@@ -205,16 +205,6 @@ def test_file_that_changes_after_the_search_is_refused(tmp_path):
         read_volume(series)
 
 
-def test_dose_reports_and_dicomdir_are_skipped(tmp_path):
-    write_slice(tmp_path / "ct", 0)
-    dose = "1.2.840.10008.5.1.4.1.1.88.67"
-    write_slice(tmp_path / "dose", 1, Modality="SR", SOPClassUID=dose)
-    write_slice(tmp_path / "DICOMDIR", 2, Modality=None, SOPClassUID=None)
-    (series,), skipped = find_series(tmp_path)
-    assert len(series.headers) == 1
-    assert {path.name for path, _ in skipped} == {"dose", "DICOMDIR"}
-
-
 def test_two_patients_with_the_same_slice_are_refused(tmp_path):
     write_slice(tmp_path / "a", 0)
     write_slice(tmp_path / "b", 0, PatientID="Jones")

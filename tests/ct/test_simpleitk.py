@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pydicom
 import pytest
-from ct_files import SERIES, write_ct, write_enhanced
+from ct_files import SERIES, compress, write_ct, write_enhanced
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -57,11 +57,10 @@ def write_as(path, cell, syntax):
     if kind == np.int16 and bits == 16:
         tags["RescaleIntercept"] = 0
     write_ct(path, ramp(cell), BitsStored=bits, **tags)
-    dataset = pydicom.dcmread(path)
     if syntax in PACKED:
-        dataset.compress(syntax, generate_instance_uid=False)
-        dataset.save_as(path)
+        compress(path, syntax)
         return
+    dataset = pydicom.dcmread(path)
     dataset.file_meta.TransferSyntaxUID = syntax
     if syntax == ExplicitVRBigEndian:
         swapped = ramp(cell).astype(np.dtype(kind).newbyteorder(">"))

@@ -3,11 +3,10 @@
 import shutil
 
 import numpy as np
-import pydicom
 import pytest
 from basics import refused_at
 from chest import how, write_chest
-from ct_files import SERIES, write_ct, write_enhanced
+from ct_files import SERIES, compress, write_ct, write_enhanced
 from PIL import Image
 from prepare_runs import rows_of
 
@@ -22,12 +21,6 @@ STORED = np.random.default_rng(0).integers(0, 1500, (8, 8)).astype(np.int16)
 def write(path, z=0, *, uid=1, stored=STORED, **tags):
     path.parent.mkdir(parents=True, exist_ok=True)
     write_ct(path, stored, uid=uid, ImagePositionPatient=[0, 0, z], **tags)
-
-
-def compress(path):
-    image = pydicom.dcmread(path)
-    image.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
-    image.save_as(path)
 
 
 @pytest.mark.parametrize("change", ["", "another tag", "compressed"])

@@ -7,7 +7,7 @@ import pydicom
 import pytest
 from basics import refused_at
 from chest import how, write_chest
-from ct_files import SERIES, write_ct
+from ct_files import SERIES, compress, write_ct
 from phantom_regions import phantom, write, write_slices
 from PIL import Image
 from prepare_runs import rows_of, run
@@ -67,8 +67,7 @@ def test_private_groups_may_follow_the_pixels(tmp_path, syntax, add):
 
 def test_private_groups_may_follow_compressed_pixels(tmp_path):
     path = write_ct(tmp_path / "a", STORED)
-    dataset = pydicom.dcmread(path)
-    dataset.compress(pydicom.uid.RLELossless)
+    dataset = compress(path)
     private(dataset)
     dataset.save_as(path)
     np.testing.assert_array_equal(read_slice(path)[1], STORED - 1024)

@@ -7,7 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from twostage_jax.ct.decode import quiet
 
@@ -120,6 +120,14 @@ def write_enhanced(path, stored, heights, *, own=None, shared=None, **tags):
         },
     )
     return path
+
+
+def compress(path, syntax=RLELossless):
+    """Compresses the pixels of a file, and returns its data set."""
+    dataset = pydicom.dcmread(path)
+    dataset.compress(syntax, generate_instance_uid=False)
+    dataset.save_as(path)
+    return dataset
 
 
 def errors_of(path):

@@ -8,6 +8,9 @@ import pytest
 from ct_files import SERIES, write_ct
 from pydicom.sr.codedict import codes
 
+from twostage_jax.ct import annotations
+from twostage_jax.data import ct_patches
+
 hd = pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
 nibabel = pytest.importorskip("nibabel", reason="needs the extra 'dicom'")
 
@@ -66,6 +69,17 @@ def write_series(
         write_ct(path, stored, uid=uid, **{**values, **tags})
         images.append(pydicom.dcmread(path))
     return images
+
+
+def label_masks(folder, names, rois=None):
+    """Returns (header, label mask) of a patient's slices with regions.
+
+    The second value is the positions of numbered masks.
+    """
+    (patient,) = ct_patches.Patients(folder, rois, "", False)
+    loads, placed = annotations.labelled(patient.regions, patient.headers, names)
+    found = [(h, loads[h.key]().mask) for h in patient.headers if h.key in loads]
+    return found, placed
 
 
 def box(top, left, bottom, right):

@@ -31,7 +31,7 @@ def recognise(path: Path) -> Contents | None:
     name = path.name.lower()
     if not name.endswith(".csv") or name == "classes.csv":
         return None
-    rows = [row.values for row in _rows(path)]
+    rows = [row for _, row in _rows(path)]
     return Contents(
         tuple(sorted({row["series"] for row in rows})),
         tuple(sorted({clean_label(row["label"]) for row in rows})),
@@ -54,7 +54,7 @@ def draw(query: Query) -> dict[Key, Draw]:
     drawn: dict[Key, list[tuple[int, np.ndarray]]] = defaultdict(list)
     shapes = {header.key: header.shape for header in headers}
     rows = _rows(path)
-    corners = _corners([row.values["points"] for row in rows])
+    corners = _corners([row["points"] for _, row in rows])
     for (line, row), points in zip(rows, corners, strict=True):
         label = clean_label(row["label"])
         if row["series"] not in series or label not in class_names:
@@ -85,7 +85,7 @@ def draw(query: Query) -> dict[Key, Draw]:
 FORMAT = Format("csv", recognise, draw=draw, needs_every_series=True)
 
 
-def _rows(path: Path) -> list[io.Row]:
+def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """Returns the rows of a file; see `io.read` for the accepted variants of CSV.
 
     patient: PatientID or its salted hash; may be empty. series: SeriesInstanceUID.
