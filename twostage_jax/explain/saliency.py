@@ -30,67 +30,107 @@ PATH_STEPS = 32
 NOISE_SAMPLES, NOISE_SHARE = 25, 0.15
 
 
-def gradient(
-    module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
-) -> np.ndarray:
+def _in_batches(program: Callable[..., Any]) -> Callable[..., np.ndarray]:
+    """Returns a function of any number of images from one of a batch."""
+
+    @functools.wraps(program)
+    def explain(
+        module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
+    ) -> np.ndarray:
+        labels = np.asarray(labels, np.int32)
+        of_network = functools.partial(program, module, variables)
+        return networks.in_batches(of_network, images, labels)
+
+    return explain
+
+
+def _chosen(module, variables, images, labels) -> jax.Array:
+    logits = module.apply(variables, images, train=False)[0]
+    return jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient(module, variables, images, labels) -> jax.Array:
     """Returns the gradient of the logits, `[N, H, W, C]`."""
-    return _run(_gradient_program, module, variables, images, labels)
+    return jax.grad(lambda x: _chosen(module, variables, x, labels).sum())(images)
 
 
-def gradient_x_input(
-    module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
-) -> np.ndarray:
+def _mean_gradient(module, variables, labels, images_of, count: int) -> jax.Array:
+    """Returns the mean gradient over `images_of(i)` for i below `count`.
+
+    A single compiled call would hold all of them in memory, and a loop inside a compiled
+    function is slow on a CPU (see `train.parallel`). So the host loops.
+    """
+    total = 0.0
+    for i in range(count):
+        total = total + _gradient(module, variables, images_of(i), labels)
+    return total / count
+
+
+@_in_batches
+def gradient_x_input(module, variables, images, labels):
     """Returns gradient times input (Shrikumar et al. 2016, arXiv 1605.01713)."""
-    found = gradient(module, variables, images, labels)
+    found = np.asarray(_gradient(module, variables, images, labels))
     return (found * images).sum(-1)
 
 
-def integrated_gradients(
-    module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
-) -> np.ndarray:
+@_in_batches
+def integrated_gradients(module, variables, images, labels):
     """Returns integrated gradients from the mean grey (Sundararajan et al. 2017).
 
     arXiv 1703.01365; midpoint rule with `PATH_STEPS` steps. The mean grey of normalised
     images is 0. A map sums to the logit of the image minus that of the grey image.
     """
-    return _run(_integrated_program, module, variables, images, labels)
+
+    def along(i: int) -> np.ndarray:
+        return (i + 0.5) / PATH_STEPS * images
+
+    mean = _mean_gradient(module, variables, labels, along, PATH_STEPS)
+    return (images * mean).sum(-1)
 
 
-def smoothgrad(
-    module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
-) -> np.ndarray:
+@_in_batches
+def smoothgrad(module, variables, images, labels):
     """Returns the magnitude of the mean gradient over noisy copies (Smilkov et al. 2017).
 
     There are `NOISE_SAMPLES` copies. The standard deviation of the noise is `NOISE_SHARE`
     of the image's range; its seed is fixed, and every image gets the same noise.
     """
-    return _size(_run(_smooth_program, module, variables, images, labels))
+    axes = (1, 2, 3)
+    deviation = NOISE_SHARE * (
+        images.max(axes, keepdims=True) - images.min(axes, keepdims=True)
+    )
+
+    def noisy(i: int) -> np.ndarray:
+        noise = np.random.default_rng(i).standard_normal((1, *images.shape[1:]))
+        return (images + deviation * noise).astype(np.float32)
+
+    return _size(_mean_gradient(module, variables, labels, noisy, NOISE_SAMPLES))
 
 
-def grad_cam(
-    module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
-) -> np.ndarray:
+@_in_batches
+def grad_cam(module, variables, images, labels):
     """Returns channels weighted by their mean gradient (Selvaraju et al. 2017).
 
     arXiv 1610.02391, equations 1 and 2, for `last_map`, resized linearly to the image.
     """
-    return _cam(_mean_weights, module, variables, images, labels)
+    tap = last_map(module, variables, images)
+    return _cam_program(_mean_weights, tap, module, variables, images, labels)
 
 
-def grad_cam_pp(
-    module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
-) -> np.ndarray:
+@_in_batches
+def grad_cam_pp(module, variables, images, labels):
     """Returns Grad-CAM++ maps (Chattopadhay et al. 2018, arXiv 1710.11063).
 
     Equations 10 and 19, for the exponential of the logit, whose factor is omitted: it is
     one number per image. The equations assume a non-negative tap, as after a ReLU.
     """
-    return _cam(_plus_weights, module, variables, images, labels)
+    tap = last_map(module, variables, images)
+    return _cam_program(_plus_weights, tap, module, variables, images, labels)
 
 
-def occlusion(
-    module: Any, variables: PyTree, images: np.ndarray, labels: np.ndarray
-) -> np.ndarray:
+@_in_batches
+def occlusion(module, variables, images, labels):
     """Returns the drop of the logit when a square is covered (Zeiler & Fergus 2014).
 
     Squares have a quarter of the image's side, and overlap by half. They are covered
@@ -98,9 +138,13 @@ def occlusion(
     squares that cover it.
     """
     side = max(images.shape[1] // 4, 2)
-    masks = _squares(images.shape[1:3], side, max(side // 2, 1))
-    program = functools.partial(_occlusion_program, jnp.asarray(masks))
-    return _run(program, module, variables, images, labels)
+    masks = jnp.asarray(_squares(images.shape[1:3], side, max(side // 2, 1)))
+    before = _chosen_program(module, variables, images, labels)
+    lost = 0.0
+    for mask in masks:
+        after = _covered_program(module, variables, images, labels, mask)
+        lost = lost + mask[None, :, :, 0] * (before - after)[:, None, None]
+    return lost / masks.sum(0)[None, :, :, 0]
 
 
 def _at_head(method: str) -> Callable:
@@ -113,8 +157,8 @@ def _at_head(method: str) -> Callable:
     return explain
 
 
-def _size(pictures: np.ndarray) -> np.ndarray:
-    return np.abs(pictures).max(-1)
+def _size(pictures: Any) -> np.ndarray:
+    return np.abs(np.asarray(pictures)).max(-1)
 
 
 # Every method that explains a class, by name; the sensitivities first.
@@ -143,64 +187,6 @@ def last_map(module: Any, variables: PyTree, images: np.ndarray) -> str:
     shapes = networks.tap_shapes(module, variables, images)
     maps = [name for name, shape in shapes.items() if len(shape) == 3]
     return [name for name in maps if not name.startswith("pool")][-1]
-
-
-def _run(program, module, variables, images, labels):
-    labels = np.asarray(labels, np.int32)
-    return networks.in_batches(
-        functools.partial(program, module, variables), images, labels
-    )
-
-
-def _chosen(module: Any, variables: PyTree, images, labels) -> jax.Array:
-    logits = module.apply(variables, images, train=False)[0]
-    return jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
-
-
-def _gradients(module: Any, variables: PyTree, images, labels) -> jax.Array:
-    return jax.grad(lambda x: _chosen(module, variables, x, labels).sum())(images)
-
-
-_gradient_program = functools.partial(jax.jit, static_argnums=0)(_gradients)
-
-
-def _mean_gradient(module, variables, labels, images_of, count: int) -> jax.Array:
-    """Returns the mean gradient over `images_of(i)` for i below `count`.
-
-    A single compiled call would hold all of them in memory, and a loop inside a compiled
-    function is slow on a CPU (see `train.parallel`). So the host loops.
-    """
-    total = 0.0
-    for i in range(count):
-        total = total + _gradient_program(module, variables, images_of(i), labels)
-    return total / count
-
-
-def _integrated_program(module, variables, images, labels):
-    def along(i: int) -> jax.Array:
-        return (i + 0.5) / PATH_STEPS * images
-
-    mean = _mean_gradient(module, variables, labels, along, PATH_STEPS)
-    return (images * mean).sum(-1)
-
-
-def _smooth_program(module, variables, images, labels):
-    axes = (1, 2, 3)
-    deviation = NOISE_SHARE * (
-        images.max(axes, keepdims=True) - images.min(axes, keepdims=True)
-    )
-
-    def noisy(i: int) -> np.ndarray:
-        noise = np.random.default_rng(i).standard_normal((1, *images.shape[1:]))
-        return (images + deviation * noise).astype(np.float32)
-
-    return _mean_gradient(module, variables, labels, noisy, NOISE_SAMPLES)
-
-
-def _cam(weights: Callable, module, variables, images, labels) -> np.ndarray:
-    tap = last_map(module, variables, images)
-    program = functools.partial(_cam_program, weights, tap)
-    return _run(program, module, variables, images, labels)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -246,15 +232,6 @@ def _squares(shape: tuple[int, int], side: int, step: int) -> np.ndarray:
         for j, column in enumerate(columns):
             masks[i, j, row : row + side, column : column + side] = True
     return masks.reshape(-1, *shape, 1)
-
-
-def _occlusion_program(masks, module, variables, images, labels):
-    before = _chosen_program(module, variables, images, labels)
-    lost = 0.0
-    for mask in masks:
-        after = _covered_program(module, variables, images, labels, mask)
-        lost = lost + mask[None, :, :, 0] * (before - after)[:, None, None]
-    return lost / masks.sum(0)[None, :, :, 0]
 
 
 _chosen_program = functools.partial(jax.jit, static_argnums=0)(_chosen)
