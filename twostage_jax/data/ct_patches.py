@@ -584,7 +584,7 @@ def _patches(
         for pair, counts in sorted(overlaps.items())
     ]
     by_slice = defaultdict(list)
-    for place in _chosen(places, cut, patient.name, dropped):
+    for place in chosen(places, cut, patient.name, dropped):
         by_slice[place.slice].append(place)
     used = []
     for number, hu in _read(headers, by_slice, skipped):
@@ -633,24 +633,21 @@ def _patient_flow(
 ) -> Iterator[dict[str, Any]]:
     """Yields rows of the table 'flow' on a patient, from series to patches."""
     drawn = [header for header in patient.headers if header.key in loads]
-    counts: Counter = Counter()
+    counts = []
     for level, name in (("series", "series_uid"), ("slices", "key")):
         total, in_regions, kept = (
             len({getattr(header, name) for header in headers})
             for headers in (patient.headers, drawn, used)
         )
-        counts[level, "no regions of the classes are drawn", ""] = total - in_regions
-        counts[level, NO_PATCH, ""] = in_regions - kept
-        counts[level, "", ""] = kept
+        undrawn = "no regions of the classes are drawn"
+        counts.append((level, total - in_regions, undrawn, ""))
+        counts.append((level, in_regions - kept, NO_PATCH, ""))
+        counts.append((level, kept, "", ""))
     if not made:
-        counts["patients", NO_PATCH, ""] = 1
-    for (reason, label), count in dropped.items():
-        counts["patches", reason, class_names[label]] = count
-    for example in made:
-        counts["patches", "", class_names[example.label]] += 1
-    for (level, reason, name), count in counts.items():
-        if count:
-            yield flow_row(level, count, reason, name, patient.name)
+        counts.append(("patients", 1, NO_PATCH, ""))
+    for row in (*counts, *patch_counts(made, dropped, class_names)):
+        if row[1]:
+            yield flow_row(*row, patient.name)
 
 
 def _given(
@@ -763,21 +760,21 @@ def _places(
     return [Place(number, *corner, *rest) for corner, *rest in rows], apart
 
 
-def _chosen(
+def chosen(
     places: Sequence[Place], cut: Cut, patient: str, dropped: Counter
 ) -> list[Place]:
     """Returns the patches within the caps, in order.
 
     Adds the others to `dropped`, by reason and class.
     """
-    chosen = list(places)
+    kept = list(places)
     caps = (
         (cut.per_roi, lambda place: (place.slice, place.region), "roi", "region"),
         (cut.per_class, lambda place: place.label, "", "class and patient"),
         (cut.per_patient, lambda place: 0, "patient", "patient"),
     )
     for most, group_of, name, unit in caps:
-        groups = [group_of(place) for place in chosen]
+        groups = [group_of(place) for place in kept]
         numbers = {value: i for i, value in enumerate(sorted(set(groups)))}
         picked = patches.choose(
             np.array([numbers[value] for value in groups], int),
@@ -785,10 +782,20 @@ def _chosen(
             seed=cut.seed,
             patient=f"{patient} {name}".strip(),
         )
-        for index in np.delete(np.arange(len(chosen)), picked):
-            dropped[f"more than {most} of a {unit}", chosen[index].label] += 1
-        chosen = [chosen[index] for index in picked]
-    return chosen
+        for index in np.delete(np.arange(len(kept)), picked):
+            dropped[f"more than {most} of a {unit}", kept[index].label] += 1
+        kept = [kept[index] for index in picked]
+    return kept
+
+
+def patch_counts(
+    made: Made, dropped: Counter, class_names: Sequence[str]
+) -> Iterator[tuple[str, int, str, str]]:
+    """Yields (level, count, reason, class name) of dropped and of included patches."""
+    for (reason, label), count in dropped.items():
+        yield "patches", count, reason, class_names[label]
+    for label, count in Counter(example.label for example in made).items():
+        yield "patches", count, "", class_names[label]
 
 
 def _example(

@@ -22,7 +22,15 @@ from twostage_jax.ct.dicom import Header, hashed, patient_hash, read_slice
 from twostage_jax.ct.regions import masks
 from twostage_jax.ct.regions.masks import foreground
 from twostage_jax.data.cohort import flow_row
-from twostage_jax.data.ct_patches import NO_PATCH, Cut, acquisition, check
+from twostage_jax.data.ct_patches import (
+    NO_PATCH,
+    Cut,
+    Place,
+    acquisition,
+    check,
+    chosen,
+    patch_counts,
+)
 from twostage_jax.data.dataset import Example, Made, Recipe, digest
 from twostage_jax.data.image_files import upright
 from twostage_jax.errors import Notes, UserError
@@ -81,7 +89,8 @@ def recipe(
       UserError: A setting is impossible, or a file is missing.
     """
     root = below(Path(path), "path")
-    check(Cut(size, stride, coverage, per_class=per_class, seed=seed))
+    cut = Cut(size, stride, coverage, per_class=per_class, seed=seed)
+    check(cut)
     if not 0 < lung_coverage <= 1:
         raise UserError(
             f"lung_coverage is {lung_coverage}: it must be above 0 and at most 1.",
@@ -125,7 +134,15 @@ def recipe(
         class_names=class_names,
         key=digest("slices", VERSION, class_names, settings, stamps(root, read)),
         tasks=tasks,
-        make=functools.partial(_patient_examples, root=root, **settings),
+        make=functools.partial(
+            _patient_examples,
+            root=root,
+            class_names=class_names,
+            **folders,
+            cut=cut,
+            lung_coverage=lung_coverage,
+            salt=salt,
+        ),
     )
 
 
@@ -163,68 +180,56 @@ def _patient_examples(
     images: str,
     labels: str,
     lungs: str,
-    size: int,
-    stride: int,
-    coverage: float,
+    cut: Cut,
     lung_coverage: float,
-    per_class: int,
     salt: str,
-    seed: int,
 ) -> Made:
     """Returns the patches of one patient, `[size, size, 1]`."""
-    (patient, names), classes = task, len(class_names)
+    (patient, names), classes, size = task, len(class_names), cut.size
+    group = patient_hash(patient, salt)
     examples = Made()
-    found, dropped = [], Counter()
-    for name in names:
+    places, shapes, dropped = [], [], Counter()
+    for number, name in enumerate(names):
         lung_mask = _mask(root / lungs, name) if lungs else None
         label_map = _label_map(
             _mask(root / labels, name), lung_mask, classes, examples.notes
         )
+        shapes.append(label_map.shape)
         patches.check_size(label_map.shape, size, root / images / name)
-        cuts, _ = patches.covered(
+        cuts, coverages = patches.covered(
             label_map,
             size=size,
-            stride=stride,
-            coverage=[lung_coverage if lungs else coverage]
-            + [coverage] * (classes - 1),
+            stride=cut.stride,
+            coverage=[lung_coverage if lungs else cut.coverage]
+            + [cut.coverage] * (classes - 1),
             pure=(0,) if lungs else (),
         )
-        for row, column, label in cuts.tolist():
+        for (row, column, label), covered in zip(
+            cuts.tolist(), coverages.tolist(), strict=True
+        ):
             patch = label_map[row : row + size, column : column + size]
             # The same rule for all classes, so that the fraction of lung does not
             # distinguish them.
             if lungs and np.count_nonzero(patch) / size**2 < lung_coverage:
                 dropped[TOO_LITTLE_LUNG, label] += 1
             else:
-                found.append((name, label_map.shape, row, column, label))
-    group = patient_hash(patient, salt)
-    chosen = patches.choose(
-        np.array([cut[-1] for cut in found], int),
-        per_class=per_class,
-        seed=seed,
-        patient=group,
-    )
-    over = f"more than {per_class} of a class and patient"
-    dropped.update((over, found[i][-1]) for i in set(range(len(found))) - set(chosen))
+                places.append(Place(number, row, column, label, covered, 0))
     by_slice, headers = defaultdict(list), []
-    for index in chosen:
-        by_slice[found[index][:2]].append(found[index][2:])
-    for (name, shape), cuts in by_slice.items():
-        header, pixels = _read_image(io.on_disk(root / images / name), shape)
+    for place in chosen(places, cut, group, dropped):
+        by_slice[place.slice].append(place)
+    for number, own in by_slice.items():
+        path = io.on_disk(root / images / names[number])
+        header, pixels = _read_image(path, shapes[number])
         headers += [header] if header else []
-        prefix = f"{group}/{hashed('slice', name, salt)}"
-        for row, column, label in cuts:
+        prefix = f"{group}/{hashed('slice', names[number], salt)}"
+        for _, row, column, label, *_ in own:
             patch = pixels[row : row + size, column : column + size, None].copy()
             uid = f"{prefix}/r{row:04d}c{column:04d}"
             examples.append(Example(id=uid, image=patch, label=label, group=group))
     flow = [
         ("slices", len(names) - len(by_slice), NO_PATCH, ""),
         ("slices", len(by_slice), "", ""),
-        *(("patches", n, why, class_names[k]) for (why, k), n in dropped.items()),
-        *(
-            ("patches", n, "", class_names[k])
-            for k, n in Counter(one.label for one in examples).items()
-        ),
+        *patch_counts(examples, dropped, class_names),
     ]
     if not examples:
         flow.append(("patients", 1, NO_PATCH, ""))
