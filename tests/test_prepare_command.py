@@ -246,14 +246,6 @@ def test_killed_run_goes_on_where_it_was(tmp_path):
     assert not list((tmp_path / "out").rglob("task-*"))
 
 
-def test_several_workers_give_the_same_set(tmp_path):
-    write_archive(tmp_path / "slices", [f"p{i}" for i in range(3)])
-    recipe = ct_patches.recipe(path=str(tmp_path / "slices"), size=8, classes="a,b")
-    one = prepare(recipe, tmp_path / "one", workers=1)
-    two = prepare(recipe, tmp_path / "two", workers=2)
-    assert one.fingerprint == two.fingerprint
-
-
 def test_kept_results_read_back_as_they_were(tmp_path):
     image = np.arange(4, dtype=np.int16).reshape(2, 2, 1)
     made = Made([Example("a", image, 1, "g", "test", {"row": 3, "slice": "s"})])

@@ -298,11 +298,7 @@ def _lengths(
 ) -> tuple[float, ...] | None:
     """Returns an attribute of `count` lengths in mm, or None if it is missing.
 
-    Args:
-      dataset: Data set of the image.
-      keyword: Keyword of the attribute.
-      count: Number of its values.
-      limits: Smallest and largest plausible value, mm.
+    `limits` are the smallest and the largest plausible value, mm.
 
     Raises:
       UserError: The attribute has another number of values, or one is out of range.

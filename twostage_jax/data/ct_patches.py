@@ -531,13 +531,7 @@ def _patches(
 ) -> None:
     """Adds patches, and facts about the regions, to `made`.
 
-    Args:
-      patient: Slices and regions to cut from.
-      class_names: Class names in label order.
-      cut: Settings of the patches.
-      salt: Secret mixed into hashes.
-      skipped: List of slices that would be refused; None: refuse them.
-      made: Examples and facts of the patient.
+    `skipped` is the list of slices that would be refused; None: refuse them.
     """
     loads, numbered = annotations.labelled(
         patient.regions, patient.headers, class_names, salt
@@ -602,10 +596,7 @@ def acquisition(
 ) -> list[dict[str, Any]]:
     """Returns rows of the table 'acquisition' (see `data.cohort`), one per series.
 
-    Args:
-      used: Headers of the slices that have patches.
-      patient: Hash of the patient.
-      salt: Secret mixed into hashes.
+    `used` are the slices that have patches.
     """
     return [
         {
@@ -728,15 +719,10 @@ def _places(
     num_classes: int,
     cut: Cut,
 ) -> tuple[list[Place], list[int]]:
-    """Returns the patches of a slice, and the classes of those that overlap them.
+    """Returns the patches of slice `number`, and the classes of those that overlap them.
 
-    Args:
-      number: Index of the slice.
-      header: Header of the slice.
-      mask: Label mask `[H, W]` int: 0 outside all regions, 1 + class index inside.
-      lungs: Lung mask `[H, W]` bool; None if everything counts.
-      num_classes: Number of classes.
-      cut: Settings of the patches.
+    `mask` `[H, W]` int is 0 outside all regions, 1 + class index inside; `lungs` `[H, W]`
+    bool is None if everything counts.
 
     Raises:
       UserError: A patch does not fit into the slice, or its pixel size is unknown.

@@ -154,12 +154,7 @@ def about_series(
 def notes(
     skipped: privacy.Hidden, series: Sequence[Mapping[str, str]]
 ) -> Iterator[str]:
-    """Yields lines on skipped files and on peculiar series.
-
-    Args:
-      skipped: (file, reason) of skipped files.
-      series: Rows of `about_series`.
-    """
+    """Yields lines on skipped files and on peculiar series (rows of `about_series`)."""
     reasons = collections.Counter(why for _, why in skipped)
     for reason, count in reasons.most_common(MOST_REASONS):
         yield f"skipped, {count} files: {reason}"

@@ -310,10 +310,7 @@ class Collector:
     ):
         """Reads results up to the first example, which determines shape and type of all.
 
-        Args:
-          recipe: Recipe of the set.
-          results: Examples of each task, in order.
-          part_bytes: Target size of a part, bytes.
+        `results` are the examples of each task, in order.
 
         Raises:
           UserError: The tasks did not yield any examples.

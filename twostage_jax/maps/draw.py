@@ -278,12 +278,7 @@ def legend(
 ) -> None:
     """Draws the colours of the classes, the hatch, and their fractions of the lungs.
 
-    Args:
-      pen: Pen of the picture.
-      corner: Left and top.
-      style: Settings of the series.
-      labels, lungs, unlike: See `draw_sheet`.
-      of_what: Text that names the whole of the fractions.
+    `corner` is left and top, `of_what` a text that names the whole of the fractions.
     """
     (left, top), class_names = corner, style.class_names
     counts = np.bincount(labels[lungs], minlength=1 + len(class_names))
@@ -360,13 +355,9 @@ def draw_sides(
     size: tuple[int, int],
     letters: str,
 ) -> None:
-    """Writes the letters at the left, right, top and bottom of a picture.
+    """Writes four letters (see `sides`) at the edges of a picture.
 
-    Args:
-      pen: Pen of the picture.
-      corner: Left and top.
-      size: Height and width.
-      letters: Four letters, see `sides`.
+    `corner` is its left and top, `size` its height and width.
     """
     (left, top), (high, wide) = corner, size
     places = (
