@@ -91,9 +91,7 @@ class CaffeNet(Network):
         layers.check_size(images, size - 2 * pad)
         taps, tap = layers.recorder()
         local = self.norm == "local"
-        norm = layers.make_norm(
-            "batch", train=train, dtype=self.dtype, axis_name=self.axis_name
-        )
+        norm = layers.make_norm(self, train=train)
 
         def conv(k: int, x: jax.Array, size: int, pad: int, groups: int, strides=1):
             layer = layers.Conv(

@@ -98,9 +98,7 @@ class DenseNet(Network):
             empty.
         """
         layers.check_size(images, 29)
-        norm = layers.make_norm(
-            self.norm, train=train, dtype=self.dtype, axis_name=self.axis_name
-        )
+        norm = layers.make_norm(self, train=train)
         taps, tap = layers.recorder()
 
         def conv(name: str, x: jax.Array, features: int, size=1, strides=1, pad=0):

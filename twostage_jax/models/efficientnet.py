@@ -158,10 +158,7 @@ class EfficientNetLite0(Network):
           output of the block) ..., last_conv, last_norm, last_relu [N, h, w, c]; mean
           [N, 1280] or moments [N, 4384]; head, the logits.
         """
-        norm = layers.make_norm(
-            self.norm, train=train, dtype=self.dtype, axis_name=self.axis_name,
-            epsilon=1e-3,
-        )  # fmt: skip
+        norm = layers.make_norm(self, train=train, epsilon=1e-3)
         taps, tap = layers.recorder()
 
         def conv(name: str, x: jax.Array, features: int, size: int, strides: int):

@@ -264,21 +264,22 @@ def moments(x: jax.Array) -> jax.Array:
 
 
 def make_norm(
-    kind: str, *, train: bool, dtype: Any, axis_name: str | None, epsilon: float = 1e-5
+    network: nn.Module, *, train: bool, epsilon: float = 1e-5
 ) -> Callable[..., nn.Module]:
-    """Returns a constructor of the normalisation layer, `norm(name=...)`.
+    """Returns a constructor of a network's normalisation layer, `norm(name=...)`.
 
-    'batch': running statistics move by a tenth each training step, over all devices
-    along `axis_name`. 'group': 32 groups of channels (Wu & He 2018, arXiv 1803.08494),
-    the same in training and evaluation. Both have a `scale` and a `bias`.
+    The field `norm` of the network is its kind. 'batch': running statistics move by a
+    tenth each training step, over all devices along `axis_name`. 'group': 32 groups of
+    channels (Wu & He 2018, arXiv 1803.08494), the same in training and evaluation. Both
+    have a `scale` and a `bias`.
     """
-    if kind == "group":
-        return lambda **kwargs: nn.GroupNorm(
-            num_groups=32, epsilon=epsilon, dtype=dtype, **kwargs
+    if network.norm == "group":
+        return functools.partial(
+            nn.GroupNorm, num_groups=32, epsilon=epsilon, dtype=network.dtype
         )
-    return lambda **kwargs: nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=epsilon, dtype=dtype,
-        axis_name=axis_name, **kwargs,
+    return functools.partial(
+        nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=epsilon,
+        dtype=network.dtype, axis_name=network.axis_name,
     )  # fmt: skip
 
 
@@ -298,10 +299,11 @@ def orderless(
       train: Whether to standardise over the batch.
     """
     x = jnp.concatenate([moments(taps[name]) for name in network.RECTIFIED], axis=-1)
-    norm = make_norm(
-        "batch", train=train, dtype=jnp.float32, axis_name=network.axis_name
-    )
-    return norm(name=HEAD_NORM)(x)
+    norm = nn.BatchNorm(
+        use_running_average=not train, momentum=0.9, dtype=jnp.float32,
+        axis_name=network.axis_name, name=HEAD_NORM,
+    )  # fmt: skip
+    return norm(x)
 
 
 def head(num_classes: int) -> nn.Dense:

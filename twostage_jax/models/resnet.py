@@ -113,9 +113,7 @@ class ResNet(Network):
           stage4 (the output of the last block of each stage) [N, h, w, c]; mean [N, c];
           head, the logits.
         """
-        norm = layers.make_norm(
-            self.norm, train=train, dtype=self.dtype, axis_name=self.axis_name
-        )
+        norm = layers.make_norm(self, train=train)
         taps, tap = layers.recorder()
 
         x = layers.Conv(
