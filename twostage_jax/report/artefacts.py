@@ -120,10 +120,10 @@ def gather(study: Study) -> Artefacts:
     """Reads the run folders of a study apart from their rows."""
     notes: list[str] = []
 
-    def read(what: str, reader: Callable[[Study, list[str]], Any]) -> Any:
+    def read(what: str, reader: Callable[..., Any], *more: list[str]) -> Any:
         """Returns what the reader finds, or None and a note why it is skipped."""
         try:
-            return reader(study, notes)
+            return reader(study, *more)
         except UserError as error:
             notes.append(f"{what} skipped: {error}")
             return None
@@ -131,8 +131,8 @@ def gather(study: Study) -> Artefacts:
     return Artefacts(
         _stages(study, notes),
         read("Example patches are", _examples) or {},
-        read("Worst mistakes are", _mistakes) or {},
-        read("Feature analysis is", _explanation),
+        read("Worst mistakes are", _mistakes, notes) or {},
+        read("Feature analysis is", _explanation, notes),
         notes,
     )
 
@@ -198,8 +198,7 @@ def _first(study: Study, pattern: str) -> list[Path]:
     raise UserError(f"{pattern} is missing from every run folder.")
 
 
-def _examples(study: Study, notes: list[str]) -> dict[str, Examples]:
-    del notes
+def _examples(study: Study) -> dict[str, Examples]:
     found = {}
     for path in _first(study, "examples/*.npz"):
         if path.stem == "mistakes":

@@ -42,14 +42,11 @@ class Trained:
       folder: Folder of the stage run.
       hash: Digest of everything that determines its parameters.
       arm: Arm whose last stage it is, or else its chain of stages.
-      chain: Folder names of the stage runs from the first to this one.
       stage: Name of its stage.
-      seed, fraction, fold: Its position in the study.
+      seed: Its seed.
       source: Data source that it was trained on.
       data: Name of the data set.
       fingerprint: Digest of the data set.
-      examples: Number of examples in 'train', 'validation' and 'test'; empty if the stage
-        was not trained.
       class_names: Names of the K classes.
       model: Settings of the network.
       normalise, mean, deviation: Scaling of the images, see `train.augment`.
@@ -65,15 +62,11 @@ class Trained:
     folder: Path
     hash: str
     arm: str
-    chain: tuple[str, ...]
     stage: str
     seed: int
-    fraction: float
-    fold: int
     source: str
     data: str
     fingerprint: str
-    examples: Mapping[str, int]
     class_names: tuple[str, ...]
     model: ModelConfig
     normalise: str
@@ -169,21 +162,17 @@ def read(folder: Path, arm: str = "") -> Trained:
     lineage = read_lineage(folder)
     try:
         data, settings = lineage["data"], lineage["settings"]["data"]
-        chain = tuple(map(str, lineage["chain"]))
+        chain = " > ".join(name.rsplit("-", 1)[0] for name in lineage["chain"])
         synthetic = data.get("synthetic")
         return Trained(
             folder=folder,
             hash=str(lineage["hash"]),
-            arm=arm or " > ".join(name.rsplit("-", 1)[0] for name in chain),
-            chain=chain,
+            arm=arm or chain,
             stage=str(lineage["stage"]),
             seed=int(lineage["seed"]),
-            fraction=float(lineage["fraction"]),
-            fold=int(lineage["fold"]),
             source=str(settings["source"]),
             data=str(data["name"]),
             fingerprint=str(data["fingerprint"]),
-            examples=dict(data.get("examples", {})),
             class_names=tuple(map(str, data["class_names"])),
             model=ModelConfig(**lineage["model"]),
             normalise=str(settings["normalise"]),
