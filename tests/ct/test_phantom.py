@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pydicom
 import pytest
-from basics import refused_at
 from PIL import Image
 from scipy import ndimage
 
@@ -54,7 +53,6 @@ def test_patient_is_determined_by_the_seed():
     for name in ("hu", "labels", "lungs"):
         assert np.array_equal(getattr(first, name), getattr(again, name))
     assert first.scanner == again.scanner
-    assert first.diseases == other.diseases
     assert not np.array_equal(first.hu, other.hu)
 
 
@@ -216,12 +214,6 @@ def test_writing_twice_gives_the_same_bytes(tmp_path):
     first = {p.name: p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()}
     again = {p.name: p.read_bytes() for p in (tmp_path / "b").rglob("*") if p.is_file()}
     assert first == again and len(first) == 2  # Both masks have the name of the image.
-
-
-def test_a_folder_that_is_not_empty_is_refused(tmp_path):
-    (tmp_path / "note.txt").write_text("mine")
-    with refused_at(tmp_path):
-        write_patient(tmp_path, phantom_slices(0, slices=1, matrix=SMALL))
 
 
 def test_recipe_cuts_patches_from_the_drawn_patient():

@@ -105,23 +105,21 @@ class GivenLungs:
         return found
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Matched:
-    """Lung masks by series.
+    """Lung masks by SeriesInstanceUID.
 
     Attributes:
       folder: File or folder of the masks.
+      found: Masks of the series that have one.
+      reasons: Reason why each of the others lacks one.
       skipped: (path, reason) of files that are not lung masks.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        found: dict[str, GivenLungs],
-        reasons: dict[str, str],
-        skipped: Skipped,
-    ) -> None:
-        self.folder, self.skipped = folder, skipped
-        self._found, self._reasons = found, reasons
+    folder: Path
+    found: dict[str, GivenLungs]
+    reasons: dict[str, str]
+    skipped: Skipped
 
     def of(self, series_uid: str) -> GivenLungs:
         """Returns the lung mask of a series.
@@ -129,13 +127,13 @@ class Matched:
         Raises:
           UserError: The mask is missing or ambiguous.
         """
-        if series_uid not in self._found:
+        if series_uid not in self.found:
             raise UserError(
                 "A lung mask for the series was not found among the given files. "
-                f"{self._reasons[series_uid]}",
+                f"{self.reasons[series_uid]}",
                 where=self.folder,
             )
-        return self._found[series_uid]
+        return self.found[series_uid]
 
 
 def folder(given: str) -> Path | None:

@@ -28,7 +28,6 @@ from twostage_jax.ct.phantom_anatomy import (
     points_mm,
     tree,
 )
-from twostage_jax.errors import UserError
 
 # Manufacturer, name of the kernel, point spread (mm), edge gain, noise (HU at a thickness
 # of 1 mm), and spatial frequency at which the noise falls (cycles per mm), of one soft, one
@@ -225,7 +224,6 @@ class Phantom:
       lungs: Lung mask, `[Z, H, W]` bool.
       spacing: Pixel size, mm.
       scanner: Scanner and protocol.
-      diseases: Classes of the patient except normal.
     """
 
     patient: int
@@ -234,7 +232,6 @@ class Phantom:
     lungs: np.ndarray
     spacing: float
     scanner: Scanner
-    diseases: tuple[str, ...]
 
 
 def phantom_slices(
@@ -270,7 +267,7 @@ def phantom_slices(
         image = scanner.image(rng, grid, np.where(lungs, inner, hu))
         sections.append((image, _label_map(grid, lungs, regions), lungs))
     stacks = [np.stack(parts) for parts in zip(*sections, strict=True)]
-    return Phantom(patient, *stacks, grid.spacing, scanner, diseases)
+    return Phantom(patient, *stacks, grid.spacing, scanner)
 
 
 def _healthy(rng, grid: Grid, lungs, hila, density: float) -> Lung:
@@ -354,13 +351,7 @@ def write_patient(folder: pathlib.Path, phantom: Phantom, *, seed: int = 0) -> N
 
     Masks are 8-bit PNG files named after SOPInstanceUIDs. The PatientID of patient 7 is
     PHANTOM-007. The same phantom and seed give the same files.
-
-    Raises:
-      UserError: The folder is not empty.
     """
-    folder = pathlib.Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty. Give a new folder.", where=folder)
     for name in ("rois", "lungs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     name = f"PHANTOM-{phantom.patient:03d}"

@@ -12,7 +12,6 @@ from typing import Any
 
 from twostage_jax.data import store
 from twostage_jax.data.dataset import Recipe
-from twostage_jax.data.store import folder_of, tasks_of
 from twostage_jax.errors import UserError
 
 # Separates the parts of a UserError in the text of another exception.
@@ -38,9 +37,9 @@ def run(recipe: Recipe, data_dir: Path, options: Sequence[str]) -> None:
             "Apache Beam is not installed: pip install 'twostage_jax[beam]'.",
             where="apache_beam",
         ) from None
-    if folder_of(recipe, data_dir).exists():
+    if store.folder_of(recipe, data_dir).exists():
         return
-    kept = store.kept(recipe, tasks_of(recipe, data_dir))
+    kept = store.kept(recipe, store.tasks_of(recipe, data_dir))
     try:
         with apache_beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
             counts = (
