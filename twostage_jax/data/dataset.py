@@ -63,6 +63,11 @@ class Made(list[Example]):
             self.facts.setdefault(table, []).extend(rows)
 
 
+def as_made(examples: list[Example]) -> Made:
+    """Returns the result of a task as `Made`, because a plain list is enough for one."""
+    return examples if isinstance(examples, Made) else Made(examples)
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """Recipe of a data set: `make(task)` for each task, in any order or in parallel.

@@ -99,7 +99,7 @@ def write(
       out: Output folder of `prepare`.
       recipe: Recipe of `ct_patches`.
       made: Data set that the recipe made.
-      metadata: Metadata of the prepared set (see `store.Collector`).
+      metadata: Metadata of the prepared set (see `records.Collector`).
       skipped: (file, reason) of skipped files.
       series: Rows of `about_series`.
     """
