@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from study_files import write_study
+from study_files import read_results, write_results, write_study
 
 from twostage_jax.report import external, study_table
 from twostage_jax.report.analysis import analyse
@@ -68,3 +68,13 @@ def test_patients_of_the_target_are_named_as_such(folder):
 def test_without_external_sets_there_is_no_section(folder):
     shutil.rmtree(folder / "external")
     assert section(folder)[1:] == ([], [])
+
+
+def test_networks_of_a_seed_that_is_incomplete_are_left_out(folder):
+    results = read_results(folder)
+    write_results(folder, results["config"], results["rows"][:-1])
+    analysis, (table, _), notes = section(folder)
+    assert not notes and analysis.full.scores.seeds == (0,)
+    for arm, score, *_ in table.rows:
+        expected = analysis.full.scores.intervals["balanced_accuracy"][arm]
+        assert score.estimate == pytest.approx(expected.estimate)

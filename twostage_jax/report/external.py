@@ -4,13 +4,14 @@ Every network of an arm predicts every example of the set, so a network (one fol
 seed) takes the role of a seed: intervals are over external patients and networks.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from twostage_jax.errors import UserError
-from twostage_jax.report.analysis import Analysis, Scores, of_arms
+from twostage_jax.report.analysis import Analysis, Scores, Size, of_arms
 from twostage_jax.report.cohort import acquisition_table
 from twostage_jax.report.parts import Details, Part, Text
 from twostage_jax.report.score_tables import (
@@ -20,6 +21,7 @@ from twostage_jax.report.score_tables import (
     score_columns,
 )
 from twostage_jax.report.study_table import (
+    Place,
     Record,
     Study,
     named_predictions,
@@ -34,8 +36,7 @@ DESCRIPTIONS = "external/*/set.json"
 def section(study: Study, analysis: Analysis, notes: list[str]) -> list[Part]:
     """Returns the parts of the section; adds skipped sets, with reasons, to `notes`."""
     parts: list[Part] = []
-    for number, (name, described, arms) in enumerate(_found(study, analysis, notes)):
-        scores = of_arms(arms, analysis.full.scores.resamples)
+    for number, (name, described, scores) in enumerate(_found(study, analysis, notes)):
         parts.append(_table(number, name, scores, analysis.baseline))
         parts.append(Text(_words(described)))
         acquisition = (described.get("cohort") or {}).get("acquisition")
@@ -49,8 +50,9 @@ def section(study: Study, analysis: Analysis, notes: list[str]) -> list[Part]:
 
 def _found(
     study: Study, analysis: Analysis, notes: list[str]
-) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, list[Predictions]]]]:
-    """Yields the name of each set, its `set.json`, and arm -> predictions on it."""
+) -> Iterator[tuple[str, Mapping[str, Any], Scores]]:
+    """Yields the name of each set, its `set.json`, and the scores on it."""
+    full = analysis.full
     by_set: dict[str, list[Path]] = defaultdict(list)
     for workdir in study.workdirs:
         for path in sorted(workdir.glob(DESCRIPTIONS)):
@@ -59,26 +61,30 @@ def _found(
         try:
             described = read_json(paths[0])
             arms = {
-                arm: _networks(study, arm, folder) for arm in analysis.full.scores.arms
+                arm: _networks(study, full, arm, folder) for arm in full.scores.arms
             }
-            yield readable(described["name"]), described, arms
+            scores = of_arms(arms, full.scores.resamples)
+            yield readable(described["name"]), described, scores
         except (UserError, KeyError, TypeError) as error:
             notes.append(f"External set {folder} is skipped: {error}")
 
 
-def _networks(study: Study, arm: str, folder: str) -> list[Predictions]:
-    """Returns the predictions of an arm's networks, numbered like seeds."""
+def _networks(study: Study, size: Size, arm: str, folder: str) -> list[Predictions]:
+    """Returns the predictions of an arm's networks, numbered like seeds.
+
+    As in all other tables, seeds that are incomplete in some arm are excluded.
+    """
     found = []
-    for place, record in study.records.items():
-        if place.arm == arm and place.fraction == study.fractions[0]:
-            path = _path(record, folder)
-            if path is None:
-                raise UserError(
-                    f"{place} was not scored on it, or was retrained since: score it "
-                    "again with --external."
-                )
-            number = place.seed * len(study.folds) + place.fold
-            found.append(named_predictions(path, number, study.class_names))
+    for seed, fold in itertools.product(size.scores.seeds, study.folds):
+        place = Place(arm, seed, size.fraction, fold)
+        path = _path(study.records[place], folder)
+        if path is None:
+            raise UserError(
+                f"{place} was not scored on it, or was retrained since: score it again "
+                "with --external."
+            )
+        number = seed * len(study.folds) + fold
+        found.append(named_predictions(path, number, study.class_names))
     return found
 
 
