@@ -30,11 +30,11 @@ setting `window` is one window, or three for the three channels of the network.
 
 import contextlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twostage_jax import cli
+from twostage_jax import cli, io
 from twostage_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def prepare(
     from twostage_jax.ct import lung_files, privacy
     from twostage_jax.data import beam as beam_pipeline
     from twostage_jax.data import ct_patches, prepared_folder, store
+    from twostage_jax.folders import every_path
 
     if workers is not None and workers < 1:
         raise UserError(
@@ -142,7 +143,13 @@ def prepare(
         found = recipe.tasks.found
         skipped = list(map(tuple, metadata.get("skipped", ())))
         skipped += privacy.hide(found.skipped, recipe.tasks.roots, salt)
-        names = _paths(roots, salt) if show_paths else {}
+        names = {}
+        if show_paths:
+            names = {
+                privacy.file_hash(path, salt): io.shown(path)
+                for root in roots.values()
+                for path in every_path(root) or [root]
+            }
         shown = [(names.get(name, name), why) for name, why in skipped]
         series = prepared_folder.about_series(found.series, salt, show_paths=show_paths)
         prepared_folder.write(folder, recipe, made, metadata, shown, series)
@@ -153,28 +160,13 @@ def prepare(
 def _report(made: "Dataset") -> None:
     import numpy as np
 
-    from twostage_jax.io import inert
-
     print(f"{len(made)} patches of {len(np.unique(made.groups))} patients:")
     for label, name in enumerate(made.class_names):
         own = made.labels == label
         patients = len(np.unique(made.groups[own]))
-        print(f"  {inert(name)[:80]}: {own.sum()} of {patients} patients")
+        print(f"  {io.inert(name)[:80]}: {own.sum()} of {patients} patients")
     for note in made.notes:
         print(f"  {note}")
-
-
-def _paths(roots: Mapping[str, Path], salt: str) -> dict[str, str]:
-    """Returns hash of a file -> its path."""
-    from twostage_jax.ct import privacy
-    from twostage_jax.folders import every_path
-    from twostage_jax.io import shown
-
-    found = {}
-    for root in roots.values():
-        for path in every_path(root) if root.is_dir() else [root]:
-            found[privacy.file_hash(path, salt)] = shown(path)
-    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
