@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from twostage_jax.errors import UserError
 from twostage_jax.explain import networks
 from twostage_jax.explain.measures import MEASURES, probes, similarity
 from twostage_jax.explain.networks import Examples, Network
@@ -82,14 +81,6 @@ def name_networks(
     chains: dict[str, list[str]] = {}
     for arm, of_arm in arms.items():
         named[arm] = {network.seed: network for network in of_arm}
-        if not named[arm]:
-            raise UserError(
-                f"arm '{arm}' lacks a trained network to measure.", where=arm
-            )
-        if len(named[arm]) < len(of_arm):
-            raise UserError(
-                f"arm '{arm}' has several networks with the same seed.", where=arm
-            )
         for network in of_arm:
             *ancestors, _ = network.chain()
             stages = [ancestor.stage for ancestor in ancestors]
@@ -97,8 +88,6 @@ def name_networks(
             for name, ancestor in zip(names, ancestors, strict=True):
                 before.setdefault(name, {}).setdefault(ancestor.seed, ancestor)
             chains[arm] = [RANDOM, *names, arm]
-    if not named:
-        raise UserError("give at least one trained network to measure.", where="arms")
     named.update(sorted(before.items(), key=lambda item: len(item[0])))
     targets = {n.seed: n for of_arm in arms.values() for n in of_arm}
     named[RANDOM] = {s: networks.randomised(n) for s, n in sorted(targets.items())}

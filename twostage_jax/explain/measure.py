@@ -30,12 +30,12 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from twostage_jax.errors import UserError
 from twostage_jax.explain import compare, networks, of_network, stimuli
-from twostage_jax.explain.compare import Named
 from twostage_jax.explain.networks import Examples, Network
 
 SCHEMA = 1
+# Fewest examples per seed: similarity needs as many.
+FEWEST = 4
 
 
 # The matrices of probes are small: several threads would mostly wait for each other.
@@ -51,8 +51,8 @@ def measure(
 
     Args:
       arms: Arm -> its networks, one per seed. All take images of one size.
-      examples: Seed -> test images of the target, `[N, H, W, C]` in [0, 1]; without
-        labels, measures that need them are skipped.
+      examples: Seed -> test images of the target, `[N, H, W, C]` in [0, 1], N at least
+        `FEWEST`; without labels, measures that need them are skipped.
       layers: Names of taps that all networks have.
       say: Progress reporter, called with one line.
       textures: Families of textures; the embedded textures if None.
@@ -61,12 +61,11 @@ def measure(
       JSON values; see the module docstring.
 
     Raises:
-      UserError: A layer does not exist; networks are missing or differ in their input;
-        the textures or examples are of another size; or a seed has fewer than 4
-        examples.
+      UserError: A layer does not exist.
     """
     named, chains = compare.name_networks(arms)
-    size, channels = _checked(named, examples, textures)
+    first = next(iter(arms.values()))[0]
+    size, channels = first.size, first.channels
     if textures is None:
         say("drawing textures")
         textures = stimuli.embedded_textures(size, channels)
@@ -105,40 +104,6 @@ def measure(
         "differences": differences,
         "notes": [*_notes_on(examples, textures), *found.note_lines()],
     }
-
-
-def _checked(
-    named: Named,
-    examples: Mapping[int, Examples],
-    textures: stimuli.Textures | None,
-) -> tuple[int, int]:
-    """Returns size and channels of all images."""
-    sizes = {
-        (n.size, n.channels) for by_seed in named.values() for n in by_seed.values()
-    }
-    if len(sizes) > 1:
-        raise UserError(
-            f"the networks take images of different sizes or channels ({sizes}): "
-            "measure them separately.",
-            where="size",
-        )
-    size, channels = sizes.pop()
-    given = [("the examples", of_seed.images) for of_seed in examples.values()]
-    if textures is not None:
-        given.append(("the textures", textures.images))
-    for what, images in given:
-        if images.shape[1:] != (size, size, channels):
-            raise UserError(
-                f"{what} have shape {images.shape[1:]}, but the networks take "
-                f"{(size, size, channels)}.",
-                where=what,
-            )
-    fewest = min(len(of_seed.images) for of_seed in examples.values())
-    if fewest < 4:
-        raise UserError(
-            f"{fewest} examples are too few: give 4 or more.", where="examples"
-        )
-    return size, channels
 
 
 def _notes_on(

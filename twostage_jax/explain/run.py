@@ -26,8 +26,6 @@ SCHEMA = 1
 Arms = Mapping[str, Sequence[Network]]
 # Strongest patches per channel; channels per page.
 PATCHES, CHANNELS_A_PAGE = 4, 8
-# Fewest images for `measure.measure`; a picture needs only one.
-FEWEST_MEASURED = 4
 
 
 def explain(
@@ -113,10 +111,10 @@ def explain(
     drawn.update(figures.saliency_figures(explained["saliency"], maps))
     texts, notes = text.study_words(explained), list(left_out)
     explained["measures"] = None
-    if measured and min(counts) < FEWEST_MEASURED:
+    if measured and min(counts) < measure.FEWEST:
         notes.append(
-            f"Measures: they need {FEWEST_MEASURED} images, but only {min(counts)} "
-            "are available."
+            f"Measures: they need {measure.FEWEST} images, but only {min(counts)} are "
+            "available."
         )
     elif measured:
         explained["measures"] = measure.measure(arms, examples, layers, say, textures)

@@ -123,12 +123,9 @@ def results_table(rows: Sequence[Mapping[str, Any]], first: str = "arm") -> str:
     below the table; the number of seeds counts complete seeds only.
 
     Args:
-      rows: One per arm, fraction and seed; see `pool_folds`. Without 'lacks', no fold
-        is missing.
+      rows: One per arm, fraction and seed; see `pool_folds`.
       first: Heading of the first column.
     """
-    if not rows:
-        return "No results yet."
     names = list(dict.fromkeys(row["arm"] for row in rows))
     fractions = sorted({row["fraction"] for row in rows}, reverse=True)
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
@@ -139,7 +136,7 @@ def results_table(rows: Sequence[Mapping[str, Any]], first: str = "arm") -> str:
         whole = [
             row
             for (a, f, _), row in by_place.items()
-            if (a, f) == (arm, fraction) and not row.get("lacks")
+            if (a, f) == (arm, fraction) and not row["lacks"]
         ]
         cells = [arm, *[f"{fraction:g}"] * several]
         cells += [number_range([n for row in whole for n in row["n_train"]])]
@@ -150,7 +147,7 @@ def results_table(rows: Sequence[Mapping[str, Any]], first: str = "arm") -> str:
         if place not in by_place:
             missing.append(_place(*place))
         else:
-            lacks = by_place[place].get("lacks", ())
+            lacks = by_place[place]["lacks"]
             missing += [_place(*place, f", fold {fold}") for fold in lacks]
     header = [first, *["fraction"] * several, "training patches"]
     table = markdown_table([*header, *COLUMNS.values(), "seeds"], lines)

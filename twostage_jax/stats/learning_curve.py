@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy
 
-from twostage_jax.errors import UserError
 from twostage_jax.stats import metrics
 from twostage_jax.stats.arms import Predictions, pair
 from twostage_jax.stats.intervals import (
@@ -74,10 +73,10 @@ def area_weights(n: Sequence[float]) -> np.ndarray:
     Trapezoids over the logarithm of the size, divided by its range: a constant score c
     gives c.
 
-    Raises:
-      UserError: Fewer than two sizes, or sizes that do not ascend from above 0.
+    Args:
+      n: F sizes, two or more, ascending from above 0.
     """
-    steps = np.diff(np.log(_ascending(n)))
+    steps = np.diff(np.log(n))
     edges = np.concatenate([[0.0], steps, [0.0]])
     return (edges[:-1] + edges[1:]) / 2 / steps.sum()
 
@@ -92,15 +91,12 @@ def patches_to_match(
 
     Args:
       scratch, other: Scores `[..., F]` at the sizes `n`.
-      n: F ascending sizes.
+      n: F sizes; see `area_weights`.
 
     Returns:
       `[..., F]`: `inf` for more than the largest size, 0 for at most the smallest.
-
-    Raises:
-      UserError: See `area_weights`.
     """
-    logs = np.log(_ascending(n))
+    logs = np.log(n)
     curve, goal = np.broadcast_arrays(_isotonic(np.asarray(scratch, float)), other)
     found = np.full(goal.shape, np.inf)
     for j in range(len(logs) - 2, -1, -1):
@@ -123,27 +119,15 @@ def size_study(
 
     Args:
       arms: Arm -> size (number of target training patches) -> predictions of its seeds.
+        All arms have the same sizes, two or more.
       metric: One of `metrics.COMPARED`.
       baseline: Arm that the others are compared with.
       resamples: Number of resamples of the bootstrap.
 
     Raises:
-      UserError: The arms differ in their sizes, the baseline is missing, there are fewer
-        than two sizes, or predictions cannot be paired.
+      UserError: Predictions cannot be paired.
     """
-    if baseline not in arms:
-        raise UserError(
-            f"The learning curve needs arm '{baseline}' for comparison.", where=baseline
-        )
     n = tuple(sorted(arms[baseline]))
-    _ascending(n)
-    for arm, by_size in arms.items():
-        if set(by_size) != set(n):
-            raise UserError(
-                f"Arm '{arm}' was trained on {sorted(by_size)} patches, '{baseline}' "
-                f"on {list(n)}: the sizes must be equal. Train the missing runs.",
-                where=arm,
-            )
     flat = {f"{arm}, n={size:g}": arms[arm][size] for arm in arms for size in n}
     sampler = Resampler(metrics.metric(pair(flat), metric), resamples)
     scores = score_intervals(sampler)
@@ -216,17 +200,6 @@ def matches(sampler: Resampler, n: Sequence[float], base: int, arm: int) -> list
         value, low, high = (describe_size(number, n) for number in numbers)
         found.append(Match(size, *numbers, f"{value} ({low} to {high})"))
     return found
-
-
-def _ascending(n: Sequence[float]) -> np.ndarray:
-    sizes = np.asarray(n, float)
-    if len(sizes) < 2 or sizes[0] <= 0 or (np.diff(sizes) <= 0).any():
-        raise UserError(
-            f"Sizes {list(n)}: the learning curve needs two or more ascending sizes above "
-            "0. Add fractions to config.study.fractions.",
-            where="config.study.fractions",
-        )
-    return sizes
 
 
 def _isotonic(curve: np.ndarray) -> np.ndarray:
