@@ -25,14 +25,14 @@ FROM_HEAD = [6, 5, 4, 3, 2, 1]
 PLAIN = {"size": 8, "stride": 8, "coverage": 0.5, "lungs": "off", "per_class": 0}
 
 
-def regions_of(folder, names, rois=None):
+def regions_of(folder, rois, names="a"):
     """Returns label masks by InstanceNumber, and the positions of numbered masks."""
     found, placed = label_masks(folder, names, rois)
     return {header.number: mask for header, mask in found if mask.any()}, placed
 
 
-def masks_of(folder, names, rois=None):
-    return regions_of(folder, names, rois)[0]
+def masks_of(folder, rois, names="a"):
+    return regions_of(folder, rois, names)[0]
 
 
 def square(value=1, top=8, left=8, size=8):
@@ -52,10 +52,10 @@ def save(path, mask):
         Image.fromarray(mask).save(path)
 
 
-def refused(path, folder, names, rois=None):
-    """Returns the message with which a file is refused."""
+def refused(path, folder, rois=None, names="a"):
+    """Returns the message with which a file of regions is refused."""
     with refused_at(path) as error:
-        masks_of(folder, names, rois)
+        masks_of(folder, rois or path.parent, names)
     return str(error.value)
 
 
@@ -65,7 +65,7 @@ class TestNumberedMasks:
         write_series(tmp_path / "ct", numbers=FROM_HEAD, names=names)
         save(tmp_path / "rois" / "im001.png", square(1))
         save(tmp_path / "rois" / "IM002_mask.png", square(2))
-        found, placed = regions_of(tmp_path / "ct", ["a", "b"], tmp_path / "rois")
+        found, placed = regions_of(tmp_path / "ct", tmp_path / "rois", names="ab")
         assert {n: mask.max() for n, mask in found.items()} == {1: 1, 2: 2}
         first = min(placed)
         assert (first.number, first.header.number) == (1, 1)
@@ -75,7 +75,7 @@ class TestNumberedMasks:
         images = write_series(tmp_path / "ct", numbers=FROM_HEAD)
         path = tmp_path / "rois" / "mask1.png"
         save(path, square())
-        text = refused(path, tmp_path / "ct", ["a"], tmp_path / "rois")
+        text = refused(path, tmp_path / "ct")
         for image, z in ((images[0], "z = -100 mm"), (images[5], "z = -75 mm")):
             assert str(image.filename) in text
             assert z in text
@@ -85,7 +85,7 @@ class TestNumberedMasks:
         write_series(tmp_path / "ct", names=names)
         for number in (2, 5):
             save(tmp_path / "rois" / f"mask{number}.png", square(number == 2))
-        found, placed = regions_of(tmp_path / "ct", ["a"], tmp_path / "rois")
+        found, placed = regions_of(tmp_path / "ct", tmp_path / "rois")
         assert list(found) == [2]
         assert {one.number: one.header.number for one in placed} == {2: 2, 5: 5}
 
@@ -97,9 +97,9 @@ class TestNumberedMasks:
         path = tmp_path / "rois" / "2.png"
         save(path, square())
         if agree:
-            assert list(masks_of(tmp_path / "ct", ["a"], tmp_path / "rois")) == [2]
+            assert list(masks_of(tmp_path / "ct", tmp_path / "rois")) == [2]
         else:
-            text = refused(path, tmp_path / "ct", ["a"], tmp_path / "rois")
+            text = refused(path, tmp_path / "ct")
             assert "InstanceNumber" in text
             assert str(tmp_path / "ct" / "2.dcm") in text
 
@@ -108,32 +108,32 @@ class TestNumberedMasks:
         write_series(tmp_path / "down", numbers=range(106, 100, -1))
         # An InstanceNumber; the other numberings end before it.
         save(tmp_path / "a" / "m103.png", square())
-        assert list(masks_of(tmp_path / "down", ["a"], tmp_path / "a")) == [103]
+        assert list(masks_of(tmp_path / "down", tmp_path / "a")) == [103]
         # The third slice from the feet and by InstanceNumber.
         save(tmp_path / "b" / "m3.png", square())
-        assert list(masks_of(tmp_path / "up", ["a"], tmp_path / "b")) == [103]
-        refused(tmp_path / "b" / "m3.png", tmp_path / "down", ["a"], tmp_path / "b")
+        assert list(masks_of(tmp_path / "up", tmp_path / "b")) == [103]
+        refused(tmp_path / "b" / "m3.png", tmp_path / "down")
 
     def test_number_0_shows_that_masks_count_from_0(self, tmp_path):
         write_series(tmp_path / "ct")
         save(tmp_path / "rois" / "m000.png", square(0))
         save(tmp_path / "rois" / "m003.png", square(1))
-        assert list(masks_of(tmp_path / "ct", ["a"], tmp_path / "rois")) == [4]
+        assert list(masks_of(tmp_path / "ct", tmp_path / "rois")) == [4]
 
     def test_slices_files_that_count_from_0_contradict_instance_number(self, tmp_path):
         write_series(tmp_path / "ct", names=[f"im{n}.dcm" for n in range(6)])
         path = tmp_path / "rois" / "m3.png"
         save(path, square())
-        refused(path, tmp_path / "ct", ["a"], tmp_path / "rois")
+        refused(path, tmp_path / "ct")
         save(tmp_path / "named" / "im3.png", square())
-        assert list(masks_of(tmp_path / "ct", ["a"], tmp_path / "named")) == [4]
+        assert list(masks_of(tmp_path / "ct", tmp_path / "named")) == [4]
 
     def test_number_without_a_slice_is_refused(self, tmp_path):
         write_series(tmp_path / "ct")
         for name in ("m7.png", "other.png"):
             path = tmp_path / name.replace(".", "") / name
             save(path, square())
-            refused(path, tmp_path / "ct", ["a"], path.parent)
+            refused(path, tmp_path / "ct")
 
     @pytest.mark.parametrize("suffix", [".tif", ".npy"])
     def test_pages_are_refused_if_their_order_is_uncertain(self, tmp_path, suffix):
@@ -141,9 +141,9 @@ class TestNumberedMasks:
         path = tmp_path / "rois" / f"all{suffix}"
         save(path, stack)
         write_series(tmp_path / "down", numbers=FROM_HEAD)
-        refused(path, tmp_path / "down", ["a"], tmp_path / "rois")
+        refused(path, tmp_path / "down")
         write_series(tmp_path / "up")
-        found, placed = regions_of(tmp_path / "up", ["a"], tmp_path / "rois")
+        found, placed = regions_of(tmp_path / "up", tmp_path / "rois")
         assert list(found) == [2]
         ((number, header, _, count),) = placed
         assert (number, header.position[2], count) == (1, -100, 6)
@@ -157,7 +157,7 @@ class TestNumberedMasks:
         write_series(tmp_path / "ct", names=names, InstanceNumber=None)
         path = tmp_path / "rois" / "all.npy"
         save(path, np.stack([square()] * 6))
-        refused(path, tmp_path / "ct", ["a"], tmp_path / "rois")
+        refused(path, tmp_path / "ct")
 
     def test_pages_named_after_a_file_of_frames_follow_its_frames(self, tmp_path):
         (tmp_path / "ct").mkdir()
@@ -165,11 +165,11 @@ class TestNumberedMasks:
         write_enhanced(tmp_path / "ct" / "exam.dcm", stored, [10, 5, 0])
         stack = np.stack([square(1), square(0), square(2)])
         save(tmp_path / "named" / "exam.npy", stack)
-        found = masks_of(tmp_path / "ct", ["a", "b"], tmp_path / "named")
+        found = masks_of(tmp_path / "ct", tmp_path / "named", names="ab")
         assert {n: mask.max() for n, mask in found.items()} == {1: 1, 3: 2}
         path = tmp_path / "r" / "all.npy"
         save(path, stack)
-        text = refused(path, tmp_path / "ct", ["a", "b"], path.parent)
+        text = refused(path, tmp_path / "ct", names="ab")
         assert "z = 10 mm" in text and "z = 0 mm" in text
 
     def test_two_phases_at_one_position_need_names(self, tmp_path):
@@ -179,9 +179,9 @@ class TestNumberedMasks:
         write_series(tmp_path / "ct", phase=2, numbers=numbers, names=names)
         path = tmp_path / "rois" / "m1.png"
         save(path, square())
-        refused(path, tmp_path / "ct", ["a"], tmp_path / "rois")
+        refused(path, tmp_path / "ct")
         save(tmp_path / "named" / "late103.png", square())
-        assert list(masks_of(tmp_path / "ct", ["a"], tmp_path / "named")) == [103]
+        assert list(masks_of(tmp_path / "ct", tmp_path / "named")) == [103]
 
     def test_ambiguous_file_names_in_two_series_are_refused(self, tmp_path):
         for series in "ab":
@@ -193,7 +193,7 @@ class TestNumberedMasks:
             )
         path = tmp_path / "rois" / "im1.png"
         save(path, square())
-        refused(path, tmp_path / "ct", ["a"], tmp_path / "rois")
+        refused(path, tmp_path / "ct")
         save(tmp_path / "own" / f"{SERIES}.98" / "im2.png", square())
         (((header, _),), _) = label_masks(tmp_path / "ct", ["a"], tmp_path / "own")
         assert (header.path.parent.name, header.number) == ("b", 2)
@@ -239,20 +239,20 @@ class TestContourNumbers:
     def test_file_names_of_the_format_determine_the_slice(self, tmp_path):
         images = write_series(tmp_path / "ct", names=self.NAMES)
         path = self.write(tmp_path / "rois", images, 2)
-        assert list(masks_of(tmp_path / "ct", ["a"], path)) == [5]
+        assert list(masks_of(tmp_path / "ct", path)) == [5]
 
     def test_other_names_must_agree_with_instance_number(self, tmp_path):
         names = [name.replace("CT", "IM") for name in self.NAMES]
         images = write_series(tmp_path / "ct", names=names)
         path = self.write(tmp_path / "rois", images, 2)
-        refused(path, tmp_path / "ct", ["a"], path)
+        refused(path, tmp_path / "ct", path)
         write_series(tmp_path / "ct", names=names, numbers=FROM_HEAD)
-        assert list(masks_of(tmp_path / "ct", ["a"], path)) == [2]
+        assert list(masks_of(tmp_path / "ct", path)) == [2]
 
     def test_instance_number_replaces_names_without_numbers(self, tmp_path):
         images = write_series(tmp_path / "ct", numbers=FROM_HEAD)
         path = self.write(tmp_path / "rois", images, 2)
-        assert list(masks_of(tmp_path / "ct", ["a"], path)) == [2]
+        assert list(masks_of(tmp_path / "ct", path)) == [2]
 
 
 def two_phases(folder):
@@ -299,7 +299,7 @@ class TestNamedSlices:
     def test_name_selects_between_two_slices_at_one_position(self, tmp_path, form):
         late = two_phases(tmp_path / "ct")
         mask = write_form(form, tmp_path / "r" / "x", late)
-        found = masks_of(tmp_path / "ct", ["a"], tmp_path / "r")
+        found = masks_of(tmp_path / "ct", tmp_path / "r")
         assert list(found) == [103]
         np.testing.assert_array_equal(found[103], mask)
 
@@ -320,9 +320,9 @@ class TestNamedSlices:
         edit(path, without_names)
         if form == "seg":
             # The file as a whole refers to the instances of the second phase.
-            assert list(masks_of(tmp_path / "ct", ["a"], path.parent)) == [103]
+            assert list(masks_of(tmp_path / "ct", path.parent)) == [103]
             edit(path, lambda d: delattr(d, "ReferencedSeriesSequence"))
-        text = refused(path, tmp_path / "ct", ["a"], path.parent)
+        text = refused(path, tmp_path / "ct")
         assert str(tmp_path / "ct" / "a" / "c.dcm") in text
         assert str(tmp_path / "ct" / "b" / "c.dcm") in text
 
@@ -344,7 +344,7 @@ class TestNamedSlices:
             source.ReferencedSOPInstanceUID = other.SOPInstanceUID
 
         edit(path, rename)
-        text = refused(path, tmp_path / "ct", ["a"], path.parent)
+        text = refused(path, tmp_path / "ct")
         assert str(tmp_path / "ct" / "c.dcm") in text  # The slice at its position.
         assert str(other.filename) in text  # The slice that it names.
 
@@ -356,7 +356,7 @@ class TestNamedSlices:
             image.PixelData = (image.pixel_array + 300).tobytes()
             image.save_as(image.filename)
         write_form(form, tmp_path / "r" / "x", other)
-        assert list(masks_of(tmp_path / "ct", ["a"], tmp_path / "r")) == [103]
+        assert list(masks_of(tmp_path / "ct", tmp_path / "r")) == [103]
 
     def test_missing_series_does_not_matter_if_slices_are_named(self, tmp_path, form):
         images = write_series(tmp_path / "ct")
@@ -373,10 +373,10 @@ class TestNamedSlices:
                 study.RTReferencedSeriesSequence.append(absent)
 
         edit(path, refer)
-        found = masks_of(tmp_path / "ct", ["a"], path.parent)
+        found = masks_of(tmp_path / "ct", path.parent)
         np.testing.assert_array_equal(found[3], mask)
         edit(path, without_names)
-        refused(path, tmp_path / "ct", ["a"], path.parent)
+        refused(path, tmp_path / "ct")
 
     def test_named_slices_distinguish_two_referenced_series(self, tmp_path, form):
         thin = write_series(tmp_path / "ct" / "a", count=11, step=(0, 0, 2.5))
@@ -395,7 +395,7 @@ class TestNamedSlices:
                 study.RTReferencedSeriesSequence.insert(0, other)
 
         edit(path, refer)
-        assert list(masks_of(tmp_path / "ct", ["a"], path.parent)) == [103]
+        assert list(masks_of(tmp_path / "ct", path.parent)) == [103]
 
     def test_regions_outside_the_pixels_of_their_slice_are_refused(
         self, tmp_path, form
@@ -407,7 +407,7 @@ class TestNamedSlices:
             x, y, z = image.ImagePositionPatient
             image.ImagePositionPatient = [x + 500, y, z]
         write_form(form, path, moved)
-        refused(path, tmp_path / "ct", ["a"], path.parent)
+        refused(path, tmp_path / "ct")
 
     def test_regions_between_slices_are_refused(self, tmp_path, form):
         images = write_series(tmp_path / "ct")
@@ -417,14 +417,14 @@ class TestNamedSlices:
             x, y, z = image.ImagePositionPatient
             image.ImagePositionPatient = [x, y, z + 2.5]
         write_form(form, path, moved)
-        refused(path, tmp_path / "ct", ["a"], path.parent)
+        refused(path, tmp_path / "ct")
         edit(path, without_names)
-        refused(path, tmp_path / "ct", ["a"], path.parent)
+        refused(path, tmp_path / "ct")
 
     def test_regions_of_a_tilted_series_lie_on_its_slices(self, tmp_path, form):
         images = write_series(tmp_path / "ct", step=(0, 4.0, 5.0))
         mask = write_form(form, tmp_path / "r" / "x", images, index=5)
-        found = masks_of(tmp_path / "ct", ["a"], tmp_path / "r")
+        found = masks_of(tmp_path / "ct", tmp_path / "r")
         np.testing.assert_array_equal(found[6], mask)
 
 
@@ -450,7 +450,7 @@ class TestSegmentationFrames:
         self.turn(path, turned)
         if not named:
             edit(path, without_names)
-        text = refused(path, tmp_path / "ct", ["a"], path.parent)
+        text = refused(path, tmp_path / "ct")
         assert f"{degrees}.0 degrees" in text
 
     def test_mirrored_frames_are_placed_by_position(self, tmp_path):
@@ -472,7 +472,7 @@ class TestSegmentationFrames:
                 plane.ImagePositionPatient = [x + side, y + side, z]
 
         edit(path, move)
-        found = masks_of(tmp_path / "ct", ["a"], path.parent)
+        found = masks_of(tmp_path / "ct", path.parent)
         np.testing.assert_array_equal(found[3], mask)
 
     def test_frame_without_a_position_is_refused(self, tmp_path):
@@ -480,9 +480,7 @@ class TestSegmentationFrames:
         path = tmp_path / "r" / "x"
         write_form("seg", path, images)
         edit(path, lambda d: delattr(frames_of(d)[0], "PlanePositionSequence"))
-        assert "ImagePositionPatient" in refused(
-            path, tmp_path / "ct", ["a"], path.parent
-        )
+        assert "ImagePositionPatient" in refused(path, tmp_path / "ct")
 
 
 def affine_of(images):
@@ -519,7 +517,7 @@ class TestVolumes:
         for name, sform, qform in (("s", right, wrong), ("q", wrong, right)):
             path = tmp_path / name / "x.nii.gz"
             write_nifti(path, volume_of(), sform, 2, qform, 1)
-            found = masks_of(tmp_path / "ct", ["a"], path.parent)
+            found = masks_of(tmp_path / "ct", path.parent)
             assert list(found) == [3]
             np.testing.assert_array_equal(found[3], square())
 
@@ -534,14 +532,14 @@ class TestVolumes:
             path = tmp_path / name / "x.nii"
             qform = mirrored if name == "both" else moved @ np.diag([-1.0, 1, 1, 1])
             write_nifti(path, volume_of(), sform, 1, qform, 1)
-            text = refused(path, tmp_path / "ct", ["a"], path.parent)
+            text = refused(path, tmp_path / "ct")
             assert "sform" in text and "qform" in text
 
     def test_rounded_matrices_are_equal(self, tmp_path):
         images = write_series(tmp_path / "ct")
         right = affine_of(images)
         write_nifti(tmp_path / "r" / "x.nii", volume_of(), right, 1, right + 1e-4, 1)
-        assert list(masks_of(tmp_path / "ct", ["a"], tmp_path / "r")) == [3]
+        assert list(masks_of(tmp_path / "ct", tmp_path / "r")) == [3]
 
     @pytest.mark.parametrize("form", ["plain .nii.gz", "gzip .nii", "NIfTI-2", "pair"])
     @pytest.mark.parametrize("ones", [0, 1])
@@ -563,7 +561,7 @@ class TestVolumes:
             write_nifti(tmp_path / "y.nii", volume, matrix)
             folder.mkdir()
             shutil.move(tmp_path / "y.nii", folder / "x.nii.gz")
-        found = masks_of(tmp_path / "ct", ["a"], folder)
+        found = masks_of(tmp_path / "ct", folder)
         assert list(found) == [3]
         np.testing.assert_array_equal(found[3], square())
 
@@ -574,7 +572,7 @@ class TestVolumes:
         (tmp_path / "r").mkdir()
         nibabel.save(image, tmp_path / "r" / "x.nii")
         np.testing.assert_array_equal(
-            masks_of(tmp_path / "ct", ["a"], tmp_path / "r")[3], square()
+            masks_of(tmp_path / "ct", tmp_path / "r")[3], square()
         )
 
     @pytest.mark.parametrize("content", [b"", b"hello" * 99, b"\x1f\x8b\x08 broken"])
@@ -583,7 +581,7 @@ class TestVolumes:
         path = tmp_path / "r" / "x.nii.gz"
         path.parent.mkdir()
         path.write_bytes(content)
-        text = refused(path, tmp_path / "ct", ["a"], path.parent)
+        text = refused(path, tmp_path / "ct")
         assert "DICOM" not in text
 
     @pytest.mark.parametrize("shift", [4.0, -4.0])
@@ -592,7 +590,7 @@ class TestVolumes:
         volume = np.zeros((SIDE, SIDE, 6), np.uint8)
         volume[:, :, [0, 5]] = 1  # To the edges of the first and the last slice.
         write_nifti(tmp_path / "r" / "x.nii", volume, affine_of(images))
-        found = masks_of(tmp_path / "ct", ["a"], tmp_path / "r")
+        found = masks_of(tmp_path / "ct", tmp_path / "r")
         assert {n: mask.sum() for n, mask in found.items()} == {1: SIDE**2, 6: SIDE**2}
 
     def test_regions_outside_a_tilted_slice_are_refused(self, tmp_path):
@@ -604,7 +602,7 @@ class TestVolumes:
         volume = np.zeros((SIDE, SIDE - 1, 6), np.uint8)
         volume[:, :20, 5] = 1
         write_nifti(path, volume, straight)
-        refused(path, tmp_path / "ct", ["a"], path.parent)
+        refused(path, tmp_path / "ct")
 
     def test_volume_without_the_tilt_of_its_series_is_refused(self, tmp_path):
         images = write_series(tmp_path / "ct", step=(0, 2.0, 5.0))
@@ -612,19 +610,19 @@ class TestVolumes:
         straight[:2, 2] = 0
         path = tmp_path / "r" / "x.nii"
         write_nifti(path, volume_of(index=1), straight, 1, straight, 1)
-        assert "tilt" in refused(path, tmp_path / "ct", ["a"], path.parent)
+        assert "tilt" in refused(path, tmp_path / "ct")
 
     def test_numbered_masks_of_a_tilted_series_are_read(self, tmp_path):
         write_series(tmp_path / "ct", step=(0, 4.0, 5.0))
         save(tmp_path / "r" / "all.npy", volume_of(index=4).T)
-        found = masks_of(tmp_path / "ct", ["a"], tmp_path / "r")
+        found = masks_of(tmp_path / "ct", tmp_path / "r")
         np.testing.assert_array_equal(found[5], square())
 
     def test_two_phases_at_one_position_are_refused(self, tmp_path):
         images = two_phases(tmp_path / "ct")
         path = tmp_path / "r" / "x.nii"
         write_nifti(path, volume_of(), affine_of(images))
-        text = refused(path, tmp_path / "ct", ["a"], path.parent)
+        text = refused(path, tmp_path / "ct")
         assert str(tmp_path / "ct" / "a" / "c.dcm") in text
         assert str(tmp_path / "ct" / "b" / "c.dcm") in text
 
@@ -653,7 +651,7 @@ def test_written_volumes_are_read_back_at_the_same_pixels(
         path = tmp_path / "r" / "classes.nii.gz"
         path.parent.mkdir(exist_ok=True)
         write.write_nifti(path, part, write.affine(written), "")
-        found = masks_of(tmp_path / "ct", ["a", "b"], path.parent)
+        found = masks_of(tmp_path / "ct", path.parent, names="ab")
         for header, mask in zip(headers, part, strict=True):
             np.testing.assert_array_equal(found[header.number], mask)
 
