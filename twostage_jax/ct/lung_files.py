@@ -34,6 +34,8 @@ from twostage_jax.ct.series import Series
 from twostage_jax.errors import UserError
 from twostage_jax.folders import Skipped
 
+# Values of the setting `lungs` that are not paths; see `data.ct_patches.Cut`.
+WORDS = ("given", "found", "off")
 # Words in labels and file names (see `_words`) of structures other than lungs, which
 # programs write next to lung masks.
 _OTHER = re.compile(
@@ -139,12 +141,12 @@ class Matched:
 def folder(given: str) -> Path | None:
     """Returns the folder or file of masks in the setting `lungs`.
 
-    None if the setting is one of the words '', 'given', 'found' and 'off'.
+    None if the setting is '' or one of `WORDS`.
 
     Raises:
       UserError: The setting is neither one of these words nor an existing path.
     """
-    if given in ("", "given", "found", "off"):
+    if given in ("", *WORDS):
         return None
     path = Path(given).expanduser().absolute()
     if not path.exists():

@@ -50,7 +50,6 @@ from twostage_jax.folders import Skipped, walk
 
 # Bump when the same files and settings give different patches or facts.
 VERSION = 4
-LUNGS = ("given", "found", "off")
 # Largest number of series with a remark on their numbered masks.
 MOST_NUMBERED = 8
 # Reasons for which slices and patches are excluded.
@@ -125,6 +124,7 @@ class Cut:
 def check(cut: Cut) -> None:
     """Raises a UserError for impossible settings of patches."""
     spacing, number = cut.spacing, "a number of patches, or 0 for all"
+    lung_words = lung_files.WORDS
     for name, possible, needed in (
         ("size", cut.size >= 1, "at least 1 pixel"),
         ("stride", cut.stride >= 1, "at least 1 pixel"),
@@ -133,7 +133,7 @@ def check(cut: Cut) -> None:
         ("per_roi", cut.per_roi >= 0, number),
         ("per_class", cut.per_class >= 0, number),
         ("per_patient", cut.per_patient >= 0, number),
-        ("lungs", cut.lungs in LUNGS, f"one of {', '.join(LUNGS)}"),
+        ("lungs", cut.lungs in lung_words, f"one of {', '.join(lung_words)}"),
         ("seed", cut.seed >= 0, "0 or more"),
         (
             "spacing",

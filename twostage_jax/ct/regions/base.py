@@ -81,7 +81,6 @@ class Format:
     """File format of regions, with either `draw` or `load`.
 
     Attributes:
-      name: Name of the format.
       recognise: Function that returns the contents of a file of the format, or None for
         other files.
       draw: Function that returns a function per slice that draws the regions, for formats
@@ -96,7 +95,6 @@ class Format:
         its regions on a missing one would be skipped silently.
     """
 
-    name: str
     recognise: Callable[[Path], Contents | None]
     draw: Callable[[Query], dict[Key, Draw]] | None = None
     load: Callable[[Query], tuple[dict[Key, Load], Numbered | None]] | None = None

@@ -191,7 +191,7 @@ def foreground(
     return marked
 
 
-FORMAT = Format("mask", recognise, load=load, named_like_slices=True)
+FORMAT = Format(recognise, load=load, named_like_slices=True)
 
 
 def _read_pages(path: Path) -> np.ndarray:

@@ -89,7 +89,7 @@ def parse(path: Path) -> tuple[tuple[float, float], list[Region]]:
         return _parsed([line.strip() for line in text.splitlines() if line.strip()])
 
 
-FORMAT = Format("medgift", recognise, draw=draw, anywhere=True)
+FORMAT = Format(recognise, draw=draw, anywhere=True)
 
 
 def _slices(headers: Sequence[Header], used: set[int]) -> dict[int, Header]:

@@ -162,7 +162,7 @@ def opened(path: Path) -> Iterator[Any]:
             raise UserError("does not begin as NIfTI files do, despite its name.")
 
 
-FORMAT = Format("nifti", recognise, load=load)
+FORMAT = Format(recognise, load=load)
 
 
 def _to_mm(header: Any, shape: tuple[int, ...], stack: geometry.Stack) -> np.ndarray:

@@ -103,7 +103,7 @@ def area(contours: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     return total
 
 
-FORMAT = Format("rtstruct", recognise, draw=draw, anywhere=True)
+FORMAT = Format(recognise, draw=draw, anywhere=True)
 
 
 def _claims(

@@ -60,7 +60,7 @@ def draw(query: Query) -> dict[Key, Draw]:
     }
 
 
-FORMAT = Format("seg", recognise, draw=draw, anywhere=True)
+FORMAT = Format(recognise, draw=draw, anywhere=True)
 
 
 def _labels(dataset: pydicom.Dataset) -> dict[int, str]:

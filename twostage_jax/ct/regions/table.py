@@ -82,7 +82,7 @@ def draw(query: Query) -> dict[Key, Draw]:
     return {key: lambda key=key: draw_regions(drawn[key], shapes[key]) for key in drawn}
 
 
-FORMAT = Format("csv", recognise, draw=draw, needs_every_series=True)
+FORMAT = Format(recognise, draw=draw, needs_every_series=True)
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
