@@ -102,15 +102,6 @@ def test_default_layers_and_method_depend_on_the_family():
         ("resnet18", ["stem_relu", *(f"stage{k}" for k in range(1, 5))], "guided"),
     ):
         module = models.build(name, num_classes=2)
-        shapes = module_shapes(module, image)
+        shapes = networks.tap_shapes(module, models.shapes(module, 64, 1), image)
         assert strongest.default_layers(module, shapes) == layers
         assert strongest.best_method(module) == method
-
-
-def module_shapes(module, image):
-    import jax
-
-    variables = jax.eval_shape(
-        lambda key: module.init(key, image, train=False), jax.random.key(0)
-    )
-    return networks.tap_shapes(module, variables, image)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from basics import refused_at
 
+from twostage_jax import models
 from twostage_jax.errors import UserError
 from twostage_jax.models import HEAD, MODELS, build, descriptor, init, layers
 
@@ -17,10 +18,7 @@ from twostage_jax.models import HEAD, MODELS, build, descriptor, init, layers
 def shapes(name, size, channels, classes, **options):
     """Shapes of variables, without allocating them."""
     module = build(name, num_classes=classes, **options)
-    one = jnp.zeros((1, size, size, channels))
-    return jax.eval_shape(
-        functools.partial(module.init, train=False), jax.random.key(0), one
-    )
+    return models.shapes(module, size, channels)
 
 
 def count(tree):

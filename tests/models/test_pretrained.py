@@ -23,13 +23,19 @@ def network(name, classes=public_networks.CLASSES, head=None):
     return module, shapes
 
 
+def variables_of(name, arrays, path="file", **options):
+    """Returns the variables of a network from arrays."""
+    module, shapes = network(name, **options)
+    return pretrained.variables(arrays, type(module), shapes, path)
+
+
 @pytest.mark.parametrize("name", public_networks.SHAPES)
 def test_logits_are_those_of_pytorch(name, tmp_path):
     arrays = public_networks.arrays(name)
     path = tmp_path / "weights.safetensors"
     save_file(arrays, path)
-    module, shapes = network(name)
-    variables = pretrained.variables(pretrained.read(path), type(module), shapes, path)
+    module, _ = network(name)
+    variables = variables_of(name, pretrained.read(path))
     images = public_networks.images(name)
     apply = functools.partial(module.apply, train=False)
     logits, _ = jax.jit(apply)(variables, images)
@@ -44,11 +50,8 @@ def test_logits_are_those_of_pytorch(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["convnext_tiny", "densenet121", "efficientnet_lite0"])
 def test_logits_in_bfloat16_are_near_those_of_pytorch(name):
-    module, shapes = network(name)
-    variables = pretrained.variables(
-        public_networks.arrays(name), type(module), shapes, "file"
-    )
-    module = module.clone(dtype=jnp.bfloat16)
+    variables = variables_of(name, public_networks.arrays(name))
+    module = network(name)[0].clone(dtype=jnp.bfloat16)
     apply = functools.partial(module.apply, train=False)
     images = public_networks.images(name)[:2]
     logits, _ = jax.jit(apply)(variables, images)
@@ -71,10 +74,9 @@ def test_stored_logits_are_those_of_pytorch_here(name):
 
 def test_export_of_a_public_network_has_public_names(tmp_path):
     expected = public_networks.arrays("resnet18")
-    module, shapes = network("resnet18")
-    variables = pretrained.variables(expected, type(module), shapes, "file")
+    variables = variables_of("resnet18", expected)
     path = tmp_path / "model.safetensors"
-    pretrained.write(path, variables, module, 3, {"run": "a"})
+    pretrained.write(path, variables, network("resnet18")[0], 3, {"run": "a"})
     arrays = load_file(path)
     assert arrays.keys() == expected.keys()
     assert all(np.array_equal(arrays[key], expected[key]) for key in expected)
@@ -114,15 +116,11 @@ def numbered(arrays):
 
 def test_names_of_other_collections_are_known():
     arrays = public_networks.arrays("resnet18")
-    module, shapes = network("resnet18")
-
-    def variables(named):
-        return pretrained.variables(named, type(module), shapes, "file")
-
-    plain = variables(arrays)
-    medmnist = variables({f"net.{key}": value for key, value in arrays.items()})
+    plain = variables_of("resnet18", arrays)
+    medmnist = {f"net.{key}": value for key, value in arrays.items()}
+    medmnist = variables_of("resnet18", medmnist)
     jax.tree.map(np.testing.assert_array_equal, plain, medmnist)
-    headless = variables(numbered(arrays))
+    headless = variables_of("resnet18", numbered(arrays))
     del plain["params"]["head"]
     jax.tree.map(np.testing.assert_array_equal, plain, headless)
 
@@ -153,9 +151,8 @@ def counted_from_zero(arrays):
 
 def test_names_of_the_package_efficientnet_lite_are_known():
     arrays = public_networks.arrays("efficientnet_lite0")
-    module, shapes = network("efficientnet_lite0")
     plain, named = (
-        pretrained.variables(found, type(module), shapes, "file")
+        variables_of("efficientnet_lite0", found)
         for found in (arrays, counted_from_zero(arrays))
     )
     jax.tree.map(np.testing.assert_array_equal, plain, named)
@@ -163,7 +160,6 @@ def test_names_of_the_package_efficientnet_lite_are_known():
 
 def test_names_of_convnext_in_timm_are_known():
     arrays = public_networks.arrays("convnext_tiny")
-    module, shapes = network("convnext_tiny")
     parts = {
         "block.0": "conv_dw", "block.2": "norm", "block.3": "mlp.fc1",
         "block.5": "mlp.fc2", "layer_scale": "gamma",
@@ -184,20 +180,13 @@ def test_names_of_convnext_in_timm_are_known():
             "classifier.2", "head.fc"
         )
         named[name] = array.ravel() if name.endswith("gamma") else array
-    plain, in_timm = (
-        pretrained.variables(found, type(module), shapes, "file")
-        for found in (arrays, named)
-    )
+    plain, in_timm = (variables_of("convnext_tiny", each) for each in (arrays, named))
     jax.tree.map(np.testing.assert_array_equal, plain, in_timm)
 
 
 def test_names_of_densenets_in_other_collections_are_known(tmp_path):
     arrays = public_networks.arrays("densenet121")
-    module, shapes = network("densenet121")
-
-    def variables(named):
-        return pretrained.variables(named, type(module), shapes, "file")
-
+    variables = functools.partial(variables_of, "densenet121")
     plain = variables(arrays)
     # torchvision's files.
     dotted = {
@@ -225,23 +214,19 @@ def test_names_of_densenets_in_other_collections_are_known(tmp_path):
 
 def test_counters_of_steps_are_no_weights():
     arrays = public_networks.arrays("resnet18")
-    module, shapes = network("resnet18")
-    counted = {**arrays, "bn1.num_batches_tracked": np.int64(3)}
-    pretrained.variables(counted, type(module), shapes, "file")
+    variables_of("resnet18", {**arrays, "bn1.num_batches_tracked": np.int64(3)})
 
 
 def test_a_head_of_other_classes_is_kept_as_it_is():
-    module, shapes = network("resnet18", classes=7)
     arrays = public_networks.arrays("resnet18")
-    variables = pretrained.variables(arrays, type(module), shapes, "file")
+    variables = variables_of("resnet18", arrays, classes=7)
     assert variables["params"]["head"]["kernel"].shape == (512, 10)
 
 
 def test_an_orderless_head_does_without_the_hidden_layers():
     arrays = public_networks.arrays("alexnet")
-    module, shapes = network("alexnet", head="orderless")
-    variables = pretrained.variables(arrays, type(module), shapes, "file")
-    assert set(variables["params"]) == {*module.MAPS, "head"}
+    variables = variables_of("alexnet", arrays, head="orderless")
+    assert set(variables["params"]) == {*models.MODELS["alexnet"].MAPS, "head"}
 
 
 def test_every_violation_is_named_at_once(tmp_path):
@@ -249,9 +234,8 @@ def test_every_violation_is_named_at_once(tmp_path):
     del arrays["layer2.1.conv1.weight"]
     arrays["bn1.bias"] = np.zeros(32, np.float32)
     arrays["extra.weight"] = np.zeros(3, np.float32)
-    module, shapes = network("resnet18")
     with pytest.raises(UserError) as error:
-        pretrained.variables(arrays, type(module), shapes, tmp_path)
+        variables_of("resnet18", arrays, tmp_path)
     assert error.value.where == str(tmp_path)
     for name in ("layer2.1.conv1.weight", "bn1.bias", "extra.weight"):
         assert name in str(error.value)
