@@ -41,7 +41,7 @@ def get_config(data: str) -> ConfigDict:
     target.test = 0.5
     config.stages.target.train.steps = 300
 
-    config.study.seeds = (0, 1, 2)
+    config.study.seeds = (0, 1, 2, 3, 4)
     config.study.fractions = (1.0, 0.25, 0.1)
     config.study.baselines = ("majority", "descriptors")
     return config
