@@ -224,10 +224,10 @@ def test_hidden_companions_of_slices_and_masks_are_listed(tmp_path):
         )
     recipe, (made,) = patches_of(tmp_path)
     assert len(made) == 8
-    skipped = recipe.tasks.found.skipped
+    skipped = recipe.tasks.skipped
     assert len(skipped) == 7
     assert all(path.name.startswith("._") for path, _ in skipped)
-    assert recipe.tasks.found.series[0].left_out == 0
+    assert recipe.tasks.series[0].left_out == 0
 
 
 def test_hidden_masks_in_a_folder_of_their_own_are_listed(tmp_path):
@@ -237,7 +237,7 @@ def test_hidden_masks_in_a_folder_of_their_own_are_listed(tmp_path):
     os.symlink("nowhere", tmp_path / "rois" / "2.png")
     recipe, (made,) = patches_of(tmp_path / "ct", rois=str(tmp_path / "rois"))
     assert len(made) == 8
-    assert {path.name for path, _ in recipe.tasks.found.skipped} == {"._1.png", "2.png"}
+    assert {path.name for path, _ in recipe.tasks.skipped} == {"._1.png", "2.png"}
 
 
 def break_links(folder, names):
@@ -317,5 +317,5 @@ def test_unreadable_files_are_listed_and_counted(tmp_path, monkeypatch):
     refuse(monkeypatch, os, "access", tmp_path / "im4.dcm", False)
     recipe, (made,) = patches_of(tmp_path)
     assert len(made) == 8
-    assert [path.name for path, _ in recipe.tasks.found.skipped] == ["im4.dcm"]
-    assert recipe.tasks.found.series[0].left_out == 1
+    assert [path.name for path, _ in recipe.tasks.skipped] == ["im4.dcm"]
+    assert recipe.tasks.series[0].left_out == 1

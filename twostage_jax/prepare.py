@@ -140,9 +140,9 @@ def prepare(
             beam_pipeline.run(recipe, folder, shlex.split(beam))
         made = store.prepare(recipe, folder, workers=workers)
         metadata = store.metadata_of(store.folder_of(recipe, folder))
-        found = recipe.tasks.found
+        found = recipe.tasks
         skipped = list(map(tuple, metadata.get("skipped", ())))
-        skipped += privacy.hide(found.skipped, recipe.tasks.roots, salt)
+        skipped += privacy.hide(found.skipped, found.roots, salt)
         names = {}
         if show_paths:
             names = {

@@ -203,6 +203,6 @@ class TestTypes:
         roi_files.write_rtstruct(tmp_path / "rt" / "p", images, points, ["isocentre"])
         drawn = [(2, "a", box(*A))]
         roi_files.write_rtstruct(tmp_path / "rt" / "x", images, drawn, ["a"])
-        patients = ct_patches.Patients(tmp_path / "ct", tmp_path / "rt", "", False)
-        assert [file.path.name for file in patients.found.regions] == ["x"]
-        assert tmp_path / "rt" / "p" in dict(patients.found.skipped)
+        patients = ct_patches.search(tmp_path / "ct", tmp_path / "rt")
+        assert [file.path.name for file in patients.regions] == ["x"]
+        assert tmp_path / "rt" / "p" in dict(patients.skipped)

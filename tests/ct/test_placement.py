@@ -208,7 +208,7 @@ class TestNumberedMasks:
                 names=[f"{patient}_{k}.dcm" for k in range(1, 7)],
             )
         save(tmp_path / "rois" / "q_3.png", square())
-        (patient,) = ct_patches.Patients(tmp_path / "ct", tmp_path / "rois", "", False)
+        (patient,) = ct_patches.search(tmp_path / "ct", tmp_path / "rois")
         assert {header.path.name[0] for header in patient.headers} == {"q"}
 
     def test_remark_states_the_slice_of_the_first_mask(self, tmp_path):

@@ -132,7 +132,7 @@ def test_mixed_series_is_refused_or_skipped(tmp_path, tags, reason):
     recipe = ct_patches.recipe(**settings, go_on=True)
     (patient,) = recipe.tasks
     assert {header.path.parent.name for header in patient.headers} == {"good"}
-    skipped = {path.name: why for path, why in recipe.tasks.found.skipped}
+    skipped = {path.name: why for path, why in recipe.tasks.skipped}
     assert set(skipped) == {"one.dcm", "two.dcm", f"{SERIES}.5.png"}
     assert reason in skipped["two.dcm"]
 

@@ -76,7 +76,7 @@ def label_masks(folder, names, rois=None):
 
     The second value is the positions of numbered masks.
     """
-    (patient,) = ct_patches.Patients(folder, rois, "", False)
+    (patient,) = ct_patches.search(folder, rois)
     loads, placed = annotations.labelled(patient.regions, patient.headers, names)
     found = [(h, loads[h.key]().mask) for h in patient.headers if h.key in loads]
     return found, placed

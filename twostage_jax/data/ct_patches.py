@@ -207,9 +207,9 @@ def recipe(
       go_on: Skip, and list, files that would be refused.
 
     Raises:
-      UserError: A setting is impossible; or, when the tasks or class names are used, the
-        folder lacks annotated patients, a file cannot be trusted, or a series has mixed
-        patients, orientations, image sizes or pixel spacings.
+      UserError: A setting is impossible, the folder lacks annotated patients, a file
+        cannot be trusted, or a series has mixed patients, orientations, image sizes or
+        pixel spacings.
     """
     root = folders.below(Path(path), "path")
     given = Path(rois).expanduser().absolute() if rois else None
@@ -231,15 +231,14 @@ def recipe(
         seed=seed,
     )
     check(cut)
-    patients = Patients(root, given, salt, go_on, masks)
-    roots = patients.roots
     names = annotations.given_classes(root, classes)
+    patients = search(root, given, masks, salt=salt, go_on=go_on)
     if not names:
-        names = annotations.occurring_classes(root, patients.found.regions)
+        names = annotations.occurring_classes(root, patients.regions)
     else:
-        annotations.check_classes(names, patients.found.regions)
+        annotations.check_classes(names, patients.regions)
     stamps = []
-    for path in roots:
+    for path in patients.roots:
         if path.is_dir():
             stamps += folders.stamps(path, walk(path).files)
         else:
@@ -251,7 +250,7 @@ def recipe(
         class_names=names,
         key=digest("dicom", VERSION, settings, stamps),
         tasks=patients,
-        make=functools.partial(make, **settings, roots=roots),
+        make=functools.partial(make, **settings, roots=patients.roots),
         remarks=patients.remarks,
         flow=patients.flow,
         resumable=True,
@@ -267,15 +266,16 @@ def patient_examples(
       UserError: A file or series cannot be trusted, or regions do not fit their slices.
     """
     made = Made()
-    for patient in Patients(Path(folder), None, salt, go_on=False):
+    for patient in search(folder, salt=salt):
         new = make(patient, class_names=class_names, cut=Cut(**cut), salt=salt)
         made += new
         made.gather(new)
     return made
 
 
-class Found(NamedTuple):
-    """Result of searching a folder for annotated patients.
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Patients(Sequence[Patient]):
+    """Annotated patients below a folder.
 
     Attributes:
       patients: Patients with regions, in the order of their files.
@@ -283,6 +283,8 @@ class Found(NamedTuple):
       skipped: (path, reason) of skipped files.
       series: Series of the annotated patients, with their peculiarities.
       without_regions: Number of patients with CT slices but without regions.
+      roots: Files and folders that were searched.
+      salt: Secret mixed into hashes.
     """
 
     patients: list[Patient]
@@ -290,54 +292,27 @@ class Found(NamedTuple):
     skipped: Skipped
     series: list[Series]
     without_regions: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Patients(Sequence[Patient]):
-    """Annotated patients below a folder, searched for on first use.
-
-    The search reads all headers, which takes time, and is unnecessary for a set that is
-    already prepared.
-
-    Attributes:
-      root: Folder of DICOM files.
-      given: File or folder of regions; None for those below `root`.
-      salt: Secret mixed into hashes.
-      go_on: Skip, and list, files that would be refused.
-      masks: File or folder of lung masks made by other programs.
-    """
-
-    root: Path
-    given: Path | None
+    roots: list[Path]
     salt: str
-    go_on: bool
-    masks: Path | None = None
 
     def __len__(self) -> int:
-        return len(self.found.patients)
+        return len(self.patients)
 
     def __getitem__(self, index: int) -> Patient:
-        return self.found.patients[index]
-
-    @property
-    def roots(self) -> list[Path]:
-        """Files and folders that are searched."""
-        return [self.root, *filter(None, (self.given, self.masks))]
+        return self.patients[index]
 
     def remarks(self, skipped: privacy.Hidden, facts: Facts) -> Iterator[str]:
         """Yields remarks on patients, regions, skipped files and peculiar series."""
         yield from self.notes
         yield from _region_remarks(facts)
-        skipped = [*skipped, *privacy.hide(self.found.skipped, self.roots, self.salt)]
-        series = prepared_folder.about_series(
-            self.found.series, self.salt, show_paths=False
-        )
+        skipped = [*skipped, *privacy.hide(self.skipped, self.roots, self.salt)]
+        series = prepared_folder.about_series(self.series, self.salt, show_paths=False)
         yield from prepared_folder.notes(skipped, series)
 
     def flow(self) -> Iterator[dict[str, Any]]:
         """Yields rows of the table 'flow' on files and patients without a task."""
-        yield from _files(privacy.hide(self.found.skipped, self.roots, self.salt))
-        if count := self.found.without_regions:
+        yield from _files(privacy.hide(self.skipped, self.roots, self.salt))
+        if count := self.without_regions:
             yield flow_row("patients", count, "no regions are drawn")
 
     @property
@@ -363,65 +338,77 @@ class Patients(Sequence[Patient]):
                 )
         return found
 
-    @functools.cached_property
-    def found(self) -> Found:
-        """Result of the search.
 
-        Raises:
-          UserError: The folder lacks slices or regions, or a file cannot be trusted.
-        """
-        found = scan(self.root, salt=self.salt, go_on=self.go_on)
-        headers = [_named(header, self.root, self.salt) for header in found.headers]
-        series, refused = group(headers, found.lost, go_on=self.go_on)
-        # Keeps the order of the files, on which random draws depend.
-        unfit = {path for path, _ in refused}
-        headers = [header for header in headers if header.path not in unfit]
-        if not headers:
-            unusable = refused + found.unread + found.others
-            reasons = privacy.first_reasons(unusable, self.roots)
-            raise UserError(
-                f"{self.root}: usable CT slices were not found. "
-                f"{reasons or 'The folder is empty.'}",
-                where=self.root,
-            )
-        regions, lungs, rest = annotations.find(self.root, self.given, found.others)
-        by_region, wrong = annotations.assign(regions, headers, go_on=self.go_on)
-        by_lung, wrong_lungs = annotations.assign(lungs, headers, go_on=self.go_on)
-        matched = None
-        if self.masks is not None:
-            matched = lung_files.match(self.masks, self.root, series, salt=self.salt)
-        by_patient = defaultdict(list)
-        for header in headers:
-            by_patient[header.patient].append(header)
-        patients = [
-            Patient(
-                name,
-                tuple(by_patient[name]),
-                tuple(by_region[name]),
-                tuple(by_lung.get(name, ())),
-                matched,
-            )
-            for name in by_patient
-            if name in by_region
-        ]
-        skipped = found.unread + rest
-        unusable = refused + wrong + wrong_lungs
-        unusable += matched.skipped if matched else []
-        if not patients:
-            reasons = (
-                privacy.first_reasons(paths, self.roots)
-                for paths in (unusable, skipped)
-            )
-            raise UserError(
-                f"{self.given or self.root}: regions of the {len(headers)} CT slices "
-                "were not found. Masks in folders named 'rois', MedGIFT .txt files, SEG "
-                "and RTSTRUCT objects are read, and files given by the setting 'rois'. "
-                f"{' '.join(filter(None, reasons))}".rstrip(),
-                where=self.given or self.root,
-            )
-        series = [one for one in series if one.patient in by_region]
-        without = len(by_patient) - len(patients)
-        return Found(patients, regions, skipped + unusable, series, without)
+def search(
+    root: Path,
+    given: Path | None = None,
+    masks: Path | None = None,
+    *,
+    salt: str = "",
+    go_on: bool = False,
+) -> Patients:
+    """Returns the annotated patients below a folder, whose headers are all read.
+
+    Args:
+      root: Folder of DICOM files.
+      given: File or folder of regions; None for those below `root`.
+      masks: File or folder of lung masks made by other programs.
+      salt: Secret mixed into hashes.
+      go_on: Skip, and list, files that would be refused.
+
+    Raises:
+      UserError: The folder lacks slices or regions, or a file cannot be trusted.
+    """
+    roots = [root, *filter(None, (given, masks))]
+    found = scan(root, salt=salt, go_on=go_on)
+    headers = [_named(header, root, salt) for header in found.headers]
+    series, refused = group(headers, found.lost, go_on=go_on)
+    # Keeps the order of the files, on which random draws depend.
+    unfit = {path for path, _ in refused}
+    headers = [header for header in headers if header.path not in unfit]
+    if not headers:
+        unusable = refused + found.unread + found.others
+        reasons = privacy.first_reasons(unusable, roots)
+        raise UserError(
+            f"{root}: usable CT slices were not found. "
+            f"{reasons or 'The folder is empty.'}",
+            where=root,
+        )
+    regions, lungs, rest = annotations.find(root, given, found.others)
+    by_region, wrong = annotations.assign(regions, headers, go_on=go_on)
+    by_lung, wrong_lungs = annotations.assign(lungs, headers, go_on=go_on)
+    matched = None
+    if masks is not None:
+        matched = lung_files.match(masks, root, series, salt=salt)
+    by_patient = defaultdict(list)
+    for header in headers:
+        by_patient[header.patient].append(header)
+    patients = [
+        Patient(
+            name,
+            tuple(by_patient[name]),
+            tuple(by_region[name]),
+            tuple(by_lung.get(name, ())),
+            matched,
+        )
+        for name in by_patient
+        if name in by_region
+    ]
+    skipped = found.unread + rest
+    unusable = refused + wrong + wrong_lungs
+    unusable += matched.skipped if matched else []
+    if not patients:
+        reasons = (privacy.first_reasons(paths, roots) for paths in (unusable, skipped))
+        raise UserError(
+            f"{given or root}: regions of the {len(headers)} CT slices "
+            "were not found. Masks in folders named 'rois', MedGIFT .txt files, SEG "
+            "and RTSTRUCT objects are read, and files given by the setting 'rois'. "
+            f"{' '.join(filter(None, reasons))}".rstrip(),
+            where=given or root,
+        )
+    series = [one for one in series if one.patient in by_region]
+    without = len(by_patient) - len(patients)
+    return Patients(patients, regions, skipped + unusable, series, without, roots, salt)
 
 
 def make(
