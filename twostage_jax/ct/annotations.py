@@ -128,7 +128,7 @@ def assign(
     found: dict[str, list[RoiFile]] = defaultdict(list)
     skipped: Skipped = []
     for file in files:
-        with skipping(file.path, skipped if go_on else None):
+        with skipping(file.path, skipped if go_on else None), refusing(file.path):
             for patient in _patients(file, by_uid, by_name, by_folder):
                 found[patient].append(file)
     return dict(found), skipped
@@ -304,10 +304,7 @@ def _patients(
         if len(missing) == len(file.series) or (
             missing and file.format.needs_every_series
         ):
-            raise UserError(
-                f"{file.path}: marks series {', '.join(missing)}, which is missing.",
-                where=file.path,
-            )
+            raise UserError(f"marks series {', '.join(missing)}, which is missing.")
         return sorted(set.union(*(by_uid.get(uid, set()) for uid in file.series)))
     for uid in (stem(file.path), file.path.parent.name):
         if len(by_uid.get(uid, ())) == 1:
@@ -318,10 +315,9 @@ def _patients(
         patients = {h.patient for h in named if h.path.is_relative_to(file.home)}
     if len(patients) != 1:
         raise UserError(
-            f"{file.path}: does not name a series, and {file.home} has slices of "
+            f"does not name a series, and {file.home} has slices of "
             f"{len(by_folder.get(file.home, ()))} patients. Name the file after the "
-            "SOPInstanceUID or the SeriesInstanceUID.",
-            where=file.path,
+            "SOPInstanceUID or the SeriesInstanceUID."
         )
     return sorted(patients)
 

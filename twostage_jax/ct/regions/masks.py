@@ -21,6 +21,7 @@ from twostage_jax.ct.regions.base import Contents, Format, Key, Load, Numbered, 
 from twostage_jax.ct.series import sort_series
 from twostage_jax.errors import Notes, UserError
 
+FORM = "a mask"
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 # Extension of a file; the last number of a UID is not an extension.
 _SUFFIX = re.compile(r"\.[A-Za-z]\w{0,5}$")
@@ -59,7 +60,7 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
       UserError: The file cannot be read, or does not contain integers.
     """
-    with refusing(path, "a mask"):
+    with refusing(path, FORM):
         if path.suffix.lower() == ".npy":
             # Mapped, so that a file with a wrong size in its header does not take memory.
             mask = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -95,30 +96,32 @@ def load(query: Query) -> tuple[dict[Key, Load], Numbered | None]:
         the order of slices of which some are missing, doubled or unevenly spaced.
     """
     path, headers = query.path, query.headers
-    stem = file_stem(path)
-    named = _named_after(stem, headers)
-    if len(named) == 1 and not (stem.isdigit() and named[0].sop_uid != stem):
-        number = None if named[0].sop_uid in stem else file_number(path)
-        placed = None if number is None else Numbered(number, named[0], ("file names",))
-        return {named[0].key: _reader(path, None, named[0])}, placed
-    of_series = [h for h in headers if h.series_uid in (stem, path.parent.name)]
-    everything, headers = headers, named or of_series or headers
-    if len({header.series_uid for header in headers}) > 1:
-        raise UserError(
-            f"{path}: is not named after a single slice, and could belong to any of "
-            f"several series. {_RESOLVE}, or put them into a folder named after the "
-            "SeriesInstanceUID.",
-            where=path,
-        )
-    if len(named) == 1:
-        uid = named[0].series_uid
-        of_series = [header for header in everything if header.series_uid == uid]
-        return _by_number(path, of_series, named, [path])
-    mask = read_mask(path)
-    if mask.ndim == 3:
-        return _by_page(path, headers, len(mask), of_one_file=bool(named))
-    others = [p for p in query.together if not _named_after(file_stem(p), headers)]
-    return _by_number(path, headers, [], others or [path])
+    with refusing(path, FORM):
+        stem = file_stem(path)
+        named = _named_after(stem, headers)
+        if len(named) == 1 and not (stem.isdigit() and named[0].sop_uid != stem):
+            number = None if named[0].sop_uid in stem else file_number(path)
+            placed = (
+                None if number is None else Numbered(number, named[0], ("file names",))
+            )
+            return {named[0].key: _reader(path, None, named[0])}, placed
+        of_series = [h for h in headers if h.series_uid in (stem, path.parent.name)]
+        everything, headers = headers, named or of_series or headers
+        if len({header.series_uid for header in headers}) > 1:
+            raise UserError(
+                "is not named after a single slice, and could belong to any of several "
+                f"series. {_RESOLVE}, or put them into a folder named after the "
+                "SeriesInstanceUID."
+            )
+        if len(named) == 1:
+            uid = named[0].series_uid
+            of_series = [header for header in everything if header.series_uid == uid]
+            return _by_number(path, of_series, named, [path])
+        mask = read_mask(path)
+        if mask.ndim == 3:
+            return _by_page(path, headers, len(mask), of_one_file=bool(named))
+        others = [p for p in query.together if not _named_after(file_stem(p), headers)]
+        return _by_number(path, headers, [], others or [path])
 
 
 def file_stem(path: Path) -> str:
@@ -246,7 +249,7 @@ def _bears(stem: str, name: str, exact: bool) -> bool:
 
 
 def _orders(
-    path: Path, headers: Sequence[Header]
+    headers: Sequence[Header],
 ) -> dict[str, tuple[Header, ...] | list[Header]]:
     """Returns the slices in every order in which they may have been counted, by name.
 
@@ -257,9 +260,8 @@ def _orders(
     if series.notes:
         # Slices may have been missing, or not, when the masks were numbered.
         raise UserError(
-            f"{path}: depends on the order of its slices, which is uncertain: "
-            f"{series.plain_notes[0]}. {_RESOLVE}.",
-            where=path,
+            "depends on the order of its slices, which is uncertain: "
+            f"{series.plain_notes[0]}. {_RESOLVE}."
         )
     orders = {"position from the feet": series.headers}
     for source, numbers in _numbers_of(headers).items():
@@ -285,7 +287,7 @@ def _by_number(
         readings = [r for r in readings if r[0] != "file names"]
         readings.append(("file names", {number: named[0]}))
     else:
-        orders = _orders(path, headers)
+        orders = _orders(headers)
         first = 0 if 0 in used else 1
         for source, ordered in orders.items():
             counted = dict(enumerate(ordered, start=first))
@@ -294,11 +296,10 @@ def _by_number(
                 readings.append((source, counted))
     if number is None or not readings:
         raise UserError(
-            f"{path}: does not belong to any slice. {_RESOLVE}, or give them the "
-            f"numbers of the slices (1 to {len(headers)}).",
-            where=path,
+            f"does not belong to any slice. {_RESOLVE}, or give them the numbers of the "
+            f"slices (1 to {len(headers)})."
         )
-    _check_agreed(path, used if not named else {number}, readings)
+    _check_agreed(used if not named else {number}, readings)
     header = readings[0][1][number]
     clues = tuple(source for source, _ in readings)
     return {header.key: _reader(path, None, header)}, Numbered(number, header, clues)
@@ -310,16 +311,14 @@ def _by_page(
     if of_one_file:  # The mask is named after it: pages follow its frames.
         orders = {"frames": sorted(headers, key=lambda header: header.frame)}
     else:
-        orders = _orders(path, headers)
+        orders = _orders(headers)
     if pages != len(headers):
-        raise UserError(
-            f"{path}: contains {pages} masks for {len(headers)} slices.", where=path
-        )
+        raise UserError(f"contains {pages} masks for {len(headers)} slices.")
     readings = [
         (source, dict(enumerate(ordered, start=1)))
         for source, ordered in orders.items()
     ]
-    _check_agreed(path, set(range(1, pages + 1)), readings)
+    _check_agreed(set(range(1, pages + 1)), readings)
     (_, ordered), *_ = readings
     found = {
         header.key: _reader(path, number - 1, header)
@@ -330,7 +329,7 @@ def _by_page(
 
 
 def _check_agreed(
-    path: Path, numbers: set[int], readings: Sequence[tuple[str, dict[int, Header]]]
+    numbers: set[int], readings: Sequence[tuple[str, dict[int, Header]]]
 ) -> None:
     """Raises a UserError if two readings assign a number to different slices."""
     (first, by_first), *others = readings
@@ -339,11 +338,10 @@ def _check_agreed(
             one, two = by_first[number], by_other[number]
             if one.key != two.key:
                 raise UserError(
-                    f"{path}: number {number} could mean either of two slices. By "
-                    f"{first} it is {_slice_text(one)}, by {other} it is "
-                    f"{_slice_text(two)}. {_RESOLVE}; instead of one file for all "
-                    "slices, give a NIfTI volume, which states its position.",
-                    where=path,
+                    f"number {number} could mean either of two slices. By {first} it is "
+                    f"{_slice_text(one)}, by {other} it is {_slice_text(two)}. "
+                    f"{_RESOLVE}; instead of one file for all slices, give a NIfTI "
+                    "volume, which states its position."
                 )
 
 
