@@ -45,6 +45,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Returns the contents of a JSON file that the program wrote.
+
+    Raises:
+      UserError: The file cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}). Run the command that wrote it again.",
+            where=path,
+        ) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
     with replacing(path) as temporary:
@@ -96,6 +111,25 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     finally:
         for stale in (new, old):
             shutil.rmtree(stale, ignore_errors=True)
+
+
+def check_out(out: Path, what: str, marks: Sequence[str]) -> None:
+    """Raises a UserError if `--out` holds something else than a command's earlier output.
+
+    Args:
+      out: Output folder of the command, which it replaces as a whole.
+      what: Name of the output, for the error.
+      marks: Files, any of which marks an earlier output.
+    """
+    if not out.exists():
+        return
+    earlier = any((out / mark).is_file() for mark in marks)
+    if not out.is_dir() or (any(out.iterdir()) and not earlier):
+        raise UserError(
+            f"--out={out}: the folder is not empty, and is not an earlier {what}. Give a "
+            "new folder, such as one inside the run folder.",
+            where="--out",
+        )
 
 
 @contextlib.contextmanager

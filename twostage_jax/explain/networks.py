@@ -1,7 +1,6 @@
 """The networks of a finished study, and their activations: batched, compiled."""
 
 import functools
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from twostage_jax import models
+from twostage_jax import io, models
 from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.study import artifacts
 from twostage_jax.study.plan import keys
@@ -325,14 +324,14 @@ def chosen_rows(workdir: Path) -> tuple[list[str], Rows, Rows]:
             "study.",
             where=workdir,
         )
+    results = io.read_json(path)
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
         known, rows = list(results["config"]["arms"]), results["rows"]
         place = min((-row["fraction"], row["fold"]) for row in rows)
         chosen = [row for row in rows if (-row["fraction"], row["fold"]) == place]
         for row in chosen:
             _ = row["arm"], row["seed"], row["stage_runs"][-1]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(
             f"{path}: not the results of a study ({error!r}).", where=path
         ) from error

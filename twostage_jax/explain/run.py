@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from twostage_jax import io
-from twostage_jax.errors import UserError
 from twostage_jax.explain import (
     checks,
     figures,
@@ -80,7 +79,7 @@ def explain(
       UserError: A layer does not exist, no seed has networks of all arms, or the
         folder holds something else.
     """
-    _check_out(out)
+    io.check_out(out, "output of explain", ["explain.json"])
     layers = _layers(arms, examples, layers)
     counts = [len(of_seed.images) for of_seed in examples.values()]
     explained: dict[str, Any] = {
@@ -187,16 +186,6 @@ def _first_layer(drawn: dict[str, Figure], arms: Arms) -> None:
     kernels = {name: networks.first_kernel(network) for name, network in shown.items()}
     layer = first.module.FIRST_LAYER
     drawn["first_layer"] = figures.first_layer(kernels, layer, list(arms))
-
-
-def _check_out(out: Path) -> None:
-    if out.exists() and not (out / "explain.json").is_file():
-        if not out.is_dir() or any(out.iterdir()):
-            raise UserError(
-                f"--out={out}: the folder exists, but does not contain an explain.json: "
-                "give another folder.",
-                where="--out",
-            )
 
 
 def _write(

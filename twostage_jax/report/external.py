@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twostage_jax.errors import UserError
+from twostage_jax.io import read_json
 from twostage_jax.report.analysis import Analysis, Scores, Size, of_arms
 from twostage_jax.report.cohort import acquisition_table
 from twostage_jax.report.parts import Details, Part, Text
@@ -25,7 +26,6 @@ from twostage_jax.report.study_table import (
     Record,
     Study,
     named_predictions,
-    read_json,
 )
 from twostage_jax.report.tables import Column, Table, arm_name, plural, readable
 from twostage_jax.stats.arms import Predictions

@@ -10,7 +10,6 @@ from typing import Any
 
 from twostage_jax import io
 from twostage_jax.errors import UserError
-from twostage_jax.report import study_table
 from twostage_jax.report.parts import PAGE
 from twostage_jax.report.study_table import read_arrays, some
 from twostage_jax.report.tables import (
@@ -36,7 +35,7 @@ def write_run(workdir: Path) -> None:
     Args:
       workdir: Run folder with `results.json`; the report goes into its `report/`.
     """
-    results = study_table.read_json(workdir / "results.json")
+    results = io.read_json(workdir / "results.json")
     folds = results["config"]["study"]["folds"]
     rows, others = (
         pool_folds(workdir, results[name], folds) for name in ("rows", "baselines")

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twostage_jax.errors import UserError
+from twostage_jax.io import read_json
 from twostage_jax.stats import arms as paired_arms
 from twostage_jax.stats import metrics
 from twostage_jax.stats.arms import Predictions
@@ -209,21 +210,6 @@ def load(workdirs: Sequence[Path]) -> Study:
         workdirs=tuple(folders),
         baselines=baselines,
     )
-
-
-def read_json(path: Path) -> Any:
-    """Returns the contents of a JSON file.
-
-    Raises:
-      UserError: The file cannot be read or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}). Run the command that wrote it again.",
-            where=path,
-        ) from error
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:

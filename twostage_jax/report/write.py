@@ -134,18 +134,8 @@ def _checklist(report: Report) -> str:
 
 def _check_out(out: Path) -> None:
     """Raises a UserError if a report must not replace `out`."""
-    if not out.exists():
-        return
     # Training removes only the page when the results change.
-    earlier = [out / PAGE, out / "tables" / "result.csv"]
-    if not out.is_dir() or (
-        any(out.iterdir()) and not any(path.is_file() for path in earlier)
-    ):
-        raise UserError(
-            f"--out={out}: the folder is not empty, and is not an earlier report. Give a "
-            "new folder, such as one inside the run folder.",
-            where="--out",
-        )
+    io.check_out(out, "report", [PAGE, "tables/result.csv"])
     if (out / "results.json").exists():
         raise UserError(
             f"--out={out}: this is a run folder. Give a folder inside it.",

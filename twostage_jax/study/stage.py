@@ -120,7 +120,7 @@ def clear(materials: Materials, run: StageRun) -> None:
 
 def read_lineage(materials: Materials, run: StageRun) -> dict[str, Any]:
     """Returns the lineage of a finished stage run (see `artifacts.lineage`)."""
-    return artifacts.read_lineage(materials.folder(run))
+    return io.read_json(materials.folder(run) / "lineage.json")
 
 
 def run_stages(
