@@ -61,6 +61,7 @@ def predict(
     dicom: str,
     out: str,
     arm: str = "",
+    ensemble: bool = False,
     stride: int = 8,
     window: str = "",
     spacing: float | None = None,
@@ -76,6 +77,7 @@ def predict(
       dicom: Folder of DICOM files, in any order.
       out: Output folder.
       arm: Arm of the study; default: two_stage.
+      ensemble: Average the probabilities of the networks of all seeds of the arm.
       stride: Pixels between neighbouring windows.
       window: Window of the training images, centre,width in HU; required if the
         training images were not in HU.
@@ -113,7 +115,8 @@ def predict(
     from twostage_jax.maps.run import map_folder
     from twostage_jax.study import artifacts
 
-    found = artifacts.find(Path(run), arm)
+    find = artifacts.find_ensemble if ensemble else artifacts.find
+    found = find(Path(run), arm)
     if len(found.class_names) < 2:
         raise UserError(
             f"{found.folder}: this stage was imported from a file without a head, so it "

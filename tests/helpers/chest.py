@@ -97,6 +97,8 @@ def write_run(
     synthetic=False,
     units="hu",
     known=None,
+    seed=0,
+    steepness=1000,
     **changes,
 ):
     """Writes a stage run of `Brightness`, and the row of its study; returns its folder.
@@ -104,18 +106,16 @@ def write_run(
     `known` names the classes of which it has training images to compare windows with:
     0 is healthy lung, 1 diseased; None: the run lacks a reference.
     """
-    folder = workdir / "stages" / "target-0123456789ab"
+    folder = workdir / "stages" / f"target-{seed}123456789ab"
     folder.mkdir(parents=True)
-    steepness = np.asarray(1000, np.float32)
-    checkpoint.export_variables(
-        folder / "variables", {"params": {"steepness": steepness}}
-    )
+    parameters = {"steepness": np.asarray(steepness, np.float32)}
+    checkpoint.export_variables(folder / "variables", {"params": parameters})
     data = {"source": "dicom", "normalise": "fixed", "window": [-600, 1500]}
     lineage = {
         "stage": "target",
         "chain": ["natural-00", "texture-11", folder.name],
-        "hash": "0123456789ab" + "cd" * 26,
-        "seed": 0,
+        "hash": f"{seed}123456789ab" + "cd" * 26,
+        "seed": seed,
         "fraction": 1.0,
         "fold": 0,
         "model": {"name": "brightness", "image_size": WINDOW, "dropout": 0.0},
@@ -140,8 +140,8 @@ def write_run(
         scale = np.array([1, 1e5], np.float32)
         made = novelty.Reference(points, np.zeros(2, np.float32), scale, 1.001, 3)
         novelty.save(folder, made, lineage["hash"])
-    row = {"arm": "two_stage", "seed": 0, "fraction": 1.0, "fold": 0}
+    row = {"arm": "two_stage", "seed": seed, "fraction": 1.0, "fold": 0}
     row["stage_runs"] = lineage["chain"]
-    (workdir / "rows").mkdir()
-    (workdir / "rows" / "two_stage.json").write_text(json.dumps(row))
+    (workdir / "rows").mkdir(exist_ok=True)
+    (workdir / "rows" / f"two_stage{seed or ''}.json").write_text(json.dumps(row))
     return folder

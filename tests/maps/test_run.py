@@ -13,14 +13,16 @@ from chest import (
     chest,
     how,
     write_chest,
+    write_run,
 )
 
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.series import find_series
 from twostage_jax.maps import run as series_maps
 from twostage_jax.maps import write
-from twostage_jax.maps.classify import classify
+from twostage_jax.maps.classify import Classifier, classify
 from twostage_jax.maps.run import map_folder, without_names
+from twostage_jax.study import artifacts
 
 pytest.importorskip("highdicom", reason="highdicom is not installed")
 pytest.importorskip("nibabel", reason="nibabel is not installed")
@@ -59,6 +61,33 @@ def by_loop(hu, lungs, stride):
         reached,
         windows,
     )
+
+
+def test_ensemble_has_the_mean_probabilities_of_its_seeds(tmp_path, brightness):
+    write_run(tmp_path, known=(0, 1))
+    write_run(tmp_path, seed=1, steepness=0)  # 0.5 for either class
+    run, single = artifacts.find_ensemble(tmp_path), artifacts.find(tmp_path)
+    assert run.members[0] == single and run.hash != single.hash
+    assert [one.seed for one in run.members] == [0, 1]
+    hu, lungs, _ = chest(2)
+    both, one = (
+        classify(hu, lungs, PIXELS, Classifier(found, run.window), how())
+        for found in (run, single)
+    )
+    inside = one.labels > 0
+    assert inside.any()
+    np.testing.assert_allclose(
+        both.probabilities[:, inside] / 255,
+        (one.probabilities[:, inside] / 255 + 0.5) / 2,
+        atol=1 / 255,
+    )
+    np.testing.assert_array_equal(both.unlike, one.unlike)
+
+
+def test_one_seed_is_no_ensemble(tmp_path, brightness):
+    write_run(tmp_path)
+    with refused_at("--ensemble"):
+        artifacts.find_ensemble(tmp_path)
 
 
 @pytest.mark.parametrize("stride", [2, 5])

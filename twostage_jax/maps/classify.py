@@ -85,13 +85,13 @@ class Maps(NamedTuple):
 
 
 class Classifier:
-    """The network of a stage run, applied to windows of slices in HU."""
+    """The network of a stage run, or of several, applied to windows of slices in HU."""
 
     def __init__(self, run: Trained, window: tuple[float, ...]) -> None:
         """Loads the parameters and copies them to every device.
 
         Args:
-          run: Stage run.
+          run: Stage run; the probabilities of its members are averaged.
           window: (centre, width) pairs in HU, flattened: one, or one per channel.
 
         Raises:
@@ -108,7 +108,9 @@ class Classifier:
                 where=run.folder,
             )
         self.size = run.model.image_size
-        self.reference = novelty.load(run.folder, run.hash)
+        members = run.members or (run,)
+        # Of an ensemble, the first network judges what is unlike the training images.
+        self.reference = novelty.load(run.folder, members[0].hash)
         module = steps.build_model(run.model, self.classes, None)
         forward = functools.partial(
             steps.forward,
@@ -117,12 +119,18 @@ class Classifier:
             normalise=run.normalise,
             window=window,
         )
-        variables = checkpoint.load_network(
-            run.folder / "variables", module, self.size, run.model.channels
-        )
-        scale = np.asarray(run.mean, np.float32), np.asarray(run.deviation, np.float32)
+        networks = [
+            (
+                checkpoint.load_network(
+                    one.folder / "variables", module, self.size, run.model.channels
+                ),
+                np.asarray(one.mean, np.float32),
+                np.asarray(one.deviation, np.float32),
+            )
+            for one in members
+        ]
         known = self.reference and tuple(map(np.asarray, self.reference[:-1]))
-        self._held = replicate((variables, scale, known), jax.local_device_count())
+        self._held = replicate((networks, known), jax.local_device_count())
         self._answer = jax.pmap(
             functools.partial(
                 _answer,
@@ -176,18 +184,22 @@ def _answer(
     """Returns the results of `Classifier.start` for the windows of this device.
 
     Args:
-      held: Variables; mean and standard deviation; the reference of `novelty`, or None.
+      held: Variables, mean and standard deviation of each network; the reference of
+        `novelty`, or None.
       slices: Hounsfield units, `[Z, H, W]`.
       corners: Slice, first row and first column of each window, `[b, 3]`.
       forward: `steps.forward` with its settings.
       size: Side of a window, pixels.
     """
-    variables, scale, known = held
+    networks, known = held
 
     def cut(corner: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice(slices, corner, (1, size, size))[0, :, :, None]
 
-    probabilities, features = forward(variables, jax.vmap(cut)(corners), *scale)
+    windows = jax.vmap(cut)(corners)
+    answers = [forward(variables, windows, *scale) for variables, *scale in networks]
+    probabilities = sum(answer for answer, _ in answers) / len(answers)
+    features = answers[0][1]
     if known is None:
         return probabilities
     unlike = novelty.is_unlike(features, *known)

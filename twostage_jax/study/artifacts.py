@@ -18,7 +18,7 @@ from twostage_jax.config import (
 )
 from twostage_jax.ct.palette import NOTICE, ORIGINS, SHORT_ORIGINS
 from twostage_jax.data import cohort
-from twostage_jax.data.dataset import SPLITS, Dataset
+from twostage_jax.data.dataset import SPLITS, Dataset, digest
 from twostage_jax.data.splits import Splits, copies
 from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.runtime import versions
@@ -57,6 +57,8 @@ class Trained:
       options: Settings of its data source.
       synthetic: Whether it was trained on synthetic images; None if not recorded, by an
         earlier version.
+      members: Stage runs whose probabilities are averaged; empty for a single one. The
+        other attributes are those of the first, except hash and arm.
     """
 
     folder: Path
@@ -77,6 +79,7 @@ class Trained:
     orientations: int
     options: Mapping[str, Any]
     synthetic: bool | None
+    members: tuple["Trained", ...] = ()
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -112,7 +115,33 @@ def find(
     Raises:
       UserError: The folder is not a finished stage run, or the study lacks the run.
     """
-    place = {"arm": arm or None, "seed": seed, "fraction": fraction, "fold": fold}
+    return read(*_found(folder, arm, seed=seed, fraction=fraction, fold=fold)[0])
+
+
+def find_ensemble(folder: Path, arm: str = "") -> Trained:
+    """Returns the stage runs of all seeds of an arm as one; the first is that of `find`.
+
+    Raises:
+      UserError: As in `find`; or the study has only one seed of the arm.
+    """
+    runs = [read(*one) for one in _found(folder, arm)]
+    if len(runs) < 2:
+        raise UserError(
+            f"--ensemble: {folder} has only one seed of this arm. Train more: "
+            "config.study.seeds.",
+            where="--ensemble",
+        )
+    return dataclasses.replace(
+        runs[0],
+        hash=digest(*(run.hash for run in runs)),
+        arm=f"{runs[0].arm}, {len(runs)} seeds together",
+        members=tuple(runs),
+    )
+
+
+def _found(folder: Path, arm: str, **place: Any) -> list[tuple[Path, str]]:
+    """Returns folder and arm of the run that `find` describes, then of other seeds."""
+    place = {"arm": arm or None, **place}
     place = {name: value for name, value in place.items() if value is not None}
     if (folder / "lineage.json").is_file():
         for name, value in place.items():
@@ -120,7 +149,7 @@ def find(
                 f"--{name}={value}: {folder} is a single stage run, not a study.",
                 where=f"--{name}",
             )
-        return read(folder, _arm_of(folder))
+        return [(folder, _arm_of(folder))]
     rows = _rows(folder)
     if not rows:
         raise UserError(
@@ -145,8 +174,13 @@ def find(
                 where=f"--{name}",
             )
         rows = [row for row in rows if row[name] == value]
-    first = min(rows, key=lambda row: (-row["fraction"], row["seed"], row["fold"]))
-    return read(folder / "stages" / Path(first["stage_runs"][-1]).name, first["arm"])
+    rows.sort(key=lambda row: (-row["fraction"], row["seed"], row["fold"]))
+    fraction, fold = rows[0]["fraction"], rows[0]["fold"]
+    return [
+        (folder / "stages" / Path(row["stage_runs"][-1]).name, row["arm"])
+        for row in rows
+        if (row["fraction"], row["fold"]) == (fraction, fold)
+    ]
 
 
 def read(folder: Path, arm: str = "") -> Trained:
