@@ -7,8 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 from chest import how, write_chest
-from ct_files import SERIES, write_ct
-from PIL import Image
+from ct_files import SERIES, write_marked
 from prepare_runs import rows_of, run
 
 from twostage_jax import folders
@@ -182,20 +181,16 @@ def test_names_that_are_not_utf8_are_names(tree):
 
 def write_study(folder, count=5, *, patient="AA", series=1):
     """Slices from the feet, and a mask of two classes on two of them."""
-    (folder / "rois").mkdir(parents=True)
-    for z in range(count):
-        uid = 10 * series + z + 1
-        write_ct(
-            folder / f"im{z}.dcm",
-            np.full((16, 16), 100 + z, np.int16),
-            uid=uid,
-            PatientID=patient,
-            SeriesInstanceUID=f"{SERIES}.8.{series}",
-            ImagePositionPatient=[0, 0, 5 * z],
-        )
-        if z in (1, 2):
-            mask = np.full((16, 16), z, np.uint8)
-            Image.fromarray(mask).save(folder / "rois" / f"{SERIES}.{uid}.png")
+    write_marked(
+        folder,
+        [np.full((16, 16), 100 + z, np.int16) for z in range(count)],
+        [None, *(np.full((16, 16), z, np.uint8) for z in (1, 2))],
+        name="im{}.dcm",
+        uid=10 * series + 1,
+        step=5,
+        PatientID=patient,
+        SeriesInstanceUID=f"{SERIES}.8.{series}",
+    )
 
 
 def patches_of(root, **settings):

@@ -5,8 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from ct_files import SERIES, write_ct
-from PIL import Image
+from ct_files import SERIES, write_marked
 
 from twostage_jax.ct import privacy
 from twostage_jax.data import ct_patches, store
@@ -18,13 +17,9 @@ NAME = "Smith Anna (1947)"
 @pytest.fixture
 def tree(tmp_path):
     """Returns a folder of one patient, named after her, with two slices and a mask."""
+    stored, mask = np.zeros((2, 8, 8), np.int16), np.ones((8, 8), np.uint8)
     folder = tmp_path / "slices" / NAME
-    (folder / "rois").mkdir(parents=True)
-    for z in range(2):
-        tags = {"ImagePositionPatient": [0, 0, z], "PatientID": NAME}
-        write_ct(folder / f"Anna {z}", np.zeros((8, 8), np.int16), uid=z + 1, **tags)
-    mask = Image.fromarray(np.ones((8, 8), np.uint8))
-    mask.save(folder / "rois" / f"{SERIES}.1.png")
+    write_marked(folder, stored, [mask], name="Anna {}", PatientID=NAME)
     return tmp_path / "slices"
 
 

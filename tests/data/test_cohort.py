@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from ct_files import SERIES, write_ct
-from marked_ct import RAMP, write_patient
+from ct_files import RAMP, SERIES, write_ct, write_patient
 
 from twostage_jax.ct.dicom import read_headers
 from twostage_jax.data import ct_patches

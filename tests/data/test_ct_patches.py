@@ -6,8 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from basics import refused_at
-from ct_files import SERIES, write_ct
-from marked_ct import RAMP, write_patient
+from ct_files import RAMP, SERIES, write_ct, write_marked, write_patient
 from PIL import Image
 
 from twostage_jax.ct.dicom import patient_hash
@@ -240,10 +239,8 @@ def test_impossible_settings_are_refused(tmp_path, settings, where):
 
 def big_patient(folder, labels, hu=-850):
     """Writes a patient with one slice of constant HU and a label mask."""
-    (folder / "rois").mkdir(parents=True)
     stored = np.full(labels.shape, 1024 + hu, np.int16)
-    write_ct(folder / "one.dcm", stored, uid=5, PatientID="p1")
-    Image.fromarray(labels.astype(np.uint8)).save(folder / "rois" / f"{SERIES}.5.png")
+    write_marked(folder, [stored], [labels.astype(np.uint8)], PatientID="p1")
 
 
 def test_caps_of_regions_and_patients(tmp_path):
@@ -291,15 +288,9 @@ def test_lungs_are_found_without_a_mask(tmp_path):
     body = (x / 145) ** 2 + (y / 105) ** 2 <= 1
     lungs = ((abs(x) - 65) / 42) ** 2 + (y / 70) ** 2 <= 1
     hu = np.where(lungs, -850, np.where(body, 40, -1000))
-    (tmp_path / "x" / "rois").mkdir(parents=True)
-    write_ct(
-        tmp_path / "x" / "one.dcm",
-        (hu + 1024).astype(np.int16),
-        uid=5,
-        PixelSpacing=[1.4, 1.4],
-    )
-    Image.fromarray(body.astype(np.uint8)).save(
-        tmp_path / "x" / "rois" / f"{SERIES}.5.png"
+    stored = (hu + 1024).astype(np.int16)
+    write_marked(
+        tmp_path / "x", [stored], [body.astype(np.uint8)], PixelSpacing=[1.4, 1.4]
     )
     settings = {"size": 16, "stride": 8, "class_names": ("a",)}
     everywhere = cut(tmp_path / "x", **settings)

@@ -7,9 +7,8 @@ import pydicom
 import pytest
 from basics import refused_at
 from chest import how, write_chest
-from ct_files import SERIES, compress, write_ct
+from ct_files import compress, write_ct, write_marked
 from phantom_regions import phantom, write, write_slices
-from PIL import Image
 from prepare_runs import rows_of, run
 
 from twostage_jax.ct.dicom import read_slice
@@ -159,20 +158,11 @@ def lost(hu):
     return hu + np.int16(1024)
 
 
-def write_marked(folder, hu, **tags):
+def write_halves(folder, hu, **tags):
     """Writes a slice per HU array, and a mask of two classes on the first."""
-    (folder / "rois").mkdir(parents=True)
-    for z, image in enumerate(hu):
-        write_ct(
-            folder / f"{z}",
-            image + np.int16(1024),
-            uid=z + 1,
-            ImagePositionPatient=[0, 0, z],
-            **tags,
-        )
     mask = np.ones(hu[0].shape, np.uint8)
     mask[: len(mask) // 2] = 2
-    Image.fromarray(mask).save(folder / "rois" / f"{SERIES}.1.png")
+    write_marked(folder, [image + np.int16(1024) for image in hu], [mask], **tags)
 
 
 def chest_of(side=32):
@@ -190,7 +180,7 @@ def patches(folder, **settings):
 
 
 def test_series_without_its_intercept_is_refused(tmp_path):
-    write_marked(tmp_path / "a", [lost(chest_of())] * 3)
+    write_halves(tmp_path / "a", [lost(chest_of())] * 3)
     with refused_at(tmp_path / "a" / "0"):
         patches(tmp_path / "a")
     (made,) = patches(tmp_path / "a", go_on=True)
@@ -200,14 +190,14 @@ def test_series_without_its_intercept_is_refused(tmp_path):
 def test_padding_does_not_hide_a_lost_intercept(tmp_path):
     hu = lost(chest_of())
     hu[0] = hu[:, 0] = -2000
-    write_marked(tmp_path / "a", [hu], PixelPaddingValue=-976)
+    write_halves(tmp_path / "a", [hu], PixelPaddingValue=-976)
     with refused_at(tmp_path / "a" / "0"):
         patches(tmp_path / "a")
 
 
 def test_slice_without_air_is_read_if_others_contain_air(tmp_path):
     tissue = np.full((32, 32), 40, np.int16)
-    write_marked(tmp_path / "a", [tissue, chest_of(), tissue])
+    write_halves(tmp_path / "a", [tissue, chest_of(), tissue])
     (made,) = patches(tmp_path / "a")
     assert len(made) > 0
 
@@ -272,7 +262,7 @@ def latin(folder, name):
 
 def test_names_that_are_not_utf8_are_read_and_written(tmp_path):
     root = tmp_path / os.fsdecode(b"M\xfcller")
-    write_marked(root, [chest_of()] * 2)
+    write_halves(root, [chest_of()] * 2)
     os.rename(root / "0", latin(root, b"0"))
     with open(latin(root, b"letter.txt"), "w") as file:
         file.write("x")

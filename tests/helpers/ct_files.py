@@ -6,6 +6,7 @@ import subprocess
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
@@ -13,6 +14,8 @@ from twostage_jax.ct.decode import quiet
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 SERIES = "1.2.826.0.1.3680043.8.498.1"
+# HU of the slice at row r, column c: 10 r + c - 500.
+RAMP = (10 * np.arange(8)[:, None] + np.arange(8) + 524).astype(np.int16)
 
 
 def write_ct(path, stored, *, uid=1, raw=None, **tags):
@@ -67,6 +70,40 @@ def _add(dataset, keyword, value):
         dataset.add(pydicom.DataElement(tag, vr, value, already_converted=True))
     else:
         setattr(dataset, keyword, value)
+
+
+def write_marked(folder, stored, masks=(), *, name="{}", uid=1, step=1, **tags):
+    """Writes slices `step` mm apart, and a mask `[H, W]` uint8 (or None) of the first ones.
+
+    Args:
+      folder: New folder; masks are in its sub-folder `rois`.
+      stored: Stored values of each slice.
+      masks: Masks, named after the SOPInstanceUIDs.
+      name: Pattern of the names of the slices' files.
+      uid: Number of the first slice; see `write_ct`.
+      step: Distance between slices, mm.
+      tags: Tags as in `write_ct`.
+    """
+    (folder / "rois").mkdir(parents=True)
+    for z, image in enumerate(stored):
+        place = {"ImagePositionPatient": [0, 0, step * z]}
+        write_ct(folder / name.format(z), image, uid=uid + z, **{**place, **tags})
+    for z, mask in enumerate(masks):
+        if mask is not None:
+            Image.fromarray(mask).save(folder / "rois" / f"{SERIES}.{uid + z}.png")
+
+
+def write_patient(folder, *, patient="p1", labels=None, lungs=None, uid=5, **tags):
+    """Writes a patient with one slice, `RAMP`, half of it of each of two classes."""
+    if labels is None:
+        labels = np.zeros((8, 8), np.uint8)
+        labels[:, :4], labels[:, 4:] = 1, 2
+    write_marked(
+        folder, [RAMP], [labels], name="one.dcm", uid=uid, PatientID=patient, **tags
+    )
+    if lungs is not None:
+        (folder / "lungs").mkdir()
+        Image.fromarray(lungs).save(folder / "lungs" / f"{SERIES}.{uid}.png")
 
 
 def write_enhanced(path, stored, heights, *, own=None, shared=None, **tags):

@@ -6,8 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
-from ct_files import SERIES, write_ct
-from PIL import Image
+from ct_files import SERIES, write_marked
 
 
 def run(*arguments, check=True):
@@ -32,26 +31,23 @@ NAMES = ("Smith^Anna", "../../escape", "<script>alert(1)</script>", "Ж" * 300)
 
 def write_archive(root, patients=NAMES, matrix=24):
     """Writes a folder per patient, with the patient's name, two slices and masks."""
+    mask = np.zeros((matrix, matrix), np.uint8)
+    mask[:, : matrix // 2], mask[:, matrix // 2 :] = 1, 2
     for number, name in enumerate(patients):
-        folder = root / f"{number}-{re.sub(r'[^A-Za-zЖ]', '', name)[:80]}-19471102"
-        (folder / "rois").mkdir(parents=True)
-        rng = np.random.default_rng(number)
-        for z in range(2):
-            uid = 10 * number + z + 1
-            write_ct(
-                folder / f"20190304-{z}",
-                rng.integers(0, 1500, (matrix, matrix)).astype(np.int16),
-                uid=uid,
-                SeriesInstanceUID=f"{SERIES}.77.{number}",
-                SpecificCharacterSet="ISO_IR 192",
-                PatientID=name[:64] if number == 3 else name,
-                PatientName=name[:64],
-                PatientBirthDate="19471102",
-                StudyDate="20190304",
-                InstitutionName="St. Mary",
-                AccessionNumber="ACC778",
-                ImagePositionPatient=[0, 0, 5 * z],
-            )
-            mask = np.zeros((matrix, matrix), np.uint8)
-            mask[:, : matrix // 2], mask[:, matrix // 2 :] = 1, 2
-            Image.fromarray(mask).save(folder / "rois" / f"{SERIES}.{uid}.png")
+        stored = np.random.default_rng(number).integers(0, 1500, (2, matrix, matrix))
+        write_marked(
+            root / f"{number}-{re.sub(r'[^A-Za-zЖ]', '', name)[:80]}-19471102",
+            stored.astype(np.int16),
+            [mask] * 2,
+            name="20190304-{}",
+            uid=10 * number + 1,
+            step=5,
+            SeriesInstanceUID=f"{SERIES}.77.{number}",
+            SpecificCharacterSet="ISO_IR 192",
+            PatientID=name[:64] if number == 3 else name,
+            PatientName=name[:64],
+            PatientBirthDate="19471102",
+            StudyDate="20190304",
+            InstitutionName="St. Mary",
+            AccessionNumber="ACC778",
+        )

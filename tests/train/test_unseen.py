@@ -7,7 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 from chest import DISEASED_HU, chest, how, write_chest, write_run
-from marked_ct import write_patient
+from ct_files import write_patient
 from prepare_runs import rows_of
 from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.neighbors import NearestNeighbors
