@@ -350,8 +350,8 @@ def test_size_study_of_an_arm_that_needs_a_tenth():
     assert 70 < first.value < 140 and first.low < first.value < first.high
     assert 700 < middle.value
     assert np.isinf(last.value) and last.text.startswith("more than 1,000")
-    gain, p_value = found.area_gains["two_stage"]
-    assert gain.low > 0.05 and p_value < 0.001
+    gain = found.area_gains["two_stage"]
+    assert gain.low > 0.05 and gain.p_value < 0.001
     scores = [one.estimate for one in found.scores["scratch"]]
     assert found.areas["scratch"].estimate == pytest.approx(
         np.dot(scores, learning_curve.area_weights(found.n))

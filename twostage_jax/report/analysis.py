@@ -434,9 +434,7 @@ def _primary(study: Study, sizes: Sequence[Size], resamples: int) -> Primary | N
     found = learning_curve.size_study(
         arms, metric, baseline=second, resamples=resamples
     )
-    gain, p_value = found.area_gains[first]
-    difference = dataclasses.replace(unknown, **vars(gain), p_value=p_value)
-    return Primary(difference, len(sizes), seeds)
+    return Primary(found.area_gains[first], len(sizes), seeds)
 
 
 def _by_patient(

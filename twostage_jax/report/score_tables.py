@@ -586,7 +586,9 @@ def size_pairs_table(analysis: Analysis) -> Table:
 def areas_table(analysis: Analysis) -> Table:
     """Returns the area under the learning curve of each arm."""
     found, base = analysis.size_study, analysis.baseline
-    corrected = text.area_p_values(found)
+    gains = {
+        arm: [one, one.p_value, one.p_holm] for arm, one in found.area_gains.items()
+    }
     return Table(
         "areas",
         "Area under the learning curve: mean balanced accuracy in per cent over the "
@@ -597,15 +599,7 @@ def areas_table(analysis: Analysis) -> Table:
             Column(f"difference from {arm_name(base)}, points", "points"),
             *columns("p", "p", "p (Holm)"),
         ],
-        [
-            [
-                arm,
-                area,
-                *found.area_gains.get(arm, (None, None)),
-                corrected.get(arm),
-            ]
-            for arm, area in found.areas.items()
-        ],
+        [[arm, area, *gains.get(arm, [None] * 3)] for arm, area in found.areas.items()],
     )
 
 

@@ -28,7 +28,7 @@ from twostage_jax.report.tables import (
     plural,
 )
 from twostage_jax.stats.intervals import ALPHA, LEVEL, Difference, Interval, holm
-from twostage_jax.stats.learning_curve import SizeStudy, describe_size
+from twostage_jax.stats.learning_curve import describe_size
 
 SCORE = "balanced accuracy"
 CHANCE = "with a single seed the effect cannot be separated from chance"
@@ -106,12 +106,6 @@ def size_differences(analysis: Analysis) -> list[tuple[Size, Difference, float |
     ]
     corrected = holm([one.p_value for _, one in pairs])
     return [(size, one, p) for (size, one), p in zip(pairs, corrected, strict=True)]
-
-
-def area_p_values(study: SizeStudy) -> dict[str, float | None]:
-    """Returns arm -> p-value of its gain in area, Holm-corrected over the arms."""
-    corrected = holm([p_value for _, p_value in study.area_gains.values()])
-    return dict(zip(study.area_gains, corrected, strict=True))
 
 
 def verdict(one: Difference, p_value: float | None) -> str:
@@ -272,13 +266,13 @@ def _trend(analysis: Analysis) -> str:
     study = analysis.size_study
     if study is None or analysis.champion not in study.trends:
         return ""
-    change, p_value = study.trends[analysis.champion]
-    if change.low is None or p_value is None or len(analysis.common_seeds) == 1:
+    one = study.trends[analysis.champion]
+    if one.low is None or one.p_value is None or len(analysis.common_seeds) == 1:
         return ""
-    sure = "" if p_value < ALPHA else ", not significant"
+    sure = "" if one.p_value < ALPHA else ", not significant"
     return (
         f" The gain at {study.n[0]:,.0f} patches minus that at {study.n[-1]:,.0f} is "
-        f"{_signed(change.estimate)} points ({_ends(change)}{sure})."
+        f"{_signed(one.estimate)} points ({_ends(one)}{sure})."
     )
 
 
@@ -291,9 +285,9 @@ def _over_sizes(analysis: Analysis) -> str:
     champion, baseline = arm_name(arm), arm_name(analysis.baseline)
     # The primary endpoint over all sizes is this gain, and was stated before.
     if not (primary and not primary.reason and primary.difference.metric == METRIC):
-        gain, p_value = study.area_gains[arm][0], area_p_values(study)[arm]
+        gain = study.area_gains[arm]
         more = "higher" if gain.estimate >= 0 else "lower"
-        told = gain if gain.estimate >= 0 else Difference(**vars(gain)).turned()
+        told, p_value = gain if gain.estimate >= 0 else gain.turned(), gain.p_holm
         notes = ["no interval" if gain.low is None else _readings(told)]
         if p_value is not None:
             several = len(study.area_gains)

@@ -80,7 +80,7 @@ class Difference(Interval):
       first, second: Names of the arms.
       metric: Name of the score.
       p_value: Two-sided p-value of no difference, for the interval of `low` and `high`.
-      p_holm: Corrected p-value over all pairs (Holm 1979).
+      p_holm: p-value corrected over the differences of its family (Holm 1979).
       mcnemar: Exact McNemar p-value of the pooled patches. It treats patches as
         independent, which patches of one patient are not: usually far too small.
     """
@@ -294,21 +294,30 @@ def differences(paired: Paired, sampler: Resampler, metric: str) -> list[Differe
     for second, first in itertools.combinations(range(len(paired.arms)), 2):
         weights = np.zeros(len(paired.arms))
         weights[first], weights[second] = 1, -1
-        difference, p_value = difference_interval(sampler, weights)
-        found.append(
-            Difference(
-                **vars(difference),
-                first=paired.arms[first],
-                second=paired.arms[second],
-                metric=metric,
-                p_value=p_value,
-                mcnemar=mcnemar(paired.right[first], paired.right[second]),
-            )
+        one = difference(
+            sampler, weights, paired.arms[first], paired.arms[second], metric
         )
-    corrected = holm([one.p_value for one in found])
+        right = paired.right[first], paired.right[second]
+        found.append(dataclasses.replace(one, mcnemar=mcnemar(*right)))
+    return corrected(found)
+
+
+def difference(
+    sampler: Resampler, weights: np.ndarray, first: str, second: str, metric: str
+) -> Difference:
+    """Returns a `[A]`-weighted contrast as the difference of two arms."""
+    interval, p_value = difference_interval(sampler, weights)
+    return Difference(
+        **vars(interval), first=first, second=second, metric=metric, p_value=p_value
+    )
+
+
+def corrected(found: Sequence[Difference]) -> list[Difference]:
+    """Returns differences with p-values that are Holm-corrected over all of them."""
+    p_values = holm([one.p_value for one in found])
     return [
         dataclasses.replace(one, p_holm=p)
-        for one, p in zip(found, corrected, strict=True)
+        for one, p in zip(found, p_values, strict=True)
     ]
 
 

@@ -16,9 +16,11 @@ from twostage_jax.stats.arms import Predictions, pair
 from twostage_jax.stats.intervals import (
     LEVEL,
     RESAMPLES,
+    Difference,
     Interval,
     Resampler,
-    difference_interval,
+    corrected,
+    difference,
     patients_of_contrast,
     score_interval,
     score_intervals,
@@ -53,17 +55,17 @@ class SizeStudy:
       n: Sizes, ascending.
       scores: Arm -> score with interval at each size.
       areas: Arm -> area under its curve (see `area_weights`).
-      area_gains: Arm -> its area minus that of the baseline, and the p-value.
+      area_gains: Arm -> its area minus that of the baseline; `p_holm` is over the arms.
       trends: Arm -> its gain over the baseline at the smallest size minus that at the
-        largest, and the p-value.
+        largest.
       matches: Arm -> equivalent sample size of the baseline, at each size.
     """
 
     n: tuple[float, ...]
     scores: dict[str, list[Interval]]
     areas: dict[str, Interval]
-    area_gains: dict[str, tuple[Interval, float | None]]
-    trends: dict[str, tuple[Interval, float | None]]
+    area_gains: dict[str, Difference]
+    trends: dict[str, Difference]
     matches: dict[str, list[Match]]
 
 
@@ -137,12 +139,20 @@ def size_study(
     others = {arm: a for a, arm in enumerate(arms) if a != base}
     area_gains, gains = areas - areas[base], weights - weights[base]
     trends = gains[:, 0] - gains[:, -1]
+
+    def differences(contrasts: np.ndarray) -> dict[str, Difference]:
+        found = [
+            difference(sampler, contrasts[a], arm, baseline, metric)
+            for arm, a in others.items()
+        ]
+        return dict(zip(others, corrected(found), strict=True))
+
     return SizeStudy(
         n,
         {arm: scores[a * len(n) : (a + 1) * len(n)] for a, arm in enumerate(arms)},
         {arm: score_interval(sampler, areas[a]) for a, arm in enumerate(arms)},
-        {arm: difference_interval(sampler, area_gains[a]) for arm, a in others.items()},
-        {arm: difference_interval(sampler, trends[a]) for arm, a in others.items()},
+        differences(area_gains),
+        differences(trends),
         {arm: matches(sampler, n, base, a) for arm, a in others.items()},
     )
 
