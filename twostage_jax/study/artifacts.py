@@ -1,7 +1,6 @@
 """Files of a finished stage run, apart from its variables: written, found and read."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,7 +192,8 @@ def read(folder: Path, arm: str = "") -> Trained:
     Raises:
       UserError: The lineage is missing, damaged, or not of a stage run.
     """
-    lineage = read_lineage(folder)
+    path = folder / "lineage.json"
+    lineage = io.read_json(path)
     try:
         data, settings = lineage["data"], lineage["settings"]["data"]
         chain = " > ".join(name.rsplit("-", 1)[0] for name in lineage["chain"])
@@ -221,24 +221,10 @@ def read(folder: Path, arm: str = "") -> Trained:
             synthetic=synthetic if isinstance(synthetic, bool) else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        path = folder / "lineage.json"
         raise UserError(
             f"{path}: this is not the lineage of a finished stage run ({error!r}).",
             where=path,
         ) from error
-
-
-def read_lineage(folder: Path) -> dict[str, Any]:
-    """Returns the lineage of a finished stage run (see `lineage`).
-
-    Raises:
-      UserError: The lineage is missing or damaged.
-    """
-    path = folder / "lineage.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error!r}).", where=path) from error
 
 
 def save_predictions(
@@ -339,9 +325,9 @@ def _rows(workdir: Path) -> list[dict[str, Any]]:
     rows = []
     for path in sorted((workdir / "rows").glob("*.json")):
         try:
-            row = json.loads(path.read_text(encoding="utf-8"))
+            row = io.read_json(path)
             rows.append({name: row[name] for name in (*PLACE, "stage_runs")})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise UserError(
                 f"{path}: this is not a row of a study ({error!r}).", where=path
             ) from error
