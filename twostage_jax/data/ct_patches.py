@@ -569,9 +569,13 @@ def _patches(
         by_slice[place.slice].append(place)
     used = []
     for number, hu in _read(headers, by_slice, skipped):
-        used.append(headers[number])
+        header = headers[number]
+        used.append(header)
+        shape = _shape(header, cut.spacing)
+        if shape != hu.shape:
+            hu = np.rint(patches.resample_image(hu, shape)).astype(np.int16)
         for place in by_slice[number]:
-            made.append(_example(hu, headers[number], place, patient.name, cut, salt))
+            made.append(_example(hu, header, place, patient.name, cut.size, salt))
     made.facts["acquisition"] = acquisition(used, patient.name, salt)
     made.facts["flow"] = list(
         _patient_flow(patient, used, made, dropped, class_names, loads)
@@ -776,23 +780,22 @@ def _example(
     header: Header,
     place: Place,
     patient: str,
-    cut: Cut,
+    size: int,
     salt: str,
 ) -> Example:
-    row, column, shape = place.row, place.column, _shape(header, cut.spacing)
-    if shape != hu.shape:
-        hu = np.rint(patches.resample_image(hu, shape)).astype(np.int16)
+    """Returns a patch of a (resampled) slice `hu` `[H, W]`; see `make`."""
+    row, column = place.row, place.column
     uid = header.key[0] + (f"/{header.frame}" if header.frame else "")
     name = hashed("slice", uid, salt)
     spacing = ["", ""]
     if header.spacing is not None:
         spacing = [
             round(mm * old / new, 5)
-            for mm, old, new in zip(header.spacing, header.shape, shape, strict=True)
+            for mm, old, new in zip(header.spacing, header.shape, hu.shape, strict=True)
         ]
     return Example(
         id=f"{patient}/{name}/r{row:04d}c{column:04d}",
-        image=hu[row : row + cut.size, column : column + cut.size, None].copy(),
+        image=hu[row : row + size, column : column + size, None].copy(),
         label=place.label,
         group=patient,
         details={
