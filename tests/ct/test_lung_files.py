@@ -1,6 +1,5 @@
 """Lung masks of other programs: their series, and their effect."""
 
-import csv
 import json
 
 import nibabel
@@ -297,8 +296,7 @@ def mapped(out):
     with np.load(folder / "probabilities.npz") as file:
         lungs = file["lungs"]
     about = json.loads((folder / "series.json").read_text(encoding="utf-8"))
-    with (out / "report.csv").open(newline="", encoding="utf-8") as file:
-        return lungs, about, list(csv.DictReader(file))
+    return lungs, about, rows_of(out / "report.csv")
 
 
 def test_maps_are_limited_to_the_given_lungs_and_record_it(
@@ -335,8 +333,7 @@ def test_series_without_a_mask_is_refused_and_listed(classifier, tmp_path, capsy
     write_labels(tmp_path / "masks" / "m.nii.gz", root / "a", LUNGS)
     map_folder(root, out, classifier, how(), lungs=tmp_path / "masks")
     assert "1 of " in capsys.readouterr().out
-    with (out / "skipped.csv").open(newline="", encoding="utf-8") as file:
-        reasons = [row["reason"] for row in csv.DictReader(file)]
+    reasons = [row["reason"] for row in rows_of(out / "skipped.csv")]
     assert sum("lung mask" in reason for reason in reasons) == 1
     assert not any(str(tmp_path) in reason for reason in reasons)
 

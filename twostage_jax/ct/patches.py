@@ -27,16 +27,11 @@ def covered(
 
     Args:
       labels: Label mask `[H, W]` int: 0 outside all regions, 1 + class index inside.
-      size: Height and width of a patch, pixels.
+      size: Height and width of a patch, pixels; see `check_size`.
       stride: Distance between neighbouring patches, pixels.
       coverage: Smallest coverage for each class, 0 to 1.
       pure: Classes whose patches must not contain any pixel of another class.
-
-    Raises:
-      ValueError: A patch is larger than the slice.
     """
-    if size > min(labels.shape):
-        raise ValueError(f"patches of {size} pixels in a slice of {labels.shape}")
     fractions = np.stack(
         [_fraction(labels == index + 1, size, stride) for index in range(len(coverage))]
     )
