@@ -296,6 +296,16 @@ def without_names(dataset):
 
 @pytest.mark.parametrize("form", ["seg", "rtstruct"])
 class TestNamedSlices:
+    def write_moved(self, folder, form, shift):
+        """Writes slices, and regions that were drawn `shift` mm away from them."""
+        images = write_series(folder / "ct")
+        for image in images:
+            image.ImagePositionPatient = np.add(
+                image.ImagePositionPatient, shift
+            ).tolist()
+        write_form(form, folder / "r" / "x", images)
+        return folder / "r" / "x"
+
     def test_name_selects_between_two_slices_at_one_position(self, tmp_path, form):
         late = two_phases(tmp_path / "ct")
         mask = write_form(form, tmp_path / "r" / "x", late)
@@ -400,23 +410,11 @@ class TestNamedSlices:
     def test_regions_outside_the_pixels_of_their_slice_are_refused(
         self, tmp_path, form
     ):
-        images = write_series(tmp_path / "ct")
-        path = tmp_path / "r" / "x"
-        moved = [pydicom.dcmread(image.filename) for image in images]
-        for image in moved:
-            x, y, z = image.ImagePositionPatient
-            image.ImagePositionPatient = [x + 500, y, z]
-        write_form(form, path, moved)
+        path = self.write_moved(tmp_path, form, [500, 0, 0])
         refused(path, tmp_path / "ct")
 
     def test_regions_between_slices_are_refused(self, tmp_path, form):
-        images = write_series(tmp_path / "ct")
-        path = tmp_path / "r" / "x"
-        moved = [pydicom.dcmread(image.filename) for image in images]
-        for image in moved:
-            x, y, z = image.ImagePositionPatient
-            image.ImagePositionPatient = [x, y, z + 2.5]
-        write_form(form, path, moved)
+        path = self.write_moved(tmp_path, form, [0, 0, 2.5])
         refused(path, tmp_path / "ct")
         edit(path, without_names)
         refused(path, tmp_path / "ct")

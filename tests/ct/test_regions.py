@@ -89,54 +89,52 @@ def test_files_on_one_slice_are_merged_without_pixels_of_two_classes(phantom, tm
     assert mask[0, :16].tolist() == [1] * 5 + [0] * 5 + [2] * 5 + [0]
 
 
-def changed(images, **changes):
-    """Returns copies of data sets with other values, or functions of the old values."""
+def write_changed(form, phantom, folder, **changes):
+    """Writes the slices, and regions of slices with other values; returns their path.
+
+    A change is a value, or a function of the old one.
+    """
+    source, images, labels, names = phantom
+    write_slices(phantom, folder)
+    (folder / "regions").mkdir()
     copies = [pydicom.dcmread(image.filename) for image in images]
     for copy in copies:
         for keyword, value in changes.items():
             old = copy.get(keyword)
             setattr(copy, keyword, value(old) if callable(value) else value)
-    return copies
+    write(form, (source, copies, labels, names), folder / "regions")
+    (path,) = (folder / "regions").iterdir()
+    return path
 
 
 @pytest.mark.parametrize("form", ["seg", "rtstruct", "csv"])
 def test_regions_of_a_missing_series_are_refused(phantom, tmp_path, form):
-    folder, images, labels, names = phantom
-    other = changed(images, SeriesInstanceUID="1.2.3.4.5.6")
-    (tmp_path / "regions").mkdir()
-    write(form, (folder, other, labels, names), tmp_path / "regions")
-    write_slices(phantom, tmp_path)
-    regions = tmp_path / "regions"
-    with refused_at(next(regions.iterdir())) as error:
-        cut(tmp_path, names, regions)
+    path = write_changed(form, phantom, tmp_path, SeriesInstanceUID="1.2.3.4.5.6")
+    with refused_at(path) as error:
+        cut(tmp_path, phantom[3], path.parent)
     assert "1.2.3.4.5.6" in str(error.value)
 
 
 def test_volume_between_the_slices_is_refused(phantom, tmp_path):
-    folder, images, labels, names = phantom
-    other = changed(
-        images, ImagePositionPatient=lambda p: [p[0], p[1], float(p[2]) + 5]
-    )
-    (tmp_path / "regions").mkdir()
-    write("nifti", (folder, other, labels, names), tmp_path / "regions")
-    write_slices(phantom, tmp_path)
-    with refused_at(next((tmp_path / "regions").iterdir())):
-        cut(tmp_path, names, tmp_path / "regions")
+    def away(position):
+        return [*position[:2], float(position[2]) + 5]
+
+    path = write_changed("nifti", phantom, tmp_path, ImagePositionPatient=away)
+    with refused_at(path):
+        cut(tmp_path, phantom[3], path.parent)
 
 
 @pytest.mark.parametrize(
     "form", ["csv", "medgift", "rtstruct", "npy", "seg", "seg labelmap", "nifti"]
 )
 def test_regions_of_a_missing_slice_are_refused(phantom, tmp_path, form):
-    (tmp_path / "regions").mkdir()
-    write(form, phantom, tmp_path / "regions")
-    write_slices(phantom, tmp_path)
+    path = write_changed(form, phantom, tmp_path)
     missing = tmp_path / "IM-0003.dcm"
     z = float(pydicom.dcmread(missing).ImagePositionPatient[2])
     first = phantom[3][phantom[2][2][phantom[2][2] > 0].min() - 1]
     missing.unlink()
-    with refused_at(next((tmp_path / "regions").iterdir())) as error:
-        cut(tmp_path, phantom[3], tmp_path / "regions")
+    with refused_at(path) as error:
+        cut(tmp_path, phantom[3], path.parent)
     text = str(error.value)
     if form.startswith("seg") or form == "rtstruct":
         assert f"'{first}'" in text and f"z = {z:g} mm" in text
@@ -146,13 +144,9 @@ def test_regions_of_a_missing_slice_are_refused(phantom, tmp_path, form):
 
 @pytest.mark.parametrize("form", ["seg", "rtstruct"])
 def test_regions_in_another_frame_of_reference_are_refused(phantom, tmp_path, form):
-    folder, images, labels, names = phantom
-    other = changed(images, FrameOfReferenceUID="1.2.3")
-    (tmp_path / "regions").mkdir()
-    write(form, (folder, other, labels, names), tmp_path / "regions")
-    write_slices(phantom, tmp_path)
-    with refused_at(tmp_path / "regions" / "any"):
-        cut(tmp_path, names, tmp_path / "regions")
+    path = write_changed(form, phantom, tmp_path, FrameOfReferenceUID="1.2.3")
+    with refused_at(path):
+        cut(tmp_path, phantom[3], path.parent)
 
 
 @pytest.mark.parametrize(
