@@ -18,6 +18,7 @@ from PIL import Image
 from prepare_runs import NAMES, rows_of, run, write_archive
 
 from twostage_jax.config import DataConfig, ModelConfig
+from twostage_jax.ct.dicom import hashed
 from twostage_jax.data import ct_patches, prepared_folder, sources, store
 from twostage_jax.data.dataset import Example, Made, Recipe
 from twostage_jax.data.store import prepare
@@ -100,7 +101,7 @@ def test_every_patch_is_listed_with_its_place(archive):
     headers = {}
     for path in slices.rglob("20190304-*"):
         image = pydicom.dcmread(path)
-        name = resume_name(image.SOPInstanceUID)
+        name = hashed("slice", image.SOPInstanceUID, "pepper")
         headers[name] = image.pixel_array.astype(int) - 1024
     for row, patch, label in zip(rows, data.images, data.labels, strict=True):
         top, left = int(row["row"]), int(row["column"])
@@ -111,12 +112,6 @@ def test_every_patch_is_listed_with_its_place(archive):
         # The border of the two regions lies at column 12.
         inside = max(min(12, left + 8) - left, left + 8 - max(12, left)) / 8
         assert float(row["coverage"]) == inside
-
-
-def resume_name(uid):
-    from twostage_jax.ct.dicom import hashed
-
-    return hashed("slice", uid, "pepper")
 
 
 def test_what_was_left_out_is_listed_without_paths(archive):

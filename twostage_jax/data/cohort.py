@@ -92,7 +92,7 @@ def _classes(dataset: Dataset, part: np.ndarray) -> dict[str, Any]:
 def _flow(
     rows: Sequence[Mapping[str, Any]], split_of: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Returns rows of the table 'flow' summed over splits; `split_of` each patient."""
+    """Returns rows of the table 'flow', summed over the patients of each split."""
     counts: Counter = Counter()
     included: dict[str, set[str]] = {}
     for row in rows:
