@@ -9,7 +9,6 @@ from explained import caffenet, write_stage
 from PIL import Image
 
 from twostage_jax.data.dataset import Dataset
-from twostage_jax.errors import UserError
 from twostage_jax.explain import images, networks
 from twostage_jax.train import checkpoint
 
@@ -228,9 +227,8 @@ def test_folders_without_images_or_without_anything_to_see_are_named(tmp_path):
     network = caffenet()
     with refused_at("--images"):
         images.folder_examples(tmp_path / "none", network)
-    with pytest.raises(UserError) as error:
+    with refused_at("--images"):
         images.folder_examples(tmp_path, network)
-    assert error.value.where == "--images"
     Image.fromarray(np.full((20, 20), 7, np.uint8)).save(tmp_path / "flat.png")
     with refused_at("images"):
         images.folder_examples(tmp_path, network)

@@ -62,16 +62,8 @@ def test_fixed_mean_and_no_weights_are_the_default():
 
 
 def test_balanced_weights_are_the_inverse_of_the_frequency_in_training():
-    labels = (
-        0,
-        0,
-        0,
-        1,
-        1,
-        1,
-        1,
-        1,
-    )  # Trained on: three of class 0 and one of class 1.
+    # Trained on: three of class 0 and one of class 1.
+    labels = (0, 0, 0, 1, 1, 1, 1, 1)
     dataset = with_images(np.zeros((8, 1, 1, 1), np.uint8), labels)
     how = settings(**{"train.class_weights": "balanced"})
     found = stage.constants_of(how, 1, dataset, np.arange(4))

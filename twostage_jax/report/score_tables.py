@@ -577,7 +577,7 @@ def size_pairs_table(analysis: Analysis) -> Table:
             Column("difference", "points"),
             *columns("p", "p", f"p (Holm, {len(found)} rows)"),
         ],
-        [[size.n, one.first, one, one.p_value, p] for size, one, p in found],
+        [[size.n, one.first, one, one.p_value, one.p_holm] for size, one in found],
         "Holm's correction is over all rows of this table, so it is stricter than in the "
         "table of pairs at the full size.",
     )

@@ -27,7 +27,14 @@ from twostage_jax.report.tables import (
     p_text,
     plural,
 )
-from twostage_jax.stats.intervals import ALPHA, LEVEL, Difference, Interval, holm
+from twostage_jax.stats.intervals import (
+    ALPHA,
+    LEVEL,
+    Difference,
+    Interval,
+    corrected,
+    holm,
+)
 from twostage_jax.stats.learning_curve import describe_size
 
 SCORE = "balanced accuracy"
@@ -94,18 +101,15 @@ def champion_pairs(analysis: Analysis, metric: str = METRIC) -> list[Difference]
     )
 
 
-def size_differences(analysis: Analysis) -> list[tuple[Size, Difference, float | None]]:
-    """Returns each arm minus the baseline at every size, with a p-value.
-
-    The p-values are Holm-corrected over all of them.
-    """
+def size_differences(analysis: Analysis) -> list[tuple[Size, Difference]]:
+    """Returns each arm minus the baseline at every size; `p_holm` is over all of them."""
     pairs = [
         (size, one)
         for size in analysis.sizes
         for one in size.scores.minus(analysis.baseline).values()
     ]
-    corrected = holm([one.p_value for _, one in pairs])
-    return [(size, one, p) for (size, one), p in zip(pairs, corrected, strict=True)]
+    found = corrected([one for _, one in pairs])
+    return [(size, one) for (size, _), one in zip(pairs, found, strict=True)]
 
 
 def verdict(one: Difference, p_value: float | None) -> str:
@@ -238,9 +242,9 @@ def _by_size(analysis: Analysis) -> str:
         return ""
     several = {size.n for size in analysis.sizes if len(size.scores.seeds) > 1}
     sizes: dict[str, list[tuple[float, Difference]]] = {}
-    for size, one, p_value in size_differences(analysis):
+    for size, one in size_differences(analysis):
         if one.first == analysis.champion:
-            found = verdict(one, p_value) if size.n in several else "unknown"
+            found = verdict(one, one.p_holm) if size.n in several else "unknown"
             sizes.setdefault(found, []).append((size.n, one))
     champion, baseline = arm_name(analysis.champion), arm_name(analysis.baseline)
     words = {
