@@ -3,10 +3,10 @@
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from explained import network
 from skimage.filters import gabor_kernel
 
 from twostage_jax import models
-from twostage_jax.explain.networks import Network
 
 FREQUENCIES, ORIENTATIONS = (0.12, 0.22), np.arange(4) * np.pi / 4
 SIDE = 11
@@ -80,20 +80,9 @@ def as_network(
     module, variables, size, arm="made", seed=0, stage="target", parent=None
 ):
     """Returns a network of grey images of `size` pixels, scaled as (x - 0.5) / 0.25."""
-    return Network(
-        arm=arm,
-        seed=seed,
-        stage=stage,
-        module=module,
-        variables=variables,
-        class_names=tuple("abcdefgh"[: module.num_classes]),
-        size=size,
-        channels=1,
-        normalise="fixed",
-        mean=np.full(1, 0.5, np.float32),
-        deviation=np.full(1, 0.25, np.float32),
-        parent=parent,
-    )
+    made = network(module, {}, size, arm=arm, seed=seed, parent=parent)
+    classes = tuple("abcdefgh"[: module.num_classes])
+    return made._replace(variables=variables, stage=stage, class_names=classes)
 
 
 def visual(size=32, kernel=None):

@@ -18,9 +18,7 @@ from twostage_jax.models import pretrained
 @functools.cache
 def network(name, classes=public_networks.CLASSES, head=None):
     module = models.build(name, num_classes=classes, head=head)
-    images = jnp.zeros((1, *public_networks.SHAPES[name]))
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), images, train=False))
-    return module, shapes
+    return module, models.shapes(module, *public_networks.SHAPES[name][1:])
 
 
 def variables_of(name, arrays, path="file", **options):
