@@ -35,6 +35,13 @@ SCORED = tuple(
         key=lambda name: name != METRIC,
     )
 )
+# Metric of `metrics.of_class` -> title and kind of its column.
+OF_CLASS = {
+    "precision": ("precision", "score"),
+    "recall": ("recall", "score"),
+    "f1": ("F1", "score"),
+    "auroc": ("AUROC", "interval"),
+}
 HOW = "Brackets give 95 % confidence intervals over test {units} and seeds{new}."
 # Most reasons for a missing interval in a note, such as those of a few classes.
 REASONS = 2
@@ -394,32 +401,6 @@ def auroc_note(study: Study, classes: str) -> str:
     return f"AUROC: one-vs-rest of {classes}, from 0 to 1.{folds}"
 
 
-def _of_these(one: Interval) -> Interval:
-    """Returns the interval for the training patients of the study."""
-    if one.these is None:
-        return one
-    return Interval(one.estimate, *one.these)
-
-
-def _trained(size: Size) -> str:
-    mean = " on average" if len(set(size.patches)) > 1 else ""
-    return f"{mean_and_range(size.patches)} target patches{mean}"
-
-
-def _tests(scores: Scores) -> str:
-    patches = f"{scores.examples:,} test patches"
-    return f"{patches} of {scores.groups:,} patients" if scores.groups else patches
-
-
-# Metric of `metrics.of_class` -> title and kind of its column.
-OF_CLASS = {
-    "precision": ("precision", "score"),
-    "recall": ("recall", "score"),
-    "f1": ("F1", "score"),
-    "auroc": ("AUROC", "interval"),
-}
-
-
 def class_table(study: Study, scores: Scores) -> Table:
     """Returns precision, recall, F1 and AUROC of each class and arm."""
     support = scores.paired.supports.sum(0).astype(int).tolist()
@@ -553,17 +534,6 @@ def sizes_table(analysis: Analysis) -> Table:
     )
 
 
-def _means(analysis: Analysis) -> str:
-    if not analysis.sizes_differ:
-        return ""
-    return "Training sets of seeds and folds differ in size: sizes are means. "
-
-
-def _patches(analysis: Analysis) -> Column:
-    title = "training patches"
-    return Column(f"{title} (mean)" if analysis.sizes_differ else title, "count")
-
-
 def size_pairs_table(analysis: Analysis) -> Table:
     """Returns each arm minus the baseline at each size."""
     found = text.size_differences(analysis)
@@ -614,3 +584,31 @@ def matches_table(analysis: Analysis) -> Table:
         f"Interpolated on the learning curve of {base}, made monotone, without "
         "extrapolation. Brackets give 95 % percentile intervals.",
     )
+
+
+def _of_these(one: Interval) -> Interval:
+    """Returns the interval for the training patients of the study."""
+    if one.these is None:
+        return one
+    return Interval(one.estimate, *one.these)
+
+
+def _trained(size: Size) -> str:
+    mean = " on average" if len(set(size.patches)) > 1 else ""
+    return f"{mean_and_range(size.patches)} target patches{mean}"
+
+
+def _tests(scores: Scores) -> str:
+    patches = f"{scores.examples:,} test patches"
+    return f"{patches} of {scores.groups:,} patients" if scores.groups else patches
+
+
+def _means(analysis: Analysis) -> str:
+    if not analysis.sizes_differ:
+        return ""
+    return "Training sets of seeds and folds differ in size: sizes are means. "
+
+
+def _patches(analysis: Analysis) -> Column:
+    title = "training patches"
+    return Column(f"{title} (mean)" if analysis.sizes_differ else title, "count")
