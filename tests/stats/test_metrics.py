@@ -99,14 +99,15 @@ def test_regions_average_the_patches_of_one_class_of_a_patient():
 
 
 def test_reliability_puts_edges_into_the_lower_bin():
-    ones = np.array([0.5, 0.6, 1.0])
+    # The ninth bin ends at 9/15.
+    ones = np.array([0.5, 0.55, 0.6, 1.0])
     confidence, accuracy, count = metrics.reliability(
-        [1, 1, 1], np.stack([1 - ones, ones], 1), bins=5
+        [1, 0, 1, 1], np.stack([1 - ones, ones], 1)
     )
-    assert count.tolist() == [0, 0, 2, 0, 1]
-    np.testing.assert_allclose(confidence, [np.nan, np.nan, 0.55, np.nan, 1])
+    assert {i: n for i, n in enumerate(count.tolist()) if n} == {7: 1, 8: 2, 14: 1}
+    np.testing.assert_allclose(confidence[[6, 7, 8, 14]], [np.nan, 0.5, 0.575, 1])
     # At 0.5 : 0.5 the first class is predicted, which is wrong.
-    np.testing.assert_allclose(accuracy, [np.nan, np.nan, 0.5, np.nan, 1])
+    np.testing.assert_allclose(accuracy[[6, 7, 8, 14]], [np.nan, 0, 0.5, 1])
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,25 @@ MARKS = {
         "re-initialised: they do not distinguish classes.",
     ),
 }
-Failed = Mapping[str, Sequence[str]]
 # Examples on a page of saliency maps.
 EXAMPLES_PER_PAGE = 4
+# Offset between the intervals of two networks at one tick, in ticks.
+APART = 0.13
+UNTRAINED = {"color": SHARED, "linestyle": "--", "marker": ""}
+# The panel of edges comes first; the others follow the order of the registry.
+PANELS = {
+    one.name: one.panel
+    for one in sorted(MEASURES.values(), key=lambda m: m.name != "edge_selectivity")
+    if one.panel
+}
+CHANGES = {
+    "shuffled": "Squares shuffled",
+    "low-pass": "Low-pass, SD",
+    "high-pass": "High-pass, SD",
+    "contrast": "Contrast",
+    "noise": "Noise, SD",
+}
+Failed = Mapping[str, Sequence[str]]
 
 
 def method_label(
@@ -383,24 +399,6 @@ def randomisation(found: Mapping[str, Mapping[str, Any]], failed: Failed) -> Fig
         axes.set_ylim(lowest - 0.05, 1.05)
     legend_above(figure, _arm_lines(found))
     return figure
-
-
-# Offset between the intervals of two networks at one tick, in ticks.
-APART = 0.13
-UNTRAINED = {"color": SHARED, "linestyle": "--", "marker": ""}
-# The panel of edges comes first; the others follow the order of the registry.
-PANELS = {
-    one.name: one.panel
-    for one in sorted(MEASURES.values(), key=lambda m: m.name != "edge_selectivity")
-    if one.panel
-}
-CHANGES = {
-    "shuffled": "Squares shuffled",
-    "low-pass": "Low-pass, SD",
-    "high-pass": "High-pass, SD",
-    "contrast": "Contrast",
-    "noise": "Noise, SD",
-}
 
 
 @styled

@@ -16,6 +16,7 @@ from twostage_jax.study.plan import keys
 from twostage_jax.train import augment, checkpoint, steps
 
 PyTree = Any
+Rows = list[dict[str, Any]]
 BATCH = 64
 
 
@@ -304,9 +305,6 @@ def chosen_runs(workdir: Path, arms: Sequence[str] = ()) -> list[str]:
                 f"Arm '{arm}' lacks such a run for seed {_listed(sorted(lacks))}."
             )
     return lines
-
-
-Rows = list[dict[str, Any]]
 
 
 def chosen_rows(workdir: Path) -> tuple[list[str], Rows, Rows]:

@@ -67,6 +67,8 @@ STYLE = {
     "pdf.fonttype": 42,
     "savefig.dpi": 200,
 }
+# Of a stage run; an entry has 'step', 'loss' and others, see `learning_curves`.
+History = Sequence[Mapping[str, float]]
 # Bins with a smaller share of the examples are not drawn.
 MIN_SHARE = 0.01
 EXAMPLES_SHOWN = 8  # per class
@@ -161,9 +163,6 @@ def legend_above(figure: Figure, lines: Mapping[str, Any]) -> None:
     figure.legend(
         lines.values(), lines, loc="outside upper center", ncols=max(len(lines), 1)
     )
-
-
-History = Sequence[Mapping[str, float]]
 
 
 @styled

@@ -86,7 +86,7 @@ def how(scores: Scores, intervals: Iterable[Interval | None] | None = None) -> s
     text, lead = "", "Intervals are unavailable:"
     if any(one.low is not None for one in given):
         new = ", and over new training patients" if any(o.these for o in given) else ""
-        text = HOW.format(units=units(scores), new=new)
+        text = HOW.format(units="patients" if scores.groups else "patches", new=new)
         lead = " An interval is unavailable where"
     reasons = sorted({one.reason for one in given if one.reason})
     if reasons:
@@ -388,11 +388,6 @@ def over_seeds(scores: Scores) -> str:
     """Returns '1 seed' or 'mean of 3 seeds'."""
     count = len(scores.seeds)
     return f"{'mean of ' * (count > 1)}{plural(count, 'seed')}"
-
-
-def units(scores: Scores) -> str:
-    """Returns the units that are resampled for an interval."""
-    return "patients" if scores.groups else "patches"
 
 
 def auroc_note(study: Study, classes: str) -> str:

@@ -205,17 +205,15 @@ def shares_of_class(paired: Paired, k: int) -> Mapping[str, Additive]:
 
 
 def reliability(
-    labels: ArrayLike, probabilities: ArrayLike, bins: int = CALIBRATION_BINS
+    labels: ArrayLike, probabilities: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns confidence, accuracy and count of each bin of the confidence.
+    """Returns mean confidence, accuracy and count of each bin, `[CALIBRATION_BINS]`.
 
     Bins are `(i/bins, (i+1)/bins]` of the largest probability. An empty bin has
     confidence and accuracy NaN.
-
-    Returns:
-      Mean confidence `[bins]`, accuracy `[bins]`, count `[bins]`.
     """
     labels, probabilities = checked(labels, probabilities)
+    bins = CALIBRATION_BINS
     confidence = probabilities.max(1)
     right = probabilities.argmax(1) == labels
     # Fractions such as 9/15 carry a rounding error: an edge must not move up a bin.
