@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import importlib.metadata
 import platform
 import signal
@@ -83,6 +84,13 @@ def agreed(text: str) -> bool:
         return True
     codes = multihost_utils.process_allgather(np.array(zlib.crc32(text.encode())))
     return bool((codes == codes[0]).all())
+
+
+def forget_programs() -> None:
+    """Frees compiled programs, about 50 MB each; used again, they are compiled again."""
+    jax.clear_caches()
+    gc.collect()
+    return_memory()
 
 
 def return_memory() -> None:

@@ -125,6 +125,8 @@ def _run_missing(
         + (f" About {_minutes(left)} left." if groups and left is not None else "")
     )
     for number, group in enumerate(groups, 1):
+        if number > 1 and group[0].stage != groups[number - 2][0].stage:
+            runtime.forget_programs()
         run_stages(materials, group, progress)
         left = _seconds_left(materials, runs, groups[number:])
         for run in group:
