@@ -170,8 +170,6 @@ def load(workdirs: Sequence[Path]) -> Study:
         not belong together; the message names folder and row.
     """
     folders = list(dict.fromkeys(Path(folder) for folder in workdirs))
-    if not folders:
-        raise UserError("The run folder is missing: give --run=WORKDIR.", where="--run")
     results = [_results(folder) for folder in folders]
     for folder, other in zip(folders[1:], results[1:], strict=True):
         _check_protocol(folders[0], results[0], folder, other)

@@ -50,9 +50,7 @@ class Baseline(NamedTuple):
 
     @property
     def file_name(self) -> str:
-        run = self.run
-        place = f"seed{run.seed}-fraction{run.fraction:g}-fold{run.fold}"
-        return f"baseline-{self.name}-{place}"
+        return plan.file_name(f"baseline-{self.name}", self.run)
 
 
 def baselines(wanted: tuple[str, ...], rows: list[Row]) -> list[Baseline]:

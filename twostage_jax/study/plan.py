@@ -203,7 +203,12 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.arm}-seed{self.seed}-fraction{self.fraction:g}-fold{self.fold}"
+        return file_name(self.arm, self)
+
+
+def file_name(name: str, place: "Row | StageRun") -> str:
+    """Returns the name of files about an arm or baseline at a position of the study."""
+    return f"{name}-seed{place.seed}-fraction{place.fraction:g}-fold{place.fold}"
 
 
 def check(config: Config) -> None:
@@ -219,8 +224,8 @@ def check(config: Config) -> None:
             continue
         path = f"config.stages.{name}"
         sources.check(stage.data, f"{path}.data")
-        for tuned in grid(config.study) if name == TARGET else [()]:
-            _check_train(with_values(stage, tuned).train, f"{path}.train")
+        for settings in _tuned_settings(config, name):
+            _check_train(settings.train, f"{path}.train")
         windows = len(stage.data.window) // 2
         if windows not in (1, config.model.channels):
             raise UserError(
@@ -418,12 +423,17 @@ def check_data(
             source = before and fresh_variables(
                 config.network(before), datasets[before].num_classes
             )
-        for tuned in grid(config.study) if stage == TARGET else [()]:
-            settings = with_values(config.stages[stage], tuned)
-            path = f"config.stages.{stage}"
+        path = f"config.stages.{stage}"
+        for settings in _tuned_settings(config, stage):
             optim.check_patterns(settings.optim, variables, f"{path}.optim")
             if before:
                 planned_transfer(settings.transfer, path, source, variables)
+
+
+def _tuned_settings(config: Config, stage: str) -> list[StageConfig]:
+    """Returns the settings of a stage, at each point of the tuning grid."""
+    points = grid(config.study) if stage == TARGET else [()]
+    return [with_values(config.stages[stage], tuned) for tuned in points]
 
 
 def _edges(config: Config) -> dict[tuple[str | None, str], None]:

@@ -26,7 +26,6 @@ from twostage_jax.train import (
     evaluate,
     loop,
     novelty,
-    optim,
     parallel,
     steps,
 )
@@ -257,10 +256,9 @@ def step_settings(
 
 
 def prepare(materials: Materials, run: StageRun) -> Prepared:
-    """Splits the data, draws or transfers the variables, and checks the patterns.
+    """Splits the data, and draws or transfers the variables.
 
-    Raises:
-      UserError: A transfer rule or a pattern does not fit, or the data cannot be split.
+    `plan.check_data` has checked that this is possible.
     """
     config, dataset = materials.config, materials.datasets[run.stage]
     stage, model = run.settings(config), config.network(run.stage)
@@ -271,7 +269,6 @@ def prepare(materials: Materials, run: StageRun) -> Prepared:
     report = None
     if run.parent:
         variables, report = _carry_over(materials, run, variables)
-    optim.check_patterns(stage.optim, variables, f"config.stages.{run.stage}.optim")
     constants = constants_of(
         stage, model.channels, dataset, splits.train, materials.scale(run)
     )
