@@ -159,10 +159,7 @@ def init(
 def shapes(module: Network, image_size: int, channels: int) -> dict[str, Any]:
     """Returns the variables of a network as shapes and dtypes, without computing them.
 
-    Args:
-      module: Network from `build`.
-      image_size: Side of its images, pixels.
-      channels: Channels of its images.
+    The images are square, `image_size` pixels high and wide.
     """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
     init = functools.partial(module.init, train=False)

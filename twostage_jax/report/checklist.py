@@ -38,12 +38,9 @@ def items(title: str) -> list[dict[str, str]]:
 
 
 def section(study: Study, sections: Sequence[Section], primary: bool) -> Section:
-    """Returns the section with both checklists.
+    """Returns the section with both checklists, given all other sections.
 
-    Args:
-      study: Study, whose settings hold the statements.
-      sections: All other sections of the report.
-      primary: Whether the study has a primary endpoint.
+    `primary` says whether the study has a primary endpoint.
     """
     places = dict(_places(study, sections))
     if primary:

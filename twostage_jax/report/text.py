@@ -158,13 +158,8 @@ def _sentence(
 ) -> str:
     """Returns the answer, then the number, then the caveat.
 
-    Args:
-      one: Difference between two arms.
-      p_value: p-value that decides significance.
-      score: Name of the score.
-      seeds: Number of seeds.
-      notes: Remarks in brackets.
-      pairs: Number of comparisons that the p-value is corrected for.
+    `p_value` decides significance, and is corrected for `pairs` comparisons; `notes` are
+    remarks in brackets.
     """
     first, second = arm_name(one.first), arm_name(one.second)
     size = f"{abs(100 * one.estimate):.1f} points"

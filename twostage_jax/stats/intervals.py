@@ -285,10 +285,7 @@ def without_each(metric: Additive) -> np.ndarray:
 def differences(paired: Paired, sampler: Resampler, metric: str) -> list[Difference]:
     """Returns the paired difference of every pair of arms, later minus earlier.
 
-    Args:
-      paired: Paired arms.
-      sampler: Resamples of the metric of these arms.
-      metric: Name of the metric.
+    `sampler` holds the resamples of the metric of these arms.
     """
     found = []
     for second, first in itertools.combinations(range(len(paired.arms)), 2):
