@@ -62,7 +62,7 @@ def predict(
     out: str,
     arm: str = "",
     ensemble: bool = False,
-    stride: int = 8,
+    stride: int = 12,
     window: str = "",
     spacing: float | None = None,
     lungs: str = "",
@@ -78,7 +78,8 @@ def predict(
       out: Output folder.
       arm: Arm of the study; default: two_stage.
       ensemble: Average the probabilities of the networks of all seeds of the arm.
-      stride: Pixels between neighbouring windows.
+      stride: Pixels between neighbouring windows; fewer take longer, and gain little
+        (experiments/predict_cost.md).
       window: Window of the training images, centre,width in HU; required if the
         training images were not in HU.
       spacing: Millimetres per pixel of the training images, to which slices are
