@@ -83,7 +83,6 @@ def measure(run: Path, dicom: Path, out: Path, stride: int) -> dict[str, np.ndar
     """
     from twostage_jax import cli
     from twostage_jax.maps import classify
-    from twostage_jax.maps import run as folder_maps
     from twostage_jax.maps import run as series_maps
     from twostage_jax.study import artifacts
 
@@ -107,7 +106,7 @@ def measure(run: Path, dicom: Path, out: Path, stride: int) -> dict[str, np.ndar
     how = classify.How(stride=stride, window=(-600.0, 1500.0), spacing=None)
     began = clocks()
     classifier = classify.Classifier(model, how.window)
-    folder_maps.map_folder(dicom, out, classifier, how)
+    series_maps.map_folder(dicom, out, classifier, how)
     found["total"] = clocks() - began
     return found
 

@@ -258,7 +258,14 @@ class AugmentConfig:
     @property
     def orientations(self) -> int:
         """Number of orientations of an image that predictions are averaged over."""
-        return {"none": 1, "horizontal": 2, "dihedral": 8}[self.flip] ** self.average
+        if not self.average:
+            return 1
+        return {"none": 1, "horizontal": 2, "dihedral": 8}[self.flip]
+
+    @classmethod
+    def stored(cls, settings: Mapping[str, Any]) -> "AugmentConfig":
+        """Returns the block of a stage's settings in JSON, which old ones may lack."""
+        return cls(**settings.get("augment", {}))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,17 +98,17 @@ class Scores:
     def ensembles(self) -> Mapping[str, tuple[Interval, Difference]]:
         """Arm -> balanced accuracy of its seeds' networks together, and minus one of them.
 
-        Empty with one seed.
+        Empty with one seed. `p_holm` is over the arms.
         """
         if len(self.seeds) < 2:
             return {}
-        found = {}
-        for arm, seeds in self.arms.items():
+        found, gains = [], []
+        for seeds in self.arms.values():
             both = {"ensemble": together(seeds), "single": seeds}
             scores = of_arms(both, self.resamples, self.level, (METRIC,))
-            gain = scores.minus("single")["ensemble"]
-            found[arm] = scores.intervals[METRIC]["ensemble"], gain
-        return found
+            found.append(scores.intervals[METRIC]["ensemble"])
+            gains.append(scores.minus("single")["ensemble"])
+        return self._by_arm(zip(found, intervals.corrected(gains), strict=True))
 
     @functools.cached_property
     def confusion(self) -> Mapping[str, np.ndarray]:

@@ -56,9 +56,7 @@ def page(folder: Path, arm: str, weights: str, pytorch: str, licence: str = "") 
         settings=lineage["settings"]["data"],
         model=lineage["model"],
         windows=_windows(lineage),
-        orientations=AugmentConfig(
-            **lineage["settings"].get("augment", {})
-        ).orientations,
+        orientations=AugmentConfig.stored(lineage["settings"]).orientations,
         notice=NOTICE,
         origin=ORIGINS[lineage["data"].get("synthetic")],
         stages=tables.markdown(_stages([*chain, record])),

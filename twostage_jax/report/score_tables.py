@@ -25,7 +25,7 @@ from twostage_jax.report.tables import (
     number_range,
     plural,
 )
-from twostage_jax.stats.intervals import Interval, holm
+from twostage_jax.stats.intervals import Interval, corrected
 from twostage_jax.stats.metrics import METRICS, OF_PATCHES
 
 # Metrics of the tables of scores, that of the comparisons first.
@@ -152,7 +152,6 @@ def ensemble_tables(study: Study, scores: Scores) -> list[Table]:
     found = scores.ensembles
     if not found:
         return []
-    corrected = holm([gain.p_value for _, gain in found.values()])
     table = Table(
         "ensembles",
         "Ensembles: balanced accuracy in per cent of the mean of the probabilities of "
@@ -164,10 +163,8 @@ def ensemble_tables(study: Study, scores: Scores) -> list[Table]:
             *columns("p", "p", "p, corrected"),
         ],
         [
-            [arm, scores.intervals[METRIC][arm], one, gain, gain.p_value, p_value]
-            for (arm, (one, gain)), p_value in zip(
-                found.items(), corrected, strict=True
-            )
+            [arm, scores.intervals[METRIC][arm], one, gain, gain.p_value, gain.p_holm]
+            for arm, (one, gain) in found.items()
         ],
         f"{how(scores, [one for one, _ in found.values()])}"
         f"{OTHER_PATIENTS * study.folds_anew} Corrected p-values are Holm's over "
@@ -181,7 +178,7 @@ def baseline_tables(analysis: Analysis) -> list[Table]:
     pairs = [(size, one) for size in analysis.sizes for one in size.baselines]
     if not pairs:
         return []
-    corrected = holm([one.difference.p_value for _, one in pairs])
+    gains = corrected([one.difference for _, one in pairs])
     champion = arm_name(analysis.champion)
     several = len(analysis.sizes) > 1
     table = Table(
@@ -200,11 +197,11 @@ def baseline_tables(analysis: Analysis) -> list[Table]:
                 *[size.fraction] * several,
                 one.name,
                 one.score,
-                one.difference,
-                one.difference.p_value,
-                p_value,
+                gain,
+                gain.p_value,
+                gain.p_holm,
             ]
-            for (size, one), p_value in zip(pairs, corrected, strict=True)
+            for (size, one), gain in zip(pairs, gains, strict=True)
         ],
         "Texture descriptors (local binary patterns, co-occurrence, histogram), the mean "
         "grey level and the features of frozen networks, each with a logistic regression "

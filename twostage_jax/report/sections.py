@@ -140,7 +140,7 @@ def _target_images(study: Study, artefacts: Artefacts) -> Iterable[str]:
 
 def _method(study: Study, analysis: Analysis) -> list[Part]:
     *method, last = METHOD
-    flips = AugmentConfig(**study.config["stages"][TARGET].get("augment", {}))
+    flips = AugmentConfig.stored(study.config["stages"][TARGET])
     if flips.orientations > 1:
         method.append(AVERAGED.format(count=flips.orientations, flip=flips.flip))
     if len(study.folds) > 1:

@@ -214,9 +214,7 @@ def read(folder: Path, arm: str = "") -> Trained:
             deviation=tuple(data["deviation"]),
             window=tuple(settings["window"]),
             in_hu=data.get("units") == "hu",
-            orientations=AugmentConfig(
-                **lineage["settings"].get("augment", {})
-            ).orientations,
+            orientations=AugmentConfig.stored(lineage["settings"]).orientations,
             options=dict(settings["options"]),
             synthetic=synthetic if isinstance(synthetic, bool) else None,
         )
