@@ -8,11 +8,11 @@ r"""Two-stage feature transfer to your own patches: images > textures > CT patch
 
 Each folder holds a sub-folder for each class. PATCHES are small square images, in HU
 (signed TIFF, .npy, NIfTI) or grey (8- or 16-bit PNG, TIFF). They are not resized: the
-network sees patches of up to 64 pixels whole, and 64 x 64 pixels of larger ones, at random
-places while it trains and the centre in tests. `--config.model.image_size=32` trains four
-times faster than 64 pixels, on less of each patch. The source stages always see 32. The
-regular expression finds the patient in 'class/file'; a table can give the patients instead
-(`group_csv`, columns path and group).
+network sees patches of up to 64 pixels whole, and 64 x 64 pixels of larger ones: at random
+places while it trains, and in tests at as many places as cover the patch, with the mean of
+the predictions. `--config.model.image_size=32` trains four times faster than 64 pixels. The
+source stages always see 32. The regular expression finds the patient in 'class/file'; a
+table can give the patients instead (`group_csv`, columns path and group).
 `--config=configs/patches.py:smoke` is the smallest size that still runs every part.
 """
 

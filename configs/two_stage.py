@@ -193,7 +193,9 @@ def stage(source: str, steps: int) -> ConfigDict:
     augment.brightness = 0.0  # largest change, as a fraction of the full range
     augment.contrast = 0.0  # largest relative change
     augment.window = 0.0  # largest relative change of the HU window
-    # Whether final predictions are means over the orientations of `flip`.
+    # Whether final predictions are means over the orientations of `flip`, and over
+    # windows that cover an image larger than model.image_size; otherwise the centre is
+    # used.
     augment.average = False
     return stage
 

@@ -101,7 +101,7 @@ def test_card_says_that_its_scores_are_of_averaged_predictions(study, tmp_path):
             texts.append((tmp_path / "model.md").read_text(encoding="utf-8"))
     finally:
         path.write_text(saved)
-    assert ["8 orientations" in text for text in texts] == [False, True]
+    assert ["8 orientations of each image" in text for text in texts] == [False, True]
 
 
 def test_imported_weights_are_named_with_their_origin(study, tmp_path):

@@ -245,7 +245,8 @@ class AugmentConfig:
       window: Largest relative change of the window's width, and shift of its centre as
         a fraction of its width. Only images in HU have a window.
       average: Whether the predictions of the trained network are means over all
-        orientations of `flip`, eight of 'dihedral'.
+        orientations of `flip`, eight of 'dihedral', and over windows that cover the
+        image. Otherwise it sees the centre, as stored.
     """
 
     flip: Literal["none", "horizontal", "dihedral"] = "none"

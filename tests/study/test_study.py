@@ -1,6 +1,7 @@
 """A whole study of a tiny network in one process: interrupted, resumed, changed."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import signal
@@ -290,6 +291,29 @@ def test_baselines_share_the_splits_of_the_arms(tmp_path, tiny_study):
     # Brightness tells the class.
     assert found["mean_grey", 0]["metrics"]["balanced_accuracy"] > 0.7
     assert found["majority", 0]["metrics"]["balanced_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_baselines_see_as_much_of_an_image_as_the_arms(tmp_path, tiny_study):
+    images = tiny_study.made["target"].images.copy()
+    images[:, 2:6, 2:6] = 100  # The centre says nothing, the margin tells the class.
+    made = dataclasses.replace(tiny_study.made["target"], images=images)
+    tiny_study.made["target"] = made
+    changes = {
+        **SCRATCH,
+        "study.seeds": (0,),
+        "study.baselines": ("mean_grey", "descriptors", "frozen"),
+        "model.image_size": 4,
+    }
+    for average, informed in ((True, True), (False, False)):
+        found = tiny_study(
+            tmp_path / str(average),
+            **changes,
+            **{"stages.target.augment.average": average},
+        )["baselines"]
+        assert len(found) == 3
+        for row in found:
+            score = row["metrics"]["balanced_accuracy"]
+            assert (score > 0.5) == informed, row["arm"]
 
 
 def test_finished_baselines_are_not_computed_again(tmp_path, tiny_study, monkeypatch):

@@ -65,11 +65,24 @@ def test_orientations_are_those_that_the_flips_draw_from():
             for key in range(64)
         }
         count = AugmentConfig(flip=flip, average=True).orientations
-        listed = [
-            np.asarray(augment.oriented(image, k)).tobytes() for k in range(count)
-        ]
-        assert set(listed) == drawn and len(set(listed)) == count
-        assert AugmentConfig(flip=flip, average=False).orientations == 1
+        views = augment.views(AugmentConfig(flip=flip, average=True), 3, 3, 3)
+        listed = [np.asarray(augment.seen(image, view, 3)).tobytes() for view in views]
+        assert set(listed) == drawn and len(views) == len(drawn) == count
+        (centre,) = augment.views(AugmentConfig(flip=flip), 3, 3, 3)
+        assert np.array_equal(augment.seen(image, centre, 3), image)
+
+
+def test_views_are_the_fewest_windows_that_cover_an_image_evenly():
+    image = jnp.arange(7 * 5).reshape(7, 5, 1)
+    whole = augment.views(AugmentConfig(average=True), 7, 5, 3)
+    corners = [(0, top, left) for top in (0, 2, 4) for left in (0, 2)]
+    assert [tuple(map(int, view)) for view in whole] == corners
+    pieces = [np.asarray(augment.seen(image, view, 3)) for view in whole]
+    for (_, top, left), piece in zip(corners, pieces, strict=True):
+        assert np.array_equal(piece, image[top : top + 3, left : left + 3])
+    assert set(np.concatenate(pieces).ravel()) == set(range(35))
+    (centre,) = augment.views(AugmentConfig(flip="dihedral"), 7, 5, 3)
+    assert tuple(centre) == (0, 2, 1)
 
 
 def test_shift_moves_the_crop_over_mirrored_edges():

@@ -9,8 +9,8 @@ import optax
 from basics import make_dataset
 from small_training import constants, fresh, step_settings, train
 
-from twostage_jax.config import DataConfig, ModelConfig, OptimConfig
-from twostage_jax.train import evaluate, feed, parallel, steps
+from twostage_jax.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig
+from twostage_jax.train import augment, evaluate, feed, parallel, steps
 from twostage_jax.train import parallel as placements
 
 
@@ -98,7 +98,7 @@ def test_padded_evaluation_equals_unpadded(tiny):
                     source.data,
                     placement.arrange(batches[:, i]),
                     placement.put([constants()]),
-                    0,
+                    np.zeros(3, np.int32),
                 )
             )
             for i in range(batches.shape[1])
@@ -112,8 +112,9 @@ def test_padded_evaluation_equals_unpadded(tiny):
     np.testing.assert_allclose(probabilities(4), jax.nn.softmax(logits), atol=1e-6)
 
 
-def test_predictions_are_means_over_orientations(tiny):
-    settings, dataset = step_settings(), make_dataset(count=10)
+def test_predictions_are_means_over_orientations_of_windows_that_cover_the_image(tiny):
+    settings, dataset = step_settings(), make_dataset(count=10, size=11)
+    averaging = AugmentConfig(flip="dihedral", average=True)
     variables, placement = fresh(settings), placements.alone()
     averaged = evaluate.predict(
         parallel.programs(settings, placement.axis_name),
@@ -122,14 +123,17 @@ def test_predictions_are_means_over_orientations(tiny):
         placement.put([constants()]),
         placement.put([variables]),
         [np.arange(10)],
-        8,
+        augment.views(averaging, 11, 11, 8),
     )[0]
     module = steps.build_model(settings.model, 3, None)
     images = (dataset.images.astype(np.float32) / 255 - 0.5) / 0.25
     by_hand = np.mean(
         [
             jax.nn.softmax(module.apply(variables, turned, train=False)[0])
-            for flipped in (images, images[:, :, ::-1])
+            for top in (0, 3)
+            for left in (0, 3)
+            for window in [images[:, top : top + 8, left : left + 8]]
+            for flipped in (window, window[:, :, ::-1])
             for turned in (np.rot90(flipped, k, (1, 2)) for k in range(4))
         ],
         axis=0,
@@ -137,7 +141,7 @@ def test_predictions_are_means_over_orientations(tiny):
     np.testing.assert_allclose(averaged, by_hand, atol=1e-6)
     whole, _ = evaluate.applied(
         settings.model, DataConfig("folder", normalise="fixed"), constants(), variables,
-        dataset.images, 3, 8,
+        dataset.images, 3, averaging,
     )  # fmt: skip
     np.testing.assert_allclose(whole, by_hand, atol=1e-6)
 

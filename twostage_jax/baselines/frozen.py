@@ -1,6 +1,7 @@
 """Features of networks that are not trained on the target."""
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -18,32 +19,41 @@ def features(
     module: Network,
     variables: PyTree,
     fresh: PyTree,
-    images: np.ndarray,
+    batches: Iterable[np.ndarray],
+    size: int,
     normalise: str,
     mean: np.ndarray,
     deviation: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Returns the features of images by layer, `[N, F]` float32.
 
-    A feature is the mean or the standard deviation of a channel over the image.
+    A feature is the mean or the standard deviation of a channel over a window, averaged
+    over the windows that cover the image.
 
     Args:
       module: Network for the classes of the target.
       variables: Variables of the network, for any classes.
       fresh: Variables for the classes of the target; their head replaces the other.
-      images: `[N, H, W, C]` in [0, 1].
+      batches: Images in [0, 1], `[n, H, W, C]` with n up to `BATCH`.
+      size: Side of the network's input.
       normalise, mean, deviation: Scaling of the images, see `augment.normalise`.
     """
     # With one shape of head all networks share a compiled program.
     params = {**variables["params"], HEAD: fresh["params"][HEAD]}
     variables = {**variables, "params": params}
     parts: dict[str, list[np.ndarray]] = {}
-    for first in range(0, len(images), BATCH):
-        batch = images[first : first + BATCH]
+    for batch in batches:
         padded = np.pad(batch, [(0, BATCH - len(batch)), *[(0, 0)] * 3])
-        found = _forward(module, variables, padded, normalise, mean, deviation)
-        for name, values in found.items():
-            parts.setdefault(name, []).append(np.asarray(values)[: len(batch)])
+        corners = augment.windows(*batch.shape[1:3], size)
+        found = [
+            _forward(module, variables, window, normalise, mean, deviation)
+            for window in (
+                padded[:, top : top + size, left : left + size] for top, left in corners
+            )
+        ]
+        for name in found[0]:
+            values = sum(np.asarray(one[name]) for one in found) / len(found)
+            parts.setdefault(name, []).append(values[: len(batch)])
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 

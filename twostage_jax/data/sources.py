@@ -75,7 +75,7 @@ def recipe(data: DataConfig, model: ModelConfig) -> Recipe:
     """Returns the recipe of a stage's data.
 
     Images are stored at `model.image_size` unless the block sets a larger `size`; then
-    training uses random crops and evaluation the centre.
+    training uses random crops, and evaluation the centre or, with `augment.average`, all.
     """
     options = dict(data.options)
     if model.image_size:
@@ -123,7 +123,8 @@ def load(data: DataConfig, model: ModelConfig, data_dir: Path) -> Dataset:
             seen = f"{model.image_size} x {model.image_size}"
             print(
                 f"Data set '{made.name}': the network sees crops of {seen} of {side} "
-                "pixels, random ones in training and the centre in tests.",
+                "pixels, random ones in training. Tests use the centre or, with "
+                "augment.average, as many as cover the image.",
                 flush=True,
             )
         for note in made.notes:

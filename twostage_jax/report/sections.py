@@ -41,7 +41,8 @@ METHOD = (
 )
 AVERAGED = (
     "The class probabilities of an image are the means over its {count} orientations "
-    "({flip} flips), in tests and in the choice of thresholds."
+    "({flip} flips) and over windows that cover it, in tests and in the choice of "
+    "thresholds."
 )
 # Measured by simulation: experiments/coverage.md.
 TWO_READINGS = (
@@ -141,7 +142,7 @@ def _target_images(study: Study, artefacts: Artefacts) -> Iterable[str]:
 def _method(study: Study, analysis: Analysis) -> list[Part]:
     *method, last = METHOD
     flips = AugmentConfig.stored(study.config["stages"][TARGET])
-    if flips.orientations > 1:
+    if flips.average:
         method.append(AVERAGED.format(count=flips.orientations, flip=flips.flip))
     if len(study.folds) > 1:
         both = any(

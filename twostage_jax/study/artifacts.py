@@ -51,8 +51,8 @@ class Trained:
       normalise, mean, deviation: Scaling of the images, see `train.augment`.
       window: (centre, width) pairs in HU, flattened; without effect unless `in_hu`.
       in_hu: Whether the training images were recorded as HU.
-      orientations: Number of orientations of an image that its predictions are averaged
-        over, see `AugmentConfig`.
+      augment: Changes in training, which define the views of an image that its
+        predictions are averaged over.
       options: Settings of its data source.
       synthetic: Whether it was trained on synthetic images; None if not recorded, by an
         earlier version.
@@ -75,7 +75,7 @@ class Trained:
     deviation: tuple[float, ...]
     window: tuple[float, ...]
     in_hu: bool
-    orientations: int
+    augment: AugmentConfig
     options: Mapping[str, Any]
     synthetic: bool | None
     members: tuple["Trained", ...] = ()
@@ -214,7 +214,7 @@ def read(folder: Path, arm: str = "") -> Trained:
             deviation=tuple(data["deviation"]),
             window=tuple(settings["window"]),
             in_hu=data.get("units") == "hu",
-            orientations=AugmentConfig.stored(lineage["settings"]).orientations,
+            augment=AugmentConfig.stored(lineage["settings"]),
             options=dict(settings["options"]),
             synthetic=synthetic if isinstance(synthetic, bool) else None,
         )

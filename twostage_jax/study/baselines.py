@@ -12,6 +12,7 @@ Validation and test examples are never used for fitting.
 
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from twostage_jax.train import augment, checkpoint, steps
 
 # Bump when the same splits give different predictions.
 VERSION = 1
-BATCH = 4096
+BATCH = frozen.BATCH
 # Maps a patch of mean 0 and standard deviation 1 to the descriptors' range [0, 1].
 DEVIATIONS = 3.0
 FROZEN = "frozen"
@@ -112,7 +113,8 @@ class Features:
         if one.name == "majority":
             return {"none": np.zeros((len(self._dataset), 1))}
         if one.name == "mean_grey":
-            return {"mean": self._grey.mean((1, 2))}
+            found = [images.mean((1, 2)) for images in self._grey()]
+            return {"mean": np.concatenate(found)}
         if one.name == "descriptors":
             return self._descriptors
         constants = self._constants(one)
@@ -122,29 +124,33 @@ class Features:
             self._last = key, self._frozen(one, constants)
         return self._last[1]
 
-    @functools.cached_property
-    def _unit(self) -> np.ndarray:
-        """Returns the network's input images in [0, 1], `[N, size, size, C]`."""
-        model, window = self._model, self._stage.data.window
-        parts = []
+    def _unit(self) -> Iterator[np.ndarray]:
+        """Yields batches of what an arm sees, in [0, 1], `[n, H, W, C]`.
+
+        This is the whole image if predictions are means over windows that cover it.
+        """
+        model, data = self._model, self._stage.data
+        whole = self._stage.augment.average
         for first in range(0, len(self._dataset), BATCH):
             indices = np.arange(first, min(first + BATCH, len(self._dataset)))
             images = augment.to_unit(
-                self._dataset.images[indices], window, model.channels
+                self._dataset.images[indices], data.window, model.channels
             )
-            parts.append(np.asarray(augment.centre_crop(images, model.image_size)))
-        return np.concatenate(parts)
+            if not whole:
+                images = augment.centre_crop(images, model.image_size)
+            yield np.asarray(images)
 
-    @functools.cached_property
-    def _grey(self) -> np.ndarray:
-        if self._stage.data.normalise != "patch":
-            return self._unit
-        patches = augment.normalise(self._unit, "patch", 0.0, 1.0)
-        return np.clip(np.asarray(patches) / (2 * DEVIATIONS) + 0.5, 0, 1)
+    def _grey(self) -> Iterator[np.ndarray]:
+        for images in self._unit():
+            if self._stage.data.normalise == "patch":
+                patches = np.asarray(augment.normalise(images, "patch", 0.0, 1.0))
+                images = np.clip(patches / (2 * DEVIATIONS) + 0.5, 0, 1)
+            yield images
 
     @functools.cached_property
     def _descriptors(self) -> dict[str, np.ndarray]:
-        return {"descriptors": descriptors.describe(self._grey)}
+        found = [descriptors.describe(images) for images in self._grey()]
+        return {"descriptors": np.concatenate(found)}
 
     def _constants(self, one: Baseline) -> steps.Constants:
         splits = split_of(self._materials.config, self._dataset, one.run)
@@ -165,8 +171,8 @@ class Features:
             folder = self._materials.folder(one.source)
             variables = checkpoint.load_variables(folder / "variables")
         return frozen.features(
-            module, variables, fresh, self._unit, self._stage.data.normalise,
-            constants.mean, constants.deviation,
+            module, variables, fresh, self._unit(), model.image_size,
+            self._stage.data.normalise, constants.mean, constants.deviation,
         )  # fmt: skip
 
 
@@ -225,6 +231,7 @@ def _key(materials: Materials, one: Baseline) -> str:
         VERSION, plan.RESULT_VERSION,  # A random network may be another one.
         one.name, data, as_json(config.network(TARGET)), dataset.fingerprint,
         place_of(config, one.run), one.source.hash if one.source else "",
+        config.stages[TARGET].augment.average,
     )  # fmt: skip
 
 

@@ -151,7 +151,7 @@ def _probabilities(run: artifacts.Trained, dataset: Dataset) -> np.ndarray:
         variables,
         dataset.images,
         len(run.class_names),
-        run.orientations,
+        run.augment,
     )
     return probabilities
 

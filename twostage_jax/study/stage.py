@@ -14,7 +14,13 @@ import numpy as np
 
 from twostage_jax import io, models, runtime
 from twostage_jax import transfer as transfers
-from twostage_jax.config import TARGET, Config, ModelConfig, StageConfig
+from twostage_jax.config import (
+    TARGET,
+    AugmentConfig,
+    Config,
+    ModelConfig,
+    StageConfig,
+)
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.splits import Splits
 from twostage_jax.study import artifacts, imported
@@ -161,10 +167,15 @@ def run_stages(
     constants = placement.put([one.constants for one in ready])
 
     def predict(
-        variables: PyTree, indices: Sequence[np.ndarray], orientations: int = 1
+        variables: PyTree,
+        indices: Sequence[np.ndarray],
+        augmentation: AugmentConfig = augment.NONE,
     ) -> list[np.ndarray]:
+        views = augment.views(
+            augmentation, *dataset.images.shape[1:3], settings.model.image_size
+        )
         return evaluate.predict(
-            programs, source, placement, constants, variables, indices, orientations
+            programs, source, placement, constants, variables, indices, views
         )
 
     stores = [checkpoint.StateStore(materials.folder(run) / "states") for run in runs]
@@ -198,10 +209,9 @@ def run_stages(
         for store in stores:
             store.close()
     best = placement.put([one.variables for one in fitted])
-    views = stage.augment.orientations
-    tested = predict(best, [one.splits.test for one in ready], views)
+    tested = predict(best, [one.splits.test for one in ready], stage.augment)
     # The report chooses thresholds on these predictions.
-    validated = predict(best, [one.splits.validation for one in ready], views)
+    validated = predict(best, [one.splits.validation for one in ready], stage.augment)
     # The training time before the interruption is unknown.
     seconds = None if resumed else (time.monotonic() - began) / len(runs)
     if runtime.is_main():

@@ -4,9 +4,12 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from twostage_jax.config import AugmentConfig
 
+# No changes in training, and predictions of the centre alone.
+NONE = AugmentConfig()
 FIXED_MEAN, FIXED_DEVIATION = 0.5, 0.25
 # Contrast below this is noise: a constant patch must not be amplified.
 MIN_DEVIATION = 1e-3
@@ -101,14 +104,50 @@ def augment(
     return image
 
 
-def oriented(images: jax.Array, number: jax.Array) -> jax.Array:
-    """Returns square images `[..., H, H, C]` in one of their eight orientations.
+def windows(rows: int, columns: int, size: int) -> np.ndarray:
+    """Returns top and left of the fewest windows that cover an image, `[N, 2]` int32.
+
+    They are evenly spaced, and overlap unless `size` divides the sides of the image.
+    """
+    places = [
+        np.linspace(0, side - size, -(-side // size)).astype(np.int32)
+        for side in (rows, columns)
+    ]
+    return np.stack(np.meshgrid(*places, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def views(settings: AugmentConfig, rows: int, columns: int, size: int) -> np.ndarray:
+    """Returns the views whose mean is the prediction of an image, `[V, 3]` int32.
+
+    With `settings.average`, these are all orientations of all `windows`; otherwise the
+    centre as stored.
 
     Args:
-      images: Images.
-      number: Scalar, 0 to 7: 0 is the image as it is, 1 its mirror image, and the higher
-        ones are upside down or transposed.
+      settings: Changes in training.
+      rows, columns: Size of the stored image.
+      size: Side of the network's input.
     """
+    if not settings.average:
+        return np.array([[0, (rows - size) // 2, (columns - size) // 2]], np.int32)
+    places = windows(rows, columns, size)
+    numbers = np.arange(settings.orientations, dtype=np.int32)
+    return np.column_stack(
+        [np.repeat(numbers, len(places)), np.tile(places, (len(numbers), 1))]
+    )
+
+
+def seen(images: jax.Array, view: jax.Array, size: int) -> jax.Array:
+    """Returns one view of stored images, `[..., size, size, C]`.
+
+    Args:
+      images: Images `[..., H, W, C]`.
+      view: Orientation, top and left of the window. Orientation 0 is the image as it is,
+        1 its mirror image, and the higher ones, up to 7, are upside down or transposed.
+      size: Side of the window.
+    """
+    number, *corner = view
+    for axis, start in zip((-3, -2), corner, strict=True):
+        images = jax.lax.dynamic_slice_in_dim(images, start, size, axis % images.ndim)
     return _turned(_mirrored(images, number & 1), number & 2, number & 4)
 
 

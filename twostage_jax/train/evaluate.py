@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from twostage_jax.config import DataConfig, ModelConfig
+from twostage_jax.config import AugmentConfig, DataConfig, ModelConfig
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.stats import metrics
-from twostage_jax.train import parallel, steps
+from twostage_jax.train import augment, parallel, steps
 from twostage_jax.train.feed import Feed, eval_batches
 from twostage_jax.train.parallel import Placement
 
@@ -26,7 +26,7 @@ def predict(
     constants: steps.Constants,
     variables: PyTree,
     indices: Sequence[np.ndarray],
-    orientations: int = 1,
+    views: np.ndarray,
 ) -> list[np.ndarray]:
     """Returns the class probabilities `[N, K]` float32 of each run's examples.
 
@@ -36,14 +36,14 @@ def predict(
       programs, source, placement: Compiled programs, feed of the data, and devices.
       constants, variables: Trees of each run, on the devices.
       indices: Indices of the examples of each run.
-      orientations: Number of orientations to average over, see `augment.oriented`.
+      views: Views to average over, `[V, 3]`, see `augment.views`.
     """
     batches = eval_batches(indices, placement.whole(EVAL_BATCH))
     items = source.items(batches.shape[1], lambda i: placement.arrange(batches[:, i]))
     parts = [
         [
-            programs.evaluate(variables, source.data, batch, constants, np.int32(k))
-            for k in range(orientations)
+            programs.evaluate(variables, source.data, batch, constants, view)
+            for view in views
         ]
         for batch in items
     ]
@@ -58,7 +58,7 @@ def applied(
     variables: PyTree,
     images: Any,
     num_classes: int,
-    orientations: int = 1,
+    augmentation: AugmentConfig = augment.NONE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns class probabilities `[N, K]` and features `[N, D]` of images.
 
@@ -69,9 +69,10 @@ def applied(
       constants, variables: Host arrays.
       images: `[N, H, W, C]` as stored.
       num_classes: Size of the network's output.
-      orientations: Number of orientations to average over, see `augment.oriented`.
+      augmentation: Changes in training, which define the views to average over.
     """
     program = _applied(network, data.normalise, data.window, num_classes)
+    views = augment.views(augmentation, *images.shape[1:3], network.image_size)
     parts = []
     for first in range(0, len(images), EVAL_BATCH):
         part = images[first : first + EVAL_BATCH]
@@ -80,16 +81,16 @@ def applied(
         found = [
             program(
                 variables, np.pad(part, rest), constants.mean, constants.deviation,
-                np.int32(k),
+                view,
             )
-            for k in range(orientations)
+            for view in views
         ]  # fmt: skip
         parts.append([_mean(one)[: len(part)] for one in zip(*found, strict=True)])
     return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
 
 
 def _mean(parts: Sequence[Any]) -> np.ndarray:
-    """Returns the mean of arrays, one of each orientation."""
+    """Returns the mean of arrays, one of each view."""
     return sum(map(np.asarray, parts)) / np.float32(len(parts))
 
 

@@ -182,13 +182,13 @@ class Programs(NamedTuple):
       train: Function `(states, data, items, keys, constants) -> (states, metrics)`, with
         one step for each of the S items; `read_metrics` reads the metrics. States are
         donated.
-      evaluate: Function `(variables, data, items, constants, orientation) ->
-        probabilities` `[D, L, b, K]`; `Placement.joined` joins them.
+      evaluate: Function `(variables, data, items, constants, view) -> probabilities`
+        `[D, L, b, K]`; `Placement.joined` joins them.
 
-    All but data and orientation have the leading axes of `placement`, `[D, L]`; data is
-    replicated, `[D, ...]`, and orientation a scalar. Items are `[D, L, S, b]` (training)
-    and `[D, L, b]` (evaluation): indices into data, or, where data is empty, the batches
-    themselves. Keys are raw key data.
+    All but data and view have the leading axes of `placement`, `[D, L]`; data is
+    replicated, `[D, ...]`, and a view is that of `augment.seen`. Items are
+    `[D, L, S, b]` (training) and `[D, L, b]` (evaluation): indices into data, or, where
+    data is empty, the batches themselves. Keys are raw key data.
     """
 
     train: Callable
@@ -223,9 +223,9 @@ def programs(settings: StepSettings, axis_name: str | None) -> Programs:
         return jax.lax.scan(body, state, items)
 
     def evaluate(
-        variables: Any, data: Any, items: Any, constants: Any, orientation: Any
+        variables: Any, data: Any, items: Any, constants: Any, view: Any
     ) -> Any:
-        return evaluation(variables, _fetch(data, items), constants, orientation)
+        return evaluation(variables, _fetch(data, items), constants, view)
 
     # On CPU, XLA's convolutions are an order of magnitude slower inside a loop, and calls
     # cost almost nothing: the host loops instead.

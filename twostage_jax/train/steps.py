@@ -152,14 +152,14 @@ def eval_step(
     variables: PyTree,
     batch: dict[str, jax.Array],
     constants: Constants,
-    orientation: jax.Array,
+    view: jax.Array,
     *,
     settings: StepSettings,
     model: Any,
 ) -> jax.Array:
     """Returns the class probabilities `[b, K]` of this device's part of a batch.
 
-    The images are in one orientation, see `augment.oriented`.
+    The network sees one view of the images, see `augment.seen`.
 
     Nothing is gathered from other devices here: independent programs that do so can
     deadlock on several CPU devices.
@@ -169,7 +169,7 @@ def eval_step(
         batch["images"],
         constants.mean,
         constants.deviation,
-        orientation,
+        view,
         model=model,
         network=settings.model,
         normalise=settings.normalise,
@@ -182,7 +182,7 @@ def forward(
     images: jax.Array,
     mean: jax.Array,
     deviation: jax.Array,
-    orientation: jax.Array | None = None,
+    view: jax.Array | None = None,
     *,
     model: Any,
     network: ModelConfig,
@@ -193,17 +193,17 @@ def forward(
 
     Args:
       variables: Parameters, and running statistics if there are any.
-      images: `[b, H, W, C]` as stored; cropped to the network's size around the centre.
+      images: `[b, H, W, C]` as stored.
       mean, deviation: `[C]`, see `augment.normalise`.
-      orientation: See `augment.oriented`; None = as stored.
+      view: What the network sees of the images, `[3]`, see `augment.seen`; None = all of
+        images that have its size.
       model: Linen module.
       network: Settings of the network.
       normalise, window: Scaling of the images, see `train.augment`.
     """
     images = augment.to_unit(images, window, network.channels)
-    images = augment.centre_crop(images, network.image_size)
-    if orientation is not None:
-        images = augment.oriented(images, orientation)
+    if view is not None:
+        images = augment.seen(images, view, network.image_size)
     images = augment.normalise(images, normalise, mean, deviation)
     logits, taps = model.apply(variables, images, train=False)
     return jax.nn.softmax(logits), models.descriptor(taps)
