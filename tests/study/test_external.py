@@ -6,7 +6,9 @@ import chest
 import numpy as np
 import pytest
 from basics import refused_at
+from ct_files import SERIES, write_ct
 
+from twostage_jax import prepare as prepare_command
 from twostage_jax.study import external
 
 CLASSES = ("ground_glass", "normal")
@@ -78,3 +80,32 @@ def test_the_set_of_the_training_is_refused(workdir, tmp_path):
 def test_a_workdir_without_results_is_refused(tmp_path):
     with refused_at("--run"):
         external.score(tmp_path, tmp_path, tmp_path)
+
+
+def test_pixels_of_another_size_than_those_of_the_target_are_refused(workdir, tmp_path):
+    sets = {}
+    for patient, spacing in (("p1", 0.5), ("p2", 0.5), ("p3", 1.0)):
+        source = tmp_path / patient
+        (source / "rois").mkdir(parents=True)
+        write_ct(
+            source / "a", np.zeros((64, 64), np.int16), PatientID=patient,
+            SeriesInstanceUID=f"{SERIES}.{patient[1]}",
+        )  # fmt: skip
+        labels = np.repeat(np.uint8([1, 2]), 32)[:, None].repeat(64, 1)
+        np.save(source / "rois" / "a.npy", labels)
+        sets[patient] = out = tmp_path / "sets" / patient
+        prepare_command.prepare(
+            source=str(source), out=str(out), classes="normal,ground_glass",
+            patch=chest.WINDOW, spacing=spacing, lungs="off", workers=1,
+        )  # fmt: skip
+    (path,) = workdir.glob("stages/*/lineage.json")
+    lineage = json.loads(path.read_text())
+    lineage["settings"]["data"].update(
+        source="prepared", options={"path": str(sets["p1"])}
+    )
+    trained_on = json.loads((sets["p1"] / "dataset.json").read_text())
+    lineage["data"]["fingerprint"] = trained_on["fingerprint"]
+    path.write_text(json.dumps(lineage))
+    assert external.score(workdir, sets["p2"], tmp_path / "data").is_dir()
+    with refused_at("--external"):
+        external.score(workdir, sets["p3"], tmp_path / "data")

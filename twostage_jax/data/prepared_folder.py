@@ -85,6 +85,27 @@ def recipe(*, path: str, size: int = 0, channels: int = 1) -> Recipe:
     )
 
 
+def spacing(root: Path, fingerprint: str) -> float | None:
+    """Returns the mm per pixel that `prepare` resampled to; None = as scanned.
+
+    Args:
+      root: Output folder of `prepare`.
+      fingerprint: Digest of the set that is expected there.
+
+    Raises:
+      ValueError: The folder is unreadable or holds another set.
+    """
+    path = root / DESCRIPTION
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+        if made["fingerprint"] != fingerprint:
+            raise ValueError("the set has changed")
+        return made["settings"]["spacing"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"{path}: the resolution of the patches is unknown ({error})"
+        raise ValueError(message) from error
+
+
 def write(
     out: Path,
     recipe: Recipe,

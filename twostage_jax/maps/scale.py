@@ -1,8 +1,6 @@
 """Scaling of slices for a trained network: the HU window and the resolution."""
 
-import json
 import math
-from pathlib import Path
 
 from twostage_jax.errors import UserError
 from twostage_jax.study.artifacts import Trained
@@ -58,18 +56,10 @@ def parse_spacing(given: float | None, run: Trained) -> float | None:
                 f"--spacing={given}: expected 0.1 to 10 mm.", where="--spacing"
             )
         return given or None
-    # `prepare` may have resampled: its settings are stored next to the patches.
-    path = Path(run.options.get("path", ""), "dataset.json")
-    if run.source != "prepared":
-        return run.options.get("spacing")
     try:
-        made = json.loads(path.read_text(encoding="utf-8"))
-        if made["fingerprint"] != run.fingerprint:
-            raise ValueError("the set differs from that of the training")
-        return made["settings"]["spacing"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return run.spacing()
+    except ValueError as error:
         raise UserError(
-            f"{path}: the resolution of the patches is unknown ({error}): give --spacing "
-            "in mm per pixel, or --spacing=0 to keep the pixels.",
+            f"{error}: give --spacing in mm per pixel, or --spacing=0 to keep the pixels.",
             where="--spacing",
         ) from error

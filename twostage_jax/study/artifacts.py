@@ -16,7 +16,7 @@ from twostage_jax.config import (
     as_json,
 )
 from twostage_jax.ct.palette import NOTICE, ORIGINS, SHORT_ORIGINS
-from twostage_jax.data import cohort
+from twostage_jax.data import cohort, prepared_folder
 from twostage_jax.data.dataset import SPLITS, Dataset, digest
 from twostage_jax.data.splits import Splits, copies
 from twostage_jax.errors import UserError, did_you_mean
@@ -89,6 +89,17 @@ class Trained:
     def short_notice(self) -> str:
         """The same, for fields of 64 characters."""
         return "; ".join(filter(None, (NOTICE, SHORT_ORIGINS[self.synthetic])))
+
+    def spacing(self) -> float | None:
+        """Returns the mm per pixel that the CT was resampled to; None = as scanned.
+
+        Raises:
+          ValueError: Unknown, since the set of `twostage prepare` has gone or changed.
+        """
+        if self.source != "prepared":
+            return self.options.get("spacing")
+        folder = Path(self.options.get("path", ""))
+        return prepared_folder.spacing(folder, self.fingerprint)
 
     def __str__(self) -> str:
         data = f"{self.data} {self.fingerprint[:12]}"

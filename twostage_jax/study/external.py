@@ -111,6 +111,8 @@ def _dataset(run: artifacts.Trained, folder: Path, data_dir: Path) -> Dataset:
         )
     data = DataConfig(source=source, options=options)
     dataset = sources.load(data, run.model, data_dir)
+    if source == "prepared":
+        _check_spacing(run, folder, dataset)
     if (dataset.units == "hu") != run.in_hu:
         raise UserError(
             f"--external={folder}: its images are {'not ' if run.in_hu else ''}in HU, but "
@@ -119,6 +121,24 @@ def _dataset(run: artifacts.Trained, folder: Path, data_dir: Path) -> Dataset:
             where="--external",
         )
     return dataset
+
+
+def _check_spacing(run: artifacts.Trained, folder: Path, dataset: Dataset) -> None:
+    try:
+        ours = run.spacing()
+        theirs = prepared_folder.spacing(folder, dataset.fingerprint)
+    except ValueError:
+        return  # The set of the training has gone.
+    if theirs != ours:
+        raise UserError(
+            f"--external={folder}: its pixels are {_pixels(theirs)}, those of the target "
+            f"{_pixels(ours)}: give the same --spacing to `twostage prepare`.",
+            where="--external",
+        )
+
+
+def _pixels(spacing: float | None) -> str:
+    return f"resampled to {spacing:g} mm" if spacing else "as scanned"
 
 
 def _labels(dataset: Dataset, class_names: tuple[str, ...], folder: Path) -> np.ndarray:
