@@ -25,6 +25,20 @@ class UserError(Exception):
         super().__init__(message)
         self.where = str(where)
 
+    @classmethod
+    def at(
+        cls, where: str | Path, reason: str, *, line: int | None = None
+    ) -> "UserError":
+        """Returns an error that begins with its file: '<file>, line <line>: <reason>'.
+
+        Args:
+          where: File or folder at fault.
+          reason: What is wrong there and what to do.
+          line: Number of the line at fault, from 1; None if the whole file is.
+        """
+        place = where if line is None else f"{where}, line {line}"
+        return cls(f"{place}: {reason}", where=where)
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" or, without a close match, the known names."""

@@ -71,10 +71,10 @@ def export(
         )
     found = artifacts.find(Path(run), arm, seed=seed, fraction=fraction, fold=fold)
     if found.source == "weights":
-        raise UserError(
-            f"{found.folder}: this stage was imported, not trained: its weights are the "
-            f"file {found.data}.",
-            where=found.folder,
+        raise UserError.at(
+            found.folder,
+            "this stage was imported, not trained: its weights are the file "
+            f"{found.data}.",
         )
     module = steps.build_model(found.model, len(found.class_names), None)
     variables = checkpoint.load_variables(found.folder / "variables")

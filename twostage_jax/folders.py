@@ -82,7 +82,7 @@ def walk(folder: Path) -> Tree:
                 (links if path.is_symlink() else below).append(path)
         links.sort(key=_order)
     if tree.lost and tree.lost[0][0] == folder:
-        raise UserError(f"{folder}: {tree.lost[0][1]}.", where=folder)
+        raise UserError.at(folder, f"{tree.lost[0][1]}.")
     for entries in (tree.files, tree.litter, tree.lost):
         entries.sort(key=lambda e: _order(e if isinstance(e, Path) else e[0]))
     return tree
@@ -115,9 +115,7 @@ def stamps(root: Path, paths: Iterable[Path]) -> list[Stamp]:
         try:
             status = path.stat()
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot be read: {error.strerror}.", where=path
-            ) from None
+            raise UserError.at(path, f"cannot be read: {error.strerror}.") from None
         name = path.relative_to(root).as_posix()
         found.append((name, status.st_size, status.st_mtime_ns))
     return sorted(found)

@@ -54,9 +54,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}). Run the command that wrote it again.",
-            where=path,
+        raise UserError.at(
+            path, f"cannot be read ({error}). Run the command that wrote it again."
         ) from error
 
 
@@ -186,7 +185,7 @@ def read(
     if given := _SEPARATOR_LINE.match(text):
         delimiters, above, text = given[1], 1, text[given.end() :]
     if not text.strip():
-        raise UserError(f"{name}: the table is empty.", where=name)
+        raise UserError.at(name, "the table is empty.")
     headers = {delimiter: _header(text, delimiter) for delimiter in delimiters}
     delimiter = max(headers, key=lambda d: len({*columns} & {*headers[d]}))
     header = headers[delimiter]
@@ -200,8 +199,8 @@ def read(
                 rows.append((line, [composed(cell).strip() for cell in cells]))
     except csv.Error as error:
         line = above + reader.line_num
-        raise UserError(
-            f"{name}, line {line}: cannot be read as CSV ({error}).", where=name
+        raise UserError.at(
+            name, f"cannot be read as CSV ({error}).", line=line
         ) from None
     # The first row is the header.
     return [
@@ -221,27 +220,25 @@ def decoded(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"{name}: cannot be read: {error.strerror}.", where=name
-        ) from None
+        raise UserError.at(name, f"cannot be read: {error.strerror}.") from None
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     if b"\0" in data and encoding.startswith("utf-8"):
         kind = "a workbook" if data.startswith(b"PK") else "UTF-16 without its mark"
-        raise UserError(
-            f"{name}: holds zero bytes, as {kind} does: save it as CSV in UTF-8 ('CSV "
-            "UTF-8' in Excel).",
-            where=name,
+        raise UserError.at(
+            name,
+            f"holds zero bytes, as {kind} does: save it as CSV in UTF-8 ('CSV UTF-8' "
+            "in Excel).",
         )
     try:
         return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{name}, line {line}: the byte 0x{data[error.start]:02X} is not valid "
-            f"{encoding.upper()}. The file seems to have another encoding, such as "
-            "Windows-1252 (Latin-1) or Shift-JIS: save it as UTF-8 ('CSV UTF-8' in "
-            "Excel).",
-            where=name,
+        raise UserError.at(
+            name,
+            f"the byte 0x{data[error.start]:02X} is not valid {encoding.upper()}. The "
+            "file seems to have another encoding, such as Windows-1252 (Latin-1) or "
+            "Shift-JIS: save it as UTF-8 ('CSV UTF-8' in Excel).",
+            line=line,
         ) from None
 
 
@@ -259,18 +256,18 @@ def _check_header(header: list[str], columns: Sequence[str], name: str) -> None:
     missing = [column for column in columns if column not in header]
     if missing:
         found = ", ".join(f"'{column[:40]}'" for column in header if column) or "none"
-        raise UserError(
-            f"{name}: the column {', '.join(missing)} is missing. The first line must "
-            f"name {', '.join(columns)}, separated by commas, semicolons or tabs; it "
-            f"names {found}.",
-            where=name,
+        raise UserError.at(
+            name,
+            f"the column {', '.join(missing)} is missing. The first line must name "
+            f"{', '.join(columns)}, separated by commas, semicolons or tabs; it names "
+            f"{found}.",
         )
     doubled = [column for column in columns if header.count(column) > 1]
     if doubled:
-        raise UserError(
-            f"{name}: the first line names the column {', '.join(doubled)} twice: "
-            "rename or remove one.",
-            where=name,
+        raise UserError.at(
+            name,
+            f"the first line names the column {', '.join(doubled)} twice: rename or "
+            "remove one.",
         )
 
 
@@ -284,17 +281,16 @@ def _values(
     name, line = place
     named = [i < len(header) and header[i] != "" for i in range(len(cells))]
     if any(cell and not has_name for cell, has_name in zip(cells, named, strict=True)):
-        raise UserError(
-            f"{name}, line {line}: the row has more cells than the first line has "
-            "names. A cell that holds the separator must stand in double quotes.",
-            where=name,
+        raise UserError.at(
+            name,
+            "the row has more cells than the first line has names. A cell that holds "
+            "the separator must stand in double quotes.",
+            line=line,
         )
     row = dict(zip(header, cells, strict=False))
     for column in columns:
         if not row.get(column) and column not in may_be_empty:
-            raise UserError(
-                f"{name}, line {line}: the cell of '{column}' is empty.", where=name
-            )
+            raise UserError.at(name, f"the cell of '{column}' is empty.", line=line)
     return {column: row.get(column, "") for column in columns}
 
 
@@ -332,10 +328,10 @@ def on_disk(path: Path) -> Path:
     # A file system such as APFS takes both forms for one name.
     found = [Path(form) for form in sorted(forms) if os.path.exists(form)]
     if len(found) == 2 and not found[0].samefile(found[1]):
-        raise UserError(
-            f"{shown(path)}: two files have this name, in composed and in decomposed "
-            "Unicode characters (NFC and NFD): rename or remove one.",
-            where=shown(path),
+        raise UserError.at(
+            shown(path),
+            "two files have this name, in composed and in decomposed Unicode "
+            "characters (NFC and NFD): rename or remove one.",
         )
     return found[0] if found else path
 

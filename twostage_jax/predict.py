@@ -119,10 +119,10 @@ def predict(
     find = artifacts.find_ensemble if ensemble else artifacts.find
     found = find(Path(run), arm)
     if len(found.class_names) < 2:
-        raise UserError(
-            f"{found.folder}: this stage was imported from a file without a head, so it "
-            "has no classes to map. Give the folder of a target stage, or the workdir.",
-            where=found.folder,
+        raise UserError.at(
+            found.folder,
+            "this stage was imported from a file without a head, so it has no classes "
+            "to map. Give the folder of a target stage, or the workdir.",
         )
     how = How(
         stride=stride,

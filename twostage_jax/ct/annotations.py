@@ -179,10 +179,10 @@ def labelled(
     for key, draws in named.items():
         if key in found:
             path = by_key[key].path
-            raise UserError(
-                f"{path}: has a mask of numbers as well as regions with labels. Keep one "
-                "of them.",
-                where=path,
+            raise UserError.at(
+                path,
+                "has a mask of numbers as well as regions with labels. Keep one of "
+                "them.",
             )
         found[key] = functools.partial(_merged, draws, by_key[key])
     return found, numbered
@@ -200,9 +200,7 @@ def numbered_masks(
     """
     for file in files:
         if not file.format.load:
-            raise UserError(
-                f"{file.path}: lung masks are images, arrays or NIfTI.", where=file.path
-            )
+            raise UserError.at(file.path, "lung masks are images, arrays or NIfTI.")
     return _numbers(files, headers)
 
 
@@ -339,9 +337,8 @@ def _numbers(
         loads, placed = file.format.load(query)
         numbered += [placed] if placed else []
         if not found.keys().isdisjoint(loads):
-            raise UserError(
-                f"{file.path}: its slice has a second mask, in another file.",
-                where=file.path,
+            raise UserError.at(
+                file.path, "its slice has a second mask, in another file."
             )
         found |= loads
     return found, numbered
@@ -350,11 +347,11 @@ def _numbers(
 def _checked(load: Load, num_classes: int, header: Header) -> Labels:
     labels = load().astype(np.int64)
     if labels.min() < 0 or labels.max() > num_classes:
-        raise UserError(
-            f"{header.path}: its mask of regions has values {labels.min()} to "
-            f"{labels.max()}; {num_classes} classes allow 0 to {num_classes}. Name all "
-            "classes in the setting 'classes'.",
-            where=header.path,
+        raise UserError.at(
+            header.path,
+            f"its mask of regions has values {labels.min()} to {labels.max()}; "
+            f"{num_classes} classes allow 0 to {num_classes}. Name all classes in the "
+            "setting 'classes'.",
         )
     counts = np.bincount(labels.ravel(), minlength=num_classes + 1)[1:]
     marked = {index: int(count) for index, count in enumerate(counts) if count}

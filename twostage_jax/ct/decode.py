@@ -135,9 +135,7 @@ def refusing(path: Path, form: str = "DICOM") -> Iterator[None]:
     except Exception as error:
         text = _QUOTED.sub("'...'", " ".join(str(error).split()))
         why = text or type(error).__name__
-        raise UserError(
-            f"{path}: cannot be read as {form}: {why}", where=path
-        ) from error
+        raise UserError.at(path, f"cannot be read as {form}: {why}") from error
 
 
 @contextlib.contextmanager

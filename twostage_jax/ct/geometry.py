@@ -54,10 +54,10 @@ def plane(header: Header) -> Plane:
       UserError: Its header is incomplete.
     """
     if header.spacing is None or header.position is None or header.orientation is None:
-        raise UserError(
-            f"{header.path}: PixelSpacing, ImagePositionPatient or "
-            "ImageOrientationPatient is missing: regions cannot be placed on it.",
-            where=header.path,
+        raise UserError.at(
+            header.path,
+            "PixelSpacing, ImagePositionPatient or ImageOrientationPatient is "
+            "missing: regions cannot be placed on it.",
         )
     return Plane(header.shape, header.spacing, header.position, header.orientation)
 

@@ -91,18 +91,17 @@ class GivenLungs:
             shared = sum(int((found[key] & new[key]).sum()) for key in new)
             before = sum(int(mask.sum()) for mask in found.values())
             if shared > _MOST_SHARED * min(size, before):
-                raise UserError(
-                    f"{file.path}: marks the same lung as another file for this series. "
-                    f"Keep one of them. The other could be {self.files[0].path}.",
-                    where=file.path,
+                raise UserError.at(
+                    file.path,
+                    "marks the same lung as another file for this series. Keep one of "
+                    f"them. The other could be {self.files[0].path}.",
                 )
             for key, mask in new.items():
                 found[key] |= mask
         # A single lobe may be empty, because programs write a file for each.
         if not any(mask.any() for mask in found.values()):
-            raise UserError(
-                f"{self.files[0].path}: does not mark any lung on the slices.",
-                where=self.files[0].path,
+            raise UserError.at(
+                self.files[0].path, "does not mark any lung on the slices."
             )
         return found
 
@@ -178,11 +177,11 @@ def match(
         with skipping(file.path, skipped), refusing(file.path):
             files.append(dataclasses.replace(file, labels=_lung_labels(file)))
     if not files:
-        raise UserError(
-            f"{given}: lung masks were not found. NIfTI files with 'lung' in their name "
-            "or labels, NIfTI files of one structure, and DICOM SEG with a segment "
+        raise UserError.at(
+            given,
+            "lung masks were not found. NIfTI files with 'lung' in their name or "
+            "labels, NIfTI files of one structure, and DICOM SEG with a segment "
             "called lung are read.",
-            where=given,
         )
     above = given if given.is_dir() else given.parent
     fitting: dict[str, list[tuple[bool, RoiFile]]] = defaultdict(list)
@@ -372,11 +371,11 @@ def _read(file: RoiFile, headers: Sequence[Header]) -> dict[Key, np.ndarray]:
         plain = len(values) < 2 or any(values <= known for known in _PLAIN_VALUES)
         if not plain or values in ({1, 2, 3}, {3, 4, 5}):
             shown = ", ".join(map(str, sorted(values)[:12]))
-            raise UserError(
-                f"{file.path}: has the values {shown}"
-                f"{', ...' if len(values) > 12 else ''}, whose meaning is unknown (1 and "
-                "2 are read as the lungs, 1 to 5 as the lobes). Save only the lungs.",
-                where=file.path,
+            raise UserError.at(
+                file.path,
+                f"has the values {shown}{', ...' if len(values) > 12 else ''}, whose "
+                "meaning is unknown (1 and 2 are read as the lungs, 1 to 5 as the "
+                "lobes). Save only the lungs.",
             )
         labels = tuple(values)
     return {key: np.isin(mask, labels) for key, mask in masks.items()}

@@ -99,10 +99,10 @@ def regions_of(labels: np.ndarray, cuts: np.ndarray, *, size: int) -> np.ndarray
 def check_size(shape: tuple[int, int], size: int, path: Path) -> None:
     """Raises a UserError if a patch is larger than the slice."""
     if size > min(shape):
-        raise UserError(
-            f"{path}: a patch of {size} x {size} pixels does not fit into a slice of "
+        raise UserError.at(
+            path,
+            f"a patch of {size} x {size} pixels does not fit into a slice of "
             f"{shape[0]} x {shape[1]}: choose a smaller size.",
-            where=path,
         )
 
 

@@ -233,9 +233,7 @@ def scan(folder: Path, *, salt: str = "", go_on: bool = False) -> Scan:
                 reason = f"doubled: a copy of {first.path}"
                 if first.patient != found[0].patient:
                     # A mask or a reference could mean either of them.
-                    raise UserError(
-                        f"{path}: {reason}, of another patient.", where=path
-                    )
+                    raise UserError.at(path, f"{reason}, of another patient.")
                 skipped.append((path, reason))
                 continue
         except OSError as error:
@@ -278,7 +276,7 @@ def _not_dicom(path: Path) -> str:
         return "a DICOMDIR, the table of contents of a medium"
     reason = decode.why_not_dicom(path)
     if reason and path.suffix.lower() in (".dcm", ".dicom"):
-        raise UserError(f"{path}: {reason}, despite its extension.", where=path)
+        raise UserError.at(path, f"{reason}, despite its extension.")
     return reason
 
 
@@ -364,10 +362,9 @@ def read_volume(series: Series) -> np.ndarray:
         be decoded.
     """
     if series.notes:
-        raise UserError(
-            f"{series.headers[0].path.parent}: the slices are not an evenly spaced volume: "
-            f"{'; '.join(series.notes)}.",
-            where=series.headers[0].path.parent,
+        raise UserError.at(
+            series.headers[0].path.parent,
+            f"the slices are not an evenly spaced volume: {'; '.join(series.notes)}.",
         )
     volume = np.empty((len(series.headers), *series.headers[0].shape), np.int16)
     for index, hu in read_in_turn(series.headers):
@@ -398,9 +395,8 @@ def read_in_turn(
             slices = read_slices(path, frames)
             for index, (header, hu) in zip(indices, slices, strict=True):
                 if _uids(header) != _uids(headers[index]):
-                    raise UserError(
-                        f"{path}: has changed since the folder was searched.",
-                        where=path,
+                    raise UserError.at(
+                        path, "has changed since the folder was searched."
                     )
                 yield index, hu
 
@@ -428,19 +424,19 @@ def check_air(slices: Iterable[np.ndarray], path: Path) -> None:
         if padding > MOST_BELOW * total and bright <= LEAST_BRIGHT * total:
             return
     if total:
-        raise UserError(
-            f"{path}: its series does not contain any air: its values are not HU. Was "
+        raise UserError.at(
+            path,
+            "its series does not contain any air: its values are not HU. Was "
             "RescaleIntercept lost (usually -1024)? Export the series again.",
-            where=path,
         )
 
 
 def _normal(header: Header) -> np.ndarray:
     if header.orientation is None or header.position is None:
-        raise UserError(
-            f"{header.path}: ImageOrientationPatient or ImagePositionPatient is "
-            "missing: the slices of its series cannot be ordered.",
-            where=header.path,
+        raise UserError.at(
+            header.path,
+            "ImageOrientationPatient or ImagePositionPatient is missing: the slices "
+            "of its series cannot be ordered.",
         )
     normal = np.cross(*np.reshape(header.orientation, (2, 3)))
     return normal / np.linalg.norm(normal)
@@ -466,20 +462,20 @@ def _check_alike(headers: Sequence[Header]) -> None:
         elif not _same_spacing(header, first):
             reason = "pixel spacings"
         if reason:
-            raise UserError(
-                f"{header.path}: the series has mixed {reason}, which cannot belong to "
-                f"one scan: compare {first.path}.",
-                where=header.path,
+            raise UserError.at(
+                header.path,
+                f"the series has mixed {reason}, which cannot belong to one scan: "
+                f"compare {first.path}.",
             )
         other = named.setdefault(_uids(header), header)
         if other is not header:
             differ = "pixels" if _same_place(header, other) else "positions"
-            raise UserError(
-                f"{header.path}: has the same SOPInstanceUID as another file of its "
-                f"series, but their {differ} differ. Neither is a copy, and regions cannot "
-                "name one of them. Anonymise or export the series again, with a UID for "
-                f"each slice. The other file is {other.path}.",
-                where=header.path,
+            raise UserError.at(
+                header.path,
+                "has the same SOPInstanceUID as another file of its series, but their "
+                f"{differ} differ. Neither is a copy, and regions cannot name one of "
+                "them. Anonymise or export the series again, with a UID for each "
+                f"slice. The other file is {other.path}.",
             )
 
 

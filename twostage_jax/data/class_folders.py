@@ -231,9 +231,7 @@ def _read(root: Path, skipped: dict[str, str]) -> _Folder:
             skipped[below] = "linked twice"
     for path, why in walked.lost:
         if os.path.isdir(path) or suffix(path.name) in SUFFIXES:
-            raise UserError(
-                f"{shown(path)}: {why}: fetch it, or remove it.", where=shown(path)
-            )
+            raise UserError.at(shown(path), f"{why}: fetch it, or remove it.")
         skipped[str(path)[start:]] = "unreadable"
     return home
 

@@ -369,10 +369,9 @@ def search(
     if not headers:
         unusable = refused + found.unread + found.others
         reasons = privacy.first_reasons(unusable, roots)
-        raise UserError(
-            f"{root}: usable CT slices were not found. "
-            f"{reasons or 'The folder is empty.'}",
-            where=root,
+        raise UserError.at(
+            root,
+            f"usable CT slices were not found. {reasons or 'The folder is empty.'}",
         )
     regions, lungs, rest = annotations.find(root, given, found.others)
     by_region, wrong = annotations.assign(regions, headers, go_on=go_on)
@@ -660,18 +659,16 @@ def _lungs(
         elif cut.lungs == "found":
             missing.append(number)
         elif given:
-            raise UserError(
-                f"{header.path}: the slice has regions, but lacks a lung mask in 'lungs'.",
-                where=header.path,
+            raise UserError.at(
+                header.path, "the slice has regions, but lacks a lung mask in 'lungs'."
             )
         else:
             yield number, None
     for number, hu in _read(headers, missing, skipped):
         header = headers[number]
         if header.spacing is None:
-            raise UserError(
-                f"{header.path}: PixelSpacing is missing, so lungs cannot be found.",
-                where=header.path,
+            raise UserError.at(
+                header.path, "PixelSpacing is missing, so lungs cannot be found."
             )
         yield number, lung_mask(hu[None], header.spacing)[0]
 
@@ -816,10 +813,10 @@ def _shape(header: Header, spacing: float | None) -> tuple[int, int]:
     if spacing is None:
         return header.shape
     if header.spacing is None:
-        raise UserError(
-            f"{header.path}: PixelSpacing is missing, so the slice cannot be resampled to "
-            f"{spacing} mm per pixel.",
-            where=header.path,
+        raise UserError.at(
+            header.path,
+            f"PixelSpacing is missing, so the slice cannot be resampled to {spacing} "
+            "mm per pixel.",
         )
     return patches.resampled_shape(header.shape, header.spacing, spacing, header.path)
 

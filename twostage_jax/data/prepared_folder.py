@@ -62,16 +62,16 @@ def recipe(*, path: str, size: int = 0, channels: int = 1) -> Recipe:
         class_names = tuple(str(label) for label in made["class_names"])
         patch = int(made["patch"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{root}: not a prepared set: {DESCRIPTION} cannot be read ({error}). "
-            "Make it with python -m twostage_jax.prepare.",
-            where=root,
+        raise UserError.at(
+            root,
+            f"not a prepared set: {DESCRIPTION} cannot be read ({error}). Make it "
+            "with python -m twostage_jax.prepare.",
         ) from error
     if patch < size:
-        raise UserError(
-            f"{root}: its patches have {patch} pixels, but {size} are required: prepare "
-            f"it again with --patch={size} or more.",
-            where=root,
+        raise UserError.at(
+            root,
+            f"its patches have {patch} pixels, but {size} are required: prepare it "
+            f"again with --patch={size} or more.",
         )
     return Recipe(
         name=name,

@@ -108,9 +108,8 @@ def recipe(
             below(root / name, setting)
     tasks = _read_table(root / csv)
     if len({_is_dicom(s) for _, slices in tasks for s in slices}) > 1:
-        raise UserError(
-            f"{root / csv}: names both DICOM files and images: use one kind only.",
-            where=root / csv,
+        raise UserError.at(
+            root / csv, "names both DICOM files and images: use one kind only."
         )
     read = [root / csv]
     for _, slices in tasks:
@@ -246,19 +245,13 @@ def _read_table(path: Path) -> tuple[Task, ...]:
         patient, name = row["patient"], row["slice"]
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts:
-            raise UserError(
-                f"{path}, line {line}: '{name}' leads out of the folder.", where=path
-            )
+            raise UserError.at(path, f"'{name}' leads out of the folder.", line=line)
         if name in seen:
-            raise UserError(
-                f"{path}, line {line}: slice '{name}' is named twice.", where=path
-            )
+            raise UserError.at(path, f"slice '{name}' is named twice.", line=line)
         seen.add(name)
         by_patient[patient].append(name)
     if not by_patient:
-        raise UserError(
-            f"{path}: the table is empty (columns patient, slice).", where=path
-        )
+        raise UserError.at(path, "the table is empty (columns patient, slice).")
     return tuple((p, tuple(names)) for p, names in sorted(by_patient.items()))
 
 
@@ -286,21 +279,21 @@ def _label_map(
     if labelled == 1:
         mask = foreground(mask, path, notes, "label masks")
     if mask.ndim != 2 or mask.min() < 0 or mask.max() > labelled:
-        raise UserError(
-            f"{path}: one mask with values 0 to {labelled} is required, not "
+        raise UserError.at(
+            path,
+            f"one mask with values 0 to {labelled} is required, not "
             f"{list(mask.shape)} with {mask.min()} to {mask.max()}: name a class for "
             "each value in the setting 'classes'.",
-            where=path,
         )
     mask = mask.astype(np.int64)
     if lung_path is None:
         return mask
     lungs = masks.read_mask(lung_path)
     if lungs.shape != mask.shape:
-        raise UserError(
-            f"{lung_path}: the lung mask has shape {list(lungs.shape)}, but the label "
-            f"mask {list(mask.shape)}.",
-            where=lung_path,
+        raise UserError.at(
+            lung_path,
+            f"the lung mask has shape {list(lungs.shape)}, but the label mask "
+            f"{list(mask.shape)}.",
         )
     inside = foreground(lungs, lung_path, notes, "lung masks")
     return np.where(mask > 0, mask + 1, inside.astype(np.int64))
@@ -311,9 +304,8 @@ def _read_image(path: Path, shape: tuple[int, int]) -> tuple[Header | None, np.n
     dicom = _is_dicom(path.name)
     header, pixels = read_slice(path) if dicom else (None, read_grey(path))
     if pixels.shape != shape:
-        raise UserError(
-            f"{path}: the slice has shape {list(pixels.shape)}, but its mask "
-            f"{list(shape)}.",
-            where=path,
+        raise UserError.at(
+            path,
+            f"the slice has shape {list(pixels.shape)}, but its mask {list(shape)}.",
         )
     return header, pixels

@@ -90,9 +90,8 @@ def prepare(
     home = Path(recipe.prepared_in or data_dir).expanduser().absolute()
     folder = folder_of(recipe, home)
     if not folder.exists() and recipe.prepared_in:
-        raise UserError(
-            f"{folder}: the prepared data set does not exist: prepare it again.",
-            where=folder,
+        raise UserError.at(
+            folder, "the prepared data set does not exist: prepare it again."
         )
     if not folder.exists():
         lock = locked(folder.parent / ".lock", str(folder.parent), wait=True)

@@ -155,14 +155,14 @@ def _floats(folder: str, name: str, data: bytes) -> np.ndarray:
             image.load()
     # Broken images raise nearly everything in the decoders.
     except Exception as error:
-        raise UserError(
-            f"{folder}: image {name} cannot be decoded: {error}", where=folder
+        raise UserError.at(
+            folder, f"image {name} cannot be decoded: {error}"
         ) from error
     if image.mode != "RGBA":
-        raise UserError(
-            f"{folder}: image {name} has pixels of mode {image.mode}, but float32 is "
-            "stored as four bytes per pixel: prepare the set again.",
-            where=folder,
+        raise UserError.at(
+            folder,
+            f"image {name} has pixels of mode {image.mode}, but float32 is stored as "
+            "four bytes per pixel: prepare the set again.",
         )
     return np.ascontiguousarray(image).view("<f4")[..., 0]
 
@@ -180,11 +180,10 @@ def _factor(folder: str, found: Mapping[str, float]) -> float:
         return 255
     if low >= 0 and LEAST_HIGHEST <= high <= 255:
         return 1
-    raise UserError(
-        f"{folder}: its images are float32 from {low:g} to {high:g}, so the values of "
-        "black and white are unknown: prepare the set with values from 0 to 1, or as "
-        "uint8.",
-        where=folder,
+    raise UserError.at(
+        folder,
+        f"its images are float32 from {low:g} to {high:g}, so the values of black and "
+        "white are unknown: prepare the set with values from 0 to 1, or as uint8.",
     )
 
 

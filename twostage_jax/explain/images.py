@@ -49,11 +49,11 @@ def test_examples(
     for row, home in zip(rows, homes, strict=True):
         ids = _tested(home)
         if tested.setdefault(row["seed"], ids) != ids:
-            raise UserError(
-                f"{workdir}: arm '{row['arm']}', seed {row['seed']}, was tested on "
-                "different images from the arms before it: run the study again, or "
-                "select the other arms only (--arms).",
-                where=workdir,
+            raise UserError.at(
+                workdir,
+                f"arm '{row['arm']}', seed {row['seed']}, was tested on different "
+                "images from the arms before it: run the study again, or select the "
+                "other arms only (--arms).",
             )
     runs = [artifacts.read(home) for home in homes]
     first = runs[0]
@@ -81,9 +81,7 @@ def _tested(home: Path) -> frozenset[str]:
         with np.load(home / "predictions.npz", allow_pickle=False) as saved:
             return frozenset(saved["ids"].tolist())
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{home}: not a finished stage run ({error!r}).", where=home
-        ) from error
+        raise UserError.at(home, f"not a finished stage run ({error!r}).") from error
 
 
 def _of_ids(ids: Iterable[str], dataset: Dataset, run: artifacts.Trained) -> Examples:

@@ -317,10 +317,9 @@ def chosen_rows(workdir: Path) -> tuple[list[str], Rows, Rows]:
     """
     path = workdir / "results.json"
     if not path.is_file():
-        raise UserError(
-            f"{workdir}: results.json is missing. Set --run to the workdir of a finished "
-            "study.",
-            where=workdir,
+        raise UserError.at(
+            workdir,
+            "results.json is missing. Set --run to the workdir of a finished study.",
         )
     results = io.read_json(path)
     try:
@@ -330,9 +329,7 @@ def chosen_rows(workdir: Path) -> tuple[list[str], Rows, Rows]:
         for row in chosen:
             _ = row["arm"], row["seed"], row["stage_runs"][-1]
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"{path}: not the results of a study ({error!r}).", where=path
-        ) from error
+        raise UserError.at(path, f"not the results of a study ({error!r}).") from error
     return known, rows, chosen
 
 
@@ -383,9 +380,9 @@ def _network(home: Path) -> Network:
     for path, leaf in jax.tree_util.tree_leaves_with_path(network.variables):
         if not np.isfinite(leaf).all():
             where = "/".join(str(key.key) for key in path)
-            raise UserError(
-                f"{home / 'variables'}: {where} contains values that are not finite. "
-                "Delete the stage's folder and run the study again.",
-                where=home / "variables",
+            raise UserError.at(
+                home / "variables",
+                f"{where} contains values that are not finite. Delete the stage's "
+                "folder and run the study again.",
             )
     return network

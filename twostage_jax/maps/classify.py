@@ -102,10 +102,10 @@ class Classifier:
             raise UserError("predict runs in a single process: start it only once.")
         self.run, self.classes = run, len(run.class_names)
         if self.classes > MOST_CLASSES:
-            raise UserError(
-                f"{run.folder}: the model has {self.classes} classes, but maps can store "
-                f"at most {MOST_CLASSES}.",
-                where=run.folder,
+            raise UserError.at(
+                run.folder,
+                f"the model has {self.classes} classes, but maps can store at most "
+                f"{MOST_CLASSES}.",
             )
         self.size = run.model.image_size
         members = run.members or (run,)

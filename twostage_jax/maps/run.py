@@ -85,7 +85,7 @@ def map_folder(
         reasons = f"Skipped: {privacy.counted(listed)}."
         if not listed:
             reasons = "The folder is empty."
-        raise UserError(f"{root}: CT series were not found. {reasons}", where=root)
+        raise UserError.at(root, f"CT series were not found. {reasons}")
     masks = None
     if lungs is not None:
         masks = lung_files.match(lungs, root, found, salt=salt)
@@ -275,9 +275,9 @@ def from_feet(series: Series) -> Series:
     """
     first = series.headers[0]
     if first.spacing is None:
-        raise UserError(f"{first.path}: PixelSpacing is missing, so sizes are unknown.")
+        raise UserError.at(first.path, "PixelSpacing is missing, so sizes are unknown.")
     if first.orientation is None:
-        raise UserError(f"{first.path}: ImageOrientationPatient is missing.")
+        raise UserError.at(first.path, "ImageOrientationPatient is missing.")
     upwards = np.cross(*np.reshape(first.orientation, (2, 3)))[2]
     if abs(upwards) < LEAST_AXIAL:
         raise UserError("its slices are not axial.")

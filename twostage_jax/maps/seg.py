@@ -119,10 +119,10 @@ def write_segmentation(
     except Exception as error:
         path.unlink(missing_ok=True)
         # The message and traceback may identify the patient.
-        raise UserError(
-            f"{sources[0].path}: a header of its series cannot be copied "
-            f"({type(error).__name__}): check it with a DICOM validator.",
-            where=sources[0].path,
+        raise UserError.at(
+            sources[0].path,
+            f"a header of its series cannot be copied ({type(error).__name__}): check "
+            "it with a DICOM validator.",
         ) from None
 
 
@@ -258,10 +258,10 @@ def _sources(sources: Sequence[Header]) -> list[pydicom.Dataset]:
     first = sources[0]
     thickness = first.thickness or sort_series(sources).step
     if thickness is None:
-        raise UserError(
-            f"{first.path}: SliceThickness is missing, and the series has a single "
-            "slice: the volume of its segmentation would be undefined.",
-            where=first.path,
+        raise UserError.at(
+            first.path,
+            "SliceThickness is missing, and the series has a single slice: the volume "
+            "of its segmentation would be undefined.",
         )
     images = [_source(file) for file in dict.fromkeys(h.path for h in sources)]
     for image in images:
@@ -274,9 +274,8 @@ def _source(path: Path) -> pydicom.Dataset:
     needed = NEEDED_OF_FRAMES if "NumberOfFrames" in image else NEEDED
     missing = [keyword for keyword in needed if not image.get(keyword)]
     if missing:
-        raise UserError(
-            f"{path}: a segmentation cannot refer to it: {', '.join(missing)} missing.",
-            where=path,
+        raise UserError.at(
+            path, f"a segmentation cannot refer to it: {', '.join(missing)} missing."
         )
     for tag in list(image.keys()):
         known = pydicom.datadict.keyword_for_tag(tag) in MAY_BE_EMPTY

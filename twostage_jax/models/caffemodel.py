@@ -51,14 +51,14 @@ def read(path: Path) -> dict[str, np.ndarray]:
                 names.append(name)
                 arrays.update(found)
     except (ValueError, TypeError, IndexError) as error:
-        raise UserError(f"{path}: the file is damaged ({error}).", where=path) from None
+        raise UserError.at(path, f"the file is damaged ({error}).") from None
     if not arrays:
-        raise UserError(f"{path}: layers with arrays are missing.", where=path)
+        raise UserError.at(path, "layers with arrays are missing.")
     if "pool1" in names and "norm1" in names[: names.index("pool1")]:
-        raise UserError(
-            f"{path}: this is AlexNet, which has the arrays of CaffeNet but normalises "
-            "before pooling, and so gives different results: use weights of CaffeNet.",
-            where=path,
+        raise UserError.at(
+            path,
+            "this is AlexNet, which has the arrays of CaffeNet but normalises before "
+            "pooling, and so gives different results: use weights of CaffeNet.",
         )
     return arrays
 

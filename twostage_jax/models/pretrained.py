@@ -52,17 +52,13 @@ def read(path: Path) -> dict[str, np.ndarray]:
       UserError: The file is missing, damaged or of another format.
     """
     if not path.is_file():
-        raise UserError(f"{path}: this file of weights does not exist.", where=path)
+        raise UserError.at(path, "this file of weights does not exist.")
     if path.suffix not in READERS:
-        raise UserError(
-            f"{path}: weights are read from {', '.join(READERS)} files.", where=path
-        )
+        raise UserError.at(path, f"weights are read from {', '.join(READERS)} files.")
     arrays = READERS[path.suffix](path)
     for name, array in arrays.items():
         if not UNUSED.search(name) and not np.isfinite(array).all():
-            raise UserError(
-                f"{path}: {name} has values that are not finite.", where=path
-            )
+            raise UserError.at(path, f"{name} has values that are not finite.")
     return arrays
 
 
@@ -100,7 +96,7 @@ def _from_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         arrays = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: the file is damaged ({error}).", where=path) from None
+        raise UserError.at(path, f"the file is damaged ({error}).") from None
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
@@ -109,7 +105,7 @@ def _from_npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: the file is damaged ({error}).", where=path) from None
+        raise UserError.at(path, f"the file is damaged ({error}).") from None
     # Without text, such as the metadata of an export.
     return {
         name: array.astype(np.float32)
@@ -122,25 +118,25 @@ def _from_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ModuleNotFoundError:
-        raise UserError(
-            f"{path}: reading this format needs PyTorch. Install it, or convert the file "
-            "where PyTorch is installed: safetensors.torch.save_file("
-            "torch.load(path, weights_only=True), 'weights.safetensors').",
-            where=path,
+        raise UserError.at(
+            path,
+            "reading this format needs PyTorch. Install it, or convert the file where "
+            "PyTorch is installed: safetensors.torch.save_file(torch.load(path, "
+            "weights_only=True), 'weights.safetensors').",
         ) from None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: the file holds more than arrays, or is damaged ({reason}). Save the "
+        raise UserError.at(
+            path,
+            f"the file holds more than arrays, or is damaged ({reason}). Save the "
             "network's state_dict() alone.",
-            where=path,
         ) from None
     flat = traverse_util.flatten_dict(saved, sep=".") if isinstance(saved, dict) else {}
     arrays = {k: v for k, v in flat.items() if isinstance(v, torch.Tensor)}
     if not arrays:
-        raise UserError(f"{path}: the file holds no state_dict.", where=path)
+        raise UserError.at(path, "the file holds no state_dict.")
     return {name: array.float().numpy() for name, array in arrays.items()}
 
 
@@ -231,10 +227,10 @@ def place(
             named[plain] = name
     own = all(name.partition("/")[0] in COLLECTIONS for name in arrays)
     if not own and network.public_name.__func__ is Network.public_name.__func__:
-        raise UserError(
-            f"{path}: no public weights have the layout of {network.__name__}. It takes "
-            "files that 'twostage export' wrote.",
-            where=path,
+        raise UserError.at(
+            path,
+            f"no public weights have the layout of {network.__name__}. It takes files "
+            "that 'twostage export' wrote.",
         )
     # Public weights have a dense head where the network may have an orderless one.
     if not own:
@@ -268,9 +264,8 @@ def place(
     if wrong:
         listed = "\n  ".join(wrong[:12])
         more = f"\n  and {len(wrong) - 12} more" if len(wrong) > 12 else ""
-        raise UserError(
-            f"{path}: the weights are not those of this network:\n  {listed}{more}",
-            where=path,
+        raise UserError.at(
+            path, f"the weights are not those of this network:\n  {listed}{more}"
         )
     if not own:
         found = network.from_public(found)

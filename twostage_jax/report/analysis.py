@@ -319,11 +319,11 @@ def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
                 f"Fraction {fraction:g} is skipped: every seed lacks a fold in some arm."
             )
     if not sizes:
-        raise UserError(
-            f"{study.workdirs[0]}: arms cannot be compared, because every seed lacks a "
-            f"fold in some arm; {len(study.missing)} rows are missing, such as "
-            f"{study.missing[0]}. Finish the study.",
-            where=study.workdirs[0],
+        raise UserError.at(
+            study.workdirs[0],
+            "arms cannot be compared, because every seed lacks a fold in some arm; "
+            f"{len(study.missing)} rows are missing, such as {study.missing[0]}. "
+            "Finish the study.",
         )
     names = list(sizes[0].scores.arms)
     baseline = "scratch" if "scratch" in names else names[0]

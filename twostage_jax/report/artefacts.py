@@ -187,7 +187,7 @@ def stage_record(folder: Path) -> StageRecord:
 def _check_fields(path: Path, found: Any, names: Sequence[str]) -> None:
     lacking = [n for n in names if not isinstance(found, dict) or n not in found]
     if lacking:
-        raise UserError(f"{path}: lacks {', '.join(lacking)}.", where=path)
+        raise UserError.at(path, f"lacks {', '.join(lacking)}.")
 
 
 def _first(study: Study, pattern: str) -> list[Path]:
@@ -207,7 +207,7 @@ def _examples(study: Study) -> dict[str, Examples]:
         _check_images(path, saved["images"], saved["labels"])
         names = tuple(map(str, saved["class_names"]))
         if len(saved["labels"]) and not 0 <= saved["labels"].max() < len(names):
-            raise UserError(f"{path}: a label lacks a class name.", where=path)
+            raise UserError.at(path, "a label lacks a class name.")
         if len(saved["labels"]):
             found[path.stem] = Examples(saved["images"], saved["labels"], names)
     return found
@@ -220,9 +220,9 @@ def _mistakes(study: Study, notes: list[str]) -> dict[str, Mistakes]:
     count, classes = len(saved["labels"]), len(study.class_names)
     shapes = [saved[name].shape for name in ("arm", "ids", "groups")]
     if set(shapes) != {(count,)} or saved["probabilities"].shape != (count, classes):
-        raise UserError(f"{path}: array sizes are inconsistent.", where=path)
+        raise UserError.at(path, "array sizes are inconsistent.")
     if count and not 0 <= saved["labels"].min() <= saved["labels"].max() < classes:
-        raise UserError(f"{path}: a label lacks a class name.", where=path)
+        raise UserError.at(path, "a label lacks a class name.")
     found = {}
     for arm in study.arms:
         chosen = saved["arm"].astype(str) == arm
@@ -239,9 +239,8 @@ def _mistakes(study: Study, notes: list[str]) -> dict[str, Mistakes]:
 def _check_images(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
     good = images.ndim == 4 and images.dtype == np.uint8 and images.shape[-1] in (1, 3)
     if not good or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-        raise UserError(
-            f"{path}: images must be uint8 [N, H, W, 1 or 3] with integer labels [N].",
-            where=path,
+        raise UserError.at(
+            path, "images must be uint8 [N, H, W, 1 or 3] with integer labels [N]."
         )
 
 

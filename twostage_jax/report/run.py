@@ -171,7 +171,7 @@ def _pooled_scores(
         matrix = metrics.confusion(whole.labels, whole.probabilities)
     except UserError as error:
         path = workdir / rows[0]["predictions"]
-        raise UserError(f"{path}: {error}", where=path) from None
+        raise UserError.at(path, str(error)) from None
     return {
         name: float(one.counts(matrix))
         for name, one in metrics.METRICS.items()

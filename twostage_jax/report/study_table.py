@@ -181,7 +181,7 @@ def load(workdirs: Sequence[Path]) -> Study:
                 _add(found, _record(folder, row))
     if not records:
         path = folders[0] / "results.json"
-        raise UserError(f"{path}: the results are empty: run the study.", where=path)
+        raise UserError.at(path, "the results are empty: run the study.")
     everything = [*records.values(), *baselines.values()]
     _check_classes(everything)
     configs = [result["config"] for result in results]
@@ -221,12 +221,10 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             return {name: saved[name] for name in names}
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: the file is missing. Run the study again.", where=path
-        ) from None
+        raise UserError.at(path, "the file is missing. Run the study again.") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path}: the file is damaged ({error}). Run the study again.", where=path
+        raise UserError.at(
+            path, f"the file is damaged ({error}). Run the study again."
         ) from error
 
 
@@ -238,7 +236,7 @@ def named_predictions(path: Path, seed: int, class_names: Sequence[str]) -> Pred
     """
     predictions = _predictions(path, seed)
     if predictions.class_names != tuple(class_names):
-        raise UserError(f"{path}: its classes differ from the study's.", where=path)
+        raise UserError.at(path, "its classes differ from the study's.")
     return predictions
 
 
@@ -271,15 +269,11 @@ def _results(folder: Path) -> dict[str, Any]:
         )
     results = read_json(path)
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
-        raise UserError(
-            f"{path}: this is not schema {SCHEMA}: run the study again.", where=path
-        )
+        raise UserError.at(path, f"this is not schema {SCHEMA}: run the study again.")
     config, rows = results.get("config"), results.get("rows")
     whole = isinstance(config, dict) and isinstance(rows, list)
     if not whole or not isinstance(config.get("study"), dict):
-        raise UserError(
-            f"{path}: 'config' or 'rows' is missing: run the study again.", where=path
-        )
+        raise UserError.at(path, "'config' or 'rows' is missing: run the study again.")
     for number, row in enumerate([*rows, *results.get("baselines", ())]):
         lacking = [
             name
@@ -287,10 +281,10 @@ def _results(folder: Path) -> dict[str, Any]:
             if not isinstance(row, dict) or not isinstance(row.get(name), kinds)
         ]
         if lacking:
-            raise UserError(
-                f"{path}: row {number}: fields are missing or of the wrong type: "
+            raise UserError.at(
+                path,
+                f"row {number}: fields are missing or of the wrong type: "
                 f"{', '.join(lacking)}.",
-                where=path,
             )
     return results
 
@@ -309,11 +303,10 @@ def _record(folder: Path, row: Mapping[str, Any]) -> Record:
     scores = metrics.scores(predictions.labels, predictions.probabilities)
     count = len(predictions.labels)
     if count != row["n_test"] or not _agree(scores, row["metrics"]):
-        raise UserError(
-            f"{path}: these are not the predictions of the row {place} ({count} "
-            f"examples, {row['n_test']} in the row; or the scores differ). Run the study "
-            "again.",
-            where=path,
+        raise UserError.at(
+            path,
+            f"these are not the predictions of the row {place} ({count} examples, "
+            f"{row['n_test']} in the row; or the scores differ). Run the study again.",
         )
     return Record(
         place=place,
@@ -349,7 +342,7 @@ def _predictions(path: Path, seed: int) -> Predictions:
         if with_groups and (groups == "").any():
             raise UserError("some examples, but not all, have a group (patient).")
     except UserError as error:
-        raise UserError(f"{path}: {error}", where=path) from None
+        raise UserError.at(path, str(error)) from None
     order = np.argsort(ids)
     return Predictions(
         ids[order],

@@ -162,10 +162,10 @@ def _found(folder: Path, arm: str, **place: Any) -> list[tuple[Path, str]]:
         return [(folder, _arm_of(folder))]
     rows = _rows(folder)
     if not rows:
-        raise UserError(
-            f"{folder}: this is neither a finished stage run (lineage.json) nor the "
-            "workdir of a study with results (rows/).",
-            where=folder,
+        raise UserError.at(
+            folder,
+            "this is neither a finished stage run (lineage.json) nor the workdir of a "
+            "study with results (rows/).",
         )
     arms = sorted({row["arm"] for row in rows})
     if not arm and PREFERRED_ARM not in arms and len(arms) > 1:
@@ -230,9 +230,8 @@ def read(folder: Path, arm: str = "") -> Trained:
             synthetic=synthetic if isinstance(synthetic, bool) else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: this is not the lineage of a finished stage run ({error!r}).",
-            where=path,
+        raise UserError.at(
+            path, f"this is not the lineage of a finished stage run ({error!r})."
         ) from error
 
 
@@ -337,8 +336,8 @@ def _rows(workdir: Path) -> list[dict[str, Any]]:
             row = io.read_json(path)
             rows.append({name: row[name] for name in (*PLACE, "stage_runs")})
         except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}: this is not a row of a study ({error!r}).", where=path
+            raise UserError.at(
+                path, f"this is not a row of a study ({error!r})."
             ) from error
     return rows
 

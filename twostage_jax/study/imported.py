@@ -229,17 +229,14 @@ def _stated(path: Path, model: ModelConfig) -> Stated:
             class_names=tuple(map(str, header["classes"])),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: the header of the weights file cannot be read ({error!r}).",
-            where=path,
+        raise UserError.at(
+            path, f"the header of the weights file cannot be read ({error!r})."
         ) from None
     # Networks that share all arrays may compute different things.
     own = [(m.name, steps.build_model(m, 1, None).norm) for m in (made, model)]
     if own[0] != own[1]:
         there, here = (f"{name} {norm}".strip() for name, norm in own)
-        raise UserError(
-            f"{path}: the weights belong to {there}, not to {here}.", where=path
-        )
+        raise UserError.at(path, f"the weights belong to {there}, not to {here}.")
     return stated
 
 

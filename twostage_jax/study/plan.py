@@ -402,7 +402,7 @@ def check_data(
                 splits[place] = split_of(config, datasets[run.stage], run)
             except UserError as error:
                 path = f"config.stages.{run.stage}.data"
-                raise UserError(f"{path}: {error}", where=path) from None
+                raise UserError.at(path, str(error)) from None
     warned, seen = set(), set()
     # Seeds share splits, and fractions are nested in the largest, which is first.
     for (stage, *_), one in splits.items():

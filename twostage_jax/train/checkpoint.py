@@ -117,11 +117,11 @@ class StateStore:
         shapes = {name: np.shape(array) for name, array in saved.arrays.items()}
         if shapes != {name: array.shape for name, array in named.items()}:
             folder = Path(self._manager.directory) / str(step)
-            raise UserError(
-                f"{folder}: the arrays of the saved state do not fit this training; "
-                "another version of the program wrote it. Delete the folder of this "
-                "stage run and run the command again.",
-                where=folder,
+            raise UserError.at(
+                folder,
+                "the arrays of the saved state do not fit this training; another "
+                "version of the program wrote it. Delete the folder of this stage run "
+                "and run the command again.",
             )
         return [np.asarray(saved.arrays[name]) for name in named], saved.progress
 
@@ -152,9 +152,7 @@ def load_variables(folder: Path) -> PyTree:
       UserError: The folder cannot be read as exported variables.
     """
     if not folder.is_dir():
-        raise UserError(
-            f"{folder}: the folder of exported variables is missing.", where=folder
-        )
+        raise UserError.at(folder, "the folder of exported variables is missing.")
     options = _alone("load", process=jax.process_index())
     try:
         with ocp.Checkpointer(
@@ -167,10 +165,10 @@ def load_variables(folder: Path) -> PyTree:
                 folder.absolute(), args=ocp.args.StandardRestore(template)
             )
     except (ValueError, OSError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{folder}: cannot be read as exported variables "
-            f"({_first_line(error)}). Delete the stage's folder and run the study again.",
-            where=folder,
+        raise UserError.at(
+            folder,
+            f"cannot be read as exported variables ({_first_line(error)}). Delete the "
+            "stage's folder and run the study again.",
         ) from error
     return {"params": loaded["params"], "batch_stats": loaded.get("batch_stats", {})}
 
@@ -200,10 +198,10 @@ def load_network(
             for path in shapes.keys() | wanted.keys()
             if shapes.get(path) != wanted.get(path)
         )
-        raise UserError(
-            f"{folder}: {different} differs from the network of this version of the "
-            "program; another version trained it. Train again in a new --workdir.",
-            where=folder,
+        raise UserError.at(
+            folder,
+            f"{different} differs from the network of this version of the program; "
+            "another version trained it. Train again in a new --workdir.",
         )
     return variables
 
@@ -229,13 +227,12 @@ def load_source(path: Path) -> tuple[PyTree, str]:
         branches.
     """
     if not path.exists():
-        raise UserError(f"{path}: this file or folder does not exist.", where=path)
+        raise UserError.at(path, "this file or folder does not exist.")
     saved, tree = _saved_tree(path)
     tree = _plain(tree)
     if not isinstance(tree, dict):
-        raise UserError(
-            f"{path}: expected a tree of named arrays, not a {type(tree).__name__}.",
-            where=path,
+        raise UserError.at(
+            path, f"expected a tree of named arrays, not a {type(tree).__name__}."
         )
     branch, variables = _variables_in(tree, path)
     if branch in ("", "params", "variables/params") and saved == path:
@@ -263,7 +260,7 @@ def _saved_tree(path: Path) -> tuple[Path, PyTree]:
         return path, {name: _from_orbax(item) for name, item in items.items()}
     if steps:
         return _saved_tree(steps[max(steps)])
-    raise UserError(f"{path}: {_described(path)} {EXPECTED}", where=path)
+    raise UserError.at(path, f"{_described(path)} {EXPECTED}")
 
 
 def _described(path: Path) -> str:
@@ -308,11 +305,11 @@ def _from_orbax(folder: Path) -> PyTree:
                 folder.absolute(), args=ocp.args.PyTreeRestore(restore_args=how)
             )
     except Exception as error:  # A damaged folder may fail in many libraries.
-        raise UserError(
-            f"{folder}: this looks like an Orbax checkpoint, but it cannot be read "
-            f"({type(error).__name__}: {_first_line(error)}). It may be incomplete, or "
-            "written by another version: save it again.",
-            where=folder,
+        raise UserError.at(
+            folder,
+            "this looks like an Orbax checkpoint, but it cannot be read "
+            f"({type(error).__name__}: {_first_line(error)}). It may be incomplete, "
+            "or written by another version: save it again.",
         ) from error
     finally:
         log.setLevel(level)
@@ -323,8 +320,8 @@ def _from_msgpack(path: Path) -> PyTree:
     try:
         return serialization.msgpack_restore(content)
     except Exception as error:  # Any other file: each byte may mean something else.
-        raise UserError(
-            f"{path}: the file cannot be read as msgpack. {EXPECTED}", where=path
+        raise UserError.at(
+            path, f"the file cannot be read as msgpack. {EXPECTED}"
         ) from error
 
 
@@ -343,10 +340,10 @@ def _variables_in(tree: PyTree, path: Path) -> tuple[str, PyTree]:
         }
         if len(found) > 1:
             names = ", ".join(f"'{name}'" for name in found)
-            raise UserError(
-                f"{path}: {len(found)} branches have parameters: {names}. Save the "
-                "intended ones separately.",
-                where=path,
+            raise UserError.at(
+                path,
+                f"{len(found)} branches have parameters: {names}. Save the intended "
+                "ones separately.",
             )
         for name, branch in found.items():
             # The params of a TrainState may be all variables of the module.
@@ -371,10 +368,10 @@ def _variables_in(tree: PyTree, path: Path) -> tuple[str, PyTree]:
         tree = tree[outer[-1]]
     if not kernels or any(len(keys) < len(outer) + 2 for keys in kernels):
         keys = ", ".join(f"'{key}'" for key in list(tree)[:4])
-        raise UserError(
-            f"{path}: the tree ({keys or 'empty'}) does not look like the parameters of a "
+        raise UserError.at(
+            path,
+            f"the tree ({keys or 'empty'}) does not look like the parameters of a "
             "Flax module: expected a branch 'params', or layers with a 'kernel' each.",
-            where=path,
         )
     return "/".join(outer), {"params": tree, "batch_stats": {}}
 

@@ -154,16 +154,15 @@ def load(folder: Path, run_hash: str) -> Reference | None:
         EOFError,
         zipfile.BadZipFile,
     ) as e:
-        raise UserError(
-            f"{path}: cannot be read ({e}). Delete it to map without a comparison with "
-            "the training images, or train again.",
-            where=path,
+        raise UserError.at(
+            path,
+            f"cannot be read ({e}). Delete it to map without a comparison with the "
+            "training images, or train again.",
         ) from e
     if run != run_hash:
-        raise UserError(
-            f"{path}: belongs to another stage run ({run[:12]}, not {run_hash[:12]}). "
-            "Delete it to map without a comparison with the training images, or train "
-            "again.",
-            where=path,
+        raise UserError.at(
+            path,
+            f"belongs to another stage run ({run[:12]}, not {run_hash[:12]}). Delete "
+            "it to map without a comparison with the training images, or train again.",
         )
     return made

@@ -217,10 +217,10 @@ def _reader(path: Path, page: int | None, header: Header) -> Load:
         mask = read_mask(path)
         mask = mask if page is None else mask[page]
         if mask.shape != header.shape:
-            raise UserError(
-                f"{path}: the mask is {list(mask.shape)}, its slice {header.path} is "
+            raise UserError.at(
+                path,
+                f"the mask is {list(mask.shape)}, its slice {header.path} is "
                 f"{list(header.shape)}.",
-                where=path,
             )
         return np.asarray(mask)
 
@@ -382,9 +382,9 @@ def _near_edges(marked: np.ndarray, reach: int) -> np.ndarray:
 
 def _refuse(path: Path, values: np.ndarray) -> None:
     listed = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
-    raise UserError(
-        f"{path}: a mask of 0 and one other value is needed, but this one has "
-        f"{len(values)} values ({listed}), not all of them at its edges. Save it "
-        "again as PNG with 0 outside and 1 inside.",
-        where=path,
+    raise UserError.at(
+        path,
+        f"a mask of 0 and one other value is needed, but this one has {len(values)} "
+        f"values ({listed}), not all of them at its edges. Save it again as PNG with "
+        "0 outside and 1 inside.",
     )

@@ -48,10 +48,10 @@ def load(query: Query) -> tuple[dict[Key, Load], None]:
     """Returns the masks of slices, which must be of one series; see `read`."""
     number = len({header.series_uid for header in query.headers})
     if number != 1:
-        raise UserError(
-            f"{query.path}: could belong to any of {number} series. Name it after its "
+        raise UserError.at(
+            query.path,
+            f"could belong to any of {number} series. Name it after its "
             "SeriesInstanceUID.",
-            where=query.path,
         )
     return read(query.path, query.headers), None
 
