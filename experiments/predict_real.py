@@ -23,8 +23,8 @@ import numpy as np
 import pages
 
 from twostage_jax import cli
-from twostage_jax.ct.palette import NOTICE
 from twostage_jax.ct.series import find_series
+from twostage_jax.errors import NOTICE
 from twostage_jax.maps import scale
 from twostage_jax.maps.classify import Classifier, How
 from twostage_jax.maps.extent import UNCLASSIFIED

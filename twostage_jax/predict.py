@@ -100,8 +100,8 @@ def predict(
         )
     # Imported after jax is set up, and not for --help.
     from twostage_jax.ct import lung_files
-    from twostage_jax.ct.palette import UNLIKE
     from twostage_jax.maps import write
+    from twostage_jax.maps.extent import UNLIKE
 
     masks = lung_files.folder(lungs)
     if masks is None and lungs not in ("", "found"):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from twostage_jax.ct.palette import COLOURS, colour, is_striped, printable
+from twostage_jax.errors import plain
 from twostage_jax.maps import draw
+from twostage_jax.maps.draw import COLOURS, colour, is_striped
 
 NAMES = ("normal", "ground_glass", "emphysema")
 
@@ -154,9 +155,9 @@ def test_hostile_names_do_not_break_the_picture():
     assert (margin == draw.GROUND).all()
 
 
-def test_printable_is_one_line_of_limited_length():
-    assert printable("a\n\tb\x00c\u202e", 10) == "a b c"
-    assert printable("abcdefgh", 5) == "abcd…"
+def test_plain_text_is_one_line_of_limited_length():
+    assert plain("a\n\tb\x00c\u202e", 10) == "a b c"
+    assert plain("abcdefgh", 5) == "abcd…"
 
 
 def test_legend_of_many_classes_is_not_cut():

@@ -7,8 +7,8 @@ import pytest
 from basics import refused_at
 from ct_files import write_ct
 
-from twostage_jax.ct.palette import NOTICE
 from twostage_jax.ct.series import find_series, read_volume
+from twostage_jax.errors import NOTICE
 from twostage_jax.maps import write
 from twostage_jax.maps.extent import Measure
 

@@ -17,10 +17,9 @@ from PIL import Image, ImageDraw
 from twostage_jax import folders, io
 from twostage_jax.ct import privacy
 from twostage_jax.ct.dicom import LUNG_WINDOW, hashed, window
-from twostage_jax.ct.palette import NOTICE
 from twostage_jax.ct.series import Series
 from twostage_jax.data.dataset import Dataset, Made, Recipe
-from twostage_jax.errors import UserError
+from twostage_jax.errors import NOTICE, UserError
 from twostage_jax.io import inert
 
 # Description of the set, written last, so that it marks a complete folder.

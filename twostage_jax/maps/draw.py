@@ -1,7 +1,7 @@
 """Colour overlays of a slice and of a series, in radiological convention.
 
 Slices are seen from the feet, on a dark ground, in grey, with a scale bar of five
-centimetres, side letters, a legend and the notices. Normal lung stays grey, see `palette`.
+centimetres, side letters, a legend and the notices. Normal lung stays grey.
 """
 
 import dataclasses
@@ -16,10 +16,22 @@ from scipy import ndimage
 
 from twostage_jax.ct.dicom import LUNG_WINDOW
 from twostage_jax.ct.dicom import window as windowed
-from twostage_jax.ct.palette import NOTICE, UNLIKE, colour, is_striped, printable
 from twostage_jax.ct.patches import resample_mask
-from twostage_jax.maps.extent import UNCLASSIFIED
+from twostage_jax.errors import NOTICE, plain
+from twostage_jax.maps.extent import UNCLASSIFIED, UNLIKE
 
+NORMAL_NAMES = ("normal", "healthy")
+# Okabe and Ito 2008, "Color Universal Design": distinguishable with all forms of colour
+# blindness. Neighbours in this order differ strongly.
+COLOURS = (
+    (213, 94, 0),
+    (86, 180, 233),
+    (240, 228, 66),
+    (0, 158, 115),
+    (204, 121, 167),
+    (0, 114, 178),
+    (230, 159, 0),
+)
 GROUND, INK, DIM = (16, 16, 18), (235, 235, 235), (150, 150, 150)
 WARNING, OUTLINE = (255, 190, 60), (255, 255, 255)
 # Pixels: width of the legend and of margins, height of lines, width of a stripe,
@@ -62,6 +74,23 @@ class Style:
     def foot(self) -> int:
         """Pixels below a picture, for the notices and its origin, with margins."""
         return 22 + 24 * len(self.notices) + 18 * len(self.made_by)
+
+
+def is_normal(name: str) -> bool:
+    """Returns whether a class is lung without disease."""
+    return name.strip().lower() in NORMAL_NAMES
+
+
+def colour(index: int, class_names: Sequence[str]) -> tuple[int, int, int] | None:
+    """Returns the RGB colour of a class, 0 to 255; None for normal lung, drawn in grey."""
+    if is_normal(class_names[index]):
+        return None
+    return COLOURS[_diseases_before(index, class_names) % len(COLOURS)]
+
+
+def is_striped(index: int, class_names: Sequence[str]) -> bool:
+    """Returns whether a class repeats an earlier colour, and is drawn in stripes."""
+    return _diseases_before(index, class_names) >= len(COLOURS)
 
 
 def draw_slice(
@@ -288,7 +317,7 @@ def legend(
 
     def entry(line: int, name: str, count: int | None) -> tuple[int, int, int, int]:
         y = top + LINE * line - 4
-        text = printable(name.replace("_", " "), SHORT_NAME)
+        text = plain(name.replace("_", " "), SHORT_NAME)
         write(pen, (left + 32, y), text, 15 if len(text) <= 18 else 12)
         share = "not judged" if count is None else f"{100 * count / total:.1f} %"
         write(pen, (right, y), share, 15 if count is not None else 12, INK, "ra")
@@ -381,10 +410,10 @@ def write(
 ) -> None:
     """Writes one line, truncated to `room`, the width of the picture, if given."""
     font, longest = _font(size), 300
-    text = printable(text, longest)
+    text = plain(text, longest)
     while room and longest > 9 and place[0] + font.getlength(text) > room - MARGIN:
         longest = len(text) - 1
-        text = printable(text, longest)
+        text = plain(text, longest)
     halo = {"stroke_width": 1, "stroke_fill": (0, 0, 0)}
     pen.text(place, text, fill=rgb, font=font, anchor=anchor, **halo)
 
@@ -394,3 +423,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     # This font comes with matplotlib, so it is the same on every machine.
     folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
     return ImageFont.truetype(folder / "DejaVuSans.ttf", size)
+
+
+def _diseases_before(index: int, class_names: Sequence[str]) -> int:
+    return sum(not is_normal(name) for name in class_names[:index])

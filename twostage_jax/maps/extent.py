@@ -9,6 +9,8 @@ HEIGHTS = ("lower", "middle", "upper")
 DEPTHS = ("peripheral", "intermediate", "central")
 # The first "class": unclassified lung, outside all windows.
 UNCLASSIFIED = "not classified"
+# Label of lung that differs from the training images; see `train.novelty`.
+UNLIKE = "unlike the training images"
 
 
 class Measure(NamedTuple):

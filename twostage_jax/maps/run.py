@@ -22,13 +22,13 @@ from twostage_jax.ct import lung_files, privacy
 from twostage_jax.ct.dicom import hashed
 from twostage_jax.ct.lung_files import GivenLungs, air_remark
 from twostage_jax.ct.lungs import Lungs, find_lungs
-from twostage_jax.ct.palette import UNLIKE, printable
 from twostage_jax.ct.series import Series, check_air, find_series, read_volume
 from twostage_jax.data.dataset import digest
-from twostage_jax.errors import UserError
+from twostage_jax.errors import UserError, notices, plain
 from twostage_jax.io import shown
 from twostage_jax.maps import draw, extent, write
 from twostage_jax.maps.classify import Classifier, How, Maps, classify
+from twostage_jax.maps.extent import UNLIKE
 from twostage_jax.maps.seg import write_segmentation
 from twostage_jax.study.artifacts import Trained
 
@@ -341,7 +341,7 @@ def _about(
         "files_left_out": str(series.left_out),
         "step_mm": "" if series.step is None else f"{series.step:.3f}",
         "lungs": "found by threshold and morphology" if given is None else str(given),
-        "remarks": printable("; ".join(remarks), 500),
+        "remarks": plain("; ".join(remarks), 500),
         "model": run.hash,
         "arm": run.arm,
         "trained_on": run.data,
@@ -379,7 +379,7 @@ def _write_arrays(folder: Path, mapped: Mapped) -> None:
         **{name: np.array(about[name]) for name in said},
         **({} if maps.unlike is None else {"unlike_training": maps.unlike}),
     )
-    text = f"{run.short_notice}; model {run.hash[:12]}"
+    text = "; ".join((*notices(run.synthetic, short=True), f"model {run.hash[:12]}"))
     path = folder / "probabilities.nii.gz"
     write.write_nifti(path, maps.probabilities, matrix, text, scale=1 / 255)
     write.write_nifti(folder / "classes.nii.gz", maps.labels, matrix, text)

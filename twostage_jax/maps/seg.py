@@ -11,17 +11,10 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from twostage_jax.ct.decode import quiet
 from twostage_jax.ct.dicom import Header
-from twostage_jax.ct.palette import (
-    NOTICE,
-    ORIGINS,
-    SHORT_ORIGINS,
-    UNLIKE,
-    colour,
-    is_normal,
-    printable,
-)
 from twostage_jax.ct.series import sort_series
-from twostage_jax.errors import UserError
+from twostage_jax.errors import SHORT_ORIGINS, UserError, notices, plain
+from twostage_jax.maps.draw import colour, is_normal
+from twostage_jax.maps.extent import UNLIKE
 from twostage_jax.runtime import versions
 
 # Attributes that every image must have but may leave empty (DICOM type 2); some
@@ -138,7 +131,7 @@ def _segmentation(
 ) -> pydicom.Dataset:
     import highdicom
 
-    notice = ". ".join(filter(None, (NOTICE, ORIGINS[synthetic])))
+    notice = ". ".join(notices(synthetic))
     short = SHORT_ORIGINS[synthetic]
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=MANUFACTURER,
@@ -184,7 +177,7 @@ def _segmentation(
         manufacturer_model_name=_text(model, 64),
         software_versions=versions()["twostage_jax"],
         device_serial_number=model_hash[:12],
-        content_description="; ".join(filter(None, (NOTICE, short))),
+        content_description="; ".join(notices(synthetic, short=True)),
         content_label="DISEASE_MAP",
         # Lists in viewers show only its beginning.
         series_description=f"Not for diagnosis ({short}): map, research use only"
@@ -322,5 +315,5 @@ def _text(text: str, longest: int = 1024) -> str:
 
     The standard counts characters, some readers bytes; a backslash separates values.
     """
-    line = printable(text.replace("\\", "/"), len(text))
+    line = plain(text.replace("\\", "/"))
     return line.encode()[:longest].decode(errors="ignore")

@@ -13,7 +13,6 @@ import numpy as np
 from twostage_jax import io
 from twostage_jax.ct.series import Series
 from twostage_jax.errors import UserError
-from twostage_jax.io import inert
 from twostage_jax.maps.extent import Measure
 
 # A qform that displaces corner voxels by more than this, in voxels, is not written.
@@ -159,7 +158,7 @@ def write_report(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         {**row, "series_of_patient": str(len(series[row.get("patient")]))}
         for row in rows
     )
-    texts = ({name: inert(text) for name, text in line.items()} for line in lines)
+    texts = ({name: io.inert(text) for name, text in line.items()} for line in lines)
     io.write_csv(path, COLUMNS, texts)
 
 

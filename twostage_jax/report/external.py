@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from twostage_jax.errors import UserError
+from twostage_jax.errors import UserError, plain
 from twostage_jax.io import read_json
 from twostage_jax.report.analysis import Analysis, Scores, Size, of_arms
 from twostage_jax.report.cohort import acquisition_table
@@ -27,7 +27,7 @@ from twostage_jax.report.study_table import (
     Study,
     named_predictions,
 )
-from twostage_jax.report.tables import Column, Table, arm_name, plural, readable
+from twostage_jax.report.tables import LONGEST_NAME, Column, Table, arm_name, plural
 from twostage_jax.stats.arms import Predictions
 
 DESCRIPTIONS = "external/*/set.json"
@@ -64,7 +64,7 @@ def _found(
                 arm: _networks(study, full, arm, folder) for arm in full.scores.arms
             }
             scores = of_arms(arms, full.scores.resamples)
-            yield readable(described["name"]), described, scores
+            yield plain(described["name"], LONGEST_NAME), described, scores
         except (UserError, KeyError, TypeError) as error:
             notes.append(f"External set {folder} is skipped: {error}")
 

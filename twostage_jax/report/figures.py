@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 from PIL import Image
 
+from twostage_jax import errors
 from twostage_jax.report.analysis import (
     Analysis,
     ByPatient,
@@ -29,7 +30,7 @@ from twostage_jax.report.analysis import (
 from twostage_jax.report.artefacts import Artefacts, Mistakes, StageRecord
 from twostage_jax.report.parts import Card, Cards, Picture
 from twostage_jax.report.study_table import Study
-from twostage_jax.report.tables import arm_name, file_name, readable
+from twostage_jax.report.tables import LONGEST_NAME, arm_name, file_name
 from twostage_jax.stats import metrics
 from twostage_jax.stats.intervals import Interval
 
@@ -92,9 +93,9 @@ def arm_label(arm: str) -> str:
     return arm_name(arm).replace("$", r"\$")
 
 
-def plain(text: object, limit: int = 40) -> str:
+def plain(text: object, limit: int = LONGEST_NAME) -> str:
     """Returns text for a figure: one short line, without mathematics."""
-    return readable(text, limit).replace("$", r"\$")
+    return errors.plain(str(text), limit).replace("$", r"\$")
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:

@@ -15,12 +15,15 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from twostage_jax.errors import plain
 from twostage_jax.io import inert
 from twostage_jax.stats.intervals import Interval
 from twostage_jax.stats.learning_curve import Match
 from twostage_jax.stats.metrics import METRICS
 
 NOTHING = "–"
+# Largest number of characters of an arm or another name.
+LONGEST_NAME = 40
 LATEX = {
     "\\": r"\textbackslash{}",
     **{mark: f"\\{mark}" for mark in "&%$#_{}"},
@@ -237,14 +240,6 @@ def number_range(numbers: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
-def readable(text: object, limit: int = 40) -> str:
-    """Returns text in one line of printable characters, truncated to the limit."""
-    text = " ".join(str(text).split())
-    if len(text) > limit:
-        text = text[: limit - 1] + "…"
-    return "".join(c for c in text if c.isprintable())
-
-
 def file_name(text: str) -> str:
     """Returns text as a part of a file name: letters, digits, `_` and `-`."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", text)[:60] or "unnamed"
@@ -252,7 +247,7 @@ def file_name(text: str) -> str:
 
 def arm_name(arm: str) -> str:
     """Returns the display name of an arm: 'two-stage' for 'two_stage'."""
-    return readable(arm.replace("_", "-"))
+    return plain(arm.replace("_", "-"), LONGEST_NAME)
 
 
 def listed(items: Iterable[str]) -> str:

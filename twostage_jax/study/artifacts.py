@@ -15,11 +15,10 @@ from twostage_jax.config import (
     ModelConfig,
     as_json,
 )
-from twostage_jax.ct.palette import NOTICE, ORIGINS, SHORT_ORIGINS
 from twostage_jax.data import cohort, prepared_folder
 from twostage_jax.data.dataset import SPLITS, Dataset, digest
 from twostage_jax.data.splits import Splits, copies
-from twostage_jax.errors import UserError, did_you_mean
+from twostage_jax.errors import UserError, did_you_mean, notices
 from twostage_jax.runtime import versions
 from twostage_jax.stats import metrics
 
@@ -83,12 +82,7 @@ class Trained:
     @property
     def notices(self) -> tuple[str, ...]:
         """The notice that every output carries, and the origin of the training data."""
-        return tuple(filter(None, (NOTICE, ORIGINS[self.synthetic])))
-
-    @property
-    def short_notice(self) -> str:
-        """The same, for fields of 64 characters."""
-        return "; ".join(filter(None, (NOTICE, SHORT_ORIGINS[self.synthetic])))
+        return notices(self.synthetic)
 
     def spacing(self) -> float | None:
         """Returns the mm per pixel that the CT was resampled to; None = as scanned.
