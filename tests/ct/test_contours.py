@@ -6,6 +6,7 @@ import pytest
 from basics import refused_at
 from matplotlib.path import Path as Polygon
 
+from twostage_jax.ct.patients import search
 from twostage_jax.ct.regions.rtstruct import area
 from twostage_jax.data import ct_patches
 
@@ -203,6 +204,6 @@ class TestTypes:
         roi_files.write_rtstruct(tmp_path / "rt" / "p", images, points, ["isocentre"])
         drawn = [(2, "a", box(*A))]
         roi_files.write_rtstruct(tmp_path / "rt" / "x", images, drawn, ["a"])
-        patients = ct_patches.search(tmp_path / "ct", tmp_path / "rt")
-        assert [file.path.name for file in patients.regions] == ["x"]
-        assert tmp_path / "rt" / "p" in dict(patients.skipped)
+        found = search(tmp_path / "ct", tmp_path / "rt")
+        assert [file.path.name for file in found.regions] == ["x"]
+        assert tmp_path / "rt" / "p" in dict(found.skipped)

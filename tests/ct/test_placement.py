@@ -12,6 +12,7 @@ from basics import refused_at
 from ct_files import SERIES, write_enhanced
 from PIL import Image
 
+from twostage_jax.ct.patients import search
 from twostage_jax.ct.series import find_series
 from twostage_jax.data import ct_patches
 from twostage_jax.maps import write
@@ -208,7 +209,7 @@ class TestNumberedMasks:
                 names=[f"{patient}_{k}.dcm" for k in range(1, 7)],
             )
         save(tmp_path / "rois" / "q_3.png", square())
-        (patient,) = ct_patches.search(tmp_path / "ct", tmp_path / "rois")
+        (patient,) = search(tmp_path / "ct", tmp_path / "rois")
         assert {header.path.name[0] for header in patient.headers} == {"q"}
 
     def test_remark_states_the_slice_of_the_first_mask(self, tmp_path):

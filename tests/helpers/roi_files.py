@@ -8,8 +8,7 @@ import pytest
 from ct_files import SERIES, write_ct
 from pydicom.sr.codedict import codes
 
-from twostage_jax.ct import annotations
-from twostage_jax.data import ct_patches
+from twostage_jax.ct import annotations, patients
 
 hd = pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
 nibabel = pytest.importorskip("nibabel", reason="needs the extra 'dicom'")
@@ -76,7 +75,7 @@ def label_masks(folder, names, rois=None):
 
     The second value is the positions of numbered masks.
     """
-    (patient,) = ct_patches.search(folder, rois)
+    (patient,) = patients.search(folder, rois)
     loads, placed = annotations.labelled(patient.regions, patient.headers, names)
     found = [(h, loads[h.key]().mask) for h in patient.headers if h.key in loads]
     return found, placed

@@ -34,7 +34,7 @@ from twostage_jax.ct.series import Series
 from twostage_jax.errors import UserError
 from twostage_jax.folders import Skipped
 
-# Values of the setting `lungs` that are not paths; see `data.ct_patches.Cut`.
+# Values of the setting `lungs` that are not paths; see `patches.Cut`.
 WORDS = ("given", "found", "off")
 # Words in labels and file names (see `_words`) of structures other than lungs, which
 # programs write next to lung masks.

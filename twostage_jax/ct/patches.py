@@ -1,14 +1,98 @@
-"""Positions of square patches in labelled slices, and resampling of slices."""
+"""Settings and positions of square patches in labelled slices; resampling of slices."""
 
+import dataclasses
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy
 
+from twostage_jax.ct import lung_files
 from twostage_jax.ct.decode import MAX_SIDE
 from twostage_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Settings of the patches.
+
+    Attributes:
+      size: Height and width of a patch, pixels.
+      stride: Distance between neighbouring patches, pixels.
+      coverage: Smallest fraction of a patch that its region covers.
+      lungs: Part of the slices that counts. 'given': inside the lung masks, or everything
+        without masks. 'found': inside the masks, or without one, inside the lung found by
+        `ct.lungs`. 'off': everything.
+      spacing: Millimetres per pixel to which slices are resampled; None = do not
+        resample.
+      overlap: Largest fraction of a patch that another patch of its slice may cover; if
+        patches overlap more, the better covered one is kept.
+      per_roi: Largest number of patches per region and slice, drawn at random; 0 = all.
+      per_class: Largest number of patches per class and patient, drawn at random; 0 = all.
+      per_patient: Largest number of patches per patient, drawn at random; 0 = all.
+      seed: Seed of the random draws.
+    """
+
+    size: int
+    stride: int
+    coverage: float
+    lungs: Literal["given", "found", "off"] = "given"
+    spacing: float | None = None
+    overlap: float = 1.0
+    per_roi: int = 0
+    per_class: int = 0
+    per_patient: int = 0
+    seed: int = 0
+
+
+def check(cut: Cut) -> None:
+    """Raises a UserError for impossible settings of patches."""
+    spacing, number = cut.spacing, "a number of patches, or 0 for all"
+    lung_words = lung_files.WORDS
+    for name, possible, needed in (
+        ("size", cut.size >= 1, "at least 1 pixel"),
+        ("stride", cut.stride >= 1, "at least 1 pixel"),
+        ("coverage", 0 < cut.coverage <= 1, "above 0 and at most 1"),
+        ("overlap", 0 <= cut.overlap <= 1, "a fraction from 0 to 1"),
+        ("per_roi", cut.per_roi >= 0, number),
+        ("per_class", cut.per_class >= 0, number),
+        ("per_patient", cut.per_patient >= 0, number),
+        ("lungs", cut.lungs in lung_words, f"one of {', '.join(lung_words)}"),
+        ("seed", cut.seed >= 0, "0 or more"),
+        (
+            "spacing",
+            spacing is None or (math.isfinite(spacing) and spacing > 0),
+            "positive (mm per pixel)",
+        ),
+    ):
+        if not possible:
+            raise UserError(
+                f"{name} is {getattr(cut, name)!r}: it must be {needed}.", where=name
+            )
+
+
+class Place(NamedTuple):
+    """Position of a patch.
+
+    Attributes:
+      slice: Index of its slice.
+      row: First row of pixels, in the (resampled) slice.
+      column: First column of pixels.
+      label: Class index.
+      coverage: Fraction of the patch that its region covers.
+      region: Number of its region, unique in the slice.
+    """
+
+    slice: int
+    row: int
+    column: int
+    label: int
+    coverage: float
+    region: int
 
 
 def covered(
@@ -130,6 +214,34 @@ def choose(
             members = generator.choice(members, per_class, replace=False)
         chosen.append(members)
     return np.sort(np.concatenate(chosen)) if chosen else np.arange(0)
+
+
+def chosen(
+    places: Sequence[Place], cut: Cut, patient: str, dropped: Counter
+) -> list[Place]:
+    """Returns the patches within the caps, in order.
+
+    Adds the others to `dropped`, by reason and class.
+    """
+    kept = list(places)
+    caps = (
+        (cut.per_roi, lambda place: (place.slice, place.region), "roi", "region"),
+        (cut.per_class, lambda place: place.label, "", "class and patient"),
+        (cut.per_patient, lambda place: 0, "patient", "patient"),
+    )
+    for most, group_of, name, unit in caps:
+        groups = [group_of(place) for place in kept]
+        numbers = {value: i for i, value in enumerate(sorted(set(groups)))}
+        picked = choose(
+            np.array([numbers[value] for value in groups], int),
+            per_class=most,
+            seed=cut.seed,
+            patient=f"{patient} {name}".strip(),
+        )
+        for index in np.delete(np.arange(len(kept)), picked):
+            dropped[f"more than {most} of a {unit}", kept[index].label] += 1
+        kept = [kept[index] for index in picked]
+    return kept
 
 
 def resampled_shape(

@@ -20,12 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from twostage_jax.data.dataset import SPLITS, Dataset
+from twostage_jax.ct.dicom import Header, hashed
+from twostage_jax.ct.series import by_series
+from twostage_jax.data.dataset import SPLITS, Dataset, Example
 from twostage_jax.data.splits import Splits
 
 # Units of the flow of data, from the outermost.
 LEVELS = ("files", "patients", "series", "slices", "patches")
 WHOLE = "all"
+# Reason for which slices and patients are excluded.
+NO_PATCH = "no patch lies far enough inside a region"
 
 
 def flow_row(
@@ -47,6 +51,55 @@ def flow_row(
         "class": class_name,
         "patient": patient,
     }
+
+
+def patient_flow(
+    patient: str,
+    counts: Iterable[tuple[str, int, str]],
+    made: Sequence[Example],
+    dropped: Mapping[tuple[str, int], int],
+    class_names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Returns rows of the table 'flow' on a patient, without those that count nothing.
+
+    Args:
+      patient: Hash of the patient.
+      counts: (level, count, reason) of units above patches.
+      made: Patches of the patient.
+      dropped: Numbers of excluded patches by reason and class index.
+      class_names: Class names in label order.
+    """
+    rows = [(*row, "") for row in counts]
+    if not made:
+        rows.append(("patients", 1, NO_PATCH, ""))
+    for (reason, label), count in dropped.items():
+        rows.append(("patches", count, reason, class_names[label]))
+    for label, count in Counter(example.label for example in made).items():
+        rows.append(("patches", count, "", class_names[label]))
+    return [flow_row(*row, patient) for row in rows if row[1]]
+
+
+def acquisition(
+    used: Sequence[Header], patient: str, salt: str
+) -> list[dict[str, Any]]:
+    """Returns rows of the table 'acquisition', one per series.
+
+    `used` are the slices that have patches.
+    """
+    return [
+        {
+            "patient": patient,
+            "series": hashed("series", uid, salt),
+            "slices": len(own),
+            "sex": own[0].sex,
+            "age": own[0].age,
+            "scanner": own[0].scanner,
+            "kernel": own[0].kernel,
+            "thickness_mm": own[0].thickness,
+            "pixel_mm": own[0].spacing and round(own[0].spacing[0], 4),
+        }
+        for uid, own in by_series(used).items()
+    ]
 
 
 def describe(dataset: Dataset, splits: Splits) -> dict[str, Any]:

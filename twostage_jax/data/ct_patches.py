@@ -1,49 +1,33 @@
 """Cuts patches of annotated regions, in HU, from folders of DICOM files.
 
-Slices may be anywhere below the folder, with series and patients mixed. Regions are next
-to them, or in a separate folder (see `annotations.find`):
-
-    rois/<SOPInstanceUID>.png      0, or 1 + class index; TIFF and NumPy too
-    rois/im001.png                 the same, for the slice im001.dcm; numbers and pages
-                                   if they can be counted in only one way
-    rois/<SeriesInstanceUID>.nii.gz   a NIfTI volume of the same numbers
-    *.txt                          MedGIFT contours, next to `CT-*-NNNN.dcm`
-    SEG and RTSTRUCT objects       anywhere, under any name
-    rois/*.csv                     polygons: patient, series, slice, label, points
-    lungs/<SOPInstanceUID>.png     optional lung masks, 0 or not 0
-
-A task of the recipe is one patient, because the number of patches per patient is limited.
-Only one slice is in memory at a time.
+`ct.patients` finds slices and regions; this module decides which patches of them become
+examples. A task of the recipe is one patient, because the number of patches per patient is
+limited. Only one slice is in memory at a time.
 """
 
-import dataclasses
 import functools
-import math
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from twostage_jax import folders
 from twostage_jax.ct import annotations, lung_files, patches, privacy
-from twostage_jax.ct.annotations import RoiFile
 from twostage_jax.ct.decode import skipping
-from twostage_jax.ct.dicom import Header, hashed, patient_hash
-from twostage_jax.ct.lung_files import Matched
+from twostage_jax.ct.dicom import Header, hashed
 from twostage_jax.ct.lungs import lung_mask
+from twostage_jax.ct.patches import Cut, Place
+from twostage_jax.ct.patients import Patient, Patients, search
 from twostage_jax.ct.regions.base import Key, Load, Numbered
 from twostage_jax.ct.series import (
-    Series,
     by_series,
     check_air,
-    group,
     read_in_turn,
-    scan,
 )
-from twostage_jax.data import prepared_folder
-from twostage_jax.data.cohort import flow_row
+from twostage_jax.data import cohort, prepared_folder
+from twostage_jax.data.cohort import NO_PATCH, flow_row
 from twostage_jax.data.dataset import Example, Facts, Made, Recipe, digest
 from twostage_jax.errors import UserError
 from twostage_jax.folders import Skipped, walk
@@ -52,122 +36,10 @@ from twostage_jax.folders import Skipped, walk
 VERSION = 4
 # Largest number of series with a remark on their numbered masks.
 MOST_NUMBERED = 8
-# Reasons for which slices and patches are excluded.
-NO_PATCH = "no patch lies far enough inside a region"
+# Reason for which patches are excluded.
 OVERLAP = "overlaps a patch that its region covers better"
 # Note on ROIs and contours; see `Notes.add`.
 EMPTY = "of structure sets do not enclose an area: points, lines, or without contour."
-# PatientIDs that anonymisers write into the files of all patients, in lower case.
-CONSTANT_IDS = (
-    *("anon", "anonym", "anonymous", "anonymized", "anonymised", "anonymize"),
-    *("deidentified", "de-identified", "removed", "redacted", "unknown", "none"),
-    *("nobody", "noname", "no name", "noid", "patient", "patientid", "patient id"),
-    *("subject", "test", "id", "na", "n/a", "null", "nil", "xxx", "xxxx", "xxxxx"),
-    *("0", "00", "000", "0000", "00000", "000000", "0000000", "00000000", "1"),
-    *("123", "1234", "12345", "123456", "12345678", "99999", "999999", "-", "--"),
-)
-
-
-class Place(NamedTuple):
-    """Position of a patch.
-
-    Attributes:
-      slice: Index of its slice.
-      row: First row of pixels, in the (resampled) slice.
-      column: First column of pixels.
-      label: Class index.
-      coverage: Fraction of the patch that its region covers.
-      region: Number of its region, unique in the slice.
-    """
-
-    slice: int
-    row: int
-    column: int
-    label: int
-    coverage: float
-    region: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Cut:
-    """Settings of the patches.
-
-    Attributes:
-      size: Height and width of a patch, pixels.
-      stride: Distance between neighbouring patches, pixels.
-      coverage: Smallest fraction of a patch that its region covers.
-      lungs: Part of the slices that counts. 'given': inside the lung masks, or everything
-        without masks. 'found': inside the masks, or without one, inside the lung found by
-        `ct.lungs`. 'off': everything.
-      spacing: Millimetres per pixel to which slices are resampled; None = do not
-        resample.
-      overlap: Largest fraction of a patch that another patch of its slice may cover; if
-        patches overlap more, the better covered one is kept.
-      per_roi: Largest number of patches per region and slice, drawn at random; 0 = all.
-      per_class: Largest number of patches per class and patient, drawn at random; 0 = all.
-      per_patient: Largest number of patches per patient, drawn at random; 0 = all.
-      seed: Seed of the random draws.
-    """
-
-    size: int
-    stride: int
-    coverage: float
-    lungs: Literal["given", "found", "off"] = "given"
-    spacing: float | None = None
-    overlap: float = 1.0
-    per_roi: int = 0
-    per_class: int = 0
-    per_patient: int = 0
-    seed: int = 0
-
-
-def check(cut: Cut) -> None:
-    """Raises a UserError for impossible settings of patches."""
-    spacing, number = cut.spacing, "a number of patches, or 0 for all"
-    lung_words = lung_files.WORDS
-    for name, possible, needed in (
-        ("size", cut.size >= 1, "at least 1 pixel"),
-        ("stride", cut.stride >= 1, "at least 1 pixel"),
-        ("coverage", 0 < cut.coverage <= 1, "above 0 and at most 1"),
-        ("overlap", 0 <= cut.overlap <= 1, "a fraction from 0 to 1"),
-        ("per_roi", cut.per_roi >= 0, number),
-        ("per_class", cut.per_class >= 0, number),
-        ("per_patient", cut.per_patient >= 0, number),
-        ("lungs", cut.lungs in lung_words, f"one of {', '.join(lung_words)}"),
-        ("seed", cut.seed >= 0, "0 or more"),
-        (
-            "spacing",
-            spacing is None or (math.isfinite(spacing) and spacing > 0),
-            "positive (mm per pixel)",
-        ),
-    ):
-        if not possible:
-            raise UserError(
-                f"{name} is {getattr(cut, name)!r}: it must be {needed}.", where=name
-            )
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Patient:
-    """Slices and regions of a patient.
-
-    Attributes:
-      name: Salted hash of the PatientID.
-      headers: Headers of the slices, of any number of series.
-      regions: Files of regions.
-      lungs: Files of lung masks next to the slices.
-      masks: Lung masks made by other programs, which replace `lungs`.
-    """
-
-    name: str
-    headers: tuple[Header, ...]
-    regions: tuple[RoiFile, ...]
-    lungs: tuple[RoiFile, ...]
-    masks: Matched | None = None
-
-    def __repr__(self) -> str:
-        # Paths may contain the patient's name.
-        return self.name
 
 
 def recipe(
@@ -230,7 +102,7 @@ def recipe(
         per_patient=per_patient,
         seed=seed,
     )
-    check(cut)
+    patches.check(cut)
     names = annotations.given_classes(root, classes)
     patients = search(root, given, masks, salt=salt, go_on=go_on)
     if not names:
@@ -251,8 +123,8 @@ def recipe(
         key=digest("dicom", VERSION, settings, stamps),
         tasks=patients,
         make=functools.partial(make, **settings, roots=patients.roots),
-        remarks=patients.remarks,
-        flow=patients.flow,
+        remarks=functools.partial(remarks, patients),
+        flow=functools.partial(flow, patients),
         resumable=True,
     )
 
@@ -271,143 +143,6 @@ def patient_examples(
         made += new
         made.gather(new)
     return made
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Patients(Sequence[Patient]):
-    """Annotated patients below a folder.
-
-    Attributes:
-      patients: Patients with regions, in the order of their files.
-      regions: Files of regions.
-      skipped: (path, reason) of skipped files.
-      series: Series of the annotated patients, with their peculiarities.
-      without_regions: Number of patients with CT slices but without regions.
-      roots: Files and folders that were searched.
-      salt: Secret mixed into hashes.
-    """
-
-    patients: list[Patient]
-    regions: list[RoiFile]
-    skipped: Skipped
-    series: list[Series]
-    without_regions: int
-    roots: list[Path]
-    salt: str
-
-    def __len__(self) -> int:
-        return len(self.patients)
-
-    def __getitem__(self, index: int) -> Patient:
-        return self.patients[index]
-
-    def remarks(self, skipped: privacy.Hidden, facts: Facts) -> Iterator[str]:
-        """Yields remarks on patients, regions, skipped files and peculiar series."""
-        yield from self.notes
-        yield from _region_remarks(facts)
-        skipped = [*skipped, *privacy.hide(self.skipped, self.roots, self.salt)]
-        series = prepared_folder.about_series(self.series, self.salt, show_paths=False)
-        yield from prepared_folder.notes(skipped, series)
-
-    def flow(self) -> Iterator[dict[str, Any]]:
-        """Yields rows of the table 'flow' on files and patients without a task."""
-        yield from _files(privacy.hide(self.skipped, self.roots, self.salt))
-        if count := self.without_regions:
-            yield flow_row("patients", count, "no regions are drawn")
-
-    @property
-    def notes(self) -> list[str]:
-        """Warnings about patients who may be several people with one PatientID."""
-        constants = {
-            patient_hash(form, self.salt)
-            for name in CONSTANT_IDS
-            for form in (name, name.upper(), name.capitalize())
-        }
-        found = []
-        for patient in self:
-            studies = {header.study for header in patient.headers}
-            axes = {header.reference for header in patient.headers}
-            constant = patient.name in constants
-            if len(studies) > 1 and (constant or len(self) == 1):
-                found.append(
-                    f"one patient, {len(studies)} studies in {len(axes)} frames of "
-                    f"reference: {patient.name}. Is the PatientID a constant written by "
-                    "an anonymiser (or, without a PatientID, does the outermost folder "
-                    "contain several patients)? Patients with one name count as one: "
-                    "they cannot be split between training and test."
-                )
-        return found
-
-
-def search(
-    root: Path,
-    given: Path | None = None,
-    masks: Path | None = None,
-    *,
-    salt: str = "",
-    go_on: bool = False,
-) -> Patients:
-    """Returns the annotated patients below a folder, whose headers are all read.
-
-    Args:
-      root: Folder of DICOM files.
-      given: File or folder of regions; None for those below `root`.
-      masks: File or folder of lung masks made by other programs.
-      salt: Secret mixed into hashes.
-      go_on: Skip, and list, files that would be refused.
-
-    Raises:
-      UserError: The folder lacks slices or regions, or a file cannot be trusted.
-    """
-    roots = [root, *filter(None, (given, masks))]
-    found = scan(root, salt=salt, go_on=go_on)
-    headers = [_named(header, root, salt) for header in found.headers]
-    series, refused = group(headers, found.lost, go_on=go_on)
-    # Keeps the order of the files, on which random draws depend.
-    unfit = {path for path, _ in refused}
-    headers = [header for header in headers if header.path not in unfit]
-    if not headers:
-        unusable = refused + found.unread + found.others
-        reasons = privacy.first_reasons(unusable, roots)
-        raise UserError.at(
-            root,
-            f"usable CT slices were not found. {reasons or 'The folder is empty.'}",
-        )
-    regions, lungs, rest = annotations.find(root, given, found.others)
-    by_region, wrong = annotations.assign(regions, headers, go_on=go_on)
-    by_lung, wrong_lungs = annotations.assign(lungs, headers, go_on=go_on)
-    matched = None
-    if masks is not None:
-        matched = lung_files.match(masks, root, series, salt=salt)
-    by_patient = defaultdict(list)
-    for header in headers:
-        by_patient[header.patient].append(header)
-    patients = [
-        Patient(
-            name,
-            tuple(by_patient[name]),
-            tuple(by_region[name]),
-            tuple(by_lung.get(name, ())),
-            matched,
-        )
-        for name in by_patient
-        if name in by_region
-    ]
-    skipped = found.unread + rest
-    unusable = refused + wrong + wrong_lungs
-    unusable += matched.skipped if matched else []
-    if not patients:
-        reasons = (privacy.first_reasons(paths, roots) for paths in (unusable, skipped))
-        raise UserError(
-            f"{given or root}: regions of the {len(headers)} CT slices "
-            "were not found. Masks in folders named 'rois', MedGIFT .txt files, SEG "
-            "and RTSTRUCT objects are read, and files given by the setting 'rois'. "
-            f"{' '.join(filter(None, reasons))}".rstrip(),
-            where=given or root,
-        )
-    series = [one for one in series if one.patient in by_region]
-    without = len(by_patient) - len(patients)
-    return Patients(patients, regions, skipped + unusable, series, without, roots, salt)
 
 
 def make(
@@ -454,57 +189,6 @@ def make(
     made.skipped = privacy.hide(skipped, roots, salt)
     made.facts.setdefault("flow", []).extend(_files(made.skipped, patient.name))
     return made
-
-
-def _region_remarks(facts: Facts) -> Iterator[str]:
-    """Yields sentences on the facts of all patients (see `make`)."""
-    marked, overlaps = Counter(), defaultdict(Counter)
-    for row in facts.get("marked", ()):
-        marked[row["class"]] += row["pixels"]
-    for row in facts.get("overlaps", ()):
-        counts = {name: row[name] for name in ("pixels", "slices")}
-        overlaps[tuple(row["classes"])].update(patients=1, **counts)
-    for names, count in overlaps.items():
-        fractions = [
-            f"{100 * count['pixels'] / marked[name]:.0f} % of {name!r}"
-            for name in names
-        ]
-        yield (
-            f"{names[0]!r} and {names[1]!r}: {count['pixels']:,} pixels "
-            f"({' and '.join(fractions)}), on {count['slices']:,} slices, are marked as "
-            f"both and count as neither (patients: {count['patients']:,}). To use one of "
-            "the classes, name it without the other in 'classes'."
-        )
-    numbered = facts.get("numbered_masks", ())
-    for row in numbered[:MOST_NUMBERED]:
-        instance = row["instance_number"]
-        yield (
-            f"{row['masks']} numbered masks of {row['kind']}, {row['series']}: number "
-            f"{row['number']} is the slice with InstanceNumber "
-            f"{'unknown' if instance is None else instance} at z = "
-            f"{'unknown' if row['z_mm'] is None else row['z_mm']} mm, by "
-            f"{', '.join(row['clues'])}."
-        )
-    if len(numbered) > MOST_NUMBERED:
-        yield (
-            f"numbered masks of {len(numbered) - MOST_NUMBERED} further series: `prepare` "
-            "lists them in dataset.json."
-        )
-
-
-def _files(skipped: privacy.Hidden, patient: str = "") -> Iterator[dict[str, Any]]:
-    for reason, count in Counter(why for _, why in skipped).items():
-        yield flow_row("files", count, reason, patient=patient)
-
-
-def _named(header: Header, root: Path, salt: str) -> Header:
-    """Returns a header with the outermost folder as the patient if the id is missing."""
-    if header.patient:
-        return header
-    parts = header.path.relative_to(root).parts
-    folder = parts[0] if len(parts) > 1 else root.name
-    name = patient_hash(f"folder {folder}", salt)
-    return dataclasses.replace(header, patient=name)
 
 
 def _patches(
@@ -564,7 +248,7 @@ def _patches(
         for pair, counts in sorted(overlaps.items())
     ]
     by_slice = defaultdict(list)
-    for place in chosen(places, cut, patient.name, dropped):
+    for place in patches.chosen(places, cut, patient.name, dropped):
         by_slice[place.slice].append(place)
     used = []
     for number, hu in _read(headers, by_slice, skipped):
@@ -575,33 +259,8 @@ def _patches(
             hu = np.rint(patches.resample_image(hu, shape)).astype(np.int16)
         for place in by_slice[number]:
             made.append(_example(hu, header, place, patient.name, cut.size, salt))
-    made.facts["acquisition"] = acquisition(used, patient.name, salt)
-    made.facts["flow"] = list(
-        _patient_flow(patient, used, made, dropped, class_names, loads)
-    )
-
-
-def acquisition(
-    used: Sequence[Header], patient: str, salt: str
-) -> list[dict[str, Any]]:
-    """Returns rows of the table 'acquisition' (see `data.cohort`), one per series.
-
-    `used` are the slices that have patches.
-    """
-    return [
-        {
-            "patient": patient,
-            "series": hashed("series", uid, salt),
-            "slices": len(own),
-            "sex": own[0].sex,
-            "age": own[0].age,
-            "scanner": own[0].scanner,
-            "kernel": own[0].kernel,
-            "thickness_mm": own[0].thickness,
-            "pixel_mm": own[0].spacing and round(own[0].spacing[0], 4),
-        }
-        for uid, own in by_series(used).items()
-    ]
+    made.facts["acquisition"] = cohort.acquisition(used, patient.name, salt)
+    made.facts["flow"] = _patient_flow(patient, used, made, dropped, class_names, loads)
 
 
 def _patient_flow(
@@ -611,8 +270,8 @@ def _patient_flow(
     dropped: Counter,
     class_names: Sequence[str],
     loads: Container[Key],
-) -> Iterator[dict[str, Any]]:
-    """Yields rows of the table 'flow' on a patient, from series to patches."""
+) -> list[dict[str, Any]]:
+    """Returns rows of the table 'flow' on a patient, from series to patches."""
     drawn = [header for header in patient.headers if header.key in loads]
     counts = []
     for level, name in (("series", "series_uid"), ("slices", "key")):
@@ -620,15 +279,12 @@ def _patient_flow(
             len({getattr(header, name) for header in headers})
             for headers in (patient.headers, drawn, used)
         )
-        undrawn = "no regions of the classes are drawn"
-        counts.append((level, total - in_regions, undrawn, ""))
-        counts.append((level, in_regions - kept, NO_PATCH, ""))
-        counts.append((level, kept, "", ""))
-    if not made:
-        counts.append(("patients", 1, NO_PATCH, ""))
-    for row in (*counts, *patch_counts(made, dropped, class_names)):
-        if row[1]:
-            yield flow_row(*row, patient.name)
+        counts += [
+            (level, total - in_regions, "no regions of the classes are drawn"),
+            (level, in_regions - kept, NO_PATCH),
+            (level, kept, ""),
+        ]
+    return cohort.patient_flow(patient.name, counts, made, dropped, class_names)
 
 
 def _given(
@@ -734,44 +390,6 @@ def _places(
     return [Place(number, *corner, *rest) for corner, *rest in rows], apart
 
 
-def chosen(
-    places: Sequence[Place], cut: Cut, patient: str, dropped: Counter
-) -> list[Place]:
-    """Returns the patches within the caps, in order.
-
-    Adds the others to `dropped`, by reason and class.
-    """
-    kept = list(places)
-    caps = (
-        (cut.per_roi, lambda place: (place.slice, place.region), "roi", "region"),
-        (cut.per_class, lambda place: place.label, "", "class and patient"),
-        (cut.per_patient, lambda place: 0, "patient", "patient"),
-    )
-    for most, group_of, name, unit in caps:
-        groups = [group_of(place) for place in kept]
-        numbers = {value: i for i, value in enumerate(sorted(set(groups)))}
-        picked = patches.choose(
-            np.array([numbers[value] for value in groups], int),
-            per_class=most,
-            seed=cut.seed,
-            patient=f"{patient} {name}".strip(),
-        )
-        for index in np.delete(np.arange(len(kept)), picked):
-            dropped[f"more than {most} of a {unit}", kept[index].label] += 1
-        kept = [kept[index] for index in picked]
-    return kept
-
-
-def patch_counts(
-    made: Made, dropped: Counter, class_names: Sequence[str]
-) -> Iterator[tuple[str, int, str, str]]:
-    """Yields (level, count, reason, class name) of dropped and of included patches."""
-    for (reason, label), count in dropped.items():
-        yield "patches", count, reason, class_names[label]
-    for label, count in Counter(example.label for example in made).items():
-        yield "patches", count, "", class_names[label]
-
-
 def _example(
     hu: np.ndarray,
     header: Header,
@@ -851,3 +469,62 @@ def _culprit(patient: Patient, error: UserError) -> Path | None:
     """Returns the patient's file at which an error occurred, or None."""
     files = (*patient.regions, *patient.lungs, *patient.headers)
     return next((file.path for file in files if str(file.path) == error.where), None)
+
+
+def remarks(patients: Patients, skipped: privacy.Hidden, facts: Facts) -> Iterator[str]:
+    """Yields remarks on patients, regions, skipped files and peculiar series."""
+    yield from patients.warnings()
+    yield from _region_remarks(facts)
+    skipped = [*skipped, *privacy.hide(patients.skipped, patients.roots, patients.salt)]
+    series = prepared_folder.about_series(
+        patients.series, patients.salt, show_paths=False
+    )
+    yield from prepared_folder.notes(skipped, series)
+
+
+def flow(patients: Patients) -> Iterator[dict[str, Any]]:
+    """Yields rows of the table 'flow' on files and patients without a task."""
+    yield from _files(privacy.hide(patients.skipped, patients.roots, patients.salt))
+    if count := patients.without_regions:
+        yield flow_row("patients", count, "no regions are drawn")
+
+
+def _files(skipped: privacy.Hidden, patient: str = "") -> Iterator[dict[str, Any]]:
+    for reason, count in Counter(why for _, why in skipped).items():
+        yield flow_row("files", count, reason, patient=patient)
+
+
+def _region_remarks(facts: Facts) -> Iterator[str]:
+    """Yields sentences on the facts of all patients (see `make`)."""
+    marked, overlaps = Counter(), defaultdict(Counter)
+    for row in facts.get("marked", ()):
+        marked[row["class"]] += row["pixels"]
+    for row in facts.get("overlaps", ()):
+        counts = {name: row[name] for name in ("pixels", "slices")}
+        overlaps[tuple(row["classes"])].update(patients=1, **counts)
+    for names, count in overlaps.items():
+        fractions = [
+            f"{100 * count['pixels'] / marked[name]:.0f} % of {name!r}"
+            for name in names
+        ]
+        yield (
+            f"{names[0]!r} and {names[1]!r}: {count['pixels']:,} pixels "
+            f"({' and '.join(fractions)}), on {count['slices']:,} slices, are marked as "
+            f"both and count as neither (patients: {count['patients']:,}). To use one of "
+            "the classes, name it without the other in 'classes'."
+        )
+    numbered = facts.get("numbered_masks", ())
+    for row in numbered[:MOST_NUMBERED]:
+        instance = row["instance_number"]
+        yield (
+            f"{row['masks']} numbered masks of {row['kind']}, {row['series']}: number "
+            f"{row['number']} is the slice with InstanceNumber "
+            f"{'unknown' if instance is None else instance} at z = "
+            f"{'unknown' if row['z_mm'] is None else row['z_mm']} mm, by "
+            f"{', '.join(row['clues'])}."
+        )
+    if len(numbered) > MOST_NUMBERED:
+        yield (
+            f"numbered masks of {len(numbered) - MOST_NUMBERED} further series: `prepare` "
+            "lists them in dataset.json."
+        )

@@ -19,18 +19,11 @@ from twostage_jax import io
 from twostage_jax.ct import patches
 from twostage_jax.ct.decode import MAX_SIDE, refusing
 from twostage_jax.ct.dicom import Header, hashed, patient_hash, read_slice
+from twostage_jax.ct.patches import Cut, Place
 from twostage_jax.ct.regions import masks
 from twostage_jax.ct.regions.masks import foreground
-from twostage_jax.data.cohort import flow_row
-from twostage_jax.data.ct_patches import (
-    NO_PATCH,
-    Cut,
-    Place,
-    acquisition,
-    check,
-    chosen,
-    patch_counts,
-)
+from twostage_jax.data import cohort
+from twostage_jax.data.cohort import NO_PATCH
 from twostage_jax.data.dataset import Example, Made, Recipe, digest
 from twostage_jax.data.image_files import upright
 from twostage_jax.errors import Notes, UserError
@@ -90,7 +83,7 @@ def recipe(
     """
     root = below(Path(path), "path")
     cut = Cut(size, stride, coverage, per_class=per_class, seed=seed)
-    check(cut)
+    patches.check(cut)
     if not 0 < lung_coverage <= 1:
         raise UserError(
             f"lung_coverage is {lung_coverage}: it must be above 0 and at most 1.",
@@ -214,7 +207,7 @@ def _patient_examples(
             else:
                 places.append(Place(number, row, column, label, covered, 0))
     by_slice, headers = defaultdict(list), []
-    for place in chosen(places, cut, group, dropped):
+    for place in patches.chosen(places, cut, group, dropped):
         by_slice[place.slice].append(place)
     for number, own in by_slice.items():
         path = io.on_disk(root / images / names[number])
@@ -225,16 +218,15 @@ def _patient_examples(
             patch = pixels[row : row + size, column : column + size, None].copy()
             uid = f"{prefix}/r{row:04d}c{column:04d}"
             examples.append(Example(id=uid, image=patch, label=label, group=group))
-    flow = [
-        ("slices", len(names) - len(by_slice), NO_PATCH, ""),
-        ("slices", len(by_slice), "", ""),
-        *patch_counts(examples, dropped, class_names),
+    counts = [
+        ("slices", len(names) - len(by_slice), NO_PATCH),
+        ("slices", len(by_slice), ""),
     ]
-    if not examples:
-        flow.append(("patients", 1, NO_PATCH, ""))
-    examples.facts["flow"] = [flow_row(*row, group) for row in flow if row[1]]
+    examples.facts["flow"] = cohort.patient_flow(
+        group, counts, examples, dropped, class_names
+    )
     if headers:
-        examples.facts["acquisition"] = acquisition(headers, group, salt)
+        examples.facts["acquisition"] = cohort.acquisition(headers, group, salt)
     return examples
 
 

@@ -8,9 +8,10 @@ import functools
 import tempfile
 from pathlib import Path
 
+from twostage_jax.ct.patches import Cut, check
 from twostage_jax.ct.phantom import CLASS_NAMES, DISEASES, phantom_slices, write_patient
 from twostage_jax.data import synthetic
-from twostage_jax.data.ct_patches import Cut, check, patient_examples
+from twostage_jax.data.ct_patches import patient_examples
 from twostage_jax.data.dataset import Example, Recipe, digest
 from twostage_jax.errors import UserError
 
