@@ -1,5 +1,7 @@
 """The plan of a study, shown without training."""
 
+import jax
+import numpy as np
 import public_networks
 import pytest
 from basics import refused_at
@@ -7,6 +9,7 @@ from flax import serialization
 from safetensors.numpy import save_file
 from small_study import parsed
 
+from twostage_jax import models
 from twostage_jax.errors import UserError
 from twostage_jax.study import plan
 from twostage_jax.train import checkpoint
@@ -19,7 +22,7 @@ def exported(folder, **changes):
     config = parsed(**changes)
     classes = plan.num_classes(config, "natural")
     checkpoint.export_variables(
-        folder / "variables", plan.fresh_variables(config.network("natural"), classes)
+        folder / "variables", plan.fresh_variables(config, "natural", classes)
     )
     return folder
 
@@ -27,7 +30,12 @@ def exported(folder, **changes):
 @pytest.fixture
 def shapes_alone(monkeypatch):
     """No random numbers are drawn: the network's shapes decide."""
-    monkeypatch.setattr(plan, "_initialised", plan.fresh_variables)
+
+    def zeros(module, key, size, channels):
+        shapes = models.shapes(module, size, channels)
+        return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+
+    monkeypatch.setattr(models, "init", zeros)
 
 
 def test_tree_shows_every_arm_and_each_hand_over_once(tiny):
@@ -76,7 +84,7 @@ def test_source_of_another_program_is_planned_and_its_place_is_named(
     shapes_alone, tmp_path
 ):
     config = parsed()
-    variables = plan.fresh_variables(config.model, 5)
+    variables = plan.fresh_variables(config, "natural", 5)
     saved = {"state": variables, "step": 3}
     (tmp_path / "saved").write_bytes(serialization.to_bytes(saved))
     place, table = plan.transfer_from(config, tmp_path / "saved", "target").split(

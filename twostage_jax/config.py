@@ -31,6 +31,8 @@ from twostage_jax.transfer import TransferError, check_rules
 log = logging.getLogger(__name__)
 
 TARGET = "target"
+# Setting of the size of images of stages without one of their own.
+MODEL_SIZE = "config.model.image_size"
 Baseline = Literal["majority", "mean_grey", "descriptors", "frozen"]
 BASELINES = typing.get_args(Baseline)
 # Settings of the target's training length, which must be equal across arms.
@@ -377,6 +379,11 @@ class Config:
         """Returns the settings of the network for the images of a stage."""
         size = self.stages[stage].data.image_size or self.model.image_size
         return dataclasses.replace(self.model, image_size=size)
+
+    def size_setting(self, stage: str) -> str:
+        """Returns the path of the setting that gives a stage its size of images."""
+        own = self.stages[stage].data.image_size
+        return f"config.stages.{stage}.data.image_size" if own else MODEL_SIZE
 
 
 def config_file(path: Path) -> ModuleType:

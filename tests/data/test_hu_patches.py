@@ -354,6 +354,9 @@ def test_patches_smaller_than_the_network_are_refused(tmp_path):
     with refused_at("config.model.image_size") as error:
         sources.load(data, ModelConfig(image_size=32), tmp_path)
     assert "12" in str(error.value)
+    own = "config.stages.target.data.image_size"
+    with refused_at(own):
+        sources.load(data, ModelConfig(image_size=32), tmp_path, own)
     assert len(sources.load(data, ModelConfig(image_size=12), tmp_path)) == 6
 
 

@@ -303,6 +303,15 @@ def test_data_and_rules_that_cannot_work_are_refused_before_training(
     assert all(fact in str(error.value) for fact in facts)
 
 
+@pytest.mark.parametrize(
+    "setting", ["model.image_size", "stages.natural.data.image_size"]
+)
+def test_images_too_small_for_the_network_name_the_setting_of_their_size(setting):
+    config, made = parsed(**{"model.name": "caffenet", setting: 10}), datasets()
+    with refused_at(f"config.{setting}"):
+        plan.check_data(config, made, plan.rows(config, made))
+
+
 def one_class_folds():
     """Patients of one class each, in as many folds as patients."""
     labels = [i // 20 for i in range(60)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twostage_jax import runtime
-from twostage_jax.config import TARGET, Config, DataConfig, ModelConfig
+from twostage_jax.config import MODEL_SIZE, TARGET, Config, DataConfig, ModelConfig
 from twostage_jax.data import ct_patches, image_folder, prepared_folder, slices, tfds
 from twostage_jax.data.dataset import Dataset, Recipe
 from twostage_jax.data.store import prepare
@@ -95,16 +95,24 @@ def sized(config: Config) -> Config:
     side = recipe(data, config.model).side
     if not side:
         raise UserError(
-            f"config.model.image_size is 0, but the source '{data.source}' does not "
+            f"{MODEL_SIZE} is 0, but the source '{data.source}' does not "
             "define a size of images: give the number of pixels.",
-            where="config.model.image_size",
+            where=MODEL_SIZE,
         )
     model = dataclasses.replace(config.model, image_size=min(side, LARGEST))
     return dataclasses.replace(config, model=model)
 
 
-def load(data: DataConfig, model: ModelConfig, data_dir: Path) -> Dataset:
+def load(
+    data: DataConfig, model: ModelConfig, data_dir: Path, setting: str = MODEL_SIZE
+) -> Dataset:
     """Returns the data set of a stage, prepared if necessary, and prints its notes.
+
+    Args:
+      data: Settings of the stage's data.
+      model: Settings of its network, with the size of images that it sees.
+      data_dir: Folder of prepared sets.
+      setting: Path of the setting that gave this size, for the error.
 
     Raises:
       UserError: The images are smaller than the input of the network; or see `prepare`.
@@ -114,9 +122,9 @@ def load(data: DataConfig, model: ModelConfig, data_dir: Path) -> Dataset:
     if side < model.image_size:
         raise UserError(
             f"the images of data set '{made.name}' are {side} pixels high and wide, less "
-            f"than config.model.image_size = {model.image_size}: set "
-            f"--config.model.image_size={side}, or a larger size for the data.",
-            where="config.model.image_size",
+            f"than {setting} = {model.image_size}: set --{setting}={side}, or a larger "
+            "size for the data.",
+            where=setting,
         )
     if runtime.is_main():
         if made.kind == "ct" and side > model.image_size:

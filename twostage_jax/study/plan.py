@@ -19,7 +19,6 @@ from twostage_jax import transfer as transfers
 from twostage_jax.config import (
     TARGET,
     Config,
-    ModelConfig,
     StageConfig,
     TrainConfig,
     TransferConfig,
@@ -416,12 +415,12 @@ def check_data(
     for before, stage in _edges(config):
         if isinstance(datasets[stage], Weights):
             continue
-        variables = fresh_variables(config.network(stage), datasets[stage].num_classes)
+        variables = fresh_variables(config, stage, datasets[stage].num_classes)
         if before and isinstance(datasets[before], Weights):
             source = datasets[before].variables
         else:
             source = before and fresh_variables(
-                config.network(before), datasets[before].num_classes
+                config, before, datasets[before].num_classes
             )
         path = f"config.stages.{stage}"
         for settings in _tuned_settings(config, stage):
@@ -461,16 +460,20 @@ def planned_transfer(
         raise UserError(f"{path}.transfer: {error}", where=f"{path}.transfer") from None
 
 
-def fresh_variables(model: ModelConfig, num_classes: int) -> PyTree:
-    """Returns zeros in the shapes of the network's variables."""
+def fresh_variables(config: Config, stage: str, num_classes: int) -> PyTree:
+    """Returns zeros in the shapes of the variables of a stage's network.
+
+    Raises:
+      UserError: The network cannot take images of the stage's size.
+    """
+    model, setting = config.network(stage), config.size_setting(stage)
     module, size = steps.build_model(model, num_classes, None), model.image_size
     try:
         shapes = models.shapes(module, size, model.channels)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
+    except (UserError, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(
-            f"config.model: '{model.name}' cannot take images of {size} pixels "
-            f"({error}).",
-            where="config.model.image_size",
+            f"{setting} = {size}: '{model.name}' cannot take such images ({error}).",
+            where=setting,
         ) from error
     return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
 
@@ -482,7 +485,7 @@ def tree(config: Config) -> str:
     variables = {
         name: imported.load(config, name).variables
         if config.stages[name].weights
-        else _initialised(config.network(name), num_classes(config, name))
+        else _initialised(config, name)
         for name in dict.fromkeys(name for pair in hand_overs for name in pair)
     }
     for before, after in hand_overs:
@@ -511,7 +514,7 @@ def transfer_from(config: Config, path: Path, stage: str) -> str:
             f"--stage: unknown stage '{stage}'.{did_you_mean(stage, config.stages)}",
             where="--stage",
         )
-    target = _initialised(config.network(stage), num_classes(config, stage))
+    target = _initialised(config, stage)
     if path.suffix in pretrained.READERS:
         source, place = imported.read(path, config.model).variables, ""
     else:
@@ -527,7 +530,10 @@ def num_classes(config: Config, stage: str) -> int:
     return len(sources.recipe(data, config.network(stage)).class_names)
 
 
-def _initialised(model: ModelConfig, classes: int) -> dict:
+def _initialised(config: Config, stage: str) -> dict:
+    """Returns random variables of a stage's network, whose norms a report can show."""
+    model, classes = config.network(stage), num_classes(config, stage)
+    fresh_variables(config, stage, classes)  # Names the setting of an impossible size.
     module = steps.build_model(model, classes, None)
     variables = models.init(module, jax.random.key(0), model.image_size, model.channels)
     return jax.tree.map(np.asarray, variables)

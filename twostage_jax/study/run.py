@@ -87,8 +87,9 @@ def _load(config: Config, data_dir: Path) -> dict[str, Any]:
                     datasets[name] = imported.load(config, name)
                     continue
                 data, network = config.stages[name].data, config.network(name)
+                size = config.size_setting(name)
                 try:
-                    datasets[name] = sources.load(data, network, data_dir)
+                    datasets[name] = sources.load(data, network, data_dir, size)
                 except UserError as error:
                     raise UserError(
                         f"config.stages.{name}.data: {error}", where=error.where
