@@ -485,6 +485,21 @@ def as_json(settings: Any) -> Any:
     return json.loads(json.dumps(plain, default=str))
 
 
+def shared_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that rows must share to be compared.
+
+    Args:
+      settings: Settings of a study as JSON (see `as_json`), also of an earlier version.
+    """
+    shared = {k: v for k, v in settings.items() if k not in ("arms", "report")}
+    shared = json.loads(json.dumps(shared))
+    for name in ("seeds", "arms", "fractions", "baselines", "side_by_side"):
+        shared["study"].pop(name, None)
+    for stage in shared.get("stages", {}).values():
+        stage.get("train", {}).pop("save_every", None)
+    return shared
+
+
 def _stage(raw: Any, path: str) -> StageConfig:
     blocks = {
         "transfer": TransferConfig,

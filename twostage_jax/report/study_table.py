@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from twostage_jax.config import shared_settings
 from twostage_jax.errors import UserError
 from twostage_jax.io import read_json
 from twostage_jax.stats import arms as paired_arms
@@ -36,9 +37,6 @@ ROW_FIELDS: dict[str, Any] = {
     "metrics": dict,
     "predictions": str,
 }
-# Settings that may differ between rows of one study, as in `study.results`.
-FREE_STUDY = ("seeds", "arms", "fractions", "baselines", "side_by_side")
-FREE_TRAIN = ("save_every",)
 NAMED = 5
 
 
@@ -373,7 +371,7 @@ def _check_protocol(
     digests = [result.get("protocol") for result in (one, other)]
     if digests[0] and digests[0] == digests[1]:
         return
-    settings = [flat(_protocol(result["config"])) for result in (one, other)]
+    settings = [flat(shared_settings(result["config"])) for result in (one, other)]
     differing = [
         f"{key} ({settings[0].get(key, 'unset')} and {settings[1].get(key, 'unset')})"
         for key in sorted(settings[0].keys() | settings[1].keys())
@@ -387,19 +385,6 @@ def _check_protocol(
         "Report them separately, or run one of them again.",
         where=second,
     )
-
-
-def _protocol(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that rows must share to be compared."""
-    settings = json.loads(json.dumps(config))
-    for name in ("arms", "report"):
-        settings.pop(name, None)
-    for name in FREE_STUDY:
-        settings["study"].pop(name, None)
-    for stage in settings.get("stages", {}).values():
-        for name in FREE_TRAIN:
-            stage.get("train", {}).pop(name, None)
-    return settings
 
 
 def _add(records: dict[Place, Record], record: Record) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from twostage_jax import io
-from twostage_jax.config import TARGET, Config, as_json
+from twostage_jax.config import TARGET, as_json
 from twostage_jax.data.dataset import Dataset, digest
 from twostage_jax.study import artifacts, baselines, plan
 from twostage_jax.study.plan import Row, StageRun
@@ -28,7 +28,8 @@ def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
     and are rewritten if it chooses another setting for them.
     """
     workdir, config = materials.workdir, materials.config
-    protocol = digest(_protocol(config))
+    settings = as_json(config)
+    protocol = digest(shared_settings(settings))
     every, kept = _every_row(materials, rows, protocol)
     chosen = chosen_runs(materials, every)
     found = [_write_row(materials, row, chosen[row.name], protocol) for row in every]
@@ -41,7 +42,7 @@ def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
     results = {
         "schema": SCHEMA,
         "protocol": protocol,
-        "config": as_json(config),
+        "config": settings,
         "rows": found,
         "baselines": baselines.results(materials, places),
     }
@@ -258,14 +259,3 @@ def _tried(materials: Materials, run: StageRun, chosen: StageRun) -> dict[str, A
 
 def _place(row: dict[str, Any]) -> tuple[str, int, float, int]:
     return row["arm"], row["seed"], row["fraction"], row["fold"]
-
-
-def _protocol(config: Config) -> dict[str, Any]:
-    """Returns the settings that rows must share to be compared."""
-    settings = as_json(config)
-    for field in ("seeds", "arms", "fractions", "baselines", "side_by_side"):
-        del settings["study"][field]
-    for stage in settings["stages"].values():
-        del stage["train"]["save_every"]
-    del settings["arms"], settings["report"]
-    return settings
