@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -48,7 +49,8 @@ def test_classes_are_folders_and_ids_are_paths(root):
 
 
 def test_prepared_like_any_other_set(root, tmp_path):
-    data = prepare(image_folder.recipe(path=str(root), size=4), tmp_path, workers=1)
+    recipe = pickle.loads(pickle.dumps(image_folder.recipe(path=str(root), size=4)))
+    data = prepare(recipe, tmp_path, workers=1)
     assert data.images.shape == (6, 4, 4, 1)
     assert data.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert data.images[:, 0, 0, 0].tolist() == [0, 1, 2, 100, 101, 102]

@@ -151,9 +151,14 @@ def recipe(
         tasks=tasks,
         make=functools.partial(make, str(root), cut),
         measure=None if in_hu else functools.partial(measure, str(root)),
-        remarks=lambda skipped, facts: notes,
+        remarks=functools.partial(remarks, notes),
         side=cut.size,
     )
+
+
+def remarks(notes: tuple[str, ...], *_: object) -> tuple[str, ...]:
+    """Returns the notes: files are searched before, not while, examples are made."""
+    return notes
 
 
 def measure(root: str, files: tuple[File, ...]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from twostage_jax import io
-from twostage_jax.config import TARGET, as_json
+from twostage_jax.config import TARGET, as_json, shared_settings
 from twostage_jax.data.dataset import Dataset, digest
 from twostage_jax.study import artifacts, baselines, plan
 from twostage_jax.study.plan import Row, StageRun
