@@ -7,27 +7,20 @@ import signal
 
 import numpy as np
 import pytest
-from explained import write_stage
+from explained import Narrow, write_stage
 from PIL import Image
 
 from twostage_jax import models
 from twostage_jax.explain import saliency
 from twostage_jax.explain.__main__ import main
 
-
-class Narrow(models.CaffeNet):
-    """Fewer channels than the model of that name."""
-
-    widths: tuple = (6, 6, 4, 4, 4)
-    hidden: tuple = (5, 5)
-    stem: tuple = (5, 2, 2)
-
-
 CHAINS = {
     "scratch": ["target-s"],
     "natural": ["natural-0", "target-n"],
     "texture": ["target-t"],
 }
+# A source stage may see smaller images than the target.
+SIZES = {"natural-0": 14}
 
 
 def write_images(folder, classes, count):
@@ -48,7 +41,9 @@ def explained(tmp_path_factory):
     rows = []
     for arm, chain in CHAINS.items():
         for name in chain:
-            write_stage(workdir / "stages" / name, 0)
+            size = SIZES.get(name, 18)
+            home = workdir / "stages" / name
+            write_stage(home, 0, image_size=size, head="orderless")
         rows.append(
             {"arm": arm, "seed": 0, "fraction": 1.0, "fold": 0, "stage_runs": chain}
         )
@@ -100,6 +95,18 @@ def test_the_command_shows_and_measures_with_the_folders_given(explained):
     assert found["images"]["count"] == found["measures"]["counts"]["examples"] == 6
     assert found["measures"]["textures"]["folder"] == "wood"
     assert found["measures"]["counts"]["texture_families"] == 2
+
+
+def test_stages_of_smaller_images_are_shown_those_of_the_target_and_named(explained):
+    out, printed = explained
+    found = json.loads((out / "explain.json").read_text())
+    measured = found["measures"]
+    assert measured["size"] == 18
+    assert measured["chains"]["natural"] == ["random", "after natural", "natural"]
+    for by_layer in measured["values"]["cka"].values():
+        assert all(entry["mean"] is not None for entry in by_layer.values())
+    [line] = [text for text in found["chosen"] if "natural" in text]
+    assert "14" in line and "18" in line and line in printed
 
 
 def test_the_figures_are_there_and_the_page_says_what_is_printed(explained):

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 from basics import refused_at
-from explained import caffenet, write_stage
+from explained import Narrow, caffenet, write_stage
 from PIL import Image
 
+from twostage_jax import models
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.explain import images, networks
 from twostage_jax.train import checkpoint
@@ -158,6 +159,26 @@ def test_arms_that_are_not_there_are_named(made, tmp_path):
     (tmp_path / "results.json").write_text("{}")
     with refused_at(tmp_path / "results.json"):
         networks.load_arms(tmp_path)
+
+
+def test_dense_layers_of_another_image_size_are_refused(tmp_path, monkeypatch):
+    """They cannot be shown the target's images; layers of any size can."""
+    monkeypatch.setitem(models.MODELS, "caffenet_small", Narrow)
+    for head, where in (("dense", "--arms"), ("orderless", None)):
+        workdir = tmp_path / head
+        for name, size in (("natural-0", 40), ("target-n0", 18)):
+            write_stage(workdir / "stages" / name, 0, image_size=size, head=head)
+        results = {"config": {"arms": ARMS}, "rows": [
+            {"arm": "natural", "seed": 0, "fraction": 1.0, "fold": 0,
+             "stage_runs": ["natural-0", "target-n0"]}
+        ]}  # fmt: skip
+        (workdir / "results.json").write_text(json.dumps(results))
+        if where:
+            with refused_at(where):
+                networks.load_arms(workdir)
+        else:
+            (network,) = networks.load_arms(workdir)["natural"]
+            assert network.size == network.parent.size == 18
 
 
 def test_parameters_that_are_not_finite_are_named(made, tmp_path):

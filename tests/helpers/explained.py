@@ -10,7 +10,6 @@ from network_by_hand import random_params
 
 from twostage_jax import models
 from twostage_jax.explain.networks import Examples, Network
-from twostage_jax.models import CaffeNet
 from twostage_jax.train import checkpoint
 
 CLASSES = ("across", "along", "plain")
@@ -19,6 +18,14 @@ MODEL = {
     "name": "caffenet_small", "channels": 1, "image_size": 18, "norm": "", "head": "dense",
     "dropout": 0.0, "dtype": "float32",
 }  # fmt: skip
+
+
+class Narrow(models.CaffeNet):
+    """A CaffeNet of a few channels; conv1 has kernels of 5, stride 2."""
+
+    widths: tuple = (6, 6, 4, 4, 4)
+    hidden: tuple = (5, 5)
+    stem: tuple = (5, 2, 2)
 
 
 class Signs(models.Network):
@@ -59,10 +66,8 @@ def signs(weights=(1.0, -1.0, 0.0), size=4):
 
 
 def caffenet(arm="scratch", seed=0, size=18, channels=1):
-    """Returns a CaffeNet of a few channels; conv1 has kernels of 5, stride 2."""
-    module = CaffeNet(
-        num_classes=3, widths=(6, 6, 4, 4, 4), hidden=(5, 5), stem=(5, 2, 2)
-    )
+    """Returns a `Narrow` network with random parameters."""
+    module = Narrow(num_classes=3)
     params = random_params(module, size, channels, seed=4 + seed)
     return network(module, params, size, channels, arm, seed)
 
@@ -86,7 +91,7 @@ def forward(network, inputs):
     return call(network.variables, jnp.asarray(inputs))
 
 
-def write_stage(home, seed, tested=range(8, 16)):
+def write_stage(home, seed, tested=range(8, 16), *, image_size=18, head="dense"):
     """Writes a finished stage run of a CaffeNet of a few channels, tested on such ids.
 
     Returns:
@@ -107,14 +112,18 @@ def write_stage(home, seed, tested=range(8, 16)):
                 "options": {"path": "anywhere"},
             }
         },
-        "model": MODEL,
+        "model": {**MODEL, "image_size": image_size, "head": head},
         "data": {
             "name": "made", "class_names": ["a", "b", "c"], "fingerprint": "f",
             "examples": {"train": 8}, "mean": [0.4], "deviation": [0.2],
         },
     }  # fmt: skip
     home.mkdir(parents=True)
-    variables = caffenet(seed=len(home.name) + seed).variables
+    seed += len(home.name)
+    variables = caffenet(seed=seed, size=image_size).variables
+    if head == "orderless":  # Its normalisation has statistics as well.
+        module = caffenet().module.clone(head=head)
+        variables = models.init(module, jax.random.key(seed), image_size, 1)
     checkpoint.export_variables(home / "variables", variables)
     (home / "lineage.json").write_text(json.dumps(lineage))
     np.savez(home / "predictions.npz", ids=[f"id{i:02d}" for i in tested])

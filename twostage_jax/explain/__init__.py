@@ -86,6 +86,7 @@ def explain(
             textures, first.size, first.channels, group_regex=texture_groups
         )
     chosen = networks.chosen_runs(workdir, arms)
+    chosen += networks.stages_of_other_sizes(loaded)
     for line in (*chosen, *left_out):
         print(line, flush=True)
     folder = Path(out) if out else workdir / "explain"

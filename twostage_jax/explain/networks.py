@@ -30,13 +30,14 @@ class Network(NamedTuple):
       module: Linen module; equal for networks of the same settings.
       variables: `{'params': ..., 'batch_stats': ...}`, nested dicts of host arrays.
       class_names: Names of the K logits.
-      size, channels: Side in pixels and number of channels of its input images.
+      size, channels: Side in pixels and number of channels of the images it is shown.
       normalise, mean, deviation: Scaling of images in [0, 1] for the network; see
         `train.augment.normalise`.
       parent: Network of the previous stage, or None if it started from random
         parameters.
       source, path: Source of the images of its stage; see `data.sources`. The path is
         empty if the source does not use one.
+      trained_size: Side in pixels of the images of its stage, if other than `size`; or 0.
     """
 
     arm: str
@@ -53,6 +54,7 @@ class Network(NamedTuple):
     parent: "Network | None"
     source: str = ""
     path: str = ""
+    trained_size: int = 0
 
     def chain(self) -> list["Network"]:
         """Returns the networks of its chain of stages; the last is the network itself."""
@@ -307,6 +309,22 @@ def chosen_runs(workdir: Path, arms: Sequence[str] = ()) -> list[str]:
     return lines
 
 
+def stages_of_other_sizes(arms: Mapping[str, Sequence[Network]]) -> list[str]:
+    """Returns a line per stage that was trained on images of another size."""
+    sizes = {
+        one.stage: (one.trained_size, one.size)
+        for of_arm in arms.values()
+        for network in of_arm
+        for one in network.chain()
+        if one.trained_size
+    }
+    return [
+        f"Stage '{stage}' was trained on images of {trained} pixels, but is shown images "
+        f"of {size} pixels, as the target."
+        for stage, (trained, size) in sizes.items()
+    ]
+
+
 def chosen_rows(workdir: Path) -> tuple[list[str], Rows, Rows]:
     """Returns the names of all arms, all rows, and those of the largest fraction.
 
@@ -342,7 +360,11 @@ def _chain(
 ) -> Network:
     """Returns the network of a row's last stage run, linked to its parents.
 
-    All are shown images of the size of the last.
+    All are shown images of the size of the last, so that their responses to one image
+    can be compared.
+
+    Raises:
+      UserError: A network cannot be shown them, because of its dense layers.
     """
     network = None
     names = [Path(run).name for run in row["stage_runs"]]
@@ -351,11 +373,28 @@ def _chain(
             loaded[name] = _network(workdir / "stages" / name)
     size = loaded[names[-1]].size
     for name in names:
+        one = loaded[name]
+        if one.size != size:
+            one = _shown_at(one, size, row["arm"])
         # An imported stage serves every seed.
-        network = loaded[name]._replace(
-            arm=row["arm"], seed=row["seed"], size=size, parent=network
-        )
+        network = one._replace(arm=row["arm"], seed=row["seed"], parent=network)
     return network
+
+
+def _shown_at(network: Network, size: int, arm: str) -> Network:
+    """Returns the network for images of another size than those of its stage."""
+    expected = models.shapes(network.module, size, network.channels)
+    shapes, wanted = (
+        jax.tree.map(np.shape, tree["params"]) for tree in (network.variables, expected)
+    )
+    if shapes != wanted:
+        raise UserError(
+            f"arm '{arm}': the dense layers of stage '{network.stage}' take images of "
+            f"{network.size} pixels only, so it cannot be compared on those of the "
+            f"target, {size} pixels. Select other arms with --arms.",
+            where="--arms",
+        )
+    return network._replace(size=size, trained_size=network.size)
 
 
 def _network(home: Path) -> Network:
