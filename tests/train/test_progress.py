@@ -11,8 +11,9 @@ import time
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
 
-from twostage_jax.train import events, progress
+from twostage_jax.train import progress
 
 
 def read_events(path):
@@ -84,7 +85,7 @@ def test_full_disk_is_an_error_and_not_a_wait_for_ever(tmp_path, monkeypatch):
     def full(writer):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(events.RecordWriter, "flush", full)
+    monkeypatch.setattr(RecordWriter, "flush", full)
     with pytest.raises(OSError) as full_disk, stages([tmp_path]) as watch:
         for step in range(100):
             scores = {"loss": 0.5, "validation_balanced_accuracy": 0.5}
