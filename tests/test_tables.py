@@ -1,4 +1,4 @@
-"""Realistic tables: read correctly, or refused with the reason."""
+"""Tables: read in every form that people save them in, and written inert."""
 
 import unicodedata
 
@@ -284,3 +284,14 @@ def test_a_table_that_writes_numbers_in_two_ways_is_refused(tmp_path):
     with pytest.raises(UserError) as error:
         polygons(tmp_path, "2,2 8,2 8,5", doubtful, "2 1,5 9 1,5 9 5,5 2 5,5")
     assert "line 3" in str(error.value)
+
+
+@pytest.mark.parametrize("before", ["", "\t", " ", "\r", "\0", "\u200b"])
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@a"])
+def test_text_never_becomes_a_formula(before, text):
+    assert io.inert(before + text) == f"'{text}"
+
+
+def test_text_becomes_one_line_and_keeps_its_letters():
+    assert io.inert("a=1") == "a=1"
+    assert io.inert("Größe\n<b>\x07 of\u202e it") == "Größe <b> of it"

@@ -1,4 +1,4 @@
-"""Recipes of generated images: shapes and fractals, textures, phantoms."""
+"""Generated images: recipes of shapes and fractals, textures, phantoms; their parts."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ import pytest
 from basics import refused_at
 
 from twostage_jax.data.synthetic import natural, phantoms, textures
+from twostage_jax.data.synthetic.textures import Surface
 
 SMALL = {
     natural: {"size": 16, "classes": 12, "per_class": 12},
@@ -143,3 +144,109 @@ def test_brightness_does_not_distinguish_the_classes(source, changes):
     means = np.stack([features[train & (labels == k)].mean(0) for k in set(labels)])
     distance = np.linalg.norm(features[~train][:, None] - means, axis=-1)
     assert (distance.argmin(axis=1) == labels[~train]).mean() < 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("disc", [(0, 0), (0.6, 0.5)], [(0.7, 0.6)]),
+        ("triangle", [(0, 0), (0, -0.9), (0.8, 0.45)], [(0.5, -0.5), (0, 0.6)]),
+        # Tips point up; between the tips is a notch.
+        ("star", [(0, -0.95), (0.9, -0.3)], [(0, 0.6), (0, -1.05)]),
+        ("rectangle", [(0.9, 0.5)], [(0.5, 0.6), (1, 0)]),
+        ("ring", [(0.7, 0), (0, -0.6)], [(0, 0), (0.95, 0)]),
+        ("cross", [(0.9, 0), (0, -0.9)], [(0.5, 0.5)]),
+        ("crescent", [(-0.6, 0), (0, 0.8)], [(0.3, 0), (0.8, 0)]),
+        ("heart", [(0, 0.85), (0.5, -0.5)], [(0, -0.75), (0.5, 0.6)]),
+    ],
+)
+def test_outline_is_positive_inside_and_negative_outside(name, inside, outside):
+    outline = natural.OUTLINES[name]
+    assert all(outline(np.array(u), np.array(v)) > 0 for u, v in inside)
+    assert all(outline(np.array(u), np.array(v)) < 0 for u, v in outside)
+
+
+def test_chaos_game_leaves_the_holes_of_the_carpet_empty():
+    maps = natural.FRACTALS["carpet"]
+    points = natural.attractor(np.random.default_rng(0), maps, 256, 40)
+    assert points.shape == (2, 256 * 40)
+    # The carpet spans [-1.5, 1.5], and its middle third is a hole, at every level.
+    assert np.abs(points).max() <= 1.5 + 1e-4
+    assert (np.abs(points).max(axis=0) >= 0.5 - 1e-4).all()
+    inner = (points + 1.5) % 1 - 0.5
+    assert (np.abs(inner).max(axis=0) >= 1 / 6 - 1e-4).all()
+
+
+@pytest.mark.parametrize("name", natural.FRACTALS)
+def test_perturbed_maps_differ_and_still_shrink(name):
+    rng = np.random.default_rng(0)
+    maps = natural.FRACTALS[name]
+    original = maps.copy()
+    for _ in range(10):
+        changed = natural.perturbed(rng, maps)
+        assert (changed != maps).any()
+        assert (np.linalg.svd(changed[:, :, :2])[1] < 1).all()
+    np.testing.assert_array_equal(maps, original)
+
+
+def test_slopes_are_lit_by_lamberts_law():
+    pixels = 20
+    x = textures.grid(textures.SIDE, pixels).x
+    # The slope rises along x by 45 degrees; the elevation of the light is 45 degrees.
+    surface = Surface(height=x, albedo=np.full_like(x, 0.5))
+    light = {"elevation": np.pi / 4, "diffuse": 0.2}
+    away, _ = textures.shade(surface, azimuth=0.0, **light)
+    towards, highlight = textures.shade(surface, azimuth=np.pi, **light)
+    # Relative to level ground: 1 / sin(45 degrees) facing the light, 0 along it.
+    np.testing.assert_allclose(towards, 0.5 * (0.2 + 0.8 * np.sqrt(2)), rtol=1e-4)
+    np.testing.assert_allclose(away, 0.5 * 0.2, rtol=1e-4)
+    assert not highlight.any()
+
+
+def test_noise_has_the_given_spectrum():
+    at = textures.grid(2.0, 64)
+    rng = np.random.default_rng(0)
+
+    def band(fx, fy):
+        return (np.hypot(fx, fy) > 3) & (np.hypot(fx, fy) < 5)
+
+    field = textures.noise(rng, at, band)
+    assert abs(field.mean()) < 1e-5 and abs(field.std() - 1) < 1e-5
+    power = np.abs(np.fft.fft2(field)) ** 2
+    frequency = np.fft.fftfreq(64, 2.0 / 64)
+    inside = band(frequency[None, :], frequency[:, None])
+    assert power[~inside].sum() < 1e-6 * power[inside].sum()
+
+
+def test_cells_without_jitter_are_the_squares_of_a_lattice():
+    at = textures.grid(2.0, 40)
+    found = textures.cells(np.random.default_rng(0), at.x, at.y, 3.0, 0.0)
+    u, v = at.x * 3 % 1 - 0.5, at.y * 3 % 1 - 0.5
+    far, near = np.maximum(abs(u), abs(v)), np.minimum(abs(u), abs(v))
+    np.testing.assert_allclose(found.nearest, np.hypot(u, v), atol=1e-5)
+    np.testing.assert_allclose(
+        found.gap, np.hypot(1 - far, near) - np.hypot(u, v), atol=1e-5
+    )
+    assert len(np.unique(found.value)) == 36
+
+
+def test_jittered_cells_are_continuous():
+    at = textures.grid(2.0, 24)
+    found = textures.cells(np.random.default_rng(3), at.x, at.y, 2.5, 1.0)
+    # A distance to a centre changes by at most the length of the step.
+    step = 2.5 * at.step
+    for axis in (0, 1):
+        assert np.abs(np.diff(found.nearest, axis=axis)).max() <= step + 1e-4
+        assert np.abs(np.diff(found.gap, axis=axis)).max() <= 2 * step + 1e-4
+    assert (found.gap >= 0).all()
+
+
+def test_turing_pattern_repeats_at_its_frequency():
+    at = textures.grid(2.5, 160)
+    pattern = textures.turing(np.random.default_rng(0), at, 6.0, 0.0)
+    power = np.abs(np.fft.fft2(pattern - pattern.mean())) ** 2
+    frequency = np.fft.fftfreq(160, at.step)
+    radius = np.hypot(frequency[None, :], frequency[:, None])
+    mean_frequency = (power * radius).sum() / power.sum()
+    assert 4.5 < mean_frequency < 7.5
+    assert np.abs(pattern).max() <= 1

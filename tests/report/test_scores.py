@@ -1,4 +1,4 @@
-"""Scores at patch and at region level, and their tables."""
+"""Scores at patch and at region level; how tables show and store values."""
 
 import csv
 import io
@@ -10,10 +10,12 @@ from arms_scored import class_intervals, interval
 from sklearn import metrics as sk
 from study_files import CLASSES, write_study
 
-from twostage_jax.report import analysis, score_tables, study_table
-from twostage_jax.report import tables as formats
+from twostage_jax.report import analysis, score_tables, study_table, tables
+from twostage_jax.report.tables import Column, Table
 from twostage_jax.stats import metrics
 from twostage_jax.stats.arms import pair, regions
+from twostage_jax.stats.intervals import Interval
+from twostage_jax.stats.learning_curve import Match
 
 CHANCES = {"scratch": 0.7, "two_stage": 0.85}
 
@@ -38,7 +40,7 @@ def found(study):
 
 def stored(table):
     """The rows of a table's CSV file, by column."""
-    return list(csv.DictReader(io.StringIO(formats.csv_text(table))))
+    return list(csv.DictReader(io.StringIO(tables.csv_text(table))))
 
 
 @pytest.mark.parametrize("level", [0, 1])
@@ -205,3 +207,28 @@ def test_recall_of_a_class_of_few_patients_or_none_has_no_interval():
     assert recall.low is None
     assert recall.reason.startswith("class 1 occurs in 4 test groups")
     assert "recall" not in never and "auroc" not in never
+
+
+def test_values_are_shown_rounded_and_stored_whole():
+    columns = [
+        Column("arm", "arm"), Column("score", "score"), Column("gain", "points"),
+        Column("p", "p"), Column("n", "count"), Column("seeds", "spread"),
+        Column("match", "match"),
+    ]  # fmt: skip
+    row = [
+        "two_stage", Interval(0.51234, 0.4, 0.6), Interval(-0.02, None, None), 0.0004,
+        1234.0, [0.5, 0.7], Match(10, 20.5, 0.0, np.inf, "20 (a to b)"),
+    ]  # fmt: skip
+    table = Table("t", "Caption", columns, [row, [None] * 7])
+    shown = [c.show(v) for c, v in zip(columns, row, strict=True)]
+    assert shown == [
+        "two-stage", "51.2 (40.0 to 60.0)", "−2.0", "< 0.001", "1,234",
+        "0.600 ± 0.141", "20 (a to b)",
+    ]  # fmt: skip
+    header, line, empty = csv.reader(io.StringIO(tables.csv_text(table)))
+    assert line == [
+        "two_stage", "0.51234", "0.4", "0.6", "-0.02", "", "", "0.0004", "1234.0",
+        "0.6", str(np.std([0.5, 0.7], ddof=1)), "20.5", "0.0", "inf",
+    ]  # fmt: skip
+    assert len(header) == len(line) == len(empty) and set(empty) == {""}
+    assert "| –" in tables.markdown(table)

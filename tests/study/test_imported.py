@@ -1,17 +1,19 @@
-"""Stages imported from files of public weights."""
+"""Stages imported from files of public weights, and the configs that start from them."""
 
 import json
 
+import caffe_files
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from basics import Tiny, refused_at
+from basics import Tiny, make_dataset, refused_at
 from safetensors.numpy import load_file, save_file
-from small_study import datasets, parsed
+from small_study import config_file, datasets, parsed
 from tiny_study import TINY, tiny_studies, tiny_study
 
+from twostage_jax import config as configs
 from twostage_jax import export, models, predict
 from twostage_jax.errors import UserError
 from twostage_jax.explain.networks import load_arms
@@ -347,3 +349,46 @@ def test_licence_of_a_public_file_is_the_setting_or_its_header(tmp_path):
     assert imported.load(settings(path), "natural").stated.licence == "bsd-3-clause"
     with refused_at("config.stages.natural.weights_licence"):
         imported.load(given, "natural")
+
+
+def fully_planned(raw, size):
+    """Returns the settings and the stages that they train or import."""
+    raw.study.folds = 0
+    for stage in (raw.stages.texture, raw.stages.target):
+        stage.data.path = "not read"
+    config = configs.parse(raw)
+    plan.check(config)
+    groups = np.array([f"patient{i // 3}" for i in range(60)])
+    datasets = {
+        "natural": imported.load(config, "natural"),
+        "texture": make_dataset(size=size),
+        "target": make_dataset(size=size, groups=groups),
+    }
+    rows = plan.rows(config, datasets)
+    plan.check_data(config, datasets, rows)
+    return config, {run.stage for run in plan.stage_runs(rows)}
+
+
+def test_resnet18_of_torchvision(tmp_path):
+    raw = config_file("pretrained.py")
+    network = models.MODELS[raw.model.name]
+    shapes = models.shapes(network(num_classes=1000), 64, 3)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    path = tmp_path / "resnet18.safetensors"
+    save_file(pretrained.arrays(zeros, network), path)
+    raw.stages.natural.weights = str(path)
+    config, stages = fully_planned(raw, 64)
+    assert {config.network(stage).image_size for stage in stages} == {64}
+    assert stages == {"natural", "texture", "target"}
+    assert {config.stages[s].data.normalise for s in stages} == {"weights"}
+
+
+def test_reference_network_of_caffe(tmp_path):
+    raw = config_file("paper.py")
+    # A quarter of the time of 227 pixels.
+    raw.model.image_size = 99
+    path = caffe_files.caffenet(tmp_path / "reference.caffemodel", side=2)
+    raw.stages.natural.weights = str(path)
+    config, stages = fully_planned(raw, raw.model.image_size)
+    assert stages == {"natural", "texture", "target"}
+    assert {config.stages[s].data.normalise for s in stages} == {"weights"}
