@@ -151,15 +151,15 @@ def test_confusion_counts_are_in_a_table_by_true_and_predicted_class(found, leve
 @pytest.mark.parametrize("level", [0, 1])
 def test_notes_say_what_has_an_interval_and_what_a_spread(study, found, level):
     scores = found.levels[level]
-    tables = (
+    shown = (
         score_tables.scores_table(study, found, scores),
         score_tables.class_table(study, scores),
         score_tables.calibration_table(scores),
     )
-    for table in tables:
+    for table in shown:
         assert f"{('patch', 'region')[level]} level" in table.caption
         assert "95 % confidence intervals over test patients and seeds" in table.note
-    assert "ECE: mean ± standard deviation over seeds; no interval" in tables[2].note
+    assert "ECE: mean ± standard deviation over seeds; no interval" in shown[2].note
 
 
 def test_recall_is_the_accuracy_of_the_patients_that_have_the_class():
