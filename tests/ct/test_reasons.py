@@ -244,18 +244,18 @@ def test_many_studies_of_one_patient_are_noted(tmp_path, patient):
 
 def test_outermost_folders_replace_missing_patient_ids(tmp_path):
     recipe = write_studies(tmp_path / "ct", [""], studies=6)
-    assert len(recipe.tasks) == 6 and recipe.tasks.notes == []
+    assert len(recipe.tasks) == 6 and recipe.tasks.warnings() == []
 
 
 def test_constant_patient_id_is_noted_among_other_patients(tmp_path):
     recipe = write_studies(tmp_path / "ct", ["A-1", "anonymous"], studies=2)
-    (note,) = recipe.tasks.notes
+    (note,) = recipe.tasks.warnings()
     assert recipe.tasks[1].name in note or recipe.tasks[0].name in note
 
 
 def test_patients_with_several_studies_are_not_noted(tmp_path):
     recipe = write_studies(tmp_path / "ct", ["A-1", "A-2"], studies=2)
-    assert recipe.tasks.notes == []
+    assert recipe.tasks.warnings() == []
 
 
 def test_single_patient_is_not_split_and_the_cause_is_named():

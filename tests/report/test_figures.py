@@ -108,7 +108,7 @@ def test_text_from_labels_is_never_mathematics():
         for text in texts(figure):
             # What matplotlib does before it draws: \$ becomes $, no markup is read.
             assert not cbook.is_math_text(text.get_text()), name
-    assert figures.plain("a\n $b$ \x07") == r"a \$b\$ "
+    assert figures.plain("a\n $b$ \x07") == r"a \$b\$"
     assert figures.plain("x" * 50) == "x" * 39 + "…"
 
 
