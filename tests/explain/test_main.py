@@ -7,7 +7,7 @@ import signal
 
 import numpy as np
 import pytest
-from explained import Narrow, write_stage
+from explained import Narrow, write_results, write_stage
 from PIL import Image
 
 from twostage_jax import models
@@ -38,17 +38,10 @@ def write_images(folder, classes, count):
 def explained(tmp_path_factory):
     """The output folder of the command, and its printed output."""
     workdir = tmp_path_factory.mktemp("run")
-    rows = []
-    for arm, chain in CHAINS.items():
-        for name in chain:
-            size = SIZES.get(name, 18)
-            home = workdir / "stages" / name
-            write_stage(home, 0, image_size=size, head="orderless")
-        rows.append(
-            {"arm": arm, "seed": 0, "fraction": 1.0, "fold": 0, "stage_runs": chain}
-        )
-    results = {"config": {"arms": CHAINS}, "rows": rows}
-    (workdir / "results.json").write_text(json.dumps(results))
+    for name in (name for chain in CHAINS.values() for name in chain):
+        size, home = SIZES.get(name, 18), workdir / "stages" / name
+        write_stage(home, 0, image_size=size, head="orderless")
+    write_results(workdir, CHAINS, [(arm, 0, chain) for arm, chain in CHAINS.items()])
     shown = write_images(workdir / "shown", "abc", 2)
     textures = write_images(workdir / "wood", ("oak", "pine"), 4)
     printed, before = io.StringIO(), signal.getsignal(signal.SIGTERM)

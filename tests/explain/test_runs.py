@@ -1,11 +1,9 @@
 """The networks of a study's folder, and the images to explain."""
 
-import json
-
 import numpy as np
 import pytest
 from basics import refused_at
-from explained import Narrow, caffenet, write_stage
+from explained import Narrow, caffenet, write_results, write_stage
 from PIL import Image
 
 from twostage_jax import models
@@ -36,15 +34,6 @@ def target_data(fingerprint="f"):
     )  # fmt: skip
 
 
-def write_results(workdir, rows):
-    """Writes rows of (arm, seed, fold, name of the target's stage run)."""
-    results = {"config": {"arms": ARMS}, "rows": [
-        {"arm": arm, "seed": seed, "fraction": 1.0, "fold": fold, "stage_runs": [name]}
-        for arm, seed, fold, name in rows
-    ]}  # fmt: skip
-    (workdir / "results.json").write_text(json.dumps(results))
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A workdir of a study, and the variables of its stage runs."""
@@ -52,14 +41,12 @@ def made(tmp_path_factory):
     for (arm, seed), chain in CHAINS.items():
         for name in chain:
             written[name] = write_stage(workdir / "stages" / name, seed)
-        row = {"arm": arm, "seed": seed, "fraction": 1.0, "fold": 0}
         rows += [
-            {**row, "stage_runs": chain},
-            {**row, "fraction": 0.5, "stage_runs": ["not-there"]},
-            {**row, "fold": 1, "stage_runs": ["not-there"]},
+            (arm, seed, chain),
+            (arm, seed, ["not-there"], {"fraction": 0.5}),
+            (arm, seed, ["not-there"], {"fold": 1}),
         ]
-    results = {"config": {"arms": ARMS}, "rows": rows}
-    (workdir / "results.json").write_text(json.dumps(results))
+    write_results(workdir, ARMS, rows)
     return workdir, written
 
 
@@ -94,10 +81,7 @@ def test_fold_and_fraction_that_were_taken_are_said(made, tmp_path):
         "Arm 'natural' lacks such a run for seed 1.",
     ]
     assert len(networks.chosen_runs(workdir, ["scratch"])) == 1
-    row = {"arm": "scratch", "seed": 0, "fraction": 0.5, "fold": 0}
-    rows = [{**row, "stage_runs": ["target-s0"]}]
-    results = {"config": {"arms": ARMS}, "rows": rows}
-    (tmp_path / "results.json").write_text(json.dumps(results))
+    write_results(tmp_path, ARMS, [("scratch", 0, ["target-s0"], {"fraction": 0.5})])
     assert networks.chosen_runs(tmp_path) == [
         "The networks were trained on 50 % of the training data."
     ]
@@ -107,7 +91,8 @@ def test_test_images_are_those_of_the_fold_of_the_networks(made, monkeypatch, tm
     """Fold 1 comes first in the rows and has other test images."""
     for name, tested in (("target-0", [0, 1]), ("target-1", [2, 3])):
         write_stage(tmp_path / "stages" / name, 0, tested)
-    write_results(tmp_path, [("scratch", 0, f, f"target-{f}") for f in (1, 0)])
+    rows = [("scratch", 0, [f"target-{f}"], {"fold": f}) for f in (1, 0)]
+    write_results(tmp_path, ARMS, rows)
     monkeypatch.setattr(images.sources, "load", lambda *_: target_data())
     found, _ = images.test_examples(tmp_path, tmp_path)
     assert list(found) == [0] and list(found[0].ids) == ["id00", "id01"]
@@ -121,8 +106,8 @@ def test_each_seed_is_shown_the_images_that_it_was_tested_on(monkeypatch, tmp_pa
         for arm in ("natural", "scratch"):
             name = f"target-{arm[0]}{seed}"
             write_stage(tmp_path / "stages" / name, seed, tested)
-            rows.append((arm, seed, 0, name))
-    write_results(tmp_path, rows)
+            rows.append((arm, seed, [name]))
+    write_results(tmp_path, ARMS, rows)
     monkeypatch.setattr(
         images.sources, "load", lambda *_: loaded.append("once") or target_data()
     )
@@ -141,9 +126,8 @@ def test_each_seed_is_shown_the_images_that_it_was_tested_on(monkeypatch, tmp_pa
 def test_arms_of_a_seed_tested_on_different_images_are_refused(tmp_path):
     for name, tested in (("target-s", [0, 1]), ("target-n", [0, 2])):
         write_stage(tmp_path / "stages" / name, 4, tested)
-    write_results(
-        tmp_path, [("scratch", 4, 0, "target-s"), ("natural", 4, 0, "target-n")]
-    )
+    rows = [("scratch", 4, ["target-s"]), ("natural", 4, ["target-n"])]
+    write_results(tmp_path, ARMS, rows)
     with refused_at(tmp_path):
         images.test_examples(tmp_path, tmp_path)
 
@@ -168,11 +152,7 @@ def test_dense_layers_of_another_image_size_are_refused(tmp_path, monkeypatch):
         workdir = tmp_path / head
         for name, size in (("natural-0", 40), ("target-n0", 18)):
             write_stage(workdir / "stages" / name, 0, image_size=size, head=head)
-        results = {"config": {"arms": ARMS}, "rows": [
-            {"arm": "natural", "seed": 0, "fraction": 1.0, "fold": 0,
-             "stage_runs": ["natural-0", "target-n0"]}
-        ]}  # fmt: skip
-        (workdir / "results.json").write_text(json.dumps(results))
+        write_results(workdir, ARMS, [("natural", 0, ["natural-0", "target-n0"])])
         if where:
             with refused_at(where):
                 networks.load_arms(workdir)
@@ -187,7 +167,7 @@ def test_parameters_that_are_not_finite_are_named(made, tmp_path):
     home = tmp_path / "stages" / "target-x"
     write_stage(home, 0)
     checkpoint.export_variables(home / "variables", variables)
-    write_results(tmp_path, [("scratch", 0, 0, "target-x")])
+    write_results(tmp_path, ARMS, [("scratch", 0, ["target-x"])])
     with refused_at(home / "variables"):
         networks.load_arms(tmp_path)
 

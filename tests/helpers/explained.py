@@ -91,6 +91,23 @@ def forward(network, inputs):
     return call(network.variables, jnp.asarray(inputs))
 
 
+def write_results(workdir, arms, rows):
+    """Writes `results.json` of a study.
+
+    Args:
+      workdir: Folder of the study.
+      arms: Arm -> names of its stages.
+      rows: (arm, seed, names of its stage runs), and changes of the other fields.
+    """
+    place = {"fraction": 1.0, "fold": 0}
+    rows = [
+        {"arm": arm, "seed": seed, "stage_runs": runs, **place, **dict(*changes)}
+        for arm, seed, runs, *changes in rows
+    ]
+    results = {"config": {"arms": arms}, "rows": rows}
+    (workdir / "results.json").write_text(json.dumps(results))
+
+
 def write_stage(home, seed, tested=range(8, 16), *, image_size=18, head="dense"):
     """Writes a finished stage run of a CaffeNet of a few channels, tested on such ids.
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from twostage_jax.config import TARGET, AugmentConfig
+from twostage_jax.errors import NOTICE
 from twostage_jax.report import (
     checklist,
     cohort,
@@ -37,7 +38,7 @@ METHOD = (
     "A difference is called significant if its p-value is below 0.05. A difference that "
     "is not significant may still exist: its interval gives the differences that are "
     "compatible with the data.",
-    "Research use only, not for diagnosis.",
+    f"{NOTICE}.",
 )
 AVERAGED = (
     "The class probabilities of an image are the means over its {count} orientations "
