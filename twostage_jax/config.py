@@ -441,22 +441,18 @@ def grid(study: StudyConfig) -> list[tuple[tuple[str, Any], ...]]:
     return [tuple(zip(names, point, strict=True)) for point in values]
 
 
-def with_values(
-    stage: StageConfig,
-    values: Iterable[tuple[str, Any]],
-    path: str = "config.study.grid",
-) -> StageConfig:
-    """Returns a stage's settings with some replaced.
+def with_values(stage: StageConfig, values: Iterable[tuple[str, Any]]) -> StageConfig:
+    """Returns a stage's settings with those of a point of the tuning grid.
 
     Args:
       stage: The settings.
       values: (setting, value) pairs; a setting is 'block.field', such as
         'optim.learning_rate'. The data of a stage cannot be replaced.
-      path: Setting with these values, for errors.
 
     Raises:
       UserError: A setting is unknown, or a value of the wrong type or impossible.
     """
+    path = "config.study.grid"
     for setting, value in values:
         block, _, field = setting.partition(".")
         blocks = [f.name for f in dataclasses.fields(StageConfig) if f.name != "data"]

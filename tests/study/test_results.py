@@ -156,17 +156,17 @@ WINDOW = (-600.0, 1500.0)
 
 
 def test_each_class_shows_examples_spread_over_the_set():
-    shown = results.of_each_class(make_dataset(count=60), WINDOW, per_class=4)
-    assert shown["labels"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    shown = results.of_each_class(make_dataset(count=60), WINDOW)
+    assert shown["labels"].tolist() == [0] * 8 + [1] * 8 + [2] * 8
     assert shown["class_names"].tolist() == ["a", "b", "c"]
     # Class 0 has the examples 0, 3, ..., 57: the first and the last are among them.
     made = make_dataset(count=60)
     np.testing.assert_array_equal(shown["images"][0], made.images[0])
-    np.testing.assert_array_equal(shown["images"][3], made.images[57])
+    np.testing.assert_array_equal(shown["images"][7], made.images[57])
 
 
 def test_a_small_class_shows_each_example_once():
-    shown = results.of_each_class(make_dataset(count=7), WINDOW, per_class=4)
+    shown = results.of_each_class(make_dataset(count=7), WINDOW)
     assert shown["labels"].tolist() == [0, 0, 0, 1, 1, 2, 2]
     assert len(np.unique(shown["images"], axis=0)) == 7
 
@@ -203,16 +203,16 @@ def test_worst_mistakes_are_the_most_confident_over_all_seeds(tmp_path):
     np.testing.assert_array_equal(found["images"], dataset.images[[7, 5, 4]])
 
 
-def test_no_more_mistakes_than_asked_for_and_none_is_no_error(tmp_path):
-    dataset = make_dataset(count=9)
-    wrong = save(tmp_path / "0.npz", dataset, range(9), np.linspace(0.1, 0.4, 9))
-    right = save(tmp_path / "1.npz", dataset, range(9), np.full(9, 0.9))
+def test_a_dozen_mistakes_are_shown_and_none_is_no_error(tmp_path):
+    dataset = make_dataset(count=15)
+    wrong = save(tmp_path / "0.npz", dataset, range(15), np.linspace(0.1, 0.4, 15))
+    right = save(tmp_path / "1.npz", dataset, range(15), np.full(15, 0.9))
 
     def found(path):
-        return results.worst_mistakes(dataset, WINDOW, [("arm", path)], count=4)
+        return results.worst_mistakes(dataset, WINDOW, [("arm", path)])
 
-    assert found(wrong)["ids"].tolist() == [f"example{i:04d}" for i in range(4)]
-    assert found(wrong)["groups"].tolist() == [""] * 4
+    assert found(wrong)["ids"].tolist() == [f"example{i:04d}" for i in range(12)]
+    assert found(wrong)["groups"].tolist() == [""] * 12
     assert found(right)["images"].shape == (0, 8, 8, 1)
 
 

@@ -79,10 +79,8 @@ def save_examples(materials: Materials, rows: list[Row]) -> None:
     artifacts.save_arrays(folder / "mistakes.npz", **mistakes)
 
 
-def of_each_class(
-    dataset: Dataset, window: tuple[float, ...], per_class: int = PER_CLASS
-) -> dict[str, np.ndarray]:
-    """Returns examples of each class, spread evenly over the data set.
+def of_each_class(dataset: Dataset, window: tuple[float, ...]) -> dict[str, np.ndarray]:
+    """Returns at most `PER_CLASS` examples per class, spread evenly over the data set.
 
     Returns:
       'images' `[N, H, W, C]` uint8 (see `shown`), 'labels' `[N]`, 'class_names' `[K]`.
@@ -90,7 +88,7 @@ def of_each_class(
     chosen = []
     for label in range(dataset.num_classes):
         own = np.flatnonzero(dataset.labels == label)
-        places = np.linspace(0, len(own) - 1, min(len(own), per_class)).astype(int)
+        places = np.linspace(0, len(own) - 1, min(len(own), PER_CLASS)).astype(int)
         chosen.append(own[places])
     indices = np.concatenate(chosen)
     return {
@@ -104,18 +102,16 @@ def worst_mistakes(
     dataset: Dataset,
     window: tuple[float, ...],
     predictions: Iterable[tuple[str, Path]],
-    count: int = MISTAKES,
 ) -> dict[str, np.ndarray]:
     """Returns the test examples that each arm misclassifies with most confidence.
 
-    An arm's probabilities are the mean over all predictions of the example, over all
-    seeds.
+    At most `MISTAKES` per arm. An arm's probabilities are the mean over all predictions of
+    the example, over all seeds.
 
     Args:
       dataset: Data set with the images.
       window: (centre, width) in HU, for images in HU.
       predictions: Pairs of an arm and a file written by `artifacts.save_predictions`.
-      count: Largest number of mistakes per arm.
 
     Returns:
       'arm', 'ids', 'groups', 'labels' `[M]`, 'probabilities' `[M, K]`, 'images'
@@ -136,7 +132,7 @@ def worst_mistakes(
         mean = total[tested] / counts[arm][tested, None]
         right = mean[np.arange(len(tested)), dataset.labels[tested]]
         wrong = np.flatnonzero(mean.argmax(1) != dataset.labels[tested])
-        worst = wrong[np.argsort(right[wrong], kind="stable")][:count]
+        worst = wrong[np.argsort(right[wrong], kind="stable")][:MISTAKES]
         arms += [arm] * len(worst)
         indices.append(tested[worst])
         probabilities.append(mean[worst])
