@@ -81,15 +81,6 @@ def test_one_file_may_hold_the_masks_of_all_slices(tmp_path, suffix, stem):
     assert (placed.number, placed.header.position[2], placed.masks) == (1, 0, 3)
 
 
-@pytest.mark.parametrize("name", ["4.png", "other.png", "1.2.3.png"])
-def test_mask_without_a_slice_is_refused(tmp_path, name):
-    headers = three_slices(tmp_path)
-    path = tmp_path / "rois" / name
-    save_mask(path)
-    with refused_at(path):
-        load(path, headers)
-
-
 @pytest.mark.parametrize("heights", [(0, 1, 3, 4), (0, 1, 1, 2), (0, 10, 30)])
 def test_numbered_masks_are_refused_if_the_order_of_slices_is_uncertain(
     tmp_path, heights

@@ -131,7 +131,7 @@ class TestNumberedMasks:
 
     def test_number_without_a_slice_is_refused(self, tmp_path):
         write_series(tmp_path / "ct")
-        for name in ("m7.png", "other.png"):
+        for name in ("m7.png", "other.png", "1.2.3.png"):
             path = tmp_path / name.replace(".", "") / name
             save(path, square())
             refused(path, tmp_path / "ct")
