@@ -62,7 +62,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # costs ten points: experiments/heads.md.
     target.augment.window = 0.02
     target.augment.average = True
-    target.train.class_weights = "balanced"
+    target.train.balance = True
 
     # Arm -> its chain of stages. All end at 'target'; shared beginnings train once.
     config.arms = ConfigDict()
@@ -185,7 +185,7 @@ def stage(source: str, steps: int) -> ConfigDict:
     train.save_every = 100  # steps between saved states
     train.select = "last"  # parameters kept: last, or best on validation
     train.label_smoothing = 0.0  # fraction of the target spread over all classes
-    train.class_weights = "none"  # none, or balanced: inverse class frequency
+    train.balance = False  # whether rare classes count as much as frequent ones
 
     stage.augment = augment = ConfigDict()
     augment.flip = "none"  # none, horizontal, or dihedral (flips and quarter turns)

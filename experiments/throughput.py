@@ -156,7 +156,7 @@ def jax_runner(
         indices=np.arange(len(dataset)),
         order_seed=(0,),
         key=np.asarray(jax.random.key_data(jax.random.key(1))),
-        constants=training.Constants(np.ones(CLASSES, np.float32), *moments),
+        constants=training.Constants(np.zeros(CLASSES, np.float32), *moments),
         store=_NoStore(),
     )
     runs = [run] * placement.runs

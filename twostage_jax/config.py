@@ -220,8 +220,11 @@ class TrainConfig:
       select: Parameters to keep: the 'last', or those with the 'best' validation score.
         With few validation groups, the best checkpoint is mostly the luckiest.
       label_smoothing: Fraction of the target probability spread over all classes.
-      class_weights: Weights of classes in the loss: 'none', or 'balanced' (the inverse
-        of their frequency).
+      balance: Whether the network learns to treat all classes as equally frequent: in
+        the loss, the log frequency of each class among the training examples is added
+        to its logit (logit adjustment, Menon et al. 2021, arXiv 2007.07314). Weights of
+        classes instead lose their effect once the network fits all training examples
+        (Byrd & Lipton 2019, arXiv 1812.03372).
     """
 
     steps: Count = 300
@@ -231,7 +234,7 @@ class TrainConfig:
     save_every: Count = 100
     select: Literal["best", "last"] = "last"
     label_smoothing: Below1 = 0.0
-    class_weights: Literal["none", "balanced"] = "none"
+    balance: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

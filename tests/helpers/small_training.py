@@ -10,7 +10,7 @@ from twostage_jax.train import feed, parallel, steps
 
 def constants(classes=3):
     return steps.Constants(
-        np.ones(classes, np.float32),
+        np.zeros(classes, np.float32),
         np.full(1, 0.5, np.float32),
         np.full(1, 0.25, np.float32),
     )

@@ -54,24 +54,26 @@ def test_mean_and_deviation_are_those_of_each_channel_after_its_window():
     np.testing.assert_allclose(found.deviation, spread, rtol=1e-6)
 
 
-def test_fixed_mean_and_no_weights_are_the_default():
-    how = settings(**{"data.normalise": "fixed", "train.class_weights": "none"})
+def test_fixed_mean_and_unequal_classes_are_the_default():
+    how = settings(**{"data.normalise": "fixed"})
     found = stage.constants_of(how, 3, with_images(VALUES.reshape(4, 1, 2, 1)), TRAIN)
     assert found.mean.tolist() == [0.5] * 3 and found.deviation.tolist() == [0.25] * 3
-    assert found.class_weights.tolist() == [1, 1]
+    assert found.offsets.tolist() == [0, 0]
 
 
-def test_balanced_weights_are_the_inverse_of_the_frequency_in_training():
+def test_offsets_of_balanced_classes_are_log_frequencies_in_training():
     # Trained on: three of class 0 and one of class 1.
     labels = (0, 0, 0, 1, 1, 1, 1, 1)
     dataset = with_images(np.zeros((8, 1, 1, 1), np.uint8), labels)
-    how = settings(**{"train.class_weights": "balanced"})
+    how = settings(**{"train.balance": True})
     found = stage.constants_of(how, 1, dataset, np.arange(4))
-    np.testing.assert_allclose(found.class_weights, [4 / (2 * 3), 4 / (2 * 1)])
+    np.testing.assert_allclose(np.exp(found.offsets), [3 / 4, 1 / 4], rtol=1e-6)
+    found = stage.constants_of(how, 1, dataset, np.arange(3))
+    np.testing.assert_allclose(np.exp(found.offsets), [1, 1 / 3], rtol=1e-6)
 
 
 def test_stage_run_is_normalised_by_its_own_training_split(tiny, tmp_path):
-    changes = {"data.normalise": "dataset", "train.class_weights": "balanced"}
+    changes = {"data.normalise": "dataset", "train.balance": True}
     config = parsed(
         **{f"stages.target.{name}": value for name, value in changes.items()},
         **{"model.name": tiny, "model.image_size": 8, "study.arms": ("scratch",)},
@@ -85,7 +87,7 @@ def test_stage_run_is_normalised_by_its_own_training_split(tiny, tmp_path):
     np.testing.assert_allclose(found.deviation, [unit.std()], rtol=1e-5)
     counts = [np.sum(target.labels[train] == k) for k in range(3)]
     np.testing.assert_allclose(
-        found.class_weights, [len(train) / (3 * count) for count in counts], rtol=1e-6
+        np.exp(found.offsets), np.array(counts) / len(train), rtol=1e-6
     )
 
 

@@ -324,7 +324,7 @@ def constants_of(
     train: np.ndarray,
     scale: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> steps.Constants:
-    """Returns the class weights and the image statistics of training examples.
+    """Returns the offsets of the logits and the image statistics of training examples.
 
     Args:
       stage: Settings of the stage.
@@ -333,10 +333,11 @@ def constants_of(
       train: Indices of the training examples.
       scale: Mean and standard deviation `[C]` of `normalise='weights'`.
     """
-    weights = np.ones(dataset.num_classes, np.float32)
-    if stage.train.class_weights == "balanced":
+    offsets = np.zeros(dataset.num_classes, np.float32)
+    if stage.train.balance:
         counts = np.bincount(dataset.labels[train], minlength=dataset.num_classes)
-        weights = (len(train) / (dataset.num_classes * counts)).astype(np.float32)
+        # A class without training examples counts as if it had one.
+        offsets = np.log(np.maximum(counts, 1) / len(train)).astype(np.float32)
     mean = np.full(channels, augment.FIXED_MEAN, np.float32)
     deviation = np.full(channels, augment.FIXED_DEVIATION, np.float32)
     if stage.data.normalise == "dataset":
@@ -348,7 +349,7 @@ def constants_of(
         deviation = np.maximum(deviation, augment.MIN_DEVIATION)
     if stage.data.normalise == "weights":
         mean, deviation = scale
-    return steps.Constants(weights, mean, deviation)
+    return steps.Constants(offsets, mean, deviation)
 
 
 def _export(

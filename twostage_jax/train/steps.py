@@ -40,11 +40,11 @@ class Constants(NamedTuple):
     """Arrays of a stage that are constant over steps.
 
     Attributes:
-      class_weights: Weights of the classes in the loss, `[K]`.
+      offsets: Added to the logits in the loss, `[K]`; see `TrainConfig.balance`.
       mean, deviation: Mean and standard deviation of images in [0, 1], `[C]`.
     """
 
-    class_weights: jax.Array
+    offsets: jax.Array
     mean: jax.Array
     deviation: jax.Array
 
@@ -110,8 +110,7 @@ def train_step(
     targets = optax.smooth_labels(
         jax.nn.one_hot(labels, settings.num_classes), settings.label_smoothing
     )
-    weights = constants.class_weights[labels]
-    weight = total(weights.sum(), axis_name)
+    count = total(len(labels), axis_name)
 
     def loss_of(params: PyTree) -> tuple[jax.Array, Any]:
         with optim.frozen_norms(settings.optim.freeze):
@@ -122,12 +121,12 @@ def train_step(
                 rngs={"dropout": dropout_key},
                 mutable=["batch_stats"],
             )
-        losses = optax.softmax_cross_entropy(logits, targets)
-        return (weights * losses).sum() / weight, (logits, changed)
+        losses = optax.softmax_cross_entropy(logits + constants.offsets, targets)
+        return losses.sum() / count, (logits, changed)
 
     gradient = jax.value_and_grad(loss_of, has_aux=True)
     (loss, (logits, changed)), gradients = gradient(state.params)
-    # Each device holds a part of the weighted mean, so their sum is the mean.
+    # Each device holds a part of the mean, so their sum is the mean.
     gradients = total(gradients, axis_name)
     updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
     batch_stats = changed.get("batch_stats", state.batch_stats)
@@ -142,7 +141,7 @@ def train_step(
     right = (logits.argmax(-1) == labels).sum()
     metrics = {
         "loss": total(loss, axis_name),
-        "accuracy": total(right, axis_name) / total(len(labels), axis_name),
+        "accuracy": total(right, axis_name) / count,
         "gradient_norm": optax.tree.norm(gradients),
     }
     return new_state, metrics
