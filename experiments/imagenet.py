@@ -36,13 +36,15 @@ def get_config(data: str) -> ConfigDict:
         stage.data.normalise = "weights"
         # A tenth of the rate for random parameters, at which the weights would be lost.
         stage.optim.learning_rate = 0.0002
+        # The head starts from random parameters in every stage.
+        stage.optim.lr_factors = (("head.*", 10.0),)
         stage.train.batch_size = 32
-        stage.train.steps = 200
+        stage.train.steps = 400
 
     del config.arms.natural_long, config.stages.natural_long
     config.study.arms = ("natural", "two_stage")
     config.study.primary = ("two_stage", "natural", "balanced_accuracy")
-    config.study.seeds = (0, 1)
+    config.study.seeds = (0, 1, 2, 3, 4)
     config.study.folds = 2
     config.study.baselines = ("mean_grey", "descriptors", "frozen")
     return config
