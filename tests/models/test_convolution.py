@@ -45,6 +45,16 @@ SHAPES = [
     ((2, 3), 8, 3, 2, 1, 1),
     ((4, 6), 8, 5, 1, 2, 2),
     ((4, 4), 8, 3, 2, 1, 1),
+    # Kernels of which a part never reaches the image, square and not.
+    ((2, 2), 8, 7, 1, 3, 8),
+    ((1, 1), 8, 5, 2, 2, 8),
+    ((1, 3), 8, 7, 1, 3, 8),
+    ((2, 2), 8, 3, 2, 1, 1),
+    ((1, 2), 8, 5, 1, 2, 2),
+    # Every channel on its own: larger kernels, and steps that miss the last rows.
+    ((9, 11), 16, 7, 1, 3, 16),
+    ((10, 9), 16, 5, 2, 2, 16),
+    ((10, 9), 16, 3, 3, 0, 16),
     # Kernels of one pixel, few and many of them.
     ((5, 4), 8, 1, 1, 0, 1),
     ((15, 14), 16, 1, 1, 0, 1),
@@ -78,6 +88,8 @@ def test_convolution_is_the_sum_written_out(
         ((6, 7), 4, 3, 2, "same", 1),
         ((8, 5), 4, 5, 2, "same", 4),
         ((2, 3), 4, 5, 1, "same", 1),
+        ((2, 2), 8, 5, 2, "same", 8),
+        ((2, 1), 8, 5, 1, "same", 8),
         ((36, 39), 16, 3, 2, "same", 1),
     ],
 )

@@ -46,15 +46,16 @@ def convolve(
     """
     size = kernel.shape[0]
     margins = [_margins(n, size, strides, pad) for n in x.shape[1:3]]
-    if 1 < groups == x.shape[-1] == kernel.shape[-1]:
-        return _depthwise(jnp.pad(x, [(0, 0), *margins, (0, 0)]), kernel, strides)
     windows = [
         (n + sum(margin) - size) // strides + 1
         for n, margin in zip(x.shape[1:3], margins, strict=True)
     ]
+    kernel, margins = _reaching(kernel, x.shape[1:3], windows, strides, margins)
+    if 1 < groups == x.shape[-1] == kernel.shape[-1]:
+        return _depthwise(x, kernel, strides, margins)
     small = min(x.shape[1:3]) < size or max(windows) <= 2
     form = _window_product if small else _convolution
-    conv = functools.partial(form, strides=strides, margins=tuple(margins))
+    conv = functools.partial(form, strides=strides, margins=margins)
     if groups == 1:
         return conv(x, kernel)
     pairs = zip(
@@ -69,6 +70,38 @@ def _margins(length: int, size: int, strides: int, pad: int | str) -> tuple[int,
         return pad, pad
     total = max((-(-length // strides) - 1) * strides + size - length, 0)
     return total // 2, total - total // 2
+
+
+def _reaching(
+    kernel: jax.Array,
+    lengths: tuple[int, int],
+    windows: list[int],
+    strides: int,
+    margins: list[tuple[int, int]],
+) -> tuple[jax.Array, Margins]:
+    """Returns the part of a kernel that reaches the image, and the margins for it.
+
+    The other rows and columns only meet zeros: on a map of one pixel, for example, one
+    weight of nine remains, and on a map of two pixels nine of 49.
+
+    Args:
+      kernel: Square kernel; what remains is square, too.
+      lengths: Height and width of the image.
+      windows: Numbers of windows along both.
+      strides: Step between windows, pixels.
+      margins: Zeros around the image, for the whole kernel.
+    """
+    axes = list(zip(lengths, windows, margins, strict=True))
+    first = min(max(0, above - strides * (w - 1)) for _, w, (above, _) in axes)
+    end = max(min(len(kernel), n + above) for n, _, (above, _) in axes)
+    if end - first == len(kernel):
+        return kernel, tuple(margins)
+    read = [strides * (w - 1) + end - first for w in windows]
+    margins = tuple(
+        (above - first, max(0, r - n - above + first))
+        for (n, _, (above, _)), r in zip(axes, read, strict=True)
+    )
+    return kernel[first:end, first:end], margins
 
 
 def shifted(x: jax.Array, size: int, strides: int) -> list[jax.Array]:
@@ -195,40 +228,86 @@ def _sum_of_shifted(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
     return total.astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _depthwise(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
-    """Returns the cross-correlation of each channel with its own kernel.
-
-    Args:
-      x: `[N, H, W, C]`, padded.
-      kernel: `[k, k, 1, C]`.
-      strides: Step between windows, pixels.
-    """
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(
+    x: jax.Array, kernel: jax.Array, strides: int, margins: Margins
+) -> jax.Array:
+    """Returns the cross-correlation of each channel with its own kernel `[k, k, 1, C]`."""
+    x = jnp.pad(x, [(0, 0), *margins, (0, 0)])
     return _sum_of_shifted(x, kernel, strides)
 
 
 def _depthwise_forward(
-    x: jax.Array, kernel: jax.Array, strides: int
+    x: jax.Array, kernel: jax.Array, strides: int, margins: Margins
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _sum_of_shifted(x, kernel, strides), (x, kernel)
+    return _depthwise(x, kernel, strides, margins), (x, kernel)
 
 
 def _depthwise_backward(
-    strides: int, saved: tuple[jax.Array, jax.Array], g: jax.Array
+    strides: int,
+    margins: Margins,
+    saved: tuple[jax.Array, jax.Array],
+    g: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    (to_x,) = jax.vjp(lambda x: _sum_of_shifted(x, kernel, strides), x)[1](g)
+    size = kernel.shape[0]
+    # The image's gradient is a sum of shifted gradients, too, for the mirrored kernel and
+    # with zeros between them for strides. jax's own writes one padded image per weight
+    # and then adds them: 3 to 6 times the CPU's time for kernels of 7 x 7 at stride 1.
+    apart = [
+        (size - 1 - above, n + above - strides * (w - 1) - 1, strides - 1)
+        for n, w, (above, _) in zip(x.shape[1:3], g.shape[1:3], margins, strict=True)
+    ]
+    spread = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *apart, (0, 0, 0)])
+    to_x = _sum_of_shifted(spread, kernel[::-1, ::-1], 1)
 
-    def of_image(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        x, g = (part.astype(jnp.float32) for part in pair)
-        windows = shifted(x, kernel.shape[0], strides)
-        return jnp.stack([(window * g).sum((0, 1)) for window in windows])
-
-    # Image by image, which stays in a CPU's cache: 4 to 6 times faster there.
     to_kernel = lax.platform_dependent(
-        (x, g), cpu=functools.partial(lax.map, of_image), default=jax.vmap(of_image)
-    ).sum(0)
+        jnp.pad(x, [(0, 0), *margins, (0, 0)]).astype(jnp.float32),
+        g.astype(jnp.float32),
+        cpu=functools.partial(_depthwise_by_rows, size=size, strides=strides),
+        default=functools.partial(_depthwise_by_weights, size=size, strides=strides),
+    )
     return to_x, to_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _depthwise_by_weights(
+    x: jax.Array, g: jax.Array, size: int, strides: int
+) -> jax.Array:
+    """Returns a depthwise kernel's gradient `[k, k, C]`, one sum per weight."""
+    sums = [(window * g).sum((0, 1, 2)) for window in shifted(x, size, strides)]
+    return jnp.stack(sums).reshape(size, size, -1)
+
+
+def _depthwise_by_rows(
+    x: jax.Array, g: jax.Array, size: int, strides: int
+) -> jax.Array:
+    """Returns a depthwise kernel's gradient `[k, k, C]`, summed over one row at a time.
+
+    The sums of all weights for a row stay in a CPU's cache: 2 to 6 times faster there
+    than one sum per weight and image.
+
+    Args:
+      x: `[N, H, W, C]`, padded.
+      g: Gradient of the result, `[N, H', W', C]`.
+      size: Side of the kernel.
+      strides: Step between windows, pixels.
+    """
+    count, height, width, channels = g.shape
+    span = strides * (width - 1) + 1
+
+    def add(sums: list, item: tuple[jax.Array, jax.Array]) -> tuple[list, None]:
+        index, row = item
+        image = lax.dynamic_index_in_dim(x, index // height, keepdims=False)
+        top = index % height * strides
+        seen = lax.dynamic_slice_in_dim(image, top, size)
+        return [
+            sum_ + seen[:, j : j + span : strides] * row for j, sum_ in enumerate(sums)
+        ], None
+
+    start = [jnp.zeros((size, width, channels), jnp.float32)] * size
+    rows = jnp.arange(count * height), g.reshape(-1, width, channels)
+    sums, _ = lax.scan(add, start, rows)
+    return jnp.stack(sums, 1).sum(2)
