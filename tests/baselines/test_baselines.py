@@ -1,12 +1,14 @@
 """Baselines: descriptors, a linear classifier tuned inside training, the study's splits."""
 
+import jax
 import numpy as np
 import pytest
 from skimage.feature import graycomatrix, graycoprops
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from twostage_jax.baselines import descriptors, linear
+from twostage_jax import models
+from twostage_jax.baselines import descriptors, frozen, linear
 
 
 def noise(seed, size=16):
@@ -97,3 +99,32 @@ def test_one_example_of_a_class_leaves_nothing_to_hold_out():
     layers = {name: features_of(labels, 1.0) for name in ("a", "b")}
     fitted = linear.fit(layers, labels, None)
     assert (fitted.layer, fitted.strength) == ("b", linear.STRENGTHS[1])
+
+
+def test_frozen_features_are_moments_of_windows_averaged_over_the_image():
+    """The source had other classes and, with dense layers, another size of images."""
+    module = models.build("caffenet_small", num_classes=2, head="dense")
+    fresh = models.init(module, jax.random.key(0), 24, 1)
+    other = models.build("caffenet_small", num_classes=5, head="dense")
+    source = models.init(other, jax.random.key(1), 40, 1)
+    images = np.stack([np.tile(noise(k, 20), (2, 2))[:, :24] for k in range(3)])
+    images = images[..., None]
+    found = frozen.features(
+        module,
+        source,
+        fresh,
+        [images],
+        24,
+        "fixed",
+        np.float32([0.5]),
+        np.float32([0.25]),
+    )
+    source["params"] |= {k: fresh["params"][k] for k in ("fc6", "fc7", "head")}
+    parts = []
+    for window in (images[:, :24], images[:, 16:]):
+        _, taps = module.apply(source, (window - 0.5) / 0.25, train=False)
+        x = np.asarray(taps["relu3"])
+        deviation = np.sqrt(x.var((1, 2)) + 1e-5)
+        parts.append(np.concatenate([x.mean((1, 2)), deviation], axis=1))
+    np.testing.assert_allclose(found["relu3"], np.mean(parts, axis=0), atol=1e-5)
+    assert list(found) == [f"relu{k}" for k in range(1, 6)]

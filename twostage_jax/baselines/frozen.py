@@ -33,13 +33,16 @@ def features(
     Args:
       module: Network for the classes of the target.
       variables: Variables of the network, for any classes.
-      fresh: Variables for the classes of the target; their head replaces the other.
+      fresh: Variables for the classes and the image size of the target; their head and
+        dense layers replace the others.
       batches: Images in [0, 1], `[n, H, W, C]` with n up to `BATCH`.
       size: Side of the network's input.
       normalise, mean, deviation: Scaling of the images, see `augment.normalise`.
     """
-    # With one shape of head all networks share a compiled program.
-    params = {**variables["params"], HEAD: fresh["params"][HEAD]}
+    # With one shape of head all networks share a compiled program. Dense layers are
+    # those of the target, since their shape may depend on the size of the image.
+    later = {HEAD, *module.HIDDEN} & set(fresh["params"])
+    params = {**variables["params"], **{name: fresh["params"][name] for name in later}}
     variables = {**variables, "params": params}
     parts: dict[str, list[np.ndarray]] = {}
     for batch in batches:
