@@ -54,8 +54,8 @@ def test_mean_and_deviation_are_those_of_each_channel_after_its_window():
     np.testing.assert_allclose(found.deviation, spread, rtol=1e-6)
 
 
-def test_fixed_mean_and_unequal_classes_are_the_default():
-    how = settings(**{"data.normalise": "fixed"})
+def test_fixed_mean_and_classes_as_frequent_as_they_are():
+    how = settings(**{"data.normalise": "fixed", "train.balance": False})
     found = stage.constants_of(how, 3, with_images(VALUES.reshape(4, 1, 2, 1)), TRAIN)
     assert found.mean.tolist() == [0.5] * 3 and found.deviation.tolist() == [0.25] * 3
     assert found.offsets.tolist() == [0, 0]
