@@ -98,6 +98,8 @@ def test_pixels_of_another_size_than_those_of_the_target_are_refused(workdir, tm
             source=str(source), out=str(out), classes="normal,ground_glass",
             patch=chest.WINDOW, spacing=spacing, lungs="off", workers=1,
         )  # fmt: skip
+    # Nothing is known of the pixels of a folder of images.
+    assert external.score(workdir, sets["p3"], tmp_path / "data").is_dir()
     (path,) = workdir.glob("stages/*/lineage.json")
     lineage = json.loads(path.read_text())
     lineage["settings"]["data"].update(
