@@ -25,7 +25,8 @@ import pages
 from twostage_jax import cli
 from twostage_jax.ct.series import find_series
 from twostage_jax.errors import NOTICE
-from twostage_jax.maps.classify import Classifier, How, parse_spacing, parse_window
+from twostage_jax.maps import scale
+from twostage_jax.maps.classify import Classifier, How
 from twostage_jax.maps.extent import UNCLASSIFIED
 from twostage_jax.maps.run import map_folder, series_name
 from twostage_jax.study import artifacts
@@ -142,8 +143,8 @@ def main() -> None:
     first = artifacts.find(flags.run, arms[0])
     options = How(
         stride=flags.stride,
-        window=parse_window(flags.window, first),
-        spacing=parse_spacing(flags.spacing, first),
+        window=scale.parse_window(flags.window, first),
+        spacing=scale.parse_spacing(flags.spacing, first),
     )
     found = {arm: measure(flags.run, arm, flags.dicom, options) for arm in arms}
     numbers = {"settings": options.settings(), "notice": NOTICE, "arms": found}

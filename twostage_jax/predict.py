@@ -111,7 +111,8 @@ def predict(
         )
     write.check_installed()
     cli.use_cores()
-    from twostage_jax.maps import classify
+    from twostage_jax.maps import scale
+    from twostage_jax.maps.classify import Classifier, How
     from twostage_jax.maps.run import map_folder
     from twostage_jax.study import artifacts
 
@@ -123,12 +124,12 @@ def predict(
             "this stage was imported from a file without a head, so it has no classes "
             "to map. Give the folder of a target stage, or the workdir.",
         )
-    how = classify.How(
+    how = How(
         stride=stride,
-        window=classify.parse_window(window, found),
-        spacing=classify.parse_spacing(spacing, found),
+        window=scale.parse_window(window, found),
+        spacing=scale.parse_spacing(spacing, found),
     )
-    classifier = classify.Classifier(found, how.window)
+    classifier = Classifier(found, how.window)
     unlike = classifier.reference or "not judged: the stage run lacks novelty.npz"
     print(f"{found}\n{how}\n{UNLIKE}: {unlike}")
     print("\n".join(found.notices), flush=True)

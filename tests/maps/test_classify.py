@@ -9,7 +9,7 @@ from chest import WINDOW, Channels, chest, write_chest, write_run
 from scipy import ndimage
 
 from twostage_jax import models
-from twostage_jax.maps import classify
+from twostage_jax.maps import classify, scale
 from twostage_jax.maps.classify import Classifier, How
 from twostage_jax.maps.run import map_folder
 from twostage_jax.study import artifacts
@@ -25,41 +25,41 @@ def test_window_is_the_trainings_unless_it_saw_no_hu(tmp_path):
     )
     unknown = artifacts.find(write_run(tmp_path / "c", units=None))
     with refused_at("--window"):
-        classify.parse_window("", unknown)
-    assert classify.parse_window("", of_hu) == (-400, 1000)
-    assert classify.parse_window("-500, 1400", of_hu) == (-500, 1400)
-    assert classify.parse_window("-500,1400", of_pictures) == (-500, 1400)
+        scale.parse_window("", unknown)
+    assert scale.parse_window("", of_hu) == (-400, 1000)
+    assert scale.parse_window("-500, 1400", of_hu) == (-500, 1400)
+    assert scale.parse_window("-500,1400", of_pictures) == (-500, 1400)
     wrong = ("x", "-600", "-600,0", "-600,nan", "1,2,3,4,5,6", "1,2,")
     for text, run in (("", of_pictures), *((text, of_hu) for text in wrong)):
         with refused_at("--window"):
-            classify.parse_window(text, run)
+            scale.parse_window(text, run)
 
 
 def test_spacing_is_the_trainings_unless_another_is_given(tmp_path):
     as_scanned = artifacts.find(write_run(tmp_path / "a"))
     resampled = artifacts.find(write_run(tmp_path / "b", options={"spacing": 0.7}))
-    assert classify.parse_spacing(None, as_scanned) is None
-    assert classify.parse_spacing(None, resampled) == 0.7
-    assert classify.parse_spacing(0.9, resampled) == 0.9
-    assert classify.parse_spacing(0, resampled) is None
+    assert scale.parse_spacing(None, as_scanned) is None
+    assert scale.parse_spacing(None, resampled) == 0.7
+    assert scale.parse_spacing(0.9, resampled) == 0.9
+    assert scale.parse_spacing(0, resampled) is None
     for wrong in (-1, 0.01, 11, float("nan")):
         with refused_at("--spacing"):
-            classify.parse_spacing(wrong, resampled)
+            scale.parse_spacing(wrong, resampled)
 
 
 def test_spacing_of_a_prepared_set_is_read_beside_it(tmp_path):
     settings = {"source": "prepared", "options": {"path": str(tmp_path)}}
     run = artifacts.find(write_run(tmp_path / "study", **settings))
-    assert classify.parse_window("", run) == (-600, 1500)
+    assert scale.parse_window("", run) == (-600, 1500)
     with refused_at("--spacing"):
-        classify.parse_spacing(None, run)
+        scale.parse_spacing(None, run)
     made = {"fingerprint": "feed" * 16, "settings": {"spacing": 0.8}}
     (tmp_path / "dataset.json").write_text(json.dumps(made))
-    assert classify.parse_spacing(None, run) == 0.8
+    assert scale.parse_spacing(None, run) == 0.8
     made["fingerprint"] = "dead" * 16
     (tmp_path / "dataset.json").write_text(json.dumps(made))
     with refused_at("--spacing"):
-        classify.parse_spacing(None, run)
+        scale.parse_spacing(None, run)
 
 
 def test_more_classes_than_a_map_can_hold_are_refused(tmp_path, brightness):
@@ -89,7 +89,7 @@ def test_three_windows_are_the_three_channels_of_the_network(tmp_path, monkeypat
     )
     assert ill.sum() > 20 and sound.sum() > 20
     for window, classes in [("", (3, 2)), ("-700,100,-800,1200,2000,100", (2, 1))]:
-        window = classify.parse_window(window, run)
+        window = scale.parse_window(window, run)
         asked = How(stride=2, window=window, spacing=None)
         found = classify.classify(hu, lungs, (3.0, 3.0), Classifier(run, window), asked)
         for where, label in zip((sound, ill), classes, strict=True):

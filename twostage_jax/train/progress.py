@@ -1,9 +1,7 @@
 """Progress of a run: bars on the terminal, event files for TensorBoard."""
 
 import contextlib
-import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +38,9 @@ class Progress:
         if not runtime.is_main():
             yield Watch(lambda place, step, metrics: None, self.stop)
             return
+        # Imported only for training: tensorboardX loads slowly.
+        from twostage_jax.train.events import Events
+
         numbers = f"{self.done + 1}"
         title = str(runs[0])
         if len(runs) > 1:
@@ -75,43 +76,6 @@ class Progress:
             with bar:
                 yield Watch(step, self.stop)
         self.done += len(runs)
-
-
-class Events:
-    """An event file, written in the calling thread.
-
-    tensorboardX's writer uses a thread. If the disk is full, the thread dies, and adding
-    an event then blocks forever.
-    """
-
-    # tensorboardX loads slowly, and only training needs it.
-    def __init__(self, folder: Path) -> None:
-        from tensorboardX import record_writer
-
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.0f}.{os.getpid()}"
-        self._file = record_writer.RecordWriter(str(folder / name))
-        self._write(file_version="brain.Event:2")
-
-    def add(self, tag: str, value: float, step: int) -> None:
-        """Adds the value of a scalar at a step."""
-        from tensorboardX.summary import scalar
-
-        self._write(step=step, summary=scalar(tag, value))
-
-    def flush(self) -> None:
-        """Writes what was added."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-    def _write(self, **fields: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        event = Event(wall_time=time.time(), **fields)
-        self._file.write(event.SerializeToString())
 
 
 def _tag(metric: str) -> str:
