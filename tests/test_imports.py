@@ -11,7 +11,7 @@ from basics import REPOSITORY
 PACKAGE = REPOSITORY / "twostage_jax"
 # From the bottom. Rooms of one layer may import one another, but not in a circle.
 LAYERS = (
-    ("__init__", "errors", "io", "folders", "runtime"),
+    ("__init__", "errors", "notices", "io", "folders", "runtime"),
     ("models", "ct", "transfer", "stats", "config"),
     ("train", "data", "baselines"),
     ("explain", "maps", "report", "study"),

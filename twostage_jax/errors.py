@@ -1,4 +1,4 @@
-"""Messages to the user: errors, suggestions, counted notes, and the notice on outputs."""
+"""Messages to the user: errors, suggestions for misspelled names, counted notes."""
 
 import difflib
 import errno
@@ -9,15 +9,6 @@ from pathlib import Path
 
 # Largest number of notes per data set; a set that needs more is badly damaged.
 MOST_LINES = 20
-NOTICE = "Research use only, not for diagnosis"
-# Statements on whether the training images were synthetic (None: not recorded), in full,
-# and short for fields of 64 or 79 characters that also contain the notice.
-ORIGINS = {
-    True: "Model trained on synthetic images, not on patients",
-    None: "Whether the model was trained on synthetic images is not recorded",
-    False: "",
-}
-SHORT_ORIGINS = {True: "synthetic training", None: "training unknown", False: ""}
 
 
 class UserError(Exception):
@@ -108,17 +99,6 @@ class Notes(Counter[tuple[str, str]]):
     def from_json(cls, entries: Iterable[tuple[str, str, int]]) -> "Notes":
         """Returns notes from the entries of `to_json`."""
         return cls({(subject, note): count for subject, note, count in entries})
-
-
-def notices(synthetic: bool | None, *, short: bool = False) -> tuple[str, ...]:
-    """Returns the notice that every output carries, and the origin of the training data.
-
-    Args:
-      synthetic: Whether the model was trained on synthetic images; None if not recorded.
-      short: Whether both must fit a field of 64 characters.
-    """
-    origin = (SHORT_ORIGINS if short else ORIGINS)[synthetic]
-    return tuple(filter(None, (NOTICE, origin)))
 
 
 def plain(text: str, longest: int | None = None) -> str:

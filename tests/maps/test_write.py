@@ -8,9 +8,9 @@ from basics import refused_at
 from ct_files import write_ct
 
 from twostage_jax.ct.series import find_series, read_volume
-from twostage_jax.errors import NOTICE
 from twostage_jax.maps import write
 from twostage_jax.maps.extent import Measure
+from twostage_jax.notices import NOTICE
 
 nibabel = pytest.importorskip("nibabel", reason="nibabel is not installed")
 # Rows and columns turned by 30 degrees about z, and a tilt about the rows.

@@ -19,8 +19,9 @@ from twostage_jax.ct import privacy
 from twostage_jax.ct.dicom import LUNG_WINDOW, hashed, window
 from twostage_jax.ct.series import Series
 from twostage_jax.data.dataset import Dataset, Made, Recipe
-from twostage_jax.errors import NOTICE, UserError
+from twostage_jax.errors import UserError
 from twostage_jax.io import inert
+from twostage_jax.notices import NOTICE
 
 # Description of the set, written last, so that it marks a complete folder.
 DESCRIPTION = "dataset.json"

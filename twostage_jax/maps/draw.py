@@ -17,8 +17,9 @@ from scipy import ndimage
 from twostage_jax.ct.dicom import LUNG_WINDOW
 from twostage_jax.ct.dicom import window as windowed
 from twostage_jax.ct.patches import resample_mask
-from twostage_jax.errors import NOTICE, plain
+from twostage_jax.errors import plain
 from twostage_jax.maps.extent import UNCLASSIFIED, UNLIKE
+from twostage_jax.notices import NOTICE
 
 NORMAL_NAMES = ("normal", "healthy")
 # Okabe and Ito 2008, "Color Universal Design": distinguishable with all forms of colour

@@ -24,12 +24,13 @@ from twostage_jax.ct.lung_files import GivenLungs, air_remark
 from twostage_jax.ct.lungs import Lungs, find_lungs
 from twostage_jax.ct.series import Series, check_air, find_series, read_volume
 from twostage_jax.data.dataset import digest
-from twostage_jax.errors import UserError, notices, plain
+from twostage_jax.errors import UserError, plain
 from twostage_jax.io import shown
 from twostage_jax.maps import draw, extent, write
 from twostage_jax.maps.classify import Classifier, How, Maps, classify
 from twostage_jax.maps.extent import UNLIKE
 from twostage_jax.maps.seg import write_segmentation
+from twostage_jax.notices import notices
 from twostage_jax.study.artifacts import Trained
 
 # Bump when the same model and settings give different files.

@@ -12,9 +12,10 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from twostage_jax.ct.decode import quiet
 from twostage_jax.ct.dicom import Header
 from twostage_jax.ct.series import sort_series
-from twostage_jax.errors import SHORT_ORIGINS, UserError, notices, plain
+from twostage_jax.errors import UserError, plain
 from twostage_jax.maps.draw import colour, is_normal
 from twostage_jax.maps.extent import UNLIKE
+from twostage_jax.notices import SHORT_ORIGINS, notices
 from twostage_jax.runtime import versions
 
 # Attributes that every image must have but may leave empty (DICOM type 2); some

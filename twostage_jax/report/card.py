@@ -12,7 +12,8 @@ from typing import Any
 import jinja2
 
 from twostage_jax.config import TARGET, AugmentConfig
-from twostage_jax.errors import NOTICE, ORIGINS, UserError, plain
+from twostage_jax.errors import UserError, plain
+from twostage_jax.notices import NOTICE, ORIGINS
 from twostage_jax.report import score_tables, study_table, tables
 from twostage_jax.report.analysis import METRIC, Scores, of_arms
 from twostage_jax.report.artefacts import StageRecord, stage_record

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from twostage_jax.config import TARGET, AugmentConfig
-from twostage_jax.errors import NOTICE
+from twostage_jax.notices import NOTICE
 from twostage_jax.report import (
     checklist,
     cohort,

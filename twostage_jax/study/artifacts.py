@@ -18,7 +18,8 @@ from twostage_jax.config import (
 from twostage_jax.data import cohort, prepared_folder
 from twostage_jax.data.dataset import SPLITS, Dataset, digest
 from twostage_jax.data.splits import Splits, copies
-from twostage_jax.errors import UserError, did_you_mean, notices
+from twostage_jax.errors import UserError, did_you_mean
+from twostage_jax.notices import notices
 from twostage_jax.runtime import versions
 from twostage_jax.stats import metrics
 
