@@ -251,7 +251,7 @@ class AugmentConfig:
         a fraction of its width. Only images in HU have a window.
       average: Whether the predictions of the trained network are means over all
         orientations of `flip`, eight of 'dihedral', and over windows that cover the
-        image. Otherwise it sees the centre, as stored.
+        image. Otherwise they are for its centre, as stored.
     """
 
     flip: Literal["none", "horizontal", "dihedral"] = "none"

@@ -139,8 +139,8 @@ def test_predictions_are_means_over_orientations_of_windows_that_cover_the_image
     )
     np.testing.assert_allclose(averaged, by_hand, atol=1e-6)
     whole, _ = evaluate.applied(
-        settings.model, DataConfig("folder", normalise="fixed"), constants(), variables,
-        dataset.images, 3, averaging,
+        settings.model, DataConfig("folder", normalise="fixed"), constants().mean,
+        constants().deviation, variables, dataset.images, 3, averaging,
     )  # fmt: skip
     np.testing.assert_allclose(whole, by_hand, atol=1e-6)
 

@@ -47,13 +47,12 @@ def features(
     parts: dict[str, list[np.ndarray]] = {}
     for batch in batches:
         padded = np.pad(batch, [(0, BATCH - len(batch)), *[(0, 0)] * 3])
-        corners = augment.windows(*batch.shape[1:3], size)
-        found = [
-            _forward(module, variables, window, normalise, mean, deviation)
-            for window in (
-                padded[:, top : top + size, left : left + size] for top, left in corners
+        found = []
+        for top, left in augment.windows(*batch.shape[1:3], size):
+            window = padded[:, top : top + size, left : left + size]
+            found.append(
+                _forward(module, variables, window, normalise, mean, deviation)
             )
-        ]
         for name in found[0]:
             values = sum(np.asarray(one[name]) for one in found) / len(found)
             parts.setdefault(name, []).append(values[: len(batch)])

@@ -86,7 +86,7 @@ class Trained:
         return notices(self.synthetic)
 
     def spacing(self) -> float | None:
-        """Returns the mm per pixel that the CT was resampled to; None = as scanned.
+        """Returns the mm per pixel that images were resampled to; None = they were not.
 
         Raises:
           ValueError: Unknown, since the set of `twostage prepare` has gone or changed.

@@ -158,8 +158,6 @@ def _labels(dataset: Dataset, class_names: tuple[str, ...], folder: Path) -> np.
 
 def _probabilities(run: artifacts.Trained, dataset: Dataset) -> np.ndarray:
     """Returns the class probabilities `[N, K]` of a network."""
-    scale = np.asarray(run.mean, np.float32), np.asarray(run.deviation, np.float32)
-    unused = np.zeros(len(run.class_names), np.float32)
     variables = checkpoint.load_network(
         run.folder / "variables",
         steps.build_model(run.model, len(run.class_names), None),
@@ -169,7 +167,8 @@ def _probabilities(run: artifacts.Trained, dataset: Dataset) -> np.ndarray:
     probabilities, _ = evaluate.applied(
         run.model,
         DataConfig(source=run.source, normalise=run.normalise, window=run.window),
-        steps.Constants(unused, *scale),
+        np.asarray(run.mean, np.float32),
+        np.asarray(run.deviation, np.float32),
         variables,
         dataset.images,
         len(run.class_names),

@@ -390,7 +390,8 @@ def _export_novelty(materials: Materials, one: Prepared, variables: PyTree) -> N
     _, features = evaluate.applied(
         config.network(one.run.stage),
         one.run.settings(config).data,
-        one.constants,
+        one.constants.mean,
+        one.constants.deviation,
         variables,
         dataset.images[indices],
         dataset.num_classes,

@@ -54,7 +54,8 @@ def predict(
 def applied(
     network: ModelConfig,
     data: DataConfig,
-    constants: steps.Constants,
+    mean: np.ndarray,
+    deviation: np.ndarray,
     variables: PyTree,
     images: Any,
     num_classes: int,
@@ -66,7 +67,8 @@ def applied(
 
     Args:
       network, data: Settings of the network, and of the scaling of its images.
-      constants, variables: Host arrays.
+      mean, deviation: Mean and standard deviation of images in [0, 1], `[C]`.
+      variables: Variables of the network, on the host.
       images: `[N, H, W, C]` as stored.
       num_classes: Size of the network's output.
       augmentation: Changes in training, which define the views to average over.
@@ -78,13 +80,8 @@ def applied(
         part = images[first : first + EVAL_BATCH]
         # Batches of one size, so that the program is compiled once.
         rest = [(0, EVAL_BATCH - len(part)), (0, 0), (0, 0), (0, 0)]
-        found = [
-            program(
-                variables, np.pad(part, rest), constants.mean, constants.deviation,
-                view,
-            )
-            for view in views
-        ]  # fmt: skip
+        batch = jax.device_put(np.pad(part, rest))
+        found = [program(variables, batch, mean, deviation, view) for view in views]
         parts.append([_mean(one)[: len(part)] for one in zip(*found, strict=True)])
     return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
 

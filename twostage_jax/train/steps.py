@@ -200,9 +200,9 @@ def forward(
       network: Settings of the network.
       normalise, window: Scaling of the images, see `train.augment`.
     """
-    images = augment.to_unit(images, window, network.channels)
     if view is not None:
         images = augment.seen(images, view, network.image_size)
+    images = augment.to_unit(images, window, network.channels)
     images = augment.normalise(images, normalise, mean, deviation)
     logits, taps = model.apply(variables, images, train=False)
     return jax.nn.softmax(logits), models.descriptor(taps)
