@@ -58,6 +58,13 @@ def test_batches_are_rounded_up_to_what_the_devices_of_all_processes_share(proce
     assert Placement(1, 2).whole(256) == 258
 
 
+def test_only_a_batch_in_several_parts_has_an_axis_to_combine_them(process):
+    assert Placement(1, 1).axis_name is None and Placement(3, 2).axis_name is None
+    assert Placement(1, 2).axis_name == parallel.AXIS
+    process(1, count=2)
+    assert Placement(1, 1).axis_name == parallel.AXIS
+
+
 @pytest.mark.parametrize(
     ("backend", "cores", "devices"),
     [("cpu", True, 1), ("cpu", False, 8), ("gpu", True, 8)],

@@ -43,9 +43,18 @@ class Placement:
         return self.runs == 1
 
     @property
+    def parts(self) -> int:
+        """Number of parts of a run's batch, over the devices of all processes."""
+        return self.devices * jax.process_count() if self.spread else 1
+
+    @property
     def axis_name(self) -> str | None:
-        """The axis over which a step combines its parts of the batch."""
-        return AXIS if self.spread else None
+        """The axis over which a step combines the parts of a batch; None for one part.
+
+        Collectives over one device would compute the same, but double the time that a
+        step takes to compile.
+        """
+        return AXIS if self.parts > 1 else None
 
     @property
     def runs_per_device(self) -> int:
@@ -93,9 +102,7 @@ class Placement:
             return filled.reshape(
                 self.devices, self.runs_per_device, *batches.shape[1:]
             )
-        split = batches.reshape(
-            *batches.shape[:-1], self.devices * jax.process_count(), -1
-        )
+        split = batches.reshape(*batches.shape[:-1], self.parts, -1)
         first = jax.process_index() * self.devices
         return np.moveaxis(split, -2, 0)[first : first + self.devices]
 
@@ -119,8 +126,7 @@ class Placement:
 
     def whole(self, batch_size: int) -> int:
         """Returns the next batch size that the devices can share."""
-        parts = self.devices * jax.process_count() if self.spread else 1
-        return -(-batch_size // parts) * parts
+        return -(-batch_size // self.parts) * self.parts
 
     def _filled(self, rows: np.ndarray) -> np.ndarray:
         free = self.devices * self.runs_per_device - len(rows)
@@ -275,12 +281,10 @@ def _host_loop(one_step: Callable, axis_name: str | None) -> Callable:
         state: TrainState, data: Any, items: Any, key: Any, constants: Any
     ) -> Any:
         metrics = []
-        devices, _, steps = jax.tree.leaves(items)[0].shape[:3]
-        meet = axis_name is not None and devices * jax.process_count() > 1
-        for i in range(steps):
+        for i in range(jax.tree.leaves(items)[0].shape[2]):
             item = jax.tree.map(lambda array, i=i: array[:, :, i], items)
             state, step_metrics = one_step(state, data, item, key, constants)
-            if meet:
+            if axis_name is not None:
                 # Two running programs whose parts wait for each other, such as this step
                 # and the next or a check of the stop flag, can deadlock: each may hold
                 # the processor's threads that the other needs.
