@@ -81,6 +81,8 @@ def test_notebook_never_names_tensorflow(notebook):
 def test_notebook_runs_from_end_to_end(notebook, tmp_path, monkeypatch, user_cache):
     monkeypatch.setenv("XDG_CACHE_HOME", str(user_cache))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    # As in test_main.py, with the same programs.
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     # Whatever the user keeps elsewhere stays out of the test.
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     smoke = {
