@@ -24,11 +24,11 @@ import pages
 
 from twostage_jax import cli
 from twostage_jax.ct.series import find_series
-from twostage_jax.errors import NOTICE
 from twostage_jax.maps import scale
 from twostage_jax.maps.classify import Classifier, How
 from twostage_jax.maps.extent import UNCLASSIFIED
 from twostage_jax.maps.run import map_folder, series_name
+from twostage_jax.notices import NOTICE
 from twostage_jax.study import artifacts
 
 # Words in the reason for which a series without lung is refused.

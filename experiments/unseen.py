@@ -186,7 +186,7 @@ def windows_of(
         inside = np.zeros(slab.shape[1:], bool)
         resampled = patches.resample_mask(mask[z], grid.shape)
         inside[: grid.shape[0], : grid.shape[1]] = resampled
-        shares = classify.shares(inside, grid.rows, grid.columns, size)
+        shares = classify.fractions_inside(inside, grid.rows, grid.columns, size)
         for r, c in np.argwhere(used[0]):
             rows = slice(grid.rows[r], grid.rows[r] + size)
             columns = slice(grid.columns[c], grid.columns[c] + size)

@@ -1,7 +1,11 @@
-"""Layers of the package: no import runs upwards, and no test imports another test."""
+"""Layers of the package: no import runs upwards, and no test imports another test.
+
+The scripts of `experiments/`, which no test runs, use names that the package has.
+"""
 
 import ast
 import graphlib
+import importlib
 import subprocess
 import sys
 
@@ -115,3 +119,30 @@ def test_no_test_imports_another_test():
         if target.startswith("test_")
     ]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "script",
+    sorted((REPOSITORY / "experiments").glob("*.py")),
+    ids=lambda path: path.name,
+)
+def test_scripts_use_names_that_the_package_has(script):
+    nodes = list(ast.walk(ast.parse(script.read_text())))
+    modules, missing = {}, []
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(
+            f"{PACKAGE.name}."
+        ):
+            for alias in node.names:
+                try:
+                    found = importlib.import_module(f"{node.module}.{alias.name}")
+                    modules[alias.asname or alias.name] = found
+                except ModuleNotFoundError:
+                    if not hasattr(importlib.import_module(node.module), alias.name):
+                        missing.append(f"{node.module}.{alias.name}")
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            if module is not None and not hasattr(module, node.attr):
+                missing.append(f"{module.__name__}.{node.attr}")
+    assert not missing

@@ -104,7 +104,7 @@ def test_changed_target_setting_retrains_target_stages_only(
     changed = run(
         environment, f"--workdir={workdir}", "--config.study.arms=('natural',)",
         "--config.study.baselines=()",
-        "--config.stages.target.train.balance=False",  # Without compiling anew.
+        "--config.stages.target.train.balance=False",  # Compiles nothing new.
     )  # fmt: skip
     assert "2 stage runs, 1 done." in changed.stdout
 
