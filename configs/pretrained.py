@@ -8,8 +8,9 @@ r"""Two-stage feature transfer from public weights: a file > textures > CT patch
 
 The settings are those of `patches.py`, but the natural stage takes the file instead of
 training: torchvision's ResNet-18 here, or another network with its weights
-(`--config.model.name=alexnet`). Every stage scales images as the weights expect. A rate
-that suits random parameters may destroy imported ones, so every arm chooses between two.
+(`--config.model.name=alexnet`), without dense layers. Every stage scales images as the
+weights expect. A rate that suits random parameters may destroy imported ones, so every
+arm chooses between two.
 """
 
 from pathlib import Path
@@ -27,6 +28,9 @@ def get_config() -> ConfigDict:
     config.name = "pretrained"
 
     config.model.name = "resnet18"
+    # Early convolutions tell textures apart; the last ones, which the network's own head
+    # reads, tell objects: experiments/imagenet.md.
+    config.model.head = "orderless"
     config.model.channels = 3  # of the weights; grey images are repeated
     config.model.image_size = 64
 

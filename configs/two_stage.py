@@ -31,8 +31,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.image_size = 32  # input height and width, pixels
     # '' = the network's own; resnets: batch or group; Caffe networks: local or batch
     config.model.norm = ""
-    # '' = the network's own; Caffe networks, alexnet: orderless or dense;
-    # efficientnet_lite0: mean or orderless
+    # '' = the network's own; Caffe networks, alexnet: orderless or dense; others: mean
+    # or orderless
     config.model.head = ""
     config.model.dropout = 0.2  # of the fully connected layers
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16

@@ -66,6 +66,15 @@ def test_values_of_the_file_arrive(raw):
     assert parsed.arms["two_stage"] == ("natural", "texture", "target")
 
 
+@pytest.mark.parametrize(
+    ("arms", "expected"), [(("scratch,",), ("scratch",)), (("",), ())]
+)
+def test_lists_of_flags_may_end_in_a_comma_or_be_empty(raw, arms, expected):
+    with raw.unlocked():
+        raw.study.arms = arms
+    assert configs.parse(raw).study.arms == expected
+
+
 def test_integer_passes_for_a_float(raw):
     raw = ConfigDict({**raw.to_dict()})
     raw.model.dropout = 0

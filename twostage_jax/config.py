@@ -105,9 +105,9 @@ class ModelConfig:
       image_size: Input height and width, pixels; 0 = those of the target's images, up
         to `data.sources.LARGEST`.
       norm: Normalisation layers; '' = the network's own (see `models.Network`).
-      head: Layers before the classes: 'orderless' (moments of the last convolutions,
-        independent of position), 'dense' (hidden dense layers, as in the paper) or
-        'mean' (means of the last convolution); '' = the network's own (see
+      head: Layers before the classes: 'orderless' (moments of early and late
+        convolutions, independent of position), 'dense' (hidden dense layers, as in the
+        paper) or 'mean' (means of the last convolution); '' = the network's own (see
         `models.Network`).
       dropout: Probability of dropping a unit of the fully connected layers.
       dtype: Data type of the computation; parameters are always float32.
@@ -660,6 +660,9 @@ def _value(kind: Any, value: Any, path: str) -> Any:
     if origin is tuple:
         if not isinstance(value, tuple | list):
             raise _error(path, f"is {value!r}: it must be a tuple.")
+        # From flags such as --config.study.arms=scratch, and --config.study.baselines=
+        if len(value) == 1 and isinstance(value[0], str):
+            value = tuple(filter(None, [value[0].removesuffix(",")]))
         if args[-1] is Ellipsis:
             return tuple(_value(args[0], item, path) for item in value)
         if len(value) != len(args):

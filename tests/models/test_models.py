@@ -274,12 +274,21 @@ def test_orderless_head_reads_mean_and_standard_deviation_of_each_channel():
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_orderless_head_reads_four_depths_of_efficientnet():
+@pytest.mark.parametrize(
+    "name, last, channels",
+    [
+        ("efficientnet_lite0", 1280, (32, 32, 144, 240, 672, 1280)),
+        ("resnet18", 512, (64, 64, 128, 256, 512)),
+        ("densenet121", 1024, (64, 256, 512, 1024, 1024)),
+        ("convnext_tiny", 768, (4 * 96, 4 * 96, 4 * 192, 4 * 384, 4 * 768)),
+    ],
+)
+def test_orderless_head_reads_maps_from_the_stem_to_the_last(name, last, channels):
     found = {}
-    for head in MODELS["efficientnet_lite0"].HEADS:
-        variables = shapes("efficientnet_lite0", 32, 1, 3, head=head)
+    for head in MODELS[name].HEADS:
+        variables = shapes(name, 32, 1, 3, head=head)
         found[head] = variables["params"][HEAD]["kernel"].shape
-    assert found == {"mean": (1280, 3), "orderless": (2 * (144 + 240 + 672 + 1280), 3)}
+    assert found == {"mean": (last, 3), "orderless": (2 * sum(channels), 3)}
 
 
 def test_orderless_head_does_not_see_where_a_feature_lies():

@@ -60,9 +60,10 @@ def fit(
     layer, strength = list(features)[-1], STRENGTHS[1]
     if folds := _folds(labels, groups):
         if len(features) > 1:
+            model = _discriminant(len(np.unique(labels)))
             layer = _best(
                 {
-                    name: [_score(_discriminant(), values, labels, *f) for f in folds]
+                    name: [_score(model, values, labels, *f) for f in folds]
                     for name, values in features.items()
                 }
             )
@@ -83,8 +84,11 @@ def _model(strength: float) -> Pipeline:
     return make_pipeline(StandardScaler(), regression)
 
 
-def _discriminant() -> Pipeline:
-    analysis = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+def _discriminant(classes: int) -> Pipeline:
+    # Equal priors: those of the data would hide what a layer knows of a rare class.
+    analysis = LinearDiscriminantAnalysis(
+        solver="lsqr", shrinkage="auto", priors=np.full(classes, 1 / classes)
+    )
     return make_pipeline(StandardScaler(), analysis)
 
 

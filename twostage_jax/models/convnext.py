@@ -67,13 +67,20 @@ class ConvNeXt(Network):
     Layers: stem_conv, stem_norm, stage1_block1 ... (see `Block`), downsample2_norm,
     downsample2_conv ... (before stages 2 to 4), last_norm, head.
 
+    The orderless head (see `Network`) replaces last_norm.
+
     Attributes:
-      dropout: Rate of the dropout before the head.
+      head: 'mean', as in the original, or 'orderless'.
+      dropout: Rate of the dropout before the head; unused by the orderless head.
     """
 
+    head: str = "mean"
+
+    HEADS: ClassVar = ("mean", "orderless")
     FIRST_LAYER: ClassVar = "stem_conv"
     MAPS: ClassVar = ("stem_norm", *ENDS)
-    RECTIFIED: ClassVar = tuple(f"{name}_gelu" for name in ENDS)
+    # The first block reads the stem's map.
+    RECTIFIED: ClassVar = ("stage1_block1_gelu", *(f"{name}_gelu" for name in ENDS))
     SIGNED: ClassVar = (
         "stem_conv", "stem_norm", *BLOCKS,
         *(f"downsample{k}_{part}" for k in (2, 3, 4) for part in ("norm", "conv")),
@@ -106,7 +113,7 @@ class ConvNeXt(Network):
           The logits and the taps stem_conv, stem_norm, stage1_block1_gelu (the wide map
           of a block), stage1_block1 (its output) ..., downsample2_norm,
           downsample2_conv, and so on to stage4_block3 [N, h, w, c]; mean, last_norm
-          [N, 768]; head, the logits.
+          [N, 768], or moments; head, the logits.
 
         Raises:
           UserError: The images are smaller than 32 pixels, where the last map would be
@@ -129,8 +136,11 @@ class ConvNeXt(Network):
                 x = conv(f"downsample{stage}_conv", x, features, 2)
             for k in range(1, count + 1):
                 x = Block(self.dtype, name=f"stage{stage}_block{k}")(x, tap)
-        x = norm("last_norm", tap("mean", layers.means(x))).astype(jnp.float32)
-        x = layers.Dropout(self.dropout, self.axis_name)(x, train=train)
+        if self.head == "orderless":
+            x = tap("moments", layers.orderless(self, taps, train=train))
+        else:
+            x = norm("last_norm", tap("mean", layers.means(x))).astype(jnp.float32)
+            x = layers.Dropout(self.dropout, self.axis_name)(x, train=train)
         return tap(layers.HEAD, layers.head(self.num_classes)(x)), taps
 
     @classmethod

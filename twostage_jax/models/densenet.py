@@ -48,24 +48,28 @@ class Layer(nn.Module):
 
 
 class DenseNet(Network):
-    """A stem, four dense blocks with transitions between them, global mean, a classifier.
+    """A stem, four dense blocks with transitions between them, global mean or moments,
+    a classifier.
 
     Layers: stem_conv, stem_norm, block1_layer1 ... (see `Layer`), transition1_norm,
     transition1_conv ..., last_norm, head.
 
     Attributes:
-      dropout: Rate of the dropout before the head.
+      head: 'mean', as in the original, or 'orderless' (see `Network`).
+      dropout: Rate of the dropout before the head; unused by the orderless head.
     """
 
+    head: str = "mean"
     norm: str = "batch"
 
     NORMS: ClassVar = ("batch",)
+    HEADS: ClassVar = ("mean", "orderless")
     FIRST_LAYER: ClassVar = "stem_conv"
     MAPS: ClassVar = (
         "stem_relu", "transition1_relu", "transition2_relu", "transition3_relu",
         "last_relu",
     )  # fmt: skip
-    RECTIFIED: ClassVar = MAPS[1:]
+    RECTIFIED: ClassVar = MAPS
     # Norms come between them and the ReLUs.
     SIGNED: ClassVar = (
         "stem_conv", "block1", "transition1_conv", "transition1_pool", "block2",
@@ -90,7 +94,8 @@ class DenseNet(Network):
         Returns:
           The logits and the taps stem_conv, stem_norm, stem_relu, stem_pool; block1,
           transition1_norm, transition1_relu, transition1_conv, transition1_pool, and so
-          on to block4; last_norm, last_relu [N, h, w, c]; mean [N, 1024]; head, the
+          on to block4; last_norm, last_relu [N, h, w, c]; mean [N, 1024] or
+          moments [N, 4096]; head, the
           logits.
 
         Raises:
@@ -122,8 +127,7 @@ class DenseNet(Network):
                 name = f"transition{block}"
                 x = conv(name, norm_relu(name, x), x.shape[-1] // 2)
                 x = tap(f"{name}_pool", layers.mean_pool(x))
-        x = tap("mean", layers.means(norm_relu("last", x)))
-        x = layers.Dropout(self.dropout, self.axis_name)(x, train=train)
+        x = layers.pooled(self, norm_relu("last", x), taps, tap, train=train)
         return tap(layers.HEAD, layers.head(self.num_classes)(x)), taps
 
     @classmethod

@@ -97,8 +97,7 @@ class EfficientNetLite0(Network):
 
     Layers: stem_conv, stem_norm, stage1_block1 ... (see `Block`), last_conv, last_norm,
     head. The head reads the means of the last convolution over the image, as the
-    original does. The orderless head reads the mean and standard deviation of each
-    channel (see `layers.orderless`) of the maps of `RECTIFIED`.
+    original does, or is orderless (see `Network`).
 
     Attributes:
       head: 'mean' or 'orderless'.
@@ -118,9 +117,11 @@ class EfficientNetLite0(Network):
         "stage4_block3_relu", "stage5_block3_relu", "stage6_block4_relu",
         "stage7_block1_relu", "last_relu",
     )  # fmt: skip
-    # At a quarter, an eighth, a sixteenth and a thirty-second of the image's side.
+    # At a half (twice), a quarter, an eighth, a sixteenth and a thirty-second of the
+    # image's side.
     RECTIFIED: ClassVar = (
-        "stage2_block2_relu", "stage3_block2_relu", "stage5_block3_relu", "last_relu",
+        "stem_relu", "stage1_block1_relu", "stage2_block2_relu", "stage3_block2_relu",
+        "stage5_block3_relu", "last_relu",
     )  # fmt: skip
     # A norm comes between a convolution and its ReLU; blocks end without a ReLU.
     SIGNED: ClassVar = ("stem_conv", *BLOCKS, "last_conv")
@@ -156,7 +157,7 @@ class EfficientNetLite0(Network):
           The logits and the taps stem_conv, stem_norm, stem_relu, stage1_block1_relu
           (the depthwise convolution of a block, after its ReLU6), stage1_block1 (the
           output of the block) ..., last_conv, last_norm, last_relu [N, h, w, c]; mean
-          [N, 1280] or moments [N, 4384]; head, the logits.
+          [N, 1280] or moments [N, 4800]; head, the logits.
         """
         norm = layers.make_norm(self, train=train, epsilon=1e-3)
         taps, tap = layers.recorder()
@@ -173,12 +174,7 @@ class EfficientNetLite0(Network):
         x = conv("stem", images, 32, 3, 2)
         for name, plan in BLOCKS.items():
             x = Block(*plan, norm, self.dtype, name=name)(x, tap)
-        x = conv("last", x, 1280, 1, 1)
-        if self.head == "orderless":
-            x = tap("moments", layers.orderless(self, taps, train=train))
-        else:
-            x = tap("mean", layers.means(x))
-            x = layers.Dropout(self.dropout, self.axis_name)(x, train=train)
+        x = layers.pooled(self, conv("last", x, 1280, 1, 1), taps, tap, train=train)
         return tap(layers.HEAD, layers.head(self.num_classes)(x)), taps
 
     @classmethod

@@ -306,6 +306,29 @@ def orderless(
     return norm(x)
 
 
+def pooled(
+    network: nn.Module,
+    x: jax.Array,
+    taps: dict[str, jax.Array],
+    tap: Callable[..., jax.Array],
+    *,
+    train: bool,
+) -> jax.Array:
+    """Returns the input of a head that is 'mean' or 'orderless', `[N, features]`.
+
+    Args:
+      network: Network that calls this, with the fields `head` and `dropout`.
+      x: Its last map `[N, h, w, c]`.
+      taps: Activations `[N, h, w, c]` by name.
+      tap: Adds to them: 'mean' or 'moments', before dropout.
+      train: Whether to drop out, and to standardise moments over the batch.
+    """
+    if network.head == "orderless":
+        return tap("moments", orderless(network, taps, train=train))
+    x = tap("mean", means(x))
+    return Dropout(network.dropout, network.axis_name)(x, train=train)
+
+
 def head(num_classes: int) -> nn.Dense:
     """Returns the classifier layer; float32 inputs give float32 logits."""
     return nn.Dense(num_classes, kernel_init=head_init, name=HEAD)

@@ -26,7 +26,9 @@ class Network(nn.Module):
       dtype: Data type of the computation; parameters and logits are float32.
       axis_name: Name of the mapped axis that a batch is spread over, or None.
       NORMS: Accepted values of `norm`; empty without a choice.
-      HEADS: Accepted values of a field `head`; empty without such a field.
+      HEADS: Accepted values of a field `head`; empty without such a field. 'orderless'
+        reads the mean and standard deviation of each channel of the maps of `RECTIFIED`
+        (see `layers.orderless`).
       HIDDEN: Layers that the dense head alone has.
       FIRST_LAYER: Name of the layer with the kernels that read the image.
       MAPS: Taps `[N, h, w, c]` whose channels figures show, first to last; empty for

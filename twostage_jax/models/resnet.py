@@ -70,26 +70,29 @@ class Block(nn.Module):
 
 
 class ResNet(Network):
-    """A stem, four stages of residual blocks, global mean, a classifier.
+    """A stem, four stages of residual blocks, global mean or moments, a classifier.
 
     Layers: stem_conv, stem_norm, stage1_block1 ... (see `Block`), head. Any size of
     image fits; below about 64 pixels the last stages see one or two positions only.
 
     Attributes:
-      dropout: Rate of the dropout before the head.
+      head: 'mean', as in the original, or 'orderless' (see `Network`).
+      dropout: Rate of the dropout before the head; unused by the orderless head.
       norm: 'batch' or 'group', see `layers.make_norm`.
       blocks: Number of blocks per stage.
       bottleneck: See `Block`.
     """
 
+    head: str = "mean"
     norm: str = "batch"
     blocks: tuple[int, int, int, int] = (2, 2, 2, 2)
     bottleneck: bool = False
 
     NORMS: ClassVar = ("batch", "group")
+    HEADS: ClassVar = ("mean", "orderless")
     FIRST_LAYER: ClassVar = "stem_conv"
     MAPS: ClassVar = ("stem_relu", "stage1", "stage2", "stage3", "stage4")
-    RECTIFIED: ClassVar = ("stage1", "stage2", "stage3", "stage4")
+    RECTIFIED: ClassVar = MAPS
     # Its norm comes between it and the ReLU.
     SIGNED: ClassVar = ("stem_conv",)
     CHAIN: ClassVar = False
@@ -110,8 +113,8 @@ class ResNet(Network):
         Returns:
           The logits and the taps stem_conv, stem_norm, stem_relu, stem_pool,
           stage1_block1 ... (the output of each block, after its ReLU), stage1 ...
-          stage4 (the output of the last block of each stage) [N, h, w, c]; mean [N, c];
-          head, the logits.
+          stage4 (the output of the last block of each stage) [N, h, w, c]; mean [N, c]
+          or moments; head, the logits.
         """
         norm = layers.make_norm(self, train=train)
         taps, tap = layers.recorder()
@@ -133,8 +136,7 @@ class ResNet(Network):
                 )(x)  # fmt: skip
                 x = tap(name, x)
             x = tap(f"stage{stage}", x)
-        x = tap("mean", layers.means(x))
-        x = layers.Dropout(self.dropout, self.axis_name)(x, train=train)
+        x = layers.pooled(self, x, taps, tap, train=train)
         return tap(layers.HEAD, layers.head(self.num_classes)(x)), taps
 
     @classmethod

@@ -41,7 +41,7 @@ PyTree = Any
 log = logging.getLogger(__name__)
 
 # Bump when the same settings give different results.
-RESULT_VERSION = 7
+RESULT_VERSION = 8
 # Bump when folds are drawn differently.
 FOLDS_VERSION = 1
 
