@@ -74,9 +74,9 @@ def test_split_folders_are_the_sets_own_splits(tmp_path):
 def test_a_class_may_be_called_test(tmp_path):
     for name in ("test", "control"):
         save(tmp_path / name / "sub" / "1.png", grey(5))
-    recipe = image_folder.recipe(path=str(tmp_path), size=8, group_regex="^(.*)/sub")
+    recipe = image_folder.recipe(path=str(tmp_path), size=8)
     assert recipe.class_names == ("control", "test")
-    assert examples(recipe)["test/sub/1.png"].group == "test"
+    assert examples(recipe)["test/sub/1.png"].label == 1
 
 
 def test_crops_lie_on_a_centred_grid_and_share_the_images_group(tmp_path):
@@ -264,6 +264,33 @@ def test_bad_images_are_named(root, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with refused_at(root / "cat" / "p0_0.png"):
             run(root)
+
+
+def test_one_small_image_does_not_cut_all_others(root):
+    assert image_folder.recipe(path=str(root), size=0).side == 8
+    save(root / "cat" / "thumbnail.png", grey(7, 3, 8))
+    with refused_at(root / "cat" / "thumbnail.png"):
+        image_folder.recipe(path=str(root), size=0)
+    assert image_folder.recipe(path=str(root), size=8).side == 8
+    save(root / "cat" / "thumbnail.png", grey(7, 4, 8))
+    assert image_folder.recipe(path=str(root), size=0).side == 4
+
+
+def test_an_expression_that_finds_the_class_is_refused(root):
+    with refused_at("group_regex"):
+        image_folder.recipe(path=str(root), size=8, group_regex="(cat|dog)")
+
+
+def test_colours_read_as_grey_are_noted(tmp_path):
+    ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
+    stained = np.dstack([ramp, ramp // 2, ramp])
+    for name, pixels in (("a", np.dstack([ramp] * 3)), ("b", stained)):
+        save(tmp_path / "set" / name / "1.jpg", pixels)
+    notes = {}
+    for channels in (1, 3):
+        recipe = image_folder.recipe(path=str(tmp_path / "set"), channels=channels)
+        notes[channels] = " ".join(prepare(recipe, tmp_path, workers=1).notes)
+    assert "1 of 2 images are in colour" in notes[1] and "colour" not in notes[3]
 
 
 def test_key_follows_settings_and_files(root):

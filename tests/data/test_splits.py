@@ -319,6 +319,15 @@ def test_copies_are_counted_and_named(splits):
     assert "example0051 of p17 = example0003 of p1; example0055 of p18 = " in line
 
 
+def test_copies_in_another_class_are_named(splits):
+    dataset = make_dataset(groups=GROUPS)
+    first, *others = splits.train
+    other = next(i for i in others if dataset.labels[i] != dataset.labels[first])
+    line = copies(with_images(dataset, {other: dataset.images[first]}), splits)
+    assert "1 images have a copy" in line
+    assert f"example{other:04d} of " in line and f"example{first:04d} of " in line
+
+
 def test_constant_images_are_not_copies(splits):
     dataset = make_dataset()
     assert copies(with_images(dataset, {3: 7, 51: 7}), splits) == ""

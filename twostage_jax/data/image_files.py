@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import get_args
 
 import numpy as np
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageChops, TiffImagePlugin, UnidentifiedImageError
 
 from twostage_jax.data.dataset import Kind
 from twostage_jax.errors import Notes, UserError
@@ -38,6 +38,8 @@ TURNS = {
 # Largest value of images noted as dark; number of levels up to which the conversion of
 # 16-bit images is noted.
 DARK, FEW_LEVELS = 31, 32
+# Largest difference between the channels of a grey image, from JPEG's rounding.
+TINT = 16
 TURNED = "are rotated or mirrored according to their EXIF or TIFF orientation."
 TRANSPARENT = (
     "have transparent pixels: transparency is ignored, and the colours stored under it "
@@ -51,6 +53,7 @@ LOST_LEVELS = (
     f"have 16 bits but keep at most {FEW_LEVELS} of their grey levels, because they use "
     "a small part of the range. Save them with 8 bits, scaled for display."
 )
+COLOUR = "are in colour and read as grey; config.model.channels=3 keeps the colours."
 DEEP_COLOUR = "have 16 bits per colour channel; the upper 8 are used."
 DARK_IMAGES = (
     f"are dark, with all values at most {DARK} of 255: unless intended, rescale them."
@@ -148,7 +151,18 @@ def read(
             "save it with unsigned 8 or 16 bits.",
             where=name,
         )
+    if channels == 1 and _in_colour(image):
+        notes.add("images", COLOUR)
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _in_colour(image: Image.Image) -> bool:
+    """Returns whether channels differ by more than JPEG makes those of grey images."""
+    if image.mode != "RGB":
+        return False
+    red, green, blue = image.split()
+    pairs = ((red, green), (green, blue))
+    return any(ImageChops.difference(*two).getextrema()[1] > TINT for two in pairs)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import re
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -123,6 +125,8 @@ def recipe(
         # The patches of a file are pieces of one patient.
         files = [dataclasses.replace(file, group=file.id) for file in files]
     _check_groups(root, files)
+    if group_regex:
+        _check_regex(group_regex, files)
     notes = found.notes
     if kind == "ct" and not any(file.group for file in files):
         notes = (
@@ -130,8 +134,9 @@ def recipe(
             "The images are not grouped, so patches of one patient may be in both "
             "training and test: set group_regex or group_csv.",
         )
+    side = size or crop or _common_side(root, files, shapes)
     cut = Cut(
-        size=size or crop or _common_side(root, files, shapes),
+        size=size or crop or side,
         channels=channels,
         crop=crop,
         stride=stride or crop,
@@ -302,17 +307,34 @@ def _refuse_mixture(root: Path, paths: Sequence[str], reason: str) -> None:
 def _common_side(
     root: Path, files: Sequence[File], shapes: Sequence[tuple[int, int, int]]
 ) -> int:
-    """Returns the side of the largest square that all images have, pixels."""
-    if shapes:
-        return min(min(height, width) for _, height, width in shapes)
-    sides = []
-    for file in files:
+    """Returns the side of the largest square that all images have, pixels.
+
+    Raises:
+      UserError: One image is so small that this would cut most of the others away.
+    """
+    sides = {}
+    for file, shape in itertools.zip_longest(files, shapes):
+        if shape:
+            sides[file.path] = min(shape[1:])
+            continue
         try:
             with Image.open(root / file.path) as image:
-                sides += image.size
+                sides[file.path] = min(image.size)
         except (OSError, ValueError, Image.DecompressionBombError):
             pass  # Refused by name when it is read.
-    return min(sides, default=1)
+    if not sides:
+        return 1
+    smallest = min(sides, key=sides.__getitem__)
+    usual = statistics.median(sides.values())
+    if 2 * sides[smallest] < usual:
+        where = io.shown(root / smallest)
+        raise UserError(
+            f"image {where} has a side of {sides[smallest]} pixels, but half of the images "
+            f"have {usual:g} or more, and all would be cut to the smallest: remove it, or "
+            "set size to the pixels to resize all images to.",
+            where=where,
+        )
+    return sides[smallest]
 
 
 def _grouping(group_regex: str, group_csv: str, crop: int) -> Callable[[File], str]:
@@ -328,7 +350,8 @@ def _grouping(group_regex: str, group_csv: str, crop: int) -> Callable[[File], s
                 if key in table:
                     return table[key]
             raise UserError(
-                f"group_csv {group_csv}: a row for '{file.id}' is missing.",
+                f"group_csv {group_csv}: a row for '{file.id}' is missing. Its paths look "
+                f"like '{next(iter(table), '')}'.",
                 where=group_csv,
             )
 
@@ -363,12 +386,25 @@ def _grouping(group_regex: str, group_csv: str, crop: int) -> Callable[[File], s
 def _group_table(path: Path) -> Mapping[str, str]:
     table: dict[str, str] = {}
     for line, row in io.read(path, ("path", "group")):
-        if table.setdefault(row["path"], row["group"]) != row["group"]:
+        name = row["path"].replace("\\", "/")  # Of a table written on Windows.
+        if table.setdefault(name, row["group"]) != row["group"]:
             raise UserError(
                 f"group_csv {path}, line {line}: '{row['path']}' has two groups.",
                 where=path,
             )
     return table
+
+
+def _check_regex(group_regex: str, files: Sequence[File]) -> None:
+    """Raises a UserError if the expression finds the class instead of a patient."""
+    pattern = re.compile(io.composed(group_regex))
+    ends = (pattern.search(file.name).end(1) for file in files)
+    if all(end <= file.name.find("/") for end, file in zip(ends, files, strict=True)):
+        raise UserError(
+            f"group_regex '{group_regex}' finds '{files[0].group}' in '{files[0].name}', "
+            "which is the class: it must find the patient or sample.",
+            where="group_regex",
+        )
 
 
 def _check_groups(root: Path, files: Sequence[File]) -> None:

@@ -66,9 +66,17 @@ def check(data: DataConfig, path: str) -> None:
         if required and not given:
             raise UserError(
                 f"{path}.{option} is required by data source '{data.source}'. "
-                f"Give --{path}.{option}=...",
+                f"Give --{path}.{option}=...{_or_weights(path)}",
                 where=f"{path}.{option}",
             )
+
+
+def _or_weights(path: str) -> str:
+    """Returns the alternative to the data of a source stage."""
+    stage = path.removesuffix(".data")
+    if stage.endswith(f".{TARGET}"):
+        return ""
+    return f", or --{stage}.weights=FILE to import public weights instead of training."
 
 
 def recipe(data: DataConfig, model: ModelConfig) -> Recipe:

@@ -171,9 +171,10 @@ def subset(
 
 
 def copies(dataset: Dataset, splits: Splits) -> str:
-    """Returns a warning about test images that are also in the training set, or ''.
+    """Returns a warning about copies of images, or ''.
 
-    Splits keep groups apart, but a patient may have two names. Ignores constant images
+    It names test images that are also in the training set (splits keep groups apart, but
+    a patient may have two names), and copies in another class. Ignores constant images
     (air), and sets that are not in memory.
     """
     if not isinstance(dataset.images, np.ndarray):
@@ -188,17 +189,36 @@ def copies(dataset: Dataset, splits: Splits) -> str:
         if (content := _content(dataset.images[index])) in seen
         and np.ptp(dataset.images[index])
     ]
-    if not pairs:
-        return ""
-    named = "; ".join(
-        f"{_name(dataset, i)} = {_name(dataset, j)}" for i, j in pairs[:NAMED]
-    )
-    more = "; ..." if len(pairs) > NAMED else ""
-    return (
-        f"data set '{dataset.name}': {len(pairs)} of {len(splits.test)} test images are "
-        f"also in the training or validation set, pixel for pixel ({named}{more}). Does a "
-        "patient have two names? Scores on copies are too high."
-    )
+    told = []
+    if pairs:
+        told.append(
+            f"{len(pairs)} of {len(splits.test)} test images are also in the training or "
+            f"validation set, pixel for pixel ({_named(dataset, pairs)}). Does a patient "
+            "have two names? Scores on copies are too high."
+        )
+    if pairs := _contradictions(dataset, np.concatenate([trained, splits.test])):
+        told.append(
+            f"{len(pairs)} images have a copy, pixel for pixel, in another class "
+            f"({_named(dataset, pairs)}): one of the labels is wrong."
+        )
+    return f"data set '{dataset.name}': {' '.join(told)}" if told else ""
+
+
+def _contradictions(dataset: Dataset, indices: np.ndarray) -> list[tuple[int, int]]:
+    """Returns pairs of images of equal pixels and different labels, without air."""
+    seen: dict[bytes, int] = {}
+    pairs = []
+    for index in indices.tolist():
+        first = seen.setdefault(_content(dataset.images[index]), index)
+        same = dataset.labels[first] == dataset.labels[index]
+        if not same and np.ptp(dataset.images[index]):
+            pairs.append((index, first))
+    return pairs
+
+
+def _named(dataset: Dataset, pairs: list[tuple[int, int]]) -> str:
+    names = [f"{_name(dataset, i)} = {_name(dataset, j)}" for i, j in pairs[:NAMED]]
+    return "; ".join(names + ["..."] * (len(pairs) > NAMED))
 
 
 def absent_classes(dataset: Dataset, indices: np.ndarray) -> list[str]:
