@@ -1,6 +1,7 @@
 """The command `export`: weights of a chosen run, their header, and the card."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -70,7 +71,7 @@ def test_header_says_how_to_use_the_weights(study, tmp_path):
 
 
 def test_card_has_the_scores_of_the_report_and_escapes_names(study, tmp_path):
-    workdir, *_ = study
+    workdir, *_, home = study
     export.export(run=str(workdir), seed=1, to=str(tmp_path / "model.npz"))
     text = (tmp_path / "model.md").read_text(encoding="utf-8")
     _, front, body = text.split("---\n", 2)
@@ -78,7 +79,9 @@ def test_card_has_the_scores_of_the_report_and_escapes_names(study, tmp_path):
     values = {m["type"]: m["value"] for m in index["results"][0]["metrics"]}
     full = analysis.analyse(study_table.load([workdir]), resamples=200).full
     score = full.scores.intervals["balanced_accuracy"]["two_stage"].estimate
-    assert values["balanced_accuracy"] == round(score, 4)
+    # The header is about these weights, the table about the networks of all seeds.
+    own = json.loads((home / "lineage.json").read_text())["scores"]
+    assert values["balanced_accuracy"] == round(own["balanced_accuracy"], 4)
     assert "| two-stage" in body and f"{100 * score:.1f} (" in body
     assert "best of 2 baselines: descriptors" in body and "mean-grey" not in body
     assert (
@@ -122,6 +125,23 @@ def test_imported_weights_are_named_with_their_origin(study, tmp_path):
     (row,) = [line for line in text.splitlines() if line.startswith("| natural ")]
     # Its settings of training have no effect.
     assert [cell.strip() for cell in row.split("|")][6] == "–"
+
+
+def test_a_run_without_its_earlier_stages_claims_nothing_about_them(study, tmp_path):
+    *_, home = study
+    alone = tmp_path / "elsewhere" / home.name
+    shutil.copytree(home, alone)
+    chain = json.loads((home / "lineage.json").read_text())["chain"]
+    texts = []
+    for run in (home, alone):
+        export.export(run=str(run), to=str(tmp_path / "model.npz"))
+        texts.append((tmp_path / "model.md").read_text(encoding="utf-8"))
+    assert ["without third-party weights" in text for text in texts] == [True, False]
+    assert ["third-party weights is not known" in text for text in texts] == [
+        False,
+        True,
+    ]
+    assert all(name in texts[1].replace("\\", "") for name in chain[:-1])
 
 
 def test_source_stage_does_not_take_the_scores_of_an_arm_of_its_name(

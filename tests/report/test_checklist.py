@@ -42,7 +42,7 @@ def test_items_stand_where_the_report_has_them_or_are_missing(folder):
     claim = found["claim"]
     assert claim["37"] == "Scores" and claim["23"].startswith("Settings and versions")
     # No external set, no records of the data, nothing stated.
-    for number in ("33", "35", "36", "44", "14"):
+    for number in ("12", "33", "35", "36", "44", "14"):
         assert claim[number] == checklist.MISSING
     assert claim["40"] == checklist.FOR_MANUSCRIPT
     files = re.findall(r"\((tables|figures)/(\w+)\.", " ".join(claim.values()))

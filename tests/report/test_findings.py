@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from study_files import reported, tables_of, write_study
 
@@ -197,6 +198,35 @@ def test_a_primary_endpoint_that_cannot_be_computed_says_so(tmp_path, primary):
     assert "beats" not in answer and "beats" in others
 
 
+def test_metrics_are_named_where_they_differ(tmp_path):
+    primary = ("two_stage", "scratch", "patient_accuracy")
+    chances = {"scratch": 0.7, "natural": 0.8, "two_stage": 0.9}
+    (answer, others, *_), found = told(
+        tmp_path, chances, primary=primary, fractions=(1.0, 0.5)
+    )
+    assert (
+        "in accuracy of patients averaged over the learning curve (2 sizes)" in answer
+    )
+    assert "points of balanced accuracy" in others
+    words = findings.influence_words(found.by_patient)
+    assert "in accuracy of patients averaged over the learning curve (2 sizes)" in words
+    assert "By balanced accuracy of a patient's own patches, two-stage" in words
+
+
+def test_a_class_without_test_patches_is_named(tmp_path):
+    study = study_table.load([write_study(tmp_path, {"scratch": 0.8})])
+    scores = analysis.analyse(study, 200).full.scores
+    assert findings.absent_classes(scores) == ""
+    first = scores.paired.labels.max()
+    left = dataclasses.replace(
+        scores.paired,
+        labels=np.where(scores.paired.labels == first, 0, scores.paired.labels),
+    )
+    words = findings.absent_classes(dataclasses.replace(scores, paired=left))
+    assert repr(scores.class_names[first]) in words
+    assert f"the other {len(scores.class_names) - 1} classes" in words
+
+
 def test_without_a_primary_endpoint_everything_is_exploratory(tmp_path):
     chances = {"scratch": 0.7, "natural": 0.8, "two_stage": 0.9}
     paragraphs, found = told(tmp_path, chances)
@@ -252,7 +282,7 @@ def test_the_interval_of_a_loss_has_the_sign_of_the_words(tmp_path):
     one_seed = findings.sentence(loss(0.026, 0.026), found.full.scores)
     assert "4.0 points lower than scratch in balanced accuracy" in one_seed
     for text in (worse, leaning, one_seed):
-        assert "95 % CI 0.6 to 7.0" in text
+        assert "(loss: 95 % CI 0.6 to 7.0" in text
     # 'First minus second' has a sign, and so has its interval.
     unsure = findings.sentence(loss(0.2, 0.2), scores)
     assert "is −4.0 points in balanced accuracy (95 % CI −7.0 to −0.6" in unsure
@@ -263,10 +293,8 @@ def test_an_area_lost_has_a_positive_interval(tmp_path):
     _, found = told(tmp_path, chances, fractions=(1.0, 0.5))
     gain = found.size_study.area_gains["two_stage"]
     assert gain.high < 0
-    words = (
-        f"lower than scratch (95 % CI {-100 * gain.high:.1f} to {-100 * gain.low:.1f}"
-    )
-    assert words in size_words(found)[-1]
+    ends = f"{-100 * gain.high:.1f} to {-100 * gain.low:.1f}"
+    assert f"lower than scratch (loss: 95 % CI {ends}" in size_words(found)[-1]
 
 
 @pytest.mark.parametrize(

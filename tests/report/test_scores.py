@@ -95,6 +95,10 @@ def test_ensemble_is_the_mean_of_the_probabilities_of_an_example(tmp_path):
         assert gain == pytest.approx(expected - np.mean(single))
         assert float(line["ensemble low"]) < expected < float(line["ensemble high"])
     assert score_tables.OTHER_PATIENTS in table.note
+    # There is one ensemble, so its variation over training patients is unknown.
+    for ensemble, gain in scores.ensembles.values():
+        assert ensemble.these is None and gain.these is None
+    assert all(one.these for one in scores.intervals["balanced_accuracy"].values())
 
 
 def test_one_seed_has_no_ensemble(tmp_path):

@@ -9,7 +9,7 @@ from basics import refused_at
 from ct_files import SERIES, write_ct
 
 from twostage_jax import prepare as prepare_command
-from twostage_jax.study import external
+from twostage_jax.study import artifacts, external
 
 CLASSES = ("ground_glass", "normal")
 PREDICTIONS = "predictions/scratch-seed0-fraction1-fold0.npz"
@@ -57,6 +57,18 @@ def test_every_example_is_predicted_with_the_labels_of_the_study(workdir, tmp_pa
     assert described["name"] == "hospital"
     assert described["shared_patients"] == 1
     assert described["cohort"]["classes"]["test"]["examples"] == [3, 3]
+
+
+def test_patients_that_the_networks_were_trained_on_are_shared(workdir, tmp_path):
+    folder, data = write_set(tmp_path / "hospital"), tmp_path / "data"
+    out = external.score(workdir, folder, data)
+    assert json.loads((out / "set.json").read_text())["training_known"] is False
+    (lineage,) = workdir.glob("stages/*/lineage.json")
+    np.savez(lineage.with_name(artifacts.TRAINED), groups=np.array(["p1", "p2", "q"]))
+    described = json.loads(
+        (external.score(workdir, folder, data) / "set.json").read_text()
+    )
+    assert described["training_known"] is True and described["shared_patients"] == 3
 
 
 def test_classes_that_the_study_lacks_are_refused(workdir, tmp_path):

@@ -10,7 +10,7 @@ from small_study import datasets, parsed, runs_of
 from tiny_study import ONE, TINY, tiny_study
 
 from twostage_jax import models
-from twostage_jax.study import stage
+from twostage_jax.study import artifacts, stage
 from twostage_jax.study.plan import split_of
 from twostage_jax.train import checkpoint, novelty, steps
 
@@ -154,6 +154,8 @@ def test_target_run_leaves_what_its_training_images_look_like(tmp_path, tiny_stu
     found = novelty.load(folder, run.hash)
     # By hand: the images as the network takes them, and what it sees of them.
     train = split_of(config, dataset, run).train
+    with np.load(folder / artifacts.TRAINED) as saved:
+        assert set(saved["groups"]) == set(dataset.groups[train])
     images = (dataset.images[train] / 255 - 0.5) / 0.25
     module = steps.build_model(config.model, dataset.num_classes, None)
     variables = checkpoint.load_variables(folder / "variables")

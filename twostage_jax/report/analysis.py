@@ -98,13 +98,16 @@ class Scores:
     def ensembles(self) -> Mapping[str, tuple[Interval, Difference]]:
         """Arm -> balanced accuracy of its seeds' networks together, and minus one of them.
 
-        Empty with one seed. `p_holm` is over the arms.
+        Empty with one seed. `p_holm` is over the arms. Intervals hold for the training
+        patients of the study: there is just one ensemble, so its variation over training
+        patients cannot be estimated.
         """
         if len(self.seeds) < 2:
             return {}
         found, gains = [], []
         for seeds in self.arms.values():
-            both = {"ensemble": together(seeds), "single": seeds}
+            single = [dataclasses.replace(one, folds=None) for one in seeds]
+            both = {"ensemble": together(single), "single": single}
             scores = of_arms(both, self.resamples, self.level, (METRIC,))
             found.append(scores.intervals[METRIC]["ensemble"])
             gains.append(scores.minus("single")["ensemble"])
@@ -227,6 +230,8 @@ class ByPatient:
 
     Attributes:
       difference: Arms, metric and estimate.
+      sizes: Number of sizes of the target set that it is over.
+      score: Title of the metric of `scores`.
       patients: Names of the P patients.
       patches: Number of test patches per patient, `[P]`.
       scores: Score of each patient's patches by either arm, mean over seeds and sizes,
@@ -236,6 +241,8 @@ class ByPatient:
     """
 
     difference: Difference
+    sizes: int
+    score: str
     patients: tuple[str, ...]
     patches: np.ndarray
     scores: np.ndarray
@@ -458,7 +465,9 @@ def _by_patient(
     paired = pair({f"{a}, n={n:g}": arms[a][n] for a in arms for n in sorted(arms[a])})
     additive = metrics.metric(paired, metric)
     contrast = np.concatenate([weights, -weights])
-    counts = metrics.METRICS[metric].counts or metrics.balanced_accuracy
+    counts = metrics.METRICS[metric].counts
+    shown = metric if counts else METRIC
+    counts = counts or metrics.balanced_accuracy
     own = counts(paired.cells).mean(1).reshape(2, len(weights), -1)
     taking_part = np.flatnonzero(additive.shares > 0)
     estimate = contrast @ additive.score(additive.sums.sum(2)).mean(-1)
@@ -466,6 +475,8 @@ def _by_patient(
         Difference(
             float(estimate), None, None, first=first, second=second, metric=metric
         ),
+        len(weights),
+        metrics.METRICS[shown].title,
         tuple(paired.groups[p] for p in taking_part),
         paired.sizes[taking_part],
         np.einsum("afp,f->ap", own, weights)[:, taking_part],

@@ -37,7 +37,8 @@ def page(folder: Path, arm: str, weights: str, pytorch: str, licence: str = "") 
     """
     record = stage_record(folder)
     *before, _ = (folder.parent / Path(name).name for name in record.lineage["chain"])
-    chain = [stage_record(home) for home in before if (home / "lineage.json").is_file()]
+    found = {home.name: (home / "lineage.json").is_file() for home in before}
+    chain = [stage_record(home) for home in before if found[home.name]]
     study, scores, reason = _scores(folder, arm, record)
     lineage = record.lineage
     environment = jinja2.Environment(
@@ -60,6 +61,8 @@ def page(folder: Path, arm: str, weights: str, pytorch: str, licence: str = "") 
         notice=NOTICE,
         origin=ORIGINS[lineage["data"].get("synthetic")],
         stages=tables.markdown(_stages([*chain, record])),
+        unknown=[name for name, here in found.items() if not here],
+        folds=study.config["study"]["folds"] if study else 0,
         imported=[
             one.lineage["imported"] for one in chain if "imported" in one.lineage
         ],
@@ -187,14 +190,17 @@ def _build(lineage: Mapping[str, Any]) -> str:
 def _index(
     arm: str, lineage: Mapping[str, Any], scores: Scores | None
 ) -> list[dict[str, Any]]:
-    """Returns the scores in the format of Hugging Face's model index."""
+    """Returns the scores of these weights in the format of Hugging Face's model index.
+
+    They are those of this one network, not the means over seeds and folds.
+    """
     if scores is None:
         return []
     data = plain(str(lineage["data"]["name"]))
     metrics = [
-        {"type": name, "name": title, "value": round(one.estimate, 4)}
+        {"type": name, "name": title, "value": round(own, 4)}
         for name, title in COLUMNS.items()
-        if (one := scores.intervals[name].get(arm))
+        if (own := lineage["scores"].get(name)) is not None
     ]
     task = {"type": "image-classification"}
     result = {"task": task, "dataset": {"type": data, "name": data}, "metrics": metrics}

@@ -55,7 +55,6 @@ def section(study: Study, sections: Sequence[Section], primary: bool) -> Section
 
 def _places(study: Study, sections: Sequence[Section]) -> Iterator[tuple[str, str]]:
     """Yields each place that the report has, with its description."""
-    yield "warnings", "Missing and skipped"
     for one in sections:
         for part in walk(one.parts):
             if file := file_of(part):

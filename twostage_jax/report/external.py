@@ -28,6 +28,7 @@ from twostage_jax.report.study_table import (
     named_predictions,
 )
 from twostage_jax.report.tables import LONGEST_NAME, Column, Table, arm_name, plural
+from twostage_jax.report.text import absent_classes
 from twostage_jax.stats.arms import Predictions
 
 DESCRIPTIONS = "external/*/set.json"
@@ -38,7 +39,7 @@ def section(study: Study, analysis: Analysis, notes: list[str]) -> list[Part]:
     parts: list[Part] = []
     for number, (name, described, scores) in enumerate(_found(study, analysis, notes)):
         parts.append(_table(number, name, scores, analysis.baseline))
-        parts.append(Text(_words(described)))
+        parts.append(Text(_words(described, scores)))
         acquisition = (described.get("cohort") or {}).get("acquisition")
         if acquisition:
             table = acquisition_table(
@@ -104,14 +105,13 @@ def _table(number: int, name: str, scores: Scores, base: str) -> Table:
         f"patches of {patients}, mean of {plural(len(scores.seeds), 'network')} per arm.",
         [Column("arm", "arm"), *score_columns(), *gains],
         [[arm, *score_cells(scores, arm), *cells[arm]] for arm in scores.arms],
-        "This set was not used for training or selection. "
-        + how(scores).replace("and seeds", "and networks"),
+        how(scores).replace("and seeds", "and networks"),
     )
 
 
-def _words(described: Mapping[str, Any]) -> str:
+def _words(described: Mapping[str, Any], scores: Scores) -> str:
     """Returns caveats about a set."""
-    told = []
+    told = [absent_classes(scores)]
     shared = described.get("shared_patients")
     if shared is None:
         told.append("The set does not identify patients.")
@@ -120,8 +120,16 @@ def _words(described: Mapping[str, Any]) -> str:
             f"{shared} of its patients also occur by name in the target set: these are "
             "not external."
         )
+    elif not described.get("training_known"):
+        told.append(
+            "Whether its patients are among those that the networks were trained on is "
+            "unknown: an earlier version did not record these."
+        )
     else:
-        told.append("Its patients and those of the target set have different names.")
+        told.append(
+            "This set was not used for training or selection: its patients and those of "
+            "the target set have different names."
+        )
     if described.get("synthetic"):
         told.append("Its images are synthetic.")
-    return " ".join(told)
+    return " ".join(filter(None, told))

@@ -36,7 +36,8 @@ def write_run(workdir: Path) -> None:
       workdir: Run folder with `results.json`; the report goes into its `report/`.
     """
     results = io.read_json(workdir / "results.json")
-    folds = results["config"]["study"]["folds"]
+    study = results["config"]["study"]
+    folds = study["folds"]
     rows, others = (
         pool_folds(workdir, results[name], folds) for name in ("rows", "baselines")
     )
@@ -46,10 +47,16 @@ def write_run(workdir: Path) -> None:
     seeds = len({row["seed"] for row in rows})
     tested = max(row["n_test"] for row in rows)  # Rows that lack a fold have fewer.
     together = f"; the predictions of all {folds} folds are pooled"
+    # One setting for the whole study is chosen on the validation groups of all folds.
+    unused = "training" if folds and study.get("grid") else "training or selection"
+    chosen = (
+        " Settings were chosen on validation groups, which other folds test; baselines "
+        "choose theirs within training groups."
+    )
     words = (
-        "Scores on test groups that were not used for training or selection"
+        f"Scores on test groups that were not used for {unused}"
         f"{together if folds else ''}; {tested:,} test examples, "
-        f"{plural(seeds, 'seed')}."
+        f"{plural(seeds, 'seed')}.{chosen if unused == 'training' else ''}"
     )
     page = f"# {results['config']['name']}\n\n{table}\n\n{words}\n"
     io.write_text(workdir / "results.md", page)

@@ -47,8 +47,8 @@ HOW = "Brackets give 95 % confidence intervals over test {units} and seeds{new}.
 REASONS = 2
 # A patient may have patches of several classes, as its regions do.
 REGION_LEVEL = (
-    "Patches are averaged within the outlined regions of one true class: this scores "
-    "regions, and is not a diagnosis of a patient."
+    "A region is all patches of one patient and one true class, which are averaged: the "
+    "true class selects them, so this is not a diagnosis of a patient."
 )
 FOLDS_AUROC = " Patches are ranked within their fold."
 BOTH = (
@@ -166,7 +166,8 @@ def ensemble_tables(study: Study, scores: Scores) -> list[Table]:
             [arm, scores.intervals[METRIC][arm], one, gain, gain.p_value, gain.p_holm]
             for arm, (one, gain) in found.items()
         ],
-        f"{how(scores, [one for one, _ in found.values()])}"
+        f"{how(scores, [one for one, _ in found.values()])} Intervals and p of this table "
+        "hold for the training patients of this study, except the intervals of one network."
         f"{OTHER_PATIENTS * study.folds_anew} Corrected p-values are Holm's over "
         f"{len(found)} arms.",
     )

@@ -36,6 +36,7 @@ from twostage_jax.stats.intervals import (
     holm,
 )
 from twostage_jax.stats.learning_curve import describe_size
+from twostage_jax.stats.metrics import METRICS, OF_PATIENTS
 
 SCORE = "balanced accuracy"
 CHANCE = "with a single seed the effect cannot be separated from chance"
@@ -67,7 +68,7 @@ def summary(study: Study, analysis: Analysis) -> list[str]:
             else "Exploratory, because no primary endpoint was named"
         )
         known = any(one.low is not None for one in scores.differences[METRIC])
-        units = "points, 95 % CI, Holm-corrected p" if known else "points"
+        units = f"points of {SCORE}{', 95 % CI, Holm-corrected p' if known else ''}"
         paragraphs.append(f"{lead} ({units}): {others}.")
     return [*paragraphs, _basis(study, analysis)]
 
@@ -86,10 +87,11 @@ def influence_words(found: ByPatient) -> str:
     sign = "" if same else " The sign depends on single patients."
     return capital(
         f"{first} minus {second} is {_signed(one.estimate)} points in "
-        f"{one.metric.replace('_', ' ')}, and {low} to {high} points if any one patient "
-        f"is excluded. Excluding {found.patients[most]} changes it most, to "
-        f"{_signed(found.without[most])} points.{sign} {capital(first)} scores higher in "
-        f"{found.ahead} of {len(found.patients)} patients, lower in {found.behind}."
+        f"{_score_over(one.metric, found.sizes)}, and {low} to {high} points if any one "
+        f"patient is excluded. Excluding {found.patients[most]} changes it most, to "
+        f"{_signed(found.without[most])} points.{sign} By {found.score} of a patient's own "
+        f"patches, {first} scores higher in {found.ahead} of {len(found.patients)} "
+        f"patients, lower in {found.behind}."
     )
 
 
@@ -128,9 +130,7 @@ def verdict(one: Difference, p_value: float | None) -> str:
 def primary_words(primary: Primary) -> str:
     """Returns the answer of the primary endpoint in words."""
     one = primary.difference
-    score = one.metric.replace("_", " ")
-    if primary.sizes > 1:
-        score = f"mean {score} over {primary.sizes} sizes"
+    score = _score_over(one.metric, primary.sizes)
     if primary.reason:
         return (
             f"The primary endpoint, {arm_name(one.first)} minus {arm_name(one.second)} "
@@ -144,7 +144,7 @@ def primary_words(primary: Primary) -> str:
 
 def sentence(one: Difference, scores: Scores) -> str:
     """Returns one difference in words, with its p-value corrected over all pairs."""
-    score, pairs = one.metric.replace("_", " "), len(scores.differences[one.metric])
+    score, pairs = _score_over(one.metric), len(scores.differences[one.metric])
     return _sentence(one, one.p_holm, score, len(scores.seeds), pairs=pairs)
 
 
@@ -177,7 +177,8 @@ def _sentence(
     def sure(interval: Difference) -> str:
         over = f", Holm-corrected over {pairs} pairs" if pairs > 1 else ""
         p = [] if p_value is None else [f"p {_equals(p_value)}{over}"]
-        return f"({'; '.join([_readings(interval), *p, *notes])})"
+        loss = "loss: " if interval is not one else ""
+        return f"({'; '.join([loss + _readings(interval), *p, *notes])})"
 
     told = _as_told(one)
     if seeds == 1:
@@ -287,7 +288,8 @@ def _over_sizes(analysis: Analysis) -> str:
         gain = study.area_gains[arm]
         more = "higher" if gain.estimate >= 0 else "lower"
         told, p_value = gain if gain.estimate >= 0 else gain.turned(), gain.p_holm
-        notes = ["no interval" if gain.low is None else _readings(told)]
+        loss = "" if told is gain else "loss: "
+        notes = ["no interval" if gain.low is None else loss + _readings(told)]
         if p_value is not None:
             several = len(study.area_gains)
             over = f", Holm-corrected over {several} arms" if several > 1 else ""
@@ -344,6 +346,8 @@ def _basis(study: Study, analysis: Analysis) -> str:
             "The data do not identify patients, so the intervals are too narrow if "
             "several patches come from one patient."
         )
+    if absent := absent_classes(scores):
+        parts.append(absent)
     if study.missing:
         several = len(study.missing) > 1
         parts.append(
@@ -406,6 +410,31 @@ def _equals(p_value: float) -> str:
     """Returns '= 0.012' or '< 0.001'."""
     text = p_text(p_value)
     return text if text.startswith("<") else f"= {text}"
+
+
+def _score_over(metric: str, sizes: int = 1) -> str:
+    """Returns a metric in words, such as 'balanced accuracy'."""
+    known = metric in METRICS
+    name = METRICS[metric].title if known else metric.replace("_", " ")
+    if metric in OF_PATIENTS:
+        name = f"{name} of patients"
+    return (
+        f"{name} averaged over the learning curve ({sizes} sizes)"
+        if sizes > 1
+        else name
+    )
+
+
+def absent_classes(scores: Scores) -> str:
+    """Returns a sentence on classes without test examples, or ''."""
+    counts = np.bincount(scores.paired.labels, minlength=len(scores.class_names))
+    names = [scores.class_names[k] for k in np.flatnonzero(counts == 0)]
+    if not names:
+        return ""
+    return (
+        f"No test patch is of class {listed(map(repr, names))}: balanced accuracy is over "
+        f"the other {len(counts) - len(names)} classes, and AUROC is undefined."
+    )
 
 
 def capital(text: str) -> str:

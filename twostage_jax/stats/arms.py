@@ -239,8 +239,8 @@ def regions(predictions: Predictions) -> Predictions:
     """Returns region-level predictions: one for each (patient, true class).
 
     The probabilities of a patient's patches of one true class are averaged (soft vote).
-    The true class selects the patches, so this scores outlined regions; it is not a
-    diagnosis of a patient, for which labels are unavailable.
+    The true class selects the patches, as an outline would; this is not a diagnosis of a
+    patient, for which labels are unavailable.
 
     Returns:
       Predictions sorted by group, then label; ids are 'GROUP/LABEL'.

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 PREFERRED_ARM = "two_stage"
 # Fields that identify a row of a study.
 PLACE = ("arm", "seed", "fraction", "fold")
+# File of a target stage run with the groups of its training examples.
+TRAINED = "trained.npz"
 
 
 @dataclasses.dataclass(frozen=True)

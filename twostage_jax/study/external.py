@@ -74,6 +74,7 @@ def score(workdir: Path, folder: Path, data_dir: Path) -> Path:
         "fingerprint": dataset.fingerprint,
         "synthetic": dataset.synthetic,
         "shared_patients": _shared(workdir, rows, dataset),
+        "training_known": all(path.is_file() for path in _trained(workdir, rows)),
         "cohort": describe(dataset, Splits(none, none, everything)),
         "stage_runs": {
             Path(row["predictions"]).name: row["stage_runs"][-1] for row in rows
@@ -182,17 +183,21 @@ def _shared(
 ) -> int | None:
     """Returns the number of patients named like one of the target; None if unnamed.
 
-    Patients of the target are those of test and validation examples; with folds, all.
+    Runs of earlier versions did not record the patients they were trained on.
     """
     if dataset.groups is None:
         return None
     known: set[str] = set()
-    for row in rows:
-        for path in (
-            workdir / row["predictions"],
-            workdir / "stages" / row["stage_runs"][-1] / "validation.npz",
-        ):
+    for trained, row in zip(_trained(workdir, rows), rows, strict=True):
+        tested = workdir / row["predictions"]
+        for path in (tested, trained, trained.with_name("validation.npz")):
             if path.is_file():
                 with np.load(path, allow_pickle=False) as saved:
                     known |= set(saved["groups"].astype(str).tolist())
     return len(known & set(map(str, dataset.groups)))
+
+
+def _trained(workdir: Path, rows: list[Mapping[str, Any]]) -> list[Path]:
+    """Returns the files with the groups that the networks were trained on."""
+    stages = workdir / "stages"
+    return [stages / row["stage_runs"][-1] / artifacts.TRAINED for row in rows]

@@ -135,7 +135,8 @@ def run_stages(
 
     Writes into the folder of each: `variables/`, `transfer.json` (if it has a parent),
     `predictions.npz` and `validation.npz` (predictions of test and validation examples),
-    `novelty.npz` (target stages only) and, last, `lineage.json`. Until all runs are
+    `trained.npz` (groups of the training examples) and `novelty.npz` (both for target
+    stages only) and, last, `lineage.json`. Until all runs are
     complete there are also `states/`, saved during training, and `under_way.json`, which
     names the runs, so that runs started together are resumed together.
 
@@ -373,6 +374,8 @@ def _export(
         folder / "validation.npz", dataset, one.splits.validation, on_validation
     )
     if one.run.stage == TARGET:
+        trained = np.unique(artifacts.group_names(dataset, one.splits.train))
+        artifacts.save_arrays(folder / artifacts.TRAINED, groups=trained)
         _export_novelty(materials, one, fitted.variables)
     told = artifacts.lineage(
         materials.config, dataset, one.run, one.splits, one.constants, fitted,
