@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from sklearn.metrics import balanced_accuracy_score
 from study_files import reported, tables_of, write_study
 
 from twostage_jax.report import analysis, study_table
@@ -338,6 +339,40 @@ def test_two_stage_is_compared_with_the_best_baseline(tmp_path):
     assert -0.2 < best.difference.estimate < -0.1 and best.difference.high < 0
     assert "two-stage is worse than descriptors (best of 2" in paragraphs[1]
     assert f"by {-100 * best.difference.estimate:.1f} (" in paragraphs[1]
+
+
+def test_a_baseline_comparison_that_rests_on_one_patient_says_so(tmp_path):
+    chances = {"scratch": 0.7, "two_stage": 0.9}
+    seen = {}
+    for skill in (0.3, 0.9):
+        (_, others, *_), found = told(
+            tmp_path / str(skill), chances, baselines={"descriptors": skill}
+        )
+        (one,) = found.full.baselines
+        champion = found.full.scores.arms[found.champion]
+        study = study_table.load([tmp_path / str(skill)])
+        own = [study.joined("descriptors", seed.seed, 1.0) for seed in champion]
+        gains = [
+            np.mean(
+                [
+                    score(a, patient) - score(b, patient)
+                    for a, b in zip(champion, own, strict=True)
+                ]
+            )
+            for patient in np.unique(champion[0].groups)
+        ]
+        assert one.without == pytest.approx((min(gains), max(gains)))
+        seen[skill] = "depends on single patients" in others
+        assert seen[skill] == (min(gains) <= 0 <= max(gains))
+    assert not seen[0.3]
+
+
+def score(predictions, without):
+    """Balanced accuracy without one patient, by scikit-learn."""
+    kept = predictions.groups != without
+    return balanced_accuracy_score(
+        predictions.labels[kept], predictions.probabilities[kept].argmax(1)
+    )
 
 
 def test_a_baseline_that_is_far_behind_is_beaten(tmp_path):

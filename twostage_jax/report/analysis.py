@@ -174,11 +174,14 @@ class Baseline(NamedTuple):
       name: Name, such as 'descriptors'.
       score: Balanced accuracy, mean over seeds, and interval.
       difference: Champion minus baseline, not corrected for multiplicity.
+      without: Smallest and largest difference without one patient; None if patients are
+        unknown.
     """
 
     name: str
     score: Interval
     difference: Difference
+    without: tuple[float, float] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -516,7 +519,15 @@ def _baselines(
         pair_of_arms = {champion: arms[champion], name: own}
         both = of_arms(pair_of_arms, resamples, named=(METRIC,))
         difference = both.minus(name)[champion]
-        found.append(Baseline(name, both.intervals[METRIC][name], difference))
+        without = None
+        if both.groups:
+            scores = intervals.without_each(metrics.metric(both.paired, METRIC)).mean(
+                -1
+            )
+            gains = scores[:, 0] - scores[:, 1]
+            without = float(gains.min()), float(gains.max())
+        score = both.intervals[METRIC][name]
+        found.append(Baseline(name, score, difference, without))
     return sorted(found, key=lambda one: -one.score.estimate)
 
 

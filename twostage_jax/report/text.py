@@ -13,6 +13,7 @@ import numpy as np
 from twostage_jax.report.analysis import (
     METRIC,
     Analysis,
+    Baseline,
     ByPatient,
     Primary,
     Scores,
@@ -206,6 +207,9 @@ def _others(analysis: Analysis, pairs: Iterable[Difference]) -> str:
         count, name = len(baselines), arm_name(baselines[0].name)
         among = f"best of {count} baselines" if count > 1 else "the only baseline"
         found.insert(0, (baselines[0].difference, p_holm, f"{name} ({among})"))
+        fragile = _fragile(baselines[0])
+    else:
+        fragile = ""
     champion = arm_name(analysis.champion)
     leads = {
         "better": f"{champion} beats",
@@ -225,10 +229,22 @@ def _others(analysis: Analysis, pairs: Iterable[Difference]) -> str:
         sure = "" if told.low is None else f" ({_range(told)}{p})"
         text = f"{second} {by}{_signed(told.estimate)}{sure}"
         clauses.setdefault(answer, []).append(text)
-    return "; ".join(
+    told = "; ".join(
         f"{lead} {listed(clauses[answer])}"
         for answer, lead in leads.items()
         if answer in clauses
+    )
+    return told + fragile
+
+
+def _fragile(one: Baseline) -> str:
+    """Returns a remark if the sign of the difference rests on one patient, or ''."""
+    if one.without is None or one.without[0] * one.without[1] > 0:
+        return ""
+    low, high = map(_signed, one.without)
+    return (
+        f"; without any one patient, the difference from {arm_name(one.name)} is {low} to "
+        f"{high}, so its sign depends on single patients"
     )
 
 
