@@ -13,7 +13,7 @@ from study_files import CLASSES, write_study
 from twostage_jax.report import analysis, score_tables, study_table, tables
 from twostage_jax.report.tables import Column, Table
 from twostage_jax.stats import metrics
-from twostage_jax.stats.arms import pair, regions
+from twostage_jax.stats.arms import Predictions, pair, regions
 from twostage_jax.stats.intervals import Interval
 from twostage_jax.stats.learning_curve import Match
 
@@ -236,3 +236,19 @@ def test_values_are_shown_rounded_and_stored_whole():
     ]  # fmt: skip
     assert len(header) == len(line) == len(empty) and set(empty) == {""}
     assert "| –" in tables.markdown(table)
+
+
+def test_agreement_is_undefined_where_true_fractions_do_not_vary():
+    rng = np.random.default_rng(0)
+    arms = {}
+    for share in (2, 3):  # Patches of class 1 among the four of the last patient.
+        labels = np.array([0, 0, 1, 1] * 7 + [1] * share + [0] * (4 - share))
+        chances = rng.dirichlet((1, 1), len(labels))
+        ids, groups = np.arange(32).astype(str), np.repeat(np.arange(8), 4).astype(str)
+        one = Predictions(ids, groups, labels, chances, class_names=("a", "b"))
+        scores = analysis.of_arms({"scratch": [one]}, 200)
+        (_, arms[share]) = score_tables.patient_tables(scores)
+    assert [row[4] for row in arms[2].rows] == [None, None]
+    assert "same true fraction" in arms[2].note
+    assert all(row[4].estimate is not None for row in arms[3].rows)
+    assert "same true fraction" not in arms[3].note

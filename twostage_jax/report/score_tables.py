@@ -232,14 +232,26 @@ def patient_tables(scores: Scores) -> list[Table]:
         "balanced accuracy is over the classes present in the patient. "
         f"{how(scores)}",
     )
-    true = (scores.paired.supports / scores.paired.sizes[:, None]).mean(0)
+    true = scores.paired.supports / scores.paired.sizes[:, None]
+    vary = np.ptp(true, axis=0) > 0
     rows = [
-        [name, arm, share, found["error"][arm], found["agreement"][arm]]
-        for name, share, found in zip(
-            scores.class_names, true.tolist(), scores.of_shares, strict=True
+        [
+            name,
+            arm,
+            share,
+            found["error"][arm],
+            found["agreement"][arm] if varies else None,
+        ]
+        for name, share, varies, found in zip(
+            scores.class_names,
+            true.mean(0).tolist(),
+            vary,
+            scores.of_shares,
+            strict=True,
         )
         for arm in scores.arms
     ]
+    dash = "" if vary.all() else " A dash: all patients have the same true fraction."
     of_shares = Table(
         "patient_shares",
         "Fraction of each class in the patches of a patient, predicted against true: "
@@ -253,8 +265,8 @@ def patient_tables(scores: Scores) -> list[Table]:
         ],
         rows,
         "All patches of a patient are counted, by predicted class and by label. "
-        "ICC(A,1): absolute agreement over patients, 1 at best (McGraw & Wong 1996). "
-        f"{how(scores, [cell for row in rows for cell in row[3:]])}",
+        "ICC(A,1): absolute agreement over patients, 1 at best (McGraw & Wong 1996)."
+        f"{dash} {how(scores, [cell for row in rows for cell in row[3:]])}",
     )
     return [of_patients, of_shares]
 
