@@ -74,9 +74,9 @@ def test_split_folders_are_the_sets_own_splits(tmp_path):
 def test_a_class_may_be_called_test(tmp_path):
     for name in ("test", "control"):
         save(tmp_path / name / "sub" / "1.png", grey(5))
-    recipe = image_folder.recipe(path=str(tmp_path), size=8)
+    recipe = image_folder.recipe(path=str(tmp_path), size=8, group_regex="^(.*)/1")
     assert recipe.class_names == ("control", "test")
-    assert examples(recipe)["test/sub/1.png"].label == 1
+    assert examples(recipe)["test/sub/1.png"].group == "test/sub"
 
 
 def test_crops_lie_on_a_centred_grid_and_share_the_images_group(tmp_path):

@@ -136,7 +136,7 @@ def recipe(
         )
     side = size or crop or _common_side(root, files, shapes)
     cut = Cut(
-        size=size or crop or side,
+        size=side,
         channels=channels,
         crop=crop,
         stride=stride or crop,

@@ -180,40 +180,32 @@ def copies(dataset: Dataset, splits: Splits) -> str:
     if not isinstance(dataset.images, np.ndarray):
         return ""
     trained = np.concatenate([splits.train, splits.validation])
+    indices = np.concatenate([trained, splits.test]).tolist()
+    # Each image with the first of equal pixels: a training image if there is one.
     seen: dict[bytes, int] = {}
-    for index in trained.tolist():
-        seen.setdefault(_content(dataset.images[index]), index)
+    firsts = [seen.setdefault(_content(dataset.images[i]), i) for i in indices]
     pairs = [
-        (index, seen[content])
-        for index in splits.test.tolist()
-        if (content := _content(dataset.images[index])) in seen
-        and np.ptp(dataset.images[index])
+        (index, first)
+        for index, first in zip(indices, firsts, strict=True)
+        if index != first and np.ptp(dataset.images[index])
     ]
+    among, tested = set(trained.tolist()), set(splits.test.tolist())
+    leaks = [pair for pair in pairs if pair[0] in tested and pair[1] in among]
+    labels = dataset.labels
+    contradictions = [(i, first) for i, first in pairs if labels[i] != labels[first]]
     told = []
-    if pairs:
+    if leaks:
         told.append(
-            f"{len(pairs)} of {len(splits.test)} test images are also in the training or "
-            f"validation set, pixel for pixel ({_named(dataset, pairs)}). Does a patient "
+            f"{len(leaks)} of {len(splits.test)} test images are also in the training or "
+            f"validation set, pixel for pixel ({_named(dataset, leaks)}). Does a patient "
             "have two names? Scores on copies are too high."
         )
-    if pairs := _contradictions(dataset, np.concatenate([trained, splits.test])):
+    if contradictions:
         told.append(
-            f"{len(pairs)} images have a copy, pixel for pixel, in another class "
-            f"({_named(dataset, pairs)}): one of the labels is wrong."
+            f"{len(contradictions)} images have a copy, pixel for pixel, in another class "
+            f"({_named(dataset, contradictions)}): one of the labels is wrong."
         )
     return f"data set '{dataset.name}': {' '.join(told)}" if told else ""
-
-
-def _contradictions(dataset: Dataset, indices: np.ndarray) -> list[tuple[int, int]]:
-    """Returns pairs of images of equal pixels and different labels, without air."""
-    seen: dict[bytes, int] = {}
-    pairs = []
-    for index in indices.tolist():
-        first = seen.setdefault(_content(dataset.images[index]), index)
-        same = dataset.labels[first] == dataset.labels[index]
-        if not same and np.ptp(dataset.images[index]):
-            pairs.append((index, first))
-    return pairs
 
 
 def _named(dataset: Dataset, pairs: list[tuple[int, int]]) -> str:

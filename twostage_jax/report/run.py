@@ -47,16 +47,18 @@ def write_run(workdir: Path) -> None:
     seeds = len({row["seed"] for row in rows})
     tested = max(row["n_test"] for row in rows)  # Rows that lack a fold have fewer.
     together = f"; the predictions of all {folds} folds are pooled"
-    # One setting for the whole study is chosen on the validation groups of all folds.
-    unused = "training" if folds and study.get("grid") else "training or selection"
-    chosen = (
-        " Settings were chosen on validation groups, which other folds test; baselines "
-        "choose theirs within training groups."
-    )
+    unused, chosen = "training or selection", ""
+    if folds and study.get("grid"):
+        # One setting for the whole study is chosen on the validation groups of all folds.
+        unused = "training"
+        chosen = (
+            " Settings were chosen on validation groups, which other folds test; baselines "
+            "choose theirs within training groups."
+        )
     words = (
         f"Scores on test groups that were not used for {unused}"
         f"{together if folds else ''}; {tested:,} test examples, "
-        f"{plural(seeds, 'seed')}.{chosen if unused == 'training' else ''}"
+        f"{plural(seeds, 'seed')}.{chosen}"
     )
     page = f"# {results['config']['name']}\n\n{table}\n\n{words}\n"
     io.write_text(workdir / "results.md", page)

@@ -207,9 +207,6 @@ def _others(analysis: Analysis, pairs: Iterable[Difference]) -> str:
         count, name = len(baselines), arm_name(baselines[0].name)
         among = f"best of {count} baselines" if count > 1 else "the only baseline"
         found.insert(0, (baselines[0].difference, p_holm, f"{name} ({among})"))
-        fragile = _fragile(baselines[0])
-    else:
-        fragile = ""
     champion = arm_name(analysis.champion)
     leads = {
         "better": f"{champion} beats",
@@ -234,7 +231,7 @@ def _others(analysis: Analysis, pairs: Iterable[Difference]) -> str:
         for answer, lead in leads.items()
         if answer in clauses
     )
-    return told + fragile
+    return told + (_fragile(baselines[0]) if baselines else "")
 
 
 def _fragile(one: Baseline) -> str:

@@ -136,9 +136,9 @@ def run_stages(
     Writes into the folder of each: `variables/`, `transfer.json` (if it has a parent),
     `predictions.npz` and `validation.npz` (predictions of test and validation examples),
     `trained.npz` (groups of the training examples) and `novelty.npz` (both for target
-    stages only) and, last, `lineage.json`. Until all runs are
-    complete there are also `states/`, saved during training, and `under_way.json`, which
-    names the runs, so that runs started together are resumed together.
+    stages only) and, last, `lineage.json`. Until all runs are complete there are also
+    `states/`, saved during training, and `under_way.json`, which names the runs, so that
+    runs started together are resumed together.
 
     Args:
       materials: Settings, data and folder of the study.
