@@ -47,9 +47,11 @@ class Block(nn.Module):
         count = x.shape[-1]
 
         def dense(name: str, y: jax.Array, features: int) -> jax.Array:
-            return nn.Dense(
+            layer = nn.Dense(
                 features, dtype=self.dtype, kernel_init=layers.he_normal, name=name
-            )(y)
+            )
+            # A product of two matrices, see `convolution`.
+            return layer(y.reshape(-1, y.shape[-1])).reshape(*y.shape[:-1], -1)
 
         y = layers.Conv(
             count, 7, pad=3, groups=count, dtype=self.dtype, name="depthwise_conv"

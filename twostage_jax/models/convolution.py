@@ -32,9 +32,9 @@ def convolve(
     on a CPU.
 
     Where XLA's convolution is slow on a CPU, another form with the same result replaces
-    it: a matrix product for kernels of one pixel and for very small maps, a sum of
-    shifted images for a kernel on every channel, and a sum of products of matrices for
-    the kernel gradient of large maps.
+    it: one matrix product for windows that do not overlap and for very small maps, a sum
+    of shifted images for a kernel on every channel, and a sum of products of matrices
+    for the kernel gradient of large maps.
 
     Args:
       x: Images or activations.
@@ -54,7 +54,7 @@ def convolve(
     if 1 < groups == x.shape[-1] == kernel.shape[-1]:
         return _depthwise(x, kernel, strides, margins)
     small = min(x.shape[1:3]) < size or max(windows) <= 2
-    form = _window_product if small else _convolution
+    form = _window_product if small or strides >= size else _convolution
     conv = functools.partial(form, strides=strides, margins=margins)
     if groups == 1:
         return conv(x, kernel)
@@ -118,18 +118,22 @@ def shifted(x: jax.Array, size: int, strides: int) -> list[jax.Array]:
 def _window_product(
     x: jax.Array, kernel: jax.Array, strides: int, margins: Margins
 ) -> jax.Array:
-    """Returns the cross-correlation as the product of all windows with the kernel."""
+    """Returns the cross-correlation as the product of all windows with the kernel.
+
+    The product is one of two matrices: the gradients of a product of arrays with more
+    axes take XLA up to three times as long on a CPU.
+    """
     x = jnp.pad(x, [(0, 0), *margins, (0, 0)])
     windows = jnp.concatenate(shifted(x, kernel.shape[0], strides), axis=-1)
-    return windows @ kernel.reshape(-1, kernel.shape[-1])
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    product = windows.reshape(-1, len(matrix)) @ matrix
+    return product.reshape(*windows.shape[:-1], -1)
 
 
 def _plain(
     x: jax.Array, kernel: jax.Array, strides: int, margins: Margins
 ) -> jax.Array:
-    """Returns the cross-correlation in the form that runs forward on every device."""
-    if kernel.shape[0] == 1:
-        return _window_product(x, kernel, strides, margins)
+    """Returns the cross-correlation as XLA computes it."""
     return lax.conv_general_dilated(
         x, kernel, (strides, strides), margins,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -165,8 +169,7 @@ def _convolution_backward(
         x = jnp.pad(x, [(0, 0), *margins, (0, 0)])
         return _kernel_gradient(x, g, size, strides).astype(kernel.dtype)
 
-    places = g.shape[1] * g.shape[2] * (len(g) if size == 1 else 1)
-    if places < 200 or channels < 16:
+    if g.shape[1] * g.shape[2] < 200 or channels < 16:
         # As fast or faster for these.
         return to_x, plainly(x, g)
     return to_x, lax.platform_dependent(x, g, cpu=in_blocks, default=plainly)
@@ -190,9 +193,6 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, size: int, strides: int) -> jax
     Returns:
       float32 `[size, size, C, O]`.
     """
-    if size == 1:  # No window crosses an edge: all images are one.
-        x = x[:, ::strides, ::strides].reshape(1, -1, g.shape[2], x.shape[-1])
-        g, strides = g.reshape(1, -1, *g.shape[2:]), 1
     count, height, width, features = g.shape
     channels = x.shape[-1]
     blocks = -(-height * width // 1024)
@@ -221,11 +221,24 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, size: int, strides: int) -> jax
 
 
 def _sum_of_shifted(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
+    """Returns the sum of `[..., H, W, C]` at each position of a depthwise kernel.
+
+    On a CPU, large kernels are applied to one image after the other: XLA would otherwise
+    compute the sum again in everything that reads it, such as the mean and the variance
+    of a norm and their gradients, up to seven times.
+    """
     size, _, _, channels = kernel.shape
-    windows = shifted(x.astype(jnp.float32), size, strides)
     weights = kernel.astype(jnp.float32).reshape(-1, channels)
-    total = sum(window * row for window, row in zip(windows, weights, strict=True))
-    return total.astype(x.dtype)
+
+    def together(x: jax.Array) -> jax.Array:
+        windows = shifted(x.astype(jnp.float32), size, strides)
+        total = sum(window * row for window, row in zip(windows, weights, strict=True))
+        return total.astype(x.dtype)
+
+    if size < 5:  # Several short sums are faster than one loop.
+        return together(x)
+    in_turn = functools.partial(lax.map, together)
+    return lax.platform_dependent(x, cpu=in_turn, default=together)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
