@@ -160,7 +160,7 @@ def test_gradient_times_input_of_efficientnet_is_the_slope_of_its_logit():
     module = models.build(name, num_classes=public_networks.CLASSES)
     expected = models.shapes(module, 32, 3)
     arrays = public_networks.arrays(name)
-    variables = pretrained.variables(arrays, type(module), expected, "file")
+    variables = pretrained.place(arrays, type(module), expected, "file").variables
     image, half = public_networks.images(name)[0, :32, :32], 2e-3
     levels = 1 + half * (np.arange(16) - 7.5) / 8
     images = np.float32(levels[:, None, None, None] * image)

@@ -24,7 +24,7 @@ def network(name, classes=public_networks.CLASSES, head=None):
 def variables_of(name, arrays, path="file", **options):
     """Returns the variables of a network from arrays."""
     module, shapes = network(name, **options)
-    return pretrained.variables(arrays, type(module), shapes, path)
+    return pretrained.place(arrays, type(module), shapes, path).variables
 
 
 @pytest.mark.parametrize("name", public_networks.SHAPES)

@@ -13,7 +13,7 @@ PyTorch stores kernels as `[out, in, h, w]` and dense weights as `[out, in]`; Fl
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,11 +101,7 @@ def _from_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _from_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError.at(path, f"the file is damaged ({error}).") from None
+    arrays = io.read_arrays(path, advice="Copy it again.")
     # Without text, such as the metadata of an export.
     return {
         name: array.astype(np.float32)
@@ -146,31 +142,6 @@ READERS = {
 }  # fmt: skip
 
 
-def variables(
-    arrays: Mapping[str, np.ndarray],
-    network: type[Network],
-    expected: Mapping[str, Any],
-    path: Path,
-) -> dict[str, Any]:
-    """Returns the variables of a network from the arrays of a file of weights.
-
-    Collections of medical images publish networks without a head: then the result has
-    none either. A head of another number of classes is kept as it is. Hidden layers of a
-    dense head are dropped for an orderless one.
-
-    Args:
-      arrays: Name in the file -> array; from `read`.
-      network: Class of the network.
-      expected: Variables of the network, or their shapes: 'params' and 'batch_stats'.
-      path: The file, for messages.
-
-    Raises:
-      UserError: Arrays that have no place, places that have no array, and shapes that
-        differ; all of them are named.
-    """
-    return place(arrays, network, expected, path, partial=False).variables
-
-
 class Placed(NamedTuple):
     """Arrays of a file in the structure of a network.
 
@@ -193,84 +164,123 @@ def place(
     expected: Mapping[str, Any],
     path: Path,
     *,
-    partial: bool,
+    partial: bool = False,
 ) -> Placed:
     """Returns the arrays of a file at their places in a network.
 
+    Collections of medical images publish networks without a head: then the result has
+    none either. A head of another number of classes is kept as it is. Hidden layers of a
+    dense head are dropped for an orderless one.
+
     Args:
-      arrays, network, expected, path: As `variables`.
+      arrays: Name in the file -> array; from `read`.
+      network: Class of the network.
+      expected: Variables of the network, or their shapes: 'params' and 'batch_stats'.
+      path: The file, for messages.
       partial: Whether whole layers may be missing, dense layers have other shapes (which
         follow from classes and the size of images), and the first layer read 1 or 3
         channels.
 
     Raises:
-      UserError: As `variables`.
+      UserError: Arrays that have no place, places that have no array, and shapes that
+        differ; all of them are named.
     """
-
-    def fits(place: str, found: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-        layer = place.split("/")[1]
-        if layer in (HEAD, HEAD_NORM) or (partial and re.fullmatch(r"fc\d+", layer)):
-            return len(found) == len(shape)
-        if partial and place == f"params/{network.FIRST_LAYER}/kernel":
-            other = shape[:2] + found[2:3] + shape[3:]
-            return found == other and found[2] in (1, 3)
-        return found == shape
-
-    named, unused = {}, []
-    for name in arrays:
-        plain = PREFIX.sub("", name)
-        for pattern, replacement in network.PUBLIC_ALIASES:
-            plain = re.sub(pattern, replacement, plain)
-        if UNUSED.search(plain):
-            unused.append(name)
-        else:
-            named[plain] = name
-    own = all(name.partition("/")[0] in COLLECTIONS for name in arrays)
-    if not own and network.public_name.__func__ is Network.public_name.__func__:
+    ours = all(name.partition("/")[0] in COLLECTIONS for name in arrays)
+    if not ours and network.public_name.__func__ is Network.public_name.__func__:
         raise UserError.at(
             path,
             f"no public weights have the layout of {network.__name__}. It takes files "
             "that 'twostage export' wrote.",
         )
-    # Public weights have a dense head where the network may have an orderless one.
-    if not own:
-        for layer in set(network.HIDDEN) - set(expected["params"]):
-            hidden = f"{network.public_name(layer)}."
-            for name in [name for name in named if name.startswith(hidden)]:
-                unused.append(named.pop(name))
-    found, names, missing, wrong = {}, {}, {}, []
-    for place, leaf in traverse_util.flatten_dict(dict(expected), sep="/").items():
-        name, axes = place, tuple(range(leaf.ndim))
-        if not own:
-            name, axes = public_name(network, place), TO_TORCH[leaf.ndim]
-        if name not in named:
-            missing[place] = name
-            continue
-        names[place] = named.pop(name)
-        array = arrays[names[place]]
-        if array.ndim == 1 and leaf.ndim == 3:
-            array = array[:, None, None]  # a layer scale in timm
-        if array.ndim == leaf.ndim:
-            found[place] = np.ascontiguousarray(array.transpose(np.argsort(axes)))
-        if place not in found or not fits(place, found[place].shape, leaf.shape):
-            shape = tuple(leaf.shape[axis] for axis in axes)
-            wrong.append(f"{name} is {array.shape}, not {shape}")
-    there = set(map(_layer, names))
-    for place, name in missing.items():
-        layer = _layer(place)
-        if layer not in (HEAD, HEAD_NORM) and (not partial or layer in there):
-            wrong.append(f"{name} is missing")
-    wrong += [f"{n} {arrays[name].shape} has no place" for n, name in named.items()]
-    if wrong:
-        listed = "\n  ".join(wrong[:12])
-        more = f"\n  and {len(wrong) - 12} more" if len(wrong) > 12 else ""
+    leaves = traverse_util.flatten_dict(dict(expected), sep="/")
+    stated = {p: p if ours else public_name(network, p) for p in leaves}
+    named, unused = _named(arrays, network, () if ours else expected["params"])
+    names = {p: named.pop(name) for p, name in stated.items() if name in named}
+    found = {p: arrays[name] for p, name in names.items()}
+    if not ours:
+        found = {p: _from_torch_axes(a, leaves[p].ndim) for p, a in found.items()}
+
+    problems = []
+    for p, array in found.items():
+        shape = leaves[p].shape
+        if not _fits(p, array.shape, shape, network, partial):
+            axes = range(len(shape)) if ours else TO_TORCH[len(shape)]
+            needed = tuple(shape[axis] for axis in axes)
+            problems.append(f"{stated[p]} is {arrays[names[p]].shape}, not {needed}")
+    missing = tuple(p for p in leaves if p not in names)
+    begun = set(map(_layer, names))  # layers of which the file has some arrays
+    problems += [
+        f"{stated[p]} is missing"
+        for p in missing
+        if _layer(p) not in (HEAD, HEAD_NORM) and (not partial or _layer(p) in begun)
+    ]
+    problems += [
+        f"{plain} {arrays[name].shape} has no place" for plain, name in named.items()
+    ]
+    if problems:
+        listed = "\n  ".join(problems[:12])
+        more = f"\n  and {len(problems) - 12} more" if len(problems) > 12 else ""
         raise UserError.at(
             path, f"the weights are not those of this network:\n  {listed}{more}"
         )
-    if not own:
+    if not ours:
         found = network.from_public(found)
     variables = traverse_util.unflatten_dict(found, sep="/")
-    return Placed(variables, names, tuple(unused), tuple(missing))
+    return Placed(variables, names, tuple(unused), missing)
+
+
+def _named(
+    arrays: Mapping[str, np.ndarray], network: type[Network], layers: Collection[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Returns plain name -> name in the file, and the names of unused arrays.
+
+    Args:
+      arrays: Name in the file -> array.
+      network: Class of the network.
+      layers: Layers that the network has, if the names are public ones: those of dense
+        layers that it lacks are unused, because it has an orderless head instead.
+    """
+    named, unused = {}, []
+    dense = [
+        f"{network.public_name(layer)}."
+        for layer in network.HIDDEN
+        if layers and layer not in layers
+    ]
+    for name in arrays:
+        plain = PREFIX.sub("", name)
+        for pattern, replacement in network.PUBLIC_ALIASES:
+            plain = re.sub(pattern, replacement, plain)
+        if UNUSED.search(plain) or plain.startswith(tuple(dense)):
+            unused.append(name)
+        else:
+            named[plain] = name
+    return named, unused
+
+
+def _from_torch_axes(array: np.ndarray, ndim: int) -> np.ndarray:
+    """Returns an array with Flax's order of axes; unchanged if its number is wrong."""
+    if array.ndim == 1 and ndim == 3:
+        array = array[:, None, None]  # a layer scale in timm
+    if array.ndim != ndim:
+        return array
+    return np.ascontiguousarray(array.transpose(np.argsort(TO_TORCH[ndim])))
+
+
+def _fits(
+    place: str,
+    found: tuple[int, ...],
+    needed: tuple[int, ...],
+    network: type[Network],
+    partial: bool,
+) -> bool:
+    """Returns whether an array of shape `found` may stand at a place, see `place`."""
+    layer = place.split("/")[1]
+    if layer in (HEAD, HEAD_NORM) or (partial and re.fullmatch(r"fc\d+", layer)):
+        return len(found) == len(needed)
+    if partial and place == f"params/{network.FIRST_LAYER}/kernel":
+        other = needed[:2] + found[2:3] + needed[3:]
+        return found == other and found[2] in (1, 3)
+    return found == needed
 
 
 def _layer(place: str) -> str:
@@ -283,7 +293,7 @@ def arrays(
 ) -> dict[str, np.ndarray]:
     """Returns variables under the names and with the axes of torchvision.
 
-    The inverse of `variables`. Flax does not count the steps of a batch normalisation;
+    The inverse of `place`. Flax does not count the steps of a batch normalisation;
     PyTorch starts the counter at 0 where a file lacks it.
     """
     return {
@@ -320,7 +330,7 @@ def write(
     channels: int,
     metadata: Mapping[str, Any],
 ) -> None:
-    """Writes variables as a file that `read` and `variables` read again, bit by bit.
+    """Writes variables as a file that `load` reads again, bit by bit.
 
     The names in a `.safetensors` file are public ones if the network has a PyTorch twin
     (`Network.pytorch`), and PyTorch's `load_state_dict` takes them. All other files hold
@@ -371,7 +381,7 @@ def load(path: Path | str, module: Network, *, image_size: int, channels: int) -
       channels: Channels of its images.
 
     Raises:
-      UserError: As `read` and `variables`.
+      UserError: As `read` and `place`.
     """
     expected = models.shapes(module, image_size, channels)
-    return variables(read(Path(path)), type(module), expected, Path(path))
+    return place(read(Path(path)), type(module), expected, Path(path)).variables
