@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 # Largest number of notes per data set; a set that needs more is badly damaged.
 MOST_LINES = 20
@@ -38,6 +39,17 @@ class UserError(Exception):
         """
         place = where if line is None else f"{where}, line {line}"
         return cls(f"{place}: {reason}", where=where)
+
+    @classmethod
+    def flag(cls, name: str, value: Any, reason: str) -> "UserError":
+        """Returns an error on a flag of a command: '<name>=<value>: <reason>'."""
+        return cls(f"{name}={value}: {reason}", where=name)
+
+
+def require(possible: bool, name: str, value: Any, needed: str) -> None:
+    """Raises a UserError '<name> is <value>: it must be <needed>.' if not `possible`."""
+    if not possible:
+        raise UserError(f"{name} is {value!r}: it must be {needed}.", where=name)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

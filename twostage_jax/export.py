@@ -65,10 +65,8 @@ def export(
 
     path = Path(to)
     if path.suffix not in pretrained.WRITERS:
-        raise UserError(
-            f"--to={to}: the suffix must be {' or '.join(pretrained.WRITERS)}.",
-            where="--to",
-        )
+        suffixes = " or ".join(pretrained.WRITERS)
+        raise UserError.flag("--to", to, f"the suffix must be {suffixes}.")
     found = artifacts.find(Path(run), arm, seed=seed, fraction=fraction, fold=fold)
     if found.source == "weights":
         raise UserError.at(

@@ -21,9 +21,12 @@ import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twostage_jax.errors import UserError, plain
+
+if TYPE_CHECKING:  # NumPy is loaded where arrays are read, for a fast `--help`.
+    import numpy as np
 
 DELIMITERS = ",;\t"
 _MARKS = (
@@ -57,6 +60,43 @@ def read_json(path: Path) -> Any:
         raise UserError.at(
             path, f"cannot be read ({error}). Run the command that wrote it again."
         ) from error
+
+
+def read_arrays(
+    path: Path,
+    names: Sequence[str] | None = None,
+    advice: str = "Run the study again.",
+) -> "dict[str, np.ndarray]":
+    """Returns arrays of an npz file; pickles are never read.
+
+    Args:
+      path: Path of the file.
+      names: Names of the arrays; all that it has, if None.
+      advice: Last sentence of an error.
+
+    Raises:
+      UserError: The file is missing, damaged, or lacks an array.
+    """
+    import numpy as np
+
+    try:
+        # Opened here, because NumPy leaves a damaged archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            return {name: saved[name] for name in names or saved.files}
+    except FileNotFoundError:
+        raise UserError.at(path, f"the file is missing. {advice}") from None
+    except Exception as error:  # of the archive, of zlib, or of the header's parser
+        raise UserError.at(path, f"the file is damaged ({error}). {advice}") from error
+
+
+def write_arrays(path: Path, **arrays: "np.ndarray") -> None:
+    """Writes arrays atomically as a compressed npz file that loads without pickle."""
+    import numpy as np
+
+    if any(np.asarray(array).dtype == object for array in arrays.values()):
+        raise ValueError("arrays of objects would be pickled")
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -124,10 +164,11 @@ def check_out(out: Path, what: str, marks: Sequence[str]) -> None:
         return
     earlier = any((out / mark).is_file() for mark in marks)
     if not out.is_dir() or (any(out.iterdir()) and not earlier):
-        raise UserError(
-            f"--out={out}: the folder is not empty, and is not an earlier {what}. Give a "
-            "new folder, such as one inside the run folder.",
-            where="--out",
+        raise UserError.flag(
+            "--out",
+            out,
+            f"the folder is not empty, and is not an earlier {what}. Give a new folder, "
+            "such as one inside the run folder.",
         )
 
 

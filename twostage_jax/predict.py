@@ -52,7 +52,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from twostage_jax import cli
-from twostage_jax.errors import UserError
+from twostage_jax.errors import UserError, require
 
 
 def predict(
@@ -93,11 +93,7 @@ def predict(
     Raises:
       UserError: A setting is invalid, or none of the series could be mapped.
     """
-    if stride < 1:
-        raise UserError(
-            f"--stride={stride}: the stride must be at least 1 pixel.",
-            where="--stride",
-        )
+    require(stride >= 1, "--stride", stride, "at least 1 pixel")
     # Imported after jax is set up, and not for --help.
     from twostage_jax.ct import lung_files
     from twostage_jax.maps import write
@@ -105,9 +101,8 @@ def predict(
 
     masks = lung_files.folder(lungs)
     if masks is None and lungs not in ("", "found"):
-        raise UserError(
-            f"--lungs={lungs}: give a folder of lung masks, or 'found'.",
-            where="--lungs",
+        raise UserError.flag(
+            "--lungs", lungs, "give a folder of lung masks, or 'found'."
         )
     write.check_installed()
     cli.use_cores()

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twostage_jax import cli, io
-from twostage_jax.errors import UserError
+from twostage_jax.errors import UserError, require
 
 if TYPE_CHECKING:
     from twostage_jax.data.dataset import Dataset
@@ -98,10 +98,7 @@ def prepare(
     from twostage_jax.data import ct_patches, prepared_folder, store
     from twostage_jax.folders import every_path
 
-    if workers is not None and workers < 1:
-        raise UserError(
-            f"--workers={workers}: at least 1 process is required.", where="--workers"
-        )
+    require(workers is None or workers >= 1, "--workers", workers, "at least 1")
     given = {"--source": source, "--rois": rois}
     if lung_files.folder(lungs):
         given["--lungs"] = lungs

@@ -11,6 +11,7 @@ from ct_files import errors_of
 from PIL import Image
 from prepare_runs import rows_of
 
+from twostage_jax import io
 from twostage_jax.errors import UserError
 from twostage_jax.maps import draw
 from twostage_jax.maps import write as files
@@ -78,7 +79,7 @@ def test_identity_is_in_the_dicom_output_alone(mapped, tmp_path):
 def test_a_name_inside_a_compressed_file_would_be_seen(tmp_path, name):
     path = tmp_path / name
     if path.suffix == ".npz":
-        files.write_numpy(path, arm=np.array("Smith" * 9))
+        io.write_arrays(path, arm=np.array("Smith" * 9))
     elif path.suffix == ".gz":
         volume = np.zeros((2, 2, 2), np.uint8)
         files.write_nifti(path, volume, np.eye(4), "Smith" * 9)

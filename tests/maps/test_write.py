@@ -85,14 +85,6 @@ def test_probabilities_read_as_numbers_from_0_to_1(tmp_path):
     assert NOTICE in bytes(image.header["descrip"]).decode()
 
 
-def test_numpy_file_holds_no_pickle(tmp_path):
-    write.write_numpy(tmp_path / "a.npz", names=np.array(["a", "b"]), x=np.arange(3))
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as saved:
-        assert saved["names"].tolist() == ["a", "b"]
-    with pytest.raises(ValueError):
-        write.write_numpy(tmp_path / "b.npz", x=np.array([{}], object))
-
-
 def test_report_holds_no_formula_and_one_line_a_measure(tmp_path):
     measures = [
         Measure("lungs", '=HYPERLINK("x")\n"y"', 0.25, 1.5, 6.0, 0.3),

@@ -13,7 +13,7 @@ import scipy
 
 from twostage_jax.ct import lung_files
 from twostage_jax.ct.decode import MAX_SIDE
-from twostage_jax.errors import UserError
+from twostage_jax.errors import UserError, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +69,7 @@ def check(cut: Cut) -> None:
             "positive (mm per pixel)",
         ),
     ):
-        if not possible:
-            raise UserError(
-                f"{name} is {getattr(cut, name)!r}: it must be {needed}.", where=name
-            )
+        require(possible, name, getattr(cut, name), needed)
 
 
 class Place(NamedTuple):

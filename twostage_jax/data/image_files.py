@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageChops, TiffImagePlugin, UnidentifiedImageError
 
 from twostage_jax.data.dataset import Kind
-from twostage_jax.errors import Notes, UserError
+from twostage_jax.errors import Notes, UserError, require
 
 # 16-bit grey modes; 'I' is how some versions of Pillow open 16-bit PNG and PGM.
 GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
@@ -62,16 +62,10 @@ DARK_IMAGES = (
 
 def check(size: int, channels: int, kind: str) -> None:
     """Raises a UserError for impossible settings of an image set."""
-    if size < 1:
-        raise UserError(f"size is {size}: it must be at least 1 pixel.", where="size")
-    if channels not in (1, 3):
-        raise UserError(
-            f"channels is {channels}: use 1 (grey) or 3 (RGB).", where="channels"
-        )
-    if kind not in get_args(Kind):
-        raise UserError(
-            f"kind is '{kind}': use one of {', '.join(get_args(Kind))}.", where="kind"
-        )
+    kinds = get_args(Kind)
+    require(size >= 1, "size", size, "at least 1 pixel")
+    require(channels in (1, 3), "channels", channels, "1 (grey) or 3 (RGB)")
+    require(kind in kinds, "kind", kind, f"one of {', '.join(kinds)}")
 
 
 def measure(source: Path | bytes) -> dict[str, float]:

@@ -25,7 +25,7 @@ from twostage_jax.data.dataset import (
     digest,
     largest,
 )
-from twostage_jax.errors import UserError
+from twostage_jax.errors import UserError, require
 
 # Bump when the same files and settings give different examples.
 VERSION = 2
@@ -110,11 +110,8 @@ def recipe(
     """
     image_files.check(size or 1, channels, kind)
     _check_crop(crop, stride)
-    if units not in ("", "hu", "grey"):
-        raise UserError(
-            f"units is '{units}': use 'hu', 'grey', or '' for automatic detection.",
-            where="units",
-        )
+    known = "'hu', 'grey', or '' for automatic detection"
+    require(units in ("", "hu", "grey"), "units", units, known)
     root = Path(path).expanduser()
     found = class_folders.find(root, classes)
     group_of = _grouping(group_regex, group_csv, crop)
@@ -251,16 +248,9 @@ def _squares(
 
 
 def _check_crop(crop: int, stride: int) -> None:
-    if crop < 0 or stride < 0:
-        raise UserError(
-            f"crop is {crop}, stride is {stride}: they must not be negative.",
-            where="crop",
-        )
-    if stride and not crop:
-        raise UserError(
-            f"stride is {stride}, but crop is not set: set both or neither.",
-            where="stride",
-        )
+    require(crop >= 0, "crop", crop, "at least 0 pixels")
+    possible = stride == 0 or (stride > 0 and crop)
+    require(possible, "stride", stride, "0, or positive if crop is set")
 
 
 def _in_hu(root: Path, files: Sequence[File], units: str, offset: float) -> bool:

@@ -26,7 +26,7 @@ from twostage_jax.data import cohort
 from twostage_jax.data.cohort import NO_PATCH
 from twostage_jax.data.dataset import Example, Made, Recipe, digest
 from twostage_jax.data.image_files import upright
-from twostage_jax.errors import Notes, UserError
+from twostage_jax.errors import Notes, UserError, require
 from twostage_jax.folders import below, stamps
 
 # Bump when the same files and settings give different patches or facts.
@@ -84,17 +84,10 @@ def recipe(
     root = below(Path(path), "path")
     cut = Cut(size, stride, coverage, per_class=per_class, seed=seed)
     patches.check(cut)
-    if not 0 < lung_coverage <= 1:
-        raise UserError(
-            f"lung_coverage is {lung_coverage}: it must be above 0 and at most 1.",
-            where="lung_coverage",
-        )
+    possible = 0 < lung_coverage <= 1
+    require(possible, "lung_coverage", lung_coverage, "above 0 and at most 1")
     class_names = io.split_names(classes, "classes")
-    if len(class_names) < 2:
-        raise UserError(
-            f"classes = '{classes}': at least two classes are required.",
-            where="classes",
-        )
+    require(len(class_names) > 1, "classes", classes, "two names or more")
     folders = {"images": images, "labels": labels, "lungs": lungs}
     for setting, name in folders.items():
         if name:

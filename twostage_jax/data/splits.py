@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from twostage_jax.data.dataset import Dataset
-from twostage_jax.errors import UserError
+from twostage_jax.errors import UserError, require
 
 # Number of random draws of groups to hold out, of which the best is used. With more draws,
 # the fractions would match better, but almost the same split would result for every seed.
@@ -92,27 +92,23 @@ def split(
     parts = {"train": rest, "validation": validated, "test": tested}
     for name, indices in parts.items():
         if not len(indices):
-            raise UserError(
-                f"data set '{dataset.name}': the {name} split is empty.",
-                where=dataset.name,
-            )
+            raise _refusal(dataset, f"the {name} split is empty.")
     _assert_disjoint(dataset, parts)
     absent = absent_classes(dataset, rest)
     if absent:
-        raise UserError(
-            f"data set '{dataset.name}': training examples of class "
-            f"{', '.join(absent)} are missing (seed {seed}, fold {fold}): hold out less, "
-            f"or add groups of that class. {_groups_of_classes(dataset)}",
-            where=dataset.name,
+        raise _refusal(
+            dataset,
+            f"training examples of class {', '.join(absent)} are missing (seed {seed}, "
+            f"fold {fold}): hold out less, or add groups of that class. "
+            f"{_groups_of_classes(dataset)}",
         )
     for name in ("validation", "test"):
         if len(np.unique(dataset.labels[parts[name]])) < 2:
-            raise UserError(
-                f"data set '{dataset.name}': the {name} split has examples of only one "
-                f"class (seed {seed}, fold {fold}), so scores on it are meaningless: "
-                "hold out more, use fewer folds, or add groups. "
-                f"{_groups_of_classes(dataset)}",
-                where=dataset.name,
+            raise _refusal(
+                dataset,
+                f"the {name} split has examples of only one class (seed {seed}, fold "
+                f"{fold}), so scores on it are meaningless: hold out more, use fewer "
+                f"folds, or add groups. {_groups_of_classes(dataset)}",
             )
     return Splits(**{name: np.sort(indices) for name, indices in parts.items()})
 
@@ -145,15 +141,8 @@ def subset(
     Raises:
       UserError: The fraction leaves a class without examples.
     """
-    if not 0 < fraction <= 1:
-        raise UserError(
-            f"fraction is {fraction}: it must be above 0 and at most 1.",
-            where="fraction",
-        )
-    if by not in ("group", "patch"):
-        raise UserError(
-            f"fractions are drawn by '{by}': use 'group' or 'patch'.", where="by"
-        )
+    require(0 < fraction <= 1, "fraction", fraction, "above 0 and at most 1")
+    require(by in ("group", "patch"), "by", by, "'group' or 'patch'")
     indices = np.unique(train_indices)
     if by == "group" and dataset.groups is not None:
         chosen = _by_group(dataset, indices, fraction, np.random.default_rng((seed, 3)))
@@ -161,11 +150,11 @@ def subset(
         chosen = _by_patch(dataset, indices, fraction, np.random.default_rng((seed, 4)))
     absent = absent_classes(dataset, chosen)
     if absent:
-        raise UserError(
-            f"data set '{dataset.name}': fraction {fraction} (seed {seed}) lacks "
-            f"training examples of class {', '.join(absent)}: remove this fraction"
+        raise _refusal(
+            dataset,
+            f"fraction {fraction} (seed {seed}) lacks training examples of class "
+            f"{', '.join(absent)}: remove this fraction"
             f"{', or draw by patch' if by == 'group' else ''}.",
-            where=dataset.name,
         )
     return chosen
 
@@ -235,10 +224,7 @@ def _check(
     dataset: Dataset, validation: float, test: float, folds: int, fold: int
 ) -> None:
     for name, fraction in (("validation", validation), ("test", test)):
-        if not 0 < fraction < 1:
-            raise UserError(
-                f"{name} is {fraction}: it must lie between 0 and 1.", where=name
-            )
+        require(0 < fraction < 1, name, fraction, "between 0 and 1")
     if folds == 1 or folds < 0 or not 0 <= fold < max(folds, 1):
         raise UserError(
             f"folds is {folds}, fold {fold}: use folds = 0 or at least 2, and fold "
@@ -252,10 +238,7 @@ def _check(
             where="folds",
         )
     if len(np.unique(dataset.labels)) < 2:
-        raise UserError(
-            f"data set '{dataset.name}' has examples of only one class.",
-            where=dataset.name,
-        )
+        raise _refusal(dataset, "it has examples of only one class.")
 
 
 def _assert_disjoint(dataset: Dataset, parts: dict[str, np.ndarray]) -> None:
@@ -265,10 +248,8 @@ def _assert_disjoint(dataset: Dataset, parts: dict[str, np.ndarray]) -> None:
     for name, indices in parts.items():
         for unit in np.unique(units[indices]).tolist():
             if unit in seen:
-                raise UserError(
-                    f"data set '{dataset.name}': group '{unit}' is in both "
-                    f"{seen[unit]} and {name}.",
-                    where=dataset.name,
+                raise _refusal(
+                    dataset, f"group '{unit}' is in both {seen[unit]} and {name}."
                 )
             seen[unit] = name
 
@@ -297,11 +278,11 @@ def _require_units(
                 "share a name, often a PatientID written by an anonymiser. Give each "
                 "patient an ID, and prepare the data again."
             )
-        raise UserError(
-            f"data set '{dataset.name}' has {len(units)} "
+        raise _refusal(
+            dataset,
+            f"it has {len(units)} "
             f"{'examples' if dataset.groups is None else 'groups'} for {purpose}, "
             f"fewer than {count}.{hint}",
-            where=dataset.name,
         )
 
 
@@ -343,9 +324,8 @@ def _folds_of_examples(
             for i, (_, held) in enumerate(folds.split(labels, labels)):
                 assigned[held] = i
         except ValueError as error:
-            raise UserError(
-                f"data set '{dataset.name}' cannot be cut into {count} folds: {error}",
-                where=dataset.name,
+            raise _refusal(
+                dataset, f"it cannot be cut into {count} folds: {error}"
             ) from None
     return assigned
 
@@ -463,3 +443,8 @@ def _content(image: np.ndarray) -> bytes:
 def _name(dataset: Dataset, index: int) -> str:
     group: Any = dataset.groups[index] if dataset.groups is not None else ""
     return f"{dataset.ids[index]}{f' of {group}' if group else ''}"
+
+
+def _refusal(dataset: Dataset, reason: str) -> UserError:
+    """Returns an error on a data set."""
+    return UserError(f"data set '{dataset.name}': {reason}", where=dataset.name)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from twostage_jax import cli
-from twostage_jax.errors import UserError
+from twostage_jax.errors import UserError, require
 
 
 def explain(
@@ -50,10 +50,7 @@ def explain(
     Raises:
       UserError: A setting is invalid, or the study is missing or incomplete.
     """
-    if channels < 0:
-        raise UserError(
-            f"--channels={channels}: it must be at least 0.", where="--channels"
-        )
+    require(channels >= 0, "--channels", channels, "at least 0")
     if textures and not measure:
         raise UserError(
             "--textures has no effect with --nomeasure: remove one of them.",

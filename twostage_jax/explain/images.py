@@ -6,6 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from twostage_jax import io
 from twostage_jax.config import DataConfig
 from twostage_jax.data import class_folders, image_files, sources
 from twostage_jax.data.dataset import Dataset, largest
@@ -77,11 +78,7 @@ def test_examples(
 
 def _tested(home: Path) -> frozenset[str]:
     """Returns the ids of the examples that a stage run was tested on."""
-    try:
-        with np.load(home / "predictions.npz", allow_pickle=False) as saved:
-            return frozenset(saved["ids"].tolist())
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError.at(home, f"not a finished stage run ({error!r}).") from error
+    return frozenset(io.read_arrays(home / "predictions.npz", ("ids",))["ids"].tolist())
 
 
 def _of_ids(ids: Iterable[str], dataset: Dataset, run: artifacts.Trained) -> Examples:
@@ -109,9 +106,7 @@ def folder_examples(path: Path, network: Network) -> tuple[Examples, list[str]]:
       UserError: The folder lacks images, or one cannot be decoded.
     """
     if not path.is_dir():
-        raise UserError(
-            f"--images={path}: the folder does not exist.", where="--images"
-        )
+        raise UserError.flag("--images", path, "the folder does not exist.")
     files = sorted(
         file
         for file in path.rglob("*")
@@ -121,9 +116,7 @@ def folder_examples(path: Path, network: Network) -> tuple[Examples, list[str]]:
     )
     if not files:
         known = ", ".join(sorted(class_folders.PICTURES))
-        raise UserError(
-            f"--images={path}: the folder has no images ({known}).", where="--images"
-        )
+        raise UserError.flag("--images", path, f"the folder has no images ({known}).")
     files = [files[i] for i in _spread(len(files))]
     found, notes = largest(map(image_files.measure, files)), Notes()
     stored = np.stack(

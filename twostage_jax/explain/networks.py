@@ -259,10 +259,10 @@ def load_arms(workdir: Path, arms: Sequence[str] = ()) -> dict[str, list[Network
     known, _, rows = chosen_rows(workdir)
     for arm in arms:
         if arm not in known:
-            raise UserError(
-                f"--arms={arm}: the study does not have this arm."
-                f"{did_you_mean(arm, known)}",
-                where="--arms",
+            raise UserError.flag(
+                "--arms",
+                arm,
+                f"the study does not have this arm.{did_you_mean(arm, known)}",
             )
         if not any(row["arm"] == arm for row in rows):
             raise UserError(

@@ -370,7 +370,7 @@ def _write_arrays(folder: Path, mapped: Mapped) -> None:
     maps, run, about = mapped.maps, mapped.run, mapped.about
     matrix = write.affine(mapped.series)
     said = ("model", "arm", "trained_on", "data_fingerprint", "settings", "notice")
-    write.write_numpy(
+    io.write_arrays(
         folder / "probabilities.npz",
         probabilities_255=maps.probabilities,
         labels=maps.labels,

@@ -2,7 +2,7 @@
 
 import math
 
-from twostage_jax.errors import UserError
+from twostage_jax.errors import UserError, require
 from twostage_jax.study.artifacts import Trained
 
 
@@ -32,9 +32,8 @@ def parse_window(text: str, run: Trained) -> tuple[float, ...]:
     pairs = (2,) if run.model.channels == 1 else (2, 2 * run.model.channels)
     sound = len(window) in pairs and all(map(math.isfinite, window))
     if not sound or min(window[1::2]) <= 0:
-        raise UserError(
-            f"--window={text}: expected centre,width in HU, such as -600,1500.",
-            where="--window",
+        raise UserError.flag(
+            "--window", text, "expected centre,width in HU: -600,1500."
         )
     return window
 
@@ -51,10 +50,7 @@ def parse_spacing(given: float | None, run: Trained) -> float | None:
         unknown.
     """
     if given is not None:
-        if given and not 0.1 <= given <= 10:
-            raise UserError(
-                f"--spacing={given}: expected 0.1 to 10 mm.", where="--spacing"
-            )
+        require(not given or 0.1 <= given <= 10, "--spacing", given, "0.1 to 10 mm")
         return given or None
     try:
         return run.spacing()

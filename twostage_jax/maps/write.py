@@ -6,7 +6,6 @@ import importlib.util
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -75,14 +74,6 @@ def affine(series: Series) -> np.ndarray:
     matrix[:3, 0], matrix[:3, 1] = row * column_mm, column * row_mm
     matrix[:3, 2], matrix[:3, 3] = through, first.position or (0, 0, 0)
     return np.diag([-1, -1, 1, 1]) @ matrix
-
-
-def write_numpy(path: Path, **arrays: Any) -> None:
-    """Writes a compressed `.npz` that loads without pickle."""
-    if any(np.asarray(array).dtype == object for array in arrays.values()):
-        raise ValueError("arrays of objects would be pickled")
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
 
 
 def write_nifti(

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from twostage_jax.errors import UserError
-from twostage_jax.io import read_json
+from twostage_jax.io import read_arrays, read_json
 from twostage_jax.report.parts import Saved
 from twostage_jax.report.study_table import (
     Record,
     Study,
-    read_arrays,
     some,
 )
 from twostage_jax.report.tables import file_name

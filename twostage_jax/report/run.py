@@ -11,7 +11,7 @@ from typing import Any
 from twostage_jax import io
 from twostage_jax.errors import UserError
 from twostage_jax.report.parts import PAGE
-from twostage_jax.report.study_table import read_arrays, some
+from twostage_jax.report.study_table import some
 from twostage_jax.report.tables import (
     COLUMNS,
     escape,
@@ -173,7 +173,7 @@ def _pooled_scores(
     parts = []
     for row in rows:
         names = ("ids", "labels", "probabilities")
-        saved = read_arrays(workdir / row["predictions"], names)
+        saved = io.read_arrays(workdir / row["predictions"], names)
         parts.append(Predictions(groups=None, seed=row["seed"], **saved))
     try:
         whole = arms.joined(parts)

@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 import json
 import math
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 
 from twostage_jax.config import shared_settings
 from twostage_jax.errors import UserError
-from twostage_jax.io import read_json
+from twostage_jax.io import read_arrays, read_json
 from twostage_jax.stats import arms as paired_arms
 from twostage_jax.stats import metrics
 from twostage_jax.stats.arms import Predictions
@@ -206,24 +205,6 @@ def load(workdirs: Sequence[Path]) -> Study:
         workdirs=tuple(folders),
         baselines=baselines,
     )
-
-
-def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns arrays of an npz file; pickles are never read.
-
-    Raises:
-      UserError: The file is missing, damaged, or lacks an array.
-    """
-    try:
-        # Opened here, because NumPy leaves a damaged archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            return {name: saved[name] for name in names}
-    except FileNotFoundError:
-        raise UserError.at(path, "the file is missing. Run the study again.") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError.at(
-            path, f"the file is damaged ({error}). Run the study again."
-        ) from error
 
 
 def named_predictions(path: Path, seed: int, class_names: Sequence[str]) -> Predictions:

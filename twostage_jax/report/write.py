@@ -137,9 +137,8 @@ def _check_out(out: Path) -> None:
     # Training removes only the page when the results change.
     io.check_out(out, "report", [PAGE, "tables/result.csv"])
     if (out / "results.json").exists():
-        raise UserError(
-            f"--out={out}: this is a run folder. Give a folder inside it.",
-            where="--out",
+        raise UserError.flag(
+            "--out", out, "this is a run folder: give a folder inside it."
         )
 
 

@@ -236,7 +236,7 @@ def save_predictions(
     path: Path, dataset: Dataset, indices: np.ndarray, probabilities: np.ndarray
 ) -> None:
     """Writes ids, groups (empty strings if none), labels and probabilities."""
-    save_arrays(
+    io.write_arrays(
         path,
         ids=dataset.ids[indices].astype(str),
         groups=group_names(dataset, indices),
@@ -244,12 +244,6 @@ def save_predictions(
         probabilities=probabilities,
         class_names=np.array(dataset.class_names),
     )
-
-
-def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Writes arrays as compressed NumPy, replacing an existing file."""
-    with io.replacing(path) as temporary:
-        np.savez_compressed(temporary, **arrays)
 
 
 def group_names(dataset: Dataset, indices: np.ndarray) -> np.ndarray:

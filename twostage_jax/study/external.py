@@ -54,10 +54,11 @@ def score(workdir: Path, folder: Path, data_dir: Path) -> Path:
     dataset = _dataset(runs[0], folder, data_dir)
     labels = _labels(dataset, runs[0].class_names, folder)
     if dataset.fingerprint == runs[0].fingerprint:
-        raise UserError(
-            f"--external={folder}: this is the target set on which the networks of the "
-            "study were trained: give another set.",
-            where="--external",
+        raise UserError.flag(
+            "--external",
+            folder,
+            "this is the target set on which the networks of the study were trained: "
+            "give another set.",
         )
     out = workdir / FOLDER / f"{dataset.name}-{dataset.fingerprint[:12]}"
     everything = np.arange(len(dataset))
@@ -91,9 +92,8 @@ def _rows(workdir: Path) -> list[dict[str, Any]]:
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
         largest = max(row["fraction"] for row in rows)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--run={workdir}: the results of the study cannot be read ({error!r}).",
-            where="--run",
+        raise UserError.flag(
+            "--run", workdir, f"the results of the study cannot be read ({error!r})."
         ) from error
     return [row for row in rows if row["fraction"] == largest]
 
@@ -105,21 +105,22 @@ def _dataset(run: artifacts.Trained, folder: Path, data_dir: Path) -> Dataset:
         source = "prepared"
         options = {name: options[name] for name in ("path", "size") if name in options}
     elif "path" not in run.options:
-        raise UserError(
-            f"--external={folder}: the target is not read from a folder (data source "
-            f"'{run.source}'), so give an output folder of `twostage prepare`.",
-            where="--external",
+        raise UserError.flag(
+            "--external",
+            folder,
+            f"the target is not read from a folder (data source '{run.source}'), so give "
+            "an output folder of `twostage prepare`.",
         )
     data = DataConfig(source=source, options=options)
     dataset = sources.load(data, run.model, data_dir)
     if source == "prepared":
         _check_spacing(run, folder, dataset)
     if (dataset.units == "hu") != run.in_hu:
-        raise UserError(
-            f"--external={folder}: its images are {'not ' if run.in_hu else ''}in HU, but "
-            f"those of the target are{'' if run.in_hu else ' not'}: prepare it like the "
-            "target.",
-            where="--external",
+        raise UserError.flag(
+            "--external",
+            folder,
+            f"its images are {'not ' if run.in_hu else ''}in HU, but those of the target "
+            f"are{'' if run.in_hu else ' not'}: prepare it like the target.",
         )
     return dataset
 
@@ -133,10 +134,11 @@ def _check_spacing(run: artifacts.Trained, folder: Path, dataset: Dataset) -> No
     except ValueError:
         return  # The set of the training has gone.
     if theirs != ours:
-        raise UserError(
-            f"--external={folder}: its pixels are {_pixels(theirs)}, those of the target "
-            f"{_pixels(ours)}: give the same --spacing to `twostage prepare`.",
-            where="--external",
+        raise UserError.flag(
+            "--external",
+            folder,
+            f"its pixels are {_pixels(theirs)}, those of the target {_pixels(ours)}: "
+            "give the same --spacing to `twostage prepare`.",
         )
 
 
@@ -148,10 +150,11 @@ def _labels(dataset: Dataset, class_names: tuple[str, ...], folder: Path) -> np.
     """Returns labels as indices into the classes of the target."""
     unknown = [name for name in dataset.class_names if name not in class_names]
     if unknown:
-        raise UserError(
-            f"--external={folder}: its classes {', '.join(unknown)} are not classes of "
-            f"the target ({', '.join(class_names)}).",
-            where="--external",
+        raise UserError.flag(
+            "--external",
+            folder,
+            f"its classes {', '.join(unknown)} are not classes of the target "
+            f"({', '.join(class_names)}).",
         )
     numbers = np.array([class_names.index(name) for name in dataset.class_names])
     return numbers[dataset.labels].astype(np.int32)
@@ -192,8 +195,8 @@ def _shared(
         tested = workdir / row["predictions"]
         for path in (tested, trained, trained.with_name("validation.npz")):
             if path.is_file():
-                with np.load(path, allow_pickle=False) as saved:
-                    known |= set(saved["groups"].astype(str).tolist())
+                groups = io.read_arrays(path, ("groups",))["groups"]
+                known |= set(groups.astype(str).tolist())
     return len(known & set(map(str, dataset.groups)))
 
 

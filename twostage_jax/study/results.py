@@ -66,7 +66,7 @@ def save_examples(materials: Materials, rows: list[Row]) -> None:
         if stages[stage].weights:
             continue
         kept = of_each_class(dataset, stages[stage].data.window)
-        artifacts.save_arrays(folder / f"{stage}.npz", **kept)
+        io.write_arrays(folder / f"{stage}.npz", **kept)
     mistakes = worst_mistakes(
         materials.datasets[TARGET],
         stages[TARGET].data.window,
@@ -76,7 +76,7 @@ def save_examples(materials: Materials, rows: list[Row]) -> None:
             if row.fraction == largest
         ],
     )
-    artifacts.save_arrays(folder / "mistakes.npz", **mistakes)
+    io.write_arrays(folder / "mistakes.npz", **mistakes)
 
 
 def of_each_class(dataset: Dataset, window: tuple[float, ...]) -> dict[str, np.ndarray]:
@@ -121,7 +121,7 @@ def worst_mistakes(
     sums: dict[str, np.ndarray] = {}
     counts: dict[str, np.ndarray] = {}
     for arm, path in predictions:
-        saved = np.load(path)
+        saved = io.read_arrays(path, ("ids", "probabilities"))
         places = np.array([place_of[name] for name in saved["ids"]])
         shape = len(dataset), dataset.num_classes
         np.add.at(sums.setdefault(arm, np.zeros(shape)), places, saved["probabilities"])

@@ -375,7 +375,7 @@ def _export(
     )
     if one.run.stage == TARGET:
         trained = np.unique(artifacts.group_names(dataset, one.splits.train))
-        artifacts.save_arrays(folder / artifacts.TRAINED, groups=trained)
+        io.write_arrays(folder / artifacts.TRAINED, groups=trained)
         _export_novelty(materials, one, fitted.variables)
     told = artifacts.lineage(
         materials.config, dataset, one.run, one.splits, one.constants, fitted,

@@ -13,7 +13,6 @@ that about 1 % of the patches of a new patient exceed it if they are cut like th
 training. An image within it may still show something that the training images lack.
 """
 
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,12 +117,7 @@ def squared_distances(first: Any, second: Any) -> Any:
 
 def save(folder: Path, made: Reference, run_hash: str) -> None:
     """Writes the reference of a stage run into its folder, without pickle."""
-    with io.replacing(folder / FILE) as temporary:
-        np.savez_compressed(
-            temporary,
-            **made._asdict(),
-            run=np.array(run_hash),
-        )
+    io.write_arrays(folder / FILE, **made._asdict(), run=np.array(run_hash))
 
 
 def load(folder: Path, run_hash: str) -> Reference | None:
@@ -135,34 +129,22 @@ def load(folder: Path, run_hash: str) -> Reference | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    try:
-        # Opened here, because NumPy leaves a damaged file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            arrays = [saved[name] for name in ("features", "mean", "scale")]
-            made = Reference(*arrays, float(saved["threshold"]), int(saved["groups"]))
-            run = str(saved["run"])
-        shapes = [array.shape for array in arrays]
-        if len(shapes[0]) != 2 or not shapes[0][0] or shapes[1:] != [shapes[0][1:]] * 2:
-            raise ValueError(f"its arrays have shapes {shapes}")
-        if not all(np.isfinite(array).all() for array in (*arrays, made.threshold)):
-            raise ValueError("some values are not finite")
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        zipfile.BadZipFile,
-    ) as e:
-        raise UserError.at(
-            path,
-            f"cannot be read ({e}). Delete it to map without a comparison with the "
-            "training images, or train again.",
-        ) from e
+    advice = (
+        "Delete it to map without a comparison with the training images, or train "
+        "again."
+    )
+    saved = io.read_arrays(path, (*Reference._fields, "run"), advice)
+    run = str(saved.pop("run"))
+    shapes = [saved[name].shape for name in Reference._fields]
+    points = shapes[0]
+    if shapes != [points, points[1:], points[1:], (), ()] or not points[0]:
+        raise UserError.at(path, f"its arrays have shapes {shapes}. {advice}")
+    if not all(np.isfinite(array).all() for array in saved.values()):
+        raise UserError.at(path, f"some values are not finite. {advice}")
     if run != run_hash:
         raise UserError.at(
             path,
-            f"belongs to another stage run ({run[:12]}, not {run_hash[:12]}). Delete "
-            "it to map without a comparison with the training images, or train again.",
+            f"belongs to another stage run ({run[:12]}, not {run_hash[:12]}). {advice}",
         )
-    return made
+    threshold, groups = float(saved.pop("threshold")), int(saved.pop("groups"))
+    return Reference(**saved, threshold=threshold, groups=groups)

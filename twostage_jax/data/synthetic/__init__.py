@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from twostage_jax.errors import UserError
+from twostage_jax.errors import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,28 +30,17 @@ def tasks(classes: int, count: int, block: int) -> list[Task]:
     ]
 
 
-def check(
-    source: str, channels: int, limits: Mapping[str, tuple[int, int, int | None]]
-) -> None:
+def check(channels: int, limits: Mapping[str, tuple[int, int, int | None]]) -> None:
     """Raises a UserError if a setting is out of its range.
 
     Args:
-      source: Name of the data source, for the message.
-      channels: Number of channels of its images: 1 or 3.
+      channels: Number of channels of the images: 1 or 3.
       limits: (value, lowest, highest or None) by setting.
     """
     for name, (value, lowest, highest) in limits.items():
-        top = value if highest is None else highest
-        if not isinstance(value, int) or not lowest <= value <= top:
-            limit = f"at least {lowest}" + (
-                f" and at most {highest}" if highest else ""
-            )
-            raise UserError(
-                f"{source}: {name} is {value!r}: expected a whole number of {limit}.",
-                where=name,
-            )
-    if channels not in (1, 3):
-        raise UserError(
-            f"{source}: channels is {channels!r}: expected 1 (grey) or 3 (colour).",
-            where="channels",
-        )
+        top, limit = value, f"at least {lowest}"
+        if highest is not None:
+            top, limit = highest, f"{limit} and at most {highest}"
+        possible = isinstance(value, int) and lowest <= value <= top
+        require(possible, name, value, f"a whole number of {limit}")
+    require(channels in (1, 3), "channels", channels, "1 (grey) or 3 (colour)")

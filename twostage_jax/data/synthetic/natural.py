@@ -70,7 +70,7 @@ def recipe(
         "per_class": (per_class, TEST_EVERY, None),
         "seed": (seed, 0, None),
     }
-    check("natural_surrogate", channels, limits)
+    check(channels, limits)
     settings = {"size": size, "channels": channels, "seed": seed}
     return Recipe(
         name="natural_surrogate",

@@ -13,7 +13,7 @@ from twostage_jax.ct.phantom import CLASS_NAMES, DISEASES, phantom_slices, write
 from twostage_jax.data import synthetic
 from twostage_jax.data.ct_patches import patient_examples
 from twostage_jax.data.dataset import Example, Recipe, digest
-from twostage_jax.errors import UserError
+from twostage_jax.errors import require
 
 # Bump when the same settings give different images or facts.
 VERSION = 2
@@ -60,12 +60,10 @@ def recipe(
         "slices": (slices, 1, None),
         "seed": (seed, 0, None),
     }
-    synthetic.check("phantoms", channels, limits)
+    synthetic.check(channels, limits)
     check(Cut(size=size, stride=stride, coverage=coverage, per_class=per_class))
-    if spacing is not None and not 0.1 <= spacing <= 5:
-        raise UserError(
-            f"phantoms: spacing is {spacing}: expected 0.1 to 5 mm.", where="spacing"
-        )
+    possible = spacing is None or 0.1 <= spacing <= 5
+    require(possible, "spacing", spacing, "0.1 to 5 mm")
     cut = {
         "size": size,
         "stride": stride,

@@ -116,7 +116,7 @@ def recipe(
         "views_per_sample": (views_per_sample, 1, None),
         "seed": (seed, 0, None),
     }
-    check("textures", channels, limits)
+    check(channels, limits)
     settings = {
         "size": size,
         "channels": channels,
