@@ -50,7 +50,7 @@ def test_weights_of_the_chosen_run_are_read_back_bit_by_bit(study, tmp_path, suf
     export.export(run=str(workdir), arm="two_stage", seed=1, to=str(path))
     loaded = pretrained.load(path, module, image_size=32, channels=1)
     assert_same(loaded, variables)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.md", path.name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, f"{path.name}.md"]
 
 
 def test_header_says_how_to_use_the_weights(study, tmp_path):
@@ -73,7 +73,7 @@ def test_header_says_how_to_use_the_weights(study, tmp_path):
 def test_card_has_the_scores_of_the_report_and_escapes_names(study, tmp_path):
     workdir, *_, home = study
     export.export(run=str(workdir), seed=1, to=str(tmp_path / "model.npz"))
-    text = (tmp_path / "model.md").read_text(encoding="utf-8")
+    text = (tmp_path / "model.npz.md").read_text(encoding="utf-8")
     _, front, body = text.split("---\n", 2)
     (index,) = yaml.safe_load(front)["model-index"]
     values = {m["type"]: m["value"] for m in index["results"][0]["metrics"]}
@@ -101,7 +101,7 @@ def test_card_says_that_its_scores_are_of_averaged_predictions(study, tmp_path):
         for text in (saved, json.dumps(lineage)):
             path.write_text(text)
             export.export(run=str(home), to=str(tmp_path / "model.npz"))
-            texts.append((tmp_path / "model.md").read_text(encoding="utf-8"))
+            texts.append((tmp_path / "model.npz.md").read_text(encoding="utf-8"))
     finally:
         path.write_text(saved)
     assert ["8 orientations of each image" in text for text in texts] == [False, True]
@@ -119,7 +119,7 @@ def test_imported_weights_are_named_with_their_origin(study, tmp_path):
         export.export(run=str(home), to=str(tmp_path / "model.npz"))
     finally:
         path.write_text(saved)
-    text = (tmp_path / "model.md").read_text(encoding="utf-8")
+    text = (tmp_path / "model.npz.md").read_text(encoding="utf-8")
     assert f"resnet18 \\[a].pth (SHA-256 {'f' * 64})" in text
     assert "bsd \\[x]" in text and "random parameters" not in text
     (row,) = [line for line in text.splitlines() if line.startswith("| natural ")]
@@ -135,7 +135,7 @@ def test_a_run_without_its_earlier_stages_claims_nothing_about_them(study, tmp_p
     texts = []
     for run in (home, alone):
         export.export(run=str(run), to=str(tmp_path / "model.npz"))
-        texts.append((tmp_path / "model.md").read_text(encoding="utf-8"))
+        texts.append((tmp_path / "model.npz.md").read_text(encoding="utf-8"))
     assert ["without third-party weights" in text for text in texts] == [True, False]
     assert ["third-party weights is not known" in text for text in texts] == [
         False,
@@ -169,7 +169,11 @@ def test_licence_is_stated_where_it_is_known(study, tmp_path):
     for licence, stated in (("", "unknown"), ("cc-by-4.0: yes", "cc-by-4.0: yes")):
         path = tmp_path / "model.safetensors"
         export.export(run=str(workdir), seed=1, to=str(path), licence=licence)
-        front = path.with_suffix(".md").read_text(encoding="utf-8").split("---\n", 2)[1]
+        front = (
+            path.with_name(f"{path.name}.md")
+            .read_text(encoding="utf-8")
+            .split("---\n", 2)[1]
+        )
         assert yaml.safe_load(front)["license"] == stated
         assert pretrained.header(path).get("license", "") == licence
 
@@ -180,7 +184,7 @@ def test_stage_run_outside_of_a_study_has_a_card_without_intervals(study, tmp_pa
     moved.parent.mkdir()
     moved.symlink_to(home)
     export.export(run=str(moved), to=str(tmp_path / "model.npz"))
-    assert "intervals are unavailable" in (tmp_path / "model.md").read_text(
+    assert "intervals are unavailable" in (tmp_path / "model.npz.md").read_text(
         encoding="utf-8"
     )
 

@@ -15,9 +15,9 @@ The suffix chooses the format:
 
 `inspect --source` and a network with the same settings read both formats back exactly. A
 study with a stage imported from such a file (`config.stages.X.weights`) takes the scale
-of images, the class names and the licence from it. The card, `model.md`, describes the
-data of every stage, the scores with intervals, how to load the weights and scale images,
-and the limits of the model.
+of images, the class names and the licence from it. The card, `model.safetensors.md`,
+describes the data of every stage, the scores with intervals, how to load the weights and
+scale images, and the limits of the model.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def export(
 
     Args:
       run: Workdir of a study, or folder of a stage run.
-      to: Output file, .safetensors or .npz. The card gets the suffix .md.
+      to: Output file, .safetensors or .npz. The card is this name with .md added.
       arm: Arm of the study; default: two_stage.
       seed: Seed; default: the first.
       fraction: Fraction of the target training set; default: the largest.
@@ -81,8 +81,9 @@ def export(
     page = card.page(found.folder, found.arm, path.name, pytorch, licence)
     told = metadata(found) | ({"license": licence} if licence else {})
     pretrained.write(path, variables, module, channels, told)
-    io.write_text(path.with_suffix(".md"), page)
-    print(f"{found}\nWeights: {path}\nCard: {path.with_suffix('.md')}")
+    described = path.with_name(f"{path.name}.md")
+    io.write_text(described, page)
+    print(f"{found}\nWeights: {path}\nCard: {described}")
 
 
 def metadata(run: "Trained") -> dict[str, Any]:

@@ -237,6 +237,128 @@ def test_every_violation_is_named_at_once(tmp_path):
         assert name in str(error.value)
 
 
+@pytest.mark.parametrize("wrapped", [("net", "model"), ("net", "")])
+def test_several_networks_in_one_file_are_refused(wrapped, tmp_path):
+    arrays = public_networks.arrays("resnet18")
+    both = {
+        f"{name}.{key}".lstrip("."): array
+        for name in wrapped
+        for key, array in arrays.items()
+    }
+    with refused_at(tmp_path) as error:
+        variables_of("resnet18", both, tmp_path)
+    assert "net.conv1.weight" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "state_dict.model.", "model_state_dict.", "_orig_mod.", "backbone."],
+)
+def test_wrappers_of_a_network_are_removed_from_names(prefix):
+    arrays = public_networks.arrays("resnet18")
+    wrapped = {prefix + name: array for name, array in arrays.items()}
+    assert_equal(variables_of("resnet18", wrapped), variables_of("resnet18", arrays))
+
+
+def assert_equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_an_unknown_wrapper_is_named(tmp_path):
+    arrays = public_networks.arrays("resnet18")
+    wrapped = {f"encoder.{name}": array for name, array in arrays.items()}
+    with refused_at(tmp_path) as error:
+        variables_of("resnet18", wrapped, tmp_path)
+    assert str(error.value).endswith(
+        "All names begin with 'encoder.': save the state_dict() of that part alone."
+    )
+
+
+@pytest.mark.parametrize("broken", ["without its weight", "with another bias"])
+def test_a_head_that_does_not_belong_together_is_refused(broken, tmp_path):
+    arrays = public_networks.arrays("resnet18")
+    if broken == "without its weight":
+        del arrays["fc.weight"]
+    else:
+        arrays["fc.bias"] = arrays["fc.bias"][:-1]
+    with refused_at(tmp_path):
+        variables_of("resnet18", arrays, tmp_path)
+
+
+def test_training_checkpoints_of_pytorch_are_read_without_the_optimiser(tmp_path):
+    torch = pytest.importorskip("torch")
+    network = torch.nn.Linear(2, 3)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    # Parameters themselves, which need a gradient, instead of a state_dict.
+    saved = {"epoch": 3, "state_dict": dict(network.named_parameters())}
+    path = tmp_path / "last.pth.tar"
+    torch.save({**saved, "optimizer": optimizer.state_dict()}, path)
+    arrays = pretrained.read(path)
+    assert sorted(arrays) == ["state_dict.bias", "state_dict.weight"]
+    np.testing.assert_array_equal(
+        arrays["state_dict.weight"], network.weight.detach().numpy()
+    )
+
+
+def test_tensors_that_are_not_numbers_are_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "odd.pth"
+    for odd in (
+        torch.eye(2).to_sparse(),
+        torch.empty(2, device="meta"),
+        torch.eye(2) * 1j,
+    ):
+        torch.save({"a": torch.ones(2), "b": odd}, path)
+        with refused_at(path):
+            pretrained.read(path)
+
+
+def test_half_precision_is_read_and_smaller_types_are_refused(tmp_path):
+    import ml_dtypes
+
+    path = tmp_path / "a.safetensors"
+    save_file({"a": np.ones(2, ml_dtypes.bfloat16), "b": np.ones(2, np.float16)}, path)
+    assert all(array.tolist() == [1, 1] for array in pretrained.read(path).values())
+    header = b'{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with refused_at(path):
+        pretrained.read(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_files_without_numbers_are_refused(suffix, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    save_file({}, path) if suffix == ".safetensors" else np.savez(path)
+    with refused_at(path):
+        pretrained.read(path)
+    if suffix == ".npz":
+        for other in (np.array([b"text"]), np.ones(2) * 1j):
+            np.savez(path, a=other)
+            with refused_at(path):
+                pretrained.read(path)
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with refused_at(path) as error:
+        pretrained.read(path)
+    assert "git lfs pull" in str(error.value)
+
+
+def test_exports_can_be_read_by_others(tmp_path):
+    module, shapes = network("resnet18")
+    variables = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+    other = tmp_path / "other"
+    other.touch()
+    for suffix in pretrained.WRITERS:
+        path = tmp_path / f"a{suffix}"
+        pretrained.write(path, variables, module, 3, {})
+        assert path.stat().st_mode == other.stat().st_mode
+
+
 @pytest.mark.parametrize(
     "suffix", [".safetensors", ".npz", ".pth", ".caffemodel", ".onnx"]
 )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from basics import Tiny, make_dataset, refused_at
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from small_study import config_file, datasets, parsed
 from tiny_study import TINY, tiny_studies, tiny_study
@@ -188,6 +189,38 @@ def test_folded_first_layer_responds_to_grey_images_as_three_channels_do(
     assert np.abs(colour - folded).max() > 1e-3
 
 
+def test_first_layer_without_anything_to_take_the_constant_is_not_folded(tmp_path):
+    weights = made(tmp_path / "no_norm.safetensors", "normed", skip="bn1")
+    with refused_at(weights):
+        imported.read(
+            weights, settings(weights, "normed", **{"model.channels": 1}).model
+        )
+
+
+def test_scale_of_public_weights_is_printed_and_must_be_that_of_unit_images(tmp_path):
+    weights = made(tmp_path / "whole.safetensors")
+    model = settings(weights).model
+    (assumed,) = imported.read(weights, model).notes
+    assert "0.485, 0.456, 0.406" in assumed and "assumed" in assumed
+    (given,) = imported.read(weights, model, (0.5,), (0.25,)).notes
+    assert "0.5, 0.5, 0.5" in given and "assumed" not in given
+    for mean, deviation in (((123.7,), (0.2,)), ((0.5,), (58.4,))):
+        with refused_at(weights):
+            imported.read(weights, model, mean, deviation)
+
+
+def test_plan_shows_the_import_and_a_change_of_the_scale(tmp_path):
+    weights = made(tmp_path / "whole.safetensors")
+    changes = {"model.head": "orderless", "model.image_size": 32}
+    changes["study.arms"] = ("two_stage",)
+    text = plan.tree(settings(weights, **changes))
+    assert "natural: unused: classifier.0.bias, classifier.0.weight" in text
+    assert "0.485, 0.456, 0.406" in text
+    assert "normalisation: 'natural' used 'weights'" in text
+    same = {f"stages.{s}.data.normalise": "weights" for s in ("texture", "target")}
+    assert "normalisation:" not in plan.tree(settings(weights, **changes, **same))
+
+
 def targets(workdir):
     """Returns the lineages of the target stages."""
     return sorted(workdir.glob("stages/target-*/lineage.json"))
@@ -324,6 +357,49 @@ def test_header_that_cannot_be_read_is_refused(exported, tiny, tmp_path):
     path = rewritten(exported[0][0], tmp_path / "a.safetensors", mean="half")
     with refused_at(path):
         imported.load(of_export(path), "natural")
+
+
+def with_header(path, copy, **changes):
+    """Writes a copy of an export whose header has other values; returns its path."""
+    with safe_open(path, "numpy") as file:
+        header = file.metadata()
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in changes.items()}
+    save_file(load_file(path), copy, {**header, **texts})
+    return copy
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"deviation": [0.0]}, {"deviation": [-1.0]}, {"mean": [float("nan")]},
+        {"window_hu": [1]}, {"model": {"name": "nope"}}, {"model": []}, {"classes": 3},
+    ],
+)  # fmt: skip
+def test_header_with_impossible_values_is_refused(changes, exported, tiny, tmp_path):
+    path = with_header(exported[0][0], tmp_path / "a.safetensors", **changes)
+    with refused_at(path):
+        imported.load(of_export(path), "natural")
+
+
+def test_header_of_a_later_version_is_read(exported, tiny, tmp_path):
+    with safe_open(exported[0][0], "numpy") as file:
+        model = json.loads(file.metadata()["model"])
+    path = with_header(
+        exported[0][0], tmp_path / "a.safetensors", model={**model, "new_field": 1}
+    )
+    assert imported.load(of_export(path), "natural").class_names
+
+
+def test_weights_of_several_windows_keep_their_channels(exported, tiny, tmp_path):
+    path = with_header(
+        exported[0][0], tmp_path / "a.safetensors", window_hu=[-600, 1500, 40, 400]
+    )
+    with refused_at(path):
+        imported.load(of_export(path, **{"model.channels": 3}), "natural")
+    path = with_header(
+        exported[0][0], tmp_path / "b.safetensors", window_hu=[-600, 1500]
+    )
+    assert imported.load(of_export(path, **{"model.channels": 3}), "natural")
 
 
 def test_weights_of_standardised_images_are_not_scaled_by_a_mean(

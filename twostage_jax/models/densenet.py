@@ -1,7 +1,8 @@
 """DenseNet-121: every layer reads the maps of all layers before it in its block.
 
 Huang et al. 2017 (arXiv 1608.06993), table 1, with 32 new channels per layer and half the
-channels after each transition, as in torchvision. It is the network of RadImageNet and of
+channels after each transition, as in torchvision. It is also the network of RadImageNet,
+whose weights read RGB images with a mean and a standard deviation of 0.5, and of
 torchxrayvision, whose weights read one channel in [-1024, 1024]: images in [0, 1] with a
 mean of 0.5 and a standard deviation of 1 / 2048.
 """

@@ -3,7 +3,9 @@
 The network of Tan & Le 2019 (arXiv 1905.11946) at its smallest, for mobile devices:
 without squeeze-and-excitation, and with ReLU6 (TensorFlow, `models/official/efficientnet/
 lite`). Padding and the epsilon of its norms are TensorFlow's. The public weights read
-RGB images as (value - 127) / 128, values 0 to 255.
+RGB images as (value - 127) / 128, values 0 to 255. timm has them as
+`tf_efficientnet_lite0`; its `efficientnet_lite0` has arrays of the same names and shapes,
+but pads as PyTorch does and has another epsilon, so its weights give wrong features here.
 """
 
 import re

@@ -26,15 +26,25 @@ from twostage_jax.models import caffemodel
 from twostage_jax.models.layers import HEAD, HEAD_NORM
 from twostage_jax.models.network import Network
 
-# MedMNIST saves {'net': ...}; training programs {'state_dict': ...}, wrapped in 'module.'.
-PREFIX = re.compile(r"^((net|model|state_dict|module)\.)+")
-# A counter of training steps, which batch normalisation has in PyTorch alone, and the
+# MedMNIST saves {'net': ...}; training programs {'state_dict': ...}, wrapped in 'module.'
+# or, by torch.compile, in '_orig_mod.'. RadImageNet's 'backbone.0' is no such wrapper.
+PREFIX = re.compile(
+    r"^((net|model|(model_)?state_dict|module|_orig_mod|backbone(?=\.[a-z]))\.)+"
+)
+# Counters of training steps and of averaged networks, which PyTorch alone has, and the
 # thresholds of torchxrayvision, some of them NaN.
-UNUSED = re.compile(r"(^|\.)(num_batches_tracked|op_threshs)$")
+UNUSED = re.compile(r"(^|\.)(num_batches_tracked|n_averaged|op_threshs)$")
+# Entries of training checkpoints that hold no network.
+TRAINING = {
+    "optimizer", "optimizers", "optimizer_states", "optimizer_state_dict", "optim",
+    "scheduler", "scheduler_state_dict", "lr_scheduler", "lr_schedulers", "scaler",
+    "scaler_state_dict", "amp_scaler", "loops", "callbacks",
+}  # fmt: skip
 LEAVES = {
     "kernel": "weight", "scale": "weight", "bias": "bias",
     "mean": "running_mean", "var": "running_var", "layer_scale": "layer_scale",
 }  # fmt: skip
+LFS_POINTER = b"version https://git-lfs"
 # The two kinds of variables, with which paths begin.
 COLLECTIONS = ("params", "batch_stats")
 # Number of axes -> their order in PyTorch, given Flax's.
@@ -46,16 +56,26 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
     Reads safetensors, `.npz` and `.caffemodel`, and `.pth` or `.pt` where PyTorch is
     installed, with `torch.load(weights_only=True)`: nothing in the file is executed. Dicts
-    in dicts, as in `{'net': {...}}` or `{'state_dict': {...}}`, are flattened with dots.
+    in dicts, as in `{'net': {...}}` or `{'state_dict': {...}}`, are flattened with dots,
+    and the state of optimisers is left out.
 
     Raises:
       UserError: The file is missing, damaged or of another format.
     """
     if not path.is_file():
         raise UserError.at(path, "this file of weights does not exist.")
-    if path.suffix not in READERS:
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
         raise UserError.at(path, f"weights are read from {', '.join(READERS)} files.")
-    arrays = READERS[path.suffix](path)
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UserError.at(
+                path,
+                "this is a pointer of Git LFS, not the file itself: run `git lfs pull`.",
+            )
+    arrays = READERS[suffix](path)
+    if not arrays:
+        raise UserError.at(path, "the file holds no arrays.")
     for name, array in arrays.items():
         if not UNUSED.search(name) and not np.isfinite(array).all():
             raise UserError.at(path, f"{name} has values that are not finite.")
@@ -68,11 +88,12 @@ def header(path: Path) -> dict[str, Any]:
     They are those that `write` was given, and texts in safetensors files of other
     programs. The result is empty for files that state nothing.
     """
-    if path.suffix == ".npz":
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             found = _json(str(file["metadata"])) if "metadata" in file.files else {}
         return found if isinstance(found, dict) else {}
-    if path.suffix != ".safetensors":
+    if suffix != ".safetensors":
         return {}
     from safetensors import safe_open
 
@@ -97,17 +118,26 @@ def _from_safetensors(path: Path) -> dict[str, np.ndarray]:
         arrays = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError.at(path, f"the file is damaged ({error}).") from None
-    return {name: array.astype(np.float32) for name, array in arrays.items()}
+    except (AttributeError, KeyError) as error:  # NumPy lacks the type.
+        raise UserError.at(
+            path, f"the file has numbers of a type that cannot be read ({error})."
+        ) from None
+    return _as_float32(arrays, path)
 
 
 def _from_npz(path: Path) -> dict[str, np.ndarray]:
     arrays = io.read_arrays(path, advice="Copy it again.")
     # Without text, such as the metadata of an export.
-    return {
-        name: array.astype(np.float32)
-        for name, array in arrays.items()
-        if array.dtype.kind != "U"
-    }
+    numbers = {k: array for k, array in arrays.items() if array.dtype.kind != "U"}
+    return _as_float32(numbers, path)
+
+
+def _as_float32(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    for name, array in arrays.items():
+        # bfloat16, which NumPy knows from ml_dtypes, is of kind 'V'.
+        if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+            raise UserError.at(path, f"{name} holds {array.dtype}, not real numbers.")
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
 def _from_torch(path: Path) -> dict[str, np.ndarray]:
@@ -122,23 +152,34 @@ def _from_torch(path: Path) -> dict[str, np.ndarray]:
         ) from None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
+    except Exception:
+        # PyTorch's own text advises to execute what the file contains.
         raise UserError.at(
             path,
-            f"the file holds more than arrays, or is damaged ({reason}). Save the "
-            "network's state_dict() alone.",
+            "the file is damaged, or holds more than arrays. Save the network's "
+            "state_dict() alone.",
         ) from None
-    flat = traverse_util.flatten_dict(saved, sep=".") if isinstance(saved, dict) else {}
-    arrays = {k: v for k, v in flat.items() if isinstance(v, torch.Tensor)}
+    entries = traverse_util.flatten_dict(saved) if isinstance(saved, dict) else {}
+    arrays = {
+        ".".join(map(str, entry)): tensor
+        for entry, tensor in entries.items()
+        if isinstance(tensor, torch.Tensor) and entry[0] not in TRAINING
+    }
     if not arrays:
         raise UserError.at(path, "the file holds no state_dict.")
-    return {name: array.float().numpy() for name, array in arrays.items()}
+    for name, tensor in arrays.items():
+        dense = tensor.layout == torch.strided and not tensor.is_meta
+        if not dense or tensor.is_quantized or tensor.is_complex():
+            raise UserError.at(
+                path, f"{name} is not an ordinary tensor of real numbers."
+            )
+    return {name: tensor.detach().float().numpy() for name, tensor in arrays.items()}
 
 
 READERS = {
     ".safetensors": _from_safetensors, ".npz": _from_npz,
-    ".pth": _from_torch, ".pt": _from_torch, ".caffemodel": caffemodel.read,
+    **dict.fromkeys((".pth", ".pt", ".ckpt", ".bin", ".tar"), _from_torch),
+    ".caffemodel": caffemodel.read,
 }  # fmt: skip
 
 
@@ -194,7 +235,7 @@ def place(
         )
     leaves = traverse_util.flatten_dict(dict(expected), sep="/")
     stated = {p: p if ours else public_name(network, p) for p in leaves}
-    named, unused = _named(arrays, network, () if ours else expected["params"])
+    named, unused = _named(arrays, network, () if ours else expected["params"], path)
     names = {p: named.pop(name) for p, name in stated.items() if name in named}
     found = {p: arrays[name] for p, name in names.items()}
     if not ours:
@@ -207,6 +248,13 @@ def place(
             axes = range(len(shape)) if ours else TO_TORCH[len(shape)]
             needed = tuple(shape[axis] for axis in axes)
             problems.append(f"{stated[p]} is {arrays[names[p]].shape}, not {needed}")
+    kernel, bias = (found.get(f"params/{HEAD}/{leaf}") for leaf in ("kernel", "bias"))
+    if (kernel is None) != (bias is None) or (
+        kernel is not None and kernel.shape[-1:] != bias.shape
+    ):
+        problems.append(
+            "the weight and the bias of the classifier do not belong together"
+        )
     missing = tuple(p for p in leaves if p not in names)
     begun = set(map(_layer, names))  # layers of which the file has some arrays
     problems += [
@@ -220,6 +268,12 @@ def place(
     if problems:
         listed = "\n  ".join(problems[:12])
         more = f"\n  and {len(problems) - 12} more" if len(problems) > 12 else ""
+        start = {name.partition(".")[0] for name in arrays}
+        if not names and len(start) == 1:
+            more += (
+                f"\nAll names begin with '{start.pop()}.': save the state_dict() of that "
+                "part alone."
+            )
         raise UserError.at(
             path, f"the weights are not those of this network:\n  {listed}{more}"
         )
@@ -230,7 +284,10 @@ def place(
 
 
 def _named(
-    arrays: Mapping[str, np.ndarray], network: type[Network], layers: Collection[str]
+    arrays: Mapping[str, np.ndarray],
+    network: type[Network],
+    layers: Collection[str],
+    path: Path,
 ) -> tuple[dict[str, str], list[str]]:
     """Returns plain name -> name in the file, and the names of unused arrays.
 
@@ -239,6 +296,10 @@ def _named(
       network: Class of the network.
       layers: Layers that the network has, if the names are public ones: those of dense
         layers that it lacks are unused, because it has an orderless head instead.
+      path: The file, for messages.
+
+    Raises:
+      UserError: Two arrays have the same plain name.
     """
     named, unused = {}, []
     dense = [
@@ -252,8 +313,12 @@ def _named(
             plain = re.sub(pattern, replacement, plain)
         if UNUSED.search(plain) or plain.startswith(tuple(dense)):
             unused.append(name)
-        else:
-            named[plain] = name
+        elif named.setdefault(plain, name) != name:
+            raise UserError.at(
+                path,
+                f"{named[plain]} and {name} are both {plain}: the file holds several "
+                "networks. Save the state_dict() of one alone.",
+            )
     return named, unused
 
 
@@ -352,14 +417,15 @@ def write(
 def _to_safetensors(
     path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     # The header holds text alone, and readers ask it for a format.
     texts = {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in metadata.items()
     }
-    save_file(dict(arrays), path, {"format": "pt", **texts})
+    # Written here, because safetensors writes files that only their owner can read.
+    path.write_bytes(save(dict(arrays), {"format": "pt", **texts}))
 
 
 def _to_npz(

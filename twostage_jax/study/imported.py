@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,16 +49,11 @@ class Stated:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences on the scale of the training images of the weights."""
-        if self.patch:
-            return ["trained on individually standardised images"]
-        if not self.mean:
+        """Sentences on the training images of the weights, apart from their scale."""
+        if not self.window:
             return []
-        found = ["mean and standard deviation of the images: as the file states"]
-        if self.window:
-            window = ", ".join(f"{value:g}" for value in self.window)
-            found.append(f"trained on images in HU, window (centre, width) {window}")
-        return found
+        window = ", ".join(f"{value:g}" for value in self.window)
+        return [f"trained on images in HU, window (centre, width) {window}"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +77,19 @@ class Weights:
     deviation: np.ndarray
     stated: Stated
     notes: tuple[str, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        """Lines on what the file gives the network, for the log and for `inspect`."""
+        placed = self.placed
+        lines = [f"imported {len(placed.names)} arrays of {self.path}", *self.notes]
+        if unused := [n for n in placed.unused if not pretrained.UNUSED.search(n)]:
+            lines.append(f"unused: {', '.join(unused)}")
+        if placed.missing:
+            lines.append(
+                f"initialised at random (missing): {', '.join(placed.missing)}"
+            )
+        return lines
 
     @property
     def normalise(self) -> str:
@@ -192,18 +201,59 @@ def read(
     placed = _placed(arrays, model, path)
     kernel = placed.variables["params"].get(network.FIRST_LAYER, {}).get("kernel")
     channels = model.channels if kernel is None else kernel.shape[2]
+    assumed = not (mean and deviation) and not stated.mean
     mean = mean or stated.mean or network.PUBLIC_MEAN
     deviation = deviation or stated.deviation or network.PUBLIC_DEVIATION
     mean = _per_channel(mean, channels, path)
     deviation = _per_channel(deviation, channels, path)
-    notes = stated.notes
+    if np.abs(mean).max() > 2 or deviation.max() > 2:
+        raise UserError.at(
+            path,
+            "weights_mean and weights_deviation are those of images in [0, 1]: divide "
+            "them by the largest value of the images, such as 255.",
+        )
+    notes = [_scale_note(mean, deviation, stated, network if assumed else None)]
+    notes += stated.notes
     if channels != model.channels:
+        if len(set(zip(stated.window[::2], stated.window[1::2], strict=True))) > 1:
+            raise UserError.at(
+                path,
+                "the weights read several HU windows, one per channel, so their first "
+                f"layer cannot be changed: set config.model.channels to {channels}.",
+            )
         change = to_grey if model.channels == 1 else to_rgb
-        mean, deviation, note = change(placed.variables, network, mean, deviation)
+        mean, deviation, note = change(placed.variables, network, mean, deviation, path)
         notes.append(note)
     with path.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     return Weights(path, fingerprint, placed, mean, deviation, stated, tuple(notes))
+
+
+def _scale_note(
+    mean: np.ndarray,
+    deviation: np.ndarray,
+    stated: Stated,
+    assumed: type[Network] | None,
+) -> str:
+    """Returns a sentence on the scale of the training images of weights.
+
+    Args:
+      mean, deviation: Scale of images in [0, 1], `[channels]`.
+      stated: Information in the header of the file.
+      assumed: Network whose public scale is taken, for lack of a setting or a header.
+    """
+    if stated.patch:
+        return "trained on individually standardised images"
+    numbers = (", ".join(f"{v:.4g}" for v in values) for values in (mean, deviation))
+    note = "trained on images with mean {} and standard deviation {}".format(*numbers)
+    if assumed is None:
+        return note
+    name = re.search(r"(?:models\.|')(\w+)", assumed.PYTORCH)
+    public = name[1] if name else assumed.__name__
+    return (
+        f"{note}: this scale is assumed, that of the public weights of {public}; for "
+        "others, set weights_mean and weights_deviation"
+    )
 
 
 def _stated(path: Path, model: ModelConfig) -> Stated:
@@ -218,7 +268,9 @@ def _stated(path: Path, model: ModelConfig) -> Stated:
     if not str(header.get("software", "")).startswith(SOFTWARE):
         return Stated(licence)
     try:
-        made = ModelConfig(**header["model"])
+        fields = {field.name for field in dataclasses.fields(ModelConfig)}
+        # Later versions may have more fields.
+        made = ModelConfig(**{k: v for k, v in header["model"].items() if k in fields})
         mean, deviation = (tuple(map(float, header[k])) for k in ("mean", "deviation"))
         stated = Stated(
             licence=licence,
@@ -228,7 +280,12 @@ def _stated(path: Path, model: ModelConfig) -> Stated:
             window=tuple(map(float, header["window_hu"] or ())),
             class_names=tuple(map(str, header["classes"])),
         )
-    except (KeyError, TypeError, ValueError) as error:
+        if not np.isfinite((*mean, *deviation, *stated.window)).all():
+            raise ValueError("some numbers are not finite")
+        if min(deviation) <= 0 or len(stated.window) % 2:
+            raise ValueError(f"deviation {deviation}, window {stated.window}")
+        steps.build_model(made, 1, None)
+    except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
         raise UserError.at(
             path, f"the header of the weights file cannot be read ({error!r})."
         ) from None
@@ -290,9 +347,10 @@ def _shapes(model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
 def _per_channel(values: tuple[float, ...], channels: int, path: Path) -> np.ndarray:
     if len(values) not in (1, channels):
         raise UserError(
-            f"the first layer of {path} has {channels} channels, but the mean or the "
-            f"standard deviation of its images has {len(values)} values: set "
-            "weights_mean and weights_deviation of the stage.",
+            f"the number of channels of the first layer of {path} is {channels}, but the "
+            f"mean or the standard deviation of its images has {len(values)} values: set "
+            "weights_mean and weights_deviation of the stage (torchxrayvision: 0.5 and "
+            "1 / 2048).",
             where=path,
         )
     return np.broadcast_to(np.float32(values), channels)
@@ -303,6 +361,7 @@ def to_grey(
     network: type[Network],
     mean: np.ndarray,
     deviation: np.ndarray,
+    path: Path,
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Folds the colour channels of the first layer into one, in place.
 
@@ -314,6 +373,9 @@ def to_grey(
 
     Returns:
       Mean and standard deviation `[1]`, and a sentence on the accuracy.
+
+    Raises:
+      UserError: The layer has no bias, and no running mean after it takes the constant.
     """
     first = variables["params"][network.FIRST_LAYER]
     kernel = first["kernel"].astype(np.float64)
@@ -326,7 +388,14 @@ def to_grey(
         first["bias"] = (first["bias"] + constant).astype(np.float32)
     else:
         norm = network.FIRST_LAYER.replace("conv", "norm")
-        statistics = variables["batch_stats"][norm]
+        statistics = variables.get("batch_stats", {}).get(norm)
+        if statistics is None:
+            raise UserError.at(
+                path,
+                f"three input channels of {network.FIRST_LAYER} cannot be folded into "
+                "one, because no batch normalisation follows: set config.model.channels "
+                "to 3.",
+            )
         statistics["mean"] = (statistics["mean"] - constant).astype(np.float32)
     note = (
         f"{network.FIRST_LAYER}: three input channels folded into one, exact for grey "
@@ -340,6 +409,7 @@ def to_rgb(
     network: type[Network],
     mean: np.ndarray,
     deviation: np.ndarray,
+    path: Path,
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Spreads the single input channel of the first layer over three, in place.
 

@@ -482,12 +482,15 @@ def tree(config: Config) -> str:
     """Returns the arms, and the table of each planned transfer."""
     lines = [f"{arm}: {' > '.join(chain)}" for arm, chain in config.arms.items()]
     hand_overs = [pair for pair in _edges(config) if pair[0]]
-    variables = {
-        name: imported.load(config, name).variables
-        if config.stages[name].weights
-        else _initialised(config, name)
-        for name in dict.fromkeys(name for pair in hand_overs for name in pair)
-    }
+    variables, normalised = {}, {}
+    for name in dict.fromkeys(name for pair in hand_overs for name in pair):
+        if config.stages[name].weights:
+            weights = imported.load(config, name)
+            variables[name], normalised[name] = weights.variables, weights.normalise
+            lines += ["", *(f"{name}: {line}" for line in weights.lines)]
+        else:
+            variables[name] = _initialised(config, name)
+            normalised[name] = config.stages[name].data.normalise
     for before, after in hand_overs:
         report = planned_transfer(
             config.stages[after].transfer,
@@ -495,8 +498,28 @@ def tree(config: Config) -> str:
             variables[before],
             variables[after],
         )
-        lines += ["", f"{before} > {after}", report.table()]
+        notes = normalisation_notes(
+            before, normalised[before], after, normalised[after]
+        )
+        lines += ["", f"{before} > {after}", *notes, report.table()]
     return "\n".join(lines)
+
+
+def normalisation_notes(
+    before: str, scaled: str, after: str, rescaled: str
+) -> list[str]:
+    """Returns a sentence if two stages scale images differently.
+
+    Args:
+      before, after: Names of the stages.
+      scaled, rescaled: Their `data.normalise`.
+    """
+    if scaled == rescaled != "dataset":
+        return []
+    own = " with its own mean and standard deviation" if rescaled == "dataset" else ""
+    return [
+        f"normalisation: '{before}' used '{scaled}', '{after}' uses '{rescaled}'{own}"
+    ]
 
 
 def transfer_from(config: Config, path: Path, stage: str) -> str:
@@ -515,8 +538,10 @@ def transfer_from(config: Config, path: Path, stage: str) -> str:
             where="--stage",
         )
     target = _initialised(config, stage)
-    if path.suffix in pretrained.READERS:
-        source, place = imported.read(path, config.model).variables, ""
+    if path.is_file() and path.suffix.lower() in pretrained.READERS:
+        weights = imported.read(path, config.model)
+        source, place = weights.variables, ""
+        print("\n".join(weights.lines))
     else:
         source, place = checkpoint.load_source(path)
     settings = config.stages[stage].transfer

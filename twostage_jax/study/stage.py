@@ -25,7 +25,7 @@ from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.splits import Splits
 from twostage_jax.study import artifacts, imported
 from twostage_jax.study.imported import Weights
-from twostage_jax.study.plan import StageRun, code, keys, split_of
+from twostage_jax.study.plan import StageRun, code, keys, normalisation_notes, split_of
 from twostage_jax.train import (
     augment,
     checkpoint,
@@ -227,11 +227,7 @@ def run_stages(
 def _import(materials: Materials, run: StageRun, progress: Progress) -> None:
     """Writes the folder of an imported stage."""
     weights, folder = materials.datasets[run.stage], materials.folder(run)
-    placed = weights.placed
-    lines = [f"imported {len(placed.names)} arrays of {weights.path}", *weights.notes]
-    if placed.missing:
-        lines.append(f"initialised at random (missing): {', '.join(placed.missing)}")
-    progress.say("\n".join(f"  {run.stage}: {line}" for line in lines))
+    progress.say("\n".join(f"  {run.stage}: {line}" for line in weights.lines))
     progress.done += 1
     if runtime.is_main():
         variables = imported.complete(weights, materials.config.model)
@@ -297,18 +293,9 @@ def _carry_over(
     else:
         source = checkpoint.load_variables(materials.folder(run.parent) / "variables")
         before = run.parent.settings(config).data.normalise
-    notes = []
-    after = settings.data.normalise
-    if before != after or before == "dataset":
-        notes.append(
-            f"normalisation: '{run.parent.stage}' used '{before}', "
-            f"'{run.stage}' uses '{after}'"
-            + (
-                " with its own mean and standard deviation"
-                if after == "dataset"
-                else ""
-            )
-        )
+    notes = normalisation_notes(
+        run.parent.stage, before, run.stage, settings.data.normalise
+    )
     rules = settings.transfer
     return transfers.transfer(
         source,
