@@ -174,13 +174,13 @@ def _add_file(path: Path, mode: int, tree: Tree) -> None:
         tree.litter.append((path, "a hidden file"))
     elif not stat.S_ISREG(mode):
         tree.litter.append((path, "a pipe, socket or device, not a file"))
-    elif reason := _unreadable(path):
+    elif reason := unreadable(path):
         tree.lost.append((path, reason))
     else:
         tree.files.append(path)
 
 
-def _unreadable(path: Path) -> str:
+def unreadable(path: Path) -> str:
     """Returns why a regular file cannot be read, or ''."""
     try:
         if not os.access(path, os.R_OK):

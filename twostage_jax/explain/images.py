@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from twostage_jax import io
+from twostage_jax import folders, io
 from twostage_jax.config import DataConfig
 from twostage_jax.data import class_folders, image_files, sources
 from twostage_jax.data.dataset import Dataset, largest
@@ -107,13 +107,8 @@ def folder_examples(path: Path, network: Network) -> tuple[Examples, list[str]]:
     """
     if not path.is_dir():
         raise UserError.flag("--images", path, "the folder does not exist.")
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file()
-        and file.suffix.lower() in class_folders.PICTURES
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
+    below = folders.walk(path).files
+    files = [file for file in below if file.suffix.lower() in class_folders.PICTURES]
     if not files:
         known = ", ".join(sorted(class_folders.PICTURES))
         raise UserError.flag("--images", path, f"the folder has no images ({known}).")

@@ -98,7 +98,7 @@ def map_folder(
             name = series_name(series, salt)
             try:
                 given = masks and masks.of(series.uid)
-                if is_made(out / name, series, classifier, how, given):
+                if is_made(out / name, _key(series, classifier, how, given)):
                     said = "exists already"
                 else:
                     said = make(series, classifier, how, out / name, given, go_on=go_on)
@@ -207,17 +207,11 @@ def make(
     return "; ".join(filter(None, (text, told, about["remarks"], note)))
 
 
-def is_made(
-    folder: Path,
-    series: Series,
-    classifier: Classifier,
-    how: How,
-    given: GivenLungs | None = None,
-) -> bool:
-    """Returns whether the folder holds maps of this series by this model and settings."""
+def is_made(folder: Path, key: str) -> bool:
+    """Returns whether the folder holds the maps of a key, see `_key`."""
     try:
         made = json.loads((folder / "series.json").read_text(encoding="utf-8"))
-        return made["key"] == _key(series, classifier, how, given)
+        return made["key"] == key
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from twostage_jax import io, models
+from twostage_jax import folders, io, models
 from twostage_jax.errors import UserError
 from twostage_jax.models import caffemodel
 from twostage_jax.models.layers import HEAD, HEAD_NORM
@@ -44,7 +44,6 @@ LEAVES = {
     "kernel": "weight", "scale": "weight", "bias": "bias",
     "mean": "running_mean", "var": "running_var", "layer_scale": "layer_scale",
 }  # fmt: skip
-LFS_POINTER = b"version https://git-lfs"
 # The two kinds of variables, with which paths begin.
 COLLECTIONS = ("params", "batch_stats")
 # Number of axes -> their order in PyTorch, given Flax's.
@@ -67,12 +66,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
     suffix = path.suffix.lower()
     if suffix not in READERS:
         raise UserError.at(path, f"weights are read from {', '.join(READERS)} files.")
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise UserError.at(
-                path,
-                "this is a pointer of Git LFS, not the file itself: run `git lfs pull`.",
-            )
+    if reason := folders.unreadable(path):
+        raise UserError.at(path, f"{reason}.")
     arrays = READERS[suffix](path)
     if not arrays:
         raise UserError.at(path, "the file holds no arrays.")

@@ -8,7 +8,6 @@ while saving leaves the previous save intact. Only the first process of a run wr
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -358,7 +357,9 @@ def _variables_in(tree: PyTree, path: Path) -> tuple[str, PyTree]:
             for key, below in branch.items()
             if isinstance(below, dict) and not key.startswith("opt")
         }
-    kernels = [keys for keys in _paths(tree) if keys[-1] == "kernel"]
+    kernels = [
+        keys for keys in traverse_util.flatten_dict(tree) if keys[-1] == "kernel"
+    ]
     outer: tuple[str, ...] = ()
     while len(names := {keys[len(outer)] for keys in kernels}) == 1:
         # All lie below one name, which may be a wrapper, or the only layer there is.
@@ -374,15 +375,6 @@ def _variables_in(tree: PyTree, path: Path) -> tuple[str, PyTree]:
             "Flax module: expected a branch 'params', or layers with a 'kernel' each.",
         )
     return "/".join(outer), {"params": tree, "batch_stats": {}}
-
-
-def _paths(tree: PyTree) -> Iterator[tuple[str, ...]]:
-    """Yields the names that lead to each leaf of nested dicts."""
-    for name, below in tree.items():
-        if isinstance(below, dict):
-            yield from ((name, *rest) for rest in _paths(below))
-        else:
-            yield (name,)
 
 
 def _plain(tree: PyTree) -> PyTree:
