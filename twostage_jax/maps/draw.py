@@ -12,7 +12,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 from twostage_jax.ct.dicom import LUNG_WINDOW
 from twostage_jax.ct.dicom import window as windowed
@@ -211,29 +210,37 @@ def _coloured(
     picture = plain.astype(np.float32)
     shape = plain.shape[:2]
     labels, lungs = resample_mask(labels, shape), resample_mask(lungs, shape)
-    rows, columns = np.indices(shape)
-    stripes = (rows + columns) // STRIPE % 2 == 0
-    unknown = lungs & (labels == 0) & ((rows - columns) % (2 * STRIPE) < 2)
-    picture[unknown] = DIM
-    picture[_edge(lungs)] = OUTLINE
-    for index in range(len(style.class_names)):
-        rgb = colour(index, style.class_names)
-        region = labels == 1 + index
-        if rgb is None or not region.any():
-            continue
-        tinted = region & stripes if is_striped(index, style.class_names) else region
-        picture[tinted] = (1 - TINT) * picture[tinted] + TINT * np.array(rgb)
-        picture[_edge(region)] = rgb
+    stripes, lines, hatching = _patterns(shape)
+    picture[lungs & (labels == 0) & lines] = DIM
+    picture[lungs & _borders(lungs)] = OUTLINE
+    # By label, 0 for no class: its colour, and whether it has one and is striped.
+    names = style.class_names
+    colours = [None, *(colour(index, names) for index in range(len(names)))]
+    striped = [False, *(is_striped(index, names) for index in range(len(names)))]
+    tinted = np.array([rgb is not None for rgb in colours])[labels]
+    own = np.array([rgb or (0, 0, 0) for rgb in colours], np.float32)[labels]
+    outlined = tinted & _borders(labels)
+    tinted &= stripes | ~np.array(striped)[labels]
+    picture = np.where(tinted[..., None], (1 - TINT) * picture + TINT * own, picture)
+    picture[outlined] = own[outlined]
     if unlike is not None:
-        lines, region = hatch(shape), resample_mask(unlike, shape)
-        picture[region & (np.roll(lines, 1, 1) | np.roll(lines, -1, 1))] = GROUND
-        picture[region & lines | _edge(region)] = OUTLINE
+        region = resample_mask(unlike, shape)
+        beside = np.roll(hatching, 1, 1) | np.roll(hatching, -1, 1)
+        picture[region & beside] = GROUND
+        picture[region & (hatching | _borders(region))] = OUTLINE
     return np.rint(picture).astype(np.uint8)
 
 
-def _edge(mask: np.ndarray) -> np.ndarray:
-    """Returns the pixels of `mask` `[H, W]` next to pixels outside it."""
-    return mask & ~ndimage.binary_erosion(mask)
+def _borders(values: np.ndarray) -> np.ndarray:
+    """Returns the pixels of `[H, W]` next to another value, or to the picture's border."""
+    there = np.pad(values.astype(np.int16), 1, constant_values=-1)
+    here = there[1:-1, 1:-1]
+    return (
+        (there[:-2, 1:-1] != here)
+        | (there[2:, 1:-1] != here)
+        | (there[1:-1, :-2] != here)
+        | (there[1:-1, 2:] != here)
+    )
 
 
 def _grey(hu: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -330,15 +337,23 @@ def legend(
         _sample(pen, box, index, class_names)
     box = entry(len(counts) + 1, UNLIKE, hatched)
     pen.rectangle(box, fill=(70, 70, 70), outline=OUTLINE)
-    lines = np.argwhere(hatch((box[3] - box[1] - 1, box[2] - box[0] - 1)))
+    *_, hatching = _patterns((box[3] - box[1] - 1, box[2] - box[0] - 1))
+    lines = np.argwhere(hatching)
     points = [(box[0] + 1 + x, box[1] + 1 + y) for y, x in lines.tolist()]
     pen.point(points, fill=OUTLINE)
 
 
-def hatch(shape: tuple[int, int]) -> np.ndarray:
-    """Returns the hatching of lung that differs from the training images, `[H, W]` bool."""
-    rows, columns = np.indices(shape)
-    return ((rows + columns) % HATCH == 0) | ((rows - columns) % HATCH == 0)
+@functools.lru_cache(maxsize=8)
+def _patterns(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns stripes, thin lines and hatching, `[H, W]` bool.
+
+    They mark striped classes, unclassified lung, and lung that differs from the training
+    images. All slices of a series share them.
+    """
+    rows, columns = np.indices(shape, np.int32)
+    up, down = rows + columns, rows - columns
+    stripes = up // STRIPE % 2 == 0
+    return stripes, down % (2 * STRIPE) < 2, (up % HATCH == 0) | (down % HATCH == 0)
 
 
 def _sample(
