@@ -60,6 +60,7 @@ SHAPES = [
     ((15, 14), 16, 1, 1, 0, 1),
     ((31, 30), 16, 1, 2, 0, 1),
     # Large maps: one block of rows for an image, and several that do not divide it.
+    ((7, 8), 16, 3, 1, 1, 1),
     ((15, 16), 16, 3, 1, 1, 1),
     ((37, 41), 32, 3, 1, 1, 2),
     ((71, 75), 16, 5, 2, 2, 1),
