@@ -75,7 +75,7 @@ def written(arms, shown, asked, few_methods, tmp_path_factory):
         spy(strongest, "show", lambda found: None)
         explained = run.explain(
             arms, shown, "made images", out, layers=["conv1"], channels=6,
-            left_out=["Nothing else."], say=lambda line: None,
+            left_out=["Nothing else."],
         )  # fmt: skip
     return out, explained
 

@@ -98,7 +98,6 @@ def explain(
         textures=measured_with,
         chosen=chosen,
         left_out=left_out,
-        say=lambda text: print(text, flush=True),
     )
     print("", *explained["words"], sep="\n")
     print(f"\nWritten to {folder}.")

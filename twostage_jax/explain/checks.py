@@ -6,7 +6,7 @@ whether the network uses the pixels that they point at (`deletion_insertion`).
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +60,7 @@ class Maps(NamedTuple):
 
 
 def check_saliency(
-    arms: Arms, examples: Mapping[int, Examples], say: Callable[[str], None]
+    arms: Arms, examples: Mapping[int, Examples]
 ) -> tuple[dict[str, Any], Maps]:
     """Applies every method to every arm, on the same images and classes of a seed.
 
@@ -68,7 +68,6 @@ def check_saliency(
       arms: Arm -> its networks, one per seed.
       examples: Seed -> images `[N, H, W, C]` in [0, 1]. The maps drawn are of the first
         seed that all arms share.
-      say: Progress reporter, called with one line.
 
     Returns:
       JSON values, and the maps of up to `MOST_SHOWN` images to draw. The values:
@@ -102,7 +101,7 @@ def check_saliency(
     for arm, of_arm in arms.items():
         of_seeds = []
         for network in of_arm:
-            say(f"saliency: {arm}, seed {network.seed}")
+            networks.say(f"saliency: {arm}, seed {network.seed}")
             images, labels = asked[network.seed]
             inputs = networks.scaled(network, images)
             of_network = saliency_maps(network, inputs, labels, methods)
@@ -111,7 +110,7 @@ def check_saliency(
             if network is firsts[arm]:
                 maps[arm] = of_network
                 found["randomisation"][arm] = randomisation(
-                    network, inputs, labels, of_network, say
+                    network, inputs, labels, of_network
                 )
         for kind in ("deletion", "insertion"):
             found[kind][arm] = _over_seeds([of_seed[kind] for of_seed in of_seeds])
@@ -282,7 +281,6 @@ def randomisation(
     inputs: np.ndarray,
     labels: np.ndarray,
     maps: Mapping[str, np.ndarray],
-    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Compares maps before and after layers are randomised, starting at the head.
 
@@ -294,7 +292,6 @@ def randomisation(
       inputs: `[N, H, W, C]`, as the network takes them.
       labels: Classes to explain, `[N]`.
       maps: Method -> `[N, H, W]`, of the trained network.
-      say: Progress reporter, called with one line.
 
     Returns:
       'steps': the layers randomised at each step, named by the last of them;
@@ -306,7 +303,7 @@ def randomisation(
     fresh = networks.drawn(network, jax.random.key(RANDOMISATION_KEY))
     correlation: dict[str, list[float | None]] = {name: [] for name in maps}
     for stop in stops:
-        say(f"  saliency with random layers, {order[0]} to {order[stop - 1]}")
+        networks.say(f"  saliency with random layers, {order[0]} to {order[stop - 1]}")
         changed = replaced_layers(network.variables, fresh.variables, order[:stop])
         found = saliency_maps(
             network._replace(variables=changed), inputs, labels, list(maps)

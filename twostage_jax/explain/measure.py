@@ -24,7 +24,7 @@ layers, if all have a value. Intervals and p-values are not corrected for multip
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,6 @@ def measure(
     arms: Mapping[str, Sequence[Network]],
     examples: Mapping[int, Examples],
     layers: Sequence[str],
-    say: Callable[[str], None] = print,
     textures: stimuli.Textures | None = None,
 ) -> dict[str, Any]:
     """Measures what the layers of each arm respond to.
@@ -61,7 +60,6 @@ def measure(
       examples: Seed -> test images of the target, `[N, H, W, C]` in [0, 1], N at least
         `FEWEST`; without labels, measures that need them are skipped.
       layers: Names of taps that all networks have.
-      say: Progress reporter, called with one line.
       textures: Families of textures; the embedded textures if None.
 
     Returns:
@@ -74,19 +72,19 @@ def measure(
     first = next(iter(arms.values()))[0]
     size, channels = first.size, first.channels
     if textures is None:
-        say("drawing textures")
+        networks.say("drawing textures")
         textures = stimuli.embedded_textures(size, channels)
     shown = to_show(size, channels, textures, examples)
     found = Findings()
     for name, by_seed in named.items():
         for seed, network in by_seed.items():
-            say(f"measuring {name}, seed {seed}")
+            networks.say(f"measuring {name}, seed {seed}")
             add_tuning(found, name, network, shown, layers)
             add_textures_and_probes(found, name, network, shown, layers)
             add_first_layer(found, name, network)
             if name in arms:
                 add_reliance(found, name, network, shown)
-    say("comparing networks")
+    networks.say("comparing networks")
     compare.drift(found, named, chains)
     compare.similarities(found, named, chains, shown.examples, layers)
     compare.add_all_layers(found, layers)

@@ -425,3 +425,8 @@ def _network(home: Path) -> Network:
                 "folder and run the study again.",
             )
     return network
+
+
+def say(text: str) -> None:
+    """Prints a line of progress."""
+    print(text, flush=True)

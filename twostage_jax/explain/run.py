@@ -1,6 +1,6 @@
 """Pictures, checks and measures of the features of a study's arms, in one folder."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ def explain(
     textures: stimuli.Textures | None = None,
     chosen: Sequence[str] = (),
     left_out: Sequence[str] = (),
-    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Writes `explain.json`, `explain.md` and `figures/` into a folder.
 
@@ -70,7 +69,6 @@ def explain(
       textures: Textures to measure with; the embedded ones if None.
       chosen: Lines that identify the networks within the study.
       left_out: Lines on skipped items.
-      say: Progress reporter, called with one line.
 
     Returns:
       Contents of `explain.json`.
@@ -102,11 +100,9 @@ def explain(
         },
     }
     drawn: dict[str, Figure] = {}
-    explained["dead_channels"] = _strongest(
-        drawn, arms, examples, layers, channels, say
-    )
+    explained["dead_channels"] = _strongest(drawn, arms, examples, layers, channels)
     _first_layer(drawn, arms)
-    explained["saliency"], maps = checks.check_saliency(arms, examples, say)
+    explained["saliency"], maps = checks.check_saliency(arms, examples)
     drawn.update(figures.saliency_figures(explained["saliency"], maps))
     texts, notes = text.study_words(explained), list(left_out)
     explained["measures"] = None
@@ -116,7 +112,7 @@ def explain(
             "available."
         )
     elif measured:
-        explained["measures"] = measure.measure(arms, examples, layers, say, textures)
+        explained["measures"] = measure.measure(arms, examples, layers, textures)
         drawn.update(figures.draw_measures(explained["measures"]))
         texts += text.measure_words(explained["measures"])
         notes += explained["measures"]["notes"]
@@ -143,13 +139,12 @@ def _strongest(
     examples: Mapping[int, Examples],
     layers: Sequence[str],
     wanted: int,
-    say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     """Draws the strongest patches of the first seed; returns the dead channels of all."""
     dead: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
     firsts, of_first = networks.of_first_seed(arms), {}
     for arm, of_arm in arms.items():
-        say(f"strongest patches: {arm}")
+        networks.say(f"strongest patches: {arm}")
         for network in of_arm:
             images = examples[network.seed].images
             found = strongest.find_strongest(network, images, layers, PATCHES)
@@ -163,7 +158,7 @@ def _strongest(
     first = next(iter(firsts.values()))
     images, method = examples[first.seed].images, strongest.best_method(first.module)
     for layer in layers:
-        say(f"pictures: {layer}")
+        networks.say(f"pictures: {layer}")
         found = {arm: (firsts[arm], of_arm[layer]) for arm, of_arm in of_first.items()}
         silent = np.stack([one.dead for _, one in found.values()])
         chosen = strongest.spread_channels(silent, wanted)

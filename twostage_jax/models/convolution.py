@@ -158,7 +158,7 @@ def _convolution_backward(
     strides: int, margins: Margins, saved: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    size, _, channels, _ = kernel.shape
+    size = len(kernel)
     (to_x,) = jax.vjp(lambda x: _plain(x, kernel, strides, margins), x)[1](g)
 
     def plainly(x: jax.Array, g: jax.Array) -> jax.Array:
@@ -169,7 +169,7 @@ def _convolution_backward(
         x = jnp.pad(x, [(0, 0), *margins, (0, 0)])
         return _kernel_gradient(x, g, size, strides).astype(kernel.dtype)
 
-    if g.shape[1] * g.shape[2] < 6 * size**2 or channels < 16:
+    if g.shape[1] * g.shape[2] < 6 * size**2:
         # As fast or faster for these: maps up to 7 x 7 for a kernel of 3 x 3.
         return to_x, plainly(x, g)
     return to_x, lax.platform_dependent(x, g, cpu=in_blocks, default=plainly)
