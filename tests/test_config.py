@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from basics import REPOSITORY
+from basics import REPOSITORY, refused_at
 from ml_collections import ConfigDict
 from small_study import config_file
 
@@ -190,6 +190,12 @@ def test_target_stage_is_required(raw):
 def test_config_is_read_without_jax():
     code = "import sys, twostage_jax.config; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def test_names_of_the_feature_analysis_are_not_names_of_arms(raw):
+    raw.arms.random = "target"
+    with refused_at("config.arms.random"):
+        configs.parse(raw)
 
 
 def test_a_study_without_the_arms_of_the_default_endpoint_is_sound(raw):

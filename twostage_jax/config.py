@@ -31,6 +31,8 @@ from twostage_jax.transfer import TransferError, check_rules
 log = logging.getLogger(__name__)
 
 TARGET = "target"
+# Names that the feature analysis gives to untrained networks and to all layers.
+RESERVED = ("random", "all layers")
 # Setting of the size of images of stages without one of their own.
 MODEL_SIZE = "config.model.image_size"
 Baseline = Literal["majority", "mean_grey", "descriptors", "frozen"]
@@ -538,6 +540,8 @@ def _arms(
     arms, known = {}, {}
     for arm, chain in sorted(raw.items()):
         path = f"config.arms.{arm}"
+        if arm in RESERVED:
+            raise _error(path, "is the name of something else in reports: rename it.")
         names = tuple(part.strip() for part in _value(str, chain, path).split(">"))
         for stage in names:
             if stage not in stages:

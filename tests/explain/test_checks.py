@@ -7,6 +7,7 @@ import scipy.ndimage
 from explained import caffenet, examples, forward, signs
 from scipy import special, stats
 
+from twostage_jax import models
 from twostage_jax.explain import checks, networks, saliency
 
 
@@ -90,13 +91,30 @@ def test_rank_correlation_is_scipys_and_says_where_there_is_none():
 def test_layers_are_drawn_anew_from_the_head_down():
     network = caffenet()
     layers = checks.layers_from_the_head(network, examples().images)
-    assert layers == ["head", "fc7", "fc6", *(f"conv{k}" for k in (5, 4, 3, 2, 1))]
+    convs = [f"conv{k}" for k in (5, 4, 3, 2, 1)]
+    assert layers == [(name,) for name in ("head", "fc7", "fc6", *convs)]
     fresh = jax.tree.map(np.zeros_like, network.variables)
-    changed = checks.replaced_layers(network.variables, fresh, layers[:2])
+    changed = checks.replaced_layers(network.variables, fresh, ("head", "fc7"))
     for layer, arrays in changed["params"].items():
         for name, array in arrays.items():
             is_zero = not np.any(array)
             assert is_zero == (layer in ("head", "fc7")), (layer, name)
+
+
+@pytest.mark.parametrize("name", ["caffenet_small", "resnet18"])
+def test_norms_are_drawn_with_their_layers(name):
+    module = models.build(name, num_classes=3, head="orderless")
+    shapes = models.shapes(module, 32, 1)
+    trained, fresh = (
+        jax.tree.map(lambda s, v=value: np.full(s.shape, v), shapes) for value in (0, 1)
+    )
+    network = caffenet()._replace(module=module, variables=trained)
+    layers = checks.layers_from_the_head(network, np.zeros((1, 32, 32, 1), np.float32))
+    assert layers[0] == ("head", "head_norm")
+    names = [name for names in layers for name in names]
+    assert sorted(names) == sorted(shapes["params"])
+    changed = checks.replaced_layers(trained, fresh, names)
+    jax.tree.map(np.testing.assert_array_equal, changed, fresh)
 
 
 def test_a_method_that_does_not_see_the_weights_is_found_out(monkeypatch):
@@ -126,6 +144,7 @@ def test_a_method_that_does_not_see_the_weights_is_found_out(monkeypatch):
     assert checks.labels_of([found]) == {
         "unchanged": ["edges"],
         "class_blind": ["features"],
+        "undefined": [],
     }
 
 
@@ -142,4 +161,8 @@ def test_labels_take_the_mean_over_networks():
         {"correlation": {"a": [0.9, 0.7], "b": [0.95, 0.1], "c": [None, None]}},
         {"correlation": {"a": [0.9, 0.4], "b": [0.8, 0.1], "c": [0.9, 0.9]}},
     ]
-    assert checks.labels_of(runs) == {"unchanged": ["a"], "class_blind": []}
+    assert checks.labels_of(runs) == {
+        "unchanged": ["a"],
+        "class_blind": [],
+        "undefined": ["c"],
+    }

@@ -82,7 +82,7 @@ def test_network_that_averages_is_indifferent_to_shuffling():
     def classify(x):
         return (x.mean((1, 2, 3)) > 0.35).astype(int)
 
-    found = reliance.scores(classify, images, labels, reliance.changes(16))
+    found = reliance.scores(classify, images, labels, reliance.changes(16), 2)
     assert found["unchanged"].accuracy == 1
     for name in ("shuffled 8 px", "shuffled 4 px", "shuffled 1 px", "mean only"):
         assert found[name] == reliance.Score(1.0, 1.0)
@@ -98,7 +98,7 @@ def test_network_that_looks_at_the_layout_is_not():
     def classify(x):
         return (x[:, :8].mean((1, 2, 3)) > x[:, 8:].mean((1, 2, 3))).astype(int)
 
-    found = reliance.scores(classify, images, labels, reliance.changes(16))
+    found = reliance.scores(classify, images, labels, reliance.changes(16), 2)
     assert found["unchanged"].kept == 1 and found["mean removed"].kept == 1
     assert found["shuffled 4 px"].kept < 0.5
     assert found["mean only"].kept < 0.3
@@ -107,7 +107,7 @@ def test_network_that_looks_at_the_layout_is_not():
 def test_share_kept_is_not_given_without_accuracy_above_chance(images):
     labels = np.arange(6) % 2
     found = reliance.scores(
-        lambda x: np.zeros(len(x), int), images, labels, reliance.changes(16)
+        lambda x: np.zeros(len(x), int), images, labels, reliance.changes(16), 2
     )
     assert found["unchanged"] == reliance.Score(0.5, None)
 
@@ -121,6 +121,11 @@ def test_share_kept_is_not_given_of_next_to_nothing():
         return lambda x: answers
 
     named = {reliance.UNCHANGED: reliance.changes(16)[reliance.UNCHANGED]}
-    # 4 and 6 points above chance.
-    assert reliance.scores(right(54), images, labels, named)["unchanged"].kept is None
-    assert reliance.scores(right(56), images, labels, named)["unchanged"].kept == 1
+
+    def kept(count, classes):
+        found = reliance.scores(right(count), images, labels, named, classes)
+        return found["unchanged"].kept
+
+    # 4 and 6 points above chance, which is that of the network's classes.
+    assert kept(54, 2) is None
+    assert kept(56, 2) == kept(54, 3) == 1

@@ -203,7 +203,7 @@ def test_words_follow_from_the_numbers():
         "dead_channels": {"two_stage": {"conv2": {"channels": 96, "dead": [0, 7, 3]}}},
         "saliency": {
             "methods": ["salinet", "occlusion", "grad_cam"],
-            "unchanged": ["grad_cam"], "class_blind": [],
+            "unchanged": ["grad_cam"], "class_blind": [], "undefined": [],
             "deletion": {"two_stage": of_arm["deletion"]},
             "insertion": {"two_stage": of_arm["insertion"]},
         },

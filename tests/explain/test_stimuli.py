@@ -120,6 +120,11 @@ def test_textures_that_a_stage_was_trained_on_are_recognised(tmp_path, monkeypat
     assert stimuli.trained_on(folder, "folder", str(tmp_path / "x" / ".."))
     for source, path in (("textures", ""), ("folder", str(tmp_path / "kth2"))):
         assert not stimuli.trained_on(folder, source, path)
+    # Several sets in one stage are links to the class folders of each.
+    (tmp_path / "kth" / "cork").mkdir(parents=True)
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "kth_cork").symlink_to(tmp_path / "kth" / "cork")
+    assert stimuli.trained_on(folder, "folder", str(tmp_path / "both"))
 
 
 def test_probe_gratings_are_balanced_over_frequencies():

@@ -142,6 +142,9 @@ def test_interval_over_seeds_is_the_t_interval():
     assert with_gap["mean"] is None and with_gap["low"] is None
     assert with_gap["reason"] == "1 of 3 seeds without a value: at chance"
     assert over_seeds([None])["mean"] is None
+    # One imported network for all seeds says nothing about their variation.
+    same = over_seeds([0.5, 0.5, 0.5])
+    assert (same["mean"], same["low"], same["high"]) == (0.5, None, None)
 
 
 def test_p_value_is_that_of_the_t_test():

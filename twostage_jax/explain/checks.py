@@ -6,7 +6,7 @@ whether the network uses the pixels that they point at (`deletion_insertion`).
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from twostage_jax.errors import UserError
 from twostage_jax.explain import networks, saliency
 from twostage_jax.explain.networks import Examples, Network
 from twostage_jax.explain.responses import over_seeds
+from twostage_jax.models.layers import HEAD, HEAD_NORM
 
 PyTree = Any
 Arms = Mapping[str, Sequence[Network]]
@@ -74,7 +75,7 @@ def check_saliency(
 
         methods         names in `saliency.SALIENCY`
         shares          fractions of the pixels, along a curve
-        unchanged, class_blind
+        unchanged, class_blind, undefined
                         methods that fail; see `labels_of`
         deletion, insertion
                         arm -> method -> 'curve' (mean over seeds) and 'area' (see
@@ -303,15 +304,17 @@ def randomisation(
     fresh = networks.drawn(network, jax.random.key(RANDOMISATION_KEY))
     correlation: dict[str, list[float | None]] = {name: [] for name in maps}
     for stop in stops:
-        networks.say(f"  saliency with random layers, {order[0]} to {order[stop - 1]}")
-        changed = replaced_layers(network.variables, fresh.variables, order[:stop])
+        last = order[stop - 1][0]
+        networks.say(f"  saliency with random layers, {order[0][0]} to {last}")
+        drawn = set().union(*order[:stop])
+        changed = replaced_layers(network.variables, fresh.variables, drawn)
         found = saliency_maps(
             network._replace(variables=changed), inputs, labels, list(maps)
         )
         for name, before in maps.items():
             correlation[name].append(_mean(rank_correlation(before, found[name])))
     return {
-        "steps": [order[stop - 1] for stop in stops],
+        "steps": [order[stop - 1][0] for stop in stops],
         "correlation": correlation,
     }
 
@@ -324,28 +327,41 @@ def labels_of(found: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
     Returns:
       'unchanged': at least `UNCHANGED` with all layers random; 'class_blind': at least
-      `CLASS_BLIND` with a random head, and not in 'unchanged'.
+      `CLASS_BLIND` with a random head, and not in 'unchanged'; 'undefined': all maps of
+      a network are constant, before and after.
     """
-    labels: dict[str, list[str]] = {"unchanged": [], "class_blind": []}
+    labels: dict[str, list[str]] = {"unchanged": [], "class_blind": [], "undefined": []}
     for method in found[0]["correlation"]:
         steps = np.array([one["correlation"][method] for one in found], float)
-        mean = np.nan_to_num(steps).mean(0)
-        if mean[-1] >= UNCHANGED:
+        mean = steps.mean(0)
+        if np.isnan(mean[-1]):
+            labels["undefined"].append(method)
+        elif mean[-1] >= UNCHANGED:
             labels["unchanged"].append(method)
         elif mean[0] >= CLASS_BLIND:
             labels["class_blind"].append(method)
     return labels
 
 
-def layers_from_the_head(network: Network, inputs: np.ndarray) -> list[str]:
-    """Returns the names of the layers with parameters, last layer first."""
+def layers_from_the_head(network: Network, inputs: np.ndarray) -> list[tuple[str, ...]]:
+    """Returns the layers with parameters, last one first, each with its norm.
+
+    Every name among the parameters occurs once: 'norm1' with 'conv1', the norm of the
+    head with the head, and any other layer that is not a tap with the first layer.
+    """
     taps = networks.tap_shapes(network.module, network.variables, inputs)
+    params = network.variables["params"]
     # A residual network's 'stage1' is a tap without parameters of its own.
-    named = [name for name in taps if name in network.variables["params"]]
-    return named[::-1]
+    found = {name: [name] for name in reversed(taps) if name in params}
+    for name in params.keys() - found.keys():
+        owner = HEAD if name == HEAD_NORM else name.replace("norm", "conv")
+        found.get(owner, list(found.values())[-1]).append(name)
+    return [tuple(names) for names in found.values()]
 
 
-def replaced_layers(variables: PyTree, fresh: PyTree, layers: Sequence[str]) -> PyTree:
+def replaced_layers(
+    variables: PyTree, fresh: PyTree, layers: Collection[str]
+) -> PyTree:
     """Returns variables with all arrays of `layers` taken from `fresh`."""
     return {
         kind: {

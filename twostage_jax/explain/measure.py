@@ -120,6 +120,12 @@ def _notes_on(
             "The images are not labelled with the target's classes: the probe of the "
             "target class and accuracy on changed images are skipped."
         )
+    elif any(of_seed.groups is None for of_seed in examples.values()):
+        notes.append(
+            "The patients of the images are not known: the probe of the target class may "
+            "be tested on patients that it was trained on, and the networks may have been "
+            "trained on these images."
+        )
     if textures.groups is None:
         notes.append(
             "Pieces of material are not known: the probe of the texture family may be "
@@ -283,7 +289,11 @@ def add_reliance(found: Findings, name: str, network: Network, shown: Shown) -> 
         return networks.logits(network, images).argmax(1)
 
     scores = reliance.scores(
-        classify, examples.images, examples.labels, reliance.changes(network.size)
+        classify,
+        examples.images,
+        examples.labels,
+        reliance.changes(network.size),
+        len(network.class_names),
     )
     for change, score in scores.items():
         found.put("accuracy", name, change, network.seed, score.accuracy)

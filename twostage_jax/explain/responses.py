@@ -141,6 +141,10 @@ def over_seeds(values: Sequence[float | None], why: str = "") -> dict[str, Any]:
     if len(known) == 1:
         reason = "one seed: no interval over seeds"
         return {"mean": mean, "low": None, "high": None, "reason": reason}
+    if np.ptp(known) == 0:
+        # Such as of an imported stage, which is one network for all seeds.
+        reason = "the same value for all seeds: no interval over seeds"
+        return {"mean": mean, "low": None, "high": None, "reason": reason}
     error = known.std(ddof=1) / np.sqrt(len(known))
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(known) - 1) * error)
     return {"mean": mean, "low": mean - half, "high": mean + half, "reason": ""}

@@ -113,6 +113,8 @@ def grad_cam(module, variables, images, labels):
     """Returns channels weighted by their mean gradient (Selvaraju et al. 2017).
 
     arXiv 1610.02391, equations 1 and 2, for `last_map`, resized linearly to the image.
+    An orderless head reads the standard deviation of each channel as well, whose gradient
+    sums to 0 over the map, and earlier maps: Grad-CAM shows neither.
     """
     tap = last_map(module, variables, images)
     return _cam_program(_mean_weights, tap, module, variables, images, labels)

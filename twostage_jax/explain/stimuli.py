@@ -213,15 +213,27 @@ def trained_on(textures: Textures, source: str, path: str) -> bool:
     """Returns whether a stage's images are of the same kinds as the textures.
 
     The embedded textures are other pieces of the materials of a stage whose source is
-    'textures'; those of a folder match a stage of that folder, or of one inside or
-    around it. A copy of a folder elsewhere is not recognised.
+    'textures'; those of a folder match a stage of that folder, of one inside or around
+    it, or of links to its sub-folders. A copy of a folder elsewhere is not recognised.
     """
     if not textures.path:
         return source == "textures"
     if not path:
         return False
-    shown, used = (Path(p).expanduser().resolve() for p in (textures.path, path))
-    return shown.is_relative_to(used) or used.is_relative_to(shown)
+    shown, used = (_real_folders(Path(p).expanduser()) for p in (textures.path, path))
+    return any(
+        one.is_relative_to(other) or other.is_relative_to(one)
+        for one in shown
+        for other in used
+    )
+
+
+def _real_folders(root: Path) -> set[Path]:
+    """Returns a folder and those of its sub-folders that lie elsewhere, by links."""
+    found = {root.resolve()}
+    if root.is_dir():
+        found |= {below.resolve() for below in root.iterdir() if below.is_symlink()}
+    return found
 
 
 def _textures(recipe: Recipe, examples: list[Example], path: str = "") -> Textures:

@@ -82,12 +82,22 @@ def _saliency(saliency: Mapping[str, Any]) -> list[str]:
             "change when only the head is re-initialised: they show what the features "
             "respond to, but do not distinguish classes."
         )
-    if tests:
+    failed = [*saliency["unchanged"], *saliency["class_blind"]]
+    undefined = saliency.get("undefined", [])  # not in files of earlier versions
+    if failed:
         tests.append("These methods are marked in the figures.")
-    else:
+    elif len(undefined) < len(methods):
+        count = len(methods) - len(undefined)
+        which = "All" if not undefined else "The other"
         tests.append(
-            f"All {len(methods)} saliency methods depend on the weights: their maps "
-            "change when the weights are re-initialised."
+            f"{which} {count} saliency methods depend on the weights: their maps change "
+            "when the weights are re-initialised."
+        )
+    if undefined:
+        tests.insert(
+            0,
+            f"The maps of {listed(map(method_label, undefined))} are constant here, so "
+            "they cannot be checked.",
         )
     deleted, inserted = (
         {

@@ -74,6 +74,7 @@ def scores(
     images: np.ndarray,
     labels: np.ndarray,
     named: Mapping[str, Change],
+    classes: int,
 ) -> dict[str, Score]:
     """Returns the score of a network under each change.
 
@@ -81,12 +82,14 @@ def scores(
       classify: Function from images `[N, H, W, C]` in [0, 1] to class indices `[N]`.
       images, labels: The examples.
       named: Changes by name, including 'unchanged'; see `changes`.
+      classes: Number of classes that the network distinguishes, which may be more than
+        those of the examples. Balanced accuracy by chance is its inverse.
     """
     accuracy = {
         name: float(balanced_accuracy_score(labels, classify(changed)))
         for name, changed in changed_images(images, named)
     }
-    chance = 1 / len(np.unique(labels))
+    chance = 1 / classes
     above = accuracy[UNCHANGED] - chance
     return {
         name: Score(value, (value - chance) / above if above >= LEAST_ABOVE else None)
