@@ -310,6 +310,21 @@ def test_what_explain_found_is_shown(tmp_path):
     assert sum("its PNG or PDF file is missing" in note for note in found.notes) == 6
 
 
+def test_feature_analysis_of_other_networks_is_skipped(tmp_path, study_run):
+    run = tmp_path / "run"
+    shutil.copytree(study_run, run)
+    path = run / "explain" / "explain.json"
+    explained = json.loads(path.read_text())
+    study = study_table.load([run])
+    ours = [record.stage_runs[-1] for record in study.records.values()]
+    path.write_text(json.dumps({**explained, "stage_runs": ours[:2]}))
+    assert gather(study).explanation
+    path.write_text(json.dumps({**explained, "stage_runs": [ours[0], "target-old"]}))
+    found = gather(study)
+    assert found.explanation is None
+    assert any("Run twostage explain again" in note for note in found.notes)
+
+
 def test_settings_that_are_nested_are_named_by_their_path():
     nested = {"a": {"b": [1, 2], "c": ""}, "d": 0.5, "e": {}}
     assert flat(nested) == {"a.b": "[1, 2]", "a.c": "''", "d": "0.5", "e": "{}"}

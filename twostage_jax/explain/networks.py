@@ -38,6 +38,7 @@ class Network(NamedTuple):
       source, path: Source of the images of its stage; see `data.sources`. The path is
         empty if the source does not use one.
       trained_size: Side in pixels of the images of its stage, if other than `size`; or 0.
+      run: Name of the folder of its stage run; empty for a network that is not one.
     """
 
     arm: str
@@ -55,6 +56,7 @@ class Network(NamedTuple):
     source: str = ""
     path: str = ""
     trained_size: int = 0
+    run: str = ""
 
     def chain(self) -> list["Network"]:
         """Returns the networks of its chain of stages; the last is the network itself."""
@@ -370,7 +372,7 @@ def _chain(
     names = [Path(run).name for run in row["stage_runs"]]
     for name in names:
         if name not in loaded:
-            loaded[name] = _network(workdir / "stages" / name)
+            loaded[name] = _network(workdir / "stages" / name)._replace(run=name)
     size = loaded[names[-1]].size
     for name in names:
         one = loaded[name]

@@ -46,6 +46,7 @@ def explain(
 
         schema, layers
         arms            arm -> 'seeds' and 'chain' (names of its stages)
+        stage_runs      names of the target stage runs of these networks
         chosen          lines that identify the networks within the study
         images          'source', 'sets' (1 if all seeds share their images), 'count' and
                         'most' (fewest and most images per seed), 'saliency' (most
@@ -90,6 +91,7 @@ def explain(
             }
             for arm, of_arm in arms.items()
         },
+        "stage_runs": sorted({n.run for of_arm in arms.values() for n in of_arm}),
         "chosen": list(chosen),
         "images": {
             "source": source,

@@ -252,6 +252,14 @@ def _explanation(study: Study, notes: list[str]) -> Explanation | None:
         explained = read_json(path)
         if not isinstance(explained, dict):
             explained = {}
+        trained = {name for one in study.records.values() for name in one.stage_runs}
+        # Files of earlier versions do not name the runs.
+        if not trained.issuperset(explained.get("stage_runs") or ()):
+            notes.append(
+                "Feature analysis is skipped: it shows networks that have been trained "
+                "again since. Run twostage explain again."
+            )
+            return None
         return Explanation(
             [str(text) for text in explained.get("words") or ()],
             _figures(path.parent, explained.get("figures") or {}, notes),
