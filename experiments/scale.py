@@ -3,8 +3,8 @@
     python experiments/scale.py --out=experiments/scale.md
 
 Each size runs in a process of its own, so that its peak memory is its own. CPU time, since
-wall time depends on what else a machine does. Minutes on a CPU. `--kinds=devices,processes` measures only these, and keeps the rest
-of the page.
+wall time depends on what else a machine does. Minutes on a CPU. `--kinds` measures only
+these, such as `--kinds=devices,processes`, and keeps the rest of the numbers.
 """
 
 import argparse
