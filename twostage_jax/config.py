@@ -31,8 +31,9 @@ from twostage_jax.transfer import TransferError, check_rules
 log = logging.getLogger(__name__)
 
 TARGET = "target"
-# Names that the feature analysis gives to untrained networks and to all layers.
-RESERVED = ("random", "all layers")
+# Names that the feature analysis gives to untrained networks and to all layers; arms
+# cannot have them.
+RANDOM, ALL_LAYERS = "random", "all layers"
 # Setting of the size of images of stages without one of their own.
 MODEL_SIZE = "config.model.image_size"
 Baseline = Literal["majority", "mean_grey", "descriptors", "frozen"]
@@ -540,7 +541,7 @@ def _arms(
     arms, known = {}, {}
     for arm, chain in sorted(raw.items()):
         path = f"config.arms.{arm}"
-        if arm in RESERVED:
+        if arm in (RANDOM, ALL_LAYERS):
             raise _error(path, "is the name of something else in reports: rename it.")
         names = tuple(part.strip() for part in _value(str, chain, path).split(">"))
         for stage in names:

@@ -353,9 +353,11 @@ def layers_from_the_head(network: Network, inputs: np.ndarray) -> list[tuple[str
     params = network.variables["params"]
     # A residual network's 'stage1' is a tap without parameters of its own.
     found = {name: [name] for name in reversed(taps) if name in params}
-    for name in params.keys() - found.keys():
-        owner = HEAD if name == HEAD_NORM else name.replace("norm", "conv")
-        found.get(owner, list(found.values())[-1]).append(name)
+    *_, first = found.values()
+    for name in params:
+        if name not in found:
+            owner = HEAD if name == HEAD_NORM else name.replace("norm", "conv")
+            found.get(owner, first).append(name)
     return [tuple(names) for names in found.values()]
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from twostage_jax.config import ALL_LAYERS, RANDOM
 from twostage_jax.explain import networks
 from twostage_jax.explain.measures import MEASURES, probes, similarity
 from twostage_jax.explain.networks import Examples, Network
@@ -22,8 +23,6 @@ from twostage_jax.stats.intervals import ALPHA, holm
 
 # (measure, one network, another, layer or change of the images).
 Pair = tuple[str, str, str, str]
-RANDOM = "random"
-ALL_LAYERS = "all layers"
 CKA_EXAMPLES = 256
 
 Named = dict[str, dict[int, Network]]

@@ -138,12 +138,10 @@ def over_seeds(values: Sequence[float | None], why: str = "") -> dict[str, Any]:
         return {"mean": None, "low": None, "high": None, "reason": reason}
     known = np.array(values, float)
     mean = float(known.mean())
-    if len(known) == 1:
-        reason = "one seed: no interval over seeds"
-        return {"mean": mean, "low": None, "high": None, "reason": reason}
     if np.ptp(known) == 0:
-        # Such as of an imported stage, which is one network for all seeds.
-        reason = "the same value for all seeds: no interval over seeds"
+        # An imported stage, for example, is one network for all seeds.
+        what = "one seed" if len(known) == 1 else "the same value for all seeds"
+        reason = f"{what}: no interval over seeds"
         return {"mean": mean, "low": None, "high": None, "reason": reason}
     error = known.std(ddof=1) / np.sqrt(len(known))
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(known) - 1) * error)

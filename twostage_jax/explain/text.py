@@ -69,7 +69,13 @@ def _dead(dead: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _saliency(saliency: Mapping[str, Any]) -> list[str]:
     methods = saliency["methods"]
+    undefined = saliency.get("undefined", [])  # not in files of earlier versions
     tests = []
+    if undefined:
+        tests.append(
+            f"The maps of {listed(map(method_label, undefined))} are constant here, so "
+            "they cannot be checked."
+        )
     if saliency["unchanged"]:
         tests.append(
             f"The maps of {listed(map(method_label, saliency['unchanged']))} hardly "
@@ -82,9 +88,7 @@ def _saliency(saliency: Mapping[str, Any]) -> list[str]:
             "change when only the head is re-initialised: they show what the features "
             "respond to, but do not distinguish classes."
         )
-    failed = [*saliency["unchanged"], *saliency["class_blind"]]
-    undefined = saliency.get("undefined", [])  # not in files of earlier versions
-    if failed:
+    if saliency["unchanged"] or saliency["class_blind"]:
         tests.append("These methods are marked in the figures.")
     elif len(undefined) < len(methods):
         count = len(methods) - len(undefined)
@@ -92,12 +96,6 @@ def _saliency(saliency: Mapping[str, Any]) -> list[str]:
         tests.append(
             f"{which} {count} saliency methods depend on the weights: their maps change "
             "when the weights are re-initialised."
-        )
-    if undefined:
-        tests.insert(
-            0,
-            f"The maps of {listed(map(method_label, undefined))} are constant here, so "
-            "they cannot be checked.",
         )
     deleted, inserted = (
         {

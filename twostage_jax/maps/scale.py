@@ -33,7 +33,7 @@ def parse_window(text: str, run: Trained) -> tuple[float, ...]:
     sound = len(window) in pairs and all(map(math.isfinite, window))
     if not sound or min(window[1::2]) <= 0:
         raise UserError.flag(
-            "--window", text, "expected centre,width in HU: -600,1500."
+            "--window", text, "expected centre,width in HU, such as -600,1500."
         )
     return window
 

@@ -13,7 +13,7 @@ PyTorch stores kernels as `[out, in, h, w]` and dense weights as `[out, in]`; Fl
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from twostage_jax.models.layers import HEAD, HEAD_NORM
 from twostage_jax.models.network import Network
 
 # MedMNIST saves {'net': ...}; training programs {'state_dict': ...}, wrapped in 'module.'
-# or, by torch.compile, in '_orig_mod.'. RadImageNet's 'backbone.0' is no such wrapper.
+# or, by torch.compile, in '_orig_mod.'. RadImageNet's 'backbone.0' is a name of its own.
 PREFIX = re.compile(
     r"^((net|model|(model_)?state_dict|module|_orig_mod|backbone(?=\.[a-z]))\.)+"
 )
@@ -230,7 +230,10 @@ def place(
         )
     leaves = traverse_util.flatten_dict(dict(expected), sep="/")
     stated = {p: p if ours else public_name(network, p) for p in leaves}
-    named, unused = _named(arrays, network, () if ours else expected["params"], path)
+    # Public weights have a dense head where the network may have an orderless one.
+    lacking = () if ours else set(network.HIDDEN) - set(expected["params"])
+    dense = tuple(f"{network.public_name(layer)}." for layer in lacking)
+    named, unused = _named(arrays, network, dense, path)
     names = {p: named.pop(name) for p, name in stated.items() if name in named}
     found = {p: arrays[name] for p, name in names.items()}
     if not ours:
@@ -281,7 +284,7 @@ def place(
 def _named(
     arrays: Mapping[str, np.ndarray],
     network: type[Network],
-    layers: Collection[str],
+    dense: tuple[str, ...],
     path: Path,
 ) -> tuple[dict[str, str], list[str]]:
     """Returns plain name -> name in the file, and the names of unused arrays.
@@ -289,24 +292,18 @@ def _named(
     Args:
       arrays: Name in the file -> array.
       network: Class of the network.
-      layers: Layers that the network has, if the names are public ones: those of dense
-        layers that it lacks are unused, because it has an orderless head instead.
+      dense: Starts of the plain names of layers that the network lacks.
       path: The file, for messages.
 
     Raises:
       UserError: Two arrays have the same plain name.
     """
     named, unused = {}, []
-    dense = [
-        f"{network.public_name(layer)}."
-        for layer in network.HIDDEN
-        if layers and layer not in layers
-    ]
     for name in arrays:
         plain = PREFIX.sub("", name)
         for pattern, replacement in network.PUBLIC_ALIASES:
             plain = re.sub(pattern, replacement, plain)
-        if UNUSED.search(plain) or plain.startswith(tuple(dense)):
+        if UNUSED.search(plain) or plain.startswith(dense):
             unused.append(name)
         elif named.setdefault(plain, name) != name:
             raise UserError.at(

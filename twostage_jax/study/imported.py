@@ -221,8 +221,9 @@ def read(
                 "the weights read several HU windows, one per channel, so their first "
                 f"layer cannot be changed: set config.model.channels to {channels}.",
             )
-        change = to_grey if model.channels == 1 else to_rgb
-        mean, deviation, note = change(placed.variables, network, mean, deviation, path)
+        first = placed.variables, network, mean, deviation
+        changed = to_grey(*first, path) if model.channels == 1 else to_rgb(*first)
+        mean, deviation, note = changed
         notes.append(note)
     with path.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
@@ -409,7 +410,6 @@ def to_rgb(
     network: type[Network],
     mean: np.ndarray,
     deviation: np.ndarray,
-    path: Path,
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Spreads the single input channel of the first layer over three, in place.
 
