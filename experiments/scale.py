@@ -25,7 +25,7 @@ from PIL import Image
 sys.path.append(str(Path(__file__).parent.parent / "tests" / "helpers"))
 
 SIZES = {
-    "images": (1_000, 4_000, 16_000, 64_000),
+    "images": (1_000, 10_000, 100_000, 1_000_000),
     "patients": (17, 50, 150, 500),
     "runs": (4, 40, 160, 400),
     "devices": (1, 2, 4, 8),

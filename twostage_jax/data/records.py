@@ -21,6 +21,10 @@ VERSION = "1.0.0"
 DTYPES = ("uint8", "int16", "float32")
 # Records read at a time.
 READ_CHUNK = 4096
+# Bytes of a hash of SHA-256.
+HASH_BYTES = 32
+# Shared by the examples without details: a set may have a million of them.
+NO_DETAILS: dict[str, Any] = {}
 
 
 class Collector:
@@ -84,7 +88,7 @@ class Collector:
             lambda i=i: self._part(int(shares[i]), last=i == count - 1)
             for i in range(count)
         ]
-        self._hashes: list[bytes] = []
+        self._hashes = bytearray()
         self._seen: set[str] = set()
         lists = {name: [] for name in ("ids", "labels", "groups", "splits")}
         self.metadata = tfds.core.MetadataDict(lists)
@@ -114,12 +118,12 @@ class Collector:
     def _record(self, example: Example) -> dict[str, Any]:
         image = np.ascontiguousarray(example.image)
         label = int(example.label)
-        self._hashes.append(hashlib.sha256(image).digest())
+        self._hashes += hashlib.sha256(image).digest()
         self.metadata["ids"].append(example.id)
         self.metadata["labels"].append(label)
         self.metadata["groups"].append(example.group)
         self.metadata["splits"].append(example.split)
-        self._details.append(dict(example.details))
+        self._details.append(dict(example.details) or NO_DETAILS)
         self._synthetic |= example.synthetic
         return {
             "image": image,
@@ -180,11 +184,12 @@ class Collector:
                 where=without,
             )
         order = sorted(real, key=lambda i: data["ids"][i])
+        hashes = np.frombuffer(self._hashes, np.uint8).reshape(-1, HASH_BYTES)
         columns = ("ids", "labels", "groups", "splits")
         data["fingerprint"] = digest(
             self.dtype.str,
             self.shape,
-            b"".join(self._hashes[i] for i in order),
+            hashes[order].tobytes(),
             *([data[column][i] for i in order] for column in columns),
             list(recipe.class_names),
         )
