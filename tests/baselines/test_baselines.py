@@ -86,6 +86,36 @@ def test_the_classifier_is_scikit_learns():
     )
 
 
+def test_frequencies_are_predicted_for_any_features():
+    labels = np.array([0, 2, 2, 2])
+    fitted = linear.frequencies({"a": features_of(labels, 1.0)}, labels)
+    found = fitted.probabilities({"a": np.ones((2, 5))}, 3)
+    np.testing.assert_allclose(found, [[0.25, 0, 0.75]] * 2, rtol=1e-6)
+
+
+def test_one_class_of_training_examples_is_always_predicted():
+    labels = np.ones(6, int)
+    fitted = linear.fit({"a": features_of(labels, 1.0)}, labels, None)
+    found = fitted.probabilities({"a": np.ones((2, 5))}, 3)
+    np.testing.assert_array_equal(found, [[0, 1, 0]] * 2)
+
+
+def test_the_classifier_of_three_classes_is_scikit_learns():
+    labels = np.tile([0, 1, 2], 30)
+    values = 100 + 7 * features_of(labels, 1.0)
+    fitted = linear.fit({"a": values}, labels, None)
+    scaled = StandardScaler().fit_transform(values)
+    expected = LogisticRegression(
+        C=fitted.strength, class_weight="balanced", max_iter=2000, tol=1e-3
+    ).fit(scaled, labels)
+    np.testing.assert_allclose(
+        fitted.probabilities({"a": values}, 3),
+        expected.predict_proba(scaled),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
 def test_a_class_without_training_examples_gets_no_probability():
     labels = np.tile([0, 2], 20)
     fitted = linear.fit({"a": features_of(labels, 1.0)}, labels, None)

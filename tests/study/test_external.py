@@ -27,7 +27,12 @@ def workdir(brightness, tmp_path):
         "arm": "scratch", "seed": 0, "fraction": 1.0, "fold": 0,
         "predictions": PREDICTIONS, "stage_runs": [folder.name],
     }  # fmt: skip
-    (workdir / "results.json").write_text(json.dumps({"rows": [row]}))
+    stage = {
+        "data": {"normalise": "fixed", "window": [-600, 1500]},
+        "augment": {"average": False},
+    }
+    results = {"rows": [row], "config": {"stages": {"target": stage}}}
+    (workdir / "results.json").write_text(json.dumps(results))
     (workdir / "predictions").mkdir()
     np.savez(workdir / PREDICTIONS, groups=np.array(["p0", "p9"]))
     return workdir
@@ -57,6 +62,31 @@ def test_every_example_is_predicted_with_the_labels_of_the_study(workdir, tmp_pa
     assert described["name"] == "hospital"
     assert described["shared_patients"] == 1
     assert described["cohort"]["classes"]["test"]["examples"] == [3, 3]
+
+
+def test_baselines_predict_every_example_by_the_classifier_that_they_kept(
+    workdir, tmp_path
+):
+    """Healthy lung is darker than the mean of both."""
+    name = "baseline-mean_grey-seed0-fraction1-fold0.npz"
+    row = {"arm": "mean_grey", "seed": 0, "fraction": 1.0, "fold": 0, "key": "k"}
+    results = json.loads((workdir / "results.json").read_text())
+    results["baselines"] = [
+        {**row, "predictions": f"predictions/{name}"},
+        {**row, "predictions": "predictions/lost.npz", "arm": "descriptors"},
+    ]
+    (workdir / "results.json").write_text(json.dumps(results))
+    middle = ((chest.HEALTHY_HU + chest.DISEASED_HU) / 2 + 600 + 750) / 1500
+    (workdir / "baselines").mkdir()
+    np.savez(
+        workdir / "baselines" / name, layer="mean", weights=[[0.0, 100.0]],
+        bias=[0, -100 * middle], classes=[0, 1], source="", mean=[], deviation=[],
+    )  # fmt: skip
+    out = external.score(workdir, write_set(tmp_path / "hospital"), tmp_path / "data")
+    with np.load(out / name) as saved:
+        np.testing.assert_array_equal(saved["probabilities"].argmax(1), saved["labels"])
+    # An earlier version did not keep the classifier of the other one.
+    assert json.loads((out / "set.json").read_text())["baselines"] == {name: "k"}
 
 
 def test_patients_that_the_networks_were_trained_on_are_shared(workdir, tmp_path):

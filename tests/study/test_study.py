@@ -15,7 +15,7 @@ from tiny_study import TINY, Killed, assert_close, events, restored_at, tiny_stu
 
 from twostage_jax import io, runtime
 from twostage_jax.errors import UserError
-from twostage_jax.study import artifacts, baselines, plan
+from twostage_jax.study import artifacts, baselines, external, plan
 from twostage_jax.train import checkpoint, evaluate
 
 __all__ = ["events", "tiny_study"]  # Fixtures.
@@ -314,6 +314,28 @@ def test_baselines_see_as_much_of_an_image_as_the_arms(tmp_path, tiny_study):
         for row in found:
             score = row["metrics"]["balanced_accuracy"]
             assert (score > 0.5) == informed, row["arm"]
+
+
+def test_baselines_keep_their_classifiers(tmp_path, tiny_study):
+    """Applied again to the images of the target, they predict the same."""
+    changes = {
+        "study.arms": ("scratch", "texture"),
+        "study.seeds": (0, 1),
+        "study.baselines": ALL_BASELINES,
+        "stages.target.data.normalise": "dataset",
+    }
+    collected = tiny_study(tmp_path, **changes)
+    run = artifacts.find(tmp_path, "scratch")
+    dataset = tiny_study.made["target"]
+    features = external.features(collected["config"], run, dataset)
+    assert len(collected["baselines"]) == 10
+    for row in collected["baselines"]:
+        found = baselines.predict(tmp_path, row, features)
+        tested = np.load(tmp_path / row["predictions"])
+        places = {name: i for i, name in enumerate(dataset.ids)}
+        found = found[[places[name] for name in tested["ids"]]]
+        np.testing.assert_allclose(found, tested["probabilities"], atol=1e-6)
+    assert baselines.predict(tmp_path / "earlier", row, features) is None
 
 
 def test_finished_baselines_are_not_computed_again(tmp_path, tiny_study, monkeypatch):

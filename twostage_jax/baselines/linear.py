@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
@@ -19,25 +20,38 @@ FOLDS = 4
 
 
 class Fitted(NamedTuple):
-    """A classifier, its features and its penalty.
+    """A linear classifier of C of the K classes.
 
     Attributes:
-      model: Classifier of the features named `layer`.
-      layer: Name of its features.
-      strength: Inverse strength of its penalty, scikit-learn's C.
+      layer: Name of the features that it reads.
+      strength: Inverse strength of its penalty, scikit-learn's C; None if it was not
+        fitted to the features.
+      weights, bias: `[F, C]` and `[C]`, of the features as they are.
+      classes: The classes with a training example, `[C]`.
     """
 
-    model: Pipeline
     layer: str
-    strength: float
+    strength: float | None
+    weights: np.ndarray
+    bias: np.ndarray
+    classes: np.ndarray
 
     def probabilities(
         self, features: Mapping[str, np.ndarray], num_classes: int
     ) -> np.ndarray:
         """Returns `[N, K]` float32; 0 for a class without a training example."""
-        found = np.zeros((len(features[self.layer]), num_classes), np.float32)
-        found[:, self.model.classes_] = self.model.predict_proba(features[self.layer])
+        logits = features[self.layer].astype(np.float64) @ self.weights + self.bias
+        found = np.zeros((len(logits), num_classes), np.float32)
+        found[:, self.classes] = scipy.special.softmax(logits, axis=1)
         return found
+
+
+def frequencies(features: Mapping[str, np.ndarray], labels: np.ndarray) -> Fitted:
+    """Returns the classifier that predicts the frequencies of the classes."""
+    layer = list(features)[-1]
+    classes, counts = np.unique(labels, return_counts=True)
+    weights = np.zeros((features[layer].shape[1], len(classes)))
+    return Fitted(layer, None, weights, np.log(counts / counts.sum()), classes)
 
 
 def fit(
@@ -48,14 +62,17 @@ def fit(
     Features and penalty are those with the best mean balanced accuracy on held-out
     training groups, ties going to the first: first the features, by a discriminant
     analysis, which has a closed form and automatic shrinkage (Ledoit & Wolf 2004,
-    doi:10.1016/S0047-259X(03)00096-4), then the penalty.
+    doi:10.1016/S0047-259X(03)00096-4), then the penalty. With one class, it is always
+    predicted.
 
     Args:
       features: Features of the training examples by name, `[N, F]` each.
-      labels: Labels of at least two classes, `[N]` int.
+      labels: `[N]` int.
       groups: Groups of examples that must stay together (a patient), `[N]`; None for
         single examples.
     """
+    if len(np.unique(labels)) == 1:
+        return frequencies(features, labels)
     # If nothing can be held out: the last layer, the usual strength.
     layer, strength = list(features)[-1], STRENGTHS[1]
     if folds := _folds(labels, groups):
@@ -74,7 +91,15 @@ def fit(
                 for c in STRENGTHS
             }
         )
-    return Fitted(_model(strength).fit(features[layer], labels), layer, strength)
+    scaler, regression = _model(strength).fit(features[layer], labels)
+    # The scaler is affine, so both are one map. Of two classes, scikit-learn has only the
+    # logit of the second.
+    weights, bias = regression.coef_.T, regression.intercept_
+    if len(regression.classes_) == 2:
+        weights, bias = np.hstack([0 * weights, weights]), np.array([0.0, *bias])
+    weights = weights / scaler.scale_[:, None]
+    bias = bias - scaler.mean_ @ weights
+    return Fitted(layer, strength, weights, bias, regression.classes_)
 
 
 def _model(strength: float) -> Pipeline:

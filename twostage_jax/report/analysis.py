@@ -510,12 +510,25 @@ def _baselines(
     study: Study, size: Size, champion: str, resamples: int
 ) -> list[Baseline]:
     """Returns the baselines at a size, each against the champion, best first."""
-    arms, seeds = size.scores.arms, size.scores.seeds
+    seeds = size.scores.seeds
+    others = {
+        name: [study.joined(name, seed, size.fraction) for seed in seeds]
+        for name in study.whole_baselines(size.fraction, seeds)
+    }
+    return against(champion, size.scores.arms, others, resamples)
+
+
+def against(
+    champion: str,
+    arms: Mapping[str, Sequence[Predictions]],
+    baselines: Mapping[str, Sequence[Predictions]],
+    resamples: int,
+) -> list[Baseline]:
+    """Returns baselines, each against an arm, best first; none without the arm."""
     if champion not in arms:
         return []
     found = []
-    for name in study.whole_baselines(size.fraction, seeds):
-        own = [study.joined(name, seed, size.fraction) for seed in seeds]
+    for name, own in baselines.items():
         pair_of_arms = {champion: arms[champion], name: own}
         both = of_arms(pair_of_arms, resamples, named=(METRIC,))
         difference = both.minus(name)[champion]

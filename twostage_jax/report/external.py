@@ -1,21 +1,30 @@
 """The section on external sets, scored by `twostage report --external`.
 
 Every network of an arm predicts every example of the set, so a network (one fold of one
-seed) takes the role of a seed: intervals are over external patients and networks.
+seed) takes the role of a seed: intervals are over external patients and networks. The same
+holds for baselines.
 """
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from twostage_jax.errors import UserError, plain
 from twostage_jax.io import read_json
-from twostage_jax.report.analysis import Analysis, Scores, Size, of_arms
+from twostage_jax.report.analysis import (
+    Analysis,
+    Baseline,
+    Scores,
+    Size,
+    against,
+    of_arms,
+)
 from twostage_jax.report.cohort import acquisition_table
 from twostage_jax.report.parts import Details, Part, Text
 from twostage_jax.report.score_tables import (
+    baseline_table,
     gain_columns,
     how,
     score_cells,
@@ -27,7 +36,14 @@ from twostage_jax.report.study_table import (
     Study,
     named_predictions,
 )
-from twostage_jax.report.tables import LONGEST_NAME, Column, Table, arm_name, plural
+from twostage_jax.report.tables import (
+    LONGEST_NAME,
+    Column,
+    Table,
+    arm_name,
+    listed,
+    plural,
+)
 from twostage_jax.report.text import absent_classes
 from twostage_jax.stats.arms import Predictions
 
@@ -37,8 +53,11 @@ DESCRIPTIONS = "external/*/set.json"
 def section(study: Study, analysis: Analysis, notes: list[str]) -> list[Part]:
     """Returns the parts of the section; adds skipped sets, with reasons, to `notes`."""
     parts: list[Part] = []
-    for number, (name, described, scores) in enumerate(_found(study, analysis, notes)):
+    found = _found(study, analysis, notes)
+    for number, (name, described, scores, others) in enumerate(found):
         parts.append(_table(number, name, scores, analysis.baseline))
+        if others:
+            parts.append(_baselines(number, name, analysis.champion, others))
         parts.append(Text(_words(described, scores)))
         acquisition = (described.get("cohort") or {}).get("acquisition")
         if acquisition:
@@ -51,8 +70,8 @@ def section(study: Study, analysis: Analysis, notes: list[str]) -> list[Part]:
 
 def _found(
     study: Study, analysis: Analysis, notes: list[str]
-) -> Iterator[tuple[str, Mapping[str, Any], Scores]]:
-    """Yields the name of each set, its `set.json`, and the scores on it."""
+) -> Iterator[tuple[str, Mapping[str, Any], Scores, list[Baseline]]]:
+    """Yields each set's name, its `set.json`, and the scores of arms and baselines."""
     full = analysis.full
     by_set: dict[str, list[Path]] = defaultdict(list)
     for workdir in study.workdirs:
@@ -61,24 +80,39 @@ def _found(
     for folder, paths in by_set.items():
         try:
             described = read_json(paths[0])
+            name = plain(described["name"], LONGEST_NAME)
             arms = {
                 arm: _networks(study, full, arm, folder) for arm in full.scores.arms
             }
             scores = of_arms(arms, full.scores.resamples)
-            yield plain(described["name"], LONGEST_NAME), described, scores
         except (UserError, KeyError, TypeError) as error:
             notes.append(f"External set {folder} is skipped: {error}")
+            continue
+        fitted, left_out = {}, []
+        for one in study.whole_baselines(full.fraction, full.scores.seeds):
+            try:
+                fitted[one] = _networks(study, full, one, folder)
+            except UserError:
+                left_out.append(arm_name(one))
+        if left_out:
+            notes.append(
+                f"External set {folder}: baselines were not scored on it, or were "
+                f"fitted again since ({listed(left_out)}): run train, then report with "
+                "--external."
+            )
+        others = against(analysis.champion, arms, fitted, full.scores.resamples)
+        yield name, described, scores, others
 
 
 def _networks(study: Study, size: Size, arm: str, folder: str) -> list[Predictions]:
-    """Returns the predictions of an arm's networks, numbered like seeds.
+    """Returns the predictions of an arm's networks, or a baseline's, numbered like seeds.
 
     As in all other tables, seeds that are incomplete in some arm are excluded.
     """
     found = []
     for seed, fold in itertools.product(size.scores.seeds, study.folds):
         place = Place(arm, seed, size.fraction, fold)
-        path = _path(study.records[place], folder)
+        path = _path(study.record(place), folder)
         if path is None:
             raise UserError(
                 f"{place} was not scored on it, or was retrained since: score it again "
@@ -92,8 +126,23 @@ def _networks(study: Study, size: Size, arm: str, folder: str) -> list[Predictio
 def _path(record: Record, folder: str) -> Path | None:
     """Returns the file of a row's predictions; None if it is of another network."""
     home = record.source / "external" / folder
-    made = read_json(home / "set.json")["stage_runs"].get(record.file)
-    return home / record.file if record.stage_runs[-1:] == (made,) else None
+    described = read_json(home / "set.json")
+    scored = {**described["stage_runs"], **described.get("baselines", {})}
+    now = record.stage_runs[-1] if record.stage_runs else record.key
+    return home / record.file if now and scored.get(record.file) == now else None
+
+
+def _baselines(
+    number: int, name: str, champion: str, others: Sequence[Baseline]
+) -> Table:
+    caption = (
+        f"Baselines on the external set {name}: balanced accuracy in per cent, and "
+        f"{arm_name(champion)} minus baseline."
+    )
+    pairs = [(1.0, one) for one in others]
+    return baseline_table(
+        f"external_{number}_baselines", caption, arm_name(champion), pairs
+    )
 
 
 def _table(number: int, name: str, scores: Scores, base: str) -> Table:

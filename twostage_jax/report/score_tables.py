@@ -1,7 +1,7 @@
 """The tables of scores and differences."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from twostage_jax.report.analysis import (
     METRIC,
     OF_PATIENTS,
     Analysis,
+    Baseline,
     ByPatient,
     Scores,
     Size,
@@ -176,16 +177,37 @@ def ensemble_tables(study: Study, scores: Scores) -> list[Table]:
 
 def baseline_tables(analysis: Analysis) -> list[Table]:
     """Returns the baselines at every size, each against the champion."""
-    pairs = [(size, one) for size in analysis.sizes for one in size.baselines]
+    pairs = [(size.fraction, one) for size in analysis.sizes for one in size.baselines]
     if not pairs:
         return []
-    gains = corrected([one.difference for _, one in pairs])
     champion = arm_name(analysis.champion)
-    several = len(analysis.sizes) > 1
-    table = Table(
-        "baselines",
+    caption = (
         "Baselines on the same splits: balanced accuracy in per cent, and "
-        f"{champion} minus baseline; {over_seeds(analysis.full.scores)}.",
+        f"{champion} minus baseline; {over_seeds(analysis.full.scores)}."
+    )
+    several = len(analysis.sizes) > 1
+    return [baseline_table("baselines", caption, champion, pairs, several)]
+
+
+def baseline_table(
+    name: str,
+    caption: str,
+    champion: str,
+    pairs: Sequence[tuple[float, Baseline]],
+    several: bool = False,
+) -> Table:
+    """Returns (fraction, baseline) pairs, each against the champion.
+
+    Args:
+      name, caption: Those of the table.
+      champion: Name of the champion.
+      pairs: At least one.
+      several: Whether to show the fractions.
+    """
+    gains = corrected([one.difference for _, one in pairs])
+    return Table(
+        name,
+        caption,
         [
             *[Column("fraction", "number")] * several,
             Column("baseline", "arm"),
@@ -195,21 +217,20 @@ def baseline_tables(analysis: Analysis) -> list[Table]:
         ],
         [
             [
-                *[size.fraction] * several,
+                *[fraction] * several,
                 one.name,
                 one.score,
                 gain,
                 gain.p_value,
                 gain.p_holm,
             ]
-            for (size, one), gain in zip(pairs, gains, strict=True)
+            for (fraction, one), gain in zip(pairs, gains, strict=True)
         ],
         "Texture descriptors (local binary patterns, co-occurrence, histogram), the mean "
         "grey level and the features of frozen networks, each with a logistic regression "
         "tuned on training groups; frozen networks are named by the stages that trained "
         f"them. Corrected p-values are Holm's over {len(pairs)} comparisons.",
     )
-    return [table]
 
 
 def patient_tables(scores: Scores) -> list[Table]:

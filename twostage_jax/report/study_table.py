@@ -66,6 +66,8 @@ class Record:
       stage_runs: Names of its stage runs, first stage first.
       tried: Settings tried in tuning (see `results.json`); empty without tuning.
       source: Run folder.
+      key: Digest of all that determines the predictions of a baseline; '' for an arm, and
+        for baselines of earlier versions.
     """
 
     place: Place
@@ -77,6 +79,7 @@ class Record:
     stage_runs: tuple[str, ...]
     tried: tuple[Mapping[str, Any], ...]
     source: Path
+    key: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,21 +145,21 @@ class Study:
         }
         return len(self.folds) > 1 and len(tests) > 1
 
+    def record(self, place: Place) -> Record:
+        """Returns a row of an arm or a baseline."""
+        return (self.records if place.arm in self.arms else self.baselines)[place]
+
     def joined(self, arm: str, seed: int, fraction: float) -> Predictions:
         """Returns the predictions of all folds of a seed, of an arm or a baseline."""
-        records, places = self._folds_of(arm, seed, fraction)
-        return paired_arms.joined([records[place].predictions for place in places])
+        places = self._folds_of(arm, seed, fraction)
+        return paired_arms.joined([self.record(place).predictions for place in places])
 
     def _is_whole(self, arm: str, seed: int, fraction: float) -> bool:
-        records, places = self._folds_of(arm, seed, fraction)
-        return all(place in records for place in places)
-
-    def _folds_of(
-        self, arm: str, seed: int, fraction: float
-    ) -> tuple[Mapping[Place, Record], list[Place]]:
-        """Returns the records of arms or of baselines, and the places of all folds."""
         records = self.records if arm in self.arms else self.baselines
-        return records, [Place(arm, seed, fraction, fold) for fold in self.folds]
+        return all(place in records for place in self._folds_of(arm, seed, fraction))
+
+    def _folds_of(self, arm: str, seed: int, fraction: float) -> list[Place]:
+        return [Place(arm, seed, fraction, fold) for fold in self.folds]
 
 
 def load(workdirs: Sequence[Path]) -> Study:
@@ -297,6 +300,7 @@ def _record(folder: Path, row: Mapping[str, Any]) -> Record:
         stage_runs=tuple(map(str, row.get("stage_runs") or ())),
         tried=tuple(row.get("tried") or ()),
         source=folder,
+        key=str(row.get("key", "")),
     )
 
 

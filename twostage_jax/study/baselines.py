@@ -12,7 +12,7 @@ Validation and test examples are never used for fitting.
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from twostage_jax import io, models
 from twostage_jax.baselines import descriptors, frozen
-from twostage_jax.config import TARGET, as_json
+from twostage_jax.config import TARGET, ModelConfig, as_json
 from twostage_jax.data.dataset import digest
 from twostage_jax.stats import metrics
 from twostage_jax.study import artifacts, plan
@@ -29,7 +29,7 @@ from twostage_jax.study.stage import Materials, constants_of
 from twostage_jax.train import augment, checkpoint, steps
 
 # Bump when the same splits give different predictions.
-VERSION = 2
+VERSION = 3
 BATCH = frozen.BATCH
 # Maps a patch of mean 0 and standard deviation 1 to the descriptors' range [0, 1].
 DEVIATIONS = 3.0
@@ -78,14 +78,20 @@ def baselines(wanted: tuple[str, ...], rows: list[Row]) -> list[Baseline]:
 def run_missing(materials: Materials, rows: list[Row]) -> None:
     """Computes the missing baselines of these rows.
 
-    Results are stored in `baselines/`, predictions with those of the arms.
+    Results and classifiers are stored in `baselines/`, predictions with those of the arms.
     """
-    wanted = baselines(materials.config.study.baselines, rows)
+    config = materials.config
+    wanted = baselines(config.study.baselines, rows)
     missing = [one for one in wanted if _read(materials, one) is None]
     if missing:
         done = len(wanted) - len(missing)
         print(f"{len(wanted)} baselines, {done} done.", flush=True)
-    features = Features(materials)
+    stage, dataset = config.stages[TARGET], materials.datasets[TARGET]
+    view = View(
+        config.network(TARGET), stage.data.normalise, stage.data.window,
+        stage.augment.average,
+    )  # fmt: skip
+    features = Features(dataset.images, dataset.num_classes, view)
     # Baselines of one source are consecutive, so its features are computed once.
     for one in sorted(missing, key=lambda one: (one.name, one.run.seed)):
         _make(materials, one, features)
@@ -98,51 +104,115 @@ def results(materials: Materials, rows: list[Row]) -> list[dict[str, Any]]:
     return [one for one in found if one is not None]
 
 
-class Features:
-    """Features of all target examples, computed on first use."""
+def predict(
+    workdir: Path, row: Mapping[str, Any], features: "Features"
+) -> np.ndarray | None:
+    """Returns class probabilities `[N, K]` of the images of `features` by a baseline.
 
-    def __init__(self, materials: Materials) -> None:
-        self._materials = materials
-        config = materials.config
-        self._stage, self._dataset = config.stages[TARGET], materials.datasets[TARGET]
-        self._model = config.network(TARGET)
+    None if an earlier version, which did not keep the classifier, fitted it.
+
+    Args:
+      workdir: Workdir of a finished study.
+      row: Row of the baseline in its results.
+      features: Features of the images.
+    """
+    from twostage_jax.baselines import linear
+
+    path = model_path(workdir, row["predictions"])
+    if not path.is_file():
+        return None
+    saved = io.read_arrays(path)
+    network = None
+    if row["arm"].startswith(FROZEN):
+        source = str(saved["source"])
+        folder = workdir / "stages" / source / "variables" if source else None
+        network = Frozen(folder, row["seed"], saved["mean"], saved["deviation"])
+    fitted = linear.Fitted(
+        str(saved["layer"]), None, saved["weights"], saved["bias"], saved["classes"]
+    )
+    found = features.of(row["arm"], network)
+    return fitted.probabilities(found, features.num_classes)
+
+
+def model_path(workdir: Path, predictions: str) -> Path:
+    """Returns the file of a baseline's classifier, given that of its predictions."""
+    return workdir / "baselines" / Path(predictions).name
+
+
+class View(NamedTuple):
+    """How the target stage sees an image.
+
+    Attributes:
+      model: Settings of the network.
+      normalise, window: Scaling of the images, see `train.augment`.
+      whole: Whether it sees the whole image, by the mean over windows that cover it,
+        instead of the centre.
+    """
+
+    model: ModelConfig
+    normalise: str
+    window: tuple[float, ...]
+    whole: bool
+
+
+class Frozen(NamedTuple):
+    """A network that is not trained on the target.
+
+    Attributes:
+      folder: Folder of its variables; None for random ones.
+      seed: Seed of its dense layers, and of random variables.
+      mean, deviation: Scaling of the images, `[C]`.
+    """
+
+    folder: Path | None
+    seed: int
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+class Features:
+    """Features of a set of images, computed on first use.
+
+    Args:
+      images: `[N, H, W, C]`, in memory or on disk.
+      num_classes: Number of classes of the target.
+      view: How the target stage sees them.
+    """
+
+    def __init__(self, images: Any, num_classes: int, view: View) -> None:
+        self.num_classes = num_classes
+        self._images, self._view = images, view
         self._last: tuple[str, dict[str, np.ndarray]] = "", {}
 
-    def of(self, one: Baseline) -> dict[str, np.ndarray]:
+    def of(self, name: str, network: Frozen | None = None) -> dict[str, np.ndarray]:
         """Returns the features `[N, F]` of a baseline by name."""
-        if one.name == "majority":
-            return {"none": np.zeros((len(self._dataset), 1))}
-        if one.name == "mean_grey":
+        if name == "majority":
+            return {"none": np.zeros((len(self._images), 1))}
+        if name == "mean_grey":
             found = [images.mean((1, 2)) for images in self._grey()]
             return {"mean": np.concatenate(found)}
-        if one.name == "descriptors":
+        if name == "descriptors":
             return self._descriptors
-        constants = self._constants(one)
-        source = one.source.hash if one.source else f"random-{one.run.seed}"
-        key = digest(source, constants.mean, constants.deviation)
+        key = digest(str(network.folder), *network[1:])
         if self._last[0] != key:  # The features of all seeds do not fit into memory.
-            self._last = key, self._frozen(one, constants)
+            self._last = key, self._frozen(network)
         return self._last[1]
 
     def _unit(self) -> Iterator[np.ndarray]:
-        """Yields batches of what an arm sees, in [0, 1], `[n, H, W, C]`.
-
-        This is the whole image if predictions are means over windows that cover it.
-        """
-        model, data = self._model, self._stage.data
-        whole = self._stage.augment.average
-        for first in range(0, len(self._dataset), BATCH):
-            indices = np.arange(first, min(first + BATCH, len(self._dataset)))
+        """Yields batches of what an arm sees, in [0, 1], `[n, H, W, C]`."""
+        model = self._view.model
+        for first in range(0, len(self._images), BATCH):
+            indices = np.arange(first, min(first + BATCH, len(self._images)))
             images = augment.to_unit(
-                self._dataset.images[indices], data.window, model.channels
+                self._images[indices], self._view.window, model.channels
             )
-            if not whole:
+            if not self._view.whole:
                 images = augment.centre_crop(images, model.image_size)
             yield np.asarray(images)
 
     def _grey(self) -> Iterator[np.ndarray]:
         for images in self._unit():
-            if self._stage.data.normalise == "patch":
+            if self._view.normalise == "patch":
                 patches = np.asarray(augment.normalise(images, "patch", 0.0, 1.0))
                 images = np.clip(patches / (2 * DEVIATIONS) + 0.5, 0, 1)
             yield images
@@ -152,53 +222,57 @@ class Features:
         found = [descriptors.describe(images) for images in self._grey()]
         return {"descriptors": np.concatenate(found)}
 
-    def _constants(self, one: Baseline) -> steps.Constants:
-        splits = split_of(self._materials.config, self._dataset, one.run)
-        return constants_of(
-            self._stage, self._model.channels, self._dataset, splits.train,
-            self._materials.scale(one.run),
-        )  # fmt: skip
-
-    def _frozen(
-        self, one: Baseline, constants: steps.Constants
-    ) -> dict[str, np.ndarray]:
-        model, classes = self._model, self._dataset.num_classes
-        module = steps.build_model(model, classes, None)
-        init_key, _ = keys(one.run.seed, TARGET)
+    def _frozen(self, network: Frozen) -> dict[str, np.ndarray]:
+        model = self._view.model
+        module = steps.build_model(model, self.num_classes, None)
+        init_key, _ = keys(network.seed, TARGET)
         fresh = models.init(module, init_key, model.image_size, model.channels)
         variables = fresh
-        if one.source:
-            folder = self._materials.folder(one.source)
-            variables = checkpoint.load_variables(folder / "variables")
+        if network.folder:
+            variables = checkpoint.load_variables(network.folder)
         return frozen.features(
             module, variables, fresh, self._unit(), model.image_size,
-            self._stage.data.normalise, constants.mean, constants.deviation,
+            self._view.normalise, network.mean, network.deviation,
         )  # fmt: skip
 
 
 def _make(materials: Materials, one: Baseline, features: Features) -> None:
+    # Imported only for fitting: scikit-learn loads slowly.
+    from twostage_jax.baselines import linear
+
     dataset = materials.datasets[TARGET]
     splits = split_of(materials.config, dataset, one.run)
+    network = None
+    if one.name.startswith(FROZEN):
+        constants = constants_of(
+            materials.config.stages[TARGET], materials.config.model.channels, dataset,
+            splits.train, materials.scale(one.run),
+        )  # fmt: skip
+        folder = materials.folder(one.source) / "variables" if one.source else None
+        network = Frozen(folder, one.run.seed, constants.mean, constants.deviation)
+    found = features.of(one.name, network)
+    train = {name: values[splits.train] for name, values in found.items()}
     labels = dataset.labels[splits.train]
-    chosen: dict[str, Any] = {}
-    if one.name == "majority" or len(np.unique(labels)) == 1:
-        counts = np.bincount(labels, minlength=dataset.num_classes)
-        row = (counts / counts.sum()).astype(np.float32)
-        probabilities = np.tile(row, (len(splits.test), 1))
+    groups = None if dataset.groups is None else dataset.groups[splits.train]
+    if one.name == "majority":
+        fitted = linear.frequencies(train, labels)
     else:
-        # Imported only for fitting: scikit-learn loads slowly.
-        from twostage_jax.baselines import linear
-
-        found = features.of(one)
-        groups = None if dataset.groups is None else dataset.groups[splits.train]
-        train = {name: values[splits.train] for name, values in found.items()}
         fitted = linear.fit(train, labels, groups)
-        test = {fitted.layer: found[fitted.layer][splits.test]}
-        probabilities = fitted.probabilities(test, dataset.num_classes)
-        chosen = {"layer": fitted.layer, "C": fitted.strength}
+    test = {fitted.layer: found[fitted.layer][splits.test]}
+    probabilities = fitted.probabilities(test, dataset.num_classes)
     predictions = Path("predictions") / f"{one.file_name}.npz"
     artifacts.save_predictions(
         materials.workdir / predictions, dataset, splits.test, probabilities
+    )
+    io.write_arrays(
+        model_path(materials.workdir, predictions.name),
+        layer=np.array(fitted.layer),
+        weights=fitted.weights,
+        bias=fitted.bias,
+        classes=fitted.classes,
+        source=np.array(one.source.folder_name if one.source else ""),
+        mean=network.mean if network else np.zeros(0),
+        deviation=network.deviation if network else np.zeros(0),
     )
     io.write_json(
         _path(materials, one),
@@ -213,7 +287,7 @@ def _make(materials: Materials, one: Baseline, features: Features) -> None:
             "groups": artifacts.group_counts(dataset, splits),
             "metrics": metrics.scores(dataset.labels[splits.test], probabilities),
             "predictions": str(predictions),
-            "chosen": chosen,
+            "chosen": {"layer": fitted.layer, "C": fitted.strength},
         },
     )
 
@@ -241,4 +315,4 @@ def _read(materials: Materials, one: Baseline) -> dict[str, Any] | None:
         found = json.loads(_path(materials, one).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return found if found.pop("key") == _key(materials, one) else None
+    return found if found["key"] == _key(materials, one) else None

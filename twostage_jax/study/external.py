@@ -1,8 +1,8 @@
-"""Scores the networks of a finished study on an unseen labelled set.
+"""Scores the networks and baselines of a finished study on an unseen labelled set.
 
-The set is prepared like the target and has its classes, or some of them. Every network at
-the largest size of the target set predicts all of it; the set is not used for training or
-selection.
+The set is prepared like the target and has its classes, or some of them. Every network
+and baseline at the largest size of the target set predicts all of it; the set is not used
+for training or selection.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from twostage_jax import io
-from twostage_jax.config import DataConfig
+from twostage_jax.config import TARGET, DataConfig
 from twostage_jax.data import prepared_folder, sources
 from twostage_jax.data.cohort import describe
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.splits import Splits
 from twostage_jax.errors import UserError
-from twostage_jax.study import artifacts
+from twostage_jax.study import artifacts, baselines
 from twostage_jax.train import checkpoint, evaluate, steps
 
 FOLDER = "external"
@@ -28,10 +28,10 @@ DESCRIPTION = "set.json"
 
 
 def score(workdir: Path, folder: Path, data_dir: Path) -> Path:
-    """Writes the predictions of a study's networks on an external set.
+    """Writes the predictions of a study's networks and baselines on an external set.
 
     They go into `external/NAME-FINGERPRINT/` of the workdir: `set.json`, and an npz file
-    like those of `predictions/` for each network.
+    like those of `predictions/` for each of them.
 
     Args:
       workdir: Workdir of a finished study.
@@ -46,7 +46,8 @@ def score(workdir: Path, folder: Path, data_dir: Path) -> Path:
       UserError: The workdir lacks results; or the set cannot be read, has other classes,
         or is the target set.
     """
-    rows = _rows(workdir)
+    results = _results(workdir)
+    rows = results["rows"]
     runs = [
         artifacts.read(workdir / "stages" / row["stage_runs"][-1], row["arm"])
         for row in rows
@@ -62,14 +63,23 @@ def score(workdir: Path, folder: Path, data_dir: Path) -> Path:
         )
     out = workdir / FOLDER / f"{dataset.name}-{dataset.fingerprint[:12]}"
     everything = np.arange(len(dataset))
-    for row, run in zip(rows, runs, strict=True):
-        artifacts.save_predictions(
-            out / Path(row["predictions"]).name,
-            dataclasses.replace(dataset, labels=labels, class_names=run.class_names),
-            everything,
-            _probabilities(run, dataset),
-        )
     none = everything[:0]
+    named = dataclasses.replace(dataset, labels=labels, class_names=runs[0].class_names)
+
+    def save(row: Mapping[str, Any], probabilities: np.ndarray) -> str:
+        name = Path(row["predictions"]).name
+        artifacts.save_predictions(out / name, named, everything, probabilities)
+        return name
+
+    for row, run in zip(rows, runs, strict=True):
+        save(row, _probabilities(run, dataset))
+    fitted = {}
+    seen = features(results["config"], runs[0], dataset)
+    # Those of one network are consecutive, so its features are computed once.
+    for row in sorted(results["baselines"], key=lambda row: (row["arm"], row["seed"])):
+        probabilities = baselines.predict(workdir, row, seen)
+        if probabilities is not None:
+            fitted[save(row, probabilities)] = row["key"]
     described = {
         "name": folder.absolute().name,
         "fingerprint": dataset.fingerprint,
@@ -80,22 +90,41 @@ def score(workdir: Path, folder: Path, data_dir: Path) -> Path:
         "stage_runs": {
             Path(row["predictions"]).name: row["stage_runs"][-1] for row in rows
         },
+        "baselines": fitted,
     }
     # Last: it marks the folder as complete.
     io.write_json(out / DESCRIPTION, described)
     return out
 
 
-def _rows(workdir: Path) -> list[dict[str, Any]]:
+def _results(workdir: Path) -> dict[str, Any]:
+    """Returns the results of a study, with the rows at the largest fraction only."""
     path = workdir / "results.json"
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        largest = max(row["fraction"] for row in rows)
+        results = json.loads(path.read_text(encoding="utf-8"))
+        largest = max(row["fraction"] for row in results["rows"])
+        for kind in ("rows", "baselines"):
+            rows = results.get(kind, ())
+            results[kind] = [row for row in rows if row["fraction"] == largest]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError.flag(
             "--run", workdir, f"the results of the study cannot be read ({error!r})."
         ) from error
-    return [row for row in rows if row["fraction"] == largest]
+    return results
+
+
+def features(
+    config: Mapping[str, Any], run: artifacts.Trained, dataset: Dataset
+) -> baselines.Features:
+    """Returns the features of the set, seen as by the target stage of a study."""
+    stage = config["stages"][TARGET]
+    view = baselines.View(
+        run.model,
+        stage["data"]["normalise"],
+        tuple(stage["data"]["window"]),
+        stage["augment"]["average"],
+    )
+    return baselines.Features(dataset.images, len(run.class_names), view)
 
 
 def _dataset(run: artifacts.Trained, folder: Path, data_dir: Path) -> Dataset:
