@@ -82,6 +82,23 @@ def test_missing_doubled_and_uneven_slices_are_reported(tmp_path):
         read_volume(series)
 
 
+def test_attributes_of_a_frame_override_those_of_the_file_for_that_frame_only(tmp_path):
+    """DICOM requires InstanceNumber in the file; some writers repeat the others."""
+    stored = np.arange(12, dtype=np.int16).reshape(3, 2, 2)
+    twice = {"RescaleSlope": 2, "RescaleIntercept": -1000}
+    write_enhanced(
+        tmp_path / "one", stored, [0, 2, 4], InstanceNumber=7, RescaleSlope=1,
+        RescaleIntercept=-1024, ImagePositionPatient=[-5, 3, 0],
+        own={2: {"PixelValueTransformationSequence": twice}},
+    )  # fmt: skip
+    (series,), skipped = find_series(tmp_path)
+    assert skipped == []
+    found = [(h.frame, h.number, h.position[2]) for h in series.headers]
+    assert found == [(0, 1, 0), (1, 2, 2), (2, 3, 4)]
+    expected = np.stack([stored[0] - 1024, stored[1] - 1024, 2 * stored[2] - 1000])
+    np.testing.assert_array_equal(read_volume(series), expected)
+
+
 @pytest.mark.parametrize(
     "tags",
     [

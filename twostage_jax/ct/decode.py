@@ -8,6 +8,7 @@ The functions raise a `UserError` that does not name the file: call them within
 """
 
 import contextlib
+import copy
 import io
 import logging
 import math
@@ -481,7 +482,8 @@ def frames(dataset: pydicom.Dataset) -> list[pydicom.Dataset]:
     for index in range(number):
         frame = pydicom.Dataset()
         for element in common:
-            frame.add(element)
+            # A copy: setting an attribute changes the element that stands there.
+            frame.add(copy.copy(element))
         group = functional_groups(dataset, index)
         for name, keywords in _GROUPS.items():
             items = group(name)
