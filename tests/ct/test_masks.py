@@ -137,6 +137,36 @@ def test_broken_and_unsuitable_masks_are_refused(tmp_path):
             mask_files.read_mask(path)
 
 
+def save_indexed(path, indices, palette):
+    image = Image.fromarray(np.uint8(indices), mode="P")
+    image.putpalette(np.uint8(palette).ravel().tolist(), "RGB")
+    image.save(path)
+    return mask_files.read_mask(path)
+
+
+def test_grey_levels_of_a_palette_count_if_its_indices_are_not_in_their_order(tmp_path):
+    """As of programs that put the most frequent or the lightest colour first."""
+    shown = np.zeros((4, 4), np.uint8)
+    shown[1:, 1:] = 255
+    Image.fromarray(shown).quantize(2).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as saved:
+        assert saved.mode == "P"
+    np.testing.assert_array_equal(mask_files.read_mask(tmp_path / "a.png"), shown)
+    found = save_indexed(tmp_path / "b.png", 1 - MASK // 2, [[9] * 3, [0] * 3])
+    np.testing.assert_array_equal(found, [[0, 0, 9], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("other", [[[128, 0, 0], [0, 128, 0]], [[85] * 3, [255] * 3]])
+def test_indices_of_a_palette_are_labels_if_only_0_is_black(tmp_path, other):
+    found = save_indexed(tmp_path / "a.png", MASK, [[0, 0, 0], *other])
+    np.testing.assert_array_equal(found, MASK)
+
+
+def test_a_palette_of_colours_in_which_0_is_not_black_is_refused(tmp_path):
+    with refused_at(tmp_path / "a.png"):
+        save_indexed(tmp_path / "a.png", MASK, [[255] * 3, [255, 0, 0], [0] * 3])
+
+
 def test_contour_marks_pixels_whose_centres_lie_inside():
     square = np.array([[0.5, 0.5], [3.5, 0.5], [3.5, 2.5], [0.5, 2.5]])
     expected = np.zeros((5, 6), bool)

@@ -208,8 +208,36 @@ def _read_pages(path: Path) -> np.ndarray:
                 raise UserError(
                     f"has mode {image.mode}; a mask has one channel of integers."
                 )
-            pages.append(np.array(image))
+            pages.append(_indexed(image) if image.mode == "P" else np.array(image))
     return pages[0] if len(pages) == 1 else np.stack(pages)
+
+
+def _indexed(image: Image.Image) -> np.ndarray:
+    """Returns the labels of an image with a palette.
+
+    Programs that number labels keep 0 black, and give the others any colours or growing
+    grey levels: their indices are the labels. Programs that only save space number the
+    colours as they come, often from the lightest: the levels shown are the labels.
+
+    Raises:
+      UserError: The palette is in colour, and 0 is not black.
+    """
+    indices = np.array(image)
+    palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    used = np.unique(indices)
+    colours = palette[np.minimum(used, len(palette) - 1)]
+    black_is_zero = np.array_equal(colours.any(1), used > 0)
+    levels = colours[:, 0].astype(int)
+    if (colours != levels[:, None]).any():
+        if black_is_zero:
+            return indices
+        raise UserError(
+            "has a palette of colours in which 0 is not black, so it is unknown which "
+            "colours mean what. Save it again as grey PNG with 0 outside and 1, 2, ... "
+            "inside."
+        )
+    are_labels = len(used) <= MOST_LABEL + 1 and (np.diff(levels) > 0).all()
+    return indices if black_is_zero and are_labels else palette[indices][..., 0]
 
 
 def _reader(path: Path, page: int | None, header: Header) -> Load:
