@@ -243,6 +243,18 @@ def test_equal_folder_names_select_the_scan(tmp_path):
     np.testing.assert_array_equal(found[12], UPPER)
 
 
+def test_a_mask_named_after_another_series_is_not_used(tmp_path):
+    """The UID of one series, 1.2...11, begins the UID 1.2...112 in the mask's name."""
+    folder = two_patients(tmp_path / "dicom")[0]
+    uid = images(folder)[0].SeriesInstanceUID
+    found, _ = find_series(tmp_path / "dicom")
+    for name, there in ((uid, True), (f"{uid}2", False), (f"{uid}.2", False)):
+        path = tmp_path / name / f"lung_{name}.nii.gz"
+        write_labels(path, folder, LUNGS)
+        matched = lung_files.match(path.parent, tmp_path / "dicom", found)
+        assert (uid in matched.found) == there
+
+
 def test_unnamed_mask_that_matches_two_scans_is_refused_for_both(tmp_path):
     folders = two_patients(tmp_path / "dicom")
     write_labels(tmp_path / "masks" / "case7.nii.gz", folders[0], LUNGS)

@@ -674,3 +674,19 @@ def test_sheared_volumes_have_only_one_position(tmp_path):
         np.testing.assert_allclose((matrix @ [*corner, k, 1])[:3], expected, atol=1e-4)
     with pytest.raises(RuntimeError, match="orthonormal"):
         sitk.ReadImage(str(path))
+
+
+@pytest.mark.parametrize("name", ["b.png", "seg.nii.gz"])
+def test_regions_of_a_patient_without_slices_are_not_those_of_another(tmp_path, name):
+    """The mask lies in P2/, and fits the slices of P1 by name, size and position."""
+    images = write_series(tmp_path / "ct" / "P1")
+    mask = tmp_path / "rois" / "P2" / name
+    if name.endswith(".png"):
+        save(mask, square())
+    else:
+        mask.parent.mkdir(parents=True)
+        roi_files.write_nifti(mask, images, np.stack([square()] * 6))
+    with refused_at(mask):
+        search(tmp_path / "ct", tmp_path / "rois")
+    # Slices that lie in no folder of a patient may be meant by any folder.
+    assert len(search(tmp_path / "ct" / "P1", tmp_path / "rois")) == 1

@@ -5,7 +5,7 @@ import functools
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ class RoiFile:
 
 
 def find(
-    root: Path, given: Path | None, left_out: Skipped
+    root: Path, given: Path | None, left_out: Skipped, of_slices: Container[Path] = ()
 ) -> tuple[list[RoiFile], list[RoiFile], Skipped]:
     """Returns files of regions, files of lung masks, and (path, reason) of the others.
 
@@ -63,6 +63,8 @@ def find(
       given: File of regions, or folder of such files. Files in a sub-folder that do not
         name a series belong to the slices in the sub-folder of that name below `root`.
       left_out: (path, reason) of the files below `root` without slices.
+      of_slices: Folders that directly contain slices. If `root` is one of them, its
+        slices are also those of sub-folders of `given` that it lacks.
 
     Raises:
       UserError: A file of regions is broken.
@@ -88,6 +90,8 @@ def find(
         within = root if path.is_relative_to(root) else above
         marked = _is_in(path, within, ROIS) or given is not None
         home = _home(path, above, root)
+        if root in of_slices and not home.is_dir():
+            home = root
         file = _recognised(path, home, marked or _is_in(path, within, LUNGS))
         if marked and file is None and nifti.is_pair(path.with_suffix(".hdr")):
             continue  # The voxels of a pair of files.
@@ -283,8 +287,7 @@ def _home(path: Path, above: Path, root: Path) -> Path:
     for name in (ROIS, LUNGS):
         if name in parts:
             parts = parts[: parts.index(name)]
-    home = root.joinpath(*parts)
-    return home if home.is_dir() else root
+    return root.joinpath(*parts)
 
 
 def _is_in(path: Path, root: Path, name: str) -> bool:
@@ -315,7 +318,8 @@ def _patients(
         raise UserError(
             f"does not name a series, and {file.home} has slices of "
             f"{len(by_folder.get(file.home, ()))} patients. Name the file after the "
-            "SOPInstanceUID or the SeriesInstanceUID."
+            "SOPInstanceUID or the SeriesInstanceUID, or its folder after that of the "
+            "patient's slices."
         )
     return sorted(patients)
 

@@ -49,6 +49,8 @@ _DISEASE = re.compile(
     r"nodul|lesion|tumou?r|cancer|infiltrat|infect|opacit|consolid|\bggo\b|fibros|"
     r"emphys|\b[gpci]tv|metast|covid|abnormal"
 )
+# A UID in a path; dates and versions have fewer components.
+_UID = re.compile(r"\d+(?:\.\d+){4,}")
 # Values of masks without labels: right and left lung, the same in the numbering of LUNA16,
 # and the five lobes.
 _PLAIN_VALUES = ({1, 2}, {3, 4}, {1, 2, 3, 4, 5})
@@ -301,16 +303,15 @@ def _series_of(
     hashes = {patient_hash(name, salt) for name in names}
     text = inside.as_posix()
     for named in (
-        [one for one in series if one.uid in text],
-        [
-            one
-            for one in series
-            if one.headers[0].study and one.headers[0].study in text
-        ],
+        [one for one in series if _names(text, one.uid)],
+        [one for one in series if _names(text, one.headers[0].study)],
         [one for one in series if one.patient and one.patient in names | hashes],
     ):
         if named:
             break
+    else:
+        if _UID.search(text):
+            return [], True  # It names a series that is not among these.
     pool = named
     if not pool and file.home != root:
         pool = [one for one in series if one.headers[0].path.is_relative_to(file.home)]
@@ -326,6 +327,12 @@ def _series_of(
         # The volume may be cropped, for instance to the lungs: its reader decides.
         fitting = pool
     return fitting, bool(named)
+
+
+def _names(text: str, uid: str) -> bool:
+    """Returns whether a UID is in a text, and not as a part of another UID."""
+    whole = rf"(?<![\d.]){re.escape(uid)}(?!\.?\d)"
+    return bool(uid) and re.search(whole, text) is not None
 
 
 def _scan(series: Series) -> str:

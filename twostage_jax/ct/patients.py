@@ -145,7 +145,8 @@ def search(
             root,
             f"usable CT slices were not found. {reasons or 'The folder is empty.'}",
         )
-    regions, lungs, rest = annotations.find(root, given, found.others)
+    of_slices = {header.path.parent for header in headers}
+    regions, lungs, rest = annotations.find(root, given, found.others, of_slices)
     by_region, wrong = annotations.assign(regions, headers, go_on=go_on)
     by_lung, wrong_lungs = annotations.assign(lungs, headers, go_on=go_on)
     matched = None
