@@ -211,21 +211,25 @@ def test_other_files_of_a_cd_are_skipped_and_listed(tmp_path):
     assert found.lost == []
 
 
-def write_studies(root, patients, *, studies=1):
-    """Writes patients with one marked slice per study; returns the recipe."""
+def write_studies(root, patients, *, studies=1, folder="{}", study=None):
+    """Writes patients with one marked slice per study; returns the recipe.
+
+    `folder` is the name of a study's folder, given its number; `study` the UID of all.
+    """
     rois = root / "rois"
     rois.mkdir(parents=True)
     for index, patient in enumerate(patients):
         for number in range(studies):
             uid = 10 * index + number + 1
-            (root / str(uid)).mkdir()
+            home = root / folder.format(uid)
+            home.mkdir(parents=True)
             write_ct(
-                root / str(uid) / "IM",
+                home / "IM",
                 RAMP,
                 uid=uid,
                 PatientID=patient,
                 SeriesInstanceUID=f"{SERIES}.5.{uid}",
-                StudyInstanceUID=f"{SERIES}.6.{uid}",
+                StudyInstanceUID=study or f"{SERIES}.6.{uid}",
                 FrameOfReferenceUID=f"{SERIES}.7.{uid}",
             )
             mask = np.ones((8, 8), np.uint8)
@@ -251,6 +255,20 @@ def test_constant_patient_id_is_noted_among_other_patients(tmp_path):
     recipe = write_studies(tmp_path / "ct", ["A-1", "anonymous"], studies=2)
     (note,) = recipe.tasks.warnings()
     assert recipe.tasks[1].name in note or recipe.tasks[0].name in note
+
+
+def test_a_folder_of_several_studies_without_patient_ids_is_noted(tmp_path):
+    recipe = write_studies(tmp_path / "ct", ["", "A-1"], studies=2, folder="site/p{}")
+    (note,) = recipe.tasks.warnings()
+    assert len(recipe.tasks) == 2
+    assert any(f": {patient.name}." in note for patient in recipe.tasks)
+
+
+@pytest.mark.parametrize("ids", [("P01", "p01"), ("P01", ""), ("", "")])
+def test_patients_of_one_study_are_noted(tmp_path, ids):
+    recipe = write_studies(tmp_path / "ct", ids, study=f"{SERIES}.6")
+    (note,) = recipe.tasks.warnings()
+    assert all(patient.name in note for patient in recipe.tasks)
 
 
 def test_patients_with_several_studies_are_not_noted(tmp_path):

@@ -70,6 +70,7 @@ class Patients(Sequence[Patient]):
       skipped: (path, reason) of skipped files.
       series: Series of the annotated patients, with their peculiarities.
       without_regions: Number of patients with CT slices but without regions.
+      folders: Names of the patients whose files lack a PatientID.
       roots: Files and folders that were searched.
       salt: Secret mixed into hashes.
     """
@@ -79,6 +80,7 @@ class Patients(Sequence[Patient]):
     skipped: Skipped
     series: list[Series]
     without_regions: int
+    folders: frozenset[str]
     roots: list[Path]
     salt: str
 
@@ -89,7 +91,7 @@ class Patients(Sequence[Patient]):
         return self.patients[index]
 
     def warnings(self) -> list[str]:
-        """Returns warnings about patients who may be several people with one PatientID."""
+        """Returns warnings about patients who may be several people, or the same person."""
         constants = {
             patient_hash(form, self.salt)
             for name in CONSTANT_IDS
@@ -99,8 +101,8 @@ class Patients(Sequence[Patient]):
         for patient in self:
             studies = {header.study for header in patient.headers}
             axes = {header.reference for header in patient.headers}
-            constant = patient.name in constants
-            if len(studies) > 1 and (constant or len(self) == 1):
+            doubtful = patient.name in constants | self.folders or len(self) == 1
+            if len(studies) > 1 and doubtful:
                 found.append(
                     f"one patient, {len(studies)} studies in {len(axes)} frames of "
                     f"reference: {patient.name}. Is the PatientID a constant written by "
@@ -108,7 +110,23 @@ class Patients(Sequence[Patient]):
                     "contain several patients)? Patients with one name count as one: "
                     "they cannot be split between training and test."
                 )
-        return found
+        return found + self._of_one_study()
+
+    def _of_one_study(self) -> list[str]:
+        """Returns a warning for each study of several patients."""
+        names: dict[str, dict[str, None]] = defaultdict(dict)
+        for patient in self:
+            for header in patient.headers:
+                if header.study:
+                    names[header.study][patient.name] = None
+        return [
+            f"{len(of_study)} patients have files of one study (StudyInstanceUID): "
+            f"{', '.join(list(of_study)[:3])}{', ...' if len(of_study) > 3 else ''}. Is "
+            "it one person, whose PatientID is missing or written differently in some "
+            "files? They count as several: they may be on both sides of a split."
+            for of_study in names.values()
+            if len(of_study) > 1
+        ]
 
 
 def search(
@@ -133,7 +151,9 @@ def search(
     """
     roots = [root, *filter(None, (given, masks))]
     found = scan(root, salt=salt, go_on=go_on)
+    lacking = {header.key for header in found.headers if not header.patient}
     headers = [_named(header, root, salt) for header in found.headers]
+    folders = frozenset(h.patient for h in headers if h.key in lacking)
     series, refused = group(headers, found.lost, go_on=go_on)
     # Keeps the order of the files, on which random draws depend.
     unfit = {path for path, _ in refused}
@@ -180,7 +200,8 @@ def search(
         )
     series = [one for one in series if one.patient in by_region]
     without = len(by_patient) - len(patients)
-    return Patients(patients, regions, skipped + unusable, series, without, roots, salt)
+    skipped += unusable
+    return Patients(patients, regions, skipped, series, without, folders, roots, salt)
 
 
 def _named(header: Header, root: Path, salt: str) -> Header:
