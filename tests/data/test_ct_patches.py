@@ -318,8 +318,31 @@ def test_broken_slice_is_refused_or_skipped_without_naming_it(tmp_path):
     ((name, reason),) = made.skipped
     assert name.startswith("file-")
     assert "cut off" in reason
+    # Four patches of 'a' were to be cut from it.
+    flow = [
+        (r["level"], r["count"], r["class"], r["reason"]) for r in made.facts["flow"]
+    ]
+    assert ("slices", 1, "", ct_patches.REFUSED) in flow
+    assert ("patches", 4, "a", ct_patches.REFUSED) in flow
     assert "Smith" not in reason
     assert str(tmp_path) not in reason
+
+
+def test_a_slice_that_lost_its_intercept_is_refused_or_skipped(tmp_path):
+    """Its series has air; it alone has none, and no fat."""
+    write_patient(tmp_path)
+    path = write_ct(
+        tmp_path / "late.dcm", RAMP, uid=6, PatientID="p1", RescaleIntercept=0
+    )
+    labels = np.ones((8, 8), np.uint8)
+    Image.fromarray(labels).save(tmp_path / "rois" / f"{SERIES}.6.png")
+    settings = {"path": str(tmp_path), "size": 4, "stride": 4, "classes": "a,b"}
+    recipe = ct_patches.recipe(**settings)
+    with refused_at(path):
+        recipe.make(recipe.tasks[0])
+    recipe = ct_patches.recipe(**settings, go_on=True)
+    made = recipe.make(recipe.tasks[0])
+    assert len(made) == 4 and len(made.skipped) == 1
 
 
 def test_patient_with_an_unfitting_mask_is_skipped_on_request(tmp_path):

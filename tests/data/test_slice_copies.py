@@ -38,6 +38,19 @@ def test_copies_are_skipped_and_listed(tmp_path, change):
     assert series.left_out == 0
 
 
+def test_a_sound_copy_takes_the_place_of_a_cut_off_one(tmp_path):
+    write(tmp_path / "a")
+    whole = (tmp_path / "a").read_bytes()
+    write(tmp_path / "c", AccessionNumber="7")
+    (tmp_path / "a").write_bytes(whole[:-40])
+    with refused_at(tmp_path / "a"):
+        scan(tmp_path)
+    found = scan(tmp_path, go_on=True)
+    assert [header.path.name for header in found.headers] == ["c"]
+    ((path, reason),) = found.others
+    assert path.name == "a" and "cut off" in reason
+
+
 def test_copies_of_multi_frame_files_are_skipped(tmp_path):
     frames = np.stack([STORED, STORED + np.int16(1)])
     write_enhanced(tmp_path / "a", frames, [0, 1])

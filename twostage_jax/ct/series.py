@@ -219,6 +219,7 @@ def scan(folder: Path, *, salt: str = "", go_on: bool = False) -> Scan:
     skipped: Skipped = []
     unread, lost = tree.skipped, [path for path, _ in tree.lost]
     for path in tree.files:
+        found: list[Header] = []
         try:
             reason = _not_dicom(path)
             if reason:
@@ -248,8 +249,19 @@ def scan(folder: Path, *, salt: str = "", go_on: bool = False) -> Scan:
                 continue
             if not go_on:
                 raise
-            skipped.append((path, str(error)))
-            lost.append(path)
+            of_uids = by_uid[_uids(found[0])] if found else []
+            damaged = [one for one in of_uids if str(one.path) == error.where]
+            if not damaged:
+                skipped.append((path, str(error)))
+                lost.append(path)
+                continue
+            # An earlier copy cannot be decoded: this one takes its place.
+            (copy,) = damaged
+            skipped.append((copy.path, str(error)))
+            of_uids.remove(copy)
+            headers = [one for one in headers if one.path != copy.path]
+            of_uids.append(found[0])
+            headers += found
         else:
             by_uid[_uids(found[0])].append(found[0])
             headers += found
@@ -428,6 +440,20 @@ def check_air(slices: Iterable[np.ndarray], path: Path) -> None:
             path,
             "its series does not contain any air: its values are not HU. Was "
             "RescaleIntercept lost (usually -1024)? Export the series again.",
+        )
+
+
+def check_slice(hu: np.ndarray, path: Path) -> None:
+    """Raises a UserError if no pixel of a slice `[H, W]` is below 0 HU.
+
+    Every slice of a body shows air or fat. In a series that is in HU, see `check_air`, a
+    single slice may still have lost its RescaleIntercept.
+    """
+    if hu.min() >= 0:
+        raise UserError.at(
+            path,
+            "the slice has no value below 0, unlike others of its series: its values are "
+            "not HU. Was its RescaleIntercept lost (usually -1024)?",
         )
 
 

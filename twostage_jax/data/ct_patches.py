@@ -7,7 +7,7 @@ limited. Only one slice is in memory at a time.
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from twostage_jax.ct.regions.base import Key, Load, Numbered
 from twostage_jax.ct.series import (
     by_series,
     check_air,
+    check_slice,
     read_in_turn,
 )
 from twostage_jax.data import cohort, prepared_folder
@@ -39,6 +40,7 @@ MOST_NUMBERED = 8
 # Reason for which patches are excluded.
 OVERLAP = "overlaps a patch that its region covers better"
 # Note on ROIs and contours; see `Notes.add`.
+REFUSED = "the slice or its mask is refused: see the skipped files"
 EMPTY = "of structure sets do not enclose an area: points, lines, or without contour."
 
 
@@ -211,13 +213,14 @@ def _patches(
         *_numbered(numbered, "regions", patient.name, salt),
         *_numbered(numbered_lungs, "lungs", patient.name, salt),
     ]
-    headers = [header for header in patient.headers if header.key in loads]
-    headers = _with_air(headers, patient, skipped)
+    drawn = [header for header in patient.headers if header.key in loads]
+    headers = _with_air(drawn, patient, skipped)
     if cut.lungs == "off":
         given = {}
     if patient.masks is not None:
         given, headers = _given(patient, headers, skipped)
     places: list[Place] = []
+    sound: set[int] = set()
     marked, overlaps, dropped = Counter(), defaultdict(Counter), Counter()
     for number, lungs in _lungs(headers, given, cut, skipped):
         header = headers[number]
@@ -230,6 +233,7 @@ def _patches(
                 raise
             skipped.append((_culprit(patient, error) or header.path, str(error)))
             continue
+        sound.add(number)
         places += found
         dropped.update((OVERLAP, label) for label in apart)
         marked.update(labels.marked)
@@ -251,37 +255,55 @@ def _patches(
     for place in patches.chosen(places, cut, patient.name, dropped):
         by_slice[place.slice].append(place)
     used = []
+    unread = dict(by_slice)
     for number, hu in _read(headers, by_slice, skipped):
         header = headers[number]
         used.append(header)
+        del unread[number]
         shape = _shape(header, cut.spacing)
         if shape != hu.shape:
             hu = np.rint(patches.resample_image(hu, shape)).astype(np.int16)
         for place in by_slice[number]:
             made.append(_example(hu, header, place, patient.name, cut.size, salt))
     made.facts["acquisition"] = cohort.acquisition(used, patient.name, salt)
-    made.facts["flow"] = _patient_flow(patient, used, made, dropped, class_names, loads)
+    dropped.update((REFUSED, p.label) for lost in unread.values() for p in lost)
+    sound_keys = {headers[number].key for number in sound - unread.keys()}
+    refused = [header for header in drawn if header.key not in sound_keys]
+    made.facts["flow"] = _patient_flow(
+        patient, drawn, refused, used, made, dropped, class_names
+    )
 
 
 def _patient_flow(
     patient: Patient,
+    drawn: Sequence[Header],
+    refused: Sequence[Header],
     used: Sequence[Header],
     made: Made,
     dropped: Counter,
     class_names: Sequence[str],
-    loads: Container[Key],
 ) -> list[dict[str, Any]]:
-    """Returns rows of the table 'flow' on a patient, from series to patches."""
-    drawn = [header for header in patient.headers if header.key in loads]
+    """Returns rows of the table 'flow' on a patient, from series to patches.
+
+    Of the patient's slices, `drawn` have regions; of these, `refused` are skipped, and
+    `used` have patches.
+    """
+    lost = {header.key for header in refused}
     counts = []
     for level, name in (("series", "series_uid"), ("slices", "key")):
-        total, in_regions, kept = (
+        total, in_regions, sound, kept = (
             len({getattr(header, name) for header in headers})
-            for headers in (patient.headers, drawn, used)
+            for headers in (
+                patient.headers,
+                drawn,
+                [header for header in drawn if header.key not in lost],
+                used,
+            )
         )
         counts += [
             (level, total - in_regions, "no regions of the classes are drawn"),
-            (level, in_regions - kept, NO_PATCH),
+            (level, in_regions - sound, REFUSED),
+            (level, sound - kept, NO_PATCH),
             (level, kept, ""),
         ]
     return cohort.patient_flow(patient.name, counts, made, dropped, class_names)
@@ -352,7 +374,10 @@ def _read(
     """Yields (index, HU `[H, W]` int16) of the slices of some indices, file by file."""
     numbers = list(numbers)
     for index, hu in read_in_turn([headers[n] for n in numbers], skipped):
-        yield numbers[index], hu
+        path = headers[numbers[index]].path
+        with skipping(path, skipped):
+            check_slice(hu, path)
+            yield numbers[index], hu
 
 
 def _places(

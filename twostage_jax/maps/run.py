@@ -22,7 +22,13 @@ from twostage_jax.ct import lung_files, privacy
 from twostage_jax.ct.dicom import hashed
 from twostage_jax.ct.lung_files import GivenLungs, air_remark
 from twostage_jax.ct.lungs import Lungs, find_lungs
-from twostage_jax.ct.series import Series, check_air, find_series, read_volume
+from twostage_jax.ct.series import (
+    Series,
+    check_air,
+    check_slice,
+    find_series,
+    read_volume,
+)
 from twostage_jax.data.dataset import digest
 from twostage_jax.errors import UserError, plain
 from twostage_jax.io import shown
@@ -168,6 +174,8 @@ def make(
         )
     hu = read_volume(series)
     check_air(hu, series.headers[0].path)
+    for header, one in zip(series.headers, hu, strict=True):
+        check_slice(one, header.path)
     spacing = series.headers[0].spacing
     (lungs, doubts, _), remarks = _lungs(hu, series, given)
     maps = classify(hu, lungs, spacing, classifier, how)
