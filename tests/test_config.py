@@ -127,6 +127,8 @@ def test_integer_passes_for_a_float(raw):
         ("study.grid", (("optim.warmup_steps", (5, 400)),)),
         ("study.grid", (("train.steps", (100, 400)),)),
         ("study.grid", (("train.batch_size", (32,)),)),
+        ("study.grid", (("train.epochs", (1, 50)),)),
+        ("study.grid", (("augment.average", (False, True)),)),
         ("study.primary", ("two_stage", "scrach", "accuracy")),
         ("study.primary", ("scratch", "scratch", "accuracy")),
         ("study.primary", ("two_stage", "scratch", "acuracy")),

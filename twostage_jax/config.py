@@ -39,7 +39,7 @@ MODEL_SIZE = "config.model.image_size"
 Baseline = Literal["majority", "mean_grey", "descriptors", "frozen"]
 BASELINES = typing.get_args(Baseline)
 # Settings of the target's training length, which must be equal across arms.
-LENGTH = ("train.steps", "train.batch_size")
+LENGTH = ("train.steps", "train.epochs", "train.batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -591,18 +591,29 @@ def _check_primary(primary: tuple[str, str, str], arms: Mapping[str, Any]) -> No
 
 def _check_stage(stage: StageConfig, path: str) -> None:
     """Checks the settings of a stage that depend on one another."""
-    steps, warmup = stage.train.steps, stage.optim.warmup_steps
-    if steps <= warmup:
-        raise _error(
-            f"{path}.optim.warmup_steps",
-            f"is {warmup}: it must be below train.steps ({steps}).",
-        )
+    check_warmup(stage, path)
     try:
         check_rules(stage.transfer.rules)
     except TransferError as error:
         raise _error(
             f"{path}.transfer.rules", ": " + " ".join(error.violations)
         ) from None
+
+
+def check_warmup(stage: StageConfig, path: str, why: str = "") -> None:
+    """Raises a UserError if the warm-up of a stage takes all of its steps.
+
+    Args:
+      stage: Settings of the stage.
+      path: Its place in the config.
+      why: Remark on the number of steps.
+    """
+    steps, warmup = stage.train.steps, stage.optim.warmup_steps
+    if steps <= warmup:
+        raise _error(
+            f"{path}.optim.warmup_steps",
+            f"is {warmup}: it must be below train.steps ({steps}{why}).",
+        )
 
 
 def _check_grid(study: StudyConfig) -> None:
@@ -617,6 +628,12 @@ def _check_grid(study: StudyConfig) -> None:
                 f": '{setting}' cannot be tuned: arms would keep different values, and "
                 "an arm trained for longer would look better. Set it in "
                 "config.stages.target.train, for all arms.",
+            )
+        if setting == "augment.average":
+            raise _error(
+                path,
+                f": '{setting}' cannot be tuned: settings are chosen on predictions for "
+                "validation images as they are. Set it in config.stages.target.augment.",
             )
         if not values or len(set(map(repr, values))) != len(values):
             raise _error(path, f": '{setting}' needs one or more distinct values.")

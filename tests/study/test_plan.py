@@ -185,6 +185,22 @@ def test_small_set_takes_as_many_steps_as_its_epochs(epochs, steps):
     assert shorter.stages["natural"] == config.stages["natural"]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stages.target.optim.warmup_steps": 50},
+        {"study.grid": (("optim.warmup_steps", (5, 50)),)},
+    ],
+)
+def test_a_warmup_as_long_as_the_epochs_is_refused(changes):
+    """An epoch of 60 examples has 15 steps, which 50 are the multiple nearest to."""
+    names = {"steps": 600, "eval_every": 50, "batch_size": 4, "epochs": 1}
+    length = {f"stages.target.train.{k}": v for k, v in names.items()}
+    config = parsed(**length, **changes)
+    with refused_at("config.stages.target.optim.warmup_steps"):
+        plan.shortened(config, {"target": make_dataset()})
+
+
 def test_a_stage_run_says_what_it_is():
     rows = plan.rows(parsed(**SEVERAL), datasets())
     [last] = [row for row in rows if row.name == "two_stage-seed2-fraction0.5-fold1"]

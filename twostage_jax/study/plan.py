@@ -23,6 +23,7 @@ from twostage_jax.config import (
     TrainConfig,
     TransferConfig,
     as_json,
+    check_warmup,
     grid,
     with_values,
 )
@@ -255,6 +256,9 @@ def shortened(config: Config, datasets: Mapping[str, Dataset | Weights]) -> Conf
 
     Passes refer to the whole set, so that all folds and fractions train equally long.
     Steps are whole multiples of `eval_every`, at least one.
+
+    Raises:
+      UserError: The warm-up of a stage takes all of its steps.
     """
     stages = dict(config.stages)
     for name, dataset in datasets.items():
@@ -265,7 +269,12 @@ def shortened(config: Config, datasets: Mapping[str, Dataset | Weights]) -> Conf
         steps = max(round(steps / train.eval_every), 1) * train.eval_every
         train = dataclasses.replace(train, steps=min(steps, train.steps))
         stages[name] = dataclasses.replace(stages[name], train=train)
-    return dataclasses.replace(config, stages=stages)
+    shorter = dataclasses.replace(config, stages=stages)
+    for name in datasets:
+        why = f", with train.epochs = {stages[name].train.epochs}"
+        for settings in _tuned_settings(shorter, name):
+            check_warmup(settings, f"config.stages.{name}", why)
+    return shorter
 
 
 def rows(config: Config, datasets: Mapping[str, Dataset | Weights]) -> list[Row]:
