@@ -105,18 +105,21 @@ def every_path(root: Path) -> list[Path]:
 
 
 def stamps(root: Path, paths: Iterable[Path]) -> list[Stamp]:
-    """Returns (name below `root`, bytes, time of change in ns) of files, by name.
+    """Returns (full name, bytes, time of change in ns) of files, by name.
+
+    Their contents count as unchanged while these are. The name is that without links, and
+    full because an archive may give the files of two folders the same times.
 
     Raises:
       UserError: A file is not there.
     """
-    found = []
+    found, home = [], root.resolve()
     for path in paths:
         try:
             status = path.stat()
         except OSError as error:
             raise UserError.at(path, f"cannot be read: {error.strerror}.") from None
-        name = path.relative_to(root).as_posix()
+        name = (home / path.relative_to(root)).as_posix()
         found.append((name, status.st_size, status.st_mtime_ns))
     return sorted(found)
 

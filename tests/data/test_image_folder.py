@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -311,6 +312,17 @@ def test_key_follows_settings_and_files(root):
     assert key(crop=4, stride=4) == key(crop=4)
     os.utime(root / "cat" / "p0_0.png", ns=(1, 1))
     assert key() not in keys
+
+
+def test_folders_with_equal_names_sizes_and_times_are_different_sets(root, tmp_path):
+    """As unpacked from two archives with fixed times."""
+    other, link = tmp_path / "other", tmp_path / "link"
+    shutil.copytree(root, other)
+    link.symlink_to(root)
+    for path in [*root.rglob("*.png"), *other.rglob("*.png")]:
+        os.utime(path, ns=(1, 1))
+    keys = [image_folder.recipe(path=str(f)).key for f in (root, other, link)]
+    assert keys[0] == keys[2] != keys[1]
 
 
 def test_real_folders_are_understood(real_data):

@@ -125,6 +125,17 @@ def test_key_follows_settings_and_files_and_the_recipe_travels(tmp_path):
     assert slices.recipe(path=str(tmp_path)).key != recipe.key
 
 
+def test_folders_with_equal_names_sizes_and_times_are_different_sets(tmp_path):
+    keys = set()
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write_set(tmp_path / name)
+        for path in (tmp_path / name).rglob("*.*"):
+            os.utime(path, ns=(1, 1))
+        keys.add(slices.recipe(path=str(tmp_path / name)).key)
+    assert len(keys) == 2
+
+
 @pytest.mark.parametrize(
     ("table", "where"),
     [

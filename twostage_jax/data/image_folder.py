@@ -149,7 +149,10 @@ def recipe(
         name=name,
         kind=kind,
         class_names=found.class_names,
-        key=digest("folder", VERSION, cut, kind, found.class_names, files),
+        # With the folder, because an archive may give the files of two the same times.
+        key=digest(
+            "folder", VERSION, str(root.resolve()), cut, kind, found.class_names, files
+        ),
         tasks=tasks,
         make=functools.partial(make, str(root), cut),
         measure=None if in_hu else functools.partial(measure, str(root)),
