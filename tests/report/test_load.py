@@ -149,6 +149,16 @@ def test_folders_that_do_not_belong_together_are_refused(run, tmp_path, changes,
     assert all(fact in message for fact in facts)
 
 
+def test_folders_trained_on_other_data_are_refused(run, tmp_path):
+    other = write_study(tmp_path / "b", CHANCES, seeds=(3,), **SMALL)
+    edit(run, lambda results: results.update(data={"natural": "aa", "target": "cc"}))
+    edit(other, lambda results: results.update(data={"natural": "bb", "target": "cc"}))
+    assert "natural" in refused(run, other, where=other)
+    # Its arms may do without a stage.
+    edit(other, lambda results: results.update(data={"target": "cc"}))
+    assert len(study_table.load([run, other]).workdirs) == 2
+
+
 def test_folders_of_another_protocol_are_refused(run, tmp_path):
     other = write_study(tmp_path / "b", CHANCES, seeds=(3,), **SMALL)
     edit(run, lambda results: results.update(protocol="aa"))

@@ -353,6 +353,16 @@ def _check_protocol(
     first: Path, one: Mapping[str, Any], second: Path, other: Mapping[str, Any]
 ) -> None:
     """Raises a UserError if two folders do not belong to one study."""
+    # Earlier versions did not record the data.
+    data, others = (result.get("data", {}) for result in (one, other))
+    unlike = [stage for stage in data if others.get(stage, data[stage]) != data[stage]]
+    if unlike:
+        raise UserError(
+            f"--run={second}: cannot be joined with {first}. The data of "
+            f"{', '.join(unlike)} differ, or the version of the program. Report them "
+            "separately, or run one of them again.",
+            where=second,
+        )
     digests = [result.get("protocol") for result in (one, other)]
     if digests[0] and digests[0] == digests[1]:
         return

@@ -42,6 +42,10 @@ def collect(materials: Materials, rows: list[Row]) -> dict[str, Any]:
     results = {
         "schema": SCHEMA,
         "protocol": protocol,
+        "data": {
+            stage: digest(plan.RESULT_VERSION, made.fingerprint)[:16]
+            for stage, made in materials.datasets.items()
+        },
         "config": settings,
         "rows": found,
         "baselines": baselines.results(materials, places),
