@@ -138,8 +138,7 @@ class DataConfig:
       normalise: Normalisation of images: 'fixed' (mean 0.5, standard deviation 0.25),
         'dataset' (mean and standard deviation of the stage's training images), 'patch'
         (each image to mean 0, standard deviation 1: structure only) or 'weights' (as for
-        the imported stage at the start of the chain; in a chain without one, as for the
-        network's public weights).
+        the imported stage of the study, in all arms; see `plan.scale`).
       window: (centre, width) in HU for images in HU, one pair, or three for three
         channels, flattened. Ignored for other images.
       image_size: Side of the images that the network sees in this stage, pixels; 0 = that

@@ -226,6 +226,24 @@ def targets(workdir):
     return sorted(workdir.glob("stages/target-*/lineage.json"))
 
 
+def test_arms_without_the_import_see_images_at_its_scale(tmp_path):
+    """Else, they would differ from the others in more than their training."""
+    weights = made(tmp_path / "conv.safetensors", skip="classifier.1")
+    changes = {f"stages.{s}.data.normalise": "weights" for s in ("texture", "target")}
+    imagenet, half = (0.485, 0.456, 0.406), (0.5, 0.5, 0.5)
+    hashes = {}
+    for given, expected in (((), imagenet), (imagenet, imagenet), ((0.5,), half)):
+        config = settings(weights, **changes, **{"stages.natural.weights_mean": given})
+        every = datasets(natural=imported.load(config, "natural"))
+        runs = {row.arm: row.candidates[0] for row in plan.rows(config, every)}
+        for run in runs.values():
+            mean, _ = plan.scale(config, every, run)
+            np.testing.assert_allclose(mean, expected, rtol=1e-6)
+        hashes[given] = {arm: run.hash for arm, run in runs.items()}
+    assert hashes[()] == hashes[imagenet]
+    assert all(hashes[()][arm] != hashes[0.5,][arm] for arm in hashes[()])
+
+
 def test_study_with_an_imported_stage(tiny_study, tmp_path):
     weights = made(tmp_path / "conv.safetensors", skip="classifier.1")
     changes = {

@@ -246,7 +246,7 @@ def _make(materials: Materials, one: Baseline, features: Features) -> None:
     if one.name.startswith(FROZEN):
         constants = constants_of(
             materials.config.stages[TARGET], materials.config.model.channels, dataset,
-            splits.train, materials.scale(one.run),
+            splits.train, plan.scale(materials.config, materials.datasets, one.run),
         )  # fmt: skip
         folder = materials.folder(one.source) / "variables" if one.source else None
         network = Frozen(folder, one.run.seed, constants.mean, constants.deviation)
@@ -301,11 +301,13 @@ def _key(materials: Materials, one: Baseline) -> str:
     config, dataset = materials.config, materials.datasets[TARGET]
     data = as_json(config.stages[TARGET].data)
     del data["options"], data["image_size"]  # That of the network counts.
+    scaled = data["normalise"] == "weights" and one.name.startswith(FROZEN)
     return digest(
         VERSION, plan.RESULT_VERSION,  # A random network may be another one.
         one.name, data, as_json(config.network(TARGET)), dataset.fingerprint,
         place_of(config, one.run), one.source.hash if one.source else "",
         config.stages[TARGET].augment.average,
+        *(plan.scale(config, materials.datasets, one.run) if scaled else ()),
     )  # fmt: skip
 
 

@@ -93,7 +93,7 @@ class StageRun:
 
 def identify(
     config: Config,
-    dataset: Dataset | Weights,
+    datasets: Mapping[str, Dataset | Weights],
     stage: str,
     *,
     seed: int,
@@ -106,6 +106,7 @@ def identify(
 
     An imported stage is the same for every seed: its run has seed 0.
     """
+    dataset = datasets[stage]
     if isinstance(dataset, Weights):
         of_file = imported.identity(config.model, dataset)
         return StageRun(stage, 0, 1.0, 0, (), None, of_file)
@@ -118,6 +119,12 @@ def identify(
     del settings["data"]["image_size"]  # That of the network counts.
     if parent is None:
         del settings["transfer"]
+    scaled: tuple[np.ndarray, ...] = ()
+    if settings["data"]["normalise"] == "weights":
+        of_file = isinstance(datasets[run.chain[0].stage], Weights)
+        found, usual = scale(config, datasets, run), imported.scale(config.model)
+        # Of a file, the parent's hash covers it.
+        scaled = () if of_file or np.array_equal(found, usual) else found
     identity = digest(
         RESULT_VERSION,
         settings,
@@ -125,8 +132,30 @@ def identify(
         dataset.fingerprint,
         place_of(config, run),
         parent.hash if parent else "",
+        *scaled,
     )
     return dataclasses.replace(run, hash=identity)
+
+
+def scale(
+    config: Config, datasets: Mapping[str, Dataset | Weights], run: StageRun
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and standard deviation `[C]` of 'weights' for a stage run.
+
+    They are those of the imported stage of its chain. Chains without one follow that of
+    the study, because arms that see other images are not comparable; if it has none, or
+    several of different scales, they are those of the network's public weights.
+    """
+    first = datasets[run.chain[0].stage]
+    given = first if isinstance(first, Weights) else _imported(datasets)
+    return (given.mean, given.deviation) if given else imported.scale(config.model)
+
+
+def _imported(datasets: Mapping[str, Dataset | Weights]) -> Weights | None:
+    """Returns an imported stage of the study; None if there is none, or scales differ."""
+    found = [one for one in datasets.values() if isinstance(one, Weights)]
+    scales = {(one.mean.tobytes(), one.deviation.tobytes()) for one in found}
+    return found[0] if len(scales) == 1 else None
 
 
 def place_of(config: Config, run: StageRun) -> tuple[Any, ...]:
@@ -302,11 +331,11 @@ def row(
     """Returns the row of an arm at a position of the study."""
     parent = None
     for stage in config.arms[arm][:-1]:
-        parent = identify(config, datasets[stage], stage, seed=seed, parent=parent)
+        parent = identify(config, datasets, stage, seed=seed, parent=parent)
     candidates = tuple(
         identify(
             config,
-            datasets[TARGET],
+            datasets,
             TARGET,
             seed=seed,
             fraction=fraction,

@@ -23,7 +23,7 @@ from twostage_jax.config import (
 )
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.splits import Splits
-from twostage_jax.study import artifacts, imported
+from twostage_jax.study import artifacts, imported, plan
 from twostage_jax.study.imported import Weights
 from twostage_jax.study.plan import StageRun, code, keys, normalisation_notes, split_of
 from twostage_jax.train import (
@@ -65,13 +65,6 @@ class Materials:
         if (stage, devices) not in self.feeds:
             self.feeds[stage, devices] = feed(self.datasets[stage], devices)
         return self.feeds[stage, devices]
-
-    def scale(self, run: StageRun) -> tuple[np.ndarray, np.ndarray]:
-        """Returns mean and standard deviation `[C]` of 'weights' for a stage run."""
-        first = self.datasets[run.chain[0].stage]
-        if isinstance(first, Weights):
-            return first.mean, first.deviation
-        return imported.scale(self.config.model)
 
     def folder(self, run: StageRun) -> Path:
         return self.workdir / "stages" / run.folder_name
@@ -277,7 +270,11 @@ def prepare(materials: Materials, run: StageRun) -> Prepared:
     if run.parent:
         variables, report = _carry_over(materials, run, variables)
     constants = constants_of(
-        stage, model.channels, dataset, splits.train, materials.scale(run)
+        stage,
+        model.channels,
+        dataset,
+        splits.train,
+        plan.scale(config, materials.datasets, run),
     )
     return Prepared(run, splits, variables, report, train_key, constants)
 
