@@ -220,7 +220,9 @@ def test_lost_intercept_of_some_files_is_noted(tmp_path):
     write(tmp_path / "set")
     stored = (hu(5) + 1424).astype(np.int16)
     np.save(tmp_path / "set" / "fibrosis" / "p9.npy", stored)
-    recipe = image_folder.recipe(path=str(tmp_path / "set"), size=0, group_regex="(p.)")
+    recipe = image_folder.recipe(
+        path=str(tmp_path / "set"), size=0, group_regex="/(p.)"
+    )
     (note,) = prepare(recipe, tmp_path, workers=1).notes
     assert note.startswith("1 of 7 files")
 
@@ -298,7 +300,9 @@ def test_nothing_is_resized_where_the_size_is_kept(tmp_path):
     np.save(tmp_path / "set" / "fibrosis" / "p7.npy", hu(7, 13).astype(np.int16))
     wide = hu(8, 16)[:14].astype(np.int16)
     np.save(tmp_path / "set" / "fibrosis" / "p8.npy", wide)
-    recipe = image_folder.recipe(path=str(tmp_path / "set"), size=0, group_regex="(p.)")
+    recipe = image_folder.recipe(
+        path=str(tmp_path / "set"), size=0, group_regex="/(p.)"
+    )
     data = prepare(recipe, tmp_path, workers=1)
     images = dict(zip(data.ids, data.images[..., 0], strict=True))
     np.testing.assert_array_equal(images["fibrosis/p7.npy"], hu(7, 13)[:12, :12])
@@ -310,7 +314,7 @@ def test_nothing_is_resized_where_the_size_is_kept(tmp_path):
 def test_resizing_is_noted_and_keeps_hu(tmp_path):
     write(tmp_path / "set", values=lambda seed: np.full((12, 12), -800.0 - seed))
     recipe = image_folder.recipe(
-        path=str(tmp_path / "set"), size=6, kind="ct", group_regex="(p.)"
+        path=str(tmp_path / "set"), size=6, kind="ct", group_regex="/(p.)"
     )
     data = prepare(recipe, tmp_path, workers=1)
     assert data.images.shape == (6, 6, 6, 1) and data.units == "hu"
@@ -349,7 +353,7 @@ def test_patches_without_patients_are_noted(tmp_path):
 
 def test_patches_smaller_than_the_network_are_refused(tmp_path):
     write(tmp_path / "set")
-    options = {"path": str(tmp_path / "set"), "size": 0, "group_regex": "(p.)"}
+    options = {"path": str(tmp_path / "set"), "size": 0, "group_regex": "/(p.)"}
     data = DataConfig("folder", options=options)
     with refused_at("config.model.image_size") as error:
         sources.load(data, ModelConfig(image_size=32), tmp_path)
@@ -363,7 +367,7 @@ def test_patches_smaller_than_the_network_are_refused(tmp_path):
 @pytest.mark.parametrize(("side", "seen"), [(12, 12), (70, sources.LARGEST)])
 def test_network_sees_whole_patches_by_default(tmp_path, side, seen):
     write(tmp_path / "set", values=lambda seed: hu(seed, side))
-    options = {"path": str(tmp_path / "set"), "size": 0, "group_regex": "(p.)"}
+    options = {"path": str(tmp_path / "set"), "size": 0, "group_regex": "/(p.)"}
     assert sources.sized(study(0, "folder", **options)).model.image_size == seen
     told = study(8, "folder", **options)
     assert sources.sized(told) == told
@@ -377,7 +381,7 @@ def test_images_that_are_made_to_size_need_a_size():
 def test_crop_of_the_network_is_printed(tmp_path, capsys):
     write(tmp_path / "set")
     options = {"path": str(tmp_path / "set"), "size": 0, "kind": "ct"}
-    data = DataConfig("folder", options={**options, "group_regex": "(p.)"})
+    data = DataConfig("folder", options={**options, "group_regex": "/(p.)"})
     sources.load(data, ModelConfig(image_size=8), tmp_path)
     assert "8 x 8 of 12 pixels" in capsys.readouterr().out
 

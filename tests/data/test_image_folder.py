@@ -277,9 +277,39 @@ def test_one_small_image_does_not_cut_all_others(root):
     assert image_folder.recipe(path=str(root), size=0).side == 4
 
 
-def test_an_expression_that_finds_the_class_is_refused(root):
+@pytest.mark.parametrize("expression", ["(cat|dog)", r"(c|\d)", r"([a-z]+)"])
+def test_an_expression_that_finds_the_class_is_refused(root, expression):
+    """Also in the files of one class only, as in '19' of 'covid19'."""
     with refused_at("group_regex"):
-        image_folder.recipe(path=str(root), size=8, group_regex="(cat|dog)")
+        image_folder.recipe(path=str(root), size=8, group_regex=expression)
+
+
+def test_a_patient_named_together_with_the_class_is_refused(tmp_path):
+    """Otherwise, 'fibrosis/p1' and 'normal/p1' would be two patients."""
+    for name in ("fibrosis", "normal"):
+        for i in range(2):
+            save(tmp_path / name / f"p1_{i}.png", grey(5))
+            save(tmp_path / name / f"p2_{i}.png", grey(5))
+    for expression in (r"(.*)_\d", r"(s/p\d|l/p\d)"):
+        with refused_at("group_regex"):
+            run(tmp_path, kind="ct", group_regex=expression)
+    found = run(tmp_path, kind="ct", group_regex=r"(/p\d)_")
+    assert {e.group for e in found.values()} == {"/p1", "/p2"}
+    # Samples of materials may be numbered per class.
+    found = run(tmp_path, kind="texture", group_regex=r"(.*)_\d")
+    assert len({e.group for e in found.values()}) == 4
+    for i in range(2):
+        (tmp_path / "normal" / f"p1_{i}.png").unlink()
+        (tmp_path / "fibrosis" / f"p2_{i}.png").unlink()
+    found = run(tmp_path, kind="ct", group_regex=r"(.*)_\d")
+    assert {e.group for e in found.values()} == {"fibrosis/p1", "normal/p2"}
+
+
+@pytest.mark.parametrize(("expression", "noted"), [(r"/(p\d_\d)", 1), (r"/(p\d)", 0)])
+def test_groups_of_one_file_each_are_noted(root, tmp_path, expression, noted):
+    recipe = image_folder.recipe(path=str(root), size=8, group_regex=expression)
+    notes = prepare(recipe, tmp_path, workers=1).notes
+    assert sum("group_regex" in note for note in notes) == noted
 
 
 def test_colours_read_as_grey_are_noted(tmp_path):

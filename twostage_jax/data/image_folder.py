@@ -93,7 +93,8 @@ def recipe(
         classes are ambiguous. Empty: found by `class_folders.find`.
       group_regex: Regular expression searched for in each 'class/name.png'; its first
         group names the unit that must not be split between training and test (a patient,
-        a material sample).
+        a material sample). It must not lie within the class; patients (`kind` 'ct') who
+        occur in several classes must be named without it.
       group_csv: CSV file with the columns path ('class/name.png') and group, as an
         alternative. Without either, the crops of an image and the patches of a file are a
         group; other whole images are not grouped.
@@ -123,13 +124,14 @@ def recipe(
         files = [dataclasses.replace(file, group=file.id) for file in files]
     _check_groups(root, files)
     if group_regex:
-        _check_regex(group_regex, files)
-    notes = found.notes
-    if kind == "ct" and not any(file.group for file in files):
-        notes = (
-            *notes,
+        _check_regex(group_regex, files, kind)
+    notes = [*found.notes]
+    if group_regex or group_csv:
+        notes += _group_notes(files, "group_regex" if group_regex else "group_csv")
+    elif kind == "ct" and not any(file.group for file in files):
+        notes.append(
             "The images are not grouped, so patches of one patient may be in both "
-            "training and test: set group_regex or group_csv.",
+            "training and test: set group_regex or group_csv."
         )
     side = size or crop or _common_side(root, files, shapes)
     cut = Cut(
@@ -156,7 +158,7 @@ def recipe(
         tasks=tasks,
         make=functools.partial(make, str(root), cut),
         measure=None if in_hu else functools.partial(measure, str(root)),
-        remarks=functools.partial(remarks, notes),
+        remarks=functools.partial(remarks, tuple(notes)),
         side=cut.size,
     )
 
@@ -388,15 +390,42 @@ def _group_table(path: Path) -> Mapping[str, str]:
     return table
 
 
-def _check_regex(group_regex: str, files: Sequence[File]) -> None:
-    """Raises a UserError if the expression finds the class instead of a patient."""
+def _check_regex(group_regex: str, files: Sequence[File], kind: Kind) -> None:
+    """Raises a UserError if the expression finds the class, with or without a patient.
+
+    Samples of materials may be numbered per class; a patient may have several classes.
+    """
     pattern = re.compile(io.composed(group_regex))
-    ends = (pattern.search(file.name).end(1) for file in files)
-    if all(end <= file.name.find("/") for end, file in zip(ends, files, strict=True)):
-        raise UserError(
-            f"group_regex '{group_regex}' finds '{files[0].group}' in '{files[0].name}', "
-            "which is the class: it must find the patient or sample.",
-            where="group_regex",
+    groups: dict[str, str] = {}
+    for file in files:
+        start, end = pattern.search(file.name).span(1)
+        slash = file.name.find("/")
+        if end <= slash:
+            raise UserError(
+                f"group_regex '{group_regex}' finds '{file.group}' in '{file.name}', "
+                "which is in the name of the class: it must find the patient or sample. "
+                "Let it begin at the end of the class, as '/(p\\d+)' does.",
+                where="group_regex",
+            )
+        if kind != "ct" or start > slash:
+            continue
+        other = groups.setdefault(file.name[slash:end], file.group)
+        if other != file.group:
+            raise UserError(
+                f"group_regex '{group_regex}' finds '{other}' and '{file.group}': one "
+                "patient with both classes would count as two. Let it begin at the end "
+                "of the class, as '/(p\\d+)' does. If they are two patients, give the "
+                "patients as group_csv.",
+                where="group_regex",
+            )
+
+
+def _group_notes(files: Sequence[File], setting: str) -> Iterator[str]:
+    """Yields notes on the groups that a setting gives."""
+    if len({file.group for file in files}) == len(files):
+        yield (
+            f"Every file is a group of its own by {setting}. If several files are of one "
+            "patient or sample, they may be in both training and test: change it."
         )
 
 
