@@ -239,6 +239,24 @@ def test_16_bit_png_with_an_offset(tmp_path):
     np.testing.assert_array_equal(found["fibrosis/p0_x.png"].image[..., 0], hu(10))
 
 
+@pytest.mark.parametrize("most", [300, 4095, 32767, 65534, 65535])
+@pytest.mark.parametrize("plain", [True, False])
+def test_pgm_values_are_those_of_the_file_whatever_its_maximum(tmp_path, most, plain):
+    least = max(0, most - 30_000)
+    ramp = np.linspace(least, most, SIDE**2).round().astype(int)
+    stored, offset = ramp.reshape(SIDE, SIDE), -1024 - least
+
+    def save(path, _):
+        text = " ".join(map(str, stored.ravel())).encode()
+        body = text if plain else stored.astype(">u2").tobytes()
+        head = f"P{2 if plain else 5}\n{SIDE} {SIDE}\n{most}\n"
+        path.write_bytes(head.encode() + body)
+
+    found = made(write(tmp_path, "x.pgm", save=save), units="hu", offset=offset)
+    image = found["fibrosis/p0_x.pgm"].image[..., 0]
+    np.testing.assert_array_equal(image, stored + offset)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -32768, 40000])
 def test_impossible_hu_are_refused(tmp_path, bad):
     write(tmp_path, save=FORMS["float32.npy"])

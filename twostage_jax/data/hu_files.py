@@ -71,8 +71,7 @@ def read(path: Path) -> np.ndarray:
         elif suffix in (".tif", ".tiff"):
             array = _read_tiff(path)
         elif suffix in UNSIGNED_SUFFIXES:
-            with Image.open(path) as image:
-                array = np.asarray(image)
+            array = _read_picture(path)
         else:
             array = _read_nifti(path)
         return _patches(array)
@@ -193,6 +192,17 @@ def _patches(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "iuf":
         raise UserError(f"contains {array.dtype} values, not numbers in HU.")
     return array
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        decoder, *_, arguments = image.tile[0]
+        values = np.asarray(image)
+    if decoder in ("ppm", "ppm_plain") and values.dtype == np.int32:
+        # Pillow scales the largest value that a PGM file states to 65535, and rounds.
+        # The way back is exact because it scales down.
+        values = np.rint(values * (arguments[-1] / 65535)).astype(np.int32)
+    return values
 
 
 def _read_tiff(path: Path) -> np.ndarray:
