@@ -171,6 +171,30 @@ def test_arrays_that_are_not_patches_are_refused(tmp_path, shape):
     assert refused(tmp_path).where == str(tmp_path / "fibrosis" / "z.npy")
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_stacks_along_the_last_axis_are_refused(tmp_path, dtype):
+    """As `[N, H, W]`, they would be 12 patches of 12 x 10 pixels."""
+    write(tmp_path)
+    path = tmp_path / "fibrosis" / "z.npy"
+    patches = np.stack([hu(seed) for seed in range(10)])
+    np.save(path, np.moveaxis(patches, 0, -1).astype(dtype))
+    assert refused(tmp_path).where == str(path)
+    np.save(path, patches.astype(dtype))
+    image = made(tmp_path)["fibrosis/z.npy#00009"].image[..., 0]
+    np.testing.assert_array_equal(image, hu(9))
+
+
+def test_as_many_patches_as_rows_are_read(tmp_path):
+    """Square ones; and 12 pages of 12 x 10 pixels, whose order of axes is certain."""
+    write(tmp_path)
+    stack = np.stack([hu(seed) for seed in range(SIDE)]).astype(np.int16)
+    np.save(tmp_path / "fibrosis" / "y.npy", stack)
+    np.save(tmp_path / "fibrosis" / "z.npy", stack[..., None])
+    pages = np.ascontiguousarray(stack[:, :, :10])
+    tifffile.imwrite(tmp_path / "fibrosis" / "z.tif", pages, photometric="minisblack")
+    assert len(made(tmp_path, size=SIDE)) == 6 + 3 * SIDE
+
+
 def test_volumes_are_refused(tmp_path):
     write(tmp_path)
     path = tmp_path / "fibrosis" / "volume.nii.gz"

@@ -47,7 +47,7 @@ def shape(path: Path) -> tuple[int, int, int]:
     suffix = path.suffix.lower()
     with refusing(path, FORM):
         if suffix == ".npy":
-            return _patches(np.load(path, mmap_mode="r", allow_pickle=False)).shape
+            return _read_numpy(path).shape
         if suffix in UNSIGNED_SUFFIXES:
             with Image.open(path) as image:
                 return 1, image.height, image.width
@@ -67,8 +67,8 @@ def read(path: Path) -> np.ndarray:
     suffix = path.suffix.lower()
     with refusing(path, FORM):
         if suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
-        elif suffix in (".tif", ".tiff"):
+            return np.array(_read_numpy(path))
+        if suffix in (".tif", ".tiff"):
             array = _read_tiff(path)
         elif suffix in UNSIGNED_SUFFIXES:
             array = _read_picture(path)
@@ -192,6 +192,19 @@ def _patches(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "iuf":
         raise UserError(f"contains {array.dtype} values, not numbers in HU.")
     return array
+
+
+def _read_numpy(path: Path) -> np.ndarray:
+    """Returns the patches of a NumPy file `[N, H, W]`, mapped from the file."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    shape = array.shape
+    if array.ndim == 3 and shape[0] == shape[1] != shape[2] != 1:
+        raise UserError(
+            f"has shape {list(shape)}: {shape[2]} square patches along the last axis, or "
+            f"{shape[0]} patches of {shape[1]} x {shape[2]} pixels? Save the former as "
+            "[N, H, W], with np.moveaxis(patches, -1, 0), and the latter in several files."
+        )
+    return _patches(array)
 
 
 def _read_picture(path: Path) -> np.ndarray:
