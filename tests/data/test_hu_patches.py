@@ -251,6 +251,46 @@ def test_lost_intercept_of_some_files_is_noted(tmp_path):
     assert note.startswith("1 of 7 files")
 
 
+def mixed(root, values, dtype=np.int16):
+    """Writes a set whose second class, of 3 files, has other values than lung."""
+    write(root)
+    for i in range(3):
+        np.save(root / "fibrosis" / f"p{i}_x.npy", values(hu(i)).astype(dtype))
+    return root
+
+
+@pytest.mark.parametrize("units", ["", "hu"])
+def test_a_class_without_air_is_noted(tmp_path, units):
+    """Grey values of the window -1350 to 150, or soft tissue."""
+    root = mixed(tmp_path / "set", lambda v: np.clip((v + 1350) / 1500 * 255, 0, 255))
+    recipe = image_folder.recipe(
+        path=str(root), size=0, group_regex="/(p.)", units=units
+    )
+    (note,) = prepare(recipe, tmp_path, workers=1).notes
+    assert "fibrosis (3 files)" in note and "emphysema" not in note
+
+
+@pytest.mark.parametrize("low", [0, -1])
+@pytest.mark.parametrize("offset", [0.0, -1024.0])
+def test_files_scaled_to_1_are_refused_among_files_in_hu(tmp_path, low, offset):
+    write(tmp_path, values=lambda seed: hu(seed) - offset)
+    path = tmp_path / "fibrosis" / "z.npy"
+    np.save(path, np.linspace(low, 1, SIDE**2).reshape(SIDE, SIDE).astype(np.float32))
+    assert refused(tmp_path, units="hu", offset=offset).where == str(path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.linspace(0, 100, SIDE**2), np.linspace(-0.5, 2, SIDE**2), np.zeros(SIDE**2)],
+    ids=["soft tissue", "water", "constant"],
+)
+def test_small_values_are_not_refused_among_files_in_hu(tmp_path, values):
+    write(tmp_path)
+    np.save(tmp_path / "fibrosis" / "z.npy", values.reshape(SIDE, SIDE))
+    image = made(tmp_path)["fibrosis/z.npy"].image[..., 0]
+    np.testing.assert_array_equal(image.ravel(), np.rint(values))
+
+
 def test_16_bit_png_with_an_offset(tmp_path):
     """Grey by default: DeepLesion, for example, stores HU + 32768."""
 

@@ -8,7 +8,7 @@ A file contains one patch, or several patches of one label and one patient:
     NIfTI    `[X, Y]` or `[X, Y, 1]`: rows are Y, columns X; slope and intercept applied
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,28 +96,38 @@ def is_signed(path: Path) -> bool:
     return dtype is not None and dtype.kind in "if"
 
 
-def prove(root: Path, paths: Sequence[str], offset: float, *, said: bool) -> None:
-    """Raises a UserError unless the values of a set are Hounsfield units.
+def prove(
+    root: Path, classes: Mapping[str, Sequence[str]], offset: float, *, said: bool
+) -> tuple[str, ...]:
+    """Returns the names of the classes whose files do not prove that they are in HU.
 
-    A value below `PROOF` proves it; reading stops at the first file with such a value.
+    A value below `PROOF` proves it; reading stops at the first file of each class with
+    such a value. Soft tissue lacks such values.
 
     Args:
       root: Folder of the files.
-      paths: Paths of the files relative to `root`.
+      classes: Paths of the files, relative to `root`, by name of the class.
       offset: Number to add to the stored values.
       said: Whether the user declared HU, so that only impossible values are refused.
 
     Raises:
-      UserError: The values are not HU, or this is uncertain and must be declared.
+      UserError: All classes lack proof, and the values are not HU, or this is uncertain
+        and must be declared.
     """
-    low, high = np.inf, -np.inf
-    for path in paths:
-        values = read(root / path).astype(np.float64) + offset
-        values = values[np.isfinite(values)]
-        low, high = values.min(initial=low), values.max(initial=high)
-        if low < PROOF:
-            return
-    seen = f"the values of {len(paths)} files in {shown(root)} run from {low:g} to {high:g}"
+    unproven, low, high = [], np.inf, -np.inf
+    for name, paths in classes.items():
+        for path in paths:
+            values = read(root / path).astype(np.float64) + offset
+            values = values[np.isfinite(values)]
+            low, high = values.min(initial=low), values.max(initial=high)
+            if values.min(initial=np.inf) < PROOF:
+                break
+        else:
+            unproven.append(name)
+    if len(unproven) < len(classes):
+        return tuple(unproven)
+    count = sum(map(len, classes.values()))
+    seen = f"the values of {count} files in {shown(root)} run from {low:g} to {high:g}"
     if not said:
         raise UserError(
             f"units is not set, and {seen}: without values below {PROOF} it is unclear "
@@ -138,6 +148,7 @@ def prove(root: Path, paths: Sequence[str], offset: float, *, said: bool) -> Non
             f"units is 'hu', but {seen}, so they seem to be scaled: save them in HU.",
             where="units",
         )
+    return tuple(unproven)
 
 
 def in_hu(path: Path, offset: float) -> np.ndarray:
@@ -157,7 +168,14 @@ def in_hu(path: Path, offset: float) -> np.ndarray:
                 f"contains {values.dtype.name} values in a set of images in HU: keep "
                 "grey images and images in HU in separate sets."
             )
-        values = values.astype(np.float64) + offset
+        values = values.astype(np.float64)
+        # Noise alone exceeds 1 HU.
+        if np.abs(values).max() <= 1 and (values % 1).any():
+            raise UserError(
+                f"the values run from {values.min():g} to {values.max():g}, as if scaled, "
+                "in a set of images in HU: save the patch in HU, or remove it."
+            )
+        values += offset
         wrong = int((~np.isfinite(values)).sum())
         if wrong:
             raise UserError(

@@ -117,7 +117,10 @@ def recipe(
     found = class_folders.find(root, classes)
     group_of = _grouping(group_regex, group_csv, crop)
     files = [dataclasses.replace(file, group=group_of(file)) for file in found.files]
+    notes = [*found.notes]
     in_hu = _in_hu(root, files, units, offset)
+    if in_hu:
+        notes += _unit_notes(root, files, found.class_names, units, offset)
     shapes = [hu_files.shape(root / file.path) for file in files] if in_hu else []
     if any(count > 1 for count, *_ in shapes) and not any(f.group for f in files):
         # The patches of a file are pieces of one patient.
@@ -125,7 +128,6 @@ def recipe(
     _check_groups(root, files)
     if group_regex:
         _check_regex(group_regex, files, kind)
-    notes = [*found.notes]
     if group_regex or group_csv:
         notes += _group_notes(files, "group_regex" if group_regex else "group_csv")
     elif kind == "ct" and not any(file.group for file in files):
@@ -259,10 +261,10 @@ def _check_crop(crop: int, stride: int) -> None:
 
 
 def _in_hu(root: Path, files: Sequence[File], units: str, offset: float) -> bool:
-    """Returns whether the images are in HU.
+    """Returns whether the images are in HU, by their types; see `_unit_notes`.
 
     Raises:
-      UserError: The units are mixed, or uncertain, so that `units` is required.
+      UserError: The types are mixed.
     """
     paths = [file.path for file in files]
     signed = [p for p in paths if p.lower().endswith(hu_files.SIGNED_SUFFIXES)]
@@ -270,7 +272,6 @@ def _in_hu(root: Path, files: Sequence[File], units: str, offset: float) -> bool
         allowed = hu_files.SIGNED_SUFFIXES + hu_files.UNSIGNED_SUFFIXES
         others = [p for p in paths if not p.lower().endswith(allowed)]
         _refuse_mixture(root, others, "units is 'hu'")
-        hu_files.prove(root, paths, offset, said=True)
         return True
     if offset:
         raise UserError(
@@ -284,8 +285,32 @@ def _in_hu(root: Path, files: Sequence[File], units: str, offset: float) -> bool
     others = sorted({*paths} - {*signed})
     fewer = min(others, signed, key=len)
     _refuse_mixture(root, fewer, "the set has images with and without signed values")
-    hu_files.prove(root, signed, offset, said=False)
     return True
+
+
+def _unit_notes(
+    root: Path,
+    files: Sequence[File],
+    class_names: Sequence[str],
+    units: str,
+    offset: float,
+) -> list[str]:
+    """Returns a note on classes that, unlike the others, may not be in HU.
+
+    Raises:
+      UserError: The values are not HU, or uncertain, so that `units` is required.
+    """
+    classes = {name: [] for name in class_names}
+    for file in files:
+        classes[class_names[file.label]].append(file.path)
+    unproven = hu_files.prove(root, classes, offset, said=units == "hu")
+    if len(unproven) in (0, len(classes)):
+        return []
+    counted = ", ".join(f"{name} ({len(classes[name])} files)" for name in unproven)
+    return [
+        f"Some classes have values below {hu_files.PROOF} HU, as lung does, but not "
+        f"{counted}: unless these files show soft tissue only, check that they are in HU."
+    ]
 
 
 def _refuse_mixture(root: Path, paths: Sequence[str], reason: str) -> None:
