@@ -203,6 +203,29 @@ def test_masks_within_the_classes_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("benign ({}).png", "benign ({})_mask.png"),
+        ("benign ({}).png", "benign ({})_mask_1.png"),
+        ("{}.jpg", "{}_segmentation.png"),
+        ("{}.png", "{}-seg.PNG"),
+        ("p{}/ct.tif", "p{}/ct.Mask.tif"),
+        ("p{}.npy", "p{}_gt.npy"),
+        ("p{}.png", "p{}/label.png"),
+    ],
+)
+def test_masks_next_to_their_images_are_refused(tmp_path, image, mask):
+    for name in ("benign", "normal"):
+        put(tmp_path, f"{name}/other.png")
+    for number in "12":
+        for name in (image, mask):
+            path = tmp_path / "benign" / name.format(number)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes((tmp_path / "normal" / "other.png").read_bytes())
+    assert where_refused(tmp_path) == str(tmp_path / "benign")
+
+
+@pytest.mark.parametrize(
     "paths",
     [
         # Classes whose names contain words of splits, or of images and masks.
@@ -211,6 +234,13 @@ def test_masks_within_the_classes_are_refused(tmp_path):
         ("train/1.png", "bus/1.png", "test_bench/1.png"),
         ("with_mask/1.png", "without_mask/1.png"),
         ("images_with_mask/1.png", "images_without_mask/1.png"),
+        # Files whose names contain such words, but not the name of another file.
+        *(
+            (f"a/1{end}.png", f"a/2{end}.png", "a/3.png", "b/4.png")
+            for end in ("_mask", "_seg", "_label_1")
+        ),
+        ("a/face.png", "a/face_mask.png", "a/face_masked.png", "b/1.png"),
+        ("a/p1.png", "a/p1_1.png", "a/p1_left.png", "a/p1_2.png", "b/1.png"),
         # Folders within classes.
         ("fibrosis/a/1.png", "fibrosis/b/1.png", "normal/c/1.png"),
         ("fibrosis/sub/1.png", "normal/sub/1.png"),

@@ -18,7 +18,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +50,9 @@ PLAIN = frozenset(_PLAIN.split())
 IMAGES = frozenset("ct hu image images img imgs original picture pictures scan".split())
 _MASKS = "annotation annotations gt groundtruth label labels lungs mask masks"
 MASKS = frozenset((*_MASKS.split(), "segmentation", "segmentations"))
+# Name of a mask: that of its image, and '_mask', '-seg', ' label 2' or '/gt'.
+_APART, _MASK_WORDS = r"[\s_./-]", "|".join([*sorted(MASKS), "seg"])
+_MASK_NAME = re.compile(rf"(?i)(.+?){_APART}+({_MASK_WORDS})({_APART}*\d+)?")
 FOLDS = frozenset("cv fold folds partition split subset".split())
 # Fraction of common sub-folders from which two folders may be parts of one set.
 SHARED = 2 / 3
@@ -169,6 +172,7 @@ def find(root: Path, classes: str = "") -> Found:
                 where=at,
             )
         own = list(part.folder.all_images())
+        _check_mask_files([path for path, _ in own], at)
         within = f"{part.folder.path}/"
         others = [kind for path, kind in skipped.items() if path.startswith(within)]
         unread = [kind for kind in others if kind in UNREADABLE]
@@ -438,6 +442,21 @@ def _check_masks(classes: Mapping[str, _Folder], root: Path) -> None:
                 "contain images and their masks: remove the masks.",
                 where=shown(place),
             )
+
+
+def _check_mask_files(paths: Sequence[str], at: str) -> None:
+    """Raises a UserError if several files are named like masks of other files."""
+    stems = {path[: len(path) - len(suffix(path))]: path for path in paths}
+    found = [(path, _MASK_NAME.fullmatch(stem)) for stem, path in stems.items()]
+    masks = [(path, end[1]) for path, end in found if end and end[1] in stems]
+    if len(masks) > 1:
+        path, stem = masks[0]
+        raise UserError(
+            f"class folder {at} seems to contain images and their masks: {len(masks)} "
+            f"files are named like {shown(path)}, next to {shown(stems[stem])}. Move the "
+            "masks out of the class folders.",
+            where=at,
+        )
 
 
 def _passed_through(folder: _Folder, *, stop_at_splits: bool = False) -> _Folder:
