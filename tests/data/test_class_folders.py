@@ -158,6 +158,34 @@ def test_linked_class_folders_are_read(tmp_path):
     assert splits_of(tmp_path / "set") == {"train": ("a", "b")}
 
 
+def test_an_empty_linked_class_folder_is_refused(tmp_path):
+    put(tmp_path / "set", "a/1.png", "b/1.png")
+    (tmp_path / "empty").mkdir()
+    os.symlink(tmp_path / "empty", tmp_path / "set" / "c")
+    assert where_refused(tmp_path / "set") == str(tmp_path / "set" / "c")
+
+
+@pytest.mark.parametrize(
+    ("target", "link"), [("set/a", "c"), ("store", "y"), ("set/a/p1", "b/p1")]
+)
+def test_a_folder_linked_twice_is_refused(tmp_path, target, link):
+    """It would be missing in one of its two places."""
+    put(tmp_path, "store/1.png", "set/a/p1/1.png", "set/b/p2/1.png")
+    os.symlink(tmp_path / "store", tmp_path / "set" / "x")
+    os.symlink(tmp_path / target, tmp_path / "set" / link)
+    assert where_refused(tmp_path / "set") == str(tmp_path / "set" / link)
+
+
+@pytest.mark.parametrize(
+    "names", [("Normal", "normal"), ("grade 1", "Grade 01"), ("a", "a\u200b")]
+)
+def test_class_names_that_differ_in_spelling_are_refused(tmp_path, names):
+    put(tmp_path, *(f"{name}/{name}.png" for name in (*names, "fibrosis")))
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("The file system ignores case.")
+    assert where_refused(tmp_path) == str(tmp_path)
+
+
 def test_unlabelled_images_next_to_splits_are_refused(tmp_path):
     tree(tmp_path / "intel", "seg_train/seg_train", "seg_test/seg_test")
     put(tmp_path / "intel", "seg_pred/seg_pred/1.png")

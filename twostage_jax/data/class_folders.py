@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from twostage_jax import folders
+from twostage_jax.data import spelling
 from twostage_jax.errors import UserError
 from twostage_jax.io import alike, composed, shown, split_names
 
@@ -162,6 +163,12 @@ def find(root: Path, classes: str = "") -> Found:
             "folder per class.",
             where=shown(root),
         )
+    for one, other in spelling.pairs(class_names):
+        raise UserError(
+            f"data folder {shown(root)}: the classes {one!a} and {other!a} differ in "
+            "spelling only: join or rename them.",
+            where=shown(root),
+        )
     files: list[File] = []
     for part in parts:
         at = shown(root / part.folder.path)
@@ -214,7 +221,7 @@ def _read(root: Path, skipped: dict[str, str]) -> _Folder:
     """Returns the tree below `root`; adds the kinds of other files to `skipped`, by path.
 
     Raises:
-      UserError: An image cannot be read.
+      UserError: An image cannot be read, or a folder is linked twice.
     """
     walked = folders.walk(root)
     home = _Folder("")
@@ -228,11 +235,12 @@ def _read(root: Path, skipped: dict[str, str]) -> _Folder:
         else:
             skipped[below] = suffix(below) or "without a suffix"
     for path, why in walked.litter:
+        # In one of its two places, perhaps a class, its images would be missing.
+        if "read already" in why:
+            raise UserError.at(shown(path), f"a link to {why}: remove the link.")
         below = str(path)[start:]
         _folder(home, below)
         skipped[below] = "hidden" if path.name.startswith(".") else "of the system"
-        if "read already" in why:
-            skipped[below] = "linked twice"
     for path, why in walked.lost:
         if os.path.isdir(path) or suffix(path.name) in SUFFIXES:
             raise UserError.at(shown(path), f"{why}: fetch it, or remove it.")
@@ -246,7 +254,7 @@ def _check_empty(root: Path, tree: _Folder) -> None:
         if folder.images or not folder.folders:
             continue
         with os.scandir(root / folder.path) as entries:
-            names = sorted(e.name for e in entries if e.is_dir() and not e.is_symlink())
+            names = sorted(e.name for e in entries if e.is_dir())
         for name in names:
             empty = name not in folder.folders and not name.startswith(".")
             if empty and not os.listdir(root / folder.path / name):
