@@ -161,6 +161,11 @@ class Dataset:
         return "hu" if self.images.dtype == np.int16 else "grey"
 
 
+def remarks(notes: tuple[str, ...], *_: object) -> tuple[str, ...]:
+    """Returns notes that are known before the first task; see `Recipe.remarks`."""
+    return notes
+
+
 def largest(results: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Returns the largest value of each measure (see `Recipe.measure`)."""
     found: dict[str, float] = {}

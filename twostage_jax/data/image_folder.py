@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from twostage_jax import io
-from twostage_jax.data import class_folders, hu_files, image_files
+from twostage_jax.data import class_folders, hu_files, image_files, spelling
 from twostage_jax.data.class_folders import File
 from twostage_jax.data.dataset import (
     SPLITS,
@@ -24,6 +24,7 @@ from twostage_jax.data.dataset import (
     Recipe,
     digest,
     largest,
+    remarks,
 )
 from twostage_jax.errors import UserError, require
 
@@ -163,11 +164,6 @@ def recipe(
         remarks=functools.partial(remarks, tuple(notes)),
         side=cut.size,
     )
-
-
-def remarks(notes: tuple[str, ...], *_: object) -> tuple[str, ...]:
-    """Returns the notes: files are searched before, not while, examples are made."""
-    return notes
 
 
 def measure(root: str, files: tuple[File, ...]) -> dict[str, float]:
@@ -447,6 +443,7 @@ def _check_regex(group_regex: str, files: Sequence[File], kind: Kind) -> None:
 
 def _group_notes(files: Sequence[File], setting: str) -> Iterator[str]:
     """Yields notes on the groups that a setting gives."""
+    yield from spelling.group_notes((file.group for file in files), setting)
     if len({file.group for file in files}) == len(files):
         yield (
             f"Every file is a group of its own by {setting}. If several files are of one "

@@ -22,9 +22,9 @@ from twostage_jax.ct.dicom import Header, hashed, patient_hash, read_slice
 from twostage_jax.ct.patches import Cut, Place
 from twostage_jax.ct.regions import masks
 from twostage_jax.ct.regions.masks import foreground
-from twostage_jax.data import cohort
+from twostage_jax.data import cohort, spelling
 from twostage_jax.data.cohort import NO_PATCH
-from twostage_jax.data.dataset import Example, Made, Recipe, digest
+from twostage_jax.data.dataset import Example, Made, Recipe, digest, remarks
 from twostage_jax.data.image_files import upright
 from twostage_jax.errors import Notes, UserError, require
 from twostage_jax.folders import below, stamps
@@ -93,6 +93,7 @@ def recipe(
         if name:
             below(root / name, setting)
     tasks = _read_table(root / csv)
+    notes = spelling.group_notes((patient for patient, _ in tasks), csv)
     if len({_is_dicom(s) for _, slices in tasks for s in slices}) > 1:
         raise UserError.at(
             root / csv, "names both DICOM files and images: use one kind only."
@@ -128,6 +129,7 @@ def recipe(
             lung_coverage=lung_coverage,
             salt=salt,
         ),
+        remarks=functools.partial(remarks, tuple(notes)),
     )
 
 
