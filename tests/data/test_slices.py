@@ -103,6 +103,30 @@ def test_grey_saved_in_three_channels_is_read_and_colour_is_not(tmp_path):
         make_all(tmp_path)
 
 
+@pytest.mark.parametrize("folder", ["ct", "lungs", "infection"])
+@pytest.mark.parametrize(("suffix", "orientation"), [("png", 3), ("tif", 6)])
+def test_slices_and_masks_with_an_orientation_are_refused(
+    tmp_path, folder, suffix, orientation
+):
+    """Programs that drew the masks may or may not have rotated the slices."""
+    table = f"patient,slice\nsmith,1.{suffix}\njones,2.{suffix}\n"
+    write_set(tmp_path, table=table)
+    for path in tmp_path.glob("*/?.png"):
+        Image.open(path).save(path.with_suffix(f".{suffix}"))
+    assert len(make_all(tmp_path)) == 2
+    path = tmp_path / folder / f"2.{suffix}"
+    for value in (1, orientation):
+        exif = Image.Exif()
+        exif[274] = value
+        with Image.open(path.with_suffix(".png")) as image:
+            image.load()
+        image.save(path, exif=exif)
+        if value == 1:
+            assert len(make_all(tmp_path)) == 2
+    with refused_at(path):
+        make_all(tmp_path)
+
+
 def test_cap_repeats_and_the_seed_changes_the_draw(tmp_path):
     write_set(tmp_path)
     first = [e.id for e in make_all(tmp_path, stride=1, per_class=2)[0]]

@@ -266,6 +266,14 @@ def upright(image: Image.Image, orientation: int | None = None) -> Image.Image:
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
+def is_turned(image: Image.Image) -> bool:
+    """Loads an opened image, and returns whether its orientation is not upright."""
+    # When Pillow loads a TIFF, it rotates it and removes its orientation.
+    orientation = getattr(image, "tag_v2", {}).get(ORIENTATION)
+    image.load()
+    return (orientation or _exif_orientation(image)) in TURNS
+
+
 def _exif_orientation(image: Image.Image) -> int:
     exif = Image.Exif()
     # Viewers ignore a damaged EXIF block.

@@ -22,15 +22,14 @@ from twostage_jax.ct.dicom import Header, hashed, patient_hash, read_slice
 from twostage_jax.ct.patches import Cut, Place
 from twostage_jax.ct.regions import masks
 from twostage_jax.ct.regions.masks import foreground
-from twostage_jax.data import cohort, spelling
+from twostage_jax.data import cohort, image_files, spelling
 from twostage_jax.data.cohort import NO_PATCH
 from twostage_jax.data.dataset import Example, Made, Recipe, digest, remarks
-from twostage_jax.data.image_files import upright
 from twostage_jax.errors import Notes, UserError, require
 from twostage_jax.folders import below, stamps
 
 # Bump when the same files and settings give different patches or facts.
-VERSION = 4
+VERSION = 5
 TOO_LITTLE_LUNG = "too little of the patch is lung"
 Task = tuple[str, tuple[str, ...]]
 
@@ -151,7 +150,7 @@ def read_grey(path: Path) -> np.ndarray:
                     f"has mode {image.mode}: an 8-bit grey image is required."
                 )
             image.load()
-            pixels = np.array(upright(image))
+            pixels = np.array(image_files.upright(image))
         if pixels.ndim == 3:
             if np.ptp(pixels, axis=2).any():
                 raise UserError("is in colour: a grey image is required.")
@@ -262,6 +261,7 @@ def _label_map(
     With a lung mask, class 0 is unlabelled lung.
     """
     mask = np.asarray(masks.read_mask(path))
+    _check_upright(path)
     labelled = classes if lung_path is None else classes - 1
     if labelled == 1:
         mask = foreground(mask, path, notes, "label masks")
@@ -276,6 +276,7 @@ def _label_map(
     if lung_path is None:
         return mask
     lungs = masks.read_mask(lung_path)
+    _check_upright(lung_path)
     if lungs.shape != mask.shape:
         raise UserError.at(
             lung_path,
@@ -286,10 +287,27 @@ def _label_map(
     return np.where(mask > 0, mask + 1, inside.astype(np.int64))
 
 
+def _check_upright(path: Path) -> None:
+    """Raises a UserError for a slice or a mask with an EXIF or TIFF orientation.
+
+    Some programs rotate such images and others do not, so that slice and mask may not fit.
+    """
+    if path.suffix.lower() == ".npy":
+        return
+    with refusing(path, "an image"), Image.open(path) as image:
+        if image_files.is_turned(image):
+            raise UserError(
+                "has an EXIF or TIFF orientation, which not all programs follow: save "
+                "the slice and its masks upright and without it."
+            )
+
+
 def _read_image(path: Path, shape: tuple[int, int]) -> tuple[Header | None, np.ndarray]:
     """Returns the header of a slice, None unless it is DICOM, and its pixels `[H, W]`."""
     dicom = _is_dicom(path.name)
     header, pixels = read_slice(path) if dicom else (None, read_grey(path))
+    if not dicom:
+        _check_upright(path)
     if pixels.shape != shape:
         raise UserError.at(
             path,
