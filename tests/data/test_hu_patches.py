@@ -367,6 +367,15 @@ def test_one_array_among_pictures_is_refused(tmp_path):
     assert refused(tmp_path, units="hu").where == "units"
 
 
+def test_signed_tiffs_after_an_unsigned_one_are_refused_with_advice_for_hu(tmp_path):
+    write(tmp_path, "int16.tif")
+    first, second = (tmp_path / "emphysema" / f"p{i}_int16.tif" for i in (0, 1))
+    tifffile.imwrite(first, hu(0).clip(0).astype(np.uint16))
+    error = refused(tmp_path)
+    assert error.where == str(second)
+    assert "in HU" in str(error)
+
+
 def test_unsigned_tiffs_stay_grey(tmp_path):
     def save(path, values):
         tifffile.imwrite(path, (values + 2000).astype(np.uint16))

@@ -141,8 +141,9 @@ def read(
         )
     if image is None:
         raise UserError(
-            f"image {name} has pixels of mode '{kind}', whose range is unknown: "
-            "save it with unsigned 8 or 16 bits.",
+            f"image {name} has pixels of mode '{kind}', whose range is unknown. "
+            "Save grey values with unsigned 8 or 16 bits. In a set in HU, save every image "
+            "as a signed or floating-point TIFF.",
             where=name,
         )
     if channels == 1 and _in_colour(image):
