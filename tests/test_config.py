@@ -132,6 +132,8 @@ def test_integer_passes_for_a_float(raw):
         ("study.primary", ("two_stage", "scrach", "accuracy")),
         ("study.primary", ("scratch", "scratch", "accuracy")),
         ("study.primary", ("two_stage", "scratch", "acuracy")),
+        ("study.primary", ("two_stage", "scratch", "brier")),
+        ("study.primary", ("two_stage", "scratch", "ece")),
     ],
 )
 def test_bad_setting_is_named_in_one_line(raw, path, value):

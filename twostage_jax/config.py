@@ -324,8 +324,8 @@ class StudyConfig:
         whole study, the best on the validation groups of all its rows. Steps and batch
         size cannot be tuned: they are equal across arms. Empty = the stage's settings.
       primary: Primary endpoint, named before the run: (arm, arm to compare with,
-        metric). It is the first minus the second over all sizes (area under the learning
-        curve); all other comparisons are exploratory.
+        metric for which higher is better). It is the first minus the second over all
+        sizes (area under the learning curve); all other comparisons are exploratory.
       baselines: Names from `BASELINES`: classifiers on the same training examples
         without network training (see `study.baselines`); 'frozen' is one baseline per
         chain of source stages.
@@ -581,10 +581,17 @@ def _check_primary(primary: tuple[str, str, str], arms: Mapping[str, Any]) -> No
             raise _error(path, f": unknown arm '{arm}'.{did_you_mean(arm, arms)}")
     if first == second:
         raise _error(path, f"compares '{first}' with itself: name two arms.")
-    if metric not in metrics.COMPARED:
+    known = metrics.METRICS.get(metric)
+    if known and known.lower_is_better:
         raise _error(
             path,
-            f": unknown metric '{metric}'.{did_you_mean(metric, metrics.COMPARED)}",
+            f": metric '{metric}' is better if lower, but the endpoint must be better if "
+            f"higher: name one of {', '.join(metrics.ENDPOINTS)}.",
+        )
+    if metric not in metrics.ENDPOINTS:
+        raise _error(
+            path,
+            f": unknown metric '{metric}'.{did_you_mean(metric, metrics.ENDPOINTS)}",
         )
 
 

@@ -190,7 +190,12 @@ def test_gains_that_the_data_exclude_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     "primary",
-    [("two_stage", "texture", "accuracy"), ("two_stage", "scratch", "auroc_of_all")],
+    [
+        ("two_stage", "texture", "accuracy"),
+        ("two_stage", "scratch", "auroc_of_all"),
+        # Higher in the worse arm.
+        ("two_stage", "scratch", "brier"),
+    ],
 )
 def test_a_primary_endpoint_that_cannot_be_computed_says_so(tmp_path, primary):
     chances = {"scratch": 0.7, "two_stage": 0.9}

@@ -432,6 +432,10 @@ def _primary(study: Study, sizes: Sequence[Size], resamples: int) -> Primary | N
     if len(there) < len(study.fractions):
         lacking = "the arms are incomplete at some sizes of the study"
         return Primary(unknown, len(there), (), lacking)
+    if metric in metrics.METRICS and metric not in metrics.ENDPOINTS:
+        # Earlier versions accepted it.
+        lower = "this score is better if lower, so a positive difference is not a gain"
+        return Primary(unknown, len(there), (), lower)
     if metric not in sizes[0].scores.differences:
         return Primary(unknown, len(there), (), "the score is undefined for these data")
     if len(sizes) == 1:

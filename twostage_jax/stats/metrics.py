@@ -78,6 +78,8 @@ class Metric:
         is not additive: then it has no interval, and arms are not compared by it.
       counts: Function from confusion counts `[..., K, K]` to the score, for metrics that
         depend on nothing else.
+      lower_is_better: Whether lower scores are better; then it cannot be the primary
+        endpoint.
       percent: Whether tables show it in per cent.
       column: Whether the tables of scores have a column for it.
     """
@@ -86,6 +88,7 @@ class Metric:
     score: Callable[..., float | None] | None = None
     sums: Callable[[Paired], Additive] | None = None
     counts: Callable[[np.ndarray], np.ndarray] | None = None
+    lower_is_better: bool = False
     percent: bool = True
     column: bool = True
 
@@ -529,8 +532,12 @@ METRICS: dict[str, Metric] = {
     "macro_f1": _from_counts("macro-F1", macro_f1),
     "auroc": Metric("AUROC", _auroc_score, auroc, percent=False),
     # In the tables of calibration.
-    "ece": Metric("ECE", _calibration_error, percent=False, column=False),
-    "brier": Metric("Brier", _brier_score, brier, percent=False, column=False),
+    "ece": Metric(
+        "ECE", _calibration_error, lower_is_better=True, percent=False, column=False
+    ),
+    "brier": Metric(
+        "Brier", _brier_score, brier, lower_is_better=True, percent=False, column=False
+    ),
     # Per patient: without a label that decides which patches are counted.
     "patient_accuracy": _per_patient("accuracy", accuracy),
     # Over the classes that the patient has.
@@ -538,6 +545,8 @@ METRICS: dict[str, Metric] = {
 }
 # Metrics with intervals, by which arms can be compared.
 COMPARED = tuple(name for name, one in METRICS.items() if one.sums)
+# Those that can be the primary endpoint: a positive difference is a gain.
+ENDPOINTS = tuple(name for name in COMPARED if not METRICS[name].lower_is_better)
 # Those of the patches, whatever patients they are of, and those of patients.
 OF_PATCHES = tuple(name for name in COMPARED if METRICS[name].score)
 OF_PATIENTS = tuple(name for name in COMPARED if not METRICS[name].score)
