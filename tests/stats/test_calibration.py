@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from arms_scored import predictions
-from scipy import special
+from scipy import optimize, special
 from sklearn.linear_model import LogisticRegression
 
 from twostage_jax.stats import calibration
@@ -42,6 +42,26 @@ def test_slope_is_the_inverse_of_the_excess_of_the_logits(too_extreme, classes):
     assert found == pytest.approx(1 / too_extreme, rel=0.08)
 
 
+@pytest.mark.parametrize("slope", [0.1, 0.25, 0.5, 1.0, 1.5, 500.0])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_slope_is_the_most_likely_one_however_extreme_the_probabilities(slope, classes):
+    arms = paired(1 / slope, shift=(0.5, 0, 0), classes=classes)
+    logs = np.log(np.maximum(arms.probabilities[0, 0], 1e-7))
+    # In units in which the best slope is near 1, for the general optimiser.
+    logits = slope * (logs - logs.mean(1, keepdims=True))
+
+    def loss(parameters):
+        said = special.log_softmax(
+            parameters[0] * logits + np.append(0, parameters[1:]), 1
+        )
+        return -np.take_along_axis(said, arms.labels[:, None], 1).mean()
+
+    best = optimize.minimize(loss, np.zeros(classes), options={"gtol": 1e-9})
+    found = calibration.slope(arms)
+    assert found.defined.all()
+    assert value(found) == pytest.approx(slope * best.x[0], rel=1e-4)
+
+
 def test_slope_of_two_classes_is_that_of_logistic_regression():
     arms = paired(2.0, classes=2)
     logit = special.logit(arms.probabilities[0, 0, :, 1])
@@ -61,6 +81,23 @@ def test_intercept_says_how_much_more_frequent_a_class_is():
     assert chances.sum() == pytest.approx((arms.labels == 0).sum(), abs=1e-5)
 
 
+@pytest.mark.parametrize("too_extreme", [1.0, 4.0, 20.0])
+@pytest.mark.parametrize("shift", [-2.0, 0.7])
+def test_intercept_makes_a_class_as_frequent_as_predicted(too_extreme, shift):
+    arms = paired(too_extreme, shift=(shift, 0, 0))
+    for k in range(3):
+        said = np.clip(arms.probabilities[0, 0, :, k], 1e-7, 1 - 1e-7)
+        count = (arms.labels == k).sum()
+
+        def excess(b, said=said, count=count):
+            return special.expit(special.logit(said) + b).sum() - count
+
+        expected = optimize.brentq(excess, -60, 60, xtol=1e-12)
+        found = calibration.intercept(arms, k)
+        assert found.defined.all()
+        assert value(found) == pytest.approx(expected, abs=1e-6)
+
+
 def test_interval_is_that_of_leaving_patients_out():
     arms = paired(2.0)
     sampler = Resampler(calibration.slope(arms), 500)
@@ -78,6 +115,27 @@ def test_separated_classes_have_no_slope():
     labels = np.array([0, 1] * 10)
     said = np.where(labels[:, None] == [0, 1], 0.9, 0.1)
     found = calibration.slope(alone(labels, said, range(20)))
+    assert not found.defined.any()
+
+
+def test_slope_of_a_network_that_is_always_certain():
+    # 3 of 100 examples of either class are wrong: their odds are the best for all.
+    labels = np.arange(200) % 2
+    said = np.eye(2)[np.where(np.arange(200) < 6, 1 - labels, labels)]
+    expected = np.log(97 / 3) / np.log(1e7)
+    found = value(calibration.slope(alone(labels, said, range(200))))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_predictions_that_are_all_alike_have_no_slope():
+    labels = np.arange(40) % 3
+    said = np.tile([0.5, 0.3, 0.2], (40, 1))
+    assert not calibration.slope(alone(labels, said, range(40))).defined.any()
+
+
+def test_a_class_of_every_example_has_no_intercept():
+    said = np.tile([0.2, 0.8], (40, 1))
+    found = calibration.intercept(alone(np.ones(40, int), said, range(40)), 1)
     assert not found.defined.any()
 
 

@@ -65,7 +65,10 @@ OTHER_PATIENTS = (
     " Each seed draws its own folds: the networks that predict an example together were "
     "trained on different patients, but none of them on its own."
 )
-NO_SLOPE = "A dash: the predictions separate the classes, so no finite slope fits."
+NO_SLOPE = (
+    "A dash: no finite slope fits, because the predictions separate the classes or are "
+    "all alike."
+)
 MCNEMAR = (
     "McNemar's exact test pools the patches of all seeds and treats them as "
     "independent, which patches of one patient are not: its p is usually far too small, "

@@ -25,10 +25,14 @@ from twostage_jax.stats.metrics import Additive, additive
 
 # Smallest probability: float32 softmax resolves no less.
 LEAST = 1e-7
-STEPS = 50
-TOLERANCE = 1e-9
-# A larger estimate means that it is infinite: the classes are separated.
-LARGEST = 100.0
+STEPS = 100
+# Change of a logit below which a step is the last one.
+TOLERANCE = 1e-6
+# Change of a logit in one step: the likelihood is quadratic within a few units only.
+FARTHEST = 10.0
+# Less information means that the estimate is infinite (the classes are separated) or not
+# unique (the predictions are all alike).
+FLAT = 1e-9
 
 
 def slope(paired: Paired) -> Additive:
@@ -41,8 +45,7 @@ def slope(paired: Paired) -> Additive:
     design = np.zeros((*logs.shape, classes))
     design[..., 0] = logs
     design[..., np.arange(1, classes), np.arange(1, classes)] = 1
-    start = np.eye(classes)[0]
-    return _additive(paired, design, np.zeros_like(logs), labels, start)
+    return _additive(paired, design, np.zeros_like(logs), labels)
 
 
 def intercept(paired: Paired, k: int) -> Additive:
@@ -52,15 +55,11 @@ def intercept(paired: Paired, k: int) -> Additive:
     design = np.zeros((*offset.shape, 1))
     design[..., 1, 0] = 1
     labels = (paired.labels == k).astype(int)
-    return _additive(paired, design, offset, labels, np.zeros(1))
+    return _additive(paired, design, offset, labels)
 
 
 def _additive(
-    paired: Paired,
-    design: np.ndarray,
-    offset: np.ndarray,
-    labels: np.ndarray,
-    start: np.ndarray,
+    paired: Paired, design: np.ndarray, offset: np.ndarray, labels: np.ndarray
 ) -> Additive:
     """Returns the first parameter of a multinomial logistic regression.
 
@@ -69,13 +68,12 @@ def _additive(
       design: `[A, S, N, K, Q]`; logits are `offset + design @ parameters`.
       offset: `[A, S, N, K]`.
       labels: `[N]` in `[0, K)`.
-      start: `[Q]`, parameters to begin with.
     """
     arms, seeds = design.shape[:2]
     found = np.full((arms, seeds), np.nan)
     pulls = np.zeros((arms, seeds, len(labels)))
     for a, s in np.ndindex(arms, seeds):
-        fitted = _fit(design[a, s], offset[a, s], labels, start)
+        fitted = _fit(design[a, s], offset[a, s], labels)
         if fitted is not None:
             found[a, s], pulls[a, s] = fitted
 
@@ -87,29 +85,37 @@ def _additive(
 
 
 def _fit(
-    design: np.ndarray, offset: np.ndarray, labels: np.ndarray, start: np.ndarray
+    design: np.ndarray, offset: np.ndarray, labels: np.ndarray
 ) -> tuple[float, np.ndarray] | None:
     """Returns the first parameter, and the pull `[N]` of each example on it.
 
-    None if the estimate is infinite or not unique.
+    None if the estimate is infinite or not unique. Newton's method from 0: the likelihood
+    is concave, so a step that lowers it is too long, and halved.
     """
-    parameters = start
     observed = np.eye(design.shape[1])[labels]
+    parameters = step = np.zeros(design.shape[2])
+    reached = -np.inf
     for _ in range(STEPS):
-        logits = offset + design @ parameters
-        chances = np.exp(logits - logits.max(1, keepdims=True))
-        chances /= chances.sum(1, keepdims=True)
+        logits = offset + design @ (parameters + step)
+        logs = logits - logits.max(1, keepdims=True)
+        logs -= np.log(np.exp(logs).sum(1, keepdims=True))
+        likelihood = (observed * logs).sum()
+        if likelihood < reached - TOLERANCE:
+            step = step / 2
+            continue
+        parameters, reached = parameters + step, likelihood
+        chances = np.exp(logs)
         mean = np.einsum("nk,nkq->nq", chances, design)
         scores = np.einsum("nk,nkq->nq", observed - chances, design)
         centred = design - mean[:, None]
         information = np.einsum("nk,nkq,nkr->qr", chances, centred, centred)
-        if np.linalg.cond(information) > 1 / TOLERANCE:
+        if np.linalg.eigvalsh(information)[0] < FLAT:
             return None
-        step = np.linalg.solve(information, scores.sum(0))
-        parameters = parameters + np.clip(step, -2, 2)
-        if not np.isfinite(parameters).all() or abs(parameters).max() > LARGEST:
-            return None
-        if abs(step).max() < TOLERANCE:
-            first = np.linalg.solve(information, np.eye(len(start))[0])
-            return float(parameters[0]), scores @ first
+        inverse = np.linalg.inv(information)
+        step = inverse @ scores.sum(0)
+        change = abs(design @ step).max()
+        if change < TOLERANCE:
+            # The pulls sum to the last step.
+            return float(parameters[0]), scores @ inverse[0]
+        step = step / max(1.0, change / FARTHEST)
     return None
