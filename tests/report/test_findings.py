@@ -404,6 +404,28 @@ def test_baselines_are_a_table_at_every_size(tmp_path):
     assert corrected == tuple(holm(raw))
 
 
+def test_summary_and_table_give_the_same_p_of_the_best_baseline(tmp_path):
+    chances = {"scratch": 0.7, "two_stage": 0.78}
+    folder = write_study(
+        tmp_path,
+        chances,
+        fractions=(1.0, 0.5, 0.25, 0.1),
+        baselines={"majority": 0.33, "mean_grey": 0.5, "descriptors": 0.75},
+    )
+    report, found = reported(folder, 2000)
+    table = tables_of(report)["baselines"]
+    expected = holm([row[-2] for row in table.rows])
+    assert [row[-1] for row in table.rows] == expected and len(expected) == 12
+    # The largest p of the full set, so uncorrected there; that of 12 is not significant.
+    assert max(row[-2] for row in table.rows[:3]) == table.rows[0][-2] < 0.05
+    assert expected[0] > 0.05
+    assert found.full.baselines[0].name == table.rows[0][1] == "descriptors"
+    others = report.summary[1]
+    name = "descriptors (best of 3 baselines; p is corrected over 4 sizes)"
+    assert f"not significant: two-stage minus {name}" in others
+    assert f"; p = {expected[0]:.3f})" in others.split(name)[1].split(" and ")[0]
+
+
 def test_a_study_without_baselines_says_nothing_of_them(tmp_path):
     paragraphs, found = told(tmp_path, {"scratch": 0.7, "two_stage": 0.8})
     assert not found.full.baselines

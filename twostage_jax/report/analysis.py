@@ -173,7 +173,8 @@ class Baseline(NamedTuple):
     Attributes:
       name: Name, such as 'descriptors'.
       score: Balanced accuracy, mean over seeds, and interval.
-      difference: Champion minus baseline, not corrected for multiplicity.
+      difference: Champion minus baseline; `p_holm` is over all baselines on the same
+        test examples, at all sizes.
       without: Smallest and largest difference without one patient; None if patients are
         unknown.
     """
@@ -350,7 +351,7 @@ def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
         for size in sizes
     ]
     return Analysis(
-        tuple(sizes),
+        _corrected_baselines(sizes),
         by_region(sizes[0].scores),
         by_size,
         baseline,
@@ -522,13 +523,31 @@ def _baselines(
     return against(champion, size.scores.arms, others, resamples)
 
 
+def _corrected_baselines(sizes: Sequence[Size]) -> tuple[Size, ...]:
+    """Returns sizes whose baselines have p-values corrected over all of them."""
+    every = [one.difference for size in sizes for one in size.baselines]
+    found = iter(intervals.corrected(every))
+    return tuple(
+        dataclasses.replace(
+            size,
+            baselines=tuple(
+                one._replace(difference=next(found)) for one in size.baselines
+            ),
+        )
+        for size in sizes
+    )
+
+
 def against(
     champion: str,
     arms: Mapping[str, Sequence[Predictions]],
     baselines: Mapping[str, Sequence[Predictions]],
     resamples: int,
 ) -> list[Baseline]:
-    """Returns baselines, each against an arm, best first; none without the arm."""
+    """Returns baselines, each against an arm, best first; none without the arm.
+
+    `p_holm` is over these baselines.
+    """
     if champion not in arms:
         return []
     found = []
@@ -545,6 +564,10 @@ def against(
             without = float(gains.min()), float(gains.max())
         score = both.intervals[METRIC][name]
         found.append(Baseline(name, score, difference, without))
+    gains = intervals.corrected([one.difference for one in found])
+    found = [
+        one._replace(difference=gain) for one, gain in zip(found, gains, strict=True)
+    ]
     return sorted(found, key=lambda one: -one.score.estimate)
 
 

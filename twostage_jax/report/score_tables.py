@@ -26,7 +26,7 @@ from twostage_jax.report.tables import (
     number_range,
     plural,
 )
-from twostage_jax.stats.intervals import Interval, corrected
+from twostage_jax.stats.intervals import Interval
 from twostage_jax.stats.metrics import METRICS, OF_PATCHES
 
 # Metrics of the tables of scores, that of the comparisons first.
@@ -207,7 +207,6 @@ def baseline_table(
       pairs: At least one.
       several: Whether to show the fractions.
     """
-    gains = corrected([one.difference for _, one in pairs])
     return Table(
         name,
         caption,
@@ -223,11 +222,11 @@ def baseline_table(
                 *[fraction] * several,
                 one.name,
                 one.score,
-                gain,
-                gain.p_value,
-                gain.p_holm,
+                one.difference,
+                one.difference.p_value,
+                one.difference.p_holm,
             ]
-            for (fraction, one), gain in zip(pairs, gains, strict=True)
+            for fraction, one in pairs
         ],
         "Texture descriptors (local binary patterns, co-occurrence, histogram), the mean "
         "grey level and the features of frozen networks, each with a logistic regression "

@@ -34,7 +34,6 @@ from twostage_jax.stats.intervals import (
     Difference,
     Interval,
     corrected,
-    holm,
 )
 from twostage_jax.stats.learning_curve import describe_size
 from twostage_jax.stats.metrics import METRICS, OF_PATIENTS
@@ -203,10 +202,12 @@ def _others(analysis: Analysis, pairs: Iterable[Difference]) -> str:
     """Returns the best baseline and further arms against the champion, by verdict."""
     found = [(one, one.p_holm, arm_name(one.second)) for one in pairs]
     if baselines := analysis.full.baselines:
-        (p_holm, *_) = holm([one.difference.p_value for one in baselines])
-        count, name = len(baselines), arm_name(baselines[0].name)
+        one, count = baselines[0].difference, len(baselines)
         among = f"best of {count} baselines" if count > 1 else "the only baseline"
-        found.insert(0, (baselines[0].difference, p_holm, f"{name} ({among})"))
+        sizes = sum(bool(size.baselines) for size in analysis.sizes)
+        over = f"; p is corrected over {sizes} sizes" if sizes > 1 else ""
+        name = f"{arm_name(baselines[0].name)} ({among}{over})"
+        found.insert(0, (one, one.p_holm, name))
     champion = arm_name(analysis.champion)
     leads = {
         "better": f"{champion} beats",
