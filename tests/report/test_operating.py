@@ -57,6 +57,11 @@ def test_threshold_is_that_of_the_model_that_predicted_the_patient(folder):
     (row,) = (r for r in table.rows if r[:2] == [scores.class_names[0], "two_stage"])
     assert row[2].estimate == pytest.approx(right / total)
     assert row[4] == pytest.approx(0.3)
+    assert "equally frequent" not in table.note
+    study.config["stages"]["target"]["train"]["balance"] = True
+    full = analyse(study, 200).full
+    (table,) = operating.section(study, full, gather(study))
+    assert "equally frequent" in table.note
 
 
 def test_threshold_leaves_nine_of_ten_others_below():

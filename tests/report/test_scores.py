@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from arms_scored import class_intervals, interval
 from sklearn import metrics as sk
-from study_files import CLASSES, write_study
+from study_files import CLASSES, reported, tables_of, write_study
 
 from twostage_jax.report import analysis, score_tables, study_table, tables
 from twostage_jax.report.tables import Column, Table
@@ -52,7 +52,7 @@ def test_both_levels_have_every_score_of_their_predictions(study, found, level):
     mean = {name: np.mean([one[name] for one in expected]) for name in expected[0]}
     scores = found.levels[level]
     of_arm = stored(score_tables.scores_table(study, found, scores))[1]
-    of_arm |= stored(score_tables.calibration_table(scores))[1]
+    of_arm |= stored(score_tables.calibration_table(study, scores))[1]
     assert of_arm["arm"] == "two_stage"
     for title, name in {
         "balanced accuracy": "balanced_accuracy",
@@ -158,12 +158,21 @@ def test_notes_say_what_has_an_interval_and_what_a_spread(study, found, level):
     shown = (
         score_tables.scores_table(study, found, scores),
         score_tables.class_table(study, scores),
-        score_tables.calibration_table(scores),
+        score_tables.calibration_table(study, scores),
     )
     for table in shown:
         assert f"{('patch', 'region')[level]} level" in table.caption
         assert "95 % confidence intervals over test patients and seeds" in table.note
     assert "ECE: mean ± standard deviation over seeds; no interval" in shown[2].note
+
+
+@pytest.mark.parametrize("train", [{"balance": True}, {"balance": False}, {}])
+def test_probabilities_for_equal_class_frequencies_have_a_caveat(tmp_path, train):
+    folder = write_study(tmp_path, CHANCES, patches=9, train=train)
+    shown = tables_of(reported(folder)[0])
+    for name in ("calibration", "region_calibration", "calibration_intercepts"):
+        told = "train.balance" in shown[name].note
+        assert told == bool(train.get("balance"))
 
 
 def test_recall_is_the_accuracy_of_the_patients_that_have_the_class():

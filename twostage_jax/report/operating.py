@@ -11,7 +11,7 @@ import numpy as np
 from twostage_jax.report.analysis import Scores, Size
 from twostage_jax.report.artefacts import Artefacts
 from twostage_jax.report.parts import Part, Text
-from twostage_jax.report.score_tables import how, over_seeds
+from twostage_jax.report.score_tables import balance_note, how, over_seeds
 from twostage_jax.report.study_table import Place, Study
 from twostage_jax.report.tables import Column, Table, columns
 from twostage_jax.stats.arms import Paired
@@ -30,7 +30,9 @@ NOT_RECORDED = (
 def section(study: Study, size: Size, artefacts: Artefacts) -> list[Part]:
     """Returns the parts of the section, for the scores at one size."""
     chosen = _thresholds(study, size, artefacts)
-    return [Text(NOT_RECORDED) if chosen is None else _table(size.scores, chosen)]
+    if chosen is None:
+        return [Text(NOT_RECORDED)]
+    return [_table(study, size.scores, chosen)]
 
 
 def thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -85,7 +87,7 @@ def _thresholds(study: Study, size: Size, artefacts: Artefacts) -> np.ndarray | 
     return found
 
 
-def _table(scores: Scores, chosen: np.ndarray) -> Table:
+def _table(study: Study, scores: Scores, chosen: np.ndarray) -> Table:
     paired, rows = scores.paired, []
     seeds = np.arange(len(paired.seeds))[:, None]
     # The threshold of the model that predicted the example.
@@ -118,5 +120,5 @@ def _table(scores: Scores, chosen: np.ndarray) -> Table:
         "Each model has its own threshold, chosen on its validation patients and treated "
         "as fixed in the intervals. A dash: fewer than "
         f"{FEWEST} validation patches of other classes. "
-        f"{how(scores, given)}",
+        f"{how(scores, given)}{balance_note(study)}",
     )

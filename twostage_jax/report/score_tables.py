@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from twostage_jax.config import TARGET
 from twostage_jax.report import text
 from twostage_jax.report.analysis import (
     METRIC,
@@ -68,6 +69,11 @@ OTHER_PATIENTS = (
 NO_SLOPE = (
     "A dash: no finite slope fits, because the predictions separate the classes or are "
     "all alike."
+)
+BALANCED = (
+    " Probabilities refer to equally frequent classes (train.balance): if the test "
+    "classes are not equally frequent, this alone shifts intercepts and thresholds, and "
+    "worsens ECE and Brier score."
 )
 MCNEMAR = (
     "McNemar's exact test pools the patches of all seeds and treats them as "
@@ -477,7 +483,13 @@ def confusion_table(scores: Scores) -> Table:
     )
 
 
-def calibration_table(scores: Scores) -> Table:
+def balance_note(study: Study) -> str:
+    """Returns the caveat of probabilities for equally frequent classes, or ''."""
+    settings = study.config["stages"][TARGET].get("train", {})
+    return BALANCED if settings.get("balance") else ""
+
+
+def calibration_table(study: Study, scores: Scores) -> Table:
     """Returns calibration slope, calibration error and Brier score of each arm."""
     few, definition = " The seeds are pooled in the figure.", SLOPE
     if scores.level == "region":
@@ -500,11 +512,11 @@ def calibration_table(scores: Scores) -> Table:
         f"Slope: 1 is ideal; below 1, probabilities are too extreme. {definition}"
         f"{NO_SLOPE} {how(scores, [*slope.values(), *brier.values()])} ECE: mean ± "
         "standard deviation over seeds; no interval, because the ECE is biased by the "
-        f"number of patches, and more so in resamples.{few}",
+        f"number of patches, and more so in resamples.{few}{balance_note(study)}",
     )
 
 
-def intercepts_table(scores: Scores) -> Table:
+def intercepts_table(study: Study, scores: Scores) -> Table:
     """Returns the calibration intercept of each class and arm."""
     found = scores.intercepts
     return Table(
@@ -519,7 +531,8 @@ def intercepts_table(scores: Scores) -> Table:
         ],
         "Logit of the class frequency relative to that of its predicted probability, one "
         "class against all others, at slope 1. Above 0, the class is more frequent than "
-        f"predicted. {how(scores, [x for one in found for x in one.values()])}",
+        f"predicted. {how(scores, [x for one in found for x in one.values()])}"
+        f"{balance_note(study)}",
     )
 
 

@@ -96,7 +96,7 @@ def build(study: Study, analysis: Analysis, artefacts: Artefacts) -> Report:
             "operating",
             operating.section(study, analysis.full, artefacts),
         ),
-        Section("Calibration", "calibration", _calibration(analysis)),
+        Section("Calibration", "calibration", _calibration(study, analysis)),
         Section("External sets", "external", external.section(study, analysis, notes)),
         Section("Data", "data", cohort.section(study, artefacts)),
         Section("Training", "training", _training(study, analysis, artefacts)),
@@ -222,11 +222,11 @@ def _classes(study: Study, analysis: Analysis) -> list[Part]:
     return parts
 
 
-def _calibration(analysis: Analysis) -> list[Part]:
+def _calibration(study: Study, analysis: Analysis) -> list[Part]:
     return [
         figures.calibration_picture(analysis.full.scores),
-        *(score_tables.calibration_table(scores) for scores in analysis.levels),
-        score_tables.intercepts_table(analysis.full.scores),
+        *(score_tables.calibration_table(study, scores) for scores in analysis.levels),
+        score_tables.intercepts_table(study, analysis.full.scores),
     ]
 
 
