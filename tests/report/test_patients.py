@@ -57,6 +57,16 @@ def test_difference_without_a_patient_is_that_of_the_others(study):
     assert changes[found.most] == changes.max()
 
 
+def test_a_single_patient_cannot_be_excluded(tmp_path):
+    folder = write_study(tmp_path, CHANCES, patients=1, baselines={"descriptors": 0.75})
+    report, found = reported(folder)
+    assert found.by_patient is None
+    assert found.full.baselines[0].without is None
+    assert not any(
+        "nan" in text or "any one patient" in text for text in report.summary
+    )
+
+
 def test_scores_of_a_patient_are_of_its_own_patches(study):
     found = analyse(study, 200).by_patient
     for p, patient in enumerate(found.patients):

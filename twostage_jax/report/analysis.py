@@ -176,7 +176,7 @@ class Baseline(NamedTuple):
       difference: Champion minus baseline; `p_holm` is over all baselines on the same
         test examples, at all sizes.
       without: Smallest and largest difference without one patient; None if patients are
-        unknown.
+        unknown or there is only one.
     """
 
     name: str
@@ -281,7 +281,7 @@ class Analysis:
       notes: Skipped analyses, with reasons.
       primary: Primary endpoint, or None if the settings do not name one.
       by_patient: Main difference by patient, or None if patients are unknown or there is
-        only one arm.
+        only one patient or one arm.
     """
 
     sizes: tuple[Size, ...]
@@ -463,7 +463,7 @@ def _by_patient(
     metric = primary.difference.metric if named else METRIC
     first, second = pair_of_arms
     full = sizes[0]
-    if full.scores.groups is None or first == second:
+    if (full.scores.groups or 0) < 2 or first == second:
         return None
     arms = {arm: {full.n: full.scores.arms[arm]} for arm in pair_of_arms}
     weights = np.ones(1)
@@ -556,7 +556,7 @@ def against(
         both = of_arms(pair_of_arms, resamples, named=(METRIC,))
         difference = both.minus(name)[champion]
         without = None
-        if both.groups:
+        if (both.groups or 0) > 1:
             scores = intervals.without_each(metrics.metric(both.paired, METRIC)).mean(
                 -1
             )
