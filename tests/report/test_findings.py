@@ -255,6 +255,28 @@ def test_gains_at_two_sizes_are_compared_with_each_other(tmp_path):
     assert ("not significant" in verdict) == (change.p_value >= 0.05)
 
 
+@pytest.mark.parametrize(
+    ("p_value", "p_holm", "expected"),
+    [
+        (0.01, 0.03, ")."),
+        (0.02, 0.06, ", not significant after correction over 3 arms)."),
+        (0.2, 0.6, ", not significant)."),
+    ],
+)
+def test_a_gain_that_changes_with_the_size_is_tested_over_all_arms(
+    tmp_path, p_value, p_holm, expected
+):
+    chances = {"scratch": 0.7, "natural": 0.75, "texture": 0.75, "two_stage": 0.8}
+    _, found = told(tmp_path, chances, 200, fractions=(1.0, 0.5), patches=9)
+    trends = dict(found.size_study.trends)
+    trends["two_stage"] = dataclasses.replace(
+        trends["two_stage"], low=-0.1, high=-0.012, p_value=p_value, p_holm=p_holm
+    )
+    changed = dataclasses.replace(found.size_study, trends=trends)
+    sizes = size_words(dataclasses.replace(found, size_study=changed))[0]
+    assert sizes.endswith(f"(95 % CI −10.0 to −1.2{expected}")
+
+
 def test_a_difference_lost_in_the_correction_says_so(tmp_path):
     _, found = told(tmp_path, {"scratch": 0.8, "natural": 0.8, "two_stage": 0.8})
     one = difference(0.04, 0.006, 0.07, 0.026, 0.1)

@@ -283,7 +283,11 @@ def _trend(analysis: Analysis) -> str:
     one = study.trends[analysis.champion]
     if one.low is None or one.p_value is None or len(analysis.common_seeds) == 1:
         return ""
-    sure = "" if one.p_value < ALPHA else ", not significant"
+    remarks = {
+        "leaning": f", not significant after correction over {len(study.trends)} arms",
+        "not shown": ", not significant",
+    }
+    sure = remarks.get(verdict(one, one.p_holm), "")
     return (
         f" The gain at {study.n[0]:,.0f} patches minus that at {study.n[-1]:,.0f} is "
         f"{_signed(one.estimate)} points ({_ends(one)}{sure})."
