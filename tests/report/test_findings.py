@@ -316,6 +316,21 @@ def test_the_interval_of_a_loss_has_the_sign_of_the_words(tmp_path):
     assert "is −4.0 points in balanced accuracy (95 % CI −7.0 to −0.6" in unsure
 
 
+def test_the_interval_of_a_tiny_loss_has_the_sign_of_the_words(tmp_path):
+    _, found = told(tmp_path, {"scratch": 0.8, "two_stage": 0.8})
+    scores, ends = found.full.scores, (-0.0007, -0.0001)
+    worse, leaning = (
+        findings.sentence(difference(-0.0004, *ends, 0.01, p), scores)
+        for p in (0.01, 0.1)
+    )
+    assert "is worse than scratch by less than 0.1 points in" in worse
+    assert "(loss: 95 % CI 0.0 to 0.1;" in worse
+    # No word gives the sign, so the interval is of the first arm minus the second.
+    assert "equal in balanced accuracy to a tenth of a point (95 % CI −0.1 to 0.0" in (
+        leaning
+    )
+
+
 def test_an_area_lost_has_a_positive_interval(tmp_path):
     chances = {"scratch": 0.9, "two_stage": 0.7}
     _, found = told(tmp_path, chances, fractions=(1.0, 0.5))

@@ -162,10 +162,11 @@ def _sentence(
     remarks in brackets.
     """
     first, second = arm_name(one.first), arm_name(one.second)
-    size = f"{abs(100 * one.estimate):.1f} points"
+    equal = not round(1000 * one.estimate)
+    size = "less than 0.1" if equal else f"{abs(100 * one.estimate):.1f}"
     more = "higher" if one.estimate > 0 else "lower"
-    fact = f"{first} scored {size} {more} than {second} in {score}"
-    if not round(1000 * one.estimate):
+    fact = f"{first} scored {size} points {more} than {second} in {score}"
+    if equal:
         fact = f"{first} and {second} are equal in {score} to a tenth of a point"
     if one.low is None:
         brackets = f" ({'; '.join(notes)})" if notes else ""
@@ -180,13 +181,16 @@ def _sentence(
         loss = "loss: " if interval is not one else ""
         return f"({'; '.join([loss + _readings(interval), *p, *notes])})"
 
-    told = _as_told(one)
+    # Equal arms are told without a sign.
+    told = one if equal else _as_told(one)
     if seeds == 1:
         return capital(f"{fact} {sure(told)}, but {CHANCE}.")
     found = verdict(one, p_value)
     if found in ("better", "worse"):
         verb = "beats" if found == "better" else "is worse than"
-        return capital(f"{first} {verb} {second} by {size} in {score} {sure(told)}.")
+        return capital(
+            f"{first} {verb} {second} by {size} points in {score} {sure(_as_told(one))}."
+        )
     if found == "leaning":
         return capital(
             f"{fact} {sure(told)}, but this is not significant after correction for "
@@ -380,7 +384,7 @@ def _as_told(one: Difference) -> Difference:
     The number next to them is never negative, so its interval is that of the gain or of
     the loss; next to 'first minus second', the interval keeps its sign.
     """
-    return one.turned() if round(1000 * one.estimate) < 0 else one
+    return one.turned() if one.estimate < 0 else one
 
 
 def _excluded(one: Interval) -> str:
