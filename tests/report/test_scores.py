@@ -247,6 +247,22 @@ def test_values_are_shown_rounded_and_stored_whole():
     assert "| –" in tables.markdown(table)
 
 
+@pytest.mark.parametrize(
+    ("p_value", "expected"),
+    [
+        (0.0004, "< 0.001"),
+        (0.0494, "0.049"),
+        (0.0496, "0.0496"),
+        (0.04996, "0.04996"),
+        (0.05, "0.050"),
+        (0.0504, "0.050"),
+        (1.0, "1.000"),
+    ],
+)
+def test_a_significant_p_value_is_never_shown_as_the_level(p_value, expected):
+    assert tables.p_text(p_value) == expected
+
+
 def test_agreement_is_undefined_where_true_fractions_do_not_vary():
     rng = np.random.default_rng(0)
     arms = {}

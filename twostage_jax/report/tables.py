@@ -17,7 +17,7 @@ from typing import Any
 
 from twostage_jax.errors import plain
 from twostage_jax.io import inert
-from twostage_jax.stats.intervals import Interval
+from twostage_jax.stats.intervals import ALPHA, Interval
 from twostage_jax.stats.learning_curve import Match
 from twostage_jax.stats.metrics import METRICS
 
@@ -275,8 +275,14 @@ def minus(number: str) -> str:
 
 
 def p_text(value: float) -> str:
-    """Returns a p-value: three decimals, and never 0."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    """Returns a p-value: never 0, and with three decimals.
+
+    It has more if it would otherwise be rounded up to `ALPHA`.
+    """
+    if value < 0.001:
+        return "< 0.001"
+    texts = (f"{value:.{digits}f}" for digits in itertools.count(3))
+    return next(text for text in texts if (float(text) < ALPHA) == (value < ALPHA))
 
 
 def _of_interval(style: str, scale: float) -> Kind:
