@@ -395,6 +395,18 @@ def test_patches_are_limited_to_the_given_lungs(slices, tmp_path):
     assert found == expected and len(rows) == len(expected) > 20
 
 
+def test_patches_are_not_cut_from_lungs_without_air(slices, tmp_path):
+    write_regions(slices, np.ones((96, 96)))
+    masks = tmp_path / "masks"
+    hu, _, _ = chest(3)
+    write_labels(masks / "m.nii.gz", slices, hu == 40)  # the body wall
+    recipe = ct_patches.recipe(
+        path=str(tmp_path / "dicom"), classes="a", size=4, lungs=str(masks)
+    )
+    with refused_at("lungs"):
+        recipe.make(recipe.tasks[0])
+
+
 def test_patches_are_cut_again_when_a_mask_changes(slices, tmp_path):
     write_regions(slices, np.ones((96, 96)))
     masks = tmp_path / "masks"

@@ -192,11 +192,3 @@ def test_masks_in_colour_or_with_alpha_are_refused(tmp_path, mode):
     path.write_bytes(file.getvalue())
     with refused_at(path):
         cut(root, tmp_path)
-
-
-def test_slices_are_rotated_as_in_viewers(tmp_path):
-    pixels = np.arange(SIDE * SIDE).reshape(SIDE, SIDE).astype(np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    Image.fromarray(pixels[::-1, ::-1]).save(tmp_path / "x.png", exif=exif)
-    np.testing.assert_array_equal(slices.read_grey(tmp_path / "x.png"), pixels)

@@ -17,6 +17,7 @@ from twostage_jax import folders
 from twostage_jax.ct import annotations, lung_files, patches, privacy
 from twostage_jax.ct.decode import skipping
 from twostage_jax.ct.dicom import Header, hashed
+from twostage_jax.ct.lung_files import air_remark
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.patches import Cut, Place
 from twostage_jax.ct.patients import Patient, Patients, search
@@ -312,13 +313,23 @@ def _patient_flow(
 def _given(
     patient: Patient, headers: Sequence[Header], skipped: Skipped | None
 ) -> tuple[dict[Key, Load], list[Header]]:
-    """Returns the lung masks of other programs, and the slices of series with one."""
+    """Returns the lung masks of other programs, and the slices of series with one.
+
+    A mask that does not lie on lung is refused; see `lung_files.air_remark`.
+    """
     found: dict[Key, Load] = {}
     whole = by_series(patient.headers)
-    for uid in by_series(headers):
+    for uid, marked in by_series(headers).items():
         own = whole[uid]
         with skipping(own[0].path, skipped):
             masks = patient.masks.of(uid).read(own)
+            shown = [
+                (hu, masks[marked[index].key])
+                for index, hu in read_in_turn(marked, [])
+                if masks[marked[index].key].any()
+            ]
+            if shown:  # Slices that cannot be decoded are refused where they are used.
+                air_remark(*map(np.stack, zip(*shown, strict=True)))
             found |= {key: lambda mask=mask: mask for key, mask in masks.items()}
     return found, [header for header in headers if header.key in found]
 

@@ -203,7 +203,8 @@ def _decoded(
     # Pillow itself rotates TIFFs.
     if image.format != "TIFF":
         orientation = _exif_orientation(image)
-        made = upright(made, orientation)
+        if orientation in TURNS:
+            made = made.transpose(TURNS[orientation])
     if orientation in TURNS:
         notes.add("images", TURNED)
     if np.max(made.getextrema()) <= DARK:
@@ -253,18 +254,6 @@ def _has_transparency(image: Image.Image) -> bool:
     if image.mode in GREY_16:
         return bool((np.asarray(image) == image.info["transparency"]).any())
     return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
-
-
-def upright(image: Image.Image, orientation: int | None = None) -> Image.Image:
-    """Returns a loaded image rotated and mirrored as a viewer shows it.
-
-    Args:
-      image: Image, which Pillow has already rotated if it comes from a TIFF.
-      orientation: EXIF orientation, 1 to 8; None: read from the image.
-    """
-    if orientation is None:
-        orientation = _exif_orientation(image)
-    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def is_turned(image: Image.Image) -> bool:

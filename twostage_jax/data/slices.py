@@ -135,10 +135,9 @@ def recipe(
 def read_grey(path: Path) -> np.ndarray:
     """Returns an 8-bit grey image, `[H, W]` uint8; three equal channels count as grey.
 
-    The image is rotated and mirrored according to its EXIF or TIFF orientation.
-
     Raises:
-      UserError: The file cannot be decoded, or is not an 8-bit grey image.
+      UserError: The file cannot be decoded, is not an 8-bit grey image, or has an
+        orientation; see `_check_upright`.
     """
     # Not opened by name, see `image_files`.
     with refusing(path, "an image"), path.open("rb") as file:
@@ -149,8 +148,8 @@ def read_grey(path: Path) -> np.ndarray:
                 raise UserError(
                     f"has mode {image.mode}: an 8-bit grey image is required."
                 )
-            image.load()
-            pixels = np.array(image_files.upright(image))
+            _check_upright(image)
+            pixels = np.array(image)
         if pixels.ndim == 3:
             if np.ptp(pixels, axis=2).any():
                 raise UserError("is in colour: a grey image is required.")
@@ -260,8 +259,7 @@ def _label_map(
 
     With a lung mask, class 0 is unlabelled lung.
     """
-    mask = np.asarray(masks.read_mask(path))
-    _check_upright(path)
+    mask = np.asarray(_read_mask(path))
     labelled = classes if lung_path is None else classes - 1
     if labelled == 1:
         mask = foreground(mask, path, notes, "label masks")
@@ -275,8 +273,7 @@ def _label_map(
     mask = mask.astype(np.int64)
     if lung_path is None:
         return mask
-    lungs = masks.read_mask(lung_path)
-    _check_upright(lung_path)
+    lungs = _read_mask(lung_path)
     if lungs.shape != mask.shape:
         raise UserError.at(
             lung_path,
@@ -287,27 +284,29 @@ def _label_map(
     return np.where(mask > 0, mask + 1, inside.astype(np.int64))
 
 
-def _check_upright(path: Path) -> None:
+def _read_mask(path: Path) -> np.ndarray:
+    if path.suffix.lower() != ".npy":
+        with refusing(path, "an image"), Image.open(path) as image:
+            _check_upright(image)
+    return masks.read_mask(path)
+
+
+def _check_upright(image: Image.Image) -> None:
     """Raises a UserError for a slice or a mask with an EXIF or TIFF orientation.
 
     Some programs rotate such images and others do not, so that slice and mask may not fit.
     """
-    if path.suffix.lower() == ".npy":
-        return
-    with refusing(path, "an image"), Image.open(path) as image:
-        if image_files.is_turned(image):
-            raise UserError(
-                "has an EXIF or TIFF orientation, which not all programs follow: save "
-                "the slice and its masks upright and without it."
-            )
+    if image_files.is_turned(image):
+        raise UserError(
+            "has an EXIF or TIFF orientation, which not all programs follow: save the "
+            "slice and its masks upright and without it."
+        )
 
 
 def _read_image(path: Path, shape: tuple[int, int]) -> tuple[Header | None, np.ndarray]:
     """Returns the header of a slice, None unless it is DICOM, and its pixels `[H, W]`."""
     dicom = _is_dicom(path.name)
     header, pixels = read_slice(path) if dicom else (None, read_grey(path))
-    if not dicom:
-        _check_upright(path)
     if pixels.shape != shape:
         raise UserError.at(
             path,
