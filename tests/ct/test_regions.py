@@ -158,6 +158,7 @@ def test_regions_in_another_frame_of_reference_are_refused(phantom, tmp_path, fo
         "p,{uid},1,a,0 0; 9 0; 9 9",
         ",,1,a,0 0; 9 0; 9 9",
         ",{uid},1,,0 0; 9 0; 9 9",
+        ",{uid},1,a,0 9000; 9 9000; 9 9009",  # outside the slice
     ],
 )
 def test_invalid_rows_are_refused(phantom, tmp_path, row):
@@ -168,6 +169,25 @@ def test_invalid_rows_are_refused(phantom, tmp_path, row):
     with refused_at(table) as error:
         cut(tmp_path, ["a"], table)
     assert "line 2" in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["csv", "medgift", "rtstruct"])
+def test_contours_outside_their_slice_are_refused(phantom, tmp_path, form):
+    """Not dropped: their coordinates may be of another unit."""
+    write_slices(phantom, tmp_path)
+    images, regions = phantom[1], tmp_path / "regions"
+    regions.mkdir()
+    corners = 9000 + np.array([[0, 0], [9, 0], [9, 9]])
+    names = {"csv": "x.csv", "medgift": "x.txt", "rtstruct": "x.dcm"}
+    path, drawn = regions / names[form], [(0, "a", corners)]
+    if form == "csv":
+        roi_files.write_csv(path, images, drawn)
+    elif form == "medgift":
+        roi_files.write_medgift(path, images, drawn)
+    else:
+        roi_files.write_rtstruct(path, images, drawn, ["a"])
+    with refused_at(path):
+        cut(tmp_path, ["a"], regions)
 
 
 def test_nifti_without_position_or_with_fractions_is_refused(phantom, tmp_path):

@@ -134,3 +134,13 @@ def test_regions_of_one_class_that_overlap_are_not_counted(tmp_path):
     made = recipe.make(recipe.tasks[0])
     assert made.facts["overlaps"] == []
     assert list(recipe.remarks([], made.facts)) == []
+
+
+def test_labels_that_no_class_has_are_counted(tmp_path):
+    images = write_series(tmp_path / "ct")
+    drawn = [(1, "a", box(*SMALL)), (2, "B", box(*SMALL)), (3, "a 2", box(*SMALL))]
+    (tmp_path / "r").mkdir()
+    roi_files.write_csv(tmp_path / "r" / "x.csv", images, drawn)
+    recipe = recipe_of(tmp_path, "A,b")
+    (line,) = list(recipe.remarks([], recipe.make(recipe.tasks[0]).facts))
+    assert "'a 2' (1)" in line and "'b'" not in line

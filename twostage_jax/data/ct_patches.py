@@ -21,7 +21,7 @@ from twostage_jax.ct.lung_files import air_remark
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.patches import Cut, Place
 from twostage_jax.ct.patients import Patient, Patients, search
-from twostage_jax.ct.regions.base import Key, Load, Numbered
+from twostage_jax.ct.regions.base import Key, Load, Numbered, clean_label
 from twostage_jax.ct.series import (
     by_series,
     check_air,
@@ -126,7 +126,7 @@ def recipe(
         key=digest("dicom", VERSION, settings, stamps),
         tasks=patients,
         make=functools.partial(make, **settings, roots=patients.roots),
-        remarks=functools.partial(remarks, patients),
+        remarks=functools.partial(remarks, patients, names),
         flow=functools.partial(flow, patients),
         resumable=True,
     )
@@ -507,9 +507,23 @@ def _culprit(patient: Patient, error: UserError) -> Path | None:
     return next((file.path for file in files if str(file.path) == error.where), None)
 
 
-def remarks(patients: Patients, skipped: privacy.Hidden, facts: Facts) -> Iterator[str]:
+def remarks(
+    patients: Patients,
+    class_names: Sequence[str],
+    skipped: privacy.Hidden,
+    facts: Facts,
+) -> Iterator[str]:
     """Yields remarks on patients, regions, skipped files and peculiar series."""
     yield from patients.warnings()
+    used = set(map(clean_label, class_names))
+    unused = Counter(name for f in patients.regions for name in {*f.labels} - used)
+    if unused:
+        listed = ", ".join(f"{name!r} ({n})" for name, n in unused.most_common(9))
+        yield (
+            f"regions with {len(unused)} other labels are not used: {listed}"
+            f"{', ...' if len(unused) > 9 else ''} (in brackets: files). If they are of a "
+            "class, name it in 'classes' as it is written there."
+        )
     yield from _region_remarks(facts)
     skipped = [*skipped, *privacy.hide(patients.skipped, patients.roots, patients.salt)]
     series = prepared_folder.about_series(

@@ -155,6 +155,17 @@ def fill_contour(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return filled
 
 
+def is_outside(points: np.ndarray, shape: tuple[int, int]) -> bool:
+    """Returns whether a contour lies beyond an edge of its slice.
+
+    Args:
+      points: x (column) and y (row) of the corners, pixels, `[n, 2]`.
+      shape: (H, W).
+    """
+    low, high = points.min(0), points.max(0)
+    return bool((high < -0.5).any() or (low > np.subtract(shape[::-1], 0.5)).any())
+
+
 def merge(claims: Sequence[Claim], shape: tuple[int, int]) -> Labels:
     """Returns the label mask of the regions of a slice.
 

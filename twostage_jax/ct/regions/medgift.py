@@ -22,6 +22,7 @@ from twostage_jax.ct.regions.base import (
     Query,
     clean_label,
     draw_regions,
+    is_outside,
 )
 from twostage_jax.ct.regions.masks import file_number
 from twostage_jax.errors import UserError
@@ -68,6 +69,10 @@ def draw(query: Query) -> dict[Key, Draw]:
                 raise UserError(
                     f"gives a spacing of {x_mm} x {y_mm} mm, but slice {number} one "
                     f"of {header.spacing[1]} x {header.spacing[0]} mm."
+                )
+            if is_outside(points, header.shape):
+                raise UserError(
+                    f"a contour of slice {number} lies outside it: points are in mm."
                 )
             drawn[number].append((names.index(label), points))
     return {

@@ -20,6 +20,7 @@ from twostage_jax.ct.regions.base import (
     Query,
     clean_label,
     fill_contour,
+    is_outside,
 )
 from twostage_jax.errors import UserError
 
@@ -170,10 +171,7 @@ def _contours(
                 "Was it drawn on another series, or is a slice missing?"
             )
         flat = geometry.to_pixels(points, stack.planes[index])[:, :2]
-        rows, columns = stack.planes[index].shape
-        if (flat.max(0) < -0.5).any() or (
-            flat.min(0) > [columns - 0.5, rows - 0.5]
-        ).any():
+        if is_outside(flat, stack.planes[index].shape):
             raise UserError(
                 f"{what} lies outside the pixels of its slice "
                 f"{stack.headers[index].path}."

@@ -18,6 +18,7 @@ from twostage_jax.ct.regions.base import (
     Query,
     clean_label,
     draw_regions,
+    is_outside,
 )
 from twostage_jax.errors import UserError
 
@@ -78,6 +79,12 @@ def draw(query: Query) -> dict[Key, Draw]:
             )
         if isinstance(points, str):
             raise UserError(f"{at}: {points}", where=path)
+        if is_outside(points, header.shape):
+            raise UserError(
+                f"{at}: the polygon lies outside its slice. Points are columns and rows "
+                "in pixels, not mm.",
+                where=path,
+            )
         drawn[header.key].append((class_names.index(label), points))
     return {key: lambda key=key: draw_regions(drawn[key], shapes[key]) for key in drawn}
 
