@@ -7,10 +7,10 @@
 
 Several folders of one study, such as seeds run on several machines, are joined.
 
-With --external, the trained networks are first applied to labelled sets of other patients:
-folders written by `twostage prepare`, or folders in the format of the target's. Their
-classes must be among those of the target. The scores are stored in the workdir, and appear
-in all later reports.
+With --external, networks and baselines are first applied to labelled sets of other
+patients: folders written by `twostage prepare`, or folders in the format of the target's.
+Their classes must be among those of the target. The scores are stored in the workdir, and
+appear in all later reports.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,8 @@ def report(
     Args:
       *run: Workdir of a study; several are joined.
       out: Folder of the report.
-      external: Folders of labelled sets of other patients to score the networks on.
+      external: Folders of labelled sets of other patients to score networks and
+        baselines on.
       data_dir: Folder of prepared data sets; default: data/ in the user's cache folder.
 
     Raises:
