@@ -247,6 +247,18 @@ def run(path, **options):
     return examples(image_folder.recipe(path=str(path), **options))
 
 
+def test_bits_of_16_bit_grey_are_measured_unless_given(tmp_path):
+    for name, value in (("a", 1000), ("b", 4095)):
+        save(tmp_path / "set" / name / "1.png", np.full((8, 8), value, np.uint16))
+    for bits, expected in ((0, 255), (12, 255), (16, 16)):
+        recipe = image_folder.recipe(path=str(tmp_path / "set"), size=8, bits=bits)
+        made = prepare(recipe, tmp_path / "out", workers=1, progress=False)
+        assert made.measures == {"bits": bits or 12}
+        assert made.images[1].max() == expected  # 4095 / 65535 of 255 is 15.9
+    with refused_at("bits"):
+        image_folder.recipe(path=str(tmp_path / "set"), size=8, bits=17)
+
+
 def test_bad_images_are_named(root, monkeypatch):
     bad = root / "dog" / "bad.png"
     bad.write_bytes(b"no image")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from basics import refused_at
 from ct_files import SERIES, write_ct
+from PIL import Image
 
 from twostage_jax import prepare as prepare_command
 from twostage_jax.study import artifacts, external
@@ -62,6 +63,30 @@ def test_every_example_is_predicted_with_the_labels_of_the_study(workdir, tmp_pa
     assert described["name"] == "hospital"
     assert described["shared_patients"] == 1
     assert described["cohort"]["classes"]["test"]["examples"] == [3, 3]
+
+
+def test_grey_of_16_bits_is_scaled_as_in_training(workdir, tmp_path, monkeypatch):
+    """One value of 13 bits would else halve all others."""
+    (path,) = workdir.glob("stages/*/lineage.json")
+    lineage = json.loads(path.read_text())
+    lineage["settings"]["data"]["options"] = {"path": "/gone"}
+    lineage["data"].update(units="grey", measures={"bits": 12})
+    path.write_text(json.dumps(lineage))
+    for name, values in (("normal", (0, 2000)), ("ground_glass", (4095, 4200))):
+        for value in values:
+            pixels = np.full((chest.WINDOW, chest.WINDOW), value, np.uint16)
+            (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "set" / name / f"{value}.png")
+    seen = []
+    monkeypatch.setattr(
+        external.evaluate,
+        "applied",
+        lambda *given: (seen.append(given[5]) or np.full((4, 2), 0.5), None),
+    )
+    external.score(workdir, tmp_path / "set", tmp_path / "data")
+    # 255 / 4095 of the values: 0, 124.5 and 255; beyond, white.
+    found = sorted(seen[0][:, 0, 0, 0].tolist())
+    assert found[0] == 0 and found[1] in (124, 125) and found[2:] == [255, 255]
 
 
 def test_baselines_predict_every_example_by_the_classifier_that_they_kept(

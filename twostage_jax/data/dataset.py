@@ -84,6 +84,7 @@ class Recipe:
       measure: Picklable function from a task to numbers that must be known for the whole
         set before the first example is made; `make(task, found=...)` gets the largest
         value of each.
+      found: Largest value of each measure, once known.
       remarks: Function from the skipped files and the facts of all tasks (see `Made`) to
         sentences about the whole set; called after the last task.
       flow: Function that returns further rows of the table 'flow', on units without a
@@ -105,6 +106,7 @@ class Recipe:
     tasks: Sequence[Any]
     make: Callable[..., list[Example]]
     measure: Callable[[Any], Mapping[str, float]] | None = None
+    found: Mapping[str, float] = dataclasses.field(default_factory=dict)
     remarks: Callable[[Sequence[tuple[str, str]], Facts], Iterable[str]] | None = None
     flow: Callable[[], Iterable[Mapping[str, Any]]] | None = None
     resumable: bool = False
@@ -133,6 +135,7 @@ class Dataset:
       notes: Remarks on the files, as sentences.
       synthetic: Whether any image was generated instead of acquired.
       facts: Tables recorded during the preparation (see `Made`); may be empty.
+      measures: Largest value of each measure of its files (see `Recipe.measure`).
     """
 
     name: str
@@ -147,6 +150,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     synthetic: bool = False
     facts: Facts = dataclasses.field(default_factory=dict)
+    measures: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -47,6 +47,7 @@ class Cut:
         cropped to the central `size` pixels.
       in_hu: Whether the images are in HU.
       offset: Number to add to the stored values of files in HU.
+      bits: Bits that images of 16-bit grey use; 0 if they are measured.
       scale_matters: Whether to warn about resized images.
     """
 
@@ -57,6 +58,7 @@ class Cut:
     native: bool
     in_hu: bool
     offset: float
+    bits: int
     scale_matters: bool
 
 
@@ -72,6 +74,7 @@ def recipe(
     group_csv: str = "",
     units: Literal["", "hu", "grey"] = "",
     offset: float = 0.0,
+    bits: int = 0,
     name: str = "folder",
     kind: Kind = "natural",
 ) -> Recipe:
@@ -103,6 +106,8 @@ def recipe(
         applies; 'grey' for other images. Empty: HU if values prove it
         (`hu_files.prove`); required if signed values could be either.
       offset: Number to add to the stored values to get HU, such as -1024.
+      bits: Bits that images of 16-bit grey use, 1 to 16, if their files do not state
+        them; 0: as many as the largest value of the set needs.
       name: Name of the data set.
       kind: Content of the images: 'natural', 'texture' or 'ct'.
 
@@ -112,6 +117,7 @@ def recipe(
     """
     image_files.check(size or 1, channels, kind)
     _check_crop(crop, stride)
+    require(0 <= bits <= 16, "bits", bits, "1 to 16, or 0")
     known = "'hu', 'grey', or '' for automatic detection"
     require(units in ("", "hu", "grey"), "units", units, known)
     root = Path(path).expanduser()
@@ -145,6 +151,7 @@ def recipe(
         native=not size,
         in_hu=in_hu,
         offset=offset,
+        bits=bits,
         scale_matters=in_hu or kind != "natural",
     )
     tasks = []
@@ -160,7 +167,8 @@ def recipe(
         ),
         tasks=tasks,
         make=functools.partial(make, str(root), cut),
-        measure=None if in_hu else functools.partial(measure, str(root)),
+        measure=None if in_hu or bits else functools.partial(measure, str(root)),
+        found={image_files.DEPTH: bits} if bits else {},
         remarks=functools.partial(remarks, tuple(notes)),
         side=cut.size,
     )
@@ -184,6 +192,7 @@ def make(
         than the other images.
     """
     made = Made()
+    found = {image_files.DEPTH: cut.bits} if cut.bits else found
     for file in files:
         path = Path(root) / file.path
         if cut.in_hu:

@@ -41,7 +41,7 @@ class Collector:
         'class_names', 'fingerprint'; in the order of the records 'ids', 'labels',
         'groups', 'splits' and, if any, 'details'; 'synthetic', whether any example is;
         'skipped', pairs of a file's hash and a reason; 'facts', tables of the tasks;
-        'notes', sentences to the user about the files.
+        'measures', if any, of the files; 'notes', sentences to the user about the files.
     """
 
     parts: list[Callable[[], Iterator[dict[str, Any]]]]
@@ -202,6 +202,8 @@ class Collector:
         if about.facts:
             data["facts"] = about.facts
         data["notes"] = [*about.notes.lines(), *remarks]
+        if recipe.found:
+            data["measures"] = dict(recipe.found)
         # Excluded from the fingerprint, which covers the content only.
         data["synthetic"] = self._synthetic
         data["key"] = recipe.key

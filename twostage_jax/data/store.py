@@ -133,8 +133,9 @@ def _measured(recipe: Recipe, workers: int | None, progress: bool) -> Recipe:
     measuring = dataclasses.replace(recipe, make=recipe.measure)
     results = run(measuring, workers=workers, progress=progress, verb="measuring")
     with contextlib.closing(results):
-        make = functools.partial(recipe.make, found=largest(results))
-    return dataclasses.replace(recipe, make=make, measure=None)
+        found = largest(results)
+    make = functools.partial(recipe.make, found=found)
+    return dataclasses.replace(recipe, make=make, measure=None, found=found)
 
 
 def _write(
@@ -192,6 +193,7 @@ def _read(recipe: Recipe, folder: Path) -> Dataset:
         # Sets prepared by earlier versions lack the entry.
         synthetic=bool(metadata.get("synthetic", recipe.synthetic)),
         facts=metadata.get("facts", {}),
+        measures=metadata.get("measures", {}),
     )
 
 

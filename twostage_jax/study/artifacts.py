@@ -58,6 +58,7 @@ class Trained:
       options: Settings of its data source.
       synthetic: Whether it was trained on synthetic images; None if not recorded, by an
         earlier version.
+      measures: Measures of its data set (see `Dataset.measures`).
       members: Stage runs whose probabilities are averaged; empty for a single one. The
         other attributes are those of the first, except hash and arm.
     """
@@ -80,6 +81,7 @@ class Trained:
     augment: AugmentConfig
     options: Mapping[str, Any]
     synthetic: bool | None
+    measures: Mapping[str, float]
     members: tuple["Trained", ...] = ()
 
     @property
@@ -225,6 +227,7 @@ def read(folder: Path, arm: str = "") -> Trained:
             augment=AugmentConfig.stored(lineage["settings"]),
             options=dict(settings["options"]),
             synthetic=synthetic if isinstance(synthetic, bool) else None,
+            measures=data.get("measures", {}),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError.at(
@@ -302,6 +305,7 @@ def lineage(
             "fingerprint": dataset.fingerprint,
             "units": dataset.units,
             "synthetic": dataset.synthetic,
+            "measures": dict(dataset.measures),
             "kind": dataset.kind,
             "class_names": list(dataset.class_names),
             "examples": {name: len(getattr(splits, name)) for name in SPLITS},

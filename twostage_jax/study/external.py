@@ -15,7 +15,7 @@ import numpy as np
 
 from twostage_jax import io
 from twostage_jax.config import TARGET, DataConfig
-from twostage_jax.data import prepared_folder, sources
+from twostage_jax.data import image_files, prepared_folder, sources
 from twostage_jax.data.cohort import describe
 from twostage_jax.data.dataset import Dataset
 from twostage_jax.data.splits import Splits
@@ -140,6 +140,9 @@ def _dataset(run: artifacts.Trained, folder: Path, data_dir: Path) -> Dataset:
             f"the target is not read from a folder (data source '{run.source}'), so give "
             "an output folder of `twostage prepare`.",
         )
+    elif image_files.DEPTH in run.measures:
+        # White is what it was in training, not the brightest value of this set.
+        options["bits"] = int(run.measures[image_files.DEPTH])
     data = DataConfig(source=source, options=options)
     dataset = sources.load(data, run.model, data_dir)
     if source == "prepared":
