@@ -235,6 +235,20 @@ def test_series_without_its_intercept_is_not_mapped(tmp_path, classifier):
     assert "RescaleIntercept" in row["reason"]
 
 
+def test_series_with_one_slice_without_its_intercept_is_not_mapped(
+    tmp_path, classifier
+):
+    write_chest(tmp_path / "dicom", 3)
+    path = sorted((tmp_path / "dicom").iterdir())[1]
+    dataset = pydicom.dcmread(path)
+    dataset.RescaleIntercept = 0
+    dataset.save_as(path)
+    with pytest.raises(UserError):
+        map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())
+    (row,) = rows_of(tmp_path / "maps" / "skipped.csv")
+    assert "RescaleIntercept" in row["reason"]
+
+
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("form", ["rtstruct", "csv", "seg", "nifti"])
 def test_rois_may_be_one_file(phantom, tmp_path, inside, form):
