@@ -345,6 +345,18 @@ def test_a_slice_that_lost_its_intercept_is_refused_or_skipped(tmp_path):
     assert len(made) == 4 and len(made.skipped) == 1
 
 
+def test_white_marks_the_only_class(tmp_path):
+    labels = np.zeros((8, 8), np.uint8)
+    labels[:, 4:] = 255
+    write_patient(tmp_path / "x", labels=labels)
+    settings = {"path": str(tmp_path), "size": 4, "stride": 4}
+    recipe = ct_patches.recipe(**settings, classes="a")
+    assert len(recipe.make(recipe.tasks[0])) == 2
+    recipe = ct_patches.recipe(**settings, classes="a,b")
+    with refused_at(tmp_path / "x" / "one.dcm"):
+        recipe.make(recipe.tasks[0])
+
+
 def test_patient_with_an_unfitting_mask_is_skipped_on_request(tmp_path):
     write_patient(tmp_path / "x")
     uids = {"uid": 7, "SeriesInstanceUID": f"{SERIES}.9"}

@@ -30,6 +30,8 @@ from twostage_jax.errors import UserError, did_you_mean
 from twostage_jax.folders import Skipped, walk
 
 ROIS, LUNGS = "rois", "lungs"
+# Value of marked pixels in masks of a single class that are saved as images.
+WHITE = 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,6 +352,8 @@ def _numbers(
 
 def _checked(load: Load, num_classes: int, header: Header) -> Labels:
     labels = load().astype(np.int64)
+    if num_classes == 1 and np.isin(labels, (0, WHITE)).all():
+        labels //= WHITE
     if labels.min() < 0 or labels.max() > num_classes:
         raise UserError.at(
             header.path,

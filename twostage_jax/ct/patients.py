@@ -3,7 +3,8 @@
 Slices may be anywhere below the folder, with series and patients mixed. Regions are next
 to them, or in a separate folder (see `annotations.find`):
 
-    rois/<SOPInstanceUID>.png      0, or 1 + class index; TIFF and NumPy too
+    rois/<SOPInstanceUID>.png      0, or 1 + class index (of one class: 1 or 255); TIFF
+                                   and NumPy too
     rois/im001.png                 the same, for the slice im001.dcm; numbers and pages
                                    if they can be counted in only one way
     rois/<SeriesInstanceUID>.nii.gz   a NIfTI volume of the same numbers
