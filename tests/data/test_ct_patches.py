@@ -176,6 +176,12 @@ def test_class_names_come_from_a_file(tmp_path, name, text):
     assert ct_patches.recipe(path=str(tmp_path)).class_names == ("n", "ggo")
 
 
+def test_a_missing_file_of_class_names_is_named(tmp_path):
+    write_patient(tmp_path / "x")
+    with refused_at("classes"):
+        ct_patches.recipe(path=str(tmp_path), classes="none.csv")
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [("classes.csv", "value,name\n2,ggo\n"), ("classes.json", '{"n": 1}')],

@@ -225,6 +225,11 @@ def given_classes(root: Path, classes: str) -> tuple[str, ...]:
         found = [f for f in ("classes.json", "classes.csv") if (root / f).is_file()]
         classes = found[0] if found else ""
     if classes.lower().endswith((".json", ".csv")):
+        if not (root / classes).is_file():
+            raise UserError(
+                f"classes = '{classes}': the folder of the slices lacks this file.",
+                where="classes",
+            )
         return _read_names(root / classes)
     return io.split_names(classes, "classes") if classes else ()
 
