@@ -74,6 +74,8 @@ class Header:
       reference: FrameOfReferenceUID, which identifies the axes; '' if not given.
       study: StudyInstanceUID; '' if not given.
       repeated: Whether a slice of another series has the same SOPInstanceUID.
+      intercept: RescaleIntercept, HU; None if a table replaces it.
+      raised: Whether another slice of its series has a lower RescaleIntercept.
       lossy: Whether lossy compression, which smooths texture, was ever applied.
       synthetic: Whether the image is generated or shows a phantom, by SyntheticData
         (0008,001C) or QualityControlImage (0028,0300).
@@ -98,6 +100,8 @@ class Header:
     lossy: bool = False
     study: str = ""
     repeated: bool = False
+    intercept: float | None = None
+    raised: bool = False
     synthetic: bool = False
     scanner: str = ""
     sex: str = ""
@@ -246,6 +250,7 @@ def _header(
         if not dataset.get(keyword):
             raise UserError(f"{keyword} is missing.")
     patient = str(dataset.get("PatientID") or "").strip()
+    intercept = dataset.get("RescaleIntercept")
     sex = str(dataset.get("PatientSex") or "").strip().upper()
     number = dataset.get("InstanceNumber")
     thickness = _lengths(dataset, "SliceThickness", 1, THICKNESS_MM)
@@ -265,6 +270,7 @@ def _header(
         kernel=kernel,
         thickness=(thickness[0] or None) if thickness else None,
         reference=str(dataset.get("FrameOfReferenceUID") or ""),
+        intercept=None if intercept is None else float(intercept),
         lossy=dataset.get("LossyImageCompression") == "01",
         study=str(dataset.get("StudyInstanceUID") or ""),
         synthetic="YES" in [dataset.get(keyword) for keyword in NOT_A_PATIENT],

@@ -266,8 +266,18 @@ def scan(folder: Path, *, salt: str = "", go_on: bool = False) -> Scan:
             by_uid[_uids(found[0])].append(found[0])
             headers += found
     series = Counter(sop_uid for _, sop_uid, _ in by_uid)
+    lowest: dict[str, float] = {}
+    for header in headers:
+        if header.intercept is not None:
+            known = lowest.get(header.series_uid, header.intercept)
+            lowest[header.series_uid] = min(known, header.intercept)
     headers = [
-        dataclasses.replace(header, repeated=series[header.sop_uid] > 1)
+        dataclasses.replace(
+            header,
+            repeated=series[header.sop_uid] > 1,
+            raised=header.intercept is not None
+            and header.intercept > lowest[header.series_uid],
+        )
         for header in headers
     ]
     return Scan(headers, skipped, unread, lost)
@@ -443,17 +453,18 @@ def check_air(slices: Iterable[np.ndarray], path: Path) -> None:
         )
 
 
-def check_slice(hu: np.ndarray, path: Path) -> None:
-    """Raises a UserError if no pixel of a slice `[H, W]` is below 0 HU.
+def check_slice(hu: np.ndarray, header: Header) -> None:
+    """Raises a UserError if a slice `[H, W]` of a series in HU is not in HU itself.
 
-    Every slice of a body shows air or fat. In a series that is in HU, see `check_air`, a
-    single slice may still have lost its RescaleIntercept.
+    No pixel is below 0 HU, as air and fat are, and another slice of the series has a lower
+    RescaleIntercept.
     """
-    if hu.min() >= 0:
+    if header.raised and hu.min() >= 0:
         raise UserError.at(
-            path,
-            "the slice has no value below 0, unlike others of its series: its values are "
-            "not HU. Was its RescaleIntercept lost (usually -1024)?",
+            header.path,
+            f"no value of the slice is below 0, and its RescaleIntercept is "
+            f"{header.intercept:g}, higher than that of other slices of its series. Was "
+            "it lost? Export the slice again.",
         )
 
 

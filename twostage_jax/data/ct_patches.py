@@ -385,9 +385,9 @@ def _read(
     """Yields (index, HU `[H, W]` int16) of the slices of some indices, file by file."""
     numbers = list(numbers)
     for index, hu in read_in_turn([headers[n] for n in numbers], skipped):
-        path = headers[numbers[index]].path
-        with skipping(path, skipped):
-            check_slice(hu, path)
+        header = headers[numbers[index]]
+        with skipping(header.path, skipped):
+            check_slice(hu, header)
             yield numbers[index], hu
 
 

@@ -175,7 +175,7 @@ def make(
     hu = read_volume(series)
     check_air(hu, series.headers[0].path)
     for header, one in zip(series.headers, hu, strict=True):
-        check_slice(one, header.path)
+        check_slice(one, header)
     spacing = series.headers[0].spacing
     (lungs, doubts, _), remarks = _lungs(hu, series, given)
     maps = classify(hu, lungs, spacing, classifier, how)
