@@ -61,7 +61,7 @@ SHARED = 2 / 3
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class File:
     """Image file below a class folder.
 
