@@ -1,4 +1,4 @@
-"""The real chain: CIFAR-10 > KTH-TIPS > CT of COVID-19, healthy or infected, by patient.
+"""The real chain: natural images > textures > CT of COVID-19, healthy or infected.
 
     python -m twostage_jax.main --config=experiments/covid.py:DATA
     python -m twostage_jax.main --config=experiments/covid.py:DATA,texture_only
