@@ -70,16 +70,19 @@ def test_the_layer_is_chosen_on_held_out_training_groups():
     assert fitted.layer == "useful"
 
 
-def test_the_classifier_is_scikit_learns():
-    labels = np.tile([0, 1, 1], 30)
-    values = features_of(labels, 1.0)
+@pytest.mark.parametrize(
+    ("labels", "shift", "spread"), [((0, 1, 1), 0, 1), ((0, 1, 2), 100, 7)]
+)
+def test_the_classifier_is_scikit_learns(labels, shift, spread):
+    classes, labels = max(labels) + 1, np.tile(labels, 30)
+    values = shift + spread * features_of(labels, 1.0)
     fitted = linear.fit({"a": values}, labels, np.arange(90) // 10)
     scaled = StandardScaler().fit_transform(values)
     expected = LogisticRegression(
         C=fitted.strength, class_weight="balanced", max_iter=2000, tol=1e-3
     ).fit(scaled, labels)
     np.testing.assert_allclose(
-        fitted.probabilities({"a": values}, 2),
+        fitted.probabilities({"a": values}, classes),
         expected.predict_proba(scaled),
         rtol=1e-4,
         atol=1e-6,
@@ -98,22 +101,6 @@ def test_one_class_of_training_examples_is_always_predicted():
     fitted = linear.fit({"a": features_of(labels, 1.0)}, labels, None)
     found = fitted.probabilities({"a": np.ones((2, 5))}, 3)
     np.testing.assert_array_equal(found, [[0, 1, 0]] * 2)
-
-
-def test_the_classifier_of_three_classes_is_scikit_learns():
-    labels = np.tile([0, 1, 2], 30)
-    values = 100 + 7 * features_of(labels, 1.0)
-    fitted = linear.fit({"a": values}, labels, None)
-    scaled = StandardScaler().fit_transform(values)
-    expected = LogisticRegression(
-        C=fitted.strength, class_weight="balanced", max_iter=2000, tol=1e-3
-    ).fit(scaled, labels)
-    np.testing.assert_allclose(
-        fitted.probabilities({"a": values}, 3),
-        expected.predict_proba(scaled),
-        rtol=1e-4,
-        atol=1e-6,
-    )
 
 
 def test_a_class_without_training_examples_gets_no_probability():

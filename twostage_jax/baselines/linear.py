@@ -20,14 +20,14 @@ FOLDS = 4
 
 
 class Fitted(NamedTuple):
-    """A linear classifier of C of the K classes.
+    """A linear classifier of M of the K classes.
 
     Attributes:
       layer: Name of the features that it reads.
       strength: Inverse strength of its penalty, scikit-learn's C; None if it was not
         fitted to the features.
-      weights, bias: `[F, C]` and `[C]`, of the features as they are.
-      classes: The classes with a training example, `[C]`.
+      weights, bias: `[F, M]` and `[M]`, of the features as they are.
+      classes: The classes with a training example, `[M]`.
     """
 
     layer: str

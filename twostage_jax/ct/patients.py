@@ -152,9 +152,11 @@ def search(
     """
     roots = [root, *filter(None, (given, masks))]
     found = scan(root, salt=salt, go_on=go_on)
-    lacking = {header.key for header in found.headers if not header.patient}
     headers = [_named(header, root, salt) for header in found.headers]
-    folders = frozenset(h.patient for h in headers if h.key in lacking)
+    pairs = zip(found.headers, headers, strict=True)
+    folders = frozenset(
+        named.patient for as_read, named in pairs if not as_read.patient
+    )
     series, refused = group(headers, found.lost, go_on=go_on)
     # Keeps the order of the files, on which random draws depend.
     unfit = {path for path, _ in refused}

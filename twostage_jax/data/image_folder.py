@@ -47,7 +47,6 @@ class Cut:
         cropped to the central `size` pixels.
       in_hu: Whether the images are in HU.
       offset: Number to add to the stored values of files in HU.
-      bits: Bits that images of 16-bit grey use; 0 if they are measured.
       scale_matters: Whether to warn about resized images.
     """
 
@@ -58,7 +57,6 @@ class Cut:
     native: bool
     in_hu: bool
     offset: float
-    bits: int
     scale_matters: bool
 
 
@@ -151,9 +149,9 @@ def recipe(
         native=not size,
         in_hu=in_hu,
         offset=offset,
-        bits=bits,
         scale_matters=in_hu or kind != "natural",
     )
+    stated = {image_files.DEPTH: bits} if bits else {}
     tasks = []
     for start in range(0, len(files), FILES_A_TASK):
         tasks.append(tuple(files[start : start + FILES_A_TASK]))
@@ -163,12 +161,19 @@ def recipe(
         class_names=found.class_names,
         # With the folder, because an archive may give the files of two the same times.
         key=digest(
-            "folder", VERSION, str(root.resolve()), cut, kind, found.class_names, files
-        ),
+            "folder",
+            VERSION,
+            str(root.resolve()),
+            cut,
+            bits,
+            kind,
+            found.class_names,
+            files,
+        ),  # fmt: skip
         tasks=tasks,
-        make=functools.partial(make, str(root), cut),
+        make=functools.partial(make, str(root), cut, found=stated),
         measure=None if in_hu or bits else functools.partial(measure, str(root)),
-        found={image_files.DEPTH: bits} if bits else {},
+        found=stated,
         remarks=functools.partial(remarks, tuple(notes)),
         side=cut.size,
     )
@@ -192,7 +197,6 @@ def make(
         than the other images.
     """
     made = Made()
-    found = {image_files.DEPTH: cut.bits} if cut.bits else found
     for file in files:
         path = Path(root) / file.path
         if cut.in_hu:

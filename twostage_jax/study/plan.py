@@ -121,10 +121,10 @@ def identify(
         del settings["transfer"]
     scaled: tuple[np.ndarray, ...] = ()
     if settings["data"]["normalise"] == "weights":
-        of_file = isinstance(datasets[run.chain[0].stage], Weights)
+        imports = isinstance(datasets[run.chain[0].stage], Weights)
         found, usual = scale(config, datasets, run), imported.scale(config.model)
-        # Of a file, the parent's hash covers it.
-        scaled = () if of_file or np.array_equal(found, usual) else found
+        # In a chain with an import, the hash of the parent covers it.
+        scaled = () if imports or np.array_equal(found, usual) else found
     identity = digest(
         RESULT_VERSION,
         settings,
