@@ -240,8 +240,10 @@ def scan(folder: Path, *, salt: str = "", go_on: bool = False) -> Scan:
         except OSError as error:
             unread.append((path, f"cannot be read: {error.strerror}"))
             lost.append(path)
+            continue
         except NotCTError as error:
             skipped.append((path, str(error)))
+            continue
         except UserError as error:
             other = decode.other_class(path, CT_CLASSES)
             if other:
@@ -260,11 +262,8 @@ def scan(folder: Path, *, salt: str = "", go_on: bool = False) -> Scan:
             skipped.append((copy.path, str(error)))
             of_uids.remove(copy)
             headers = [one for one in headers if one.path != copy.path]
-            of_uids.append(found[0])
-            headers += found
-        else:
-            by_uid[_uids(found[0])].append(found[0])
-            headers += found
+        by_uid[_uids(found[0])].append(found[0])
+        headers += found
     series = Counter(sop_uid for _, sop_uid, _ in by_uid)
     lowest: dict[str, float] = {}
     for header in headers:

@@ -268,17 +268,16 @@ def _patches(
             made.append(_example(hu, header, place, patient.name, cut.size, salt))
     made.facts["acquisition"] = cohort.acquisition(used, patient.name, salt)
     dropped.update((REFUSED, p.label) for lost in unread.values() for p in lost)
-    sound_keys = {headers[number].key for number in sound - unread.keys()}
-    refused = [header for header in drawn if header.key not in sound_keys]
+    kept = [headers[number] for number in sorted(sound - unread.keys())]
     made.facts["flow"] = _patient_flow(
-        patient, drawn, refused, used, made, dropped, class_names
+        patient, drawn, kept, used, made, dropped, class_names
     )
 
 
 def _patient_flow(
     patient: Patient,
     drawn: Sequence[Header],
-    refused: Sequence[Header],
+    sound: Sequence[Header],
     used: Sequence[Header],
     made: Made,
     dropped: Counter,
@@ -286,25 +285,19 @@ def _patient_flow(
 ) -> list[dict[str, Any]]:
     """Returns rows of the table 'flow' on a patient, from series to patches.
 
-    Of the patient's slices, `drawn` have regions; of these, `refused` are skipped, and
-    `used` have patches.
+    Of the patient's slices, `drawn` have regions; of these, all but the `sound` ones are
+    refused, and `used` have patches.
     """
-    lost = {header.key for header in refused}
     counts = []
     for level, name in (("series", "series_uid"), ("slices", "key")):
-        total, in_regions, sound, kept = (
+        total, in_regions, read, kept = (
             len({getattr(header, name) for header in headers})
-            for headers in (
-                patient.headers,
-                drawn,
-                [header for header in drawn if header.key not in lost],
-                used,
-            )
+            for headers in (patient.headers, drawn, sound, used)
         )
         counts += [
             (level, total - in_regions, "no regions of the classes are drawn"),
-            (level, in_regions - sound, REFUSED),
-            (level, sound - kept, NO_PATCH),
+            (level, in_regions - read, REFUSED),
+            (level, read - kept, NO_PATCH),
             (level, kept, ""),
         ]
     return cohort.patient_flow(patient.name, counts, made, dropped, class_names)

@@ -344,14 +344,15 @@ def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
         baseline, champion = primary.difference.second, primary.difference.first
     by_size, reason = _size_study(study, sizes, baseline, resamples)
     notes += [f"Learning curve: skipped, because {reason}."] if reason else []
+    found = corrected_baselines(
+        [_baselines(study, size, champion, resamples) for size in sizes]
+    )
     sizes = [
-        dataclasses.replace(
-            size, baselines=tuple(_baselines(study, size, champion, resamples))
-        )
-        for size in sizes
+        dataclasses.replace(size, baselines=baselines)
+        for size, baselines in zip(sizes, found, strict=True)
     ]
     return Analysis(
-        _corrected_baselines(sizes),
+        tuple(sizes),
         by_region(sizes[0].scores),
         by_size,
         baseline,
@@ -523,19 +524,16 @@ def _baselines(
     return against(champion, size.scores.arms, others, resamples)
 
 
-def _corrected_baselines(sizes: Sequence[Size]) -> tuple[Size, ...]:
-    """Returns sizes whose baselines have p-values corrected over all of them."""
-    every = [one.difference for size in sizes for one in size.baselines]
+def corrected_baselines(
+    families: Sequence[Sequence[Baseline]],
+) -> list[tuple[Baseline, ...]]:
+    """Returns lists of baselines with p-values corrected over all of them."""
+    every = [one.difference for family in families for one in family]
     found = iter(intervals.corrected(every))
-    return tuple(
-        dataclasses.replace(
-            size,
-            baselines=tuple(
-                one._replace(difference=next(found)) for one in size.baselines
-            ),
-        )
-        for size in sizes
-    )
+    return [
+        tuple(one._replace(difference=next(found)) for one in family)
+        for family in families
+    ]
 
 
 def against(
@@ -546,7 +544,7 @@ def against(
 ) -> list[Baseline]:
     """Returns baselines, each against an arm, best first; none without the arm.
 
-    `p_holm` is over these baselines.
+    Their p-values are not corrected; see `corrected_baselines`.
     """
     if champion not in arms:
         return []
@@ -564,10 +562,6 @@ def against(
             without = float(gains.min()), float(gains.max())
         score = both.intervals[METRIC][name]
         found.append(Baseline(name, score, difference, without))
-    gains = intervals.corrected([one.difference for one in found])
-    found = [
-        one._replace(difference=gain) for one, gain in zip(found, gains, strict=True)
-    ]
     return sorted(found, key=lambda one: -one.score.estimate)
 
 

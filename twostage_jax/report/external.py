@@ -19,6 +19,7 @@ from twostage_jax.report.analysis import (
     Scores,
     Size,
     against,
+    corrected_baselines,
     of_arms,
 )
 from twostage_jax.report.cohort import acquisition_table
@@ -70,7 +71,7 @@ def section(study: Study, analysis: Analysis, notes: list[str]) -> list[Part]:
 
 def _found(
     study: Study, analysis: Analysis, notes: list[str]
-) -> Iterator[tuple[str, Mapping[str, Any], Scores, list[Baseline]]]:
+) -> Iterator[tuple[str, Mapping[str, Any], Scores, tuple[Baseline, ...]]]:
     """Yields each set's name, its `set.json`, and the scores of arms and baselines."""
     full = analysis.full
     by_set: dict[str, list[Path]] = defaultdict(list)
@@ -100,7 +101,8 @@ def _found(
                 f"fitted again since ({listed(left_out)}): run train, then report with "
                 "--external."
             )
-        others = against(analysis.champion, arms, fitted, full.scores.resamples)
+        pairs = against(analysis.champion, arms, fitted, full.scores.resamples)
+        (others,) = corrected_baselines([pairs])
         yield name, described, scores, others
 
 
