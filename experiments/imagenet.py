@@ -5,7 +5,9 @@
         --config.stages.natural.weights=WEIGHTS/alexnet.safetensors
 
 DATA holds `kth_tips_gray/` and `covid_ct/`, as for `covid.py`. Patches have 64 pixels, the
-smallest that AlexNet takes; their three channels are equal.
+smallest that AlexNet takes; their three channels are equal. `imagenet.py:DATA,128` enlarges
+the same patches, and the textures, to 128 pixels; write them with
+`python experiments/covid_patches.py DATA` first.
 """
 
 from pathlib import Path
@@ -14,11 +16,13 @@ from ml_collections import ConfigDict
 
 from twostage_jax.config import config_file
 
-folders = config_file(Path(__file__).parent.parent / "configs" / "folders.py")
+CONFIGS = Path(__file__).parent.parent / "configs"
+folders, patches = (config_file(CONFIGS / f"{n}.py") for n in ("folders", "patches"))
 
 
-def get_config(data: str) -> ConfigDict:
-    """Returns the settings for the folders below `data`."""
+def get_config(variant: str) -> ConfigDict:
+    """Returns the settings for a folder of data, and for the side of patches after ','."""
+    data, _, side = variant.partition(",")
     config = folders.get_config()
     config.name = "imagenet"
     config.model.name = "alexnet"
@@ -29,9 +33,16 @@ def get_config(data: str) -> ConfigDict:
     texture, target = config.stages.texture, config.stages.target
     texture.data.path = f"{data}/kth_tips_gray"
     texture.data.group_regex = r"scale_(\d+_im_\d+)"
-    target.data.path = f"{data}/covid_ct"
-    target.data.stride = 16
-    target.data.per_class = 100
+    if side:
+        config.model.image_size = int(side)
+        target.data = patches.get_config().stages.target.data
+        target.data.path = f"{data}/covid_patches_64"
+        target.data.group_csv = f"{target.data.path}/groups.csv"
+        target.data.size = int(side)
+    else:
+        target.data.path = f"{data}/covid_ct"
+        target.data.stride = 16
+        target.data.per_class = 100
     for stage in (texture, target):
         stage.data.normalise = "weights"
         # A tenth of the rate for random parameters, at which the weights would be lost.
