@@ -94,6 +94,7 @@ def test_integer_passes_for_a_float(raw):
         ("stages.target.optim.freeze", ("conv(",)),
         ("stages.target.optim.lr_factors", (("a",),)),
         ("stages.target.optim.lr_factors", (("(", 1.0),)),
+        ("stages.target.optim.lr_factors", (("conv.*", -3.0),)),
         ("stages.target.optim.l2_sp", -0.1),
         ("stages.target.augment.shift", -1),
         ("stages.target.data.window", (-600.0,)),
@@ -125,6 +126,8 @@ def test_integer_passes_for_a_float(raw):
         ("study.grid", (("optim.momentum", (0.9, 1.0)),)),
         ("study.grid", (("optim.momentum", (0.9,)),) * 2),
         ("study.grid", (("optim.warmup_steps", (5, 400)),)),
+        ("study.grid", (("optim.head_steps", (5, 500)),)),
+        ("stages.target.optim.head_steps", 5000),
         ("study.grid", (("train.steps", (100, 400)),)),
         ("study.grid", (("train.batch_size", (32,)),)),
         ("study.grid", (("train.epochs", (1, 50)),)),
@@ -160,6 +163,12 @@ def test_misspelled_name_gets_a_suggestion(raw, path, value, suggestion):
 def test_warm_up_must_end_before_the_training_does(raw):
     error = refused(raw, "stages.target.train.steps", 20)
     assert error.where == "config.stages.target.optim.warmup_steps"
+
+
+def test_the_head_alone_may_be_trained_for_all_steps(raw):
+    optim, train = raw.stages.target.optim, raw.stages.target.train
+    optim.head_steps = train.steps
+    assert configs.parse(raw).stages["target"].optim.head_steps == train.steps
 
 
 def refused(raw, path, value):

@@ -190,7 +190,8 @@ class OptimConfig:
         statistics are also used in training: '(?!head).*/(mean|var)' fine-tunes with
         those of the previous stage instead of those of small batches.
       head_steps: Number of initial steps that train only the head (linear probing then
-        fine-tuning, Kumar et al. 2022); BatchNorm statistics do not change either.
+        fine-tuning, Kumar et al. 2022); BatchNorm uses the transferred statistics, and
+        they do not change either. If equal to `train.steps`, a linear probe.
       l2_sp: Strength of the penalty that keeps transferred kernels near their initial
         values (L2-SP, Li et al. 2018); it replaces their weight decay. 0 = none.
     """
@@ -202,7 +203,7 @@ class OptimConfig:
     warmup_steps: CountOrZero = 0
     schedule: Literal["cosine", "constant"] = "cosine"
     clip_norm: NotNegative = 0.0
-    lr_factors: tuple[tuple[Pattern, float], ...] = ()
+    lr_factors: tuple[tuple[Pattern, NotNegative], ...] = ()
     freeze: tuple[Pattern, ...] = ()
     head_steps: CountOrZero = 0
     l2_sp: NotNegative = 0.0
@@ -597,7 +598,7 @@ def _check_primary(primary: tuple[str, str, str], arms: Mapping[str, Any]) -> No
 
 def _check_stage(stage: StageConfig, path: str) -> None:
     """Checks the settings of a stage that depend on one another."""
-    check_warmup(stage, path)
+    check_length(stage, path)
     try:
         check_rules(stage.transfer.rules)
     except TransferError as error:
@@ -606,20 +607,25 @@ def _check_stage(stage: StageConfig, path: str) -> None:
         ) from None
 
 
-def check_warmup(stage: StageConfig, path: str, why: str = "") -> None:
-    """Raises a UserError if the warm-up of a stage takes all of its steps.
+def check_length(stage: StageConfig, path: str, why: str = "") -> None:
+    """Raises a UserError if the initial phases of a stage do not fit its steps.
+
+    These are the warm-up, and the training of the head alone, which may be all of it.
 
     Args:
       stage: Settings of the stage.
       path: Its place in the config.
-      why: Remark on the number of steps.
+      why: Remark on the number of steps, if the settings do not state it.
     """
-    steps, warmup = stage.train.steps, stage.optim.warmup_steps
-    if steps <= warmup:
-        raise _error(
-            f"{path}.optim.warmup_steps",
-            f"is {warmup}: it must be below train.steps ({steps}{why}).",
-        )
+    steps, optim = stage.train.steps, stage.optim
+    linear_probe = optim.head_steps == steps and not why
+    for name in ("warmup_steps", "head_steps"):
+        count = getattr(optim, name)
+        if count >= steps and not (name == "head_steps" and linear_probe):
+            raise _error(
+                f"{path}.optim.{name}",
+                f"is {count}: it must be below train.steps ({steps}{why}).",
+            )
 
 
 def _check_grid(study: StudyConfig) -> None:

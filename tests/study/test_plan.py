@@ -185,19 +185,17 @@ def test_small_set_takes_as_many_steps_as_its_epochs(epochs, steps):
     assert shorter.stages["natural"] == config.stages["natural"]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"stages.target.optim.warmup_steps": 50},
-        {"study.grid": (("optim.warmup_steps", (5, 50)),)},
-    ],
-)
-def test_a_warmup_as_long_as_the_epochs_is_refused(changes):
+@pytest.mark.parametrize("phase", ["warmup_steps", "head_steps"])
+@pytest.mark.parametrize("in_grid", [False, True])
+def test_a_first_phase_as_long_as_the_epochs_is_refused(phase, in_grid):
     """An epoch of 60 examples has 15 steps, which 50 are the multiple nearest to."""
+    changes = {f"stages.target.optim.{phase}": 50}
+    if in_grid:
+        changes = {"study.grid": ((f"optim.{phase}", (5, 50)),)}
     names = {"steps": 600, "eval_every": 50, "batch_size": 4, "epochs": 1}
     length = {f"stages.target.train.{k}": v for k, v in names.items()}
     config = parsed(**length, **changes)
-    with refused_at("config.stages.target.optim.warmup_steps"):
+    with refused_at(f"config.stages.target.optim.{phase}"):
         plan.shortened(config, {"target": make_dataset()})
 
 

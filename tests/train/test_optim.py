@@ -122,6 +122,21 @@ def test_adam_starts_afresh_after_head_steps():
     np.testing.assert_allclose(second - third, 0.3, rtol=1e-4)
 
 
+def test_decay_and_l2_sp_leave_biases_and_scales_alone():
+    """Whatever their shape: the scale of a ConvNeXt block is `[1, 1, C]`."""
+    params = {
+        "block": {"kernel": jnp.ones((1, 1, 2, 2)), "layer_scale": jnp.ones((1, 1, 2))}
+    }
+    settings = OptimConfig(learning_rate=0.1, weight_decay=0.5, momentum=0.0, l2_sp=0.5)
+    transferred = {"block/layer_scale"}
+    optimiser = optim.optimiser(settings, 10, transferred=transferred)
+    still = jax.tree.map(jnp.zeros_like, params)
+    moved = jax.tree.map(lambda p: p + 1, params)
+    updates, _ = optimiser.update(still, optimiser.init(params), moved)
+    np.testing.assert_allclose(updates["block"]["kernel"], -0.1 * 0.5 * 2)
+    np.testing.assert_array_equal(updates["block"]["layer_scale"], 0)
+
+
 def test_momentum_starts_empty_after_head_steps():
     settings = OptimConfig(
         learning_rate=0.1,
@@ -200,8 +215,9 @@ def test_frozen_statistics_normalise_in_training():
     variables["params"]["norm1"]["scale"] = jnp.full(4, 2.0)
     expected, _ = module.apply(variables, images, train=False)
 
-    def trained(freeze):
-        with optim.frozen_norms(freeze):
+    def trained(freeze, head_steps=0, step=0):
+        settings = OptimConfig(freeze=freeze, head_steps=head_steps)
+        with optim.held_norms(settings, jnp.array(step)):
             (logits, _), changed = module.apply(
                 variables, images, train=True, mutable=["batch_stats"]
             )
@@ -214,3 +230,7 @@ def test_frozen_statistics_normalise_in_training():
         logits, mean = trained(freeze)
         assert np.abs(logits - expected).max() > 1e-4
         assert np.abs(mean - jnp.arange(4.0)).max() > 0.01
+    # While the head alone is trained, it sees the features that evaluation sees.
+    for step, near in ((0, True), (1, True), (2, False)):
+        logits, _ = trained((), head_steps=2, step=step)
+        assert np.allclose(logits, expected, rtol=1e-5) == near

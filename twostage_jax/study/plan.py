@@ -23,7 +23,7 @@ from twostage_jax.config import (
     TrainConfig,
     TransferConfig,
     as_json,
-    check_warmup,
+    check_length,
     grid,
     with_values,
 )
@@ -287,7 +287,8 @@ def shortened(config: Config, datasets: Mapping[str, Dataset | Weights]) -> Conf
     Steps are whole multiples of `eval_every`, at least one.
 
     Raises:
-      UserError: The warm-up of a stage takes all of its steps.
+      UserError: The warm-up of a stage, or the training of its head alone, takes all of
+        its steps.
     """
     stages = dict(config.stages)
     for name, dataset in datasets.items():
@@ -300,9 +301,11 @@ def shortened(config: Config, datasets: Mapping[str, Dataset | Weights]) -> Conf
         stages[name] = dataclasses.replace(stages[name], train=train)
     shorter = dataclasses.replace(config, stages=stages)
     for name in datasets:
+        if stages[name].train == config.stages[name].train:
+            continue  # Checked when the settings were parsed.
         why = f", with train.epochs = {stages[name].train.epochs}"
         for settings in _tuned_settings(shorter, name):
-            check_warmup(settings, f"config.stages.{name}", why)
+            check_length(settings, f"config.stages.{name}", why)
     return shorter
 
 

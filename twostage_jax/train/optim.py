@@ -52,14 +52,11 @@ def optimiser(
     """
     pulled = frozenset(transferred) if optim.l2_sp else frozenset()
 
-    def is_kernel(path: str, leaf: jax.Array) -> bool:
-        return leaf.ndim > 1
-
     def decays(path: str, leaf: jax.Array) -> bool:
-        return is_kernel(path, leaf) and path not in pulled
+        return is_kernel(path) and path not in pulled
 
     def pulls(path: str, leaf: jax.Array) -> bool:
-        return is_kernel(path, leaf) and path in pulled
+        return is_kernel(path) and path in pulled
 
     pull = pull_to_start(optim.l2_sp, lambda p: _map(pulls, p))
     decay = optax.add_decayed_weights(optim.weight_decay, lambda p: _map(decays, p))
@@ -209,14 +206,16 @@ def keep_statistics(
     )
 
 
-def frozen_norms(freeze: tuple[str, ...]) -> contextlib.AbstractContextManager:
-    """Makes BatchNorm use frozen running statistics in training as well.
+def held_norms(optim: OptimConfig, step: Any) -> contextlib.AbstractContextManager:
+    """Makes BatchNorm use running statistics that do not move, in training as well.
 
-    With batch statistics in training and frozen ones in evaluation, the two networks
-    would differ. It applies to modules called inside the context.
+    These are the frozen ones and, during `head_steps`, all but those of the head. With
+    batch statistics in training and others in evaluation, the two networks would differ.
+    It applies to modules called inside the context.
 
     Args:
-      freeze: Patterns of `OptimConfig.freeze`.
+      optim: Settings of the optimiser.
+      step: Number of steps so far.
     """
 
     def call(next_call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
@@ -224,15 +223,26 @@ def frozen_norms(freeze: tuple[str, ...]) -> contextlib.AbstractContextManager:
         if not isinstance(norm, nn.BatchNorm) or context.method_name != "__call__":
             return next_call(*args, **kwargs)
         places = {name: "/".join((*norm.path, name)) for name in ("mean", "var")}
-        if not all(is_frozen(place, freeze) for place in places.values()):
+        frozen = all(is_frozen(place, optim.freeze) for place in places.values())
+        waits = optim.head_steps and not is_head(places["mean"])
+        if not frozen and not waits:
             return next_call(*args, **kwargs)
         mean, var = (norm.get_variable("batch_stats", name) for name in places)
         scale, bias = (norm.get_variable("params", name) for name in ("scale", "bias"))
         (x,) = args
         y = (x - mean) * (jax.lax.rsqrt(var + norm.epsilon) * scale) + bias
-        return y.astype(norm.dtype or x.dtype)
+        y = y.astype(norm.dtype or x.dtype)
+        if frozen:
+            return y
+        return jnp.where(step < optim.head_steps, y, next_call(*args, **kwargs))
 
-    return nn.intercept_methods(call) if freeze else contextlib.nullcontext()
+    holds = optim.freeze or optim.head_steps
+    return nn.intercept_methods(call) if holds else contextlib.nullcontext()
+
+
+def is_kernel(path: str) -> bool:
+    """Whether the path names the weights of a layer, not a bias or a scale."""
+    return path.split("/")[-1] == "kernel"
 
 
 def is_frozen(path: str, freeze: tuple[str, ...]) -> bool:

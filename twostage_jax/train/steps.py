@@ -113,7 +113,7 @@ def train_step(
     count = total(len(labels), axis_name)
 
     def loss_of(params: PyTree) -> tuple[jax.Array, Any]:
-        with optim.frozen_norms(settings.optim.freeze):
+        with optim.held_norms(settings.optim, state.step):
             (logits, _), changed = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
