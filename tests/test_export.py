@@ -91,6 +91,25 @@ def test_card_has_the_scores_of_the_report_and_escapes_names(study, tmp_path):
     assert "<img" not in body.replace("\\<img", "")
 
 
+@pytest.mark.parametrize(
+    ("spacing", "told"), [(0.7, "resampled to 0.7 mm"), (None, "without resampling")]
+)
+def test_header_and_card_state_the_spacing_of_ct_slices(study, tmp_path, spacing, told):
+    *_, home = study
+    path, saved = home / "lineage.json", (home / "lineage.json").read_text()
+    lineage = json.loads(saved)
+    lineage["settings"]["data"] |= {"source": "dicom"}
+    lineage["settings"]["data"]["options"] = {"spacing": spacing} if spacing else {}
+    path.write_text(json.dumps(lineage))
+    try:
+        export.export(run=str(home), to=str(tmp_path / "model.npz"))
+    finally:
+        path.write_text(saved)
+    assert told in (tmp_path / "model.npz.md").read_text(encoding="utf-8")
+    header = pretrained.header(tmp_path / "model.npz")
+    assert header["spacing_mm"] == (spacing or 0)
+
+
 def test_card_says_that_its_scores_are_of_averaged_predictions(study, tmp_path):
     *_, home = study
     path, saved = home / "lineage.json", (home / "lineage.json").read_text()
@@ -114,7 +133,9 @@ def test_imported_weights_are_named_with_their_origin(study, tmp_path):
     )
     path, saved = first / "lineage.json", (first / "lineage.json").read_text()
     imported = {"file": "resnet18 [a].pth", "sha256": "f" * 64, "licence": "bsd [x]"}
-    path.write_text(json.dumps({**json.loads(saved), "imported": imported}))
+    before = {"file": "rgb.npz", "sha256": "e" * 64, "licence": None}
+    told = {**imported, "started_from": [before]}
+    path.write_text(json.dumps({**json.loads(saved), "imported": told}))
     try:
         export.export(run=str(home), to=str(tmp_path / "model.npz"))
     finally:
@@ -122,6 +143,9 @@ def test_imported_weights_are_named_with_their_origin(study, tmp_path):
     text = (tmp_path / "model.npz.md").read_text(encoding="utf-8")
     assert f"resnet18 \\[a].pth (SHA-256 {'f' * 64})" in text
     assert "bsd \\[x]" in text and "random parameters" not in text
+    assert f"They were trained from the file rgb.npz (SHA-256 {'e' * 64})" in text
+    header = pretrained.header(tmp_path / "model.npz")
+    assert header["started_from"] == [imported, before]
     (row,) = [line for line in text.splitlines() if line.startswith("| natural ")]
     # Its settings of training have no effect.
     assert [cell.strip() for cell in row.split("|")][6] == "–"

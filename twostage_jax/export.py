@@ -78,8 +78,10 @@ def export(
     variables = checkpoint.load_variables(found.folder / "variables")
     channels = found.model.channels
     pytorch = module.pytorch(channels) if path.suffix == ".safetensors" else ""
-    page = card.page(found.folder, found.arm, path.name, pytorch, licence)
     told = metadata(found) | ({"license": licence} if licence else {})
+    page = card.page(
+        found.folder, found.arm, path.name, pytorch, licence, told["spacing_mm"]
+    )
     pretrained.write(path, variables, module, channels, told)
     described = path.with_name(f"{path.name}.md")
     io.write_text(described, page)
@@ -89,7 +91,12 @@ def export(
 def metadata(run: "Trained") -> dict[str, Any]:
     """Returns the header of an export: JSON values by name."""
     from twostage_jax.config import as_json
+    from twostage_jax.report import card
 
+    try:
+        spacing = run.spacing() or 0.0
+    except ValueError:
+        spacing = None
     return {
         "software": f"twostage_jax {__version__}",
         "run": run.hash,
@@ -102,6 +109,9 @@ def metadata(run: "Trained") -> dict[str, Any]:
         "mean": list(run.mean),
         "deviation": list(run.deviation),
         "window_hu": list(run.window) if run.in_hu else None,
+        # mm per pixel of CT slices, 0 = as scanned; null = unknown, or other images.
+        "spacing_mm": spacing,
+        "started_from": card.origins(run.folder),
         "notice": "; ".join(run.notices),
     }
 

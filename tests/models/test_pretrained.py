@@ -309,6 +309,7 @@ def test_tensors_that_are_not_numbers_are_refused(tmp_path):
         torch.eye(2).to_sparse(),
         torch.empty(2, device="meta"),
         torch.eye(2) * 1j,
+        torch.ones(2, dtype=torch.int8),
     ):
         torch.save({"a": torch.ones(2), "b": odd}, path)
         with refused_at(path):
@@ -323,6 +324,10 @@ def test_half_precision_is_read_and_smaller_types_are_refused(tmp_path):
     assert all(array.tolist() == [1, 1] for array in pretrained.read(path).values())
     header = b'{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with refused_at(path):
+        pretrained.read(path)
+    # Quantised: it has a scale elsewhere.
+    save_file({"conv1.weight": np.ones((2, 1, 3, 3), np.int8)}, path)
     with refused_at(path):
         pretrained.read(path)
 

@@ -360,6 +360,25 @@ def rewritten(path, to, **changes):
     return to
 
 
+def test_export_names_the_weights_it_was_trained_from(exported, tiny, tmp_path):
+    before = {"file": "radimagenet.pth", "sha256": "e" * 64, "licence": "cc-by-nc-4.0"}
+    path = rewritten(
+        exported[0][0], tmp_path / "own.safetensors", started_from=[before]
+    )
+    loaded = imported.load(of_export(path), "natural")
+    assert any("radimagenet.pth" in n and "cc-by-nc-4.0" in n for n in loaded.notes)
+    assert imported.lineage(loaded)["imported"]["started_from"] == [before]
+
+
+@pytest.mark.parametrize("given", ["mean", "deviation"])
+def test_half_a_scale_is_completed_and_the_assumed_half_is_named(tmp_path, given):
+    weights = made(tmp_path / "a.safetensors")
+    change = {f"stages.natural.weights_{given}": (0.4,)}
+    (note,) = imported.load(settings(weights, **change), "natural").notes
+    assumed = {"mean": "deviation", "deviation": "mean"}[given]
+    assert f"weights_{assumed}" in note and f"weights_{given}" not in note
+
+
 def test_export_of_another_network_with_the_same_arrays_is_refused(
     exported, tiny, tmp_path, monkeypatch
 ):

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from basics import refused_at
 from flax import nnx, serialization
 from flax.training.train_state import TrainState
 
@@ -235,3 +236,25 @@ def test_variables_of_another_network_are_refused(tmp_path):
         checkpoint.load_network(tmp_path / "other", module, 16, 1)
     assert refused.value.where == str(tmp_path / "other")
     assert "params/norm3/bias" in str(refused.value)
+
+
+@pytest.mark.parametrize("what", ["arrays/*.ocdbt", "progress/metadata"])
+def test_a_damaged_state_is_named_and_the_one_before_is_left(tmp_path, what):
+    store = checkpoint.StateStore(tmp_path)
+    random = np.random.default_rng(0).normal(size=(100, 100)).astype(np.float32)
+    for step in (4, 8):
+        store.save(step, {"a": step * random}, {"losses": [0.5]})
+    store.close()
+    for path in (tmp_path / "8").glob(what):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    store = checkpoint.StateStore(tmp_path)
+    with refused_at(tmp_path / "8"):
+        store.restore(8, {"a": random})
+    store.close()
+    shutil.rmtree(tmp_path / "8")
+    store = checkpoint.StateStore(tmp_path)
+    (newest,) = store.steps()
+    tree, progress = store.restore(newest, {"a": random})
+    store.close()
+    np.testing.assert_array_equal(tree["a"], 4 * random)
+    assert progress == {"losses": [0.5]}

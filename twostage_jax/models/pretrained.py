@@ -129,9 +129,13 @@ def _from_npz(path: Path) -> dict[str, np.ndarray]:
 
 def _as_float32(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
-        # bfloat16, which NumPy knows from ml_dtypes, is of kind 'V'.
-        if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-            raise UserError.at(path, f"{name} holds {array.dtype}, not real numbers.")
+        # bfloat16, which NumPy knows from ml_dtypes, is of kind 'V'. The whole numbers of
+        # quantised weights mean nothing without their scale.
+        real = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+        if not real and not UNUSED.search(name):
+            raise UserError.at(
+                path, f"{name} holds {array.dtype}, not floating-point numbers."
+            )
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
@@ -164,9 +168,9 @@ def _from_torch(path: Path) -> dict[str, np.ndarray]:
         raise UserError.at(path, "the file holds no state_dict.")
     for name, tensor in arrays.items():
         dense = tensor.layout == torch.strided and not tensor.is_meta
-        if not dense or tensor.is_quantized or tensor.is_complex():
+        if not dense or not (tensor.is_floating_point() or UNUSED.search(name)):
             raise UserError.at(
-                path, f"{name} is not an ordinary tensor of real numbers."
+                path, f"{name} is not an ordinary tensor of floating-point numbers."
             )
     return {name: tensor.detach().float().numpy() for name, tensor in arrays.items()}
 

@@ -22,7 +22,14 @@ from twostage_jax.report.tables import COLUMNS, Column, Table, arm_name, columns
 from twostage_jax.stats.intervals import RESAMPLES
 
 
-def page(folder: Path, arm: str, weights: str, pytorch: str, licence: str = "") -> str:
+def page(
+    folder: Path,
+    arm: str,
+    weights: str,
+    pytorch: str,
+    licence: str = "",
+    spacing: float | None = None,
+) -> str:
     """Returns the card of a stage run.
 
     Args:
@@ -31,14 +38,14 @@ def page(folder: Path, arm: str, weights: str, pytorch: str, licence: str = "") 
       weights: Name of the weights file.
       pytorch: Expression that builds the network in PyTorch, or '' (`Network.pytorch`).
       licence: Licence of the weights, or '' if it is not stated.
+      spacing: mm per pixel that CT slices were resampled to, 0 if they were not; None =
+        unknown, or not CT.
 
     Raises:
       UserError: The lineage of the stage run, or of an earlier stage, is damaged.
     """
     record = stage_record(folder)
-    *before, _ = (folder.parent / Path(name).name for name in record.lineage["chain"])
-    found = {home.name: (home / "lineage.json").is_file() for home in before}
-    chain = [stage_record(home) for home in before if found[home.name]]
+    chain, unknown = _before(folder, record)
     study, scores, reason = _scores(folder, arm, record)
     lineage = record.lineage
     environment = jinja2.Environment(
@@ -61,11 +68,10 @@ def page(folder: Path, arm: str, weights: str, pytorch: str, licence: str = "") 
         notice=NOTICE,
         origin=ORIGINS[lineage["data"].get("synthetic")],
         stages=tables.markdown(_stages([*chain, record])),
-        unknown=[name for name, here in found.items() if not here],
+        unknown=unknown,
         folds=study.config["study"]["folds"] if study else 0,
-        imported=[
-            one.lineage["imported"] for one in chain if "imported" in one.lineage
-        ],
+        spacing=spacing,
+        imported=_origins(chain),
         scores=scores and tables.markdown(_table(scores, arm)),
         reason=reason,
         index=_index(arm, lineage, scores),
@@ -76,6 +82,33 @@ def page(folder: Path, arm: str, weights: str, pytorch: str, licence: str = "") 
         pytorch=pytorch,
         build=_build(lineage),
     )
+
+
+def origins(folder: Path) -> list[dict[str, str | None]]:
+    """Returns the weights files that a stage run started from, with those of the files.
+
+    Returns:
+      'file', 'sha256' and 'licence' (None if not recorded) of each.
+    """
+    return _origins(_before(folder, stage_record(folder))[0])
+
+
+def _origins(chain: Sequence[StageRecord]) -> list[dict[str, str | None]]:
+    found = [one.lineage["imported"] for one in chain if "imported" in one.lineage]
+    return [
+        {name: origin.get(name) for name in ("file", "sha256", "licence")}
+        for told in found
+        # Earlier versions did not record the second.
+        for origin in (told, *told.get("started_from", ()))
+    ]
+
+
+def _before(folder: Path, record: StageRecord) -> tuple[list[StageRecord], list[str]]:
+    """Returns the earlier stage runs of a chain, and the names of those not at hand."""
+    *before, _ = (folder.parent / Path(name).name for name in record.lineage["chain"])
+    here = [home for home in before if (home / "lineage.json").is_file()]
+    unknown = [home.name for home in before if home not in here]
+    return [stage_record(home) for home in here], unknown
 
 
 def _scores(

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Stated:
       window: (centre, width) pairs in HU of the training images, flattened; empty if not
         in HU or unknown.
       class_names: Names of the classes; empty if unknown.
+      started_from: Files of weights that the training started from: 'file', 'sha256'
+        and 'licence' (None if not recorded) of each.
     """
 
     licence: str | None = None
@@ -46,14 +48,20 @@ class Stated:
     patch: bool = False
     window: tuple[float, ...] = ()
     class_names: tuple[str, ...] = ()
+    started_from: tuple[Mapping[str, str | None], ...] = ()
 
     @property
     def notes(self) -> list[str]:
-        """Sentences on the training images of the weights, apart from their scale."""
-        if not self.window:
-            return []
-        window = ", ".join(f"{value:g}" for value in self.window)
-        return [f"trained on images in HU, window (centre, width) {window}"]
+        """Sentences on the training of the weights, apart from the scale of images."""
+        notes = [
+            f"trained from {origin['file']}, SHA-256 {origin['sha256'][:12]}, licence "
+            f"{origin['licence'] or 'not recorded'}"
+            for origin in self.started_from
+        ]
+        if self.window:
+            window = ", ".join(f"{value:g}" for value in self.window)
+            notes.append(f"trained on images in HU, window (centre, width) {window}")
+        return notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +209,8 @@ def read(
     placed = _placed(arrays, model, path)
     kernel = placed.variables["params"].get(network.FIRST_LAYER, {}).get("kernel")
     channels = model.channels if kernel is None else kernel.shape[2]
-    assumed = not (mean and deviation) and not stated.mean
+    given = {"mean": mean or stated.mean, "deviation": deviation or stated.deviation}
+    assumed = [name for name, values in given.items() if not values]
     mean = mean or stated.mean or network.PUBLIC_MEAN
     deviation = deviation or stated.deviation or network.PUBLIC_DEVIATION
     mean = _per_channel(mean, channels, path)
@@ -212,7 +221,7 @@ def read(
             "weights_mean and weights_deviation are those of images in [0, 1]: divide "
             "them by the largest value of the images, such as 255.",
         )
-    notes = [_scale_note(mean, deviation, stated, network if assumed else None)]
+    notes = [_scale_note(mean, deviation, stated, network, assumed)]
     notes += stated.notes
     if channels != model.channels:
         if len(set(zip(stated.window[::2], stated.window[1::2], strict=True))) > 1:
@@ -234,26 +243,32 @@ def _scale_note(
     mean: np.ndarray,
     deviation: np.ndarray,
     stated: Stated,
-    assumed: type[Network] | None,
+    network: type[Network],
+    assumed: Sequence[str],
 ) -> str:
     """Returns a sentence on the scale of the training images of weights.
 
     Args:
       mean, deviation: Scale of images in [0, 1], `[channels]`.
       stated: Information in the header of the file.
-      assumed: Network whose public scale is taken, for lack of a setting or a header.
+      network: Class of the network.
+      assumed: Which of the two, 'mean' and 'deviation', are those of the network's public
+        weights, for lack of a setting or a header.
     """
     if stated.patch:
         return "trained on individually standardised images"
     numbers = (", ".join(f"{v:.4g}" for v in values) for values in (mean, deviation))
     note = "trained on images with mean {} and standard deviation {}".format(*numbers)
-    if assumed is None:
+    if not assumed:
         return note
-    name = re.search(r"(?:models\.|')(\w+)", assumed.PYTORCH)
-    public = name[1] if name else assumed.__name__
+    name = re.search(r"(?:models\.|')(\w+)", network.PYTORCH)
+    public = name[1] if name else network.__name__
+    what = {"mean": "this mean", "deviation": "this standard deviation"}
+    scale = "this scale" if len(assumed) == 2 else what[assumed[0]]
+    settings = " and ".join(f"weights_{name}" for name in assumed)
     return (
-        f"{note}: this scale is assumed, that of the public weights of {public}; for "
-        "others, set weights_mean and weights_deviation"
+        f"{note}: {scale} is assumed, that of the public weights of {public}; for "
+        f"others, set {settings}"
     )
 
 
@@ -280,6 +295,8 @@ def _stated(path: Path, model: ModelConfig) -> Stated:
             patch=header["normalise"] == "patch",
             window=tuple(map(float, header["window_hu"] or ())),
             class_names=tuple(map(str, header["classes"])),
+            # Earlier versions lack it.
+            started_from=tuple(map(_origin, header.get("started_from", ()))),
         )
         if not np.isfinite((*mean, *deviation, *stated.window)).all():
             raise ValueError("some numbers are not finite")
@@ -296,6 +313,15 @@ def _stated(path: Path, model: ModelConfig) -> Stated:
         there, here = (f"{name} {norm}".strip() for name, norm in own)
         raise UserError.at(path, f"the weights belong to {there}, not to {here}.")
     return stated
+
+
+def _origin(told: Mapping[str, Any]) -> dict[str, str | None]:
+    licence = told["licence"]
+    return {
+        "file": str(told["file"]),
+        "sha256": str(told["sha256"]),
+        "licence": None if licence is None else str(licence),
+    }
 
 
 def scale(model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -468,6 +494,7 @@ def lineage(weights: Weights) -> dict[str, Any]:
             "unused": list(placed.unused),
             "missing": list(placed.missing),
             "licence": weights.stated.licence,
+            "started_from": list(weights.stated.started_from),
             "notes": list(weights.notes),
         },
         "history": [],

@@ -42,7 +42,7 @@ PyTree = Any
 log = logging.getLogger(__name__)
 
 # Bump when the same settings give different results.
-RESULT_VERSION = 8
+RESULT_VERSION = 9
 # Bump when folds are drawn differently.
 FOLDS_VERSION = 1
 

@@ -88,7 +88,7 @@ class StateStore:
           template: A host tree whose arrays have the saved names and shapes.
 
         Raises:
-          UserError: The saved arrays have other names or shapes.
+          UserError: The saved state is damaged, or has other names or shapes.
         """
         leaves, structure = jax.tree.flatten(template)
         restored = None if step is None else self._read(step, template)
@@ -106,16 +106,24 @@ class StateStore:
 
     def _read(self, step: int, template: PyTree) -> tuple[list[np.ndarray], dict]:
         named = _named(template)
-        saved = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore()
-            ),
-        )
+        folder = Path(self._manager.directory) / str(step)
+        try:
+            saved = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:  # A damaged folder may fail in many libraries.
+            raise UserError.at(
+                folder,
+                f"the saved state cannot be read ({_first_line(error)}). Delete this "
+                "folder and run the command again: the run resumes from an earlier "
+                "state, or from the beginning.",
+            ) from error
         # Compared here, since Orbax does not check shapes in every version.
         shapes = {name: np.shape(array) for name, array in saved.arrays.items()}
         if shapes != {name: array.shape for name, array in named.items()}:
-            folder = Path(self._manager.directory) / str(step)
             raise UserError.at(
                 folder,
                 "the arrays of the saved state do not fit this training; another "
