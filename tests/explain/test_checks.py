@@ -161,8 +161,34 @@ def test_labels_take_the_mean_over_networks():
         {"correlation": {"a": [0.9, 0.7], "b": [0.95, 0.1], "c": [None, None]}},
         {"correlation": {"a": [0.9, 0.4], "b": [0.8, 0.1], "c": [0.9, 0.9]}},
     ]
-    assert checks.labels_of(runs) == {
+    signless = [{**run, "magnitudes": {}} for run in runs]
+    assert checks.labels_of(signless) == {
         "unchanged": ["a"],
         "class_blind": [],
         "undefined": ["c"],
     }
+    # Of a method with signs, the larger mean counts: b now keeps 0.55 at the last step.
+    magnitudes = [{"b": [0.1, 0.7]}, {"b": [0.1, 0.4]}]
+    both = [
+        {**run, "magnitudes": one} for run, one in zip(runs, magnitudes, strict=True)
+    ]
+    assert checks.labels_of(both)["unchanged"] == ["a", "b"]
+
+
+def test_maps_whose_signs_alone_follow_the_weights_are_found_out(monkeypatch):
+    """conv1 times -w is the image again, with the other sign: as much the image."""
+
+    def features(module, variables, images, labels):
+        taps = module.apply(variables, images, train=False)[1]
+        return np.asarray(taps["conv1"])[..., 0]
+
+    monkeypatch.setitem(saliency.SALIENCY, "occlusion", features)
+    network = signs(size=8)
+    inputs = networks.scaled(network, examples(size=8).images)
+    labels = np.arange(12) % 2
+    maps = checks.saliency_maps(network, inputs, labels, ["occlusion"])
+    monkeypatch.setattr(checks, "RANDOMISATION_KEY", opposite_key(network))
+    found = checks.randomisation(network, inputs, labels, maps)
+    assert found["correlation"]["occlusion"] == pytest.approx([1, -1])
+    assert found["magnitudes"]["occlusion"] == pytest.approx([1, 1])
+    assert checks.labels_of([found])["unchanged"] == ["occlusion"]

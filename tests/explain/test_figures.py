@@ -117,15 +117,34 @@ def test_curves_are_the_numbers_and_random_order_is_beside_them():
 
 
 def test_maps_that_turn_round_stay_in_the_picture():
-    one = {"steps": ["head", "conv1"], "correlation": {"guided": [-0.8, None]}}
+    one = {
+        "steps": ["head", "conv1"],
+        "correlation": {"guided": [-0.8, None]},
+        "magnitudes": {},
+    }
     figure = figures.randomisation({"scratch": one}, {})
     assert figure.axes[0].get_ylim()[0] < -0.8
+
+
+def test_magnitudes_of_maps_with_signs_are_drawn_as_well():
+    one = {
+        "steps": ["head", "conv1"],
+        "correlation": {"guided": [0.4, 0.2], "occlusion": [0.1, -0.1]},
+        "magnitudes": {"occlusion": [0.9, 0.8]},
+    }
+    figure = figures.randomisation({"scratch": one}, {})
+    guided, occlusion = (axes.lines[1:] for axes in figure.axes)
+    assert len(guided) == 1
+    np.testing.assert_array_equal(occlusion[1].get_ydata(), [1, 0.9, 0.8])
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["scratch", "magnitudes"]
 
 
 def test_randomisation_starts_at_one_and_leaves_out_what_is_not_known(tmp_path):
     one = {
         "steps": ["head", "conv1"],
         "correlation": {"guided": [0.9, 0.7], "grad_cam": [None, 0.2]},
+        "magnitudes": {},
     }
     figure = figures.randomisation({"scratch": one}, FAILED)
     lines = [axes.lines[1].get_ydata() for axes in figure.axes]

@@ -220,6 +220,9 @@ def test_words_follow_from_the_numbers():
     explained["images"].update(sets=3, most=8)
     shown = text.study_words(explained)[0]
     assert "5 to 8 images (test images of the target, different for each seed)" in shown
+    explained["saliency"]["unchanged"] = ["occlusion"]
+    tests = text.study_words(explained)[2]
+    assert "maps of occlusion hardly change, apart from their signs, when all" in tests
     explained["saliency"]["unchanged"] = []
     assert text.study_words(explained)[2].startswith("All 3 saliency methods depend")
 

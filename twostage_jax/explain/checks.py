@@ -287,6 +287,9 @@ def randomisation(
 
     The cascading parameter randomisation test of Adebayo et al. 2018
     (arXiv 1810.03292): a map that does not change does not show what was learned.
+    Methods with signs are compared with signs and without, as there: random weights
+    flip signs, so the maps of such a method can be uncorrelated although every one of
+    them shows the image.
 
     Args:
       network: The network.
@@ -297,12 +300,17 @@ def randomisation(
     Returns:
       'steps': the layers randomised at each step, named by the last of them;
       'correlation': method -> mean Spearman correlation with the map of the trained
-      network, one per step, None if both maps are constant for every image.
+      network, one per step, None if both maps are constant for every image;
+      'magnitudes': the same of the magnitudes of the maps, for methods in
+      `saliency.SIGNED`.
     """
     order = layers_from_the_head(network, inputs)
     stops = np.unique(np.linspace(1, len(order), RANDOMISED_STEPS).round().astype(int))
     fresh = networks.drawn(network, jax.random.key(RANDOMISATION_KEY))
     correlation: dict[str, list[float | None]] = {name: [] for name in maps}
+    magnitudes: dict[str, list[float | None]] = {
+        name: [] for name in maps if name in saliency.SIGNED
+    }
     for stop in stops:
         last = order[stop - 1][0]
         networks.say(f"  saliency with random layers, {order[0][0]} to {last}")
@@ -312,15 +320,22 @@ def randomisation(
             network._replace(variables=changed), inputs, labels, list(maps)
         )
         for name, before in maps.items():
-            correlation[name].append(_mean(rank_correlation(before, found[name])))
+            after = found[name]
+            correlation[name].append(_mean(rank_correlation(before, after)))
+            if name in magnitudes:
+                sizes = np.abs(before), np.abs(after)
+                magnitudes[name].append(_mean(rank_correlation(*sizes)))
     return {
         "steps": [order[stop - 1][0] for stop in stops],
         "correlation": correlation,
+        "magnitudes": magnitudes,
     }
 
 
 def labels_of(found: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Returns the methods that fail, by the mean correlation over networks.
+
+    For a method with signs, the larger of its two correlations counts.
 
     Args:
       found: Results of `randomisation`, one per network.
@@ -332,8 +347,9 @@ def labels_of(found: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """
     labels: dict[str, list[str]] = {"unchanged": [], "class_blind": [], "undefined": []}
     for method in found[0]["correlation"]:
-        steps = np.array([one["correlation"][method] for one in found], float)
-        mean = steps.mean(0)
+        mean = _mean_steps(found, "correlation", method)
+        if method in found[0]["magnitudes"]:
+            mean = np.fmax(mean, _mean_steps(found, "magnitudes", method))
         if np.isnan(mean[-1]):
             labels["undefined"].append(method)
         elif mean[-1] >= UNCHANGED:
@@ -341,6 +357,13 @@ def labels_of(found: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         elif mean[0] >= CLASS_BLIND:
             labels["class_blind"].append(method)
     return labels
+
+
+def _mean_steps(
+    found: Sequence[Mapping[str, Any]], kind: str, method: str
+) -> np.ndarray:
+    """Returns the mean over networks at each step; NaN where one lacks a value."""
+    return np.array([one[kind][method] for one in found], float).mean(0)
 
 
 def layers_from_the_head(network: Network, inputs: np.ndarray) -> list[tuple[str, ...]]:

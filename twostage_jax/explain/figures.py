@@ -56,13 +56,13 @@ BROKEN_NAMES = {
 MARKS = {
     "unchanged": (
         "†",
-        f"Maps keep a rank correlation of {UNCHANGED} or more when all weights are "
-        "re-initialised: they show the image, not what was learned.",
+        f"Maps, or their magnitudes, keep a rank correlation of {UNCHANGED} or more when "
+        "all weights are re-initialised: they show the image, not what was learned.",
     ),
     "class_blind": (
         "‡",
-        f"Maps keep a rank correlation of {CLASS_BLIND} or more when the head is "
-        "re-initialised: they do not distinguish classes.",
+        f"Maps, or their magnitudes, keep a rank correlation of {CLASS_BLIND} or more "
+        "when the head is re-initialised: they do not distinguish classes.",
     ),
 }
 # Examples on a page of saliency maps.
@@ -380,13 +380,18 @@ def _arm_lines(arms: Iterable[str]) -> dict[str, Line2D]:
 def randomisation(found: Mapping[str, Mapping[str, Any]], failed: Failed) -> Figure:
     """Draws the similarity of maps as layers are randomised, starting at the head.
 
+    For methods with signs, that of their magnitudes is drawn as well.
+
     Args:
       found: Arm -> result of `checks.randomisation`.
       failed: Check -> the methods that fail it; they are marked.
     """
     first = next(iter(found.values()))
     methods, steps = list(first["correlation"]), first["steps"]
-    values = [of_arm["correlation"].values() for of_arm in found.values()]
+    values = [
+        [*of_arm["correlation"].values(), *of_arm["magnitudes"].values()]
+        for of_arm in found.values()
+    ]
     lowest = np.nanmin(np.array([[*v] for v in values], float), initial=-0.3)
     labels = "randomised down to", "rank correlation of maps"
     figure, panels = _small_multiples(methods, failed, *labels)
@@ -395,9 +400,15 @@ def randomisation(found: Mapping[str, Mapping[str, Any]], failed: Failed) -> Fig
         for arm, of_arm in found.items():
             line = np.array([1.0, *of_arm["correlation"][method]], float)
             axes.plot(line, **arm_style(arm))
+            if method in of_arm["magnitudes"]:
+                line = np.array([1.0, *of_arm["magnitudes"][method]], float)
+                axes.plot(line, color=arm_style(arm)["color"], linestyle=":")
         axes.set_xticks(range(len(steps) + 1), ["none", *steps], rotation=60)
         axes.set_ylim(lowest - 0.05, 1.05)
-    legend_above(figure, _arm_lines(found))
+    lines = _arm_lines(found)
+    if first["magnitudes"]:
+        lines["magnitudes"] = Line2D([], [], color="black", linestyle=":")
+    legend_above(figure, lines)
     return figure
 
 

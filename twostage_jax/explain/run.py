@@ -21,7 +21,8 @@ from twostage_jax.explain.networks import Examples, Network
 from twostage_jax.report.figures import save
 from twostage_jax.report.tables import file_name
 
-SCHEMA = 1
+# Bump when the same networks and images give other numbers or other fields.
+SCHEMA = 2
 Arms = Mapping[str, Sequence[Network]]
 # Strongest patches per channel; channels per page.
 PATCHES, CHANNELS_A_PAGE = 4, 8

@@ -13,6 +13,7 @@ from twostage_jax.explain.checks import RANDOM_ORDER
 from twostage_jax.explain.compare import ALL_LAYERS, RANDOM, Pair, Told, told
 from twostage_jax.explain.figures import MARKS, PANELS, foot_notes, method_label
 from twostage_jax.explain.measures import MEASURES
+from twostage_jax.explain.saliency import SIGNED
 from twostage_jax.report.figures import arm_label
 from twostage_jax.report.tables import listed, markdown_table, minus, plural
 
@@ -78,15 +79,14 @@ def _saliency(saliency: Mapping[str, Any]) -> list[str]:
         )
     if saliency["unchanged"]:
         tests.append(
-            f"The maps of {listed(map(method_label, saliency['unchanged']))} hardly "
-            "change when all weights are re-initialised: they show the image, not what "
-            "the network learned."
+            f"{_hardly_change(saliency['unchanged'])} when all weights are "
+            "re-initialised: they show the image, not what the network learned."
         )
     if saliency["class_blind"]:
         tests.append(
-            f"The maps of {listed(map(method_label, saliency['class_blind']))} hardly "
-            "change when only the head is re-initialised: they show what the features "
-            "respond to, but do not distinguish classes."
+            f"{_hardly_change(saliency['class_blind'])} when only the head is "
+            "re-initialised: they show what the features respond to, but do not "
+            "distinguish classes."
         )
     if saliency["unchanged"] or saliency["class_blind"]:
         tests.append("These methods are marked in the figures.")
@@ -130,6 +130,11 @@ def _saliency(saliency: Mapping[str, Any]) -> list[str]:
             f"{listed(map(method_label, weak))}."
         )
     return [" ".join(tests), text]
+
+
+def _hardly_change(methods: Sequence[str]) -> str:
+    signs = ", apart from their signs," if set(methods) & set(SIGNED) else ""
+    return f"The maps of {listed(map(method_label, methods))} hardly change{signs}"
 
 
 def page(explained: Mapping[str, Any]) -> str:
