@@ -170,26 +170,61 @@ def test_same_networks_are_alike_and_do_not_differ(textures):
     assert "significant" not in text
 
 
-def test_drift_is_from_the_stage_before_and_not_of_layers_drawn_anew():
-    parent = trained("two_stage", 0, "texture", classes=2)
-    network = trained("two_stage", 0, parent=parent)
-    fresh = networks.randomised(network).variables["params"]
-    params = {**network.variables["params"], "fc6": fresh["fc6"]}
-    network = network._replace(variables={"params": params, "batch_stats": {}})
+def drift_of(network):
+    """Returns the drift of a network and its ancestors, by name and layer, and notes."""
     named, chains = compare.name_networks({"two_stage": [network]})
     found = compare.Findings()
     compare.drift(found, named, chains)
-    before, after = (
-        np.append(n["conv1"]["kernel"].ravel(), n["conv1"]["bias"])
-        for n in (parent.variables["params"], params)
-    )
-    expected = np.linalg.norm(after - before) / np.linalg.norm(before)
-    assert found.values["drift", "two_stage", "conv1"][0] == pytest.approx(expected)
-    assert found.values["drift", "two_stage", "fc6"][0] is None
-    ((measure_name, _),) = found.notes
+    values = {key[1:]: by_seed[0] for key, by_seed in found.values.items()}
+    return values, found.notes
+
+
+def with_params(network, **layers):
+    params = {**network.variables["params"], **layers}
+    return network._replace(variables={"params": params, "batch_stats": {}})
+
+
+def distance(before, after, layer="conv1"):
+    start, end = (
+        np.append(n.variables["params"][layer]["kernel"].ravel(),
+                  n.variables["params"][layer]["bias"])
+        for n in (before, after)
+    )  # fmt: skip
+    return np.linalg.norm(end - start) / np.linalg.norm(start)
+
+
+def test_drift_is_from_the_stage_before_and_not_of_layers_drawn_anew():
+    parent = trained("two_stage", 0, "texture", classes=2)
+    network = trained("two_stage", 0, parent=parent)
+    network = network._replace(redrawn=frozenset({"fc6", "head"}))
+    values, notes = drift_of(network)
+    expected = distance(parent, network)
+    assert values["two_stage", "conv1"] == pytest.approx(expected)
+    assert values["two_stage", "fc6"] is None
+    start = networks.randomised(parent)
+    first = values["after texture", "conv1"]
+    assert first == pytest.approx(distance(start, parent))
+    ((measure_name, _),) = notes
     assert measure_name == "drift"
-    assert list(found.notes.values()) == [{"two_stage": ["fc6"]}]
-    assert ("drift", "two_stage", "head") not in found.values
+    assert list(notes.values()) == [{"two_stage": ["fc6"]}]
+
+
+def test_copied_layer_that_training_moved_back_to_where_it_began_has_a_drift():
+    parent = trained("two_stage", 0, "texture", classes=2)
+    network = trained("two_stage", 0, parent=parent)
+    fresh = networks.randomised(network).variables["params"]
+    network = with_params(network, fc6=fresh["fc6"])
+    values, notes = drift_of(network)
+    expected = distance(parent, network, "fc6")
+    assert values["two_stage", "fc6"] == pytest.approx(expected) and not notes
+
+
+def test_head_and_its_norm_have_no_drift():
+    norm = {"scale": np.ones(3), "bias": np.zeros(3)}
+    parent = with_params(trained("two_stage", 0, "texture"), head_norm=norm)
+    network = trained("two_stage", 0, parent=parent)
+    values, _ = drift_of(network)
+    assert {layer for name, layer in values if name == "two_stage"} == set(LAYERS)
 
 
 def test_silent_and_broken_channels_are_counted(textures):

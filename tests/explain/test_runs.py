@@ -67,6 +67,7 @@ def test_networks_come_by_arm_and_seed_with_what_they_came_from(made):
             for kind, array in arrays.items():
                 found = network.variables["params"][layer][kind]
                 np.testing.assert_array_equal(found, array)
+    assert last.redrawn == {"fc7", "head"} and not last.parent.redrawn
     assert last.normalise == "patch"
     np.testing.assert_allclose((last.mean, last.deviation), [[0.4], [0.2]])
     assert list(networks.load_arms(workdir, ["natural"])) == ["natural"]
@@ -159,6 +160,20 @@ def test_dense_layers_of_another_image_size_are_refused(tmp_path, monkeypatch):
         else:
             (network,) = networks.load_arms(workdir)["natural"]
             assert network.size == network.parent.size == 18
+
+
+def test_stage_run_without_the_report_of_its_transfer_is_named(tmp_path):
+    """Only that of a stage with a previous one has to be there."""
+    for name in ("natural-0", "target-n0"):
+        home = tmp_path / "stages" / name
+        write_stage(home, 0)
+        (home / "transfer.json").unlink()
+    write_results(tmp_path, ARMS, [("natural", 0, ["natural-0", "target-n0"])])
+    with refused_at(home / "transfer.json"):
+        networks.load_arms(tmp_path)
+    (home / "transfer.json").write_text('{"rows": [{}]}')
+    with refused_at(home / "transfer.json"):
+        networks.load_arms(tmp_path)
 
 
 def test_parameters_that_are_not_finite_are_named(made, tmp_path):

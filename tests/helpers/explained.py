@@ -108,8 +108,18 @@ def write_results(workdir, arms, rows):
     (workdir / "results.json").write_text(json.dumps(results))
 
 
-def write_stage(home, seed, tested=range(8, 16), *, image_size=18, head="dense"):
+def write_stage(
+    home,
+    seed,
+    tested=range(8, 16),
+    *,
+    image_size=18,
+    head="dense",
+    redrawn=("fc7", "head"),
+):
     """Writes a finished stage run of a CaffeNet of a few channels, tested on such ids.
+
+    Its transfer re-initialised the layers `redrawn`.
 
     Returns:
       Its variables.
@@ -142,6 +152,13 @@ def write_stage(home, seed, tested=range(8, 16), *, image_size=18, head="dense")
         module = caffenet().module.clone(head=head)
         variables = models.init(module, jax.random.key(seed), image_size, 1)
     checkpoint.export_variables(home / "variables", variables)
+    rows = [
+        {"path": f"params/{layer}/{name}", "action": action}
+        for layer, arrays in variables["params"].items()
+        for name in arrays
+        for action in ["init" if layer in redrawn else "copy"]
+    ]
+    (home / "transfer.json").write_text(json.dumps({"rows": rows}))
     (home / "lineage.json").write_text(json.dumps(lineage))
     np.savez(home / "predictions.npz", ids=[f"id{i:02d}" for i in tested])
     return variables

@@ -18,7 +18,7 @@ from twostage_jax.explain import networks
 from twostage_jax.explain.measures import MEASURES, probes, similarity
 from twostage_jax.explain.networks import Examples, Network
 from twostage_jax.explain.responses import Layer, over_seeds, p_value
-from twostage_jax.models import HEAD
+from twostage_jax.models.layers import HEAD, HEAD_NORM
 from twostage_jax.stats.intervals import ALPHA, holm
 
 # (measure, one network, another, layer or change of the images).
@@ -96,33 +96,26 @@ def name_networks(
 def drift(found: Findings, named: Named, chains: Mapping[str, list[str]]) -> None:
     """Adds the distance of each layer from its initial parameters in the stage.
 
-    Those are the parameters of the stage before, or random ones. The head is always
-    re-initialised, hence skipped; so is a layer whose parameters are nearer, by angle,
-    to the random initialisation of its stage than to the stage before.
+    Those are the parameters of the stage before, or the random ones of a first stage.
+    The head and its norm are skipped, because they belong to the classes of their
+    stage. A layer that the transfer re-initialised has no value.
     """
-    # Drawing parameters compiles a program each time.
-    drawn_by: dict[Any, Any] = {
-        (n.module, n.stage, n.seed): n.variables for n in named[RANDOM].values()
-    }
     for name in {name: None for chain in chains.values() for name in chain[1:]}:
         for network in named[name].values():
-            start = network.module, network.stage, network.seed
-            if start not in drawn_by:
-                drawn_by[start] = networks.randomised(network).variables
-            fresh = drawn_by[start]
-            from_fresh = similarity.drift(fresh, network.variables)
-            moved = from_fresh
-            if network.parent is not None:
-                moved = similarity.drift(network.parent.variables, network.variables)
-            for layer, went in moved.items():
-                own = from_fresh[layer]
-                drawn = went and own and network.parent and own.cosine > went.cosine
-                if drawn and layer != HEAD:
+            layers = [
+                layer
+                for layer in network.variables["params"]
+                if layer not in (HEAD, HEAD_NORM)
+            ]
+            start = network.parent or networks.randomised(network)
+            moved = similarity.drift(start.variables, network.variables)
+            for layer in layers:
+                value = moved[layer]
+                if layer in network.redrawn:
                     why = "not defined, because the transfer re-initialised the layer"
                     found.note("drift", why, name, layer)
-                if layer != HEAD:
-                    value = went.distance if went and not drawn else None
-                    found.put("drift", name, layer, network.seed, value)
+                    value = None
+                found.put("drift", name, layer, network.seed, value)
 
 
 def similarities(

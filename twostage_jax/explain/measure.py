@@ -38,7 +38,8 @@ from twostage_jax.explain.measures.textures import modulation_index, pairs
 from twostage_jax.explain.networks import Examples, Network
 from twostage_jax.explain.responses import of_layer, respond
 
-SCHEMA = 1
+# Bump when the same networks and images give other numbers or other fields.
+SCHEMA = 2
 # Fewest examples per seed: similarity needs as many.
 FEWEST = 4
 # Largest number of examples per seed used by the measures.

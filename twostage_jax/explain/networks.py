@@ -39,6 +39,8 @@ class Network(NamedTuple):
         empty if the source does not use one.
       trained_size: Side in pixels of the images of its stage, if other than `size`; or 0.
       run: Name of the folder of its stage run; empty for a network that is not one.
+      redrawn: Layers (top-level names of parameters) with an array that the transfer
+        from `parent` re-initialised.
     """
 
     arm: str
@@ -57,6 +59,7 @@ class Network(NamedTuple):
     path: str = ""
     trained_size: int = 0
     run: str = ""
+    redrawn: frozenset[str] = frozenset()
 
     def chain(self) -> list["Network"]:
         """Returns the networks of its chain of stages; the last is the network itself."""
@@ -378,9 +381,29 @@ def _chain(
         one = loaded[name]
         if one.size != size:
             one = _shown_at(one, size, row["arm"])
+        redrawn = _redrawn(workdir / "stages" / name) if network else frozenset()
         # An imported stage serves every seed.
-        network = one._replace(arm=row["arm"], seed=row["seed"], parent=network)
+        network = one._replace(
+            arm=row["arm"], seed=row["seed"], parent=network, redrawn=redrawn
+        )
     return network
+
+
+def _redrawn(home: Path) -> frozenset[str]:
+    """Returns the layers with an array that a stage run's transfer re-initialised.
+
+    Raises:
+      UserError: `transfer.json` is missing or lacks a field.
+    """
+    path = home / "transfer.json"
+    report = io.read_json(path)
+    try:
+        paths = [row["path"] for row in report["rows"] if row["action"] == "init"]
+    except (KeyError, TypeError) as error:
+        raise UserError.at(
+            path, f"not the report of a transfer ({error!r})."
+        ) from error
+    return frozenset(p.split("/")[1] for p in paths if p.startswith("params/"))
 
 
 def _shown_at(network: Network, size: int, arm: str) -> Network:

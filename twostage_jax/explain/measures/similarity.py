@@ -30,18 +30,6 @@ class Gram(NamedTuple):
     self_similarity: float
 
 
-class Drift(NamedTuple):
-    """Drift of the parameters of a layer.
-
-    Attributes:
-      distance: |after - before| / |before|.
-      cosine: Cosine of the angle between before and after.
-    """
-
-    distance: float
-    cosine: float
-
-
 def gram(features: np.ndarray) -> Gram | None:
     """Returns the Gram matrix of features `[n, ...]` for `cka`, n at least 4.
 
@@ -82,21 +70,21 @@ def _hsic(k: np.ndarray, l: np.ndarray) -> float:  # noqa: E741
     return float((trace + product - rows) / (n * (n - 3)))
 
 
-def drift(before: PyTree, after: PyTree) -> dict[str, Drift | None]:
+def drift(before: PyTree, after: PyTree) -> dict[str, float | None]:
     """Returns how far the parameters of each layer moved.
 
     Args:
       before, after: `{'params': ...}` of two networks.
 
     Returns:
-      Layer -> `Drift` of all its arrays as one vector; None for a layer that `before`
-      lacks or has in another shape, or that is zero. Layers are the top-level names in
-      'params', in the order of `after`.
+      Layer -> |after - before| / |before|, all its arrays as one vector; None for a
+      layer that `before` lacks or has in another shape, or that is zero in `before`.
+      Layers are the top-level names in 'params', in the order of `after`.
     """
     old, new = (
         traverse_util.flatten_dict(tree["params"], sep="/") for tree in (before, after)
     )
-    found: dict[str, Drift | None] = {}
+    found: dict[str, float | None] = {}
     for layer in dict.fromkeys(path.split("/")[0] for path in new):
         paths = [path for path in new if path.split("/")[0] == layer]
         found[layer] = None
@@ -106,10 +94,6 @@ def drift(before: PyTree, after: PyTree) -> dict[str, Drift | None]:
             np.concatenate([np.ravel(tree[path]) for path in paths]).astype(np.float64)
             for tree in (old, new)
         )
-        norms = np.linalg.norm(start), np.linalg.norm(end)
-        if all(norms):
-            found[layer] = Drift(
-                float(np.linalg.norm(end - start) / norms[0]),
-                float(start @ end / (norms[0] * norms[1])),
-            )
+        if norm := np.linalg.norm(start):
+            found[layer] = float(np.linalg.norm(end - start) / norm)
     return found
