@@ -227,6 +227,13 @@ def test_head_and_its_norm_have_no_drift():
     assert {layer for name, layer in values if name == "two_stage"} == set(LAYERS)
 
 
+def test_imported_network_has_no_drift_and_the_notes_say_so():
+    parent = trained("two_stage", 0, "natural")._replace(source="weights")
+    values, notes = drift_of(trained("two_stage", 0, parent=parent))
+    assert {name for name, _ in values} == {"two_stage"}
+    assert list(notes.values()) == [{"after natural": LAYERS}]
+
+
 def test_silent_and_broken_channels_are_counted(textures):
     network = trained("scratch", 0)
     params = copy.deepcopy(network.variables["params"])

@@ -97,8 +97,9 @@ def drift(found: Findings, named: Named, chains: Mapping[str, list[str]]) -> Non
     """Adds the distance of each layer from its initial parameters in the stage.
 
     Those are the parameters of the stage before, or the random ones of a first stage.
-    The head and its norm are skipped, because they belong to the classes of their
-    stage. A layer that the transfer re-initialised has no value.
+    An imported network, which has no such start, is skipped, as are the head and its
+    norm, which belong to the classes of their stage. A layer that the transfer
+    re-initialised has no value.
     """
     for name in {name: None for chain in chains.values() for name in chain[1:]}:
         for network in named[name].values():
@@ -107,6 +108,11 @@ def drift(found: Findings, named: Named, chains: Mapping[str, list[str]]) -> Non
                 for layer in network.variables["params"]
                 if layer not in (HEAD, HEAD_NORM)
             ]
+            if network.imported:
+                for layer in layers:
+                    why = "not defined, because the network was imported"
+                    found.note("drift", why, name, layer)
+                continue
             start = network.parent or networks.randomised(network)
             moved = similarity.drift(start.variables, network.variables)
             for layer in layers:

@@ -61,6 +61,11 @@ class Network(NamedTuple):
     run: str = ""
     redrawn: frozenset[str] = frozenset()
 
+    @property
+    def imported(self) -> bool:
+        """Whether it is a file of weights, whose training is not part of the study."""
+        return self.source == "weights"
+
     def chain(self) -> list["Network"]:
         """Returns the networks of its chain of stages; the last is the network itself."""
         return [*(self.parent.chain() if self.parent else []), self]
