@@ -340,6 +340,37 @@ def test_what_holds_alone_but_not_among_several_is_not_claimed(measured):
     assert compare.told(changed, [pair])[pair].sign == 1
 
 
+def test_what_cannot_be_tested_is_not_called_the_same(measured):
+    nothing, alone = seen(0.0, 0.1, 0.8), {**seen(0.2, 0.1, None), "low": None}
+    changed = with_differences(measured, [alone, alone, nothing], [alone] * 3)
+    edges = paragraph(changed, "Edges.")
+    assert (
+        "Scratch is not significantly more or less selective for the orientation of "
+        "edges than the untrained network; two-stage cannot be tested against it; "
+        "two-stage cannot be tested against scratch." in edges
+    )
+    textures = paragraph(changed, "Textures.")
+    assert (
+        "Scratch and two-stage cannot be tested against the untrained network"
+        in textures
+    )
+    assert "test needs two seeds with unequal differences" in measure_words(changed)[0]
+    pair = ("edge_selectivity", "two_stage", "random", "all layers")
+    assert compare.told(changed, [pair])[pair].sign is None
+    kept = changed["differences"]["kept"]["two_stage - scratch"]
+    for change, entry in (
+        ("shuffled 4 px", alone), ("mean only", alone), ("mean removed", nothing)
+    ):  # fmt: skip
+        kept[change] = entry
+        for arm in ("scratch", "two_stage"):
+            changed["values"]["kept"][arm][change] = seen(0.5, 0.1, None)
+    cues = paragraph(changed, "Cue reliance.")
+    assert cues.endswith(
+        "Differences between two-stage and the other arms are not significant (1). The "
+        "other differences cannot be tested (2)."
+    )
+
+
 def test_words_say_which_textures_favour_an_arm(measured):
     assert "No stage was trained on the textures shown" in paragraph(
         measured, "Textures."

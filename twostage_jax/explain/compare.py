@@ -238,10 +238,16 @@ def _number(value: Any) -> float | None:
 
 
 class Told(NamedTuple):
-    """A difference: its entry, and 1 (higher), -1 (lower) or 0 (not significant)."""
+    """A difference and its significance.
+
+    Attributes:
+      entry: The difference; see `measure`.
+      sign: 1 (significantly higher), -1 (lower), 0 (not significant), or None if it
+        cannot be tested: one seed, or the same difference for all seeds.
+    """
 
     entry: Mapping[str, Any]
-    sign: int
+    sign: int | None
 
 
 def told(measured: Mapping[str, Any], pairs: Iterable[Pair]) -> dict[Pair, Told]:
@@ -257,8 +263,11 @@ def told(measured: Mapping[str, Any], pairs: Iterable[Pair]) -> dict[Pair, Told]
         of_pair = measured["differences"].get(name, {}).get(f"{first} - {second}", {})
         if place in of_pair and of_pair[place]["mean"] is not None:
             entries[pair] = of_pair[place]
+    found = {}
     corrected = holm([entry["p_value"] for entry in entries.values()])
-    return {
-        pair: Told(entry, 0 if p is None or p >= ALPHA else int(np.sign(entry["mean"])))
-        for (pair, entry), p in zip(entries.items(), corrected, strict=True)
-    }
+    for (pair, entry), p in zip(entries.items(), corrected, strict=True):
+        sign = None
+        if p is not None:
+            sign = int(np.sign(entry["mean"])) if p < ALPHA else 0
+        found[pair] = Told(entry, sign)
+    return found

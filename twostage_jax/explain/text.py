@@ -202,7 +202,7 @@ def _beginning(measured: Mapping[str, Any]) -> str:
     return (
         f"{text} Brackets give 95 % intervals over seeds {limits}. A difference is "
         "significant if p < 0.05 in a paired t test over seeds, corrected (Holm) "
-        "within its paragraph."
+        "within its paragraph. The test needs two seeds with unequal differences."
     )
 
 
@@ -245,7 +245,7 @@ def _question(measured: Mapping[str, Any], title: str) -> str:
 def _answer(
     makes: str, trained: Mapping[str, Told], last: str, between: Mapping[str, Told]
 ) -> str:
-    higher, lower, same = (_by_sign(trained, sign) for sign in (1, -1, 0))
+    higher, lower, same, untested = (_by_sign(trained, s) for s in (1, -1, 0, None))
     parts = [
         f"{listed(names)} {_are(names)} {how} {makes} than the untrained network"
         for how, names in (("more", higher), ("less", lower))
@@ -259,13 +259,16 @@ def _answer(
         parts.append(
             f"{who} significantly more or less {makes} than the untrained network"
         )
+    if untested:
+        whom = "it" if parts else "the untrained network"
+        parts.append(f"{listed(untested)} cannot be tested against {whom}")
     if between:
         parts.append(_against(last, between))
     return _sentence("; ".join(parts))
 
 
 def _against(last: str, between: Mapping[str, Told]) -> str:
-    above, below, same = (_by_sign(between, sign) for sign in (1, -1, 0))
+    above, below, same, untested = (_by_sign(between, s) for s in (1, -1, 0, None))
     parts = [
         f"is {what} {listed(names)}"
         for what, names in (("above", above), ("below", below))
@@ -273,6 +276,8 @@ def _against(last: str, between: Mapping[str, Told]) -> str:
     ]
     if same:
         parts.append(f"does not differ significantly from {listed(same)}")
+    if untested:
+        parts.append(f"cannot be tested against {listed(untested)}")
     return f"{label(last)} {listed(parts)}"
 
 
@@ -360,8 +365,11 @@ def _differences(measured: Mapping[str, Any], last: str, pairs: list[Pair]) -> s
     if seen:
         text = f"Significant differences, in percentage points: {'; '.join(seen)}."
         parts, which = [text], "The other differences"
-    if rest := len(found) - len(seen):
-        parts.append(f"{which} are not significant ({rest}).")
+    if same := sum(t.sign == 0 for t in found.values()):
+        parts.append(f"{which} are not significant ({same}).")
+        which = "The other differences"
+    if untested := sum(t.sign is None for t in found.values()):
+        parts.append(f"{which} cannot be tested ({untested}).")
     return " ".join(parts)
 
 
@@ -386,7 +394,7 @@ def _silent(measured: Mapping[str, Any]) -> str:
     )
 
 
-def _by_sign(found: Mapping[str, Told], sign: int) -> list[str]:
+def _by_sign(found: Mapping[str, Told], sign: int | None) -> list[str]:
     return [label(name) for name, one in found.items() if one.sign == sign]
 
 
