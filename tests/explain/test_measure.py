@@ -372,24 +372,43 @@ def test_what_cannot_be_tested_is_not_called_the_same(measured):
 
 
 def test_words_say_which_textures_favour_an_arm(measured):
-    assert "No stage was trained on the textures shown" in paragraph(
-        measured, "Textures."
-    )
+    text = paragraph(measured, "Textures.")
+    assert "The textures shown (embedded) are not the source of any stage." in text
+    assert "not known" not in text
     found = arms()
     made = stimuli.embedded_textures(SIZE, samples=2, views=1)
     parent = found["two_stage"][0].parent._replace(source="textures")
     found["two_stage"][0] = found["two_stage"][0]._replace(parent=parent)
     assert measure.describe_textures(made, found) == {
-        "folder": None, "grouped": True, "trained_on": ["two_stage"],
+        "folder": None, "grouped": True, "trained_on": ["two_stage"], "unknown": [],
     }  # fmt: skip
     elsewhere = made._replace(path="/somewhere/kth", groups=None)
     assert measure.describe_textures(elsewhere, found) == {
-        "folder": "kth", "grouped": False, "trained_on": [],
+        "folder": "kth", "grouped": False, "trained_on": [], "unknown": [],
     }  # fmt: skip
     changed = copy.deepcopy(measured)
     changed["textures"]["trained_on"] = ["two_stage"]
     text = paragraph(changed, "Textures.")
     assert "which favours two-stage by construction" in text
+
+
+def test_words_say_that_the_images_of_an_imported_stage_are_not_known(measured):
+    found = arms((0,))
+    (network,) = found["two_stage"]
+    parent = network.parent._replace(source="weights", parent=None)
+    found["two_stage"] = [network._replace(parent=parent)]
+    made = stimuli.embedded_textures(SIZE, samples=2, views=1)
+    record = measure.describe_textures(made, found)
+    assert (record["trained_on"], record["unknown"]) == ([], ["two_stage"])
+    text = paragraph({**measured, "textures": record}, "Textures.")
+    assert (
+        "Whether the imported stage of two-stage was trained on them is not known."
+        in text
+    )
+    # Another stage settles it.
+    target = network._replace(parent=parent, source="textures")
+    record = measure.describe_textures(made, {"two_stage": [target]})
+    assert (record["trained_on"], record["unknown"]) == (["two_stage"], [])
 
 
 def test_shares_of_seeds_at_chance_are_left_out_and_said(measured):

@@ -7,7 +7,8 @@ stages, and on untrained ones, and returns plain JSON values:
     counts    numbers of images; 'examples' is the largest number per seed;
               'example_sets' is 1 if all seeds share their examples
     textures  'folder' (name; null: the embedded textures), 'grouped' (whether pieces of
-              material are known), 'trained_on' (arms with a stage of such textures)
+              material are known), 'trained_on' (arms with a stage of such textures),
+              'unknown' (other arms with an imported stage)
     seeds     network -> its seeds
     order     names of the networks: the arms, then 'after STAGES', then 'random'
     chains    arm -> names of its stages, from 'random' to the arm itself
@@ -142,19 +143,26 @@ def describe_textures(
 
     'folder' is the name of their folder, None for the embedded textures; 'grouped' is
     whether samples of one material are kept together; 'trained_on' lists the arms with a
-    stage that was trained on the same textures.
+    stage whose source are the same textures; 'unknown' lists the others with an imported
+    stage, whose training images are not recorded.
     """
+    stages = {
+        arm: [stage for network in of_arm for stage in network.chain()]
+        for arm, of_arm in arms.items()
+    }
+    favoured = [
+        arm
+        for arm, of_arm in stages.items()
+        if any(stimuli.trained_on(textures, one.source, one.path) for one in of_arm)
+    ]
     return {
         "folder": Path(textures.path).name if textures.path else None,
         "grouped": textures.groups is not None,
-        "trained_on": [
+        "trained_on": favoured,
+        "unknown": [
             arm
-            for arm, of_arm in arms.items()
-            if any(
-                stimuli.trained_on(textures, stage.source, stage.path)
-                for network in of_arm
-                for stage in network.chain()
-            )
+            for arm, of_arm in stages.items()
+            if arm not in favoured and any(one.imported for one in of_arm)
         ],
     }
 

@@ -304,19 +304,27 @@ def _missing(measured: Mapping[str, Any], name: str) -> str:
 
 
 def _shown(measured: Mapping[str, Any]) -> str:
-    """Returns a sentence on whether a stage was trained on textures of these kinds."""
+    """Returns sentences on whether a stage was trained on textures of these kinds."""
     textures = measured["textures"]
-    favoured = [label(arm) for arm in textures["trained_on"]]
+    favoured, unknown = (
+        [label(arm) for arm in textures[which]] for which in ("trained_on", "unknown")
+    )
     folder = textures["folder"]
     which = f"of folder {folder}" if folder else "embedded"
-    if not favoured:
-        return f"No stage was trained on the textures shown ({which})."
     kinds = "from the folder" if folder else "other pieces of the materials"
-    return (
-        f"The textures shown ({which}) are {kinds} that a stage of {listed(favoured)} was "
-        f"trained on, which favours {listed(favoured)} by construction; choose others "
-        "with --textures."
-    )
+    text = f"The textures shown ({which}) are not the source of any stage."
+    if favoured:
+        text = (
+            f"The textures shown ({which}) are {kinds} that a stage of "
+            f"{listed(favoured)} was trained on, which favours {listed(favoured)} by "
+            "construction; choose others with --textures."
+        )
+    if unknown:
+        text += (
+            f" Whether the imported stage of {listed(unknown)} was trained on them is not "
+            "known."
+        )
+    return text
 
 
 def _reliance(measured: Mapping[str, Any]) -> str:
