@@ -272,6 +272,22 @@ def test_images_without_labels_leave_out_what_needs_them(textures):
     assert measure_words(found)
 
 
+def test_classes_are_those_of_the_images_and_chance_is_not_drawn_if_they_vary(textures):
+    full = examples()
+    two = full.take(full.labels < 2)
+    for shown, count in (
+        ({0: two, 1: two}, 2),
+        ({0: full, 1: two}, None),
+    ):
+        arms = {"scratch": [trained("scratch", seed) for seed in shown]}
+        found = measure.measure(arms, shown, LAYERS, textures=textures)
+        assert found["counts"]["classes"] == count
+        panel = draw_measures(found)["reliance"].axes[0]
+        flat = [y for y in map(tuple, (line.get_ydata() for line in panel.lines))
+                if len(y) == 2]  # fmt: skip
+        assert flat == ([(0.5, 0.5)] if count else [])
+
+
 def test_a_layer_that_does_not_exist_is_named(textures):
     arms = {"scratch": [trained("scratch", 0)]}
     with refused_at("conv7"):

@@ -82,7 +82,7 @@ def test_network_that_averages_is_indifferent_to_shuffling():
     def classify(x):
         return (x.mean((1, 2, 3)) > 0.35).astype(int)
 
-    found = reliance.scores(classify, images, labels, reliance.changes(16), 2)
+    found = reliance.scores(classify, images, labels, reliance.changes(16))
     assert found["unchanged"].accuracy == 1
     for name in ("shuffled 8 px", "shuffled 4 px", "shuffled 1 px", "mean only"):
         assert found[name] == reliance.Score(1.0, 1.0)
@@ -98,7 +98,7 @@ def test_network_that_looks_at_the_layout_is_not():
     def classify(x):
         return (x[:, :8].mean((1, 2, 3)) > x[:, 8:].mean((1, 2, 3))).astype(int)
 
-    found = reliance.scores(classify, images, labels, reliance.changes(16), 2)
+    found = reliance.scores(classify, images, labels, reliance.changes(16))
     assert found["unchanged"].kept == 1 and found["mean removed"].kept == 1
     assert found["shuffled 4 px"].kept < 0.5
     assert found["mean only"].kept < 0.3
@@ -107,7 +107,7 @@ def test_network_that_looks_at_the_layout_is_not():
 def test_share_kept_is_not_given_without_accuracy_above_chance(images):
     labels = np.arange(6) % 2
     found = reliance.scores(
-        lambda x: np.zeros(len(x), int), images, labels, reliance.changes(16), 2
+        lambda x: np.zeros(len(x), int), images, labels, reliance.changes(16)
     )
     assert found["unchanged"] == reliance.Score(0.5, None)
 
@@ -122,10 +122,27 @@ def test_share_kept_is_not_given_of_next_to_nothing():
 
     named = {reliance.UNCHANGED: reliance.changes(16)[reliance.UNCHANGED]}
 
-    def kept(count, classes):
-        found = reliance.scores(right(count), images, labels, named, classes)
+    def kept(count):
+        found = reliance.scores(right(count), images, labels, named)
         return found["unchanged"].kept
 
-    # 4 and 6 points above chance, which is that of the network's classes.
-    assert kept(54, 2) is None
-    assert kept(56, 2) == kept(54, 3) == 1
+    # 4 and 6 points above chance.
+    assert kept(54) is None
+    assert kept(56) == 1
+
+
+def test_chance_is_that_of_the_classes_shown_and_not_of_all_that_are_known():
+    """A network of five classes guesses one of the two shown on flat images."""
+    images, labels = bright_or_dark()
+
+    def classify(x):
+        return 4 * labels if np.ptp(x[0]) else np.full(len(x), 4)
+
+    found = reliance.scores(classify, images, 4 * labels, reliance.changes(16))
+    assert found["unchanged"] == reliance.Score(1.0, 1.0)
+    assert found["mean only"] == reliance.Score(0.5, 0.0)
+    # An answer that is none of the classes shown is wrong.
+    found = reliance.scores(
+        lambda x: np.where(labels == 1, 4, 3), images, 4 * labels, reliance.changes(16)
+    )
+    assert found["unchanged"] == reliance.Score(0.5, None)

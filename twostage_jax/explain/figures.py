@@ -530,12 +530,14 @@ def _reliance(measured: Mapping[str, Any]) -> Figure:
         groups["high-pass"].insert(1, "mean removed")
     figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
     panels = figure.subplots(1, len(groups), sharey=True)
+    classes = measured["counts"]["classes"]
     for axes, (kind, changes) in zip(panels, groups.items(), strict=True):
         lines = _lines(axes, accuracy, changes, arms, kind)
         axes.set_title(CHANGES[kind])
-        chance = 1 / measured["counts"]["classes"]
-        axes.axhline(chance, color=SHARED, linewidth=0.5, zorder=0)
-    _name_chance(panels[-1], chance)
+        if classes:
+            axes.axhline(1 / classes, color=SHARED, linewidth=0.5, zorder=0)
+    if classes:
+        _name_chance(panels[-1], 1 / classes)
     panels[0].set_ylabel("Balanced accuracy")
     panels[0].set_ylim(0, 1)
     legend_above(figure, lines)

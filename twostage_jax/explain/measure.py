@@ -5,7 +5,8 @@ stages, and on untrained ones, and returns plain JSON values:
 
     schema, size, layers
     counts    numbers of images; 'examples' is the largest number per seed;
-              'example_sets' is 1 if all seeds share their examples
+              'example_sets' is 1 if all seeds share their examples; 'classes' is the
+              number of classes of the examples (null: unknown, or other for each seed)
     textures  'folder' (name; null: the embedded textures), 'grouped' (whether pieces of
               material are known), 'trained_on' (arms with a stage of such textures),
               'unknown' (other arms with an imported stage)
@@ -98,7 +99,7 @@ def measure(
         "counts": {
             "examples": max(len(one.images) for one in shown.examples.values()),
             "example_sets": networks.distinct(shown.examples),
-            "classes": len(next(iter(examples.values())).class_names),
+            "classes": _classes(shown.examples),
             "texture_families": len(textures.names),
             "texture_images": len(textures.images),
             "gratings": int(np.prod(shown.gratings.shape[:3])),
@@ -111,6 +112,14 @@ def measure(
         "differences": differences,
         "notes": [*_notes_on(examples, textures), *found.note_lines()],
     }
+
+
+def _classes(examples: Mapping[int, Examples]) -> int | None:
+    """Returns the number of classes of the examples; None if unknown, or by seed."""
+    if any(of_seed.labels is None for of_seed in examples.values()):
+        return None
+    counts = {len(np.unique(of_seed.labels)) for of_seed in examples.values()}
+    return counts.pop() if len(counts) == 1 else None
 
 
 def _notes_on(
@@ -302,7 +311,6 @@ def add_reliance(found: Findings, name: str, network: Network, shown: Shown) -> 
         examples.images,
         examples.labels,
         reliance.changes(network.size),
-        len(network.class_names),
     )
     for change, score in scores.items():
         found.put("accuracy", name, change, network.seed, score.accuracy)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import recall_score
 
 from twostage_jax.explain.measures.record import Measure
 
@@ -74,22 +74,31 @@ def scores(
     images: np.ndarray,
     labels: np.ndarray,
     named: Mapping[str, Change],
-    classes: int,
 ) -> dict[str, Score]:
     """Returns the score of a network under each change.
+
+    Balanced accuracy by chance is 1 / number of classes among the labels, because the
+    recalls of these are averaged, however many classes the network distinguishes.
 
     Args:
       classify: Function from images `[N, H, W, C]` in [0, 1] to class indices `[N]`.
       images, labels: The examples.
       named: Changes by name, including 'unchanged'; see `changes`.
-      classes: Number of classes that the network distinguishes, which may be more than
-        those of the examples. Balanced accuracy by chance is its inverse.
     """
+    present = np.unique(labels)
     accuracy = {
-        name: float(balanced_accuracy_score(labels, classify(changed)))
+        name: float(
+            recall_score(
+                labels,
+                classify(changed),
+                labels=present,
+                average="macro",
+                zero_division=0,
+            )
+        )
         for name, changed in changed_images(images, named)
     }
-    chance = 1 / classes
+    chance = 1 / len(present)
     above = accuracy[UNCHANGED] - chance
     return {
         name: Score(value, (value - chance) / above if above >= LEAST_ABOVE else None)
