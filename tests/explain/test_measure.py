@@ -288,6 +288,27 @@ def test_classes_are_those_of_the_images_and_chance_is_not_drawn_if_they_vary(te
         assert flat == ([(0.5, 0.5)] if count else [])
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_probes_of_seeds_with_other_classes_have_no_mean(textures, order):
+    full = examples()
+    shown = {order[0]: full, order[1]: full.take(full.labels < 2)}
+    arms = {"scratch": [trained("scratch", seed) for seed in (0, 1)]}
+    found = measure.measure(arms, shown, LAYERS, textures=textures)
+    expected = [1 / len(np.unique(shown[seed].labels)) for seed in (0, 1)]
+    for layer in (*LAYERS, "all layers"):
+        entry = found["values"]["probe_target"]["scratch"][layer]
+        assert entry["chance"] == expected and None not in entry["values"]
+        assert entry["mean"] is entry["low"] is entry["high"] is None
+        assert "differs between seeds" in entry["reason"]
+        entry = found["values"]["probe_orientation"]["scratch"][layer]
+        assert entry["chance"] == [1 / 8, 1 / 8] and entry["mean"] is not None
+    assert "differs between seeds" in "\n".join(tables(found))
+    by_title = {p.get_title(): p for p in draw_measures(found)["responses"].axes}
+    for title, count in (("Probe: target class", 0), ("Probe: orientation", 1)):
+        drawn = [text.get_text() for text in by_title[title].texts]
+        assert drawn.count("chance") == count
+
+
 def test_a_layer_that_does_not_exist_is_named(textures):
     arms = {"scratch": [trained("scratch", 0)]}
     with refused_at("conv7"):

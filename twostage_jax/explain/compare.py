@@ -183,9 +183,16 @@ def tables(
     See `measure` for the format. Differences are between networks of the same seed.
     """
     values: dict[str, Any] = {}
+    chances = _chances(found)
     for (measure_name, name, layer), by_seed in found.values.items():
         of_network = values.setdefault(measure_name, {}).setdefault(name, {})
-        of_network[layer] = _entry(by_seed, MEASURES[measure_name].why_none)
+        entry = _entry(by_seed, MEASURES[measure_name].why_none)
+        if measure_name in chances:
+            entry["chance"] = [chances[measure_name][seed] for seed in by_seed]
+            if len(set(entry["chance"])) > 1:
+                why = "the number of classes, hence chance, differs between seeds"
+                entry.update(mean=None, low=None, high=None, reason=why)
+        of_network[layer] = entry
     differences: dict[str, Any] = {}
     for measure_name in (name for name, one in MEASURES.items() if one.compared):
         by_name = values.get(measure_name, {})
@@ -213,6 +220,16 @@ def tables(
     return values, differences
 
 
+def _chances(found: Findings) -> dict[str, dict[int, float]]:
+    """Returns the chance level of each probe by seed: all layers have the same labels."""
+    chances: dict[str, dict[int, float]] = {}
+    for (measure_name, *_), by_seed in found.values.items():
+        for seed, value in by_seed.items():
+            if isinstance(value, probes.Probe):
+                chances.setdefault(measure_name, {})[seed] = value.chance
+    return chances
+
+
 def _entry(by_seed: Mapping[int, Any], why: str) -> dict[str, Any]:
     numbers = [_number(value) for value in by_seed.values()]
     entry = {"seeds": list(by_seed), "values": numbers, **over_seeds(numbers, why)}
@@ -222,7 +239,6 @@ def _entry(by_seed: Mapping[int, Any], why: str) -> dict[str, Any]:
         for name in ("silent", "not_finite", "undefined"):
             entry[name] = [getattr(value, name) for value in by_seed.values()]
     if isinstance(sample, probes.Probe):
-        entry["chance"] = sample.chance
         entry["channels"] = sample.channels
         entry["left_out"] = [value.left_out for value in by_seed.values()]
     return entry

@@ -455,9 +455,11 @@ def _probe_axis(axes: Axes, by_name: Mapping[str, Any]) -> None:
         axes.text(0.5, 0.5, "no labels", transform=axes.transAxes, ha="center")
         return
     entries = (entry for by_layer in by_name.values() for entry in by_layer.values())
-    chance = next(entry["chance"] for entry in entries if "chance" in entry)
-    axes.axhline(chance, color=SHARED, linewidth=0.5, zorder=0)
-    _name_chance(axes, chance)
+    chances = {chance for entry in entries for chance in entry["chance"]}
+    if len(chances) == 1:
+        (chance,) = chances
+        axes.axhline(chance, color=SHARED, linewidth=0.5, zorder=0)
+        _name_chance(axes, chance)
     axes.set_ylim(0, 1)
 
 
