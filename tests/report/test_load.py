@@ -335,6 +335,43 @@ def test_feature_analysis_of_other_networks_is_skipped(tmp_path, study_run):
     assert any("Run twostage explain again" in note for note in found.notes)
 
 
+def test_first_valid_feature_analysis_of_several_folders_is_shown(tmp_path):
+    folders = [
+        write_study(tmp_path / str(seed), CHANCES, seeds=(seed,), rich=True, **SMALL)
+        for seed in range(3)
+    ]
+    for folder in folders:
+        change_explanation(folder, words=[folder.name])
+    study = study_table.load(folders)
+
+    def shown():
+        found = gather(study)
+        notes = [note for note in found.notes if note.startswith("Feature analysis")]
+        return found.explanation and found.explanation.words, notes
+
+    words, notes = shown()
+    assert words == ["0"] and len(notes) == 2
+    for folder, note in zip(folders[1:], notes, strict=True):
+        assert f"of {folder} is not shown" in note
+    change_explanation(folders[0], stage_runs=["target-old"])
+    words, notes = shown()
+    assert words == ["1"]
+    assert f"of {folders[0]} is skipped" in notes[0]
+    assert f"of {folders[2]} is not shown" in notes[1]
+    path = folders[1] / "explain" / "explain.json"
+    path.write_text("{")
+    words, notes = shown()
+    assert words == ["2"] and str(path) in notes[1] and len(notes) == 2
+    (folders[2] / "explain" / "explain.json").unlink()
+    words, notes = shown()
+    assert words is None and len(notes) == 2
+
+
+def change_explanation(folder, **fields):
+    path = folder / "explain" / "explain.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
 def test_settings_that_are_nested_are_named_by_their_path():
     nested = {"a": {"b": [1, 2], "c": ""}, "d": 0.5, "e": {}}
     assert flat(nested) == {"a.b": "[1, 2]", "a.c": "''", "d": "0.5", "e": "{}"}

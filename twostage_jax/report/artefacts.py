@@ -131,7 +131,7 @@ def gather(study: Study) -> Artefacts:
         _stages(study, notes),
         read("Example patches are", _examples) or {},
         read("Worst mistakes are", _mistakes, notes) or {},
-        read("Feature analysis is", _explanation, notes),
+        _explanation(study, notes),
         notes,
     )
 
@@ -244,29 +244,39 @@ def _check_images(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def _explanation(study: Study, notes: list[str]) -> Explanation | None:
-    """Returns the output of `explain` in the first run folder that has it."""
-    for workdir in study.workdirs:
-        path = workdir / "explain" / "explain.json"
-        if not path.is_file():
+    """Returns the first valid output of `explain`; notes those that are not used."""
+    paths = [folder / "explain" / "explain.json" for folder in study.workdirs]
+    paths = [path for path in paths if path.is_file()]
+    if not paths:
+        notes.append("Feature analysis is missing: run twostage explain.")
+    trained = {name for one in study.records.values() for name in one.stage_runs}
+    shown = None
+    for path in paths:
+        where = path.parents[1]
+        try:
+            explained = read_json(path)
+        except UserError as error:
+            notes.append(f"Feature analysis is skipped: {error}")
             continue
-        explained = read_json(path)
         if not isinstance(explained, dict):
             explained = {}
-        trained = {name for one in study.records.values() for name in one.stage_runs}
         # Files of earlier versions do not name the runs.
         if not trained.issuperset(explained.get("stage_runs") or ()):
             notes.append(
-                "Feature analysis is skipped: it shows networks that have been trained "
-                "again since. Run twostage explain again."
+                f"Feature analysis of {where} is skipped: it shows networks that have "
+                "been trained again since. Run twostage explain again."
             )
-            return None
-        return Explanation(
-            [str(text) for text in explained.get("words") or ()],
-            _figures(path.parent, explained.get("figures") or {}, notes),
-            [str(text) for text in explained.get("left_out") or ()],
-        )
-    notes.append("Feature analysis is missing: run twostage explain.")
-    return None
+        elif shown:
+            notes.append(
+                f"Feature analysis of {where} is not shown: the report shows one only."
+            )
+        else:
+            shown = Explanation(
+                [str(text) for text in explained.get("words") or ()],
+                _figures(path.parent, explained.get("figures") or {}, notes),
+                [str(text) for text in explained.get("left_out") or ()],
+            )
+    return shown
 
 
 def _figures(folder: Path, named: Mapping[str, str], notes: list[str]) -> list[Saved]:
