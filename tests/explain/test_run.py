@@ -217,6 +217,19 @@ def test_words_follow_from_the_numbers():
     assert "deleted in the order of SaliNet (area 0.20; random order 0.40)" in best
     assert "inserted in the order of occlusion (0.80; 0.60)" in best
     assert best.endswith("No better than random order on either curve: Grad-CAM.")
+    of_arm["deletion"]["random_order"] = area(0.15)
+    best = text.study_words(explained)[3]
+    assert (
+        "the class probability falls no faster when pixels are deleted in the order of "
+        "any method than in random order (area 0.15; best method SaliNet, 0.20), and rises "
+        "fastest" in best
+    )
+    of_arm["insertion"]["random_order"] = area(0.9)
+    best = text.study_words(explained)[3]
+    assert (
+        "rises no faster when they are inserted in the order of any method than in random "
+        "order (0.90; occlusion, 0.80)." in best
+    )
     explained["images"].update(sets=3, most=8)
     shown = text.study_words(explained)[0]
     assert "5 to 8 images (test images of the target, different for each seed)" in shown

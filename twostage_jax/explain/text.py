@@ -111,13 +111,28 @@ def _saliency(saliency: Mapping[str, Any]) -> list[str]:
     # Smaller is better for deletion, larger for insertion.
     falls = min(methods, key=deleted.__getitem__)
     rises = max(methods, key=inserted.__getitem__)
-    text = (
-        "Averaged over arms, the class probability falls fastest when pixels are "
-        f"deleted in the order of {method_label(falls)} (area {deleted[falls]:.2f}; "
-        f"random order {deleted[RANDOM_ORDER]:.2f}), and rises fastest when they are "
-        f"inserted in the order of {method_label(rises)} ({inserted[rises]:.2f}; "
-        f"{inserted[RANDOM_ORDER]:.2f})."
+    fall = (
+        "falls fastest when pixels are deleted in the order of "
+        f"{method_label(falls)} (area {deleted[falls]:.2f}; "
+        f"random order {deleted[RANDOM_ORDER]:.2f})"
     )
+    if deleted[RANDOM_ORDER] - deleted[falls] < MARGIN:
+        fall = (
+            "falls no faster when pixels are deleted in the order of any method than in "
+            f"random order (area {deleted[RANDOM_ORDER]:.2f}; best method "
+            f"{method_label(falls)}, {deleted[falls]:.2f})"
+        )
+    rise = (
+        "rises fastest when they are inserted in the order of "
+        f"{method_label(rises)} ({inserted[rises]:.2f}; {inserted[RANDOM_ORDER]:.2f})"
+    )
+    if inserted[rises] - inserted[RANDOM_ORDER] < MARGIN:
+        rise = (
+            "rises no faster when they are inserted in the order of any method than in "
+            f"random order ({inserted[RANDOM_ORDER]:.2f}; {method_label(rises)}, "
+            f"{inserted[rises]:.2f})"
+        )
+    text = f"Averaged over arms, the class probability {fall}, and {rise}."
     weak = [
         method
         for method in methods
