@@ -83,7 +83,8 @@ def predict(
       window: Window of the training images, centre,width in HU; required if the
         training images were not in HU.
       spacing: Millimetres per pixel of the training images, to which slices are
-        resampled; 0: do not resample; default: as in training.
+        resampled; 0: do not resample; default: as in training; required if that is
+        unknown, as for folders of images.
       lungs: Folder of existing lung masks; default: find the lungs.
       go_on: Also map series that differ from the training images.
       salt: Secret mixed into the hashes of identifiers.

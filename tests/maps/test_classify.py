@@ -47,6 +47,30 @@ def test_spacing_is_the_trainings_unless_another_is_given(tmp_path):
             scale.parse_spacing(wrong, resampled)
 
 
+@pytest.mark.parametrize(
+    ("source", "units", "known"),
+    [
+        ("dicom", "hu", True),
+        ("phantoms", "hu", True),
+        ("slices", "hu", True),  # cut from DICOM files, pixel by pixel
+        ("slices", "grey", False),
+        ("folder", "hu", False),  # resized
+        ("tfds", "grey", False),
+    ],
+)
+def test_spacing_is_required_if_the_pixels_of_training_have_no_known_size(
+    tmp_path, source, units, known
+):
+    run = artifacts.find(write_run(tmp_path, source=source, units=units))
+    if known:
+        assert scale.parse_spacing(None, run) is None
+    else:
+        with refused_at("--spacing"):
+            scale.parse_spacing(None, run)
+    assert scale.parse_spacing(0, run) is None
+    assert scale.parse_spacing(1.4, run) == 1.4
+
+
 def test_spacing_of_a_prepared_set_is_read_beside_it(tmp_path):
     settings = {"source": "prepared", "options": {"path": str(tmp_path)}}
     run = artifacts.find(write_run(tmp_path / "study", **settings))

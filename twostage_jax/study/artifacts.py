@@ -93,12 +93,20 @@ class Trained:
         """Returns the mm per pixel that images were resampled to; None = they were not.
 
         Raises:
-          ValueError: Unknown, since the set of `twostage prepare` has gone or changed.
+          ValueError: Unknown, since the source resizes images or reads pictures; or since
+            the set of `twostage prepare` has gone or changed.
         """
-        if self.source != "prepared":
-            return self.options.get("spacing")
-        folder = Path(self.options.get("path", ""))
-        return prepared_folder.spacing(folder, self.fingerprint)
+        if self.source == "prepared":
+            folder = Path(self.options.get("path", ""))
+            return prepared_folder.spacing(folder, self.fingerprint)
+        # Slices in HU are DICOM files; other slices are pictures of any size.
+        of_dicom = self.source == "slices" and self.in_hu
+        if not (of_dicom or self.source in ("dicom", "phantoms")):
+            raise ValueError(
+                f"the resolution of the training images is unknown (data source "
+                f"'{self.source}')"
+            )
+        return self.options.get("spacing")
 
     def __str__(self) -> str:
         data = f"{self.data} {self.fingerprint[:12]}"

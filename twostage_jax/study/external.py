@@ -158,13 +158,11 @@ def _dataset(run: artifacts.Trained, folder: Path, data_dir: Path) -> Dataset:
 
 
 def _check_spacing(run: artifacts.Trained, folder: Path, dataset: Dataset) -> None:
-    if run.source not in ("prepared", "dicom"):
-        return  # The resolution of the target is unknown.
     try:
         ours = run.spacing()
         theirs = prepared_folder.spacing(folder, dataset.fingerprint)
     except ValueError:
-        return  # The set of the training has gone.
+        return  # The resolution of one of them is unknown.
     if theirs != ours:
         raise UserError.flag(
             "--external",
