@@ -44,7 +44,8 @@ synthetic; --go_on maps it anyway. Unmarked lung may be misjudged as well: the c
 gross differences, not every disease that is missing from the training
 (`experiments/unseen.md`).
 
-A series that the same model with the same settings has mapped already is skipped.
+A series that the same model with the same settings has mapped already is skipped, unless
+its files have changed or moved.
 Research use only, not for diagnosis.
 """
 

@@ -247,6 +247,25 @@ def test_series_that_is_there_is_not_made_again(mapped, classifier, tmp_path, ca
     assert "stride in pixels: 4" in (folder / "report.csv").read_text()
 
 
+@pytest.mark.parametrize(
+    "corrected",
+    [{"PixelSpacing": [2.5, 2.5]}, {"gap": 4.0}, {"RescaleSlope": 0.9}],
+    ids=["spacing", "position", "rescale"],
+)
+def test_series_with_the_same_uids_but_a_corrected_header_is_made_again(
+    mapped, classifier, tmp_path, corrected
+):
+    folder, _ = mapped
+    before = write.read_report(folder / "report.csv")
+    tags = {"gap": 5.0, **corrected}
+    write_chest(tmp_path / "dicom", 6, names="SMITH_JANE_{:04d}", **tags)
+    for out in (folder.parent, tmp_path / "fresh"):
+        map_folder(tmp_path / "dicom", out, classifier, how())
+    after = write.read_report(folder / "report.csv")
+    assert after == write.read_report(tmp_path / "fresh" / folder.name / "report.csv")
+    assert after != before
+
+
 def test_run_that_is_cut_off_leaves_what_was_there(
     mapped, classifier, tmp_path, monkeypatch
 ):

@@ -31,6 +31,7 @@ from twostage_jax.ct.series import (
 )
 from twostage_jax.data.dataset import digest
 from twostage_jax.errors import UserError, plain
+from twostage_jax.folders import stamps
 from twostage_jax.io import shown
 from twostage_jax.maps import draw, extent, write
 from twostage_jax.maps.classify import Classifier, How, Maps, classify
@@ -457,7 +458,9 @@ def _write_dicom(folder: Path, mapped: Mapped) -> str:
 def _key(
     series: Series, classifier: Classifier, how: How, given: GivenLungs | None
 ) -> str:
-    slices = [header.key for header in series.headers]
+    paths = dict.fromkeys(header.path for header in series.headers)
+    # The headers have the geometry, the files' times tell whether pixels may differ.
+    slices = series.headers, stamps(Path("/"), paths)
     run, compared = classifier.run, classifier.reference
     model = (run.hash, run.synthetic, compared and compared.threshold)
     # Files added or lost next to the slices change only the remarks.
