@@ -289,6 +289,34 @@ def test_reconstructions_of_one_scan_share_a_mask(tmp_path):
     np.testing.assert_array_equal(found[12], UPPER)
 
 
+INSPIRATION = {"AcquisitionNumber": 1, "AcquisitionTime": "101500"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (INSPIRATION, {**INSPIRATION, "AcquisitionNumber": 2}),
+        (INSPIRATION, {**INSPIRATION, "AcquisitionTime": "101800"}),
+        ({"AcquisitionUID": "1.2.3.4.5"}, {"AcquisitionUID": "1.2.3.4.6"}),
+    ],
+    ids=["number", "time", "UID"],
+)
+def test_unnamed_mask_belongs_to_reconstructions_of_one_acquisition_only(
+    tmp_path, first, second
+):
+    root, masks = tmp_path / "dicom", tmp_path / "masks"
+    write_chest(root / "inspiration", series=1, **first)
+    write_chest(root / "kernel", series=2, ConvolutionKernel="B70f", **first)
+    write_labels(masks / "lungs.nii.gz", root / "kernel", LUNGS)
+    assert sorted(read(root, masks)) == [11, 12]
+    write_chest(root / "expiration", series=3, **second)
+    found, _ = find_series(root)
+    matched = lung_files.match(masks, root, found)
+    assert not matched.found
+    with refused_at(masks):
+        matched.of(found[0].uid)
+
+
 def test_mask_is_placed_by_its_position_whatever_its_axes(slices, tmp_path):
     lungs = LUNGS.copy()
     lungs[0] = False

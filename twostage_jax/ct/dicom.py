@@ -73,6 +73,8 @@ class Header:
       thickness: SliceThickness, mm; None if not given.
       reference: FrameOfReferenceUID, which identifies the axes; '' if not given.
       study: StudyInstanceUID; '' if not given.
+      acquisition: AcquisitionUID, or else AcquisitionNumber and AcquisitionTime; equal
+        for all reconstructions of an acquisition, '' if not given.
       repeated: Whether a slice of another series has the same SOPInstanceUID.
       intercept: RescaleIntercept, HU; None if a table replaces it.
       raised: Whether another slice of its series has a lower RescaleIntercept.
@@ -99,6 +101,7 @@ class Header:
     reference: str = ""
     lossy: bool = False
     study: str = ""
+    acquisition: str = ""
     repeated: bool = False
     intercept: float | None = None
     raised: bool = False
@@ -273,11 +276,18 @@ def _header(
         intercept=None if intercept is None else float(intercept),
         lossy=dataset.get("LossyImageCompression") == "01",
         study=str(dataset.get("StudyInstanceUID") or ""),
+        acquisition=_acquisition(dataset),
         synthetic="YES" in [dataset.get(keyword) for keyword in NOT_A_PATIENT],
         scanner=_scanner(dataset),
         sex=sex if sex in ("F", "M", "O") else "",
         age=_age(dataset),
     )
+
+
+def _acquisition(dataset: pydicom.Dataset) -> str:
+    keywords = ("AcquisitionNumber", "AcquisitionTime")
+    numbers = " ".join(str(dataset.get(keyword) or "") for keyword in keywords)
+    return str(dataset.get("AcquisitionUID") or numbers.strip())
 
 
 def _scanner(dataset: pydicom.Dataset) -> str:

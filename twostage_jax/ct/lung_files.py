@@ -193,13 +193,13 @@ def match(
     }
     for file in files:
         own, named = _series_of(file, series, above, root, salt)
-        scans = {(one.patient, _scan(one)) for one in own}
+        scans = {_scan(one) for one in own}
         if len(scans) > 1:
             for one in own:
                 reasons[one.uid] = (
                     f"A file could belong to any of {len(scans)} scans, which share "
                     "their geometry: name it, or its folder, after the "
-                    "SeriesInstanceUID or the PatientID."
+                    "SeriesInstanceUID."
                 )
             continue
         for one in own:
@@ -323,7 +323,7 @@ def _series_of(
         own = [one for one in pool if one.headers[0].reference == reference]
         return own, bool(named)
     fitting = [one for one in pool if nifti.fits(file.path, one.headers)]
-    if not fitting and len({(one.patient, _scan(one)) for one in pool}) == 1:
+    if not fitting and len({_scan(one) for one in pool}) == 1:
         # The volume may be cropped, for instance to the lungs: its reader decides.
         fitting = pool
     return fitting, bool(named)
@@ -335,10 +335,15 @@ def _names(text: str, uid: str) -> bool:
     return bool(uid) and re.search(whole, text) is not None
 
 
-def _scan(series: Series) -> str:
-    """Returns an identifier that is equal for all reconstructions of a scan."""
+def _scan(series: Series) -> tuple[str, str, str]:
+    """Returns identifiers that are equal for all reconstructions of a scan.
+
+    Scans in inspiration and expiration may share the frame of reference, but they are two
+    acquisitions.
+    """
     first = series.headers[0]
-    return first.reference or first.study or series.uid
+    frame = first.reference or first.study or series.uid
+    return series.patient, frame, first.acquisition
 
 
 def _chosen(files: Sequence[RoiFile]) -> tuple[RoiFile, ...]:
