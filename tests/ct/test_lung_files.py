@@ -185,6 +185,19 @@ def test_other_structures_are_skipped(slices, tmp_path):
     assert names == {"heart.dcm", "trachea.nii.gz", "all.nii.gz", "notes.txt"}
 
 
+@pytest.mark.parametrize(
+    "name", ["infection_mask", "ggo", "lung_nodules", "lungs_infected", "covid_mask"]
+)
+def test_masks_of_disease_do_not_count_as_lungs(slices, tmp_path, name):
+    masks = tmp_path / "masks"
+    write_labels(masks / f"{name}.nii.gz", slices, UPPER)
+    with refused_at(masks):
+        read(tmp_path / "dicom", masks)
+    write_labels(masks / "covid_case1_lungs.nii.gz", slices, LUNGS)
+    (mask,) = read(tmp_path / "dicom", masks).values()
+    np.testing.assert_array_equal(mask, LUNGS)
+
+
 def test_two_masks_of_the_same_lungs_are_refused(slices, tmp_path):
     masks = tmp_path / "masks"
     write_labels(masks / "a_lung.nii.gz", slices, LUNGS)

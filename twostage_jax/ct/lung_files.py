@@ -44,7 +44,7 @@ _OTHER = re.compile(
     r"colon|bowel|intestin|duoden|esophag|kidney|vertebra|\bribs?\b|spin(e|al)|\bbody\b|"
     r"muscle|\bskin\b|mediastin|fissure|lymph|diaphragm"
 )
-# Words of disease, which also occur in the names of data sets and cases.
+# Words of disease in labels and file names.
 _DISEASE = re.compile(
     r"nodul|lesion|tumou?r|cancer|infiltrat|infect|opacit|consolid|\bggo\b|fibros|"
     r"emphys|\b[gpci]tv|metast|covid|abnormal"
@@ -261,8 +261,8 @@ def _lung_labels(file: RoiFile) -> tuple[int, ...] | tuple[str, ...]:
         lung = tuple(value for value, name in names.items() if _is_lung(name))
         if names and not lung:
             raise UserError(f"its {len(names)} labels do not include a lung.")
-        if not names and _OTHER.search(_words(annotations.stem(file.path))):
-            raise UserError("its name is that of another structure than lung.")
+        if not names:
+            _check_name(_words(annotations.stem(file.path)))
         return lung
     if file.format == seg.FORMAT:
         lung = _lung_segments(file.path)
@@ -270,6 +270,19 @@ def _lung_labels(file: RoiFile) -> tuple[int, ...] | tuple[str, ...]:
             raise UserError("its segments do not include a lung.")
         return lung
     raise UserError("lung masks are read from NIfTI and SEG.")
+
+
+def _check_name(words: str) -> None:
+    """Raises a UserError if a file is named after something other than lung."""
+    if _OTHER.search(words):
+        raise UserError("its name is that of another structure than lung.")
+    # In data sets of COVID-19, this word is often part of the case's name.
+    disease = _DISEASE.search(words.replace("covid", "") if "lung" in words else words)
+    if disease:
+        raise UserError(
+            f"its name contains '{disease[0]}', so it may mark disease instead of lungs. "
+            "Rename it if it marks the lungs."
+        )
 
 
 def _lung_segments(path: Path) -> tuple[str, ...]:
@@ -356,8 +369,7 @@ def _chosen(files: Sequence[RoiFile]) -> tuple[RoiFile, ...]:
     called = {file: _words(annotations.stem(file.path)) for file in files}
     lung = [file for file in files if file.labels or "lung" in called[file]]
     lung += [file for file in files if file not in lung and _is_lung(called[file])]
-    healthy = [file for file in lung if not _DISEASE.search(called[file])]
-    chosen = healthy or lung or list(files)
+    chosen = lung or list(files)
     if len(folders) > 1 or (len(chosen) > 1 and not lung):
         raise UserError(
             "Several files could be its mask. Keep one, or name each after its "
