@@ -108,6 +108,17 @@ def test_central_and_peripheral_thirds_share_out_the_lung():
     assert min(thirds) > 0
 
 
+def test_regions_of_a_turned_image_are_the_same():
+    lungs = np.zeros((3, 40, 60), bool)
+    lungs[:, 5:35, 5:27] = lungs[:, 10:30, 33:55] = True
+    labels = np.where(lungs, 1 + (np.indices(lungs.shape)[2] % 7 < 2), 0)
+    probabilities = np.stack([200 * (labels == 1), 150 * (labels == 2)])
+    upright = extent.measure(labels, lungs, probabilities, NAMES, (2.0, 0.5), 10.0)
+    turned = (np.rot90(a, axes=(-2, -1)) for a in (labels, lungs, probabilities))
+    found = extent.measure(*turned, NAMES, (0.5, 2.0), 10.0, across=-2)
+    assert found == upright
+
+
 def test_one_lung_is_measured_too():
     lungs = np.zeros((9, 9), bool)
     lungs[2:7, 2:7] = True

@@ -45,6 +45,7 @@ def measure(
     pixel_mm: tuple[float, float],
     step_mm: float | None,
     unlike: np.ndarray | None = None,
+    across: int = -1,
 ) -> list[Measure]:
     """Returns the measures of a series.
 
@@ -62,8 +63,16 @@ def measure(
       step_mm: Distance between slices; None for a single slice.
       unlike: `[Z, H, W]` bool, classified pixels that are unlike the training images;
         None if that was not judged.
+      across: Axis of a slice that runs from one side of the body to the other: -1 for
+        its columns, or -2.
     """
     classes = len(class_names)
+    if across == -2:
+        pixel_mm = pixel_mm[::-1]
+        labels, lungs, probabilities = (
+            volume.swapaxes(-1, -2) for volume in (labels, lungs, probabilities)
+        )
+        unlike = None if unlike is None else unlike.swapaxes(-1, -2)
     # Of each third: pixels without a class and of each, sums of probabilities, pixels
     # unlike the training images.
     cells = np.zeros((len(HEIGHTS), len(DEPTHS), 2 * classes + 2))

@@ -41,7 +41,7 @@ from twostage_jax.notices import notices
 from twostage_jax.study.artifacts import Trained
 
 # Bump when the same model and settings give different files.
-VERSION = 4
+VERSION = 5
 # Maps with a larger fraction that differs from the training images are refused.
 MOST_UNLIKE = 0.5
 # Slices whose normal leaves the body's long axis by more than about 37 degrees.
@@ -390,14 +390,16 @@ def _write_arrays(folder: Path, mapped: Mapped) -> None:
     if maps.unlike is not None:
         path = folder / "unlike_training.nii.gz"
         write.write_nifti(path, maps.unlike.astype(np.uint8), matrix, text)
+    first = mapped.series.headers[0]
     measures = extent.measure(
         maps.labels,
         mapped.lungs,
         maps.probabilities,
         run.class_names,
-        mapped.series.headers[0].spacing,
+        first.spacing,
         mapped.series.step,
         maps.unlike,
+        across=-1 if draw.sides(first.orientation)[0] in "RL" else -2,
     )
     write.write_report(folder / "report.csv", write.report_rows(measures, about))
 
