@@ -88,7 +88,8 @@ def test_depth_is_the_distance_from_the_chest_wall_not_from_the_mediastinum():
     expected = by_hand(lungs, pixel_mm)
     for side in (np.s_[:, :10], np.s_[:, 10:]):
         expected[side] /= expected[side][lungs[side]].max()
-    found = extent.depth(lungs, pixel_mm)
+    assert extent.middle(lungs[None]) == 10
+    found = extent.depth(lungs, pixel_mm, 10)
     np.testing.assert_allclose(found[lungs], np.minimum(1, expected)[lungs])
     # Beside the heart is deeper than beside the ribs.
     assert found[6, 7] > 2 / 3 > 1 / 3 > found[6, 1]
@@ -97,7 +98,7 @@ def test_depth_is_the_distance_from_the_chest_wall_not_from_the_mediastinum():
 def test_central_and_peripheral_thirds_share_out_the_lung():
     lungs = np.zeros((1, 60, 60), bool)
     lungs[0, 10:50, 5:27] = lungs[0, 10:50, 33:55] = True
-    depth = extent.depth(lungs[0], (1.0, 1.0))
+    depth = extent.depth(lungs[0], (1.0, 1.0), 30)
     labels = np.where(lungs & (depth[None] < 1 / 3), 2, 1).astype(np.uint8)
     found = measured(labels, lungs, pixel_mm=(1.0, 1.0))
     assert found["peripheral", "ground_glass"].fraction == 1
@@ -119,9 +120,33 @@ def test_regions_of_a_turned_image_are_the_same():
     assert found == upright
 
 
-def test_one_lung_is_measured_too():
-    lungs = np.zeros((9, 9), bool)
-    lungs[2:7, 2:7] = True
-    depth = extent.depth(lungs, (1.0, 1.0))
-    assert depth[lungs].max() == 1
-    assert extent.depth(np.zeros((4, 4), bool), (1.0, 1.0)).max() == 0
+def test_middle_lies_between_lungs_of_different_size():
+    lungs = np.zeros((2, 20, 40), bool)
+    lungs[0, :, 2:22] = lungs[1, 5:15, 30:38] = True
+    assert extent.middle(lungs) == 26
+    assert extent.middle(lungs.swapaxes(1, 2), -2) == 26
+    lungs[1, 5:8, 22:30] = True  # the lungs touch in front
+    assert extent.middle(lungs) == 26
+
+
+def test_slice_with_one_lung_has_the_depths_of_a_slice_with_two():
+    both = np.zeros((1, 40, 60), bool)
+    both[0, 5:35, 5:25] = both[0, 5:35, 35:55] = True
+    one = both[0].copy()
+    one[:, 30:] = False
+    between = extent.middle(both)
+    expected = extent.depth(both[0], (1.0, 1.0), between)
+    found = extent.depth(one, (1.0, 1.0), between)
+    np.testing.assert_array_equal(found[one], expected[one])
+    assert found[20, 24] == 1  # next to the mediastinum
+    assert extent.depth(one & False, (1.0, 1.0), between).max() == 0
+
+
+@pytest.mark.parametrize("first", [5, 20])
+def test_depth_is_not_measured_without_a_second_lung(first):
+    lungs = np.zeros((3, 40, 60), bool)
+    lungs[:, 5:35, first : first + 20] = True
+    for speck in (False, True):
+        lungs[0, 20, 50] = speck
+        regions = {region for region, _ in measured(lungs.astype(np.uint8), lungs)}
+        assert regions == {"lungs", *extent.HEIGHTS}

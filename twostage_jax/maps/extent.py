@@ -9,6 +9,9 @@ HEIGHTS = ("lower", "middle", "upper")
 DEPTHS = ("peripheral", "intermediate", "central")
 # The first "class": unclassified lung, outside all windows.
 UNCLASSIFIED = "not classified"
+# Between two lungs, columns with less than this fraction of the lung beside them; the
+# smaller lung has at least this fraction of all lung.
+VALLEY, SMALLER_LUNG = 0.5, 0.05
 # Label of lung that differs from the training images; see `train.novelty`.
 UNLIKE = "unlike the training images"
 
@@ -51,8 +54,9 @@ def measure(
 
     Heights are thirds of the distance from the lowest to the highest slice with lung;
     they need at least three such slices. Depths are thirds of the greatest distance,
-    in the slice and on that side of the body, from the chest wall: see `depth`. Volume
-    is area times the distance between slices (Cavalieri's rule).
+    in the slice and on that side of the body, from the chest wall: see `depth`; they
+    need two lungs: see `middle`. Volume is area times the distance between slices
+    (Cavalieri's rule).
 
     Args:
       labels: `[Z, H, W]` from feet to head: 1 + class index, 0 = no class.
@@ -66,7 +70,7 @@ def measure(
       across: Axis of a slice that runs from one side of the body to the other: -1 for
         its columns, or -2.
     """
-    classes = len(class_names)
+    classes, between = len(class_names), middle(lungs, across)
     if across == -2:
         pixel_mm = pixel_mm[::-1]
         labels, lungs, probabilities = (
@@ -79,7 +83,10 @@ def measure(
     filled = np.flatnonzero(lungs.any((1, 2)))
     for z in filled:
         height = int(3 * (z - filled[0]) / (filled[-1] - filled[0] + 1))
-        thirds = np.minimum(2, 3 * depth(lungs[z], pixel_mm)).astype(int)
+        thirds = np.zeros(lungs[z].shape, int)
+        if between is not None:
+            depths = depth(lungs[z], pixel_mm, between)
+            thirds = np.minimum(2, 3 * depths).astype(int)
         for third in range(len(DEPTHS)):
             inside = lungs[z] & (thirds == third)
             cells[height, third] += np.concatenate(
@@ -92,7 +99,8 @@ def measure(
     regions = {"lungs": cells.sum((0, 1))}
     if len(filled) >= 3:
         regions |= {HEIGHTS[i]: cells[i].sum(0) for i in (2, 1, 0)}
-    regions |= {DEPTHS[i]: cells[:, i].sum(0) for i in (2, 1, 0)}
+    if between is not None:
+        regions |= {DEPTHS[i]: cells[:, i].sum(0) for i in (2, 1, 0)}
     voxel_ml = None if step_mm is None else pixel_mm[0] * pixel_mm[1] * step_mm / 1000
     found = []
     for region, numbers in regions.items():
@@ -115,27 +123,56 @@ def measure(
     return found
 
 
-def depth(lungs: np.ndarray, pixel_mm: tuple[float, float]) -> np.ndarray:
+def middle(lungs: np.ndarray, across: int = -1) -> int | None:
+    """Returns the first column to the right of the middle between two lungs.
+
+    This is where a series has the least lung between a column with more on the left and
+    one with more on the right. None if only one lung is found.
+
+    Args:
+      lungs: `[Z, H, W]` bool.
+      across: Axis of a slice that counts as its columns; see `measure`.
+    """
+    columns = np.moveaxis(lungs, across, -1).sum((0, 1))
+    left = np.maximum.accumulate(columns)
+    right = np.maximum.accumulate(columns[::-1])[::-1]
+    lower = np.minimum(left, right) - columns
+    deepest = np.flatnonzero(lower == lower.max())
+    column = int(deepest[len(deepest) // 2])
+    if columns[column] >= VALLEY * min(left[column], right[column]):
+        return None
+    smaller = min(columns[:column].sum(), columns[column:].sum())
+    return column if smaller > SMALLER_LUNG * columns.sum() else None
+
+
+def depth(lungs: np.ndarray, pixel_mm: tuple[float, float], between: int) -> np.ndarray:
     """Returns the depth of each pixel under the chest wall, `[H, W]` in [0, 1].
 
     Distances are taken within an axial slice, from the outline of both lungs with the
     mediastinum between them, so that lung next to the heart is not peripheral; 1 is the
-    deepest lung of that side.
+    deepest lung of that side. If a slice has one lung only, its mirror image takes the
+    place of the other.
 
     Args:
       lungs: `[H, W]` bool.
       pixel_mm: Distance between rows and between columns.
+      between: First column of the right half of the image; see `middle`.
     """
     if not lungs.any():
         return np.zeros(lungs.shape)
+    sides = np.s_[:, :between], np.s_[:, between:]
+    outline = lungs.copy()
+    if not all(lungs[side].any() for side in sides):
+        rows, columns = np.nonzero(lungs)
+        mirrored = 2 * between - 1 - columns
+        inside = (mirrored >= 0) & (mirrored < lungs.shape[1])
+        outline[rows[inside], mirrored[inside]] = True
     # A border, so that lung at the edge of the image has an outside, too.
-    padded = np.pad(lungs, 1)
-    between = np.maximum.accumulate(padded, 1)
-    between &= np.maximum.accumulate(padded[:, ::-1], 1)[:, ::-1]
-    distance = ndimage.distance_transform_edt(between, sampling=pixel_mm)[1:-1, 1:-1]
-    columns = np.flatnonzero(lungs.any(0))
-    middle = (columns[0] + columns[-1] + 1) // 2
-    for side in (np.s_[:, :middle], np.s_[:, middle:]):
+    padded = np.pad(outline, 1)
+    filled = np.maximum.accumulate(padded, 1)
+    filled &= np.maximum.accumulate(padded[:, ::-1], 1)[:, ::-1]
+    distance = ndimage.distance_transform_edt(filled, sampling=pixel_mm)[1:-1, 1:-1]
+    for side in sides:
         deepest = distance[side][lungs[side]].max(initial=0)
         distance[side] /= deepest or 1
     return np.minimum(distance, 1)

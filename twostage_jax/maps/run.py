@@ -190,6 +190,8 @@ def make(
     measured = maps.unlike_fraction
     if foreign:  # regardless of its features
         maps = maps._replace(unlike=maps.labels > 0)
+    if extent.middle(lungs, _across(series)) is None:
+        remarks.append("two lungs were not found: depth is not measured")
     about = _about(series, run, how, folder.name, given, remarks)
     mapped = Mapped(series, hu, lungs, doubts, maps, run, how, about)
     with io.replacing_folder(folder) as temporary:
@@ -288,6 +290,11 @@ def from_feet(series: Series) -> Series:
     if upwards > 0:
         return series
     return dataclasses.replace(series, headers=series.headers[::-1])
+
+
+def _across(series: Series) -> int:
+    """Returns the axis of a slice that runs from side to side; see `extent.measure`."""
+    return -1 if draw.sides(series.headers[0].orientation)[0] in "RL" else -2
 
 
 def _lungs(
@@ -399,7 +406,7 @@ def _write_arrays(folder: Path, mapped: Mapped) -> None:
         first.spacing,
         mapped.series.step,
         maps.unlike,
-        across=-1 if draw.sides(first.orientation)[0] in "RL" else -2,
+        across=_across(mapped.series),
     )
     write.write_report(folder / "report.csv", write.report_rows(measures, about))
 
