@@ -378,6 +378,31 @@ def test_maps_are_limited_to_the_given_lungs_and_record_it(
     assert "SHA-256" not in mapped(out)[1]["lungs"]
 
 
+def test_mask_that_ends_where_lung_continues_is_remarked_on(
+    classifier, tmp_path, capsys
+):
+    root, masks, (_, lungs, _) = tmp_path / "dicom", tmp_path / "masks", chest(6)
+    write_chest(root, 6, gap=5.0)
+    half = lungs.copy()
+    half[3:] = False
+    for mask, complete in ((half, False), (half[::-1], False), (lungs, True)):
+        write_labels(masks / "lungs.nii.gz", root, mask)
+        map_folder(root, tmp_path / "maps", classifier, how(), lungs=masks)
+        _, about, rows = mapped(tmp_path / "maps")
+        assert ("3 of 6 slices" not in about["remarks"]) == complete
+        assert rows[0]["remarks"] == about["remarks"]
+
+
+def test_mask_may_end_where_the_lungs_do():
+    hu, lungs, _ = chest(5)
+    hu, lungs = hu.copy(), lungs.copy()
+    for z in (0, 4):  # soft tissue; the lungs end between two slices
+        hu[z], lungs[z] = 40, False
+    assert lung_files.cut_remark(hu, lungs) == ""
+    lungs[3] = False
+    assert lung_files.cut_remark(hu, lungs) != ""
+
+
 def test_series_without_a_mask_is_refused_and_listed(classifier, tmp_path, capsys):
     root, out = tmp_path / "dicom", tmp_path / "maps"
     write_chest(root / "a", series=1)

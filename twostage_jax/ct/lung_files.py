@@ -59,6 +59,8 @@ _MOST_SHARED = 0.05
 # Fractions of air in a lung mask: below the first, the mask is shifted or of another
 # patient; below the second, there is a remark.
 _LEAST_AIR, _USUAL_AIR = 0.05, 0.5
+# Lung that continues outside a mask, as a fraction of its largest slice.
+_MOST_CUT = 0.1
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -235,6 +237,25 @@ def air_remark(hu: np.ndarray, lungs: np.ndarray) -> str:
             where="lungs",
         )
     return f"only {text}" if air < _USUAL_AIR else ""
+
+
+def cut_remark(hu: np.ndarray, lungs: np.ndarray) -> str:
+    """Returns a remark on a lung mask that ends where lung continues, or ''.
+
+    Args:
+      hu: Hounsfield units, `[Z, H, W]`.
+      lungs: Lung mask, `[Z, H, W]` bool.
+    """
+    areas = lungs.sum((1, 2))
+    empty = areas == 0
+    for here, beyond in ((np.s_[:-1], np.s_[1:]), (np.s_[1:], np.s_[:-1])):
+        lost = (lungs[here] & (hu[beyond] < AIR_BELOW_HU)).sum((1, 2))
+        if (lost[empty[beyond]] > _MOST_CUT * areas.max()).any():
+            return (
+                f"the given lung ends where lung continues: {empty.sum()} of {len(hu)} "
+                "slices are not marked"
+            )
+    return ""
 
 
 def _words(name: str) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from twostage_jax import io
 from twostage_jax.ct import lung_files, privacy
 from twostage_jax.ct.dicom import hashed
-from twostage_jax.ct.lung_files import GivenLungs, air_remark
+from twostage_jax.ct.lung_files import GivenLungs, air_remark, cut_remark
 from twostage_jax.ct.lungs import Lungs, find_lungs
 from twostage_jax.ct.series import (
     Series,
@@ -308,9 +308,9 @@ def _lungs(
     if given is not None:
         masks = given.read(series.headers)
         mask = np.stack([masks[header.key] for header in series.headers])
-        remark = air_remark(hu, mask)
+        remarks = [air_remark(hu, mask), cut_remark(hu, mask)]
         sure = ("",) * len(hu)
-        return Lungs(mask, sure, (0.0,) * len(hu)), [remark] if remark else []
+        return Lungs(mask, sure, (0.0,) * len(hu)), list(filter(None, remarks))
     found = find_lungs(hu, (series.step, *series.headers[0].spacing))
     if not found.mask.any():
         gas = "; its air looks like gas in stomach or bowel"
