@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from basics import refused_at
-from chest import WINDOW, Channels, chest, write_chest, write_run
+from chest import WINDOW, Channels, chest, how, write_chest, write_run
 from scipy import ndimage
 
 from twostage_jax import models
@@ -118,6 +118,16 @@ def test_three_windows_are_the_three_channels_of_the_network(tmp_path, monkeypat
         found = classify.classify(hu, lungs, (3.0, 3.0), Classifier(run, window), asked)
         for where, label in zip((sound, ill), classes, strict=True):
             assert (found.labels[:, where] == label).all()
+
+
+@pytest.mark.parametrize("steepness", [np.nan, 1e38])
+def test_probabilities_that_are_not_finite_are_refused(tmp_path, brightness, steepness):
+    run = artifacts.find(write_run(tmp_path, steepness=steepness))
+    hu, lungs, _ = chest(1)
+    with refused_at(run.folder):
+        classify.classify(
+            hu, lungs, (3.0, 3.0), Classifier(run, run.window), how(stride=6)
+        )
 
 
 def test_hostile_names_stay_inside_the_output(tmp_path, brightness, capsys):

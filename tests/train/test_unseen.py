@@ -58,6 +58,14 @@ def test_images_beyond_the_threshold_of_the_nearest_are_unlike():
         np.testing.assert_array_equal(unlike(asked, made)[clear], expected)
 
 
+def test_images_whose_features_are_not_numbers_are_unlike():
+    known, _ = points(80, 4)
+    asked = np.repeat(known[:1], 2, axis=0)
+    asked[1, 0] = np.nan
+    made = novelty.reference(known, None)
+    assert unlike(asked, made).tolist() == [False, True]
+
+
 def test_threshold_is_the_quantile_of_distances_from_other_patients():
     features, groups = points(200, 6)
     held_out = np.empty(200)

@@ -153,7 +153,7 @@ class Classifier:
         Returns:
           A function that waits for and returns the probabilities `[N, K]` float32; with
           a reference, a last column is 1 if a window differs from the training images,
-          else 0.
+          else 0. It raises a UserError if a probability is not finite.
         """
         devices = jax.local_device_count()
         size = max(-(-BATCH // devices), LEAST_BATCH) * devices
@@ -168,7 +168,14 @@ class Classifier:
         def wait() -> np.ndarray:
             host = [np.asarray(part).reshape(-1, columns) for part in parts]
             host = host or [np.zeros((0, columns))]
-            return np.concatenate(host)[: len(corners)].astype(np.float32)
+            found = np.concatenate(host)[: len(corners)].astype(np.float32)
+            if not np.isfinite(found).all():
+                raise UserError(
+                    "The probabilities of the model are not finite. Are its parameters "
+                    "finite? Train it again.",
+                    where=self.run.folder,
+                )
+            return found
 
         return wait
 
@@ -226,7 +233,8 @@ def classify(
       how: Stride and resolution of the windows.
 
     Raises:
-      UserError: The slices cannot be resampled to this resolution.
+      UserError: The slices cannot be resampled to this resolution, or the network's
+        probabilities are not finite.
     """
     grid = _grid(hu.shape[1:], spacing, classifier.size, how)
     made = Maps(

@@ -100,13 +100,15 @@ def is_unlike(
 ) -> jax.Array:
     """Returns which of the images `[b]` differ from the training images.
 
+    Those whose distance is not a number do.
+
     Args:
       features: Features of the images, `[b, D]`, see `models.descriptor`.
       points, mean, scale, threshold: Fields of `Reference`.
     """
     standardised = (features - mean) / scale
     squares = squared_distances(standardised, points.astype(np.float32))
-    return squares.min(1) > threshold**2
+    return ~(squares.min(1) <= threshold**2)
 
 
 def squared_distances(first: Any, second: Any) -> Any:
