@@ -16,6 +16,8 @@ from chest import (
     write_run,
 )
 
+from twostage_jax import io
+from twostage_jax.ct.dicom import patient_hash
 from twostage_jax.ct.lungs import lung_mask
 from twostage_jax.ct.series import find_series
 from twostage_jax.maps import run as series_maps
@@ -303,6 +305,24 @@ def test_what_is_odd_about_a_series_is_said_and_written(classifier, tmp_path, ca
     assert "compressed with loss: 2 of 2 slices" in capsys.readouterr().out
     rows = write.read_report(tmp_path / "maps" / "report.csv")
     assert rows[0]["remarks"] == "compressed with loss: 2 of 2 slices"
+
+
+def test_patient_of_the_training_images_is_remarked_on(brightness, tmp_path):
+    for seed, patients in enumerate(("A", "AB", "B")):
+        folder = write_run(tmp_path / "study", seed=seed)
+        groups = np.array([patient_hash(name) for name in patients])
+        io.write_arrays(folder / artifacts.TRAINED, groups=groups)
+    write_run(tmp_path / "study", seed=3)  # of an earlier version
+    run = artifacts.find_ensemble(tmp_path / "study")
+    for series, patient in enumerate("ABC"):
+        write_chest(tmp_path / "dicom" / patient, 1, series=series, PatientID=patient)
+    classifier = Classifier(run, run.window)
+    map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how(stride=6))
+    rows = write.read_report(tmp_path / "maps" / "report.csv")
+    remarks = {row["patient"]: row["remarks"] for row in rows}
+    for patient in "AB":
+        assert "2 of 4 networks were trained" in remarks[patient_hash(patient)]
+    assert remarks[patient_hash("C")] == ""
 
 
 def test_series_whose_headers_make_no_segmentation_is_mapped_all_the_same(

@@ -343,6 +343,12 @@ def _about(
     """Returns the texts that every report of a series holds; see `make`."""
     patient, series_hash = name.split("_")
     remarks = [*remarks, *series.remarks]
+    members = run.members or (run,)
+    count = sum(series.patient in one.patients() for one in members)
+    if series.patient and count:
+        remarks.append(
+            f"{count} of {len(members)} networks were trained on patches of this patient"
+        )
     if any(header.synthetic for header in series.headers):
         remarks.append("the images are synthetic, or of a phantom")
     return {

@@ -89,6 +89,20 @@ class Trained:
         """The notice that every output carries, and the origin of the training data."""
         return notices(self.synthetic)
 
+    def patients(self) -> frozenset[str]:
+        """Returns the groups of the training images; empty if they were not recorded.
+
+        In data sets from DICOM, these are hashes of patients: see `ct.dicom.patient_hash`.
+
+        Raises:
+          UserError: The file cannot be read.
+        """
+        path = self.folder / TRAINED
+        if not path.is_file():
+            return frozenset()
+        groups = io.read_arrays(path, ("groups",))["groups"]
+        return frozenset(groups.astype(str).tolist())
+
     def spacing(self) -> float | None:
         """Returns the mm per pixel that images were resampled to; None = they were not.
 
