@@ -126,6 +126,24 @@ def test_card_says_that_its_scores_are_of_averaged_predictions(study, tmp_path):
     assert ["8 orientations of each image" in text for text in texts] == [False, True]
 
 
+def test_recipe_for_onnx_gives_the_same_logits(study, tmp_path, monkeypatch):
+    pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    workdir, module, variables, _ = study
+    monkeypatch.chdir(tmp_path)
+    export.export(run=str(workdir), seed=1, to="model.npz")
+    card = (tmp_path / "model.npz.md").read_text(encoding="utf-8")
+    images = np.zeros((1, 32, 32, 1), np.float32)
+    images[0, 8:20, 4:30] = 1
+    names = {"images": images}
+    for block in card.split("```python\n")[1:]:
+        exec(block.split("```")[0], names)
+    session = runtime.InferenceSession("model.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: images})
+    expected, _ = module.apply(variables, images, train=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_imported_weights_are_named_with_their_origin(study, tmp_path):
     workdir, _, _, home = study
     first = (
