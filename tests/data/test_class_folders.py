@@ -436,4 +436,4 @@ def test_images_outside_class_folders_are_counted(tmp_path):
     put(root, "cover.png", "train/cover.png")
     made = prepare(image_folder.recipe(path=str(root), size=8), tmp_path, workers=1)
     assert len(made) == 12
-    assert any("2 images outside" in note for note in made.notes)
+    assert any("outside the class folders: 2" in note for note in made.notes)

@@ -196,7 +196,7 @@ def test_other_files_are_skipped_counted_and_listed(root, tmp_path, caplog):
     for name in ("cat/._p1.png", "cat/Thumbs.db", "cat/notes.txt", ".git", "cover.png"):
         assert name in caplog.text
     notes = " ".join(prepare(recipe, tmp_path, workers=1).notes)
-    for fact in ("1 images outside", "2 hidden", "1 .db", "1 .txt"):
+    for fact in ("outside the class folders: 1", "2 hidden", "1 .db", "1 .txt"):
         assert fact in notes
     assert "notes.txt" not in notes
 

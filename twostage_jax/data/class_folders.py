@@ -205,13 +205,13 @@ def find(root: Path, classes: str = "") -> Found:
     used = {file.path for file in files}
     outside = [path for path, _ in tree.all_images() if path not in used]
     if outside:
-        notes.append(f"{len(outside)} images outside the class folders are skipped.")
+        notes.append(f"Images skipped outside the class folders: {len(outside)}.")
     if skipped:
-        notes.append(f"{len(skipped)} files are skipped: {_counted(skipped.values())}.")
+        notes.append(f"Files skipped: {_counted(skipped.values())}.")
     if skipped or outside:
         listed = [shown(path) for path in sorted([*outside, *skipped])]
         log.warning(
-            "%s: %d files skipped: %s%s", shown(root), len(listed),
+            "%s: skipped %s%s", shown(root),
             ", ".join(listed[:10]), ", ..." if len(listed) > 10 else "",
         )  # fmt: skip
     return Found(class_names, files, tuple(notes))

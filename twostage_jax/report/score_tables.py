@@ -373,7 +373,7 @@ def pairs_table(scores: Scores) -> Table:
             Column(first, "points"),
             *[Column("for those of this study", "points")] * both,
             Column("least detectable", "percent"),
-            *columns("p", "p", f"p (Holm, {len(found)} pairs)"),
+            *columns("p", "p", f"p (Holm, {plural(len(found), 'pair')})"),
             *[Column("p (McNemar)", "p")] * with_mcnemar,
         ],
         [
@@ -586,7 +586,7 @@ def size_pairs_table(analysis: Analysis) -> Table:
             _patches(analysis),
             Column("arm", "arm"),
             Column("difference", "points"),
-            *columns("p", "p", f"p (Holm, {len(found)} rows)"),
+            *columns("p", "p", f"p (Holm, {plural(len(found), 'row')})"),
         ],
         [[size.n, one.first, one, one.p_value, one.p_holm] for size, one in found],
         "Holm's correction is over all rows of this table, so it is stricter than in the "
