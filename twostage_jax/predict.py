@@ -18,7 +18,8 @@ writes a folder per series (`maps/<patient hash>_<series hash>/`):
 
 and in `maps` itself
 
-    report.csv            the reports of all series in `maps`
+    report.csv            the reports of the series in `maps`, by the model and settings
+                          of this call
     skipped.csv           skipped files and refused series, with reasons
 
 Each window is classified once, as it is: the scores of a study whose target has

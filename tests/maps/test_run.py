@@ -299,6 +299,26 @@ def test_series_of_other_runs_stay_in_the_report(mapped, classifier, tmp_path):
     assert not (tmp_path.parent / "x").exists()
 
 
+def test_report_has_the_series_of_one_model_and_its_settings(
+    mapped, classifier, tmp_path, capfd
+):
+    folder, _ = mapped
+    root, out = tmp_path / "second", folder.parent
+    write_chest(root, 1, series=2)
+    other = artifacts.find(write_run(tmp_path / "other", seed=1))
+    for model, settings in (
+        (Classifier(other, other.window), how()),
+        (classifier, how(stride=4)),
+    ):
+        capfd.readouterr()
+        map_folder(root, out, model, settings)
+        assert "Not in the report: 1 series" in capfd.readouterr().out
+        rows = write.read_report(out / "report.csv")
+        assert {row["model"] for row in rows} == {model.run.hash}
+        assert {row["settings"] for row in rows} == {str(settings)}
+    assert (folder / "report.csv").exists()
+
+
 def test_what_is_odd_about_a_series_is_said_and_written(classifier, tmp_path, capsys):
     write_chest(tmp_path / "dicom", 2, LossyImageCompression="01")
     map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())

@@ -320,6 +320,14 @@ def test_map_of_which_most_is_unlike_is_refused_unless_asked_for(
     folder = mapped(tmp_path, classifier, go_on=True)
     assert rows_of(tmp_path / "maps" / "skipped.csv") == []
     assert (folder / "overlays" / "0001.png").exists()
+    inode = (folder / "series.json").stat().st_ino
+    with pytest.raises(UserError):  # although it is there
+        map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())
+    assert rows_of(tmp_path / "maps" / "skipped.csv") == [row]
+    assert write.read_report(tmp_path / "maps" / "report.csv") == []
+    map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how(), go_on=True)
+    assert write.read_report(tmp_path / "maps" / "report.csv") != []
+    assert (folder / "series.json").stat().st_ino == inode
 
 
 @pytest.mark.parametrize("known", [None, [0, 1]])
@@ -337,6 +345,8 @@ def test_model_of_synthetic_images_maps_patients_only_when_asked_to(
     about = json.loads((folder / "series.json").read_text())["unlike_training"]
     assert about["fraction_of_classified_lung"] == 1
     assert about["by_features"] == (None if known is None else 0)
+    with pytest.raises(UserError):  # although it is there
+        map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())
 
 
 def test_model_of_synthetic_images_maps_synthetic_series(brightness, tmp_path):

@@ -10,10 +10,10 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,9 +61,10 @@ def map_folder(
 ) -> None:
     """Maps every CT series below `root` into a folder of `out`, unless it exists.
 
-    Writes `out/report.csv` with the reports of all series in `out`, and
-    `out/skipped.csv` with the skipped files and refused series below `root`; prints
-    mapped, skipped and refused items, with reasons.
+    Writes `out/report.csv` with the reports of the series in `out` that have been mapped
+    by this model with these settings and are not refused now, and `out/skipped.csv` with
+    the skipped files and refused series below `root`; prints mapped, skipped and refused
+    items, with reasons.
 
     Args:
       root: Folder of DICOM files.
@@ -99,18 +100,22 @@ def map_folder(
         masks = lung_files.match(lungs, root, found, salt=salt)
         unread = [(str(path), why) for path, why in masks.skipped]
         listed += unread if show_paths else privacy.hide(masks.skipped, [lungs], salt)
-    done = 0
+    refused = set()
     with io.locked(out / ".lock", str(out)):
         for number, series in enumerate(found, start=1):
             name = series_name(series, salt)
             try:
                 given = masks and masks.of(series.uid)
-                if is_made(out / name, _key(series, classifier, how, given)):
+                made = _written(out / name)
+                if made.get("key") == _key(series, classifier, how, given):
+                    if not go_on:
+                        by_features = made["unlike_training"]["by_features"]
+                        _check_alike(series, classifier.run, by_features)
                     said = "exists already"
                 else:
                     said = make(series, classifier, how, out / name, given, go_on=go_on)
-                done += 1
             except UserError as error:
+                refused.add(name)
                 said = f"refused: {error}"
                 if not show_paths:
                     paths = [header.path for header in series.headers]
@@ -121,10 +126,16 @@ def map_folder(
                 listed.append((name, said))
             print(f"{number}/{len(found)} {name}: {said}", flush=True)
         privacy.write_skipped(out, listed)
-        _join_reports(out)
+        left_out = _join_reports(out, classifier.run, how, refused)
+    done = len(found) - len(refused)
     print(f"{done} of {len(found)} series mapped: {out / 'report.csv'}")
     if listed:
         print(f"Skipped files and refused series: {out / 'skipped.csv'}")
+    if left_out:
+        print(
+            f"Not in the report: {left_out} series in {out} that are refused, or were "
+            "mapped by another model or with other settings"
+        )
     if not done:
         raise UserError(
             f"none of the {len(found)} series could be mapped: "
@@ -165,14 +176,8 @@ def make(
     began, run = time.monotonic(), classifier.run
     key = _key(series, classifier, how, given)
     series = from_feet(series)
-    foreign = run.synthetic and not all(h.synthetic for h in series.headers)
-    if foreign and not go_on:
-        raise UserError(
-            f"100 % of its lung is {UNLIKE}: these are synthetic, but the series is not "
-            "marked as synthetic. Classes found by the model are meaningless in a "
-            "patient. Give --go_on to map the series anyway.",
-            where="go_on",
-        )
+    if not go_on:
+        _check_alike(series, run, None)
     hu = read_volume(series)
     check_air(hu, series.headers[0].path)
     for header, one in zip(series.headers, hu, strict=True):
@@ -180,14 +185,10 @@ def make(
     spacing = series.headers[0].spacing
     (lungs, doubts, _), remarks = _lungs(hu, series, given)
     maps = classify(hu, lungs, spacing, classifier, how)
-    if maps.unlike is not None and maps.unlike_fraction > MOST_UNLIKE and not go_on:
-        raise UserError(
-            f"{_percent(maps)} of its classified lung is {UNLIKE}, more than "
-            f"{100 * MOST_UNLIKE:g} %: the model was not trained for such images. Check "
-            "the window and the spacing, or give --go_on to map the series anyway.",
-            where="go_on",
-        )
     measured = maps.unlike_fraction
+    if not go_on:
+        _check_alike(series, run, measured)
+    foreign = _is_foreign(series, run)
     if foreign:  # regardless of its features
         maps = maps._replace(unlike=maps.labels > 0)
     if extent.middle(lungs, _across(series)) is None:
@@ -212,19 +213,50 @@ def make(
     seconds = time.monotonic() - began
     slices = f"{len(hu)} slice{'s' if len(hu) > 1 else ''}"
     text = f"{slices}, {maps.windows} windows in {seconds:.1f} s"
-    told = "" if maps.unlike is None else f"{_percent(maps)} of the lung is {UNLIKE}"
+    told = ""
+    if maps.unlike is not None:
+        told = f"{100 * maps.unlike_fraction:.0f} % of the lung is {UNLIKE}"
     if foreign and measured is not None:
         told += f" ({100 * measured:.0f} % by features alone)"
     return "; ".join(filter(None, (text, told, about["remarks"], note)))
 
 
-def is_made(folder: Path, key: str) -> bool:
-    """Returns whether the folder holds the maps of a key, see `_key`."""
+def _written(folder: Path) -> dict[str, Any]:
+    """Returns what `make` has recorded in a folder; empty if it is not there."""
     try:
-        made = json.loads((folder / "series.json").read_text(encoding="utf-8"))
-        return made["key"] == key
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return dict(json.loads((folder / "series.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _is_foreign(series: Series, run: Trained) -> bool:
+    """Returns whether a model of synthetic images is applied to other images."""
+    return bool(run.synthetic) and not all(h.synthetic for h in series.headers)
+
+
+def _check_alike(series: Series, run: Trained, by_features: float | None) -> None:
+    """Raises a UserError if most of a series differs from the training images.
+
+    Args:
+      series: Slices of the series.
+      run: Stage run.
+      by_features: Fraction of the classified lung that differs by its features, 0 to 1;
+        None if that was not judged.
+    """
+    if _is_foreign(series, run):
+        raise UserError(
+            f"100 % of its lung is {UNLIKE}: these are synthetic, but the series is not "
+            "marked as synthetic. Classes found by the model are meaningless in a "
+            "patient. Give --go_on to map the series anyway.",
+            where="go_on",
+        )
+    if by_features is not None and by_features > MOST_UNLIKE:
+        raise UserError(
+            f"{100 * by_features:.0f} % of its classified lung is {UNLIKE}, more than "
+            f"{100 * MOST_UNLIKE:g} %: the model was not trained for such images. Check "
+            "the window and the spacing, or give --go_on to map the series anyway.",
+            where="go_on",
+        )
 
 
 class Mapped(NamedTuple):
@@ -368,10 +400,6 @@ def _about(
     }
 
 
-def _percent(maps: Maps) -> str:
-    return f"{100 * maps.unlike_fraction:.0f} %"
-
-
 def _write_files(folder: Path, mapped: Mapped) -> str:
     """Writes arrays, pictures and DICOM SEG at once; returns a remark, or ''."""
     with ThreadPoolExecutor() as pool:
@@ -483,10 +511,18 @@ def _key(
     return digest(VERSION, model, how.stride, how.window, how.spacing, slices, about)
 
 
-def _join_reports(out: Path) -> None:
-    reports = sorted(out.glob("patient-*_series-*/report.csv"))
-    rows = [row for path in reports for row in write.read_report(path)]
-    write.write_report(out / "report.csv", rows)
+def _join_reports(out: Path, run: Trained, how: How, refused: Container[str]) -> int:
+    """Writes the reports of a model and its settings; returns the number of others."""
+    joined, others = [], 0
+    for path in sorted(out.glob("patient-*_series-*/report.csv")):
+        rows = write.read_report(path)
+        made_by = {(row["model"], row["settings"]) for row in rows}
+        if made_by == {(run.hash, str(how))} and path.parent.name not in refused:
+            joined += rows
+        else:
+            others += 1
+    write.write_report(out / "report.csv", joined)
+    return others
 
 
 def _say_skipped(listed: privacy.Hidden, show_paths: bool) -> None:
