@@ -396,11 +396,23 @@ def test_refused_series_do_not_stop_the_others(classifier, tmp_path, capsys):
     map_folder(root, tmp_path / "maps", classifier, how())
     said = capsys.readouterr().out
     assert "not axial" in said and "PixelSpacing is missing" in said
-    assert "1 missing between slices 3 and 4 (a file and a file)" in said
+    assert "1 missing between slices 3 and 4." in said
     assert "1 of 4 series mapped" in said
     assert "jane" not in said.lower() and "smith" not in said.lower()
     with refused_at(root / "sagittal"):
         map_folder(root / "sagittal", tmp_path / "none", classifier, how())
+
+
+def test_numbers_in_reasons_are_not_taken_for_names_of_files(
+    classifier, tmp_path, capsys
+):
+    write_chest(tmp_path / "dicom", 5, gap=10.0, names="{}")
+    write_chest(tmp_path / "dicom", 1, names="1", ImagePositionPatient=[-144, -144, 4])
+    with refused_at(tmp_path / "dicom"):
+        map_folder(tmp_path / "dicom", tmp_path / "maps", classifier, how())
+    # The slices lie at -40, -30, -20, -10 and 4 mm.
+    expected = "uneven: 14.00 mm instead of 10.00 mm between slices 4 and 5."
+    assert expected in capsys.readouterr().out
 
 
 def test_slices_numbered_from_the_head_are_turned(classifier, tmp_path):
@@ -436,7 +448,7 @@ def test_paths_are_taken_out_of_messages(tmp_path):
     for text, expected in [
         (f"{path}: is cut off.", "is cut off."),
         ("mixed with 1.2.826.0.1.3680043.8.498.1", "mixed with UID"),
-        (f"{path.parent}: doubled: IM 0 and IM 1.", "doubled: IM 0 and a file."),
+        (f"{path.parent}: doubled: slices 1 and 2.", "doubled: slices 1 and 2."),
         (f"doubled: the same as {path}", "doubled: the same as ..."),
     ]:
         assert without_names(text, tmp_path, [path]) == expected

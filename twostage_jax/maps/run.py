@@ -7,7 +7,6 @@ contain patients' names.
 
 import dataclasses
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Container, Sequence
@@ -104,6 +103,8 @@ def map_folder(
     with io.locked(out / ".lock", str(out)):
         for number, series in enumerate(found, start=1):
             name = series_name(series, salt)
+            if not show_paths:
+                series = dataclasses.replace(series, notes=series.plain_notes)
             try:
                 given = masks and masks.of(series.uid)
                 made = _written(out / name)
@@ -290,16 +291,15 @@ def series_name(series: Series, salt: str) -> str:
 
 
 def without_names(text: str, root: Path, paths: Sequence[Path]) -> str:
-    """Returns a message without paths, file names and UIDs.
+    """Returns a message without paths and UIDs.
 
     Args:
       text: Message, which may begin with one of the paths or its folder.
       root: Folder of all files; absolute.
       paths: Files that the message is about.
     """
-    for path in sorted(paths, key=lambda path: len(path.name), reverse=True):
+    for path in paths:
         text = text.removeprefix(f"{path}: ").removeprefix(f"{path.parent}: ")
-        text = re.sub(rf"(?<!\w){re.escape(path.name)}(?!\w)", "a file", text)
     ((_, plain),) = privacy.hide([(paths[0], text)], [root], salt="")
     return plain
 
