@@ -144,6 +144,24 @@ def test_colours_are_distinct_and_repeat_in_stripes():
         assert coloured == pytest.approx(1.0 if index == 1 else 0.5, abs=0.1)
 
 
+@pytest.mark.parametrize(
+    ("name", "normal"),
+    [
+        ("Normal lung", True),
+        ("healthy_tissue", True),
+        ("lung (normal)", True),
+        ("abnormal", False),
+        ("unhealthy", False),
+        ("non-normal", False),
+        ("not normal", False),
+        ("ground glass", False),
+    ],
+)
+def test_normal_lung_is_recognised_by_a_word_of_its_name(name, normal):
+    assert draw.is_normal(name) == normal
+    assert (colour(0, [name]) is None) == normal
+
+
 def test_hostile_names_do_not_break_the_picture():
     hu, labels, lungs = slices()
     names = ("normal", "\x00\x1b[31m<script>\n../../x\u202e" * 20, "漢" * 300)

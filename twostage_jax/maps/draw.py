@@ -6,6 +6,7 @@ centimetres, side letters, a legend and the notices. Normal lung stays grey.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from twostage_jax.errors import plain
 from twostage_jax.maps.extent import UNCLASSIFIED, UNLIKE
 from twostage_jax.notices import NOTICE
 
-NORMAL_NAMES = ("normal", "healthy")
+NORMAL_WORDS = ("normal", "healthy")
 # Okabe and Ito 2008, "Color Universal Design": distinguishable with all forms of colour
 # blindness. Neighbours in this order differ strongly.
 COLOURS = (
@@ -77,8 +78,9 @@ class Style:
 
 
 def is_normal(name: str) -> bool:
-    """Returns whether a class is lung without disease."""
-    return name.strip().lower() in NORMAL_NAMES
+    """Returns whether a class is lung without disease: it has one of `NORMAL_WORDS`."""
+    words = re.findall(r"[a-z]+", name.lower())
+    return any(word in words for word in NORMAL_WORDS) and not {"not", "non"} & {*words}
 
 
 def colour(index: int, class_names: Sequence[str]) -> tuple[int, int, int] | None:
