@@ -415,6 +415,19 @@ def test_numbers_in_reasons_are_not_taken_for_names_of_files(
     assert expected in capsys.readouterr().out
 
 
+def test_series_with_too_little_lung_for_a_window_is_refused(
+    classifier, tmp_path, capsys
+):
+    root, out = tmp_path / "dicom", tmp_path / "maps"
+    write_chest(root, 2)
+    # The lungs are 84 mm wide, and a window of 6 pixels 10 mm apart is 60 mm wide.
+    map_folder(root, out, classifier, how(spacing=10.0))
+    write_chest(root, 2, PixelSpacing=[1.0, 1.0])  # 28 mm
+    with refused_at(root):
+        map_folder(root, out, classifier, how(spacing=10.0))
+    assert "a window of 6 x 6 pixels" in capsys.readouterr().out
+
+
 def test_slices_numbered_from_the_head_are_turned(classifier, tmp_path):
     # Columns run to the front: the slice normal points to the feet.
     root = tmp_path / "dicom"

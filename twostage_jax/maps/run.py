@@ -170,9 +170,9 @@ def make(
       A summary in one line.
 
     Raises:
-      UserError: The series cannot be trusted or does not show lung; or, without `go_on`,
-        most of its lung differs from the training images: by its features, or because
-        these are synthetic and the series is not.
+      UserError: The series cannot be trusted, does not show lung, or shows less of it
+        than a window; or, without `go_on`, most of its lung differs from the training
+        images: by its features, or because these are synthetic and the series is not.
     """
     began, run = time.monotonic(), classifier.run
     key = _key(series, classifier, how, given)
@@ -186,6 +186,12 @@ def make(
     spacing = series.headers[0].spacing
     (lungs, doubts, _), remarks = _lungs(hu, series, given)
     maps = classify(hu, lungs, spacing, classifier, how)
+    if not maps.windows:
+        raise UserError(
+            f"its lungs are smaller than a window of {classifier.size} x {classifier.size} "
+            "pixels. Check the spacing.",
+            where="spacing",
+        )
     measured = maps.unlike_fraction
     if not go_on:
         _check_alike(series, run, measured)
