@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from basics import REPOSITORY, refusal
-from chest import write_chest, write_run
+from basics import REPOSITORY, refusal, refused_at
+from chest import WINDOW, write_chest, write_run
 
 from twostage_jax import predict
 from twostage_jax.maps.classify import Classifier, How
@@ -66,9 +66,25 @@ def test_command_gives_the_same_maps_on_three_devices(tmp_path, brightness):
             np.testing.assert_array_equal(left[name], right[name])
 
 
+@pytest.mark.parametrize("stride", [0, WINDOW + 1])
+def test_stride_that_leaves_gaps_between_windows_is_refused(
+    tmp_path, brightness, stride
+):
+    write_run(tmp_path / "study")
+    write_chest(tmp_path / "dicom", 1)
+    folders = {"run": tmp_path / "study", "dicom": tmp_path / "dicom"}
+    folders = {name: str(path) for name, path in folders.items()}
+    with refused_at("--stride"):
+        predict.predict(**folders, out=str(tmp_path / "out"), stride=stride)
+    predict.predict(**folders, out=str(tmp_path / "out"), stride=WINDOW)
+
+
 @pytest.mark.parametrize(
     ("flags", "where"),
-    [(["--out=y"], "--run"), (["--run=RUN", "--dicom=x", "--out=y"], "x ")],
+    [
+        (["--out=y"], "--run"),
+        (["--run=RUN", "--dicom=x", "--out=y", "--stride=3"], "x "),
+    ],
 )
 def test_mistake_is_one_line(tmp_path, brightness, flags, where):
     write_run(tmp_path / "study")

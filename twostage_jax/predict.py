@@ -80,8 +80,8 @@ def predict(
       out: Output folder.
       arm: Arm of the study; default: two_stage.
       ensemble: Average the probabilities of the networks of all seeds of the arm.
-      stride: Pixels between neighbouring windows; fewer take longer, and gain little
-        (experiments/predict_cost.md).
+      stride: Pixels between neighbouring windows, at most the side of a window; fewer
+        take longer, and gain little (experiments/predict_cost.md).
       window: Window of the training images, centre,width in HU; required if the
         training images were not in HU.
       spacing: Millimetres per pixel of the training images, to which slices are
@@ -122,6 +122,13 @@ def predict(
             "this stage was imported from a file without a head, so it has no classes "
             "to map. Give the folder of a target stage, or the workdir.",
         )
+    size = found.model.image_size
+    require(
+        stride <= size,
+        "--stride",
+        stride,
+        f"at most {size} pixels, the side of a window",
+    )
     how = How(
         stride=stride,
         window=scale.parse_window(window, found),
