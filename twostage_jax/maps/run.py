@@ -292,7 +292,7 @@ class Mapped(NamedTuple):
 
 def series_name(series: Series, salt: str) -> str:
     """Returns the name of a series' folder, which consists of hashes."""
-    patient = series.patient or "patient-unknown"
+    patient = series.patient or write.UNKNOWN_PATIENT
     return f"{patient}_{hashed('series', series.uid, salt)}"
 
 
@@ -527,7 +527,7 @@ def _join_reports(out: Path, run: Trained, how: How, refused: Container[str]) ->
             joined += rows
         else:
             others += 1
-    write.write_report(out / "report.csv", joined)
+    write.write_joined(out / "report.csv", joined)
     return others
 
 

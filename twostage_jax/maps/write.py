@@ -17,6 +17,9 @@ from twostage_jax.maps.extent import Measure
 # A qform that displaces corner voxels by more than this, in voxels, is not written.
 QFORM_VOXELS = 0.05
 
+# Name of patients without a PatientID, of whom there may be several.
+UNKNOWN_PATIENT = "patient-unknown"
+COUNT = "series_of_patient"
 COLUMNS = (
     "patient",
     "series",
@@ -27,7 +30,6 @@ COLUMNS = (
     "mean_probability",
     "region_volume_ml",
     "fraction_unlike_training",
-    "series_of_patient",
     "slices",
     "files_left_out",
     "step_mm",
@@ -132,29 +134,41 @@ def report_rows(
     ]
 
 
-def write_report(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+def write_report(
+    path: Path, rows: Iterable[Mapping[str, str]], columns: Sequence[str] = COLUMNS
+) -> None:
     """Writes `report.csv`, one row per series, region and class.
-
-    `series_of_patient` counts the series of the row's patient in this report. Their
-    volumes are not added up, because they mostly show the same lungs.
 
     Args:
       path: Path of the file.
       rows: Texts by column; columns that a row lacks are empty.
+      columns: Names of the columns.
+    """
+    texts = ({name: io.inert(text) for name, text in row.items()} for row in rows)
+    io.write_csv(path, columns, texts)
+
+
+def write_joined(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Writes a `report.csv` of several series, with the column `series_of_patient`.
+
+    It counts the series of the row's patient in this report; empty for an unknown patient.
+    Their volumes are not added up, because they mostly show the same lungs.
+
+    Args:
+      path: Path of the file.
+      rows: Rows of `write_report`.
     """
     series = collections.defaultdict(set)
     for row in rows:
-        series[row.get("patient")].add(row.get("series"))
-    lines = (
-        {**row, "series_of_patient": str(len(series[row.get("patient")]))}
-        for row in rows
-    )
-    texts = ({name: io.inert(text) for name, text in line.items()} for line in lines)
-    io.write_csv(path, COLUMNS, texts)
+        series[row["patient"]].add(row["series"])
+    counts = {patient: str(len(found)) for patient, found in series.items()}
+    counts[UNKNOWN_PATIENT] = ""
+    counted = ({**row, COUNT: counts[row["patient"]]} for row in rows)
+    write_report(path, counted, (COLUMNS[0], COUNT, *COLUMNS[1:]))
 
 
 def read_report(path: Path) -> list[dict[str, str]]:
-    """Returns the rows written by `write_report`."""
+    """Returns the rows of a `report.csv`."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
