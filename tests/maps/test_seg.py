@@ -251,3 +251,45 @@ def test_frames_of_one_file_are_referred_to_one_by_one(tmp_path, heights):
         position = frame.PlanePositionSequence[0].ImagePositionPatient
         assert position[2] == heights[int(source.ReferencedFrameNumber) - 1]
     assert errors_of(tmp_path / "seg.dcm") == []
+
+
+GEOMETRY = {
+    "PixelMeasuresSequence": {"PixelSpacing": [0.7, 0.6], "SliceThickness": 5},
+    "PlaneOrientationSequence": {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
+}
+
+
+def segmentation_of_frames(folder, own):
+    """Returns the segmentation of three frames, whose geometry does not stand for all."""
+    path, stored = folder / "enhanced", chest(3)[0] + np.int16(1024)
+    write_enhanced(path, stored, (0, 5, 10), own=own, **STUDY, InstanceNumber=1)
+    image = pydicom.dcmread(path)
+    for keyword in GEOMETRY:
+        del image.SharedFunctionalGroupsSequence[0][keyword]
+    image.save_as(path)
+    ((series,), _) = find_series(folder)
+    write_segmentation(
+        folder / "seg.dcm", series.headers, chest_labels(), NAMES,
+        model="m", model_hash=HASH, settings={},
+    )  # fmt: skip
+    return highdicom.seg.segread(folder / "seg.dcm")
+
+
+def test_geometry_may_stand_with_each_frame(tmp_path):
+    found = segmentation_of_frames(tmp_path, dict.fromkeys(range(3), GEOMETRY))
+    (shared,) = found.SharedFunctionalGroupsSequence
+    assert shared.PixelMeasuresSequence[0].PixelSpacing == [0.7, 0.6]
+    turn = shared.PlaneOrientationSequence[0].ImageOrientationPatient
+    assert turn == [1, 0, 0, 0, 1, 0]
+    volume = found.get_volume(combine_segments=True)  # from the head
+    np.testing.assert_array_equal(volume.array[::-1], chest_labels())
+    assert errors_of(tmp_path / "seg.dcm") == []
+
+
+def test_frames_of_different_thickness_have_no_segmentation(tmp_path):
+    own = dict.fromkeys(range(3), GEOMETRY)
+    thin = {"PixelSpacing": [0.7, 0.6], "SliceThickness": 4}
+    own[1] = {**GEOMETRY, "PixelMeasuresSequence": thin}
+    with refused_at(tmp_path / "enhanced"):
+        segmentation_of_frames(tmp_path, own)
+    assert not (tmp_path / "seg.dcm").exists()

@@ -271,6 +271,8 @@ def _source(path: Path) -> pydicom.Dataset:
         raise UserError.at(
             path, f"a segmentation cannot refer to it: {', '.join(missing)} missing."
         )
+    if "NumberOfFrames" in image:
+        _share(image, path)
     for tag in list(image.keys()):
         known = pydicom.datadict.keyword_for_tag(tag) in MAY_BE_EMPTY
         if (known or tag.group == PATIENT_GROUP) and not _is_valid(image, tag):
@@ -279,6 +281,25 @@ def _source(path: Path) -> pydicom.Dataset:
         if keyword not in image:
             setattr(image, keyword, "")
     return image
+
+
+def _share(image: pydicom.Dataset, path: Path) -> None:
+    """Copies the geometry of a multi-frame image to where it stands for all frames.
+
+    DICOM also allows it to stand with each frame, where highdicom does not look for it.
+    """
+    shared = image.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
+    image.SharedFunctionalGroupsSequence = shared
+    for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+        if not shared[0].get(keyword):
+            frames = image.PerFrameFunctionalGroupsSequence
+            first, *others = (frame.get(keyword) for frame in frames)
+            if not first or any(other != first for other in others):
+                raise UserError.at(
+                    path,
+                    f"a segmentation cannot refer to it: {keyword} varies by frame.",
+                )
+            setattr(shared[0], keyword, first)
 
 
 def _is_valid(image: pydicom.Dataset, tag: pydicom.tag.BaseTag) -> bool:
