@@ -234,6 +234,22 @@ def test_imported_network_has_no_drift_and_the_notes_say_so():
     assert list(notes.values()) == [{"after natural": LAYERS}]
 
 
+@pytest.mark.parametrize(
+    ("shape", "known"),
+    [((4, 4, 1, 6), False), ((5, 5, 1, 6), True), ((3, 3, 3, 6), True)],
+)
+def test_grey_filters_too_small_to_tell_from_noise_have_no_gabor_value(shape, known):
+    kernel = np.random.default_rng(0).normal(size=shape)
+    network = with_params(trained("scratch", 0), conv1={"kernel": kernel})
+    found = compare.Findings()
+    measure.add_first_layer(found, "scratch", network)
+    for name in ("gabor_share", "gabor_explained"):
+        value = found.values[name, "scratch", "conv1"][0]
+        assert (value is not None) == known
+        noted = [places for (what, _), places in found.notes.items() if what == name]
+        assert noted == ([] if known else [{"scratch": ["conv1"]}])
+
+
 def test_silent_and_broken_channels_are_counted(textures):
     network = trained("scratch", 0)
     params = copy.deepcopy(network.variables["params"])

@@ -284,8 +284,17 @@ def add_textures_and_probes(
 
 
 def add_first_layer(found: Findings, name: str, network: Network) -> None:
-    """Adds the fraction of filters of the first convolution that a Gabor function fits."""
-    kernel = networks.first_kernel(network)
+    """Adds the fraction of filters of the first convolution that a Gabor function fits.
+
+    Filters that are `gabor.too_small` have no value.
+    """
+    kernel, layer = networks.first_kernel(network), network.module.FIRST_LAYER
+    if gabor.too_small(kernel):
+        for one in gabor.MEASURES:
+            why = "not defined, because a Gabor function fits noise in so few pixels"
+            found.note(one.name, why, name, layer)
+            found.put(one.name, name, layer, network.seed, None)
+        return
     fits = gabor.fit(kernel)
     filters = kernel.reshape(-1, kernel.shape[-1])
     good = np.where(np.isfinite(fits.explained), fits.good, np.nan)
@@ -294,7 +303,6 @@ def add_first_layer(found: Findings, name: str, network: Network) -> None:
         ("gabor_explained", fits.explained),
     ):
         summary = of_layer(values, filters)
-        layer = network.module.FIRST_LAYER
         found.put(measure_name, name, layer, network.seed, summary)
 
 

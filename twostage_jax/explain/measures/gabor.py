@@ -18,6 +18,11 @@ MEASURES = (
 # A filter is well fitted if this fraction of its energy is explained. Of 48 random
 # filters of 5 x 5 pixels the best reaches about 0.75, of 11 x 11 about 0.2.
 GOOD = 0.8
+# A grey filter smaller than this has so few pixels that the function, with its eight
+# parameters, fits noise: it is a good fit of 55 % of random filters of 3 x 3 pixels, and
+# of 11 % of 4 x 4. Filters of three channels need not be larger: their energy includes
+# components that the function, fitted to one of them, cannot explain.
+LEAST_GREY_SIDE = 5
 # The fitted function must also have both signs: |sum| / sum of magnitudes at most this.
 # It is 1 for a blob or a constant (which a Gabor function of few cycles fits well, too),
 # 0 for an edge, and about 0.5 for a bar between two flanks.
@@ -26,6 +31,12 @@ HIGHEST = 0.5  # cycles per pixel
 # Cycles within one standard deviation of the envelope, n_x of Ringach 2002
 # (J Neurophysiol 88:455).
 LEAST_CYCLES, MOST_CYCLES = 0.25, 2.0
+
+
+def too_small(kernels: np.ndarray) -> bool:
+    """Returns whether kernels `[k, k, C, O]` have so few pixels that noise is fitted."""
+    side, _, inputs, _ = kernels.shape
+    return inputs == 1 and side < LEAST_GREY_SIDE
 
 
 class Fits(NamedTuple):
