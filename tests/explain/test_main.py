@@ -40,7 +40,7 @@ def explained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     for name in (name for chain in CHAINS.values() for name in chain):
         size, home = SIZES.get(name, 18), workdir / "stages" / name
-        write_stage(home, 0, image_size=size, head="orderless")
+        write_stage(home, 0, image_size=size, head="orderless", average=True)
     write_results(workdir, CHAINS, [(arm, 0, chain) for arm, chain in CHAINS.items()])
     shown = write_images(workdir / "shown", "abc", 2)
     textures = write_images(workdir / "wood", ("oak", "pine"), 4)
@@ -100,6 +100,12 @@ def test_stages_of_smaller_images_are_shown_those_of_the_target_and_named(explai
         assert all(entry["mean"] is not None for entry in by_layer.values())
     [line] = [text for text in found["chosen"] if "natural" in text]
     assert "14" in line and "18" in line and line in printed
+
+
+def test_views_that_are_not_averaged_are_named(explained):
+    out, printed = explained
+    line = "accuracies, probabilities and maps here are those of its centre alone"
+    assert line in (out / "explain.md").read_text() and line in printed
 
 
 def test_the_figures_are_there_and_the_page_says_what_is_printed(explained):

@@ -133,6 +133,18 @@ def test_arms_of_a_seed_tested_on_different_images_are_refused(tmp_path):
         images.test_examples(tmp_path, tmp_path)
 
 
+def test_views_that_the_study_averages_and_explain_does_not_are_said(tmp_path):
+    for average in (False, True):
+        workdir = tmp_path / str(average)
+        for name in ("natural-0", "target-n0"):
+            mean = average and name == "target-n0"
+            write_stage(workdir / "stages" / name, 0, average=mean)
+        write_results(workdir, ARMS, [("natural", 0, ["natural-0", "target-n0"])])
+        lines = networks.views_not_averaged(networks.load_arms(workdir))
+        assert len(lines) == average
+    assert "means over several views" in lines[0] and "centre alone" in lines[0]
+
+
 def test_arms_that_are_not_there_are_named(made, tmp_path):
     workdir, _ = made
     with refused_at("--arms"):

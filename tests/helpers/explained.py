@@ -116,10 +116,12 @@ def write_stage(
     image_size=18,
     head="dense",
     redrawn=("fc7", "head"),
+    average=False,
 ):
     """Writes a finished stage run of a CaffeNet of a few channels, tested on such ids.
 
-    Its transfer re-initialised the layers `redrawn`.
+    Its transfer re-initialised the layers `redrawn`; its predictions are means over views
+    with `average`.
 
     Returns:
       Its variables.
@@ -137,7 +139,8 @@ def write_stage(
                 "source": "dicom", "validation": 0.2, "test": 0.25,
                 "normalise": "patch", "window": [-600.0, 1500.0],
                 "options": {"path": "anywhere"},
-            }
+            },
+            "augment": {"flip": "dihedral", "average": average},
         },
         "model": {**MODEL, "image_size": image_size, "head": head},
         "data": {

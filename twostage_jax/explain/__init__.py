@@ -84,6 +84,7 @@ def explain(
         )
     chosen = networks.chosen_runs(workdir, arms)
     chosen += networks.stages_of_other_sizes(loaded)
+    chosen += networks.views_not_averaged(loaded)
     for line in (*chosen, *left_out):
         print(line, flush=True)
     folder = Path(out) if out else workdir / "explain"

@@ -41,6 +41,8 @@ class Network(NamedTuple):
       run: Name of the folder of its stage run; empty for a network that is not one.
       redrawn: Layers (top-level names of parameters) with an array that the transfer
         from `parent` re-initialised.
+      averages: Whether the predictions of its stage run are means over views of an
+        image; see `config.AugmentConfig.average`.
     """
 
     arm: str
@@ -60,6 +62,7 @@ class Network(NamedTuple):
     trained_size: int = 0
     run: str = ""
     redrawn: frozenset[str] = frozenset()
+    averages: bool = False
 
     @property
     def imported(self) -> bool:
@@ -335,6 +338,16 @@ def stages_of_other_sizes(arms: Mapping[str, Sequence[Network]]) -> list[str]:
     ]
 
 
+def views_not_averaged(arms: Mapping[str, Sequence[Network]]) -> list[str]:
+    """Returns a line if the study averages over views of an image, unlike `logits`."""
+    if not any(network.averages for of_arm in arms.values() for network in of_arm):
+        return []
+    return [
+        "Predictions of the study are means over several views of an image; accuracies, "
+        "probabilities and maps here are those of its centre alone, as stored."
+    ]
+
+
 def chosen_rows(workdir: Path) -> tuple[list[str], Rows, Rows]:
     """Returns the names of all arms, all rows, and those of the largest fraction.
 
@@ -445,6 +458,7 @@ def _network(home: Path) -> Network:
         parent=None,
         source=run.source,
         path=str(run.options.get("path", "")),
+        averages=run.augment.average,
     )
     for path, leaf in jax.tree_util.tree_leaves_with_path(network.variables):
         if not np.isfinite(leaf).all():
