@@ -212,6 +212,7 @@ def test_words_follow_from_the_numbers():
     assert "1 arm (two-stage), 3 seeds; 5 images (test images of the target)" in shown
     assert "The networks are of fold 0. Pictures, and maps" in shown
     assert shown.endswith("are those of seed 1, the first that all arms share.")
+    assert "never above 0 or, in a layer without a ReLU, the same on all images" in dead
     assert "conv2 two-stage 7 of 96" in dead
     assert tests.startswith("The maps of Grad-CAM hardly change when all weights")
     assert "deleted in the order of SaliNet (area 0.20; random order 0.40)" in best

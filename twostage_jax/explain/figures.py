@@ -109,7 +109,8 @@ def strongest_patches(
     """Draws each channel's strongest patches, and below them its pictures, by arm.
 
     A picture is grey where it is 0, and scaled by its own largest value. Cells stay
-    white if fewer images bring the channel above 0.
+    white if fewer images bring the channel above 0. Dead channels (see
+    `strongest.Strongest`) have no pictures.
 
     Args:
       shown: Arm -> patches and pictures of K channels.
@@ -131,7 +132,7 @@ def strongest_patches(
             start = left + a * (width + gap)
             if of_arm.dead[k]:
                 middle = start + count * cell / 2
-                write(middle, bottom + cell, "dead: never above 0", ha="center",
+                write(middle, bottom + cell, "dead", ha="center",
                       fontsize=6, color=SHARED)  # fmt: skip
             else:
                 box = (start, bottom, count * cell, 2 * cell)

@@ -43,7 +43,7 @@ class Patches(NamedTuple):
       patches: Receptive fields of neurons in the images, `[K, P, s, s, C]` in [0, 1].
       pictures: Pictures of the neurons, `[K, P, s, s, C]`.
       answered: Whether the channel responds to the image, `[K, P]` bool.
-      dead: Whether the channel responds to no image, `[K]` bool.
+      dead: Whether the channel is dead (see `Strongest`), `[K]` bool.
     """
 
     patches: np.ndarray

@@ -63,8 +63,8 @@ def _dead(dead: Mapping[str, Mapping[str, Any]]) -> str:
     if not found:
         return "No channel in these layers is dead: each responds to some image."
     return (
-        "Dead channels, never above 0 on any image (largest count over seeds): "
-        f"{'; '.join(found)}."
+        "Dead channels, never above 0 or, in a layer without a ReLU, the same on all "
+        f"images (largest count over seeds): {'; '.join(found)}."
     )
 
 
