@@ -1,7 +1,9 @@
-"""Colour overlays of a slice and of a series, in radiological convention.
+"""Colour overlays of a slice and of a series.
 
-Slices are seen from the feet, on a dark ground, in grey, with a scale bar of five
-centimetres, side letters, a legend and the notices. Normal lung stays grey.
+Slices are drawn as they are stored, on a dark ground, in grey, with a scale bar of five
+centimetres, a legend and the notices. Scanners store axial slices in radiological
+convention, as seen from the feet. Slices stored otherwise are not turned: the letters at
+the edges name the sides of the patient. Normal lung stays grey.
 """
 
 import dataclasses
