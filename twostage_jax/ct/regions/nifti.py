@@ -84,7 +84,9 @@ def read(path: Path, headers: Sequence[Header]) -> dict[Key, Load]:
             if abs(volume).max() < 2**31:
                 volume = volume.astype(np.int32)
         if volume.dtype.kind not in "bui":
-            raise UserError("a mask must contain integers.")
+            raise UserError(
+                "a mask must contain integers. Threshold probabilities at 0.5."
+            )
         return _slices(volume, to_mm, stack)
 
 
