@@ -384,9 +384,9 @@ def _about(
     members = run.members or (run,)
     count = sum(series.patient in one.patients() for one in members)
     if series.patient and count:
-        remarks.append(
-            f"{count} of {len(members)} networks were trained on patches of this patient"
-        )
+        networks = f"{count} of {len(members)} networks were"
+        who = networks if len(members) > 1 else "the network was"
+        remarks.append(f"{who} trained on patches of this patient")
     if any(header.synthetic for header in series.headers):
         remarks.append("the images are synthetic, or of a phantom")
     return {
