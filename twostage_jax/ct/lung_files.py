@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from twostage_jax.ct import annotations, decode
+from twostage_jax.ct import annotations, decode, privacy
 from twostage_jax.ct.annotations import RoiFile
 from twostage_jax.ct.decode import refusing, skipping
 from twostage_jax.ct.dicom import Header, patient_hash
@@ -181,11 +181,12 @@ def match(
         with skipping(file.path, skipped), refusing(file.path):
             files.append(dataclasses.replace(file, labels=_lung_labels(file)))
     if not files:
+        reasons = privacy.counted(privacy.hide(skipped, [given], salt))
         raise UserError.at(
             given,
             "lung masks were not found. NIfTI files with 'lung' in their name or "
             "labels, NIfTI files of one structure, and DICOM SEG with a segment "
-            "called lung are read.",
+            f"called lung are read. Skipped: {reasons or 'nothing'}.",
         )
     above = given if given.is_dir() else given.parent
     fitting: dict[str, list[tuple[bool, RoiFile]]] = defaultdict(list)
