@@ -29,8 +29,8 @@ overlapping windows.
 A row of report.csv is a class in a region (the lungs, or a third of their height or depth)
 of one series: volume in ml and fraction of the region. A patient's rows share the hash in
 `patient`; in the joint report, `series_of_patient` is the number of series they come from,
-or empty if the patient is unknown. Do not add these up:
-most show the same lungs with another kernel or on another day, so choose one.
+or empty if the patient is unknown. Do not add these up: most show the same lungs with
+another kernel or on another day, so choose one.
 `files_left_out` counts files of the series that could not be used: if the first or last
 slice is among them, nothing else reveals the loss.
 
