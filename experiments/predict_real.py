@@ -32,7 +32,7 @@ from twostage_jax.notices import NOTICE
 from twostage_jax.study import artifacts
 
 # Words in the reason for which a series without lung is refused.
-NO_LUNG = "no lung"
+NO_LUNG = "lung was not found"
 TEXT = """# Maps of slices from another collection
 
     python experiments/predict_real.py --run=RUN --dicom=DATA --window={window} \\
