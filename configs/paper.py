@@ -6,10 +6,11 @@
         --config.stages.target.data.path=HRCT
 
 Suzuki, Sakanashi, Kido, Shouno 2018 (arXiv 1810.06282). The natural stage is the file of
-Caffe's reference weights if one is given. Otherwise it is trained on ILSVRC2012 from TFDS:
-prepare it once with `tfds build imagenet2012 --file_format=array_record`. CURET holds a
-folder of images for each of the 61 materials; HRCT a folder of DICOM files for each
-patient, with ROIs (see `data/dicom.py`), for example the MedGIFT database.
+Caffe's reference weights if one is given (`.caffemodel`, or `caffenet-12.onnx` of the ONNX
+Model Zoo). Otherwise it is trained on ILSVRC2012 from TFDS: prepare it once with
+`tfds build imagenet2012 --file_format=array_record`. CURET holds a folder of images for
+each of the 61 materials; HRCT a folder of DICOM files for each patient, with ROIs (see
+`data/ct_patches.py`), for example the MedGIFT database.
 
 Known of the paper's recipe: CaffeNet, fine-tuned as a whole in every stage; three arms
 (scratch, natural, two-stage); CUReT as textures; seven classes of HRCT patches. Not known:

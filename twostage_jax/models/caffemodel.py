@@ -13,6 +13,11 @@ import numpy as np
 
 from twostage_jax.errors import UserError
 
+ALEXNET = (
+    "this is AlexNet, which has the arrays of CaffeNet but normalises before pooling, and "
+    "so gives different results: use weights of CaffeNet."
+)
+
 
 class _Format(NamedTuple):
     """Numbers of the fields of a layer, and the type of a fully connected one."""
@@ -45,7 +50,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """
     arrays, names = {}, []
     try:
-        for number, layer in _fields(memoryview(path.read_bytes())):
+        for number, layer in fields(memoryview(path.read_bytes())):
             if number in FORMATS:
                 name, found = _layer(layer, FORMATS[number])
                 names.append(name)
@@ -55,16 +60,16 @@ def read(path: Path) -> dict[str, np.ndarray]:
     if not arrays:
         raise UserError.at(path, "layers with arrays are missing.")
     if "pool1" in names and "norm1" in names[: names.index("pool1")]:
-        raise UserError.at(
-            path,
-            "this is AlexNet, which has the arrays of CaffeNet but normalises before "
-            "pooling, and so gives different results: use weights of CaffeNet.",
-        )
+        raise UserError.at(path, ALEXNET)
     return arrays
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yields the number and the value of each field: an integer, or bytes."""
+def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yields number and value, an integer or bytes, of each field of a message.
+
+    Raises:
+      ValueError, IndexError: The message is damaged.
+    """
     position = 0
     while position < len(message):
         key, position = _varint(message, position)
@@ -96,7 +101,7 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
 
 def _layer(message: memoryview, kind: _Format) -> tuple[str, dict[str, np.ndarray]]:
     name, dense, blobs = "", False, []
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if number == kind.name:
             name = str(value, "utf-8")
         elif number == kind.type:
@@ -113,17 +118,17 @@ def _layer(message: memoryview, kind: _Format) -> tuple[str, dict[str, np.ndarra
 
 def _blob(message: memoryview) -> np.ndarray:
     shape, axes, parts = [], dict.fromkeys(AXES, 1), []
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if number in NUMBERS:
             parts.append(np.frombuffer(value, NUMBERS[number]).astype(np.float32))
         elif number == SHAPE:
-            shape = [n for _, dims in _fields(value) for n in _integers(dims)]
+            shape = [n for _, dims in fields(value) for n in integers(dims)]
         elif number in AXES:
             axes[number] = value
     return np.concatenate(parts or [np.zeros(0)]).reshape(shape or list(axes.values()))
 
 
-def _integers(value: int | memoryview) -> list[int]:
+def integers(value: int | memoryview) -> list[int]:
     """Returns a repeated integer field: one integer, or many in bytes."""
     if isinstance(value, int):
         return [value]

@@ -22,7 +22,7 @@ from flax import traverse_util
 
 from twostage_jax import folders, io, models
 from twostage_jax.errors import UserError
-from twostage_jax.models import caffemodel
+from twostage_jax.models import caffemodel, onnx_file
 from twostage_jax.models.layers import HEAD, HEAD_NORM
 from twostage_jax.models.network import Network
 
@@ -53,10 +53,10 @@ TO_TORCH = {4: (3, 2, 0, 1), 3: (2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}
 def read(path: Path) -> dict[str, np.ndarray]:
     """Returns the arrays of a file of weights by their names in it.
 
-    Reads safetensors, `.npz` and `.caffemodel`, and `.pth` or `.pt` where PyTorch is
-    installed, with `torch.load(weights_only=True)`: nothing in the file is executed. Dicts
-    in dicts, as in `{'net': {...}}` or `{'state_dict': {...}}`, are flattened with dots,
-    and the state of optimisers is left out.
+    Reads safetensors, `.npz`, `.caffemodel`, the initialisers of `.onnx`, and `.pth` or
+    `.pt` where PyTorch is installed, with `torch.load(weights_only=True)`: nothing in the
+    file is executed. Dicts in dicts, as in `{'net': {...}}` or `{'state_dict': {...}}`,
+    are flattened with dots, and the state of optimisers is left out.
 
     Raises:
       UserError: The file is missing, damaged or of another format.
@@ -178,7 +178,7 @@ def _from_torch(path: Path) -> dict[str, np.ndarray]:
 READERS = {
     ".safetensors": _from_safetensors, ".npz": _from_npz,
     **dict.fromkeys((".pth", ".pt", ".ckpt", ".bin", ".tar"), _from_torch),
-    ".caffemodel": caffemodel.read,
+    ".caffemodel": caffemodel.read, ".onnx": onnx_file.read,
 }  # fmt: skip
 
 
