@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -126,22 +127,26 @@ def test_card_says_that_its_scores_are_of_averaged_predictions(study, tmp_path):
     assert ["8 orientations of each image" in text for text in texts] == [False, True]
 
 
-def test_recipe_for_onnx_gives_the_same_logits(study, tmp_path, monkeypatch):
+def test_card_of_an_onnx_file_says_how_to_get_the_logits(study, tmp_path, monkeypatch):
     pytest.importorskip("jax2onnx")
-    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime")
     workdir, module, variables, _ = study
     monkeypatch.chdir(tmp_path)
-    export.export(run=str(workdir), seed=1, to="model.npz")
-    card = (tmp_path / "model.npz.md").read_text(encoding="utf-8")
-    images = np.zeros((1, 32, 32, 1), np.float32)
-    images[0, 8:20, 4:30] = 1
+    export.export(run=str(workdir), seed=1, to="model.onnx")
+    card = (tmp_path / "model.onnx.md").read_text(encoding="utf-8")
+    images = np.random.default_rng(0).normal(size=(5, 32, 32, 1)).astype(np.float32)
     names = {"images": images}
-    for block in card.split("```python\n")[1:]:
-        exec(block.split("```")[0], names)
-    session = runtime.InferenceSession("model.onnx")
-    (found,) = session.run(None, {session.get_inputs()[0].name: images})
+    (block,) = card.split("```python\n")[1:]
+    exec(block.split("```")[0], names)
     expected, _ = module.apply(variables, images, train=False)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(names["logits"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_without_its_libraries_is_refused(study, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with refused_at(tmp_path / "model.onnx"):
+        export.export(run=str(study[0]), seed=1, to=str(tmp_path / "model.onnx"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_imported_weights_are_named_with_their_origin(study, tmp_path):

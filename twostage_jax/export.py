@@ -12,8 +12,10 @@ The suffix chooses the format:
                   'params/conv1/kernel'. The header says how to use the weights: classes,
                   channels, image size, normalisation, window in HU, network settings
     .npz          paths, for every network; the same information as JSON in 'metadata'
+    .onnx         the network itself, for scaled images `[N, H, W, C]` of any number, with
+                  the same information as metadata; needs `pip install -e '.[onnx]'`
 
-`inspect --source` and a network with the same settings read both formats back exactly. A
+`inspect --source` and a network with the same settings read the first two back exactly. A
 study with a stage imported from such a file (`config.stages.X.weights`) takes the scale
 of images, the class names and the licence from it. The card, `model.safetensors.md`,
 describes the data of every stage, the scores with intervals, how to load the weights and
@@ -30,6 +32,8 @@ from twostage_jax.errors import UserError
 if TYPE_CHECKING:
     from twostage_jax.study.artifacts import Trained
 
+ONNX = ".onnx"
+
 
 def export(
     *,
@@ -45,7 +49,7 @@ def export(
 
     Args:
       run: Workdir of a study, or folder of a stage run.
-      to: Output file, .safetensors or .npz. The card is this name with .md added.
+      to: Output file, .safetensors, .npz or .onnx. The card is this name with .md added.
       arm: Arm of the study; default: two_stage.
       seed: Seed; default: the first.
       fraction: Fraction of the target training set; default: the largest.
@@ -58,14 +62,14 @@ def export(
     """
     # Imported after jax is set up, and not for --help.
     from twostage_jax import io
-    from twostage_jax.models import pretrained
+    from twostage_jax.models import onnx_file, pretrained
     from twostage_jax.report import card
     from twostage_jax.study import artifacts
     from twostage_jax.train import checkpoint, steps
 
     path = Path(to)
-    if path.suffix not in pretrained.WRITERS:
-        suffixes = " or ".join(pretrained.WRITERS)
+    if path.suffix not in (*pretrained.WRITERS, ONNX):
+        suffixes = " or ".join((*pretrained.WRITERS, ONNX))
         raise UserError.flag("--to", to, f"the suffix must be {suffixes}.")
     found = artifacts.find(Path(run), arm, seed=seed, fraction=fraction, fold=fold)
     if found.source == "weights":
@@ -82,7 +86,10 @@ def export(
     page = card.page(
         found.folder, found.arm, path.name, pytorch, licence, told["spacing_mm"]
     )
-    pretrained.write(path, variables, module, channels, told)
+    if path.suffix == ONNX:
+        onnx_file.write(path, variables, module, found.model.image_size, channels, told)
+    else:
+        pretrained.write(path, variables, module, channels, told)
     described = path.with_name(f"{path.name}.md")
     io.write_text(described, page)
     print(f"{found}\nWeights: {path}\nCard: {described}")

@@ -1,10 +1,12 @@
 """Initialisers of ONNX files, written field by field, against their contents."""
 
+import jax
 import numpy as np
 import pytest
 from basics import refused_at
 from caffe_files import field, varint
 
+from twostage_jax import models
 from twostage_jax.models import onnx_file, pretrained
 
 KERNEL = np.random.default_rng(0).normal(size=(4, 3, 2, 2)).astype(np.float32)
@@ -87,3 +89,39 @@ def test_a_file_of_the_onnx_package_is_read(tmp_path):
     arrays = onnx_file.read(tmp_path / "a.onnx")
     np.testing.assert_array_equal(arrays["conv1.weight"], KERNEL)
     np.testing.assert_array_equal(arrays["conv1.bias"], BIAS)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "size"),
+    [
+        ("caffenet_small", None, 32),
+        ("alexnet", "dense", 64),
+        ("resnet18", "orderless", 45),
+        ("efficientnet_lite0", None, 32),
+    ],
+)
+def test_written_networks_give_their_logits_for_any_number(name, head, size, tmp_path):
+    pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    module = models.build(name, num_classes=3, head=head)
+    variables = models.init(module, jax.random.key(0), size, 3)
+    path = tmp_path / "a.onnx"
+    onnx_file.write(path, variables, module, size, 3, {"classes": ["a", "b", "c"]})
+    session = runtime.InferenceSession(path)
+    assert session.get_modelmeta().custom_metadata_map == {"classes": '["a", "b", "c"]'}
+    for count in (1, 4):
+        images = np.random.default_rng(count).normal(size=(count, size, size, 3))
+        (found,) = session.run(["logits"], {"images": images.astype(np.float32)})
+        expected, _ = module.apply(variables, images.astype(np.float32), train=False)
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(found / scale, expected / scale, atol=1e-4)
+
+
+def test_networks_that_are_not_converted_exactly_are_refused(tmp_path, monkeypatch):
+    pytest.importorskip("jax2onnx")
+    module = models.build("caffenet_small", num_classes=3)
+    variables = models.init(module, jax.random.key(0), 32, 1)
+    monkeypatch.setattr(onnx_file, "TOLERANCE", 0.0)
+    with refused_at(tmp_path / "a.onnx"):
+        onnx_file.write(tmp_path / "a.onnx", variables, module, 32, 1, {})
+    assert not list(tmp_path.iterdir())

@@ -181,12 +181,12 @@ def match(
         with skipping(file.path, skipped), refusing(file.path):
             files.append(dataclasses.replace(file, labels=_lung_labels(file)))
     if not files:
-        reasons = privacy.counted(privacy.hide(skipped, [given], salt))
+        why = privacy.counted(privacy.hide(skipped, [given], salt))
         raise UserError.at(
             given,
             "lung masks were not found. NIfTI files with 'lung' in their name or "
             "labels, NIfTI files of one structure, and DICOM SEG with a segment "
-            f"called lung are read. Skipped: {reasons or 'nothing'}.",
+            f"called lung are read. Skipped: {why or 'nothing'}.",
         )
     above = given if given.is_dir() else given.parent
     fitting: dict[str, list[tuple[bool, RoiFile]]] = defaultdict(list)

@@ -7,7 +7,10 @@ than the same sums in another form, and this module has those forms:
 Images and activations are [N, H, W, C], kernels [kh, kw, C in / groups, C out].
 """
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,22 @@ from jax import lax
 
 # Zeros above and below an image, and on its left and right.
 Margins = tuple[tuple[int, int], tuple[int, int]]
+_CONVERTING = contextvars.ContextVar("converting", default=False)
+
+
+@contextlib.contextmanager
+def convertible() -> Iterator[None]:
+    """Makes networks use only operations that other formats have, while it lasts."""
+    before = _CONVERTING.set(True)
+    try:
+        yield
+    finally:
+        _CONVERTING.reset(before)
+
+
+def is_converting() -> bool:
+    """Whether the code runs inside `convertible`."""
+    return _CONVERTING.get()
 
 
 def convolve(
@@ -46,6 +65,8 @@ def convolve(
     """
     size = kernel.shape[0]
     margins = [_margins(n, size, strides, pad) for n in x.shape[1:3]]
+    if is_converting():
+        return _plain(x, kernel, strides, margins, groups)
     windows = [
         (n + sum(margin) - size) // strides + 1
         for n, margin in zip(x.shape[1:3], margins, strict=True)
@@ -131,11 +152,11 @@ def _window_product(
 
 
 def _plain(
-    x: jax.Array, kernel: jax.Array, strides: int, margins: Margins
+    x: jax.Array, kernel: jax.Array, strides: int, margins: Margins, groups: int = 1
 ) -> jax.Array:
     """Returns the cross-correlation as XLA computes it."""
     return lax.conv_general_dilated(
-        x, kernel, (strides, strides), margins,
+        x, kernel, (strides, strides), margins, feature_group_count=groups,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )  # fmt: skip
 

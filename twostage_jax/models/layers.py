@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from twostage_jax.errors import UserError
-from twostage_jax.models.convolution import convolve, shifted
+from twostage_jax.models.convolution import convolve, is_converting, shifted
 
 # Name of the classifier layer and of its tap, in every network.
 HEAD = "head"
@@ -123,9 +123,14 @@ def _threes(x: jax.Array, axis: int, pad: int, ceil: bool) -> list[jax.Array]:
     size = x.shape[axis]
     free = max(size + 2 * pad - 3, 0)
     last = (free + 1 if ceil else free) // 2 * 2  # where the last window begins
-    widths = [(0, 0, 0)] * x.ndim
-    widths[axis] = (pad, last + 3 - pad - size, 0)
-    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), widths)
+    after = last + 3 - pad - size
+    if is_converting():  # Converters lack `lax.pad` for batches of any size.
+        edge = jnp.full_like(lax.slice_in_dim(x, 0, 1, axis=axis), -jnp.inf)
+        x = jnp.concatenate([*[edge] * pad, x, *[edge] * max(after, 0)], axis)
+    else:
+        widths = [(0, 0, 0)] * x.ndim
+        widths[axis] = (pad, after, 0)
+        x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), widths)
     return [lax.slice_in_dim(x, i, i + last + 1, 2, axis) for i in range(3)]
 
 

@@ -1,17 +1,24 @@
-"""Weights of an `.onnx` file, read without ONNX: CaffeNet of the ONNX Model Zoo.
+"""ONNX files: weights of CaffeNet of the ONNX Model Zoo in, whole networks out.
 
-Such a file is a `ModelProto` message of Google's protocol buffers. This module reads only
-the initialisers of its graph and the order of its operations, by the numbers of their
-fields in `onnx/onnx.proto` of the ONNX distribution.
+Such a file is a `ModelProto` message of Google's protocol buffers. Reading needs no
+library: only the initialisers of its graph and the order of its operations are read, by the
+numbers of their fields in `onnx/onnx.proto` of the ONNX distribution. Writing needs
+jax2onnx, and onnxruntime to check the file.
 """
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from twostage_jax import io
 from twostage_jax.errors import UserError
 from twostage_jax.models.caffemodel import ALEXNET, fields, integers
+from twostage_jax.models.convolution import convertible
+from twostage_jax.models.network import Network
 
 # Fields of `ModelProto`, `GraphProto`, `NodeProto` and `TensorProto`.
 GRAPH = 7
@@ -27,6 +34,9 @@ NUMBERS = {
 # 'conv1_w_0', as Caffe2 names 'conv1.weight'.
 CAFFE2 = re.compile(r"(\w+)_([wb])_\d+")
 LEAVES = {"w": "weight", "b": "bias"}
+# Largest difference between logits of the file and of the network, as a fraction of the
+# largest logit.
+TOLERANCE = 1e-4
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -76,3 +86,69 @@ def _tensor(message: memoryview) -> dict[str, np.ndarray]:
         name = f"{caffe2[1]}.{LEAVES[caffe2[2]]}"
     array = np.concatenate(numbers or [np.zeros(0)]).astype(np.float32)
     return {name: array.reshape(axes)}
+
+
+def write(
+    path: Path,
+    variables: Mapping[str, Any],
+    module: Network,
+    image_size: int,
+    channels: int,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Writes a network, with its weights, as an ONNX file for any number of images.
+
+    Its input 'images' is `[N, image_size, image_size, channels]` float32, scaled as for the
+    network; its output 'logits' is `[N, classes]`.
+
+    Args:
+      path: The file.
+      variables: 'params' and, with batch normalisation, 'batch_stats'.
+      module: Network that the variables are of.
+      image_size, channels: Side in pixels and number of channels of the images.
+      metadata: Facts about the weights: JSON values by name, for the file's metadata.
+
+    Raises:
+      UserError: The libraries are missing, or the file does not give the logits of the
+        network; then there is no file.
+    """
+    try:
+        import onnxruntime
+        from jax2onnx import to_onnx
+    except ModuleNotFoundError as error:
+        raise UserError.at(
+            path,
+            f"writing ONNX needs {error.name}: pip install 'twostage_jax[onnx]'.",
+        ) from None
+
+    def logits(images: Any) -> Any:
+        with convertible():
+            return module.apply(variables, images, train=False)[0]
+
+    side = (image_size, image_size, channels)
+    model = to_onnx(
+        logits, [("N", *side)], input_names=["images"], output_names=["logits"]
+    )
+    for name, value in metadata.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        model.metadata_props.add(key=name, value=text)
+    content = model.SerializeToString()
+    random = np.random.default_rng(0)
+    try:
+        session = onnxruntime.InferenceSession(content)
+        for count in (1, 3):
+            images = random.normal(size=(count, *side)).astype(np.float32)
+            (found,) = session.run(["logits"], {"images": images})
+            expected = np.asarray(logits(images))
+            wrong = np.abs(found - expected).max() / np.abs(expected).max()
+            if not wrong <= TOLERANCE:
+                raise ValueError(f"logits differ by {wrong:.1e} of the largest")
+    except Exception as error:  # onnxruntime has many kinds.
+        reason = str(error).splitlines()[0]
+        raise UserError.at(
+            path,
+            f"jax2onnx cannot convert this network ({reason}). Export to .safetensors; if "
+            "PyTorch has the network, the card shows how to go on from there.",
+        ) from None
+    with io.replacing(path) as temporary:
+        temporary.write_bytes(content)

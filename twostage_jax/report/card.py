@@ -21,9 +21,6 @@ from twostage_jax.report.study_table import Study
 from twostage_jax.report.tables import COLUMNS, Column, Table, arm_name, columns
 from twostage_jax.stats.intervals import RESAMPLES
 
-# Networks with depthwise convolutions, which jax2onnx 0.17 does not convert.
-NOT_IN_ONNX = ("convnext_tiny", "efficientnet_lite0")
-
 
 def page(
     folder: Path,
@@ -83,7 +80,6 @@ def page(
         weights=weights,
         licence=licence,
         pytorch=pytorch,
-        onnx=lineage["model"]["name"] not in NOT_IN_ONNX,
         build=_build(lineage),
     )
 
