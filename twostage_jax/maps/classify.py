@@ -24,9 +24,9 @@ from twostage_jax.train.parallel import replicate
 
 # Windows with less lung than this show mostly tissue that training patches lack.
 LEAST_LUNG = 0.5
-# Windows per call of the network, over all devices, and least windows per device; slices
-# on the devices at a time.
-BATCH, LEAST_BATCH, SLAB = 512, 64, 16
+# Windows per call of the network, over all accelerators, and least windows of each; windows
+# per call on a core, whose cache the values of 256 exceed; slices on the devices at a time.
+BATCH, LEAST_BATCH, CORE_BATCH, SLAB = 512, 64, 128, 16
 # Maps are stored as bytes: 0 is unclassified, and one value marks lung that differs from
 # the training images.
 MOST_CLASSES = 254
@@ -156,7 +156,8 @@ class Classifier:
           else 0. It raises a UserError if a probability is not finite.
         """
         devices = jax.local_device_count()
-        size = max(-(-BATCH // devices), LEAST_BATCH) * devices
+        each = max(-(-BATCH // devices), LEAST_BATCH)
+        size = (CORE_BATCH if steps.on_cpu() else each) * devices
         padded = np.zeros((-(-len(corners) // size) * size, 3), np.int32)
         padded[: len(corners)] = corners
         stack = replicate(slices, devices)
