@@ -20,7 +20,7 @@ stages, and on untrained ones, and returns plain JSON values:
 An entry holds 'values' (one per seed, None if missing), 'mean', 'low' and 'high'
 (95 % t interval over seeds, and over their examples if these differ) and 'reason', which
 says why a value is missing; for a difference also 'p_value', of the paired t test over
-seeds; for a probe also 'chance', one per seed (if they differ, there is no mean). For
+seeds; for a probe also 'chance', one value per seed ('mean' is None if they differ). For
 'accuracy' and 'kept' a change of the images takes the place of the layer, for 'cka' a
 pair 'one ~ other' that of the network. The layer 'all layers' is the mean over layers, if
 all have a value. Intervals and p-values are not corrected for multiplicity.

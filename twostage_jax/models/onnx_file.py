@@ -109,8 +109,8 @@ def write(
       metadata: Facts about the weights: JSON values by name, for the file's metadata.
 
     Raises:
-      UserError: The libraries are missing, or the file does not give the logits of the
-        network; then there is no file.
+      UserError: A library is missing, the network cannot be converted, or the logits
+        differ. Nothing is written in these cases.
     """
     try:
         import onnxruntime
@@ -122,19 +122,19 @@ def write(
         ) from None
 
     def logits(images: Any) -> Any:
-        with convertible():
-            return module.apply(variables, images, train=False)[0]
+        return module.apply(variables, images, train=False)[0]
 
     side = (image_size, image_size, channels)
-    model = to_onnx(
-        logits, [("N", *side)], input_names=["images"], output_names=["logits"]
-    )
-    for name, value in metadata.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        model.metadata_props.add(key=name, value=text)
-    content = model.SerializeToString()
     random = np.random.default_rng(0)
     try:
+        with convertible():
+            model = to_onnx(
+                logits, [("N", *side)], input_names=["images"], output_names=["logits"]
+            )
+        for name, value in metadata.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            model.metadata_props.add(key=name, value=text)
+        content = model.SerializeToString()
         session = onnxruntime.InferenceSession(content)
         for count in (1, 3):
             images = random.normal(size=(count, *side)).astype(np.float32)
@@ -143,7 +143,7 @@ def write(
             wrong = np.abs(found - expected).max() / np.abs(expected).max()
             if not wrong <= TOLERANCE:
                 raise ValueError(f"logits differ by {wrong:.1e} of the largest")
-    except Exception as error:  # onnxruntime has many kinds.
+    except Exception as error:  # Both libraries have many kinds.
         reason = str(error).splitlines()[0]
         raise UserError.at(
             path,
